@@ -1,0 +1,30 @@
+# On Linux, plain PyPI serves torch with several gigabytes of CUDA. To save them, name PyTorch's CPU wheel
+# index (see "Get started" on pytorch.org):  make demo TORCH_INDEX=<that address>
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+
+.PHONY: demo test lint format fixtures clean image-test
+.DELETE_ON_ERROR:
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "whisper-byoc needs Python 3.10 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

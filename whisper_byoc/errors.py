@@ -1,0 +1,116 @@
+"""Every error this package raises on purpose. Each message is one sentence that a user can act on.
+
+ByocError
+├── UsageError            the caller asked for what cannot be: an option, a script, a file
+│   ├── UnknownPipeline   no pipeline of that name
+│   └── UnknownModel      no model of that name, and no file at that path
+├── ModelError            a checkpoint that cannot be had, is not what its hash says, or does not load
+├── StartError            the server could not start: port in use, a processor failed to initialize
+├── SegmentError          one segment has no result; other segments and jobs go on
+│   ├── BadSegment        the bytes are not what the pipeline reads
+│   ├── SegmentTimeout    the processor took longer than the segment time limit
+│   └── ProcessorError    the processor raised, or returned something that is not bytes
+├── RequestRefused        the server will not take this request; carries the HTTP status to answer
+└── ClientError           seen from the client's side of the socket
+    ├── ServerUnreachable nobody answers, or the connection broke
+    ├── ServerRefused     the server answered with an error status
+    └── SegmentFailed     the server's error record for one segment
+
+Sound that cannot be read is `audio.errors.AudioError` (that package imports nothing of ours).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadSegment",
+    "ByocError",
+    "ClientError",
+    "ModelError",
+    "ProcessorError",
+    "RequestRefused",
+    "SegmentError",
+    "SegmentFailed",
+    "SegmentTimeout",
+    "ServerRefused",
+    "ServerUnreachable",
+    "StartError",
+    "UnknownModel",
+    "UnknownPipeline",
+    "UsageError",
+]
+
+
+class ByocError(Exception):
+    """Root of the tree; its text is one sentence for the user."""
+
+
+class UsageError(ByocError):
+    """The caller asked for what cannot be: an option, a script, a file."""
+
+
+class UnknownPipeline(UsageError):
+    """No pipeline of that name."""
+
+
+class UnknownModel(UsageError):
+    """No model of that name, and no file at that path."""
+
+
+class ModelError(ByocError):
+    """A checkpoint that cannot be had, is not what its hash says, or does not load."""
+
+
+class StartError(ByocError):
+    """The server could not start."""
+
+
+class SegmentError(ByocError):
+    """One segment has no result; other segments and jobs go on."""
+
+
+class BadSegment(SegmentError):
+    """The segment's bytes are not what the pipeline reads."""
+
+
+class SegmentTimeout(SegmentError):
+    """The processor took longer than the segment time limit."""
+
+
+class ProcessorError(SegmentError):
+    """The processor raised, or returned something that is not bytes."""
+
+
+class RequestRefused(ByocError):
+    """The server will not take this request.
+
+    `status` is the HTTP status to answer; `retry_after` (seconds) goes into `Retry-After` when given.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class ClientError(ByocError):
+    """Seen from the client's side of the socket."""
+
+
+class ServerUnreachable(ClientError):
+    """Nobody answers at the address, or the connection broke."""
+
+
+class ServerRefused(ClientError):
+    """The server answered with an error status, in `status`."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SegmentFailed(ClientError):
+    """The server's error record for the segment numbered `seq`."""
+
+    def __init__(self, seq: int, message: str) -> None:
+        super().__init__(message)
+        self.seq = seq

@@ -1,0 +1,131 @@
+"""What the server asks of a processor, and the adapter that lets it know sessions only.
+
+A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional:
+`initialize` and `shutdown`, the attributes of `FrameProcessor`, `open_session` for a processor that
+needs memory between the frames of one job, and `trouble` to tell the health routes what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from whisper_byoc.errors import ProcessorError
+
+__all__ = [
+    "FrameProcessor",
+    "JobInfo",
+    "Media",
+    "PlainSession",
+    "Processor",
+    "Result",
+    "Session",
+    "session_of",
+]
+
+Media = Literal["audio", "video", "bytes"]
+"""How a live feed is cut: at quiet points, by frame size, or not at all."""
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What a session may know of its job."""
+
+    job_id: str
+    pipeline: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    """The query of the request that opened the job, such as `language`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One outcome of a session: the exact bytes for the reader, and the record for followers."""
+
+    body: bytes
+    record: Mapping[str, Any] | None = None
+    """Fields of the JSON record (`type`, `text`, …) without `job_id` and `seq`; None: made from `body`."""
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """The one thing a processor must have."""
+
+    async def process(self, frame: bytes) -> bytes:
+        """Turn one frame or segment into its result."""
+        ...
+
+
+class Session(Protocol):
+    """One job's side of a processor. Calls never overlap."""
+
+    async def feed(self, frame: bytes) -> list[Result]:
+        """Take one segment, give the results that are ready.
+
+        Raises `SegmentError` when this segment can have none.
+        """
+        ...
+
+    async def finish(self) -> list[Result]:
+        """Give what is still held back; called once, after the last `feed`."""
+        ...
+
+    def summary(self) -> Mapping[str, Any]:
+        """Fields for the job's `end` record."""
+        ...
+
+
+class FrameProcessor:
+    """A convenient base: everything optional has a default, `process` is yours to write."""
+
+    media: Media = "bytes"
+    content_type: str = "application/octet-stream"
+
+    async def initialize(self) -> None:
+        """Load what `process` needs; called once, before the first frame."""
+
+    async def process(self, frame: bytes) -> bytes:
+        """Turn one frame (never empty) into its result."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define: async def process(self, frame: bytes) -> bytes"
+        )
+
+    async def shutdown(self) -> None:
+        """Free what `initialize` took; called once, when the container stops."""
+
+
+class PlainSession:
+    """Adapts `process` to a session: one frame in, one result out, nothing remembered but counts."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._results = 0
+
+    async def feed(self, frame: bytes) -> list[Result]:
+        """Run `process` on the frame.
+
+        Raises `ProcessorError` when it returns something that is not bytes.
+        """
+        body = await self._processor.process(frame)
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            name = type(self._processor).__name__
+            raise ProcessorError(f"{name}.process must return bytes, but it returned {type(body).__name__}")
+        self._results += 1
+        return [Result(bytes(body))]
+
+    async def finish(self) -> list[Result]:
+        """Nothing is ever held back."""
+        return []
+
+    def summary(self) -> Mapping[str, Any]:
+        """Count of the results."""
+        return {"results": self._results}
+
+
+def session_of(processor: Processor, job: JobInfo) -> Session:
+    """Open the processor's own session for `job`, or the plain adapter where it offers none.
+
+    Raises `BadSegment` or `RequestRefused` when the session does not accept `job.params`.
+    """
+    open_session = getattr(processor, "open_session", None)
+    return cast("Session", open_session(job)) if open_session is not None else PlainSession(processor)
