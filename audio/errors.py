@@ -1,14 +1,15 @@
 """What can be wrong with sound from outside.
 
 AudioError (a ValueError)
-├── PcmError     bytes that are not whole 16-bit samples
-├── WavError     a WAV header that is broken, truncated, lies, or names a format we do not read
-└── MediaError   ffmpeg is missing, or could not make sound of what it was given
+├── PcmError            bytes or samples that cannot be 16-bit PCM
+├── WavError            a WAV header that is broken, or lies; a file that is cut off
+│   └── UnsupportedWav  a WAV that may be sound, in a format `audio.wav` does not read
+└── MediaError          ffmpeg is missing, or could not make sound of what it was given
 
 This package imports nothing of ours, so the tree stands beside the one in `whisper_byoc.errors`.
 """
 
-__all__ = ["AudioError", "MediaError", "PcmError", "WavError"]
+__all__ = ["AudioError", "MediaError", "PcmError", "UnsupportedWav", "WavError"]
 
 
 class AudioError(ValueError):
@@ -16,11 +17,15 @@ class AudioError(ValueError):
 
 
 class PcmError(AudioError):
-    """Bytes that are not whole 16-bit samples."""
+    """Bytes that are not whole 16-bit samples, or samples that are not numbers."""
 
 
 class WavError(AudioError):
-    """A WAV header that is broken, truncated, lies, or names a format we do not read."""
+    """A WAV header that is broken, or lies about what follows; a file that is cut off."""
+
+
+class UnsupportedWav(WavError):
+    """A WAV in a format `audio.wav` does not read (ADPCM, mu-law, RF64 …); ffmpeg may."""
 
 
 class MediaError(AudioError):

@@ -86,9 +86,7 @@ class FrameProcessor:
 
     async def process(self, frame: bytes) -> bytes:
         """Turn one frame (never empty) into its result."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define: async def process(self, frame: bytes) -> bytes"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must define: async def process(self, frame: bytes) -> bytes")
 
     async def shutdown(self) -> None:
         """Free what `initialize` took; called once, when the container stops."""

@@ -1,0 +1,208 @@
+"""Any container or codec to 16 kHz mono, by ffmpeg: whole files and whole uploads.
+
+ffmpeg is a separate process that parses hostile input, so it gets no network, one file, a time limit and an
+output limit. Everything here blocks: call it from a worker thread.
+"""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+import ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from audio import pcm
+from audio.errors import MediaError, UnsupportedWav
+from audio.wav import read_wav
+
+__all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_path", "load_audio"]
+
+TIMEOUT = 60.0
+"""Default limit for one call, in seconds: ffmpeg decodes some hundred times faster than real time."""
+
+MAX_SECONDS = 4 * 3600.0
+"""Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
+
+CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
+    "mxf,nistsphere,nut,ogg,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
+)
+"""ffmpeg's names of the demuxers that may be used. Each reads the one file it is given. Playlists and scripts are not
+among them (hls, dash, concat, imf, sdp, lavfi …), because these open other files and addresses."""
+
+_STDIN = "file:/dev/stdin"  # opened anew, so it can be seeked in: an MP4 may have its index (moov) at the end
+_BLOCK = 1 << 20  # bytes read from ffmpeg at a time
+_log = logging.getLogger(__name__)
+
+
+def ffmpeg_path() -> str:
+    """Return the ffmpeg to run: the one on PATH, or else the one in the imageio-ffmpeg wheel.
+
+    Raises:
+        MediaError: there is neither.
+    """
+    on_path = shutil.which("ffmpeg")
+    if on_path:
+        return on_path
+    try:
+        import imageio_ffmpeg  # only here: an image with its own ffmpeg can leave the wheel out
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        raise MediaError(
+            "There is no ffmpeg to decode this with: install ffmpeg on PATH or the Python package imageio-ffmpeg, "
+            "or send WAV or raw PCM16, which need neither."
+        ) from None
+
+
+def load_audio(
+    path: str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float | None = None
+) -> NDArray[np.float32]:
+    """Read any sound file: float32, shape (n,), 16 kHz mono.
+
+    What begins as a WAV is read in process; a WAV of a format that `read_wav` does not know, and everything else, is
+    left to ffmpeg under `timeout` and `max_seconds` (see `decode_media`).
+
+    Raises:
+        WavError: a WAV file that is broken or cut off.
+        MediaError: as `decode_media`.
+    """
+    with _open(path) as file:
+        start = file.read(12)
+    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+        try:
+            return read_wav(Path(path).read_bytes())
+        except UnsupportedWav:
+            pass  # ADPCM, mu-law and so on: ffmpeg reads many more
+    return decode_media(path, timeout=timeout, max_seconds=max_seconds)
+
+
+def decode_media(
+    source: bytes | str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float | None = None
+) -> NDArray[np.float32]:
+    """Decode the sound of a media file with ffmpeg.
+
+    Args:
+        source: the file's content, or its path. Content is spooled into a nameless temporary file, since ffmpeg must
+            seek in some containers.
+        timeout: seconds after which ffmpeg is killed.
+        max_seconds: the most sound that is accepted, in seconds; None is `MAX_SECONDS`.
+
+    Returns:
+        float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1): the first of the best audio streams, its channels mixed.
+
+    Raises:
+        MediaError: no ffmpeg, no such file, not media, no sound in it, too long, or not decoded in time.
+    """
+    limit = MAX_SECONDS if max_seconds is None else max_seconds
+    if isinstance(source, bytes):
+        name = f"The upload of {len(source)} bytes"
+        with tempfile.TemporaryFile() as file:
+            file.write(source)
+            file.seek(0)
+            return _decode(file, name, timeout, limit)
+    with _open(source) as opened:
+        return _decode(opened, f"The file {os.fspath(source)!r}", timeout, limit)
+
+
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    path = Path(path)
+    if not path.exists():
+        raise MediaError(f"There is no file {str(path)!r}; check the path.")
+    if not path.is_file():  # a FIFO would block, a device would never end
+        raise MediaError(f"{str(path)!r} is not a regular file; give the path of a media file.")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise MediaError(f"The file {str(path)!r} cannot be opened: {error.strerror}.") from error
+
+
+def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
+    if not os.fstat(file.fileno()).st_size:
+        raise MediaError(f"{name} is empty; send a media file.")
+    run = _Run(_command(), file, timeout, max_bytes=int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH)
+    if run.timed_out:
+        raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
+    if run.too_long:
+        raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
+    if run.returncode:
+        raise MediaError(_why(name, run))
+    if not run.pcm:
+        raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
+    if run.complaints:
+        _log.warning("%s was decoded, but ffmpeg says: %s", name, run.complaints[-1])
+    return pcm.decode(run.pcm)
+
+
+def _command() -> list[str]:
+    source = ffmpeg.input(_STDIN, protocol_whitelist="file", format_whitelist=CONTAINERS)
+    # The first audio stream that ffmpeg thinks best, nothing else: no video, subtitles, data.
+    pcm16 = source.output(
+        "pipe:", format="s16le", acodec="pcm_s16le", ac=1, ar=pcm.SAMPLE_RATE, vn=None, sn=None, dn=None
+    )
+    quiet = pcm16.global_args("-nostdin", "-hide_banner", "-loglevel", "error")
+    command: list[str] = quiet.compile(cmd=ffmpeg_path())
+    return command
+
+
+class _Run:
+    """One run of ffmpeg, to its end, its time limit or its output limit; it never outlives this."""
+
+    def __init__(self, command: list[str], stdin: IO[bytes], timeout: float, max_bytes: int) -> None:
+        self.pcm = bytearray()
+        self.timed_out = False
+        self.too_long = False
+        lines: deque[bytes] = deque(maxlen=20)  # a broken file can make ffmpeg complain without end
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            complaints = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+            clock = threading.Timer(timeout, self._expire, args=(process,))
+            complaints.start()
+            clock.start()
+            try:
+                while block := process.stdout.read(_BLOCK):
+                    self.pcm += block
+                    if len(self.pcm) > max_bytes:
+                        self.too_long = True
+                        break
+                else:
+                    process.wait()  # closing stdout is the last thing ffmpeg does, and the clock still runs
+            finally:
+                clock.cancel()
+                process.kill()
+                complaints.join()
+        self.returncode = process.returncode
+        self.complaints = _meaningful(lines)
+
+    def _expire(self, process: subprocess.Popen[bytes]) -> None:
+        self.timed_out = True
+        process.kill()
+
+
+def _meaningful(lines: deque[bytes]) -> list[str]:
+    """Keep what ffmpeg says about the media, without the addresses of its objects and the repetition at the end."""
+    texts = (re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip() for line in lines)
+    noise = ("Error opening", "Last message repeated")
+    return [text.replace(_STDIN, "input")[:300] for text in texts if text and not text.startswith(noise)]
+
+
+def _why(name: str, run: _Run) -> str:
+    text = " / ".join(run.complaints)
+    if "does not contain any stream" in text:
+        return f"{name} has no audio stream; send a file with sound."
+    if "not on whitelist" in text:
+        return f"{name} is a playlist, or of a container that is not read here; send the media file itself."
+    if run.returncode < 0:
+        return f"ffmpeg was killed by signal {-run.returncode} while it decoded {name}; is there enough memory?"
+    reason = run.complaints[-1] if run.complaints else "invalid data"
+    return f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file."

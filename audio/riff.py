@@ -1,0 +1,164 @@
+"""The header of a WAV file or stream: from hostile bytes to a format, and to where the sound begins.
+
+The layout is that of the "Multimedia Programming Interface and Data Specifications 1.0" (RIFF, 1991) and of
+Microsoft's WAVEFORMATEXTENSIBLE. Whatever a header says is checked before it is used.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from audio.errors import UnsupportedWav, WavError
+
+__all__ = ["FLOAT", "PCM", "HeaderWalk", "WavFormat", "WavHeader"]
+
+RATES = range(8_000, 192_001)  # Hz; what soxr is tried with, and what recorders write
+CHANNELS = range(1, 9)  # up to 7.1
+
+PCM = 0x0001
+FLOAT = 0x0003
+EXTENSIBLE = 0xFFFE
+SUBFORMAT_TAIL = bytes.fromhex("0000 0000 1000 8000 00AA 00389B71")
+"""Bytes 2-15 of the subformat GUIDs whose first two are a format tag (KSDATAFORMAT_SUBTYPE_*)."""
+
+TAG_NAMES = {
+    PCM: "PCM",
+    0x0002: "Microsoft ADPCM",
+    FLOAT: "IEEE float",
+    0x0006: "A-law",
+    0x0007: "mu-law",
+    0x0011: "IMA ADPCM",
+    0x0031: "GSM 6.10",
+    0x0055: "MP3",
+}
+READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)}
+
+
+@dataclass(frozen=True, slots=True)
+class WavFormat:
+    """What the `fmt ` chunk says about the frames in the `data` chunk."""
+
+    tag: int
+    """`PCM` or `FLOAT`."""
+    bits: int
+    """Bits per sample: 8 (unsigned), 16, 24, 32 for `PCM`; 32, 64 for `FLOAT`."""
+    channels: int
+    """1 to 8, interleaved."""
+    rate: int
+    """Frames per second, 8 000 to 192 000."""
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of every channel."""
+        return self.channels * self.bits // 8
+
+
+class WavHeader(NamedTuple):
+    """A complete header, and what has arrived behind it."""
+
+    format: WavFormat
+    riff_size: int
+    """What the RIFF chunk claims: bytes of the file but the first 8."""
+    data_size: int
+    """What the `data` chunk claims: bytes of sound."""
+    sound: memoryview
+    """The bytes behind the header that came with it."""
+
+
+class HeaderWalk:
+    """Walks the chunks up to the sound, however the bytes arrive."""
+
+    def __init__(self, limit: int | None) -> None:
+        """Give up when the sound does not begin within `limit` bytes; None: no limit but the file's end."""
+        self._limit = limit
+        self._format: WavFormat | None = None
+        self._riff_size = 0
+        self._buffer = bytearray()
+        self._position = 0  # of the next chunk
+
+    def feed(self, data: bytes | bytearray | memoryview) -> WavHeader | None:
+        """Return the header when it is complete, and None until then; then do not feed again.
+
+        Raises:
+            WavError: this is no WAV, it is broken, or longer than the limit; `UnsupportedWav` if only its format
+                is one that is not read here.
+        """
+        self._buffer += data
+        if self._position == 0 and not self._begin():
+            return None
+        while len(self._buffer) >= self._position + 8:
+            name, size = struct.unpack_from("<4sI", self._buffer, self._position)
+            body = self._position + 8
+            if name == b"data":
+                return self._end(body, size)
+            end = body + size + size % 2  # chunks are padded to even length
+            if self._limit is not None and end + 8 > self._limit:
+                raise WavError(
+                    f"The WAV stream has no sound within its first {self._limit} bytes (its chunk {_text(name)} "
+                    f"has {size}); send it without such metadata, or as a whole file."
+                )
+            if len(self._buffer) < body + size:
+                return None
+            if name == b"fmt ":
+                self._format = _parse_format(bytes(self._buffer[body : body + min(size, 40)]))
+            self._position = end
+        return None
+
+    def incomplete(self) -> WavError:
+        """Return the error for input that ended before the header did."""
+        return WavError(
+            f"The WAV header is not complete: no data chunk in the {len(self._buffer)} bytes that came; send all "
+            "of the file."
+        )
+
+    def _begin(self) -> bool:
+        start = bytes(self._buffer[:12])
+        if start[:4] in (b"RF64", b"RIFX"):
+            raise UnsupportedWav(f"{_text(start[:4])} files are not read here, only RIFF; convert it with ffmpeg.")
+        if start[:4] != b"RIFF"[: len(start)] or start[8:] != b"WAVE"[: len(start[8:])]:
+            raise WavError(f"This is not a WAV file: it begins with {_text(start)}, not with RIFF and WAVE.")
+        if len(start) < 12:
+            return False
+        (self._riff_size,) = struct.unpack_from("<I", start, 4)
+        self._position = 12
+        return True
+
+    def _end(self, body: int, size: int) -> WavHeader:
+        if self._format is None:
+            raise WavError("The WAV data chunk comes before any format chunk, so its samples cannot be read.")
+        sound = memoryview(self._buffer)[body:]
+        self._buffer = bytearray()  # only the view keeps the bytes now
+        return WavHeader(self._format, self._riff_size, size, sound)
+
+
+def _parse_format(body: bytes) -> WavFormat:
+    """Read the body of a `fmt ` chunk: WAVEFORMATEX, or WAVEFORMATEXTENSIBLE with a known subformat."""
+    if len(body) < 16:
+        raise WavError(f"The WAV format chunk has {len(body)} bytes and needs at least 16; the header is broken.")
+    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
+    if tag == EXTENSIBLE:
+        if len(body) < 40:
+            raise WavError(f"The extensible WAV format chunk has {len(body)} bytes and needs 40; it is broken.")
+        if body[26:40] != SUBFORMAT_TAIL:
+            raise UnsupportedWav(f"The WAV subformat {body[24:40].hex()} is not read here; convert it to PCM.")
+        tag = int.from_bytes(body[24:26], "little")
+    if (tag, bits) not in READABLE:
+        raise UnsupportedWav(
+            f"WAV format 0x{tag:04X} ({TAG_NAMES.get(tag, 'unknown')}) with {bits} bits is not read here; convert it "
+            "to PCM of 8, 16, 24 or 32 bits."
+        )
+    if channels not in CHANNELS:
+        raise UnsupportedWav(f"A WAV with {channels} channels is not read here; send 1 to {CHANNELS[-1]}.")
+    if rate not in RATES:
+        raise UnsupportedWav(f"A WAV at {rate} Hz is not read here; send {RATES[0]} to {RATES[-1]} Hz.")
+    read = WavFormat(tag=tag, bits=bits, channels=channels, rate=rate)
+    if frame_bytes != read.frame_bytes:
+        raise WavError(
+            f"The WAV header contradicts itself: {channels} channels of {bits} bits are {read.frame_bytes} bytes a "
+            f"frame, not {frame_bytes}."
+        )
+    return read
+
+
+def _text(name: bytes) -> str:
+    return repr(name)[1:]

@@ -1,0 +1,91 @@
+"""`whisper-byoc COMMAND …`: finds the command, and turns every expected error into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+
+from audio.errors import AudioError
+from whisper_byoc import __version__
+from whisper_byoc.cli.options import Parser
+from whisper_byoc.errors import ByocError, UsageError
+
+__all__ = ["main"]
+
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
+        "send": "stream a sound file to a server, and print the text as it comes",
+        "transcribe": "turn sound files into text here, without a server",
+        "run": "serve a script that defines a processor",
+        "preload": "download a model, so that nothing is fetched later",
+        "pipelines": "list the pipelines there are",
+    }
+)
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    words = [double_dash(word) for word in (sys.argv[1:] if argv is None else argv)]
+    try:
+        return dispatch(words)
+    except UsageError as error:
+        return complain(error, EXIT_USAGE)
+    except (ByocError, AudioError) as error:
+        return complain(error, EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except Exception as error:
+        if os.environ.get("WHISPER_BYOC_DEBUG"):
+            raise
+        bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
+        return complain(ByocError(bug), EXIT_FAILURE)
+
+
+def dispatch(words: list[str]) -> int:
+    """Hand the words to the command they name."""
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+        words = ["serve", *words]  # `docker run IMAGE -byocModelID whisper-tiny`
+    name = words[0] if words else "--help"
+    if name == "--version":
+        print(f"whisper-byoc {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0 if words else EXIT_USAGE
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+    module = import_module(f"whisper_byoc.cli.{name}")
+    parser = Parser(prog=f"whisper-byoc {name}", description=module.__doc__)
+    module.configure(parser)
+    return int(module.run(parser.parse_args(words[1:])))
+
+
+def overview() -> str:
+    """Describe all commands."""
+    lines = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
+    return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
+
+
+def double_dash(word: str) -> str:
+    """Accept Go's spelling of long options: `-port 8000` for `--port 8000`."""
+    return f"-{word}" if GO_FLAG.fullmatch(word) else word
+
+
+def complain(error: Exception, code: int) -> int:
+    """Print one sentence on stderr."""
+    print(f"whisper-byoc: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Download a model once, check its hash, and say where it lies. Does nothing when it is there already."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from whisper_byoc.cli.options import Parser, seconds
+from whisper_byoc.processors.registry import PIPELINES
+from whisper_byoc.speech.models import fetch_model
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: Parser) -> None:
+    """Describe the options."""
+    parser.option(
+        "--model", "--pipeline", "--byocModelID", help="model or pipeline name", env=("MODEL",), default="tiny"
+    )
+    parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
+    parser.option("--timeout", help="longest wait for the network, in seconds", convert=seconds, default=30.0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch the model."""
+    spec = PIPELINES.get(args.model)
+    name = spec.model if spec and spec.model else args.model
+    path = fetch_model(name, args.model_dir, timeout=args.timeout, progress=True)
+    print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,109 @@
+"""Serve a script that defines a processor: any class with `async def process(self, frame: bytes) -> bytes`.
+
+The script runs unchanged. `from pytrickle import FrameProcessor, run_processor` and
+`from http_trickle import TrickleClient` give it whisper-byoc's; it may call run_processor itself, or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from whisper_byoc.cli.options import Parser, add_log_level, port
+from whisper_byoc.cli.serve import add_limits, limits_of, log_to_stderr
+from whisper_byoc.compat.names import tutorial_names
+from whisper_byoc.errors import ByocError, UsageError
+from whisper_byoc.processors.base import FrameProcessor, Processor
+from whisper_byoc.server.run import run_processor
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: Parser) -> None:
+    """Describe the options."""
+    parser.add_argument("script", type=Path, help="Python file")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
+    parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
+    parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
+    parser.option("--class", dest="class_name", help="class to serve, where the script defines several")
+    add_limits(parser)
+    add_log_level(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the script, then serve what it defines unless it has served by itself."""
+    if not args.script.is_file():
+        raise UsageError(f"no such script: {args.script}")
+    log_to_stderr(args.log_level)
+    served = False
+
+    async def serve_it(processor: Processor, *positional: Any, **named: Any) -> None:
+        nonlocal served
+        served = True
+        chosen = {"host": args.host, "port": args.port}
+        given = inspect.signature(run_processor).bind_partial(processor, *positional, **named).arguments
+        options = given | {name: value for name, value in chosen.items() if value is not None}
+        await run_processor(**{"limits": limits_of(args), **options})
+
+    with tutorial_names(serve_it):
+        names = execute(args.script, args.arguments)
+        if not served:
+            asyncio.run(serve_it(find_processor(names, args.class_name, args.script)))
+    return 0
+
+
+def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run the script as `python script.py` would, and give the names it defined.
+
+    Raises `ByocError` when it fails; its own traceback goes to stderr, for it is the author's to mend.
+    """
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.resolve().parent))
+    try:
+        return runpy.run_path(str(script), run_name="__main__")
+    except (ByocError, KeyboardInterrupt):
+        raise
+    except SystemExit as error:
+        if error.code in (None, 0):
+            raise
+        raise ByocError(f"{script} exited with {error.code}") from None
+    except BaseException as error:
+        traceback.print_exc()
+        raise ByocError(f"{script} failed with {type(error).__name__}: {error}") from None
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+def find_processor(names: dict[str, Any], class_name: str | None, script: Path) -> Processor:
+    """Make the processor that the script defines, by the shape of its class.
+
+    Raises `UsageError` when there is none, or more than one to choose from.
+    """
+    classes = {
+        name: value
+        for name, value in names.items()
+        if isinstance(value, type)
+        and value.__module__ == "__main__"
+        and inspect.iscoroutinefunction(getattr(value, "process", None))
+        and getattr(value, "process", None) is not FrameProcessor.process
+    }
+    if class_name is not None:
+        classes = {name: value for name, value in classes.items() if name == class_name}
+    if not classes:
+        wanted = class_name or "class"
+        raise UsageError(f"{script} defines no {wanted} with `async def process(self, frame: bytes) -> bytes`")
+    if len(classes) > 1:
+        raise UsageError(f"{script} defines several processors: {', '.join(classes)}; choose one with --class NAME")
+    (made,) = classes.values()
+    try:
+        processor: Processor = made()
+    except TypeError as error:
+        raise UsageError(f"{script}: {made.__name__} cannot be made without arguments: {error}") from None
+    return processor

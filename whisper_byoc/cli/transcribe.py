@@ -1,0 +1,114 @@
+"""Turn sound files into text on this machine, without a server.
+
+Text goes to stdout, or into a folder with --output, beside a progress bar on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from audio import pcm
+from audio.media import load_audio
+from audio.utterances import QuietCutter
+from whisper_byoc.cli.options import Parser, count
+from whisper_byoc.errors import UsageError
+from whisper_byoc.processors.registry import PIPELINES
+from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.transcript import FORMATS, Transcription, join
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: Parser) -> None:
+    """Describe the options."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV, or anything that ffmpeg reads")
+    parser.option("--model", "--pipeline", "--byocModelID", help="model name, pipeline name or .pt file",
+                  env=("WHISPER_MODEL",), default="tiny")  # fmt: skip
+    parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
+    parser.option("--language", help="language spoken, or auto", default="en")
+    parser.option("--threads", help="torch threads (default: the CPUs, 4 at most)", convert=count)
+    parser.option("--format", help=f"one or more of {', '.join(FORMATS)}, with commas between", convert=formats,
+                  default=["txt"])  # fmt: skip
+    parser.option("--output", help="folder for the results, FILE.txt and so on (default: stdout)", convert=Path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Transcribe every file."""
+    missing = [str(path) for path in args.files if not path.is_file()]
+    if missing:
+        raise UsageError(f"no such file: {', '.join(missing)}")
+    if args.output is None and len(args.format) > 1:
+        raise UsageError("several formats need a folder: --output DIR")
+    spec = PIPELINES.get(args.model)
+    settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
+    processor = WhisperProcessor(spec.model if spec and spec.model else args.model, settings)
+    asyncio.run(transcribe_all(processor, args))
+    return 0
+
+
+async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
+    """Load the model once, then take file by file."""
+    await processor.initialize()
+    options = processor.check_language(args.language)
+    for path in args.files:
+        heard = await transcribe(processor, options, load_audio(path), path.name)
+        for kind in args.format:
+            write(heard, kind, path, args.output)
+    await processor.shutdown()
+
+
+async def transcribe(
+    processor: WhisperProcessor, options: DecodeOptions, samples: NDArray[np.float32], name: str
+) -> Transcription:
+    """Transcribe piece by piece, cut as a live feed is, with a progress bar in seconds of sound."""
+    parts, at = [], 0
+    total = len(samples) / pcm.SAMPLE_RATE
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=name, disable=None, bar_format=form, leave=False) as bar:
+        for piece in pieces(samples):
+            heard = await processor.hear(piece, options)
+            parts.append(heard.transcription.shifted(at / pcm.SAMPLE_RATE))
+            at += len(piece)
+            bar.update(len(piece) / pcm.SAMPLE_RATE)
+    return join(parts, options.language or "en")
+
+
+def pieces(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Cut samples (n,) at quiet points, as the server cuts a live feed."""
+    cutter = QuietCutter()
+    for segment in [*cutter.feed(pcm.encode(samples)), *cutter.finish()]:
+        yield pcm.decode(segment)
+
+
+def write(heard: Transcription, kind: str, source: Path, folder: Path | None) -> None:
+    """Write one form of the text to stdout, or into the folder."""
+    text = FORMATS[kind](heard)
+    if folder is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    target = folder / f"{source.stem}.{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from None
+    print(target)
+
+
+def formats(text: str) -> list[str]:
+    """A list of output formats."""
+    names = text.lower().split(",")
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    return names

@@ -1,0 +1,73 @@
+"""How many CPUs this process really has: the host's count is no guide inside a container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+__all__ = ["available_cpus"]
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Return how many threads can compute at once: the CPU affinity or the cgroup's quota, the smaller; >= 1.
+
+    Quotas are rounded down. With a quota of 1.5 CPUs two busy threads use up each period's share (of 100 ms
+    by default) early, and the kernel then stops the whole process for the rest of it: a stall in every live
+    stream, and matrix kernels that wait for their slowest thread. One thread never meets that.
+
+    `root` is where `proc/` and `sys/` are looked for. What is not there or cannot be read (another operating
+    system, a sandbox) sets no limit.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only; it also reflects the cgroup's cpuset
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min([cpus, *_quotas(root)]))
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """Yield the whole CPUs granted by each cgroup that holds this process: its own, and all above it.
+
+    Each of them limits it. The files are those of cgroups(7), and cpu.max and cpu.cfs_* of the kernel's
+    cgroup-v2.rst and sched-bwc.rst.
+    """
+    mounts = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, entry = line.partition(":")  # hierarchy:controllers:path; version 2 names no controllers
+        controllers, _, path = entry.partition(":")
+        if not controllers:
+            for folder in _ancestry([mounts, mounts / "unified"], path):
+                yield from _whole_cpus(_read(folder / "cpu.max"))
+        elif "cpu" in controllers.split(","):
+            for folder in _ancestry([mounts / controllers, mounts / "cpu"], path):
+                quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+                yield from _whole_cpus(f"{quota} {period}")
+
+
+def _ancestry(mounts: list[Path], path: str) -> Iterator[Path]:
+    """Yield the folders of a cgroup and of all above it, up to and including the hierarchy's mount point.
+
+    A container often sees only its own group, mounted as if it were the top; the path then leads nowhere, or
+    up and out (`/..`), and the mount point is what counts.
+    """
+    inner = PurePosixPath(path.strip("/"))
+    groups = [PurePosixPath()] if ".." in inner.parts else [inner, *inner.parents]
+    for mount in mounts:
+        for group in groups:
+            yield mount / group
+
+
+def _whole_cpus(text: str) -> Iterator[int]:
+    """Yield the CPUs of `quota period`, both in microseconds; none for `max`, -1 (no limit) or nonsense."""
+    try:
+        quota, period = (int(field) for field in text.split())
+    except ValueError:
+        return
+    if quota > 0 and period > 0:
+        yield quota // period
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # not there, not allowed, not text, or a name that is no path
+        return ""

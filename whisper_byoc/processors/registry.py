@@ -1,0 +1,69 @@
+"""The pipelines that a container can serve, by the names that clients ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from whisper_byoc.errors import UnknownPipeline
+from whisper_byoc.processors.base import Processor
+from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor, PassthroughProcessor
+from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.speech.models import model_names
+
+__all__ = ["PIPELINES", "PipelineSpec", "find"]
+
+PCM, TEXT, RGB = "PCM16 16 kHz mono", "UTF-8 text", "RGB24 frames"
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """One line of the table that `whisper-byoc pipelines` prints."""
+
+    name: str
+    reads: str
+    gives: str
+    summary: str
+    make: Callable[[WhisperSettings], Processor]
+    model: str | None = None
+
+
+def speech(name: str, model: str, summary: str) -> PipelineSpec:
+    """Describe a pipeline that runs a Whisper model."""
+    return PipelineSpec(name, PCM, TEXT, summary, lambda settings: WhisperProcessor(model, settings), model)
+
+
+def video(name: str, processor: Callable[[], Processor], summary: str) -> PipelineSpec:
+    """Describe a pipeline that changes frames."""
+    return PipelineSpec(name, RGB, RGB, summary, lambda _: processor())
+
+
+PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            speech("whisper-tiny", "tiny", "OpenAI's Whisper tiny, 39 M parameters"),
+            speech("whisper-demo", "demo", "bundled demo model, 105 words of synthetic speech only"),
+            video("green-tint-cpu", GreenTintProcessor, "green + 80, saturating"),
+            video("grayscale-cpu", GrayscaleProcessor, "BT.601 luma on all three channels"),
+            PipelineSpec("passthrough", "any bytes", "the same bytes", "unchanged", lambda _: PassthroughProcessor()),
+        )
+    }
+)
+
+
+def find(name: str) -> PipelineSpec:
+    """Look a pipeline up: one of the table, `whisper-MODEL` for any model of openai-whisper, or a `.pt` file.
+
+    Raises `UnknownPipeline` with the names there are.
+    """
+    if name in PIPELINES:
+        return PIPELINES[name]
+    model = name.removeprefix("whisper-")
+    if model in model_names():
+        return speech(f"whisper-{model}", model, f"Whisper {model}")
+    if name.endswith(".pt"):
+        return speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
+    raise UnknownPipeline(f"model not found: there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")

@@ -1,0 +1,129 @@
+"""How the body of a live feed becomes segments."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from audio import pcm
+from audio.errors import AudioError
+from audio.utterances import QuietCutter
+from audio.wav import WavReader
+from whisper_byoc.errors import BadSegment, RequestRefused
+
+__all__ = ["AudioFraming", "Framing", "VideoFraming", "WavFraming", "WholeBody"]
+
+
+class Framing(Protocol):
+    """Cuts bytes, in whatever chunks they come, into segments."""
+
+    blocking: bool
+    """Whether `feed` decodes media, and so belongs in a worker thread."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Segments that are complete now."""
+        ...
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Give the rest; bytes that cannot make a segment are a `BadSegment` in its place.
+
+        `complete` is False when the body broke off.
+        """
+        ...
+
+
+class AudioFraming:
+    """PCM16 mono 16 kHz, cut at quiet points."""
+
+    blocking = False
+
+    def __init__(self) -> None:
+        self._cutter = QuietCutter()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Segments that are complete now."""
+        return self._cutter.feed(data)
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Give the rest; half a sample at the very end is an error."""
+        rest: list[bytes | BadSegment] = list(self._cutter.finish())
+        if self._cutter.pending:
+            rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
+        return rest
+
+
+class WavFraming:
+    """A WAV file as it arrives: converted to PCM16 mono 16 kHz, then cut at quiet points."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        self._reader = WavReader()
+        self._cutter = QuietCutter()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Segments that are complete now.
+
+        Raises `audio.errors.WavError` when the header is not one we read.
+        """
+        return self._cutter.feed(pcm.encode(self._reader.feed(data)))
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Give the rest, and an error when the file is cut off."""
+        try:
+            tail = self._cutter.feed(pcm.encode(self._reader.finish()))
+        except AudioError as error:
+            return [*self._cutter.finish(), BadSegment(str(error))]
+        return [*tail, *self._cutter.finish()]
+
+
+class VideoFraming:
+    """RGB24 frames of one size."""
+
+    blocking = False
+
+    def __init__(self, width: int, height: int) -> None:
+        self._size = width * height * 3
+        self._shape = f"{width}x{height}"
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Frames that are complete now."""
+        self._buffer += data
+        whole = len(self._buffer) - len(self._buffer) % self._size
+        if whole == 0:
+            return []
+        frames = [bytes(self._buffer[at : at + self._size]) for at in range(0, whole, self._size)]
+        del self._buffer[:whole]
+        return frames
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Nothing, or an error for the part of a frame that is left."""
+        if not self._buffer:
+            return []
+        left = len(self._buffer)
+        return [BadSegment(f"the feed ended in mid-frame: {left} of {self._size} bytes ({self._shape} RGB24)")]
+
+
+class WholeBody:
+    """No cutting: the body is one segment of at most `limit` bytes."""
+
+    blocking = False
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Collect.
+
+        Raises `RequestRefused` (413) over the limit.
+        """
+        if len(self._buffer) + len(data) > self._limit:
+            self._buffer.clear()
+            raise RequestRefused(413, f"the segment is larger than the limit of {self._limit} bytes")
+        self._buffer += data
+        return []
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Give the whole body; nothing when it was empty or broke off, for half a segment is none."""
+        return [bytes(self._buffer)] if self._buffer and complete else []

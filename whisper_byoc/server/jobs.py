@@ -1,0 +1,276 @@
+"""The core: one job takes segments in order, has its session work on them, and numbers the outcomes.
+
+Every segment that was accepted gets exactly one outcome. Every way in (`/live`, streams, batch) calls this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from audio.errors import AudioError
+from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
+from whisper_byoc.processors.base import JobInfo, Session
+from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.metrics import Metrics
+from whisper_byoc.server.results import ResultRing
+from whisper_byoc.server.room import Room
+
+__all__ = ["Job"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One accepted segment, or the reason why its bytes cannot be one."""
+
+    data: bytes | SegmentError
+    reserved: int
+    """Bytes taken in the queue's room."""
+    arrived: float
+    """Event loop time, in seconds."""
+
+    def __len__(self) -> int:
+        return 0 if isinstance(self.data, SegmentError) else len(self.data)
+
+
+class Job:
+    """One stream of one client. Owns one task, from `start` until `results.ended`."""
+
+    def __init__(self, info: JobInfo, session: Session, content_type: str, limits: Limits, metrics: Metrics) -> None:
+        self.info = info
+        self.content_type = content_type
+        self.results = ResultRing(info.job_id, content_type, limits.kept_results, limits.kept_bytes)
+        self.closing = asyncio.Event()
+        """Set when no more input is wanted; a feed that is connected gets its tail in first."""
+        self.ended_at: float | None = None
+        self._session = session
+        self._limits = limits
+        self._metrics = metrics
+        self._room = Room(limits.queue_segments, limits.queue_bytes)
+        self._inbox: asyncio.Queue[Segment | None] = asyncio.Queue()  # bounded by the room
+        self._loop = asyncio.get_running_loop()
+        self._errors = 0
+        self._at_work: Segment | None = None
+        self._computing = False
+        self._feeding = False
+        self._reading = False
+        self._touched = self._loop.time()
+        self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
+        self._orphans: set[asyncio.Task[Any]] = set()
+
+    # -- input ---------------------------------------------------------------------------------------------
+
+    async def reserve(self, size: int, timeout: float | None = None) -> bool:
+        """Wait for room for a segment of `size` bytes; False when none came in time or input has ended."""
+        self.touch()
+        return await self._room.take(size, timeout)
+
+    def release(self, size: int) -> None:
+        """Give back a reservation that was not used."""
+        self._room.give(size)
+
+    def enqueue(self, data: bytes | SegmentError, reserved: int) -> None:
+        """Accept a segment for which `reserved` bytes of room were taken."""
+        self.touch()
+        if self._room.closed:  # ended between the reservation and now
+            self._room.give(reserved)
+            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+        self._inbox.put_nowait(Segment(data, reserved, self._loop.time()))
+
+    async def submit(self, data: bytes) -> None:
+        """Wait for room, then accept a segment.
+
+        Raises `RequestRefused` (409) when the input ends meanwhile.
+        """
+        if not await self.reserve(len(data)):
+            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+        self.enqueue(data, len(data))
+
+    def submit_now(self, data: bytes | SegmentError) -> None:
+        """Accept a segment without waiting: the tail of a feed that is over. Nothing when the job was stopped."""
+        if not self._room.closed:
+            size = 0 if isinstance(data, SegmentError) else len(data)
+            self._room.take_now(size)
+            self.enqueue(data, size)
+
+    def end_input(self) -> None:
+        """Let a connected feed hand in its tail, the queue run dry, then finish. Harmless when repeated."""
+        self.closing.set()
+        if not self._feeding:
+            self._close_input()
+
+    def _close_input(self) -> None:
+        if not self._room.closed:
+            self._room.close()
+            self._inbox.put_nowait(None)
+
+    # -- who is there --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Hold the job's input for one live feed.
+
+        Raises `RequestRefused` (409) when another feed has it, or the input has ended.
+        """
+        if self.closing.is_set():
+            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+        if self._feeding:
+            raise RequestRefused(409, f"job {self.info.job_id} is being fed by another request", retry_after=1)
+        self._feeding = True
+        try:
+            yield
+        finally:
+            self._feeding = False
+            self.touch()
+            if self.closing.is_set():
+                self._close_input()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the job's output for one reader, so that no result goes astray between two.
+
+        Raises `RequestRefused` (409) when another reader has it.
+        """
+        if self._reading:
+            message = f"the output of job {self.info.job_id} is being read by another request; one reader at a time"
+            raise RequestRefused(409, message, retry_after=1)
+        self._reading = True
+        try:
+            yield
+        finally:
+            self._reading = False
+            self.touch()
+
+    def touch(self) -> None:
+        """Remember that somebody cared for this job just now."""
+        self._touched = self._loop.time()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last input, reading or work."""
+        return 0.0 if self._computing else self._loop.time() - self._touched
+
+    @property
+    def busy(self) -> bool:
+        """Whether a feed is connected, or work waits."""
+        return not self.results.ended and (self._feeding or self._room.items > 0)
+
+    @property
+    def queued(self) -> int:
+        """Segments that wait or are at work."""
+        return self._room.items
+
+    @property
+    def settled(self) -> bool:
+        """Whether all is done and all has been read."""
+        return self.results.ended and self.results.unread == 0 and not self._reading
+
+    @property
+    def unattended_seconds(self) -> float:
+        """Seconds for which an ended job has had no reader; 0 while it works or is being read."""
+        if self.ended_at is None or self._reading:
+            return 0.0
+        return self._loop.time() - max(self.ended_at, self._touched)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def stop(self, reason: str) -> None:
+        """End the job now: one error record for each segment without an outcome, one for the job."""
+        if self.results.ended:
+            return
+        self.closing.set()
+        self._room.close()
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        if self.results.ended:  # it came to its own end first
+            return
+        waiting = [self._at_work] if self._at_work else []
+        while not self._inbox.empty():
+            segment = self._inbox.get_nowait()
+            waiting += [segment] if segment else []
+        for segment in waiting:
+            self._note(segment, failed=True)
+            self.results.force_error(f"not processed: {reason}")
+        self._errors += 1
+        self.results.force_error(reason)
+        self._end()
+
+    async def _run(self) -> None:
+        while (segment := await self._inbox.get()) is not None:
+            await self._work(segment)
+        try:
+            for result in await self._limited(self._session.finish()):
+                await self.results.add(result)
+        except Exception as error:
+            await self._fail(error, "the end of the stream")
+        self._end()
+
+    async def _work(self, segment: Segment) -> None:
+        """Bring one segment to its outcome: the session's results, or an error record."""
+        self._at_work, failed = segment, False
+        try:
+            if isinstance(segment.data, SegmentError):
+                raise segment.data
+            results = await self._limited(self._session.feed(segment.data))
+        except Exception as error:
+            failed = True
+            await self._fail(error, f"a segment of {len(segment)} bytes")
+        else:
+            for result in results:
+                await self.results.add(result)
+        self._at_work = None
+        self._note(segment, failed=failed)
+
+    async def _limited(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run the processor's coroutine, and walk away from it after the time limit even if it hangs on."""
+        task = self._loop.create_task(work)
+        self._computing = True
+        try:
+            await asyncio.wait({task}, timeout=self._limits.segment_seconds)
+        finally:
+            self._computing = False
+            self.touch()
+            if not task.done():
+                task.cancel()
+                self._orphans.add(task)
+                task.add_done_callback(self._orphan_done)
+        if not task.done() or task.cancelled():
+            limit = self._limits.segment_seconds
+            raise SegmentTimeout(f"the processor took longer than the segment time limit of {limit:g} s")
+        return task.result()
+
+    def _orphan_done(self, task: asyncio.Task[Any]) -> None:
+        self._orphans.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("job %s: abandoned work ended with %r", self.info.job_id, task.exception())
+
+    async def _fail(self, error: Exception, what: str) -> None:
+        """Log an error with job and sequence number, and record it."""
+        self._errors += 1
+        seq = self.results.next_seq
+        if isinstance(error, (ByocError, AudioError)):
+            message = str(error)
+            log.warning("job %s seq %d: %s failed: %s", self.info.job_id, seq, what, message)
+        else:
+            message = f"the processor failed with {type(error).__name__}: {error}"
+            log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
+        await self.results.add_error(message)
+
+    def _note(self, segment: Segment, *, failed: bool) -> None:
+        """Free the segment's room and count it."""
+        self._room.give(segment.reserved)
+        latency_ms = (self._loop.time() - segment.arrived) * 1000
+        self._metrics.segment(self.info.pipeline, len(segment), latency_ms, failed=failed)
+
+    def _end(self) -> None:
+        self.closing.set()
+        self.ended_at = self._loop.time()
+        self.results.end({**self._session.summary(), "errors": self._errors})

@@ -1,0 +1,41 @@
+"""Every bound of the server in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes are bytes, times are seconds. A job holds at most `queue_bytes` + `kept_bytes` of payload."""
+
+    segment_bytes: int = 64 * MIB
+    """Largest segment; the first thing a user sends is a 2.7 MB frame."""
+    jobs: int = 32
+    """Jobs open at once; one more is answered 503."""
+    queue_segments: int = 16
+    """Segments of one job that wait or are at work."""
+    queue_bytes: int = 64 * MIB
+    """Their bytes. One segment always fits, however large."""
+    kept_results: int = 256
+    """Results of one job that are unread, or kept for reading again."""
+    kept_bytes: int = 64 * MIB
+    """Their bytes. One result always fits."""
+    segment_seconds: float = 120.0
+    """Longest work on one segment."""
+    admission_seconds: float = 30.0
+    """Longest wait of a one-segment PUT for room in the queue, before 503."""
+    idle_seconds: float = 300.0
+    """A job with no input, no work and no reader for so long is ended."""
+    linger_seconds: float = 60.0
+    """How long the results of an ended job stay readable."""
+    load_seconds: float = 600.0
+    """Longest time a processor may take to initialize."""
+    drain_seconds: float = 30.0
+    """Longest time between SIGTERM and exit."""
+    reader_grace_seconds: float = 5.0
+    """While draining: how long to wait for the reader of a finished job to come back."""

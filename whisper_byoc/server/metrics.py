@@ -1,0 +1,56 @@
+"""What the operator can watch, in Prometheus' text form. One registry per server, none per process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+LATENCY_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000)
+
+
+class Metrics:
+    """Counters of one server. The `byoc_` names are those that Livepeer's production guide asks for."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._sessions = Gauge(
+            "byoc_sessions_active", "Jobs with open input or unfinished work", registry=self._registry
+        )
+        self._latency = Histogram(
+            "byoc_frame_latency_ms",
+            "From a segment's arrival in the queue to its outcome",
+            ["pipeline"],
+            buckets=LATENCY_BUCKETS_MS,
+            registry=self._registry,
+        )
+        self._errors = Counter("byoc_errors", "Error records", ["pipeline"], registry=self._registry)
+        self._segments = Counter(
+            "byoc_segments", "Segments that have an outcome", ["pipeline"], registry=self._registry
+        )
+        self._bytes = Counter("byoc_input_bytes", "Bytes of those segments", ["pipeline"], registry=self._registry)
+        self._refused = Counter("byoc_refused", "Requests refused", ["status"], registry=self._registry)
+        self._queued = Gauge("byoc_segments_queued", "Segments that wait or are at work", registry=self._registry)
+
+    def watch(self, sessions: Callable[[], float], queued: Callable[[], float]) -> None:
+        """Read these two figures whenever somebody asks."""
+        self._sessions.set_function(sessions)
+        self._queued.set_function(queued)
+
+    def segment(self, pipeline: str, size: int, latency_ms: float, *, failed: bool) -> None:
+        """Count one segment that has its outcome."""
+        self._segments.labels(pipeline).inc()
+        self._bytes.labels(pipeline).inc(size)
+        self._latency.labels(pipeline).observe(latency_ms)
+        if failed:
+            self._errors.labels(pipeline).inc()
+
+    def refused(self, status: int) -> None:
+        """Count one request that was answered with an error status."""
+        self._refused.labels(str(status)).inc()
+
+    def render(self) -> bytes:
+        """Give the text exposition format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,159 @@
+"""Serving until SIGTERM or SIGINT: listen, load, work, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from whisper_byoc.errors import StartError
+from whisper_byoc.processors.base import Processor
+from whisper_byoc.server.app import build_app
+from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.metrics import Metrics
+from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.table import JobTable
+
+__all__ = ["ServerConfig", "run_processor", "serve"]
+
+log = logging.getLogger("whisper_byoc.server")
+
+KEEP_ALIVE_S = 3600.0  # an orchestrator keeps its connection open between jobs
+SHUTDOWN_S = 5.0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where to listen, and the bounds to keep."""
+
+    host: str = "0.0.0.0"
+    port: int = 8000
+    limits: Limits = field(default_factory=Limits)
+
+
+async def run_processor(
+    processor: Processor,
+    host: str = "0.0.0.0",
+    port: int = 8000,
+    *,
+    name: str | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve one processor until SIGTERM or SIGINT.
+
+    `processor` is any object with `async process(frame: bytes) -> bytes`. Raises `StartError` when the port is in use
+    or the processor does not initialize.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(name)s - %(message)s")
+    await serve({name or type(processor).__name__: processor}, ServerConfig(host, port, limits or Limits()))
+
+
+async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop: asyncio.Event | None = None) -> None:
+    """Serve processors under their names until `stop` is set (default: by SIGTERM or SIGINT), then drain.
+
+    Raises `StartError` when the port is in use or a processor does not initialize.
+    """
+    stop = stop or stop_on_signals()
+    async with Server(processors, config) as server:
+        loading = asyncio.ensure_future(server.loaded())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                log.info("ready: %s", ", ".join(processors))
+                await stopping
+        finally:
+            loading.cancel()
+            stopping.cancel()
+        log.info("shutting down: %d segments to finish", server.table.queued)
+        await server.table.drain()
+
+
+class Server:
+    """The listener with everything behind it. Entering it listens and begins to load; leaving it stops all."""
+
+    def __init__(self, processors: Mapping[str, Processor], config: ServerConfig) -> None:
+        for name, processor in processors.items():
+            if not callable(getattr(processor, "process", None)):
+                kind = type(processor).__name__
+                raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
+        self.port = config.port
+        self._config = config
+        metrics = Metrics()
+        self.table = JobTable({name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics)
+        self._runner = web.AppRunner(
+            build_app(self.table, metrics),
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=KEEP_ALIVE_S,
+            shutdown_timeout=SHUTDOWN_S,
+        )
+        self._loading: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Server:
+        """Listen.
+
+        Raises `StartError` when the port cannot be had.
+        """
+        await self._runner.setup()
+        try:
+            self.port = await listen(self._runner, self._config)
+        except BaseException:
+            await self._runner.cleanup()
+            raise
+        log.info("Trickle server listening on port %d", self.port)
+        self.table.start()
+        limit = self._config.limits.load_seconds
+        self._loading = [asyncio.ensure_future(each.start(limit)) for each in self.table.pipelines.values()]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop jobs, pipelines and the listener, in this order."""
+        for task in self._loading:
+            task.cancel()
+        await asyncio.gather(*self._loading, return_exceptions=True)
+        await self.table.close()
+        for pipeline in self.table.pipelines.values():
+            await pipeline.stop(SHUTDOWN_S)
+        await self._runner.cleanup()
+
+    async def loaded(self) -> None:
+        """Wait until every pipeline is ready.
+
+        Raises `StartError` or `ModelError` when one of them will never be.
+        """
+        await asyncio.gather(*self._loading)
+
+
+async def listen(runner: web.AppRunner, config: ServerConfig) -> int:
+    """Bind the listener and give its port, which the system chose if it was 0."""
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {config.port} on {config.host} is in use; choose another with --port, or stop its owner"
+            raise StartError(message) from None
+        raise StartError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from None
+    return int(runner.addresses[0][1])
+
+
+def stop_on_signals() -> asyncio.Event:
+    """Give an event that the first SIGTERM or SIGINT sets; a second one has its usual effect at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop

@@ -1,0 +1,188 @@
+"""`PUT` and `DELETE /live/{job_id}/source`: the way in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import ClientPayloadError, StreamReader, web
+
+from audio import pcm
+from audio.wav import read_wav
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.processors.base import Media
+from whisper_byoc.server.framing import AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
+from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.keys import TABLE
+from whisper_byoc.server.table import JobTable
+
+__all__ = ["delete_job", "delete_source", "put_source"]
+
+log = logging.getLogger(__name__)
+
+WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
+PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw", "audio/basic"})
+MAX_FRAME_SIDE = 16384
+BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
+
+
+async def put_source(request: web.Request) -> web.Response:
+    """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken."""
+    table = request.app[TABLE]
+    check_length(request, table.limits.segment_bytes)
+    params = {name: value for name, value in request.query.items() if name not in ("pipeline", "more")}
+    job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params)
+    media = table.pipelines[job.info.pipeline].media
+    check_type(request, media)
+    if request.content_length is None and request.body_exists:
+        segments, size = await take_feed(request, job, media, table)
+    elif request.content_length:
+        segments, size = await take_segment(request, job, media, table)
+    else:
+        job.touch()
+        segments, size = 0, 0
+    return web.json_response({"job_id": job.info.job_id, "segments": segments, "bytes": size})
+
+
+async def delete_source(request: web.Request) -> web.Response:
+    """End the input; the tail is worked on, results stay readable."""
+    job = request.app[TABLE].get(request.match_info["job_id"])
+    job.end_input()
+    return web.json_response({"job_id": job.info.job_id, "queued": job.queued})
+
+
+async def delete_job(request: web.Request) -> web.Response:
+    """Abandon the job: its work is cancelled, its results are gone."""
+    job_id = request.match_info["job_id"]
+    await request.app[TABLE].forget(job_id, "the job was abandoned by its client")
+    return web.json_response({"job_id": job_id})
+
+
+def check_length(request: web.Request, limit: int) -> None:
+    """Refuse (413) a one-segment body over the limit before reading any of it."""
+    if (request.content_length or 0) > limit:
+        message = f"the segment of {request.content_length} bytes is larger than the limit of {limit} bytes"
+        raise RequestRefused(413, f"{message}; send smaller segments, or a chunked body")
+
+
+def check_type(request: web.Request, media: Media) -> None:
+    """Refuse (415) a body that says it is something this pipeline does not read."""
+    kind = request.content_type.lower()
+    known = WAV_TYPES | PCM_TYPES if media == "audio" else frozenset[str]()
+    if media != "bytes" and kind.startswith(("audio/", "video/")) and kind not in known:
+        wanted = "16 kHz mono PCM16, or WAV as audio/wav" if media == "audio" else "RGB24 frames"
+        raise RequestRefused(415, f"this pipeline does not read {kind}; send {wanted}")
+
+
+async def take_segment(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:
+    """Take a body with a length as one segment; a broken one is dropped whole."""
+    size = request.content_length or 0
+    if job.closing.is_set():
+        raise RequestRefused(409, f"the input of job {job.info.job_id} has ended; use a new job id")
+    if not await job.reserve(size, table.limits.admission_seconds):
+        message = f"job {job.info.job_id} has {job.queued} segments waiting; read its output, or send more slowly"
+        raise RequestRefused(503, message, retry_after=1)
+    try:
+        body = await asyncio.wait_for(request.content.readexactly(size), table.limits.idle_seconds)
+        if media == "audio" and is_wav(request, body):
+            body = await asyncio.to_thread(wav_to_pcm, body)
+    except BaseException as error:
+        job.release(size)
+        if isinstance(error, (*BROKEN, asyncio.CancelledError)):
+            log.warning("job %s: dropped a segment whose body of %d bytes broke off", job.info.job_id, size)
+        if isinstance(error, BROKEN):
+            raise RequestRefused(400, f"the body broke off before its {size} bytes were there") from None
+        raise
+    job.enqueue(body, size)
+    return 1, size
+
+
+async def take_feed(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:
+    """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
+    framing = make_framing(request, media, table.limits.segment_bytes)
+    segments, size, complete = 0, 0, False
+    with job.feeding():
+        try:
+            async for chunk in chunks(request.content, job.closing, table.limits.idle_seconds):
+                size += len(chunk)
+                cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
+                for segment in cut:
+                    await job.submit(segment)
+                    segments += 1
+            complete = not job.closing.is_set()
+        except (*BROKEN, asyncio.CancelledError) as error:
+            log.warning("job %s: the feed broke off after %d bytes (%r)", job.info.job_id, size, error)
+            raise
+        finally:
+            for tail in framing.finish(complete=complete):
+                job.submit_now(tail)
+                segments += isinstance(tail, bytes)
+            if complete and "more" not in request.query:
+                job.end_input()
+    if not complete and table.draining:
+        raise RequestRefused(503, f"the server is shutting down; {size} bytes of the feed were taken", retry_after=5)
+    return segments, size
+
+
+async def chunks(content: StreamReader, closing: asyncio.Event, timeout: float) -> AsyncIterator[bytes]:
+    """Yield what arrives until the body ends, or `closing` is set.
+
+    Raises what `content` raises when the body breaks off, and `RequestRefused` (408) after `timeout` seconds of
+    nothing.
+    """
+    stop = asyncio.ensure_future(closing.wait())
+    read: asyncio.Task[bytes] | None = None
+    try:
+        while not closing.is_set():
+            read = asyncio.ensure_future(content.readany())
+            await asyncio.wait({read, stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not read.done():
+                if closing.is_set():
+                    return
+                raise RequestRefused(408, f"nothing arrived for {timeout:g} s")
+            if not (data := read.result()):
+                return
+            yield data
+    finally:
+        stop.cancel()
+        if read is not None:
+            read.cancel()
+
+
+def make_framing(request: web.Request, media: Media, limit: int) -> Framing:
+    """Choose how a live feed is cut.
+
+    Raises `RequestRefused` (400) for video without a usable `?width=&height=`.
+    """
+    if media == "audio":
+        return WavFraming() if request.content_type.lower() in WAV_TYPES else AudioFraming()
+    if media == "video" or "width" in request.query:
+        width, height = side(request, "width"), side(request, "height")
+        if width * height * 3 > limit:
+            raise RequestRefused(413, f"a frame of {width}x{height} is larger than the limit of {limit} bytes")
+        return VideoFraming(width, height)
+    return WholeBody(limit)
+
+
+def side(request: web.Request, name: str) -> int:
+    """Read the width or height of a video feed's frames, in pixels."""
+    text = request.query.get(name, "")
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_FRAME_SIDE)) else 0
+    if not 1 <= value <= MAX_FRAME_SIDE:
+        message = f"a chunked video body needs ?width=&height= in pixels (1-{MAX_FRAME_SIDE}); {name} is {text!r}"
+        raise RequestRefused(400, message)
+    return value
+
+
+def is_wav(request: web.Request, body: bytes) -> bool:
+    """Whether the body says it is a WAV file, or looks like one."""
+    return request.content_type.lower() in WAV_TYPES or (body[:4] == b"RIFF" and body[8:12] == b"WAVE")
+
+
+def wav_to_pcm(body: bytes) -> bytes:
+    """WAV of any kind to 16 kHz mono PCM16.
+
+    Raises `audio.errors.WavError`.
+    """
+    return pcm.encode(read_wav(body))

@@ -1,0 +1,185 @@
+"""All jobs of one server: opened on first use, ended when idle, forgotten some time after their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+
+from whisper_byoc.errors import RequestRefused, UnknownPipeline
+from whisper_byoc.processors.base import JobInfo
+from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.metrics import Metrics
+from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.pulse import Pulse
+
+__all__ = ["JobTable"]
+
+log = logging.getLogger(__name__)
+
+JOB_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+SWEEP_SECONDS = 1.0
+RETRY_AFTER_SECONDS = 5
+
+
+class JobTable:
+    """Knows every job, and which pipeline it belongs to."""
+
+    def __init__(self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics) -> None:
+        self.pipelines = pipelines
+        self.limits = limits
+        self.draining = False
+        self._metrics = metrics
+        self._jobs: dict[str, Job] = {}
+        self._opened = Pulse()
+        self._sweeper: asyncio.Task[None] | None = None
+        metrics.watch(lambda: sum(job.busy for job in self._jobs.values()), lambda: self.queued)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job has a feed connected or work to do."""
+        return any(job.busy for job in self._jobs.values())
+
+    @property
+    def queued(self) -> int:
+        """Segments of all jobs that wait or are at work."""
+        return sum(job.queued for job in self._jobs.values())
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Every job that is not forgotten yet."""
+        return tuple(self._jobs.values())
+
+    def pipeline(self, name: str | None) -> Pipeline:
+        """Choose a pipeline by name; without a name, the only one.
+
+        Raises `UnknownPipeline` with the names there are.
+        """
+        names = ", ".join(self.pipelines)
+        if name is None and len(self.pipelines) == 1:
+            return next(iter(self.pipelines.values()))
+        if name is None:
+            raise UnknownPipeline(f"this container serves several pipelines; name one with ?pipeline=: {names}")
+        if name not in self.pipelines:
+            raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
+        return self.pipelines[name]
+
+    async def open(self, job_id: str, pipeline_name: str | None, params: Mapping[str, str]) -> Job:
+        """Get the job of that id, opening it if it is new.
+
+        Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or
+        not ready.
+        """
+        check_job_id(job_id)
+        if self.draining:
+            raise RequestRefused(503, "the server is shutting down", RETRY_AFTER_SECONDS)
+        job = self._jobs.get(job_id)
+        if job is not None:
+            if pipeline_name not in (None, job.info.pipeline):
+                raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {pipeline_name}")
+            return job
+        try:
+            pipeline = self.pipeline(pipeline_name)
+        except UnknownPipeline as error:
+            raise RequestRefused(404 if pipeline_name else 400, str(error)) from None
+        if not await pipeline.wait_ready(self.limits.admission_seconds):
+            raise RequestRefused(503, f"pipeline {pipeline.name} is not ready yet", RETRY_AFTER_SECONDS)
+        if job_id in self._jobs:  # opened by another request meanwhile
+            return self._jobs[job_id]
+        self._make_place()
+        info = JobInfo(job_id, pipeline.name, dict(params))
+        job = Job(info, pipeline.open_session(info), pipeline.content_type, self.limits, self._metrics)
+        self._jobs[job_id] = job
+        self._opened.notify()
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Get the job of that id.
+
+        Raises `RequestRefused`: 400 bad id, 404 unknown job.
+        """
+        check_job_id(job_id)
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise RequestRefused(404, f"no job {job_id!r} here: it never began, or ended a while ago")
+        return job
+
+    async def find(self, job_id: str, timeout: float) -> Job:
+        """Get the job of that id, waiting up to `timeout` seconds for it to be opened.
+
+        Raises as `get` does.
+        """
+        check_job_id(job_id)
+        await self._opened.until(lambda: job_id in self._jobs or self.draining, timeout)
+        return self.get(job_id)
+
+    async def forget(self, job_id: str, reason: str) -> None:
+        """Stop the job and free its memory.
+
+        Raises as `get` does.
+        """
+        job = self.get(job_id)
+        del self._jobs[job_id]
+        await job.stop(reason)
+
+    def start(self) -> None:
+        """Begin to look after idle and ended jobs."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="job sweeper")
+
+    async def drain(self) -> None:
+        """End all input, and wait until every result is read or the time limit has passed."""
+        self.draining = True
+        self._opened.notify()
+        for job in self.jobs:
+            job.end_input()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.limits.drain_seconds
+        # polled, for it depends on the time since the last reader
+        while loop.time() < deadline and not all(map(self._may_go, self.jobs)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """Stop whatever is left."""
+        self.draining = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+        for job in self.jobs:
+            if not job.results.ended:
+                log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.queued)
+            await job.stop("the server shut down")
+
+    def _make_place(self) -> None:
+        """Refuse (503) a job too many; forget ended jobs early when they pile up."""
+        open_jobs = sum(job.ended_at is None for job in self._jobs.values())
+        if len(self._jobs) - open_jobs >= self.limits.jobs:
+            done = [job.info.job_id for job in self._jobs.values() if job.settled]
+            if done:
+                del self._jobs[done[0]]
+            else:
+                open_jobs = self.limits.jobs
+        if self.draining or open_jobs >= self.limits.jobs:
+            raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
+
+    def _may_go(self, job: Job) -> bool:
+        return job.settled or job.unattended_seconds > self.limits.reader_grace_seconds
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for job in self.jobs:
+                if job.ended_at is not None:
+                    if job.unattended_seconds > self.limits.linger_seconds:
+                        self._jobs.pop(job.info.job_id, None)
+                elif job.idle_seconds > self.limits.idle_seconds:
+                    log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
+                    await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input and no reader")
+
+
+def check_job_id(job_id: str) -> None:
+    """Refuse (400) an id that is not 1-128 of `A-Za-z0-9._~-`."""
+    if not JOB_ID.fullmatch(job_id):
+        shown = job_id if len(job_id) <= 40 else f"{job_id[:40]}… ({len(job_id)} characters)"
+        raise RequestRefused(400, f"bad job id {shown!r}: use 1-128 characters of A-Z a-z 0-9 . _ ~ -")

@@ -1,0 +1,7 @@
+"""All that knows Whisper: checkpoints, engines, worker threads, transcripts."""
+
+import os
+
+# Read once, when torch is first imported, which only modules of this package do: OpenMP threads shall sleep
+# between inferences, not spin. An idle server costs nothing, and the event loop gets its turn.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,143 @@
+"""Worker threads: each owns an engine and takes the oldest piece of sound from one queue."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.speech.engine import DecodeOptions, Engine
+from whisper_byoc.speech.transcript import Transcription
+
+__all__ = ["Heard", "Scheduler"]
+
+T = TypeVar("T")
+
+STUCK_SECONDS = 300.0
+"""A worker that has been at one piece of sound for so long is taken to be stuck."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A transcription and what it cost, in milliseconds."""
+
+    transcription: Transcription
+    queue_ms: float
+    inference_ms: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of sound that waits for a worker."""
+
+    samples: NDArray[np.float32]
+    options: DecodeOptions
+    future: Future[Heard]
+    submitted: float = field(default_factory=time.monotonic)
+
+
+class Scheduler:
+    """`workers` threads, each with `threads` torch threads. First come, first served.
+
+    Fairness between jobs follows from the core, which has one segment of each job at work at a time.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self._workers = workers
+        self._threads = threads
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._busy_since: dict[str, float] = {}
+        self._started = 0
+
+    async def start(self, load: Callable[[], Engine]) -> Engine:
+        """Load the model in a thread, start the workers, and wait until each has made one inference.
+
+        Raises what `load` raises.
+        """
+        engine = await in_thread(load, "whisper-load")
+        ready: list[Future[None]] = []
+        for number in range(self._workers):
+            warm: Future[None] = Future()
+            ready.append(warm)
+            mine = engine if number == 0 else engine.replica()
+            thread = threading.Thread(target=self._run, args=(mine, warm), name=f"whisper-{number}", daemon=True)
+            thread.start()  # a daemon, so that a worker that hangs cannot keep the process from exiting
+            self._started += 1
+        await asyncio.gather(*(asyncio.wrap_future(each) for each in ready))
+        return engine
+
+    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
+        """Have a worker transcribe 16 kHz mono float32 samples (n,); what the engine raises comes out here.
+
+        Cancelling takes the work out of the queue; an inference that has begun is finished, and its text dropped.
+        """
+        work = Work(samples, options, Future())
+        self._queue.put(work)
+        return await asyncio.wrap_future(work.future)
+
+    def trouble(self) -> str | None:
+        """One sentence when a worker is stuck, else None."""
+        now = time.monotonic()
+        for name, since in list(self._busy_since.items()):
+            if now - since > STUCK_SECONDS:
+                return f"worker {name} has been at one segment for {now - since:.0f} s"
+        return None
+
+    def stop(self) -> None:
+        """Let every worker go after the work it has."""
+        for _ in range(self._started):
+            self._queue.put(None)
+        self._started = 0
+
+    def _run(self, engine: Engine, warm: Future[None]) -> None:
+        import torch
+
+        name = threading.current_thread().name
+        torch.set_num_threads(self._threads)  # OpenMP keeps this per thread
+        try:
+            warm_up(engine)
+        except BaseException as error:
+            warm.set_exception(error)
+            return
+        warm.set_result(None)
+        while (work := self._queue.get()) is not None:
+            if not work.future.set_running_or_notify_cancel():
+                continue
+            self._busy_since[name] = began = time.monotonic()
+            try:
+                transcription = engine.transcribe(work.samples, work.options)
+            except BaseException as error:
+                work.future.set_exception(error)
+            else:
+                queued, took = began - work.submitted, time.monotonic() - began
+                work.future.set_result(Heard(transcription, queued * 1000, took * 1000))
+            finally:
+                del self._busy_since[name]
+
+
+def warm_up(engine: Engine) -> None:
+    """Make one inference on faint noise, so that the first user does not wait for lazy initialisation."""
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    engine.transcribe(noise * np.float32(1e-3), DecodeOptions())
+
+
+def in_thread(function: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run a function in a daemon thread, which cannot keep the process from exiting as an executor's would."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return asyncio.wrap_future(future)

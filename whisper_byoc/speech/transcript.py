@@ -1,0 +1,128 @@
+"""What a model heard, and the forms in which people want it: record, txt, json, srt, vtt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from audio.pcm import SAMPLE_RATE
+
+__all__ = ["FORMATS", "TextSegment", "Transcription", "join", "transcript_record"]
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """A stretch of speech; times are seconds from the beginning of the sound."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """The text of one piece of sound."""
+
+    text: str
+    language: str
+    segments: tuple[TextSegment, ...] = ()
+
+    def shifted(self, seconds: float) -> Transcription:
+        """Give the same text on a clock that began `seconds` earlier."""
+        moved = (TextSegment(each.start + seconds, each.end + seconds, each.text) for each in self.segments)
+        return Transcription(self.text, self.language, tuple(moved))
+
+
+def join(parts: Iterable[Transcription], language: str) -> Transcription:
+    """Put the transcriptions of consecutive pieces together; their times must be on one clock already."""
+    heard = [part for part in parts if part.text]
+    text = " ".join(part.text for part in heard)
+    segments = tuple(segment for part in heard for segment in part.segments)
+    return Transcription(text, heard[0].language if heard else language, segments)
+
+
+def transcript_record(
+    heard: Transcription, first_sample: int, samples: int, queue_ms: float, inference_ms: float
+) -> dict[str, Any]:
+    """Build the fields of a `transcript` record, without `job_id`, `seq` and segment ids.
+
+    `first_sample` and `samples` say, on the job's clock, which sound this is; times come out in milliseconds.
+    """
+    start_ms, end_ms = to_ms(first_sample), to_ms(first_sample + samples)
+    return {
+        "type": "transcript",
+        "is_final": True,
+        "text": heard.text,
+        "language": heard.language,
+        "timing": {"media_window_start_ms": start_ms, "media_window_end_ms": end_ms},
+        "segments": [
+            {
+                "start_ms": min(start_ms + round(segment.start * 1000), end_ms),
+                "end_ms": min(start_ms + round(segment.end * 1000), end_ms),
+                "text": segment.text,
+            }
+            for segment in heard.segments
+        ],
+        "stats": {
+            "audio_duration_ms": end_ms - start_ms,
+            "queue_ms": round(queue_ms),
+            "inference_ms": round(inference_ms),
+        },
+    }
+
+
+def to_ms(samples: int) -> int:
+    """Samples at 16 kHz to whole milliseconds."""
+    return samples * 1000 // SAMPLE_RATE
+
+
+def as_txt(heard: Transcription) -> str:
+    """One line per segment, as openai-whisper writes it."""
+    return "".join(f"{segment.text}\n" for segment in heard.segments)
+
+
+def as_json(heard: Transcription) -> str:
+    """One object with `text`, `language` and `segments` (times in seconds)."""
+    segments = [
+        {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+        for number, segment in enumerate(heard.segments)
+    ]
+    body = {"text": heard.text, "language": heard.language, "segments": segments}
+    return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+
+
+def as_srt(heard: Transcription) -> str:
+    """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
+    return "".join(
+        f"{number}\n{clock(segment.start, ',')} --> {clock(segment.end, ',')}\n{cue(segment.text)}\n\n"
+        for number, segment in enumerate(heard.segments, 1)
+    )
+
+
+def as_vtt(heard: Transcription) -> str:
+    """WebVTT: a header line, a full stop before the milliseconds (W3C WebVTT, section 4.1)."""
+    cues = "".join(
+        f"{clock(segment.start, '.')} --> {clock(segment.end, '.')}\n{cue(segment.text)}\n\n"
+        for segment in heard.segments
+    )
+    return f"WEBVTT\n\n{cues}"
+
+
+FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
+    {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt}
+)
+"""File name ending -> writer."""
+
+
+def clock(seconds: float, mark: str) -> str:
+    """Seconds as `hh:mm:ss`, `mark`, milliseconds."""
+    ms = round(max(0.0, seconds) * 1000)
+    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"
+
+
+def cue(text: str) -> str:
+    """Text that cannot break out of a cue: no arrow, no line breaks."""
+    return " ".join(text.replace("-->", "->").split())
