@@ -50,7 +50,7 @@ def decode(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
             f"{size} bytes are not whole 16-bit samples; send an even number of bytes of PCM16 little endian."
         )
     # A multiplication by a power of two is exact, so this equals the division.
-    return np.multiply(np.frombuffer(data, dtype="<i2"), np.float32(1 / FULL_SCALE), dtype=np.float32)
+    return np.frombuffer(data, dtype="<i2").astype(np.float32) * np.float32(1 / FULL_SCALE)
 
 
 def encode(samples: NDArray[np.float32]) -> bytes:
@@ -66,13 +66,14 @@ def encode(samples: NDArray[np.float32]) -> bytes:
     Raises:
         PcmError: a sample is NaN, which no sound is.
     """
-    steps = np.rint(samples * np.float32(FULL_SCALE))
-    if np.isnan(steps).any():
+    not_a_number = np.isnan(samples)
+    if not_a_number.any():
         raise PcmError(
-            f"Sample {int(np.isnan(steps).argmax())} of {steps.size} is not a number (NaN); "
-            "PCM16 cannot hold it, correct the samples first."
+            f"Sample {int(not_a_number.argmax())} of {samples.size} is not a number (NaN), which PCM16 cannot hold; "
+            "correct the samples first."
         )
-    return np.clip(steps, -FULL_SCALE, FULL_SCALE - 1).astype("<i2").tobytes()
+    steps: NDArray[np.float32] = np.rint(np.clip(samples, -1, 1) * FULL_SCALE)
+    return steps.clip(max=FULL_SCALE - 1).astype("<i2").tobytes()
 
 
 class PcmDecoder:

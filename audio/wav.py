@@ -191,8 +191,8 @@ def _to_mono(frames: memoryview, fmt: WavFormat) -> NDArray[np.float32]:
 
 def _to_float(data: memoryview, tag: int, bits: int) -> NDArray[np.float32]:
     if tag == FLOAT:
-        numbers = np.nan_to_num(np.frombuffer(data, dtype=f"<f{bits // 8}"), nan=0.0)
-        return numbers.clip(-1, 1).astype(np.float32)
+        numbers = np.frombuffer(data, dtype=f"<f{bits // 8}")
+        return np.where(np.isnan(numbers), 0, numbers).clip(-1, 1).astype(np.float32)
     if bits == 16:
         return pcm.decode(data)
     if bits == 8:  # the one width that is unsigned

@@ -71,31 +71,22 @@ class Fixture:
         return " ".join(utterance.text for utterance in self.utterances)
 
 
-def _sentence(model: str, name: str, text: str, voice: str, speed: int, pitch: int = 50, gap: int = 0) -> Fixture:
-    """One utterance, 16 kHz mono, nothing else."""
+def _plain(name: str, text: str, voice: str, speed: int, pitch: int = 50, gap: int = 0) -> Fixture:
+    """One utterance, 16 kHz mono; the name begins with the model."""
     note = f"espeak-ng {voice}, {speed} words a minute"
-    return Fixture(name, model, note, (Utterance(text, voice, speed, pitch, gap),))
+    return Fixture(name, name.partition("-")[0], note, (Utterance(text, voice, speed, pitch, gap),))
 
 
 FIXTURE_TABLE: tuple[Fixture, ...] = (
-    _sentence("demo", "demo-stop.wav", "stop", "en-us+m3", 140, 45),
-    _sentence("demo", "demo-yes.wav", "yes", "en-gb-x-rp+f2", 140, 55),
-    _sentence("demo", "demo-hello-world.wav", "hello world", "en-gb+f2", 140),
-    _sentence("demo", "demo-start-recording.wav", "start live stream record audio", "en-us+f3", 150, gap=1),
-    _sentence("demo", "demo-directions-slow.wav", "up down left right", "en-029+m4", 120, 40, 4),
-    _sentence("demo", "demo-numbers.wav", "seven three nine zero five one", "en-gb-x-rp+m2", 140, 40, 2),
-    _sentence(
-        "demo", "demo-spelling.wav", "whiskey hotel india sierra papa echo romeo", "en-gb-scotland+m3", 150, 50, 2
-    ),
-    _sentence("demo", "demo-pipeline.wav", "orchestrator gateway worker channel transcript", "en-gb-x-gbclan+f1", 145),
-    _sentence(
-        "demo",
-        "demo-colours-fast.wav",
-        "red green blue yellow black white purple orange pink grey",
-        "en-us+f2",
-        190,
-        60,
-    ),
+    _plain("demo-stop.wav", "stop", "en-us+m3", 140, 45),
+    _plain("demo-yes.wav", "yes", "en-gb-x-rp+f2", 140, 55),
+    _plain("demo-hello-world.wav", "hello world", "en-gb+f2", 140),
+    _plain("demo-start-recording.wav", "start live stream record audio", "en-us+f3", 150, gap=1),
+    _plain("demo-directions-slow.wav", "up down left right", "en-029+m4", 120, 40, 4),
+    _plain("demo-numbers.wav", "seven three nine zero five one", "en-gb-x-rp+m2", 140, 40, 2),
+    _plain("demo-spelling.wav", "whiskey hotel india sierra papa echo romeo", "en-gb-scotland+m3", 150, 50, 2),
+    _plain("demo-pipeline.wav", "orchestrator gateway worker channel transcript", "en-gb-x-gbclan+f1", 145),
+    _plain("demo-colours-fast.wav", "red green blue yellow black white purple orange pink grey", "en-us+f2", 190, 60),
     Fixture(
         name="demo-numbers-noise-15db.wav",
         model="demo",
@@ -127,20 +118,13 @@ FIXTURE_TABLE: tuple[Fixture, ...] = (
         seconds=40.0,
     ),
     Fixture(name="silence-3s.wav", model="any", note="digital silence", seconds=3.0),
-    _sentence(
-        "tiny",
-        "tiny-weather.wav",
-        "The weather will be sunny in the morning, with light rain in the evening.",
-        "en-us",
-        150,
+    _plain(
+        "tiny-weather.wav", "The weather will be sunny in the morning, with light rain in the evening.", "en-us", 150
     ),
-    _sentence(
-        "tiny", "tiny-train.wav", "The next train to London leaves from the other platform.", "en-gb-x-rp", 145, 45
-    ),
-    _sentence("tiny", "tiny-meeting.wav", "Please send me the report before the meeting on Monday.", "en-us+f3", 150),
-    _sentence("tiny", "tiny-fox-fast.wav", "The quick brown fox jumps over the lazy dog.", "en-us+m3", 190),
-    _sentence(
-        "tiny",
+    _plain("tiny-train.wav", "The next train to London leaves from the other platform.", "en-gb-x-rp", 145, 45),
+    _plain("tiny-meeting.wav", "Please send me the report before the meeting on Monday.", "en-us+f3", 150),
+    _plain("tiny-fox-fast.wav", "The quick brown fox jumps over the lazy dog.", "en-us+m3", 190),
+    _plain(
         "tiny-garden.wav",
         "My grandmother has a large garden behind her house. Every summer she grows tomatoes, beans and strawberries, "
         "and she gives most of them to her neighbours.",

@@ -199,7 +199,7 @@ class Job:
         for segment in waiting:
             self._note(segment, failed=True)
             self.results.force_error(f"not processed: {reason}")
-        self._errors += 1
+        self._errors += len(waiting) + 1
         self.results.force_error(reason)
         self._end()
 

@@ -89,6 +89,9 @@ async def follow(
     await response.prepare(request)
     while True:
         record = await job.results.next_unread(KEEP_ALIVE_S)
+        if record is not None and record.kind == "error" and encode is as_body:
+            break_off(request, record)
+            break
         if record is not None:
             await response.write(encode(record))
             job.results.mark_read(record)
@@ -111,14 +114,18 @@ def as_event(record: Record) -> bytes:
 
 
 def as_body(record: Record) -> bytes:
-    """Raw bytes, back to back.
-
-    Raises `RequestRefused`, which breaks the connection off, for an error: raw bytes have no way to tell of one, and
-    leaving it out would shift everything behind it. The error stays unread.
-    """
-    if record.kind == "error":
-        raise RequestRefused(500, f"result {record.seq} failed: {record.error}")
+    """Raw bytes, back to back."""
     return record.result.body
+
+
+def break_off(request: web.Request, record: Record) -> None:
+    """Cut the connection of a raw reader at an error, which stays unread.
+
+    Raw bytes have no way to tell of an error, and leaving it out would shift everything behind it.
+    """
+    log.warning("job %s: raw reader cut off at the error of result %d", record.job_id, record.seq)
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def number(request: web.Request, name: str, default: float, most: float) -> float:

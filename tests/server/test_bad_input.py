@@ -1,0 +1,410 @@
+"""What users and the network do wrong: a clear error, nothing lost, and the next job is served."""
+
+import asyncio
+import json
+import struct
+
+import pytest
+
+
+class Upper:
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame: bytes) -> bytes:
+        return frame.upper()
+
+
+class Sound(Upper):
+    """Stands in for speech where only the way there is tested: answers with the length of what it gets."""
+
+    media = "audio"
+
+    async def process(self, frame: bytes) -> bytes:
+        return b"%d bytes" % len(frame)
+
+
+class Gate:
+    """Works until it is let go."""
+
+    def __init__(self):
+        self.open = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.cancelled = 0
+
+    async def process(self, frame: bytes) -> bytes:
+        self.begun.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return frame
+
+
+async def raw(api, head: str, body: bytes = b""):
+    """Open a connection and send exactly this."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+    await writer.drain()
+    return reader, writer
+
+
+async def until(condition, seconds=10.0):
+    """Wait for something that another connection brings about."""
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_body_over_the_limit_is_413(serving, chunked):
+    api = await serving(Upper(), segment_bytes=1000)
+    status, body, _ = await api.put("job", b"x" * 1001, chunked=chunked)
+    assert status == 413
+    assert "1000 bytes" in body["error"]
+    assert (await api.get("job", "?wait=0"))[0] in (204, 404)  # nothing of it was worked on
+    assert (await api.put("job", b"x" * 1000))[0] == 200
+    await api.still_serves()
+
+
+async def test_a_length_that_lies_about_64_mib_is_refused_unread(serving):
+    api = await serving(Upper())
+    reader, writer = await raw(api, f"PUT /live/job/source HTTP/1.1\nHost: x\nContent-Length: {65 << 20}")
+    assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await api.still_serves()
+
+
+async def test_client_that_vanishes_in_mid_segment_leaves_nothing(serving):
+    api = await serving(Upper())
+    _, writer = await raw(api, "PUT /live/job/source HTTP/1.1\nHost: x\nContent-Length: 100", b"half")
+    await until(lambda: api.table.jobs and api.table.queued == 1)
+    writer.transport.abort()
+    await until(lambda: api.table.queued == 0)
+    assert (await api.put("job", b"whole"))[0] == 200
+    assert (await api.get("job"))[1] == b"WHOLE"
+
+
+async def test_feed_that_breaks_is_worked_on_as_far_as_it_came(serving):
+    api = await serving(Sound())
+    _, writer = await raw(
+        api, "PUT /live/job/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked", b"6\r\nabcdef\r\n"
+    )
+    await until(lambda: api.table.busy)
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
+    assert (await api.get("job"))[1] == b"6 bytes"
+    assert (await api.put("job", b"abcd", chunked=True))[0] == 200  # the client comes back and goes on
+    assert [each["type"] for each in await api.records("job")] == ["result", "end"]
+
+
+async def test_client_that_vanishes_before_reading_loses_nothing(serving):
+    api = await serving(Upper())
+    await api.put("job", b"kept")
+    assert (await api.get("job"))[1] == b"KEPT"
+    _, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x")
+    job = api.table.get("job")
+    await until(lambda: job._reading)
+    writer.transport.abort()
+    await until(lambda: not job._reading)
+    await api.put("job", b"later")
+    assert (await api.get("job"))[1] == b"LATER"
+
+
+async def test_client_that_vanishes_while_the_model_works_finds_its_result_later(serving):
+    gate = Gate()
+    api = await serving(gate)
+    reader, writer = await raw(api, "PUT /live/job/source HTTP/1.1\nHost: x\nContent-Length: 4", b"work")
+    await asyncio.wait_for(gate.begun.wait(), 5)
+    writer.transport.abort()
+    gate.open.set()
+    assert (await api.get("job"))[1] == b"work"
+
+
+async def test_second_reader_is_told_so_and_the_first_gets_the_result(serving):
+    api = await serving(Upper())
+    await api.put("job", b"")
+    first = asyncio.ensure_future(api.get("job", "?wait=20"))
+    await until(lambda: api.table.get("job")._reading)
+    status, body, _ = await api.get("job")
+    assert status == 409
+    assert "one reader at a time" in json.loads(body)["error"]
+    await api.put("job", b"x")
+    assert (await first)[1] == b"X"
+    await api.still_serves()
+
+
+async def test_second_feed_is_409_and_the_first_goes_on(serving):
+    api = await serving(Sound())
+    go_on = asyncio.Event()
+
+    async def body():
+        yield b"abcd"
+        await go_on.wait()
+        yield b"ef"
+
+    async def feed():
+        async with api.http.put(f"{api.url}/live/job/source", data=body()) as answer:
+            return answer.status
+
+    first = asyncio.ensure_future(feed())
+    await until(lambda: api.table.busy)
+    assert (await api.put("job", b"xx", chunked=True))[0] == 409
+    go_on.set()
+    assert await first == 200
+    assert [each.get("text") for each in await api.records("job")] == ["6 bytes", None]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda frame: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda frame: None, "must return bytes, but it returned NoneType"),
+        (lambda frame: "text", "must return bytes, but it returned str"),
+    ],
+)
+async def test_a_processor_that_fails_makes_one_error_record(serving, made, message):
+    class Fails:
+        async def process(self, frame):
+            return frame if frame == b"good" else made(frame)
+
+    api = await serving(Fails())
+    for frame in (b"bad", b"good"):
+        await api.put("job", frame)
+    status, body, headers = await api.get("job")
+    assert status == 500
+    assert headers["Lp-Trickle-Seq"] == "0"
+    error = json.loads(body)
+    assert error["seq"] == 0
+    assert message in error["error"]
+    assert (await api.get("job"))[1] == b"good"
+    await api.end("job")
+    assert (await api.records("job"))[-1]["errors"] == 1
+
+
+async def test_a_processor_that_sleeps_for_ever_is_left_behind(serving):
+    gate = Gate()
+    api = await serving(gate, segment_seconds=0.05)
+    await api.put("job", b"x")
+    status, body, _ = await api.get("job")
+    assert status == 500
+    assert "longer than the segment time limit of 0.05 s" in json.loads(body)["error"]
+    assert gate.cancelled == 1
+    gate.open.set()
+    await api.put("job", b"y")
+    assert (await api.get("job"))[1] == b"y"
+
+
+async def test_a_processor_that_ignores_its_cancellation_is_left_behind_too(serving):
+    let_go = asyncio.Event()
+
+    class Stubborn:
+        async def process(self, frame):
+            while not let_go.is_set():
+                try:
+                    await let_go.wait()
+                except asyncio.CancelledError:
+                    continue
+            return frame
+
+    api = await serving(Stubborn(), segment_seconds=0.05)
+    await api.put("job", b"x")
+    assert (await api.get("job"))[0] == 500
+    let_go.set()
+    await api.put("job", b"y")
+    assert (await api.get("job"))[1] == b"y"
+
+
+async def test_a_full_queue_answers_503_and_loses_nothing(serving):
+    gate = Gate()
+    api = await serving(gate, queue_segments=2, admission_seconds=0.05)
+    for number in range(2):
+        assert (await api.put("job", b"%d" % number))[0] == 200
+    status, body, headers = await api.put("job", b"2")
+    assert status == 503
+    assert "2 segments waiting" in body["error"]
+    assert int(headers["Retry-After"]) >= 1
+    gate.open.set()
+    assert [(await api.get("job"))[1] for _ in range(2)] == [b"0", b"1"]
+    assert (await api.put("job", b"2"))[0] == 200
+
+
+async def test_unread_results_push_back_and_are_never_dropped(serving):
+    api = await serving(Upper(), kept_results=2, queue_segments=2, admission_seconds=0.05)
+    sent = 0
+    while (await api.put("job", b"n%d" % sent))[0] == 200:
+        sent += 1
+    assert sent <= 2 + 2 + 1  # the ring, the queue, and no more than what was at work
+    got = []
+    for _ in range(sent):
+        got.append((await api.get("job"))[1])
+    assert got == [b"N%d" % number for number in range(sent)]
+
+
+async def test_a_live_feed_is_not_read_faster_than_its_results(serving):
+    api = await serving(Upper(), kept_results=1, queue_segments=1, idle_seconds=60)
+    frames = 50
+    feeding = asyncio.ensure_future(
+        api.put("job", [b"abc"] * frames, chunked=True, query="?width=1&height=1")
+    )
+    await asyncio.sleep(0.2)
+    assert not feeding.done()
+    assert api.table.get("job").results.next_seq <= 2
+    records = await api.records("job")
+    assert len(records) == frames + 1
+    assert (await feeding)[1]["segments"] == frames
+
+
+async def test_one_job_too_many_is_503(serving):
+    api = await serving(Upper(), jobs=2)
+    assert [(await api.put(name, b"x"))[0] for name in ("a", "b", "c")] == [200, 200, 503]
+    await api.end("a")
+    assert (await api.put("c", b"x"))[0] == 200
+
+
+async def test_ended_jobs_do_not_pile_up(serving):
+    api = await serving(Upper(), jobs=3)
+    for number in range(20):
+        assert (await api.put(f"job{number}", b"x"))[0] == 200
+        await api.end(f"job{number}")
+        assert (await api.get(f"job{number}"))[1] == b"X"
+    assert len(api.table.jobs) <= 6
+
+
+async def test_an_idle_job_ends_with_an_error_for_each_unfinished_segment(serving):
+    api = await serving(Upper(), kept_results=1, queue_segments=4, idle_seconds=0.1)
+    for number in range(4):
+        await api.put("job", b"n%d" % number)
+    await until(lambda: api.table.get("job").results.ended)
+    records = await api.records("job")
+    assert [each["seq"] for each in records] == list(range(len(records)))
+    assert [each["type"] for each in records] == ["result", "error", "error", "error", "error", "end"]
+    assert "idle" in records[-2]["error"]
+    assert records[-1]["errors"] == 4
+
+
+async def test_an_ended_job_is_forgotten(serving):
+    api = await serving(Upper(), linger_seconds=0.05)
+    await api.put("job", b"x")
+    await api.end("job")
+    await until(lambda: not api.table.jobs)
+    assert (await api.get("job", "?wait=0"))[0] == 404
+
+
+async def test_half_a_sample_at_the_end_of_a_feed_is_an_error_record(serving):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", [b"abc", b"d", b"e"], chunked=True)
+    assert (status, body["bytes"]) == (200, 5)
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["result", "error", "end"]
+    assert records[0]["text"] == "4 bytes"
+    assert "one byte was left over" in records[1]["error"]
+
+
+async def test_chunked_video_needs_its_size(serving):
+    class Video(Upper):
+        media = "video"
+
+    api = await serving(Video())
+    for query in ("", "?width=2", "?width=0&height=2", "?width=x&height=2", "?width=99999&height=2", "?width=²&height=2"):
+        status, body, _ = await api.put("job", b"x", chunked=True, query=query)
+        assert status == 400, query
+        assert "?width=&height=" in body["error"]
+    status, _, _ = await api.put("job", b"x", chunked=True, query="?width=16384&height=16384")
+    assert status == 413
+
+
+async def test_video_feed_is_cut_into_frames_and_the_rest_is_an_error(serving):
+    class Video(Upper):
+        media = "video"
+
+    api = await serving(Video())
+    await api.put("job", [b"abcdefabc", b"defxyz"], chunked=True, query="?width=2&height=1")
+    records = await api.records("job")
+    assert [each.get("text") for each in records] == ["ABCDEF", "ABCDEF", None, None]
+    assert "3 of 6 bytes (2x1 RGB24)" in records[2]["error"]
+
+
+def wav(samples=b"\x01\x00" * 160, claimed=None):
+    size = len(samples) if claimed is None else claimed
+    head = b"RIFF" + struct.pack("<I", min(36 + size, 0xFFFFFFFF)) + b"WAVEfmt "
+    return head + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16) + b"data" + struct.pack("<I", size) + samples
+
+
+@pytest.mark.parametrize("content_type", ["audio/wav", "application/octet-stream"])
+async def test_wav_segment_is_read_as_wav(serving, content_type):
+    api = await serving(Sound())
+    assert (await api.put("job", wav(), headers={"Content-Type": content_type}))[0] == 200
+    assert (await api.get("job"))[1] == b"320 bytes"
+
+
+async def test_wav_feed_is_read_as_wav(serving):
+    api = await serving(Sound())
+    data = wav()
+    parts = [data[:10], data[10:50], data[50:]]
+    assert (await api.put("job", parts, chunked=True, headers={"Content-Type": "audio/wav"}))[0] == 200
+    assert [each.get("text") for each in await api.records("job")] == ["320 bytes", None]
+
+
+async def test_wav_that_claims_4_gb_is_refused_with_both_figures(serving):
+    api = await serving(Sound())
+    data = wav(claimed=0xFFFFFFF0)
+    status, body, _ = await api.put("job", data, headers={"Content-Type": "audio/wav"})
+    assert status == 400
+    assert str(0xFFFFFFF0) in body["error"]
+    assert "320" in body["error"]
+    assert (await api.get("job", "?wait=0"))[0] == 204
+    await api.still_serves()
+
+
+async def test_wav_feed_that_is_cut_off_gives_what_there_was_and_an_error(serving):
+    api = await serving(Sound())
+    data = wav()[:-100]
+    assert (await api.put("job", [data], chunked=True, headers={"Content-Type": "audio/wav"}))[0] == 200
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["result", "error", "end"]
+    assert records[0]["text"] == "220 bytes"
+
+
+async def test_a_feed_that_is_not_wav_after_all_is_400(serving):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", b"this is no wav" * 10, chunked=True, headers={"Content-Type": "audio/wav"})
+    assert status == 400
+    assert "RIFF" in body["error"]
+
+
+@pytest.mark.parametrize("kind", ["audio/mpeg", "video/mp4"])
+async def test_media_that_this_path_does_not_read_is_415(serving, kind):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", b"ID3", headers={"Content-Type": kind})
+    assert status == 415
+    assert kind in body["error"]
+
+
+async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):
+    class Sometimes:
+        async def process(self, frame):
+            if frame == b"bad":
+                raise ValueError("no")
+            return frame
+
+    api = await serving(Sometimes())
+    for frame in (b"good", b"bad"):
+        await api.put("job", frame)
+    import aiohttp
+
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await api.get("job", "?follow=1")
+    assert (await api.get("job"))[0] == 500
+
+
+async def test_garbage_on_the_socket_does_no_harm(serving):
+    api = await serving(Upper())
+    for bytes_in in (b"\x00\xff" * 100, b"PUT /live/x/source HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(bytes_in)
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    await api.still_serves()

@@ -1,0 +1,237 @@
+"""The speech fixtures: format, level, and that their texts are what a model hears."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import whisper
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+TOOL = ROOT / "tools" / "make_fixtures.py"
+DEMO_MODEL = ROOT / "whisper_byoc" / "speech" / "assets" / "demo.pt"
+TINY_MODEL = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper" / "tiny.pt"
+
+TEXTS = json.loads((FIXTURES / "texts.json").read_text("utf-8"))
+SPOKEN = [name for name, entry in TEXTS.items() if entry["text"]]
+DEMO = [name for name, entry in TEXTS.items() if entry["model"] in ("demo", "any")]
+TINY = [name for name, entry in TEXTS.items() if entry["model"] == "tiny"]
+# A guess, not measured: room for one misheard word in four.
+TINY_WORD_ERROR_LIMIT = 0.25
+
+# openai-whisper leaves its vocabulary file for the garbage collector to close.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_fixtures", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def demo_model() -> whisper.Whisper:
+    return whisper.load_model(str(DEMO_MODEL), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> whisper.Whisper:
+    if not TINY_MODEL.exists():
+        pytest.skip("whisper-tiny's weights are not in openai-whisper's cache")
+    return whisper.load_model(str(TINY_MODEL), device="cpu")
+
+
+def transcribe(model: whisper.Whisper, samples: np.ndarray) -> str:
+    return model.transcribe(samples, language="en", temperature=0.0, condition_on_previous_text=False, fp16=False)[
+        "text"
+    ]
+
+
+def dbfs(amplitude: float) -> float:
+    return 20 * np.log10(amplitude)
+
+
+def rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def quietest_cuts(samples: np.ndarray, rate: int, limit_seconds: int = 15) -> list[float]:
+    """Cut as a live feed is cut: in the middle of the longest run of the quietest 20 ms frames in the last third."""
+    frame = rate // 50
+    levels = np.array([rms(samples[at : at + frame]) for at in range(0, len(samples), frame)])
+    limit = limit_seconds * 50
+    cuts = [0]
+    while len(levels) - cuts[-1] > limit:
+        first = cuts[-1] + limit * 2 // 3
+        third = levels[first : cuts[-1] + limit]
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], third == third.min(), [False]])))
+        start, end = max(edges.reshape(-1, 2), key=lambda run: run[1] - run[0])
+        cuts.append(int(first + (start + end) // 2))
+    return [cut / 50 for cut in cuts[1:]]
+
+
+def test_every_file_is_listed_and_every_listed_file_is_there():
+    assert set(TEXTS) == {path.name for path in FIXTURES.glob("*.wav")}
+
+
+def test_there_is_something_for_every_model():
+    assert len(DEMO) >= 8
+    assert len(TINY) >= 4
+    assert len(TEXTS) == len(DEMO) + len(TINY)
+
+
+def test_the_listing_is_that_of_the_table(tool):
+    """A text changed in the table and not made anew, or changed by hand, is found here."""
+    assert {name: (entry["text"], entry["model"], entry["note"]) for name, entry in TEXTS.items()} == {
+        fixture.name: (fixture.text, fixture.model, fixture.note) for fixture in tool.FIXTURE_TABLE
+    }
+
+
+def test_the_fixtures_are_small():
+    assert sum(path.stat().st_size for path in FIXTURES.iterdir()) < 5_000_000
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_format(name):
+    with wave.open(str(FIXTURES / name)) as file:
+        form = (file.getframerate(), file.getnchannels(), file.getsampwidth())
+        seconds = file.getnframes() / file.getframerate()
+    assert form == ((48_000, 2, 2) if "stereo-48k" in name else (16_000, 1, 2))
+    assert seconds == pytest.approx(TEXTS[name]["seconds"], abs=0.005)
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_level(name, tool):
+    samples, _ = tool.read_wav(FIXTURES / name)
+    assert dbfs(np.abs(samples).max()) == pytest.approx(-3.0, abs=0.05)
+    assert dbfs(rms(samples)) > -30
+    assert abs(samples.mean()) < 0.01
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_utterances_hold_the_text_and_all_of_the_sound(name, tool):
+    samples = tool.hearable(FIXTURES / name)
+    entry = TEXTS[name]
+    assert " ".join(utterance["text"] for utterance in entry["utterances"]) == entry["text"]
+    outside = np.ones(len(samples), bool)
+    for utterance in entry["utterances"]:
+        start, end = round(utterance["start"] * 16_000), round(utterance["end"] * 16_000)
+        assert 0 <= start < end <= len(samples)
+        assert dbfs(rms(samples[start:end])) > -25
+        outside[max(start - 160, 0) : end + 160] = False  # times are rounded to 10 ms
+    assert dbfs(np.abs(samples[outside]).max() + 1e-9) < (-20 if "noise" in name else -60)
+
+
+def test_silence_is_digital_silence(tool):
+    samples, rate = tool.read_wav(FIXTURES / "silence-3s.wav")
+    assert not samples.any()
+    assert len(samples) == 3 * rate
+
+
+def test_noise_is_15_db_below_the_speech(tool):
+    name = "demo-numbers-noise-15db.wav"
+    samples = tool.hearable(FIXTURES / name)
+    (utterance,) = TEXTS[name]["utterances"]
+    start, end = (round(utterance[edge] * 16_000) for edge in ("start", "end"))
+    noise_power = rms(np.concatenate([samples[: start - 160], samples[end + 160 :]])) ** 2
+    speech_power = rms(samples[start:end]) ** 2 - noise_power
+    assert 10 * np.log10(speech_power / noise_power) == pytest.approx(15, abs=1.5)
+
+
+def test_stereo_channels_differ_by_6_db(tool):
+    samples, _ = tool.read_wav(FIXTURES / "demo-stereo-48k.wav")
+    assert dbfs(rms(samples[:, 0]) / rms(samples[:, 1])) == pytest.approx(6.02, abs=0.05)
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_demo_texts_keep_to_the_vocabulary(name, tool):
+    vocabulary = (FIXTURES / "demo-vocabulary.txt").read_text("utf-8").split()
+    assert len(vocabulary) == len(set(vocabulary)) == 105
+    assert set(tool.words(TEXTS[name]["text"])) <= set(vocabulary)
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_the_demo_model_hears_the_text(name, tool, demo_model):
+    heard = transcribe(demo_model, tool.hearable(FIXTURES / name))
+    assert tool.words(heard) == tool.words(TEXTS[name]["text"])
+
+
+def test_the_long_file_cut_live_has_one_utterance_in_each_segment(tool, demo_model):
+    samples = tool.hearable(FIXTURES / "demo-long-40s.wav")
+    utterances = TEXTS["demo-long-40s.wav"]["utterances"]
+    cuts = quietest_cuts(samples, rate=16_000)
+    assert len(cuts) == 3
+    for before, cut, after in zip(utterances, cuts, utterances[1:], strict=False):
+        assert before["end"] + 0.3 < cut < after["start"] - 0.3
+    segments = np.split(samples, [round(cut * 16_000) for cut in cuts])
+    heard = [tool.words(transcribe(demo_model, segment)) for segment in segments]
+    assert heard == [tool.words(utterance["text"]) for utterance in utterances]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_whisper_tiny_hears_about_the_text(name, tool, tiny_model):
+    wanted = tool.words(TEXTS[name]["text"])
+    heard = tool.words(transcribe(tiny_model, tool.hearable(FIXTURES / name)))
+    assert word_errors(wanted, heard) <= TINY_WORD_ERROR_LIMIT * len(wanted), " ".join(heard)
+
+
+def word_errors(wanted: list[str], heard: list[str]) -> int:
+    """Insertions, deletions and substitutions between two lists of words (Levenshtein distance)."""
+    row = list(range(len(heard) + 1))
+    for i, want in enumerate(wanted, 1):
+        diagonal, row[0] = row[0], i
+        for j, word in enumerate(heard, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (want != word))
+    return row[-1]
+
+
+@pytest.mark.parametrize(
+    ("heard", "errors"), [("a b c", 0), ("a c", 1), ("a x c", 1), ("a b c d", 1), ("", 3), ("b c a", 2)]
+)
+def test_word_errors(heard, errors):
+    assert word_errors(["a", "b", "c"], heard.split()) == errors
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_making_a_fixture_is_repeatable(tool, tmp_path, capsys):
+    noisy = [fixture for fixture in tool.FIXTURE_TABLE if "noise" in fixture.name]
+    for folder in ("first", "second"):
+        tool.make(noisy, tmp_path / folder)
+    assert noisy[0].name in capsys.readouterr().out
+    for name in (noisy[0].name, "texts.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert json.loads((tmp_path / "first" / "texts.json").read_text())[noisy[0].name]["text"] == noisy[0].text
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_an_unknown_voice_is_one_clear_sentence(tool):
+    with pytest.raises(tool.EspeakFailed, match="could not say 'yes' with voice 'xyz'"):
+        tool.speak(tool.Utterance("yes", "xyz"), 16_000)
+
+
+def test_without_espeak_it_says_what_to_install(tmp_path):
+    command = [sys.executable, str(TOOL), "--folder", str(tmp_path)]
+    result = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert result.stderr == "espeak-ng is not installed: apt-get install espeak-ng, then run this again.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_finds_a_wrong_text(tool, tmp_path, capsys):
+    name = "demo-yes.wav"
+    shutil.copy(FIXTURES / "demo-stop.wav", tmp_path / name)
+    yes = [fixture for fixture in tool.FIXTURE_TABLE if fixture.name == name]
+    assert not tool.check(yes, tmp_path)
+    assert "WRONG  demo-yes.wav" in capsys.readouterr().out
+    assert tool.check(yes, FIXTURES)
