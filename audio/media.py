@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from audio import pcm
 from audio.errors import MediaError, UnsupportedWav
 from audio.wav import read_wav
 
-__all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_path", "load_audio"]
+__all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_environment", "ffmpeg_path", "load_audio"]
 
 TIMEOUT = 60.0
 """Default limit for one call, in seconds: ffmpeg decodes some hundred times faster than real time."""
@@ -61,6 +62,16 @@ def ffmpeg_path() -> str:
             "There is no ffmpeg to decode this with: install ffmpeg on PATH or the Python package imageio-ffmpeg, "
             "or send WAV or raw PCM16, which need neither."
         ) from None
+
+
+def ffmpeg_environment() -> dict[str, str]:
+    """Return the environment to run ffmpeg in: ours, and a guard for the binary in the wheel.
+
+    That one is static and made on Debian 10. Where it converts text (the service name in MPEG-TS) it loads the
+    system's gconv modules, and with a newer glibc dies of signal 11. A GCONV_PATH of its own turns off the cache
+    that leads it there; an ffmpeg that fits the system finds its modules all the same.
+    """
+    return {**os.environ, "GCONV_PATH": ""}
 
 
 def load_audio(
@@ -128,7 +139,12 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
 def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
-    run = _Run(_command(), file, timeout, max_bytes=int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH)
+    command = _command()
+    max_bytes = int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
+    try:
+        run = _Run(command, file, timeout, max_bytes)
+    except OSError as error:
+        raise MediaError(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
     if run.timed_out:
         raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
     if run.too_long:
@@ -162,7 +178,9 @@ class _Run:
         self.too_long = False
         lines: deque[bytes] = deque(maxlen=20)  # a broken file can make ffmpeg complain without end
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe) as process:
+        with subprocess.Popen(
+            command, stdin=stdin, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
+        ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             complaints = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
@@ -179,14 +197,20 @@ class _Run:
                     process.wait()  # closing stdout is the last thing ffmpeg does, and the clock still runs
             finally:
                 clock.cancel()
-                process.kill()
+                _kill(process)
                 complaints.join()
         self.returncode = process.returncode
         self.complaints = _meaningful(lines)
 
     def _expire(self, process: subprocess.Popen[bytes]) -> None:
         self.timed_out = True
-        process.kill()
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole session: ffmpeg on PATH may be a script, whose child would keep the pipes open."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _meaningful(lines: deque[bytes]) -> list[str]:
@@ -203,6 +227,9 @@ def _why(name: str, run: _Run) -> str:
     if "not on whitelist" in text:
         return f"{name} is a playlist, or of a container that is not read here; send the media file itself."
     if run.returncode < 0:
-        return f"ffmpeg was killed by signal {-run.returncode} while it decoded {name}; is there enough memory?"
+        return (
+            f"{name} was not decoded: ffmpeg was killed by signal {-run.returncode}; see that there is enough memory, "
+            "or convert the file to WAV first."
+        )
     reason = run.complaints[-1] if run.complaints else "invalid data"
     return f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file."

@@ -81,14 +81,10 @@ async def serving():
         async def start(processors, *, wait=True, **limits) -> Api:
             if not isinstance(processors, dict):
                 processors = {"test": processors}
-            server = await stack.enter_async_context(
-                Server(processors, ServerConfig("127.0.0.1", 0, Limits(**limits)))
-            )
+            server = await stack.enter_async_context(Server(processors, ServerConfig("127.0.0.1", 0, Limits(**limits))))
             if wait:
                 await server.loaded()
-            http = await stack.enter_async_context(
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
-            )
+            http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
             return Api(server, http)
 
         yield start

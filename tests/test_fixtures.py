@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import whisper
 
+from audio.utterances import QuietCutter
+
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
 TOOL = ROOT / "tools" / "make_fixtures.py"
@@ -64,21 +66,6 @@ def dbfs(amplitude: float) -> float:
 
 def rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def quietest_cuts(samples: np.ndarray, rate: int, limit_seconds: int = 15) -> list[float]:
-    """Cut as a live feed is cut: in the middle of the longest run of the quietest 20 ms frames in the last third."""
-    frame = rate // 50
-    levels = np.array([rms(samples[at : at + frame]) for at in range(0, len(samples), frame)])
-    limit = limit_seconds * 50
-    cuts = [0]
-    while len(levels) - cuts[-1] > limit:
-        first = cuts[-1] + limit * 2 // 3
-        third = levels[first : cuts[-1] + limit]
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], third == third.min(), [False]])))
-        start, end = max(edges.reshape(-1, 2), key=lambda run: run[1] - run[0])
-        cuts.append(int(first + (start + end) // 2))
-    return [cut / 50 for cut in cuts[1:]]
 
 
 def test_every_file_is_listed_and_every_listed_file_is_there():
@@ -168,15 +155,17 @@ def test_the_demo_model_hears_the_text(name, tool, demo_model):
 
 
 def test_the_long_file_cut_live_has_one_utterance_in_each_segment(tool, demo_model):
-    samples = tool.hearable(FIXTURES / "demo-long-40s.wav")
+    with wave.open(str(FIXTURES / "demo-long-40s.wav")) as file:
+        pcm = file.readframes(file.getnframes())
     utterances = TEXTS["demo-long-40s.wav"]["utterances"]
-    cuts = quietest_cuts(samples, rate=16_000)
+    cutter = QuietCutter(max_seconds=15)
+    segments = [np.frombuffer(segment, "<i2") for segment in [*cutter.feed(pcm), *cutter.finish()]]
+    cuts = np.cumsum([len(segment) for segment in segments[:-1]]) / 16_000
     assert len(cuts) == 3
     for before, cut, after in zip(utterances, cuts, utterances[1:], strict=False):
         assert before["end"] + 0.3 < cut < after["start"] - 0.3
-    segments = np.split(samples, [round(cut * 16_000) for cut in cuts])
-    heard = [tool.words(transcribe(demo_model, segment)) for segment in segments]
-    assert heard == [tool.words(utterance["text"]) for utterance in utterances]
+    heard = [transcribe(demo_model, segment.astype(np.float32) / 32768) for segment in segments]
+    assert [tool.words(text) for text in heard] == [tool.words(utterance["text"]) for utterance in utterances]
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from whisper_byoc.client import TrickleClient
     from whisper_byoc.processors.base import FrameProcessor, JobInfo, Result
-    from whisper_byoc.server.run import run_processor
+    from whisper_byoc.server.hosted import run_processor
 
 __all__ = ["FrameProcessor", "JobInfo", "Result", "TrickleClient", "__version__", "run_processor"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "JobInfo": "whisper_byoc.processors.base",
     "Result": "whisper_byoc.processors.base",
     "TrickleClient": "whisper_byoc.client",
-    "run_processor": "whisper_byoc.server.run",
+    "run_processor": "whisper_byoc.server.hosted",
 }
 
 

@@ -121,13 +121,15 @@ class TrickleClient:
     async def _feed(self, job: str, body: AsyncIterator[bytes], content_type: str, query: Mapping[str, str]) -> None:
         """Send the body. When that fails, end the input, so that the reader gets what did arrive, and its end."""
         headers = {"Content-Type": content_type}
+        broken: list[Exception] = []
+        watched = remember_error(body, broken)
         try:
-            async with self._request("PUT", f"{job}/source", params=query, data=body, headers=headers) as answer:
+            async with self._request("PUT", f"{job}/source", params=query, data=watched, headers=headers) as answer:
                 await answer.read()
-        except Exception:
+        except Exception as error:
             with suppress(ClientError):
                 await self._delete(f"{job}/source")
-            raise
+            raise (broken[0] if broken else error) from None
 
     async def _records(self, job: str, feed: asyncio.Task[None]) -> AsyncGenerator[dict[str, Any], None]:
         """Follow the output, unless the feed is refused before there is one."""
@@ -200,6 +202,16 @@ async def chunked(source: AsyncIterable[bytes] | bytes) -> AsyncIterator[bytes]:
         async for chunk in source:
             if chunk:
                 yield chunk
+
+
+async def remember_error(source: AsyncIterator[bytes], errors: list[Exception]) -> AsyncIterator[bytes]:
+    """Pass bytes on, and keep the source's own exception, which the HTTP client would wrap in one of its own."""
+    try:
+        async for chunk in source:
+            yield chunk
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
 async def lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

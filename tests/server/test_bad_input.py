@@ -89,9 +89,7 @@ async def test_client_that_vanishes_in_mid_segment_leaves_nothing(serving):
 
 async def test_feed_that_breaks_is_worked_on_as_far_as_it_came(serving):
     api = await serving(Sound())
-    _, writer = await raw(
-        api, "PUT /live/job/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked", b"6\r\nabcdef\r\n"
-    )
+    _, writer = await raw(api, "PUT /live/job/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked", b"6\r\nabcdef\r\n")
     await until(lambda: api.table.busy)
     await asyncio.sleep(0.05)
     writer.transport.abort()
@@ -116,7 +114,7 @@ async def test_client_that_vanishes_before_reading_loses_nothing(serving):
 async def test_client_that_vanishes_while_the_model_works_finds_its_result_later(serving):
     gate = Gate()
     api = await serving(gate)
-    reader, writer = await raw(api, "PUT /live/job/source HTTP/1.1\nHost: x\nContent-Length: 4", b"work")
+    _, writer = await raw(api, "PUT /live/job/source HTTP/1.1\nHost: x\nContent-Length: 4", b"work")
     await asyncio.wait_for(gate.begun.wait(), 5)
     writer.transport.abort()
     gate.open.set()
@@ -246,9 +244,7 @@ async def test_unread_results_push_back_and_are_never_dropped(serving):
 async def test_a_live_feed_is_not_read_faster_than_its_results(serving):
     api = await serving(Upper(), kept_results=1, queue_segments=1, idle_seconds=60)
     frames = 50
-    feeding = asyncio.ensure_future(
-        api.put("job", [b"abc"] * frames, chunked=True, query="?width=1&height=1")
-    )
+    feeding = asyncio.ensure_future(api.put("job", [b"abc"] * frames, chunked=True, query="?width=1&height=1"))
     await asyncio.sleep(0.2)
     assert not feeding.done()
     assert api.table.get("job").results.next_seq <= 2
@@ -308,7 +304,14 @@ async def test_chunked_video_needs_its_size(serving):
         media = "video"
 
     api = await serving(Video())
-    for query in ("", "?width=2", "?width=0&height=2", "?width=x&height=2", "?width=99999&height=2", "?width=²&height=2"):
+    for query in (
+        "",
+        "?width=2",
+        "?width=0&height=2",
+        "?width=x&height=2",
+        "?width=99999&height=2",
+        "?width=²&height=2",
+    ):
         status, body, _ = await api.put("job", b"x", chunked=True, query=query)
         assert status == 400, query
         assert "?width=&height=" in body["error"]

@@ -20,7 +20,7 @@ from whisper_byoc.cli.serve import add_limits, limits_of, log_to_stderr
 from whisper_byoc.compat.names import tutorial_names
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.base import FrameProcessor, Processor
-from whisper_byoc.server.run import run_processor
+from whisper_byoc.server.hosted import run_processor
 
 __all__ = ["configure", "run"]
 

@@ -16,7 +16,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.run import ServerConfig, serve
+from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 
 __all__ = ["add_limits", "configure", "limits_of", "log_to_stderr", "run"]
 
@@ -81,5 +81,5 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def log_to_stderr(level: str) -> None:
-    """Log as pytrickle and its applications do: `time [LEVEL] name - message`."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s [%(levelname)s] %(name)s - %(message)s")
+    """Log to stderr from `level` on."""
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)

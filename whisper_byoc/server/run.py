@@ -19,12 +19,14 @@ from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.table import JobTable
 
-__all__ = ["ServerConfig", "run_processor", "serve"]
+__all__ = ["Server", "ServerConfig", "serve"]
 
 log = logging.getLogger("whisper_byoc.server")
 
 KEEP_ALIVE_S = 3600.0  # an orchestrator keeps its connection open between jobs
 SHUTDOWN_S = 5.0
+LOG_FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
+"""As pytrickle and its applications log."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,6 @@ class ServerConfig:
     host: str = "0.0.0.0"
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
-
-
-async def run_processor(
-    processor: Processor,
-    host: str = "0.0.0.0",
-    port: int = 8000,
-    *,
-    name: str | None = None,
-    limits: Limits | None = None,
-) -> None:
-    """Serve one processor until SIGTERM or SIGINT.
-
-    `processor` is any object with `async process(frame: bytes) -> bytes`. Raises `StartError` when the port is in use
-    or the processor does not initialize.
-    """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(name)s - %(message)s")
-    await serve({name or type(processor).__name__: processor}, ServerConfig(host, port, limits or Limits()))
 
 
 async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop: asyncio.Event | None = None) -> None:
@@ -81,9 +65,7 @@ class Server:
 
     def __init__(self, processors: Mapping[str, Processor], config: ServerConfig) -> None:
         for name, processor in processors.items():
-            if not callable(getattr(processor, "process", None)):
-                kind = type(processor).__name__
-                raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
+            check_processor(name, processor)
         self.port = config.port
         self._config = config
         metrics = Metrics()
@@ -130,6 +112,13 @@ class Server:
         Raises `StartError` or `ModelError` when one of them will never be.
         """
         await asyncio.gather(*self._loading)
+
+
+def check_processor(name: str, processor: object) -> None:
+    """Raise `StartError` for an object that cannot process anything."""
+    if not callable(getattr(processor, "process", None)):
+        kind = type(processor).__name__
+        raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
 
 
 async def listen(runner: web.AppRunner, config: ServerConfig) -> int:

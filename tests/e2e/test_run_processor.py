@@ -1,0 +1,247 @@
+"""`run_processor` as its users run it: a script in a process of its own, stopped by signals."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from whisper_byoc import TrickleClient
+
+PRELUDE = """
+import asyncio, sys, time
+from whisper_byoc import run_processor
+
+class Upper:
+    content_type = "text/plain; charset=utf-8"
+    async def process(self, frame):
+        return frame.upper()
+"""
+
+
+class Script:
+    """A running script with its log."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def listening(self) -> "Script":
+        """Wait for the exact log line, and take the port from it."""
+        while line := (await self.process.stderr.readline()).decode():
+            self.log.append(line)
+            if found := re.search(r"Trickle server listening on port (\d+)$", line.rstrip()):
+                self.port = int(found[1])
+                return self
+        raise AssertionError(f"it never listened: {self.log}")
+
+    async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
+        """Send the signal, wait for the exit, keep the rest of the log."""
+        if number is not None:
+            self.process.send_signal(number)
+        _, rest = await asyncio.wait_for(self.process.communicate(), 40)
+        self.log.append(rest.decode())
+        return self.process.returncode
+
+
+@pytest.fixture
+async def script(tmp_path):
+    """Give a function that runs a script; what still runs at the end is killed."""
+    running: list[asyncio.subprocess.Process] = []
+
+    async def start(source: str, *arguments: str, prelude: str = PRELUDE) -> Script:
+        path = tmp_path / f"script{len(running)}.py"
+        path.write_text(prelude + source)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(path), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        running.append(process)
+        return Script(process)
+
+    yield start
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+SERVE = 'asyncio.run(run_processor(Upper(), host="127.0.0.1", port=0))'
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_serves_until_a_signal_and_exits_with_0(script, number):
+    running = await (await script(SERVE)).listening()
+    async with TrickleClient(running.url) as client:
+        assert await client.process_frame(b"hello") == b"HELLO"
+    assert await running.end(number) == 0
+    assert "Traceback" not in "".join(running.log)
+
+
+async def test_sigterm_with_work_queued_finishes_it(script):
+    slow = """
+class Slow(Upper):
+    async def process(self, frame):
+        await asyncio.sleep(0.2)
+        return frame.upper()
+
+asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
+"""
+    running = await (await script(slow)).listening()
+    records = []
+
+    async def source():
+        for _ in range(5):
+            yield b"abc"
+        running.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(30)
+        yield b"never sent"
+
+    from whisper_byoc.errors import ServerRefused
+
+    async with TrickleClient(running.url) as client:
+        with pytest.raises(ServerRefused, match="shutting down"):
+            async for record in client.stream(source(), width="1", height="1"):
+                records.append(record)
+    assert [each.get("text") for each in records] == ["ABC"] * 5 + [None]
+    assert records[-1]["type"] == "end"
+    assert await running.end(None) == 0
+
+
+async def test_a_processor_that_blocks_its_loop_does_not_block_the_server(script):
+    blocking = """
+class Blocking(Upper):
+    async def process(self, frame):
+        if frame == b"block":
+            time.sleep(1000)
+        return frame.upper()
+
+from whisper_byoc.server.limits import Limits
+limits = Limits(segment_seconds=0.5, drain_seconds=1)
+asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
+"""
+    running = await (await script(blocking)).listening()
+    async with TrickleClient(running.url) as client:
+        assert await client.process_frame(b"x") == b"X"
+        with pytest.raises(Exception, match="segment time limit"):
+            await client.process_frame(b"block")
+    health = await asyncio.to_thread(lambda: urllib.request.urlopen(f"{running.url}/health", timeout=5).read())
+    assert json.loads(health)["status"] in ("IDLE", "OK")
+    assert await running.end() == 0
+    assert "cannot be waited for" in "".join(running.log)
+
+
+async def test_port_in_use_is_one_sentence(script):
+    first = await (await script(SERVE)).listening()
+    source = SERVE.replace("port=0", f"port={first.port}").replace(
+        "asyncio.run(", "try:\n    asyncio.run("
+    ) + "\nexcept Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')"
+    second = await script(source)
+    assert await second.end(None) == 1
+    log = "".join(second.log)
+    assert f"StartError: port {first.port} on 127.0.0.1 is in use" in log
+    assert "--port" in log
+
+
+async def test_a_processor_that_fails_to_initialize_ends_the_server(script):
+    source = """
+class Broken(Upper):
+    async def initialize(self):
+        raise OSError("no weights")
+
+try:
+    asyncio.run(run_processor(Broken(), host="127.0.0.1", port=0))
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+    running = await script(source)
+    assert await running.end(None) == 1
+    assert "StartError: pipeline Broken failed to initialize: OSError: no weights" in "".join(running.log)
+
+
+async def test_hooks_run_once_on_the_authors_own_loop(script, tmp_path):
+    source = f"""
+from pathlib import Path
+trace = Path({str(tmp_path / "trace")!r})
+
+class Traced(Upper):
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+    async def note(self, what):
+        assert asyncio.get_running_loop() is self.loop
+        with trace.open("a") as file:
+            file.write(what + "\\n")
+    async def initialize(self):
+        await self.note("initialize")
+    async def process(self, frame):
+        await self.note("process")
+        return frame
+    async def shutdown(self):
+        await self.note("shutdown")
+
+async def main():
+    await run_processor(Traced(), host="127.0.0.1", port=0)
+    print("back from run_processor")
+
+asyncio.run(main())
+"""
+    running = await (await script(source)).listening()
+    async with TrickleClient(running.url) as client:
+        await client.process_frame(b"x")
+    running.process.send_signal(signal.SIGTERM)
+    out, _ = await asyncio.wait_for(running.process.communicate(), 20)
+    assert out == b"back from run_processor\n"
+    assert Path(tmp_path / "trace").read_text().split() == ["initialize", "process", "shutdown"]
+
+
+async def test_second_signal_does_not_wait(script):
+    slow = """
+class Slow(Upper):
+    async def process(self, frame):
+        await asyncio.sleep(60)
+        return frame
+
+asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
+"""
+    running = await (await script(slow)).listening()
+
+    def put() -> None:
+        request = urllib.request.Request(f"{running.url}/live/job/source", data=b"x", method="PUT")
+        urllib.request.urlopen(request, timeout=5).read()
+
+    await asyncio.to_thread(put)
+    running.process.send_signal(signal.SIGTERM)
+    while b"shutting down" not in (line := await asyncio.wait_for(running.process.stderr.readline(), 10)):
+        assert line
+    assert await running.end(signal.SIGTERM) == -signal.SIGTERM
+
+
+async def test_cancelling_stops_the_server(unused_tcp_port):
+    from whisper_byoc import run_processor
+
+    class Upper:
+        async def process(self, frame):
+            return frame.upper()
+
+    serving = asyncio.ensure_future(run_processor(Upper(), host="127.0.0.1", port=unused_tcp_port))
+    for _ in range(200):
+        try:
+            async with TrickleClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
+                assert await client.process_frame(b"x") == b"X"
+            break
+        except Exception:
+            await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("it never answered")
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
