@@ -1,0 +1,79 @@
+"""Records and subtitle forms."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_byoc.speech.transcript import FORMATS, TextSegment, Transcription, clock, join, transcript_record
+
+HEARD = Transcription("Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General.")))
+
+
+def test_record_is_on_the_jobs_clock():
+    record = transcript_record(HEARD, first_sample=67_200, samples=50_400, queue_ms=1.6, inference_ms=180.2)
+    assert record == {
+        "type": "transcript",
+        "is_final": True,
+        "text": "Hello there. General.",
+        "language": "en",
+        "timing": {"media_window_start_ms": 4200, "media_window_end_ms": 7350},
+        "segments": [
+            {"start_ms": 4700, "end_ms": 6200, "text": "Hello there."},
+            {"start_ms": 6700, "end_ms": 7350, "text": "General."},  # clamped to the sound there is
+        ],
+        "stats": {"audio_duration_ms": 3150, "queue_ms": 2, "inference_ms": 180},
+    }
+
+
+def test_times_stay_exact_over_hours():
+    sample = 16_000 * 3600 * 5 + 1
+    record = transcript_record(Transcription("", "en"), sample, 16_000, 0, 0)
+    assert record["timing"] == {"media_window_start_ms": 18_000_000, "media_window_end_ms": 18_001_000}
+
+
+def test_txt():
+    assert FORMATS["txt"](HEARD) == "Hello there.\nGeneral.\n"
+
+
+def test_json():
+    assert json.loads(FORMATS["json"](HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
+
+
+def test_srt():
+    assert FORMATS["srt"](HEARD) == (
+        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,250\nGeneral.\n\n"
+    )
+
+
+def test_vtt():
+    assert FORMATS["vtt"](HEARD).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\nHello there.\n\n")
+
+
+def test_text_cannot_break_out_of_a_cue():
+    nasty = Transcription("x", "en", (TextSegment(0, 1, "a --> b\n\n2\n00:00:09,000 --> x"),))
+    for name in ("srt", "vtt"):
+        assert FORMATS[name](nasty).count("-->") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "00:00:00,000"), (-1, "00:00:00,000"), (59.9996, "00:01:00,000"), (3661.5, "01:01:01,500"), (360_000, "100:00:00,000")],
+)
+def test_clock(seconds, text):
+    assert clock(seconds, ",") == text
+
+
+@given(st.floats(0, 1e6))
+def test_clock_is_always_well_formed(seconds):
+    assert re.fullmatch(r"\d{2,}:[0-5]\d:[0-5]\d\.\d{3}", clock(seconds, "."))
+
+
+def test_join_skips_silence_and_keeps_times():
+    parts = [HEARD, Transcription("", "en"), HEARD.shifted(10)]
+    joined = join(parts, "en")
+    assert joined.text == "Hello there. General. Hello there. General."
+    assert [each.start for each in joined.segments] == [0.5, 2.5, 10.5, 12.5]
+    assert join([], "de") == Transcription("", "de")
