@@ -1,6 +1,7 @@
 """Fixtures that every folder uses: real servers on loopback, and the speech of `fixtures/`."""
 
 import asyncio
+import io
 import json
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -35,7 +36,7 @@ class Api:
         self.http = http
 
     async def put(self, job, data=b"", *, chunked=False, query="", **options):
-        body = pieces(data) if chunked else data
+        body = pieces(data) if chunked else io.BytesIO(data)
         async with self.http.put(f"{self.url}/live/{job}/source{query}", data=body, **options) as answer:
             return answer.status, await answer.json(), answer.headers
 

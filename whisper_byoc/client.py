@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
@@ -67,7 +68,7 @@ class TrickleClient:
         for this frame.
         """
         async with self._one_at_a_time:
-            async with self._request("PUT", f"{self._job}/source", params=self._query, data=bytes(frame)) as answer:
+            async with self._request("PUT", f"{self._job}/source", params=self._query, data=io.BytesIO(frame)) as answer:
                 await answer.read()
             self._job_open = True
             if not frame:

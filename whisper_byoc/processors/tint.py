@@ -19,9 +19,9 @@ from whisper_byoc.cpu import available_cpus
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import FrameProcessor, Media
 
-__all__ = ["GrayscaleProcessor", "GreenTintProcessor", "PassthroughProcessor", "Grayscale", "green_tint"]
+__all__ = ["Grayscale", "GrayscaleProcessor", "GreenTintProcessor", "PassthroughProcessor", "green_tint"]
 
-Bytes = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 BLOCK_PIXELS = 32_768
 """Pixels painted at a time: with all scratch about 450 KB, so that it fits an L2 cache, at few calls per frame."""
@@ -36,7 +36,7 @@ Exact: rounding adds less than 3 * 255 to the sum, while luma comes in steps of 
 """
 
 
-def _green_only(green: int, other: int) -> Bytes:
+def _green_only(green: int, other: int) -> Pixels:
     """Fill a read-only block of RGB24 pixels, shape (3 * BLOCK_PIXELS,)."""
     block = np.tile(np.array([other, green, other], np.uint8), BLOCK_PIXELS)
     block.setflags(write=False)
@@ -47,7 +47,7 @@ GREEN_CEILING = _green_only(255 - GREEN_GAIN, 255)
 GREEN_ADDEND = _green_only(GREEN_GAIN, 0)
 
 
-def _painted(frame: bytes, paint: Callable[[Bytes], None]) -> bytes:
+def _painted(frame: bytes, paint: Callable[[Pixels], None]) -> bytes:
     """Copy an RGB24 frame and have `paint` change the copy in place, in blocks of at most BLOCK_PIXELS pixels.
 
     Raises `BadSegment` when the length is not a multiple of 3.
@@ -63,7 +63,7 @@ def _painted(frame: bytes, paint: Callable[[Bytes], None]) -> bytes:
     )  # CPython copies nothing here, as no view is left: a fresh megabyte costs more than the tint
 
 
-def _paint_blocks(pixels: Bytes, paint: Callable[[Bytes], None]) -> None:
+def _paint_blocks(pixels: Pixels, paint: Callable[[Pixels], None]) -> None:
     for start in range(0, len(pixels), 3 * BLOCK_PIXELS):
         paint(pixels[start : start + 3 * BLOCK_PIXELS])
 
@@ -76,7 +76,7 @@ def green_tint(frame: bytes) -> bytes:
     return _painted(frame, _paint_green)
 
 
-def _paint_green(block: Bytes) -> None:
+def _paint_green(block: Pixels) -> None:
     # Masks for all three channels: contiguous arithmetic is ten times as fast as every third byte.
     np.minimum(block, GREEN_CEILING[: len(block)], out=block)
     np.add(block, GREEN_ADDEND[: len(block)], out=block)
@@ -98,7 +98,7 @@ class Grayscale(threading.local):
         """Convert one frame."""
         return _painted(frame, self._paint)
 
-    def _paint(self, block: Bytes) -> None:
+    def _paint(self, block: Pixels) -> None:
         luma = self._weigh(block)
         sparse = self._sparse[: len(block) + 2]
         sparse[2::3] = luma
@@ -106,7 +106,7 @@ class Grayscale(threading.local):
         np.bitwise_or(sparse[2:], sparse[1:-1], out=block)
         np.bitwise_or(block, sparse[:-2], out=block)
 
-    def _weigh(self, block: Bytes) -> Bytes:
+    def _weigh(self, block: Pixels) -> Pixels:
         """Return the luma of each pixel, as a view into scratch."""
         luma, term = self._luma[: len(block) // 3], self._term[: len(block) // 3]
         red, green, blue = LUMA_WEIGHTS

@@ -40,9 +40,12 @@ class Record:
 
         A result without a record of its own carries its bytes as `text`, or as base64 `data`.
         """
-        head = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
+        head: dict[str, Any] = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
         if self.result.record is not None:
-            return head | dict(self.result.record)
+            # a segment's id holds the record's number, which the processor cannot know
+            segments = self.result.record.get("segments")
+            named = [{"id": f"{self.job_id}-{self.seq}-{n}", **each} for n, each in enumerate(segments or ())]
+            return head | dict(self.result.record) | ({} if segments is None else {"segments": named})
         if self.content_type.startswith("text/"):
             return head | {"text": self.result.body.decode("utf-8", "replace")}
         return head | {"size": self.size, "data": base64.b64encode(self.result.body).decode("ascii")}
