@@ -26,5 +26,9 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Needs an engine (Docker, Podman), or a command that builds without one: make image-test IMAGE_BUILDER=COMMAND
+image-test:
+	TORCH_INDEX='$(TORCH_INDEX)' IMAGE_BUILDER='$(IMAGE_BUILDER)' $(PYTHON) tools/image_test.py
+
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -52,8 +52,8 @@ def cell(value: object) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Lay rows out under `columns` (default: those of the first row); numbers to the right, text to the left."""
-    names = list(columns if columns is not None else rows[0])
+    """Lay rows out under `columns` (default: all there are, as they first appear); numbers to the right."""
+    names = list(columns if columns is not None else dict.fromkeys(name for row in rows for name in row))
     lines = [names] + [[cell(row.get(name)) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [any(isinstance(row.get(name), (int, float)) for row in rows) for name in names]

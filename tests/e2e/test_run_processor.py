@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import re
 import signal
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -23,68 +21,16 @@ class Upper:
 """
 
 
-class Script:
-    """A running script with its log."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log: list[str] = []
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def listening(self) -> "Script":
-        """Wait for the exact log line, and take the port from it."""
-        while line := (await self.process.stderr.readline()).decode():
-            self.log.append(line)
-            if found := re.search(r"Trickle server listening on port (\d+)$", line.rstrip()):
-                self.port = int(found[1])
-                return self
-        raise AssertionError(f"it never listened: {self.log}")
-
-    async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
-        """Send the signal, wait for the exit, keep the rest of the log."""
-        if number is not None:
-            self.process.send_signal(number)
-        _, rest = await asyncio.wait_for(self.process.communicate(), 40)
-        self.log.append(rest.decode())
-        return self.process.returncode
-
-
-@pytest.fixture
-async def script(tmp_path):
-    """Give a function that runs a script; what still runs at the end is killed."""
-    running: list[asyncio.subprocess.Process] = []
-
-    async def start(source: str, *arguments: str, prelude: str = PRELUDE) -> Script:
-        path = tmp_path / f"script{len(running)}.py"
-        path.write_text(prelude + source)
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(path), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
-        )
-        running.append(process)
-        return Script(process)
-
-    yield start
-    for process in running:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
 SERVE = 'asyncio.run(run_processor(Upper(), host="127.0.0.1", port=0))'
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_serves_until_a_signal_and_exits_with_0(script, number):
-    running = await (await script(SERVE)).listening()
+    running = await (await script(PRELUDE + SERVE)).listening()
     async with TrickleClient(running.url) as client:
         assert await client.process_frame(b"hello") == b"HELLO"
     assert await running.end(number) == 0
-    assert "Traceback" not in "".join(running.log)
+    assert "Traceback" not in running.whole_log
 
 
 async def test_sigterm_with_work_queued_finishes_it(script):
@@ -96,7 +42,7 @@ class Slow(Upper):
 
 asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
 """
-    running = await (await script(slow)).listening()
+    running = await (await script(PRELUDE + slow)).listening()
     records = []
 
     async def source():
@@ -129,7 +75,7 @@ from whisper_byoc.server.limits import Limits
 limits = Limits(segment_seconds=0.5, drain_seconds=1)
 asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
 """
-    running = await (await script(blocking)).listening()
+    running = await (await script(PRELUDE + blocking)).listening()
     async with TrickleClient(running.url) as client:
         assert await client.process_frame(b"x") == b"X"
         with pytest.raises(Exception, match="segment time limit"):
@@ -137,17 +83,17 @@ asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
     health = await asyncio.to_thread(lambda: urllib.request.urlopen(f"{running.url}/health", timeout=5).read())
     assert json.loads(health)["status"] in ("IDLE", "OK")
     assert await running.end() == 0
-    assert "cannot be waited for" in "".join(running.log)
+    assert "cannot be waited for" in running.whole_log
 
 
 async def test_port_in_use_is_one_sentence(script):
-    first = await (await script(SERVE)).listening()
+    first = await (await script(PRELUDE + SERVE)).listening()
     source = SERVE.replace("port=0", f"port={first.port}").replace(
         "asyncio.run(", "try:\n    asyncio.run("
     ) + "\nexcept Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')"
-    second = await script(source)
+    second = await script(PRELUDE + source)
     assert await second.end(None) == 1
-    log = "".join(second.log)
+    log = second.whole_log
     assert f"StartError: port {first.port} on 127.0.0.1 is in use" in log
     assert "--port" in log
 
@@ -163,9 +109,9 @@ try:
 except Exception as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
-    running = await script(source)
+    running = await script(PRELUDE + source)
     assert await running.end(None) == 1
-    assert "StartError: pipeline Broken failed to initialize: OSError: no weights" in "".join(running.log)
+    assert "StartError: pipeline Broken failed to initialize: OSError: no weights" in running.whole_log
 
 
 async def test_hooks_run_once_on_the_authors_own_loop(script, tmp_path):
@@ -194,7 +140,7 @@ async def main():
 
 asyncio.run(main())
 """
-    running = await (await script(source)).listening()
+    running = await (await script(PRELUDE + source)).listening()
     async with TrickleClient(running.url) as client:
         await client.process_frame(b"x")
     running.process.send_signal(signal.SIGTERM)
@@ -212,7 +158,7 @@ class Slow(Upper):
 
 asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
 """
-    running = await (await script(slow)).listening()
+    running = await (await script(PRELUDE + slow)).listening()
 
     def put() -> None:
         request = urllib.request.Request(f"{running.url}/live/job/source", data=b"x", method="PUT")
@@ -220,8 +166,7 @@ asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
 
     await asyncio.to_thread(put)
     running.process.send_signal(signal.SIGTERM)
-    while b"shutting down" not in (line := await asyncio.wait_for(running.process.stderr.readline(), 10)):
-        assert line
+    await running.logged("shutting down.*")
     assert await running.end(signal.SIGTERM) == -signal.SIGTERM
 
 

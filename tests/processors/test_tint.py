@@ -129,7 +129,8 @@ def test_threads_do_not_share_scratch(fast, slow):
 async def test_contract(make):
     processor = make()
     assert isinstance(processor, FrameProcessor)
-    assert (processor.media, processor.content_type) == ("video", "application/octet-stream")
+    media = "bytes" if make is PassthroughProcessor else "video"
+    assert (processor.media, processor.content_type) == (media, "application/octet-stream")
     await processor.initialize()
     assert await processor.process(b"") == b""
     await processor.shutdown()

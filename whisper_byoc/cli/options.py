@@ -9,7 +9,18 @@ from typing import Any, NoReturn
 
 from whisper_byoc.errors import UsageError
 
-__all__ = ["Parser", "add_log_level", "byte_count", "count", "port", "seconds"]
+__all__ = ["Parser", "Repeated", "add_log_level", "byte_count", "count", "port", "seconds"]
+
+
+class Repeated(argparse.Action):
+    """Collects the values of an option given several times; the first one replaces the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
+    ) -> None:
+        """Take one value."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), values])
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,10 +35,11 @@ class Parser(argparse.ArgumentParser):
         """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
         variables = (*env, "WHISPER_BYOC_" + flags[0].lstrip("-").replace("-", "_").upper())
         default = rest.pop("default", None)
+        repeated = rest.get("action") is Repeated
         shown = "" if default is None else f"default {default}; "
         for variable in variables:
             if variable in os.environ:
-                default = self._from_environment(variable, convert, repeated=rest.get("action") == "append")
+                default = self._from_environment(variable, convert, repeated=repeated)
                 break
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")
         self.add_argument(*flags, help=text, type=convert, default=default, **rest)

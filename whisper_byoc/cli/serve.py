@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from whisper_byoc.cli.options import Parser, add_log_level, byte_count, count, port, seconds
+from whisper_byoc.cli.options import Parser, Repeated, add_log_level, byte_count, count, port, seconds
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
@@ -37,7 +37,7 @@ LIMITS = (
 def configure(parser: Parser) -> None:
     """Describe the options."""
     parser.option(
-        "--pipeline", "--model", "--byocModelID", dest="pipelines", metavar="NAME", action="append",
+        "--pipeline", "--model", "--byocModelID", dest="pipelines", metavar="NAME", action=Repeated,
         env=("CAPABILITY_NAME", "MODEL_ID"),
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
     )  # fmt: skip

@@ -58,9 +58,8 @@ def _painted(frame: bytes, paint: Callable[[Pixels], None]) -> bytes:
         return b""
     result = io.BytesIO(frame)
     _paint_blocks(np.frombuffer(result.getbuffer(), np.uint8), paint)
-    return (
-        result.getvalue()
-    )  # CPython copies nothing here, as no view is left: a fresh megabyte costs more than the tint
+    # No view is left, so CPython copies nothing here. Page faults on one more buffer would cost more than the tint.
+    return result.getvalue()
 
 
 def _paint_blocks(pixels: Pixels, paint: Callable[[Pixels], None]) -> None:
@@ -77,7 +76,7 @@ def green_tint(frame: bytes) -> bytes:
 
 
 def _paint_green(block: Pixels) -> None:
-    # Masks for all three channels: contiguous arithmetic is ten times as fast as every third byte.
+    # Masks for all three channels: contiguous arithmetic is 4 times as fast as that on every third byte.
     np.minimum(block, GREEN_CEILING[: len(block)], out=block)
     np.add(block, GREEN_ADDEND[: len(block)], out=block)
 
@@ -169,10 +168,7 @@ class GrayscaleProcessor(PaintingProcessor):
 
 
 class PassthroughProcessor(FrameProcessor):
-    """The same bytes, of any length."""
-
-    media: Media = "video"
-    content_type = "application/octet-stream"
+    """The same bytes, of any length and meaning."""
 
     async def process(self, frame: bytes) -> bytes:
         """Return the frame itself."""

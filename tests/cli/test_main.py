@@ -1,0 +1,168 @@
+"""Wrong usage is one sentence and exit code 2, failure one sentence and 1; never a traceback."""
+
+import json
+
+import pytest
+
+from whisper_byoc import __version__
+from whisper_byoc.cli.main import double_dash, main
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+def refused(result, code, *parts):
+    got, out, err = result
+    assert got == code, err
+    assert out == ""
+    assert err.startswith("whisper-byoc: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_version(run):
+    assert run("--version") == (0, f"whisper-byoc {__version__}\n", "")
+
+
+def test_help(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in ("serve", "send", "transcribe", "run", "preload", "pipelines"):
+        assert name in out
+    assert run()[0] == 2
+
+
+@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines"])
+def test_help_of_each_command(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: whisper-byoc {name}" in capsys.readouterr().out
+
+
+def test_pipelines_is_a_table(run):
+    code, out, _ = run("pipelines")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["NAME", "READS", "GIVES"]
+    names = [line.split()[0] for line in lines[1:6]]
+    assert names == ["whisper-tiny", "whisper-demo", "green-tint-cpu", "grayscale-cpu", "passthrough"]
+
+
+def test_wrong_usage(run, tmp_path):
+    refused(run("bogus"), 2, "'bogus'", "serve")
+    refused(run("serve", "--bogus"), 2, "--bogus", "--help")
+    refused(run("-bogus"), 2, "--bogus")
+    refused(run("serve", "--port", "70000"), 2, "'70000' is not a port")
+    refused(run("serve", "--max-segment", "lots"), 2, "'lots' is not a size")
+    refused(run("serve", "--workers", "0"), 2, "'0' is not a whole number")
+    refused(run("serve", "--idle-timeout", "nan"), 2, "'nan'")
+    refused(run("serve", "--log-level", "loud"), 2, "loud")
+    refused(run("serve", "--pipeline", "nothing"), 2, "'nothing'", "whisper-tiny")
+    refused(run("transcribe"), 2, "FILE")
+    refused(run("transcribe", tmp_path / "none.wav"), 2, "no such file")
+    refused(run("transcribe", "x", "--format", "doc"), 2, "no format 'doc'", "srt")
+    refused(run("run", tmp_path / "none.py"), 2, "no such script")
+    refused(run("preload", "--model", "enormous"), 2, "'enormous'", "tiny")
+
+
+def test_environment_sets_options_and_the_command_line_wins(run, monkeypatch):
+    monkeypatch.setenv("PORT", "abc")
+    refused(run("serve"), 2, "environment variable PORT", "'abc'")
+    monkeypatch.setenv("PORT", "80")
+    monkeypatch.setenv("WHISPER_BYOC_PIPELINE", "passthrough,nothing")
+    refused(run("serve"), 2, "'nothing'")
+    refused(run("serve", "--pipeline", "neither"), 2, "'neither'")
+
+
+def test_every_option_of_serve_has_a_variable(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options = [word for word in text.split("options:")[1].split() if word.startswith("--")]
+    assert len(options) > 15
+    assert text.count("WHISPER_BYOC_") == len(set(options) - {"--help", "--model", "--byocModelID"} - {
+        option.rstrip(",") for option in options if option.endswith(",")
+    } | {"--pipeline"}) - 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("-byocModelID", "--byocModelID"), ("-port=8000", "--port=8000"), ("--port", "--port"), ("-h", "-h"),
+        ("-", "-"), ("-5", "-5"), ("serve", "serve"), ("-v", "-v"), ("file-name.wav", "file-name.wav"),
+    ],
+)  # fmt: skip
+def test_go_spelling(word, expected):
+    assert double_dash(word) == expected
+
+
+def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
+    name = "demo-hello-world.wav"
+    code, out, _ = run(
+        "transcribe", fixtures_dir / name, "--model", "whisper-demo", "--format", "txt,json,srt,vtt", "--output", tmp_path
+    )
+    assert code == 0
+    assert sorted(out.split()) == sorted(str(tmp_path / f"demo-hello-world.{kind}") for kind in ("txt", "json", "srt", "vtt"))
+    assert (tmp_path / "demo-hello-world.txt").read_text() == texts[name]["text"] + "\n"
+    assert json.loads((tmp_path / "demo-hello-world.json").read_text())["text"] == texts[name]["text"]
+    assert " --> " in (tmp_path / "demo-hello-world.srt").read_text()
+    assert (tmp_path / "demo-hello-world.vtt").read_text().startswith("WEBVTT\n")
+
+
+def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
+    code, out, _ = run("transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo")
+    assert code == 0
+    assert out.split() == texts["demo-long-40s.wav"]["text"].split()
+
+
+def test_transcribe_what_is_no_sound(run, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not sound")
+    refused(run("transcribe", path, "--model", "demo"), 1, "notes.txt")
+
+
+def test_several_formats_need_a_folder(run, fixtures_dir):
+    refused(run("transcribe", fixtures_dir / "demo-yes.wav", "--format", "srt,vtt"), 2, "--output")
+
+
+def test_preload_of_the_demo_model_says_where_it_is(run):
+    code, out, _ = run("preload", "-model", "whisper-demo")
+    assert code == 0
+    assert out.startswith("demo: ")
+    assert "demo.pt (3.1 MB)" in out
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("x = 1\n", "defines no class"),
+        ("class A:\n    async def process(self, frame): return frame\nclass B(A): pass\n", "A, B"),
+        ("class A:\n    def __init__(self, x): pass\n    async def process(self, frame): return frame\n", "without arguments"),
+        ("from pytrickle import FrameProcessor\nclass A(FrameProcessor): pass\n", "defines no class"),
+    ],
+)
+def test_scripts_that_cannot_be_served(run, tmp_path, source, part):
+    path = tmp_path / "script.py"
+    path.write_text(source)
+    refused(run("run", path), 2, part)
+
+
+def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("def f():\n    return 1 / 0\nf()\n")
+    assert main(["run", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "line 2, in f" in err  # the author's own mistake, with its place
+    assert err.endswith(f"whisper-byoc: {path} failed with ZeroDivisionError: division by zero\n")

@@ -1,0 +1,82 @@
+"""`whisper-byoc serve` and `send` as processes."""
+
+import asyncio
+import re
+import signal
+
+from audio import pcm
+from audio.wav import read_wav
+from whisper_byoc import TrickleClient
+
+
+def words(text):
+    return re.sub(r"[^a-z ]", "", text.lower()).split()
+
+
+async def test_go_style_command_line_serves_and_send_prints_the_words(command, fixtures_dir, texts):
+    server = await (await command("-byocModelID", "whisper-demo", "-host=127.0.0.1", "-port", "0")).ready()
+    names = ["demo-hello-world.wav", "demo-stereo-48k.wav"]
+    files = [str(fixtures_dir / name) for name in names]
+    sender = await command("send", "--realtime", "--url", server.url, *files)
+    assert await sender.end(None) == 0, sender.whole_log
+    assert [words(line) for line in sender.out.decode().splitlines()] == [words(texts[name]["text"]) for name in names]
+    missing = await command("send", "--url", server.url, "nothing.wav")
+    assert await missing.end(None) == 2
+    assert missing.whole_log == "whisper-byoc: no such file: nothing.wav\n"
+    assert await server.end(signal.SIGINT) == 0
+    assert "Traceback" not in server.whole_log
+
+
+async def test_sigterm_while_the_model_works_delivers_everything(command, fixtures_dir, texts):
+    server = await (await command("serve", WHISPER_BYOC_PIPELINE="whisper-demo", HOST="127.0.0.1", PORT="0")).ready()
+    name = "demo-numbers.wav"
+    frame = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
+    async with TrickleClient(server.url) as client:
+        working = [asyncio.ensure_future(client.process_frame(frame))]
+        await asyncio.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        heard = await asyncio.gather(*working)
+    assert [words(text.decode()) for text in heard] == [words(texts[name]["text"])]
+    assert await server.end(None) == 0
+
+
+async def test_several_pipelines_from_the_environment(command):
+    names = "green-tint-cpu,grayscale-cpu,passthrough"
+    server = await (await command("serve", CAPABILITY_NAME=names, HOST="127.0.0.1", PORT="0")).ready()
+    for name, expected in (
+        ("green-tint-cpu", bytes([1, 82, 3, 250, 255, 250])),
+        ("grayscale-cpu", bytes([1, 1, 1, 250, 250, 250])),
+        ("passthrough", bytes([1, 2, 3, 250, 250, 250])),
+    ):
+        async with TrickleClient(server.url, pipeline=name) as client:
+            assert await client.process_frame(bytes([1, 2, 3, 250, 250, 250])) == expected
+    assert await server.end() == 0
+
+
+async def test_port_in_use(command):
+    first = await (await command("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", "0")).ready()
+    second = await command("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", str(first.port))
+    assert await second.end(None) == 1
+    assert second.whole_log.startswith(f"whisper-byoc: port {first.port} on 127.0.0.1 is in use")
+    assert second.whole_log.count("\n") == 1
+
+
+async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(command, tmp_path):
+    # a proxy where nobody listens stands for a machine without a network
+    server = await command(
+        "serve", "--port", "0", "--host", "127.0.0.1",
+        MODEL_DIR=str(tmp_path), https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert await server.end(None) == 1
+    last = server.whole_log.splitlines()[-1]
+    assert last.startswith("whisper-byoc: Model 'tiny' could not be downloaded")
+    for way_out in ("whisper-byoc preload", "MODEL_DIR", "demo"):
+        assert way_out in last
+    assert "Traceback" not in server.whole_log
+
+
+async def test_nobody_to_send_to(command, fixtures_dir, unused_tcp_port):
+    sender = await command("send", "--url", f"http://127.0.0.1:{unused_tcp_port}", str(fixtures_dir / "demo-yes.wav"))
+    assert await sender.end(None) == 1
+    assert "is the server running there?" in sender.whole_log
+    assert sender.whole_log.count("\n") == 1

@@ -1,0 +1,70 @@
+"""Who may import whom, as docs/architecture says; and that a plain import stays cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ALLOWED = {
+    "audio": set(),
+    "whisper_byoc.errors": set(),
+    "whisper_byoc.cpu": set(),
+    "whisper_byoc.client": {"whisper_byoc.errors"},
+    "whisper_byoc.trickle": set(),
+    "whisper_byoc.speech": {"audio", "whisper_byoc.errors"},
+    "whisper_byoc.processors": {"audio", "whisper_byoc.speech", "whisper_byoc.errors", "whisper_byoc.cpu"},
+    "whisper_byoc.server": {"audio", "whisper_byoc", "whisper_byoc.processors", "whisper_byoc.trickle", "whisper_byoc.errors"},
+    "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors"},
+    "whisper_byoc.compat": {"whisper_byoc.client", "whisper_byoc.processors"},
+}
+"""Part -> the other parts of ours that it may import. `cli` may import all, and nothing imports `cli`."""
+
+
+def part(module: str) -> str:
+    """`whisper_byoc.server.jobs` belongs to `whisper_byoc.server`, and so on."""
+    names = module.split(".")
+    return names[0] if names[0] == "audio" else ".".join(names[:2])
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports are not used here"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= full if node.module in ("audio", "whisper_byoc") else {node.module}
+    return {each for each in found if each.split(".")[0] in ("audio", "whisper_byoc")}
+
+
+def modules():
+    for folder in ("audio", "whisper_byoc"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            names = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(names[:-1] if names[-1] == "__init__" else names), path
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*each, id=each[0]) for each in modules()])
+def test_imports_follow_the_house_rules(module, path):
+    mine = part(module)
+    if mine in ("whisper_byoc", "whisper_byoc.cli"):
+        return
+    for other in {part(each) for each in imports(path)} - {mine}:
+        if other == "whisper_byoc.__version__":
+            continue
+        assert other in ALLOWED[mine], f"{module} must not import {other}"
+
+
+def test_every_part_is_known():
+    assert {part(module) for module, _ in modules()} - {"whisper_byoc", "whisper_byoc.cli"} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("name", ["whisper_byoc", "whisper_byoc.client", "whisper_byoc.cli.main", "whisper_byoc.server.hosted"])
+def test_a_plain_import_does_not_bring_the_model(name):
+    code = f"import sys, {name}; sys.exit(any(heavy in sys.modules for heavy in ('torch', 'whisper', 'numba')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
