@@ -7,8 +7,12 @@ BIN := .venv/bin
 .PHONY: demo test lint format fixtures clean image-test
 .DELETE_ON_ERROR:
 
+demo: .venv/ready
+	$(BIN)/python tools/demo.py
+
 .venv/ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "whisper-byoc needs Python 3.10 or newer")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "whisper-byoc needs Python 3.10 or newer")'
+	@echo 'setting up .venv (a minute or two: torch alone has 190 MB)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/pip install --quiet --editable '.[dev]'
@@ -25,6 +29,10 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Needs espeak-ng.
+fixtures: .venv/ready
+	$(BIN)/python tools/make_fixtures.py --check
 
 # Needs an engine (Docker, Podman), or a command that builds without one: make image-test IMAGE_BUILDER=COMMAND
 image-test:

@@ -17,7 +17,13 @@ ALLOWED = {
     "whisper_byoc.trickle": set(),
     "whisper_byoc.speech": {"audio", "whisper_byoc.errors"},
     "whisper_byoc.processors": {"audio", "whisper_byoc.speech", "whisper_byoc.errors", "whisper_byoc.cpu"},
-    "whisper_byoc.server": {"audio", "whisper_byoc", "whisper_byoc.processors", "whisper_byoc.trickle", "whisper_byoc.errors"},
+    "whisper_byoc.server": {
+        "audio",
+        "whisper_byoc",
+        "whisper_byoc.processors",
+        "whisper_byoc.trickle",
+        "whisper_byoc.errors",
+    },
     "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors"},
     "whisper_byoc.compat": {"whisper_byoc.client", "whisper_byoc.processors"},
 }
@@ -64,7 +70,9 @@ def test_every_part_is_known():
     assert {part(module) for module, _ in modules()} - {"whisper_byoc", "whisper_byoc.cli"} <= set(ALLOWED)
 
 
-@pytest.mark.parametrize("name", ["whisper_byoc", "whisper_byoc.client", "whisper_byoc.cli.main", "whisper_byoc.server.hosted"])
+@pytest.mark.parametrize(
+    "name", ["whisper_byoc", "whisper_byoc.client", "whisper_byoc.cli.main", "whisper_byoc.server.hosted"]
+)
 def test_a_plain_import_does_not_bring_the_model(name):
     code = f"import sys, {name}; sys.exit(any(heavy in sys.modules for heavy in ('torch', 'whisper', 'numba')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

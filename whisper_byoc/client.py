@@ -68,7 +68,9 @@ class TrickleClient:
         for this frame.
         """
         async with self._one_at_a_time:
-            async with self._request("PUT", f"{self._job}/source", params=self._query, data=io.BytesIO(frame)) as answer:
+            async with self._request(
+                "PUT", f"{self._job}/source", params=self._query, data=io.BytesIO(frame)
+            ) as answer:
                 await answer.read()
             self._job_open = True
             if not frame:

@@ -111,10 +111,19 @@ def test_go_spelling(word, expected):
 def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
     name = "demo-hello-world.wav"
     code, out, _ = run(
-        "transcribe", fixtures_dir / name, "--model", "whisper-demo", "--format", "txt,json,srt,vtt", "--output", tmp_path
+        "transcribe",
+        fixtures_dir / name,
+        "--model",
+        "whisper-demo",
+        "--format",
+        "txt,json,srt,vtt",
+        "--output",
+        tmp_path,
     )
     assert code == 0
-    assert sorted(out.split()) == sorted(str(tmp_path / f"demo-hello-world.{kind}") for kind in ("txt", "json", "srt", "vtt"))
+    assert sorted(out.split()) == sorted(
+        str(tmp_path / f"demo-hello-world.{kind}") for kind in ("txt", "json", "srt", "vtt")
+    )
     assert (tmp_path / "demo-hello-world.txt").read_text() == texts[name]["text"] + "\n"
     assert json.loads((tmp_path / "demo-hello-world.json").read_text())["text"] == texts[name]["text"]
     assert " --> " in (tmp_path / "demo-hello-world.srt").read_text()
@@ -122,7 +131,9 @@ def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
 
 
 def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
-    code, out, _ = run("transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo")
+    code, out, _ = run(
+        "transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo"
+    )
     assert code == 0
     assert out.split() == texts["demo-long-40s.wav"]["text"].split()
 
@@ -149,7 +160,10 @@ def test_preload_of_the_demo_model_says_where_it_is(run):
     [
         ("x = 1\n", "defines no class"),
         ("class A:\n    async def process(self, frame): return frame\nclass B(A): pass\n", "A, B"),
-        ("class A:\n    def __init__(self, x): pass\n    async def process(self, frame): return frame\n", "without arguments"),
+        (
+            "class A:\n    def __init__(self, x): pass\n    async def process(self, frame): return frame\n",
+            "without arguments",
+        ),
         ("from pytrickle import FrameProcessor\nclass A(FrameProcessor): pass\n", "defines no class"),
     ],
 )

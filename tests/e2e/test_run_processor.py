@@ -88,9 +88,10 @@ asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
 
 async def test_port_in_use_is_one_sentence(script):
     first = await (await script(PRELUDE + SERVE)).listening()
-    source = SERVE.replace("port=0", f"port={first.port}").replace(
-        "asyncio.run(", "try:\n    asyncio.run("
-    ) + "\nexcept Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')"
+    source = (
+        SERVE.replace("port=0", f"port={first.port}").replace("asyncio.run(", "try:\n    asyncio.run(")
+        + "\nexcept Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')"
+    )
     second = await script(PRELUDE + source)
     assert await second.end(None) == 1
     log = second.whole_log

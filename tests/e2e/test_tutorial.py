@@ -4,7 +4,7 @@ import pytest
 
 from whisper_byoc import TrickleClient
 
-GREEN_TINT = '''
+GREEN_TINT = """
 import asyncio
 import numpy as np
 from pytrickle import FrameProcessor, run_processor
@@ -27,9 +27,9 @@ class GreenTintProcessor(FrameProcessor):
 
 if __name__ == "__main__":
     asyncio.run(run_processor(GreenTintProcessor(), port=8000))
-'''
+"""
 
-NEVER_CALLS_RUN_PROCESSOR = '''
+NEVER_CALLS_RUN_PROCESSOR = """
 import asyncio
 import numpy as np
 import whisper
@@ -49,9 +49,9 @@ class WhisperProcessor:
 
     async def shutdown(self):
         pass
-'''
+"""
 
-CLIENT = '''
+CLIENT = """
 import asyncio
 from http_trickle import TrickleClient
 
@@ -65,7 +65,7 @@ async def main():
 
 
 asyncio.run(main())
-'''
+"""
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from whisper_byoc.speech.transcript import FORMATS, TextSegment, Transcription, clock, join, transcript_record
 
-HEARD = Transcription("Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General.")))
+HEARD = Transcription(
+    "Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General."))
+)
 
 
 def test_record_is_on_the_jobs_clock():
@@ -60,7 +62,13 @@ def test_text_cannot_break_out_of_a_cue():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "00:00:00,000"), (-1, "00:00:00,000"), (59.9996, "00:01:00,000"), (3661.5, "01:01:01,500"), (360_000, "100:00:00,000")],
+    [
+        (0, "00:00:00,000"),
+        (-1, "00:00:00,000"),
+        (59.9996, "00:01:00,000"),
+        (3661.5, "01:01:01,500"),
+        (360_000, "100:00:00,000"),
+    ],
 )
 def test_clock(seconds, text):
     assert clock(seconds, ",") == text

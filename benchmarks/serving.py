@@ -1,0 +1,108 @@
+"""A `whisper-byoc serve` process to measure: started, waited for, read from /proc, and ended by its pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from audio import pcm
+from audio.wav import read_wav
+
+__all__ = ["Served", "served", "speech"]
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+START_SECONDS = 120.0
+STOP_SECONDS = 40.0
+POLL_SECONDS = 0.01
+LISTENING = "Trickle server listening on port "
+
+
+class Served:
+    """A server that answers on `url`; times are seconds since its process was started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.url = ""
+        self.listening_s = 0.0
+        self.ready_s = 0.0
+
+    def memory_mb(self, field: str = "VmRSS") -> float:
+        """One of the sizes in /proc/PID/status, in MB of 10**6 bytes: VmRSS, VmHWM, RssAnon, RssFile."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+        raise KeyError(field)
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all threads so far; it advances in ticks of 10 ms."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
+        fields = stat.rpartition(")")[2].split()  # the command's name may hold anything, spaces too
+        utime, stime = fields[11:13]  # fields 14 and 15 of proc_pid_stat(5)
+        return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+
+    def threads(self) -> int:
+        """How many threads there are."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+
+@asynccontextmanager
+async def served(pipeline: str) -> AsyncIterator[Served]:
+    """Serve `pipeline` on a free port of loopback from the moment it is ready; raises RuntimeError with its log."""
+    with tempfile.TemporaryFile() as log:
+        began = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "whisper_byoc.cli.main", "serve"),
+            *("--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline),
+            stdin=asyncio.subprocess.DEVNULL, stderr=log,
+        )  # fmt: skip
+        server = Served(process.pid)
+        try:
+            await asyncio.wait_for(until_ready(server, process, log.fileno(), began), START_SECONDS)
+            yield server
+        finally:
+            await end(process)
+
+
+async def until_ready(server: Served, process: asyncio.subprocess.Process, log: int, began: float) -> None:
+    """Take the port from the log, then ask /readyz until it says yes."""
+    port = ""
+    while not port:
+        await asyncio.sleep(POLL_SECONDS)
+        text = os.pread(log, 65536, 0).decode()
+        if process.returncode is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}: {text}")
+        port = text.partition(LISTENING)[2].partition("\n")[0]
+    server.url = f"http://127.0.0.1:{port}"
+    server.listening_s = time.monotonic() - began
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
+        while True:
+            async with http.get(f"{server.url}/readyz") as answer:
+                if answer.status == 200:
+                    server.ready_s = time.monotonic() - began
+                    return
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Ask the process to stop, and kill it if it does not."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def speech(name: str) -> bytes:
+    """One of the fixtures as a segment: PCM16, 16 kHz, mono."""
+    return pcm.encode(read_wav((FIXTURES / name).read_bytes()))
