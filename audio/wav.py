@@ -85,13 +85,15 @@ class WavReader:
         return self._frames.finish()
 
 
-def read_wav(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
+def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = None) -> NDArray[np.float32]:
     """Read a whole WAV file.
 
     Args:
         data: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits or float samples of 32, 64 bits (also as
             WAVE_FORMAT_EXTENSIBLE), 1-8 channels, 8-192 kHz. The `data` chunk's size decides; the RIFF size,
             which many programs get wrong, does not.
+        max_samples: refuse, before decoding it, sound that would be longer at 16 kHz; 64 MiB of 8-bit sound at
+            8 kHz would become 512 MiB.
 
     Returns:
         float32, shape (n,), 16 kHz mono: the mean of the channels, resampled by soxr (HQ) if need be. 16-bit mono
@@ -120,6 +122,9 @@ def read_wav(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
             f"The WAV data chunk of {promised} bytes does not hold whole frames of {header.format.frame_bytes} "
             "bytes; export the file again."
         )
+    samples = promised // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
+    if max_samples is not None and samples > max_samples:
+        raise WavError(f"The WAV holds {samples} samples at 16 kHz, over the limit of {max_samples}; send it in parts.")
     _refuse_second_wav(bytes(header.sound[promised : promised + 5]), promised)
     frames = _FrameDecoder(header.format)
     sound = header.sound[:promised]

@@ -45,9 +45,8 @@ async def main() -> int:
     print(
         f"\n{sum(right)} of {len(right)} recordings came back word for word; the server stopped with exit code {code}."
     )
-    print(
-        "Yours next: .venv/bin/whisper-byoc serve --pipeline whisper-%s, then .venv/bin/whisper-byoc send FILE" % model
-    )
+    print(f"Yours next: .venv/bin/whisper-byoc serve --pipeline whisper-{model}")
+    print("       and: .venv/bin/whisper-byoc send FILE")
     return code
 
 

@@ -130,7 +130,7 @@ def main() -> int:
             began = time.monotonic()
             check(builder, arguments)
             print(f"image-test: entry point with {list(arguments)}: {time.monotonic() - began:.1f} s, all is well")
-    except ImageTestError as error:
+    except (ImageTestError, subprocess.SubprocessError) as error:
         print(f"image-test: {error}", file=sys.stderr)
         return 1
     return 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 
@@ -61,7 +62,7 @@ async def test_long_recording_live_in_odd_chunks(api, fixtures_dir, texts):
     edges = [(each["timing"]["media_window_start_ms"], each["timing"]["media_window_end_ms"]) for each in transcripts]
     assert edges[0][0] == 0
     assert edges[-1][1] == end["audio_ms"] == len(data) // 32
-    assert all(before[1] == after[0] for before, after in zip(edges, edges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(edges))
     assert max(stop - start for start, stop in edges) <= 15_000
     assert end == {
         "type": "end", "job_id": end["job_id"], "seq": len(transcripts),

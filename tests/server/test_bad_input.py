@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 
+import aiohttp
 import pytest
 
 
@@ -371,6 +372,57 @@ async def test_wav_feed_that_is_cut_off_gives_what_there_was_and_an_error(servin
     assert records[0]["text"] == "220 bytes"
 
 
+async def test_wav_that_would_become_larger_than_a_segment_is_refused(serving):
+    api = await serving(Sound(), segment_bytes=1000)
+    data = wav(b"\x80" * 400)
+    at_8_khz = data[:24] + struct.pack("<IIHH", 8000, 8000, 1, 8) + data[36:]
+    status, body, _ = await api.put("job", at_8_khz, headers={"Content-Type": "audio/wav"})
+    assert status == 400
+    assert "800 samples" in body["error"]
+
+
+async def test_a_reader_that_does_not_read_is_let_go(serving):
+    api = await serving(Upper(), idle_seconds=0.3, kept_bytes=1 << 30)
+    _, writer = await raw(api, "GET /live/job/output?follow=1 HTTP/1.1\nHost: x")
+    writer.transport.pause_reading()
+    for _ in range(4):
+        await api.put("job", bytes(8 << 20))
+    await until(lambda: api.table.get("job")._reading)
+    await until(lambda: not api.table.get("job")._reading)
+    assert api.table.get("job").results.unread > 0
+    writer.transport.abort()
+
+
+async def test_a_processor_whose_extras_fail_harms_nobody(serving):
+    class Session:
+        async def feed(self, frame):
+            return []
+
+        async def finish(self):
+            raise ValueError("no tail")
+
+        def summary(self):
+            raise ValueError("no summary")
+
+    class Odd(Upper):
+        def open_session(self, job):
+            return Session()
+
+        def trouble(self):
+            raise ValueError("no idea")
+
+    api = await serving(Odd())
+    await api.put("job", b"x")
+    await api.end("job")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["error", "end"]
+    assert "no tail" in records[0]["error"]
+    assert await api.json("/health") == (200, {"status": "ERROR"})
+    status, body = await api.json("/readyz")
+    assert status == 503
+    assert "no idea" in body["reasons"][0]
+
+
 async def test_a_feed_that_is_not_wav_after_all_is_400(serving):
     api = await serving(Sound())
     status, body, _ = await api.put("job", b"this is no wav" * 10, chunked=True, headers={"Content-Type": "audio/wav"})
@@ -396,8 +448,6 @@ async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):
     api = await serving(Sometimes())
     for frame in (b"good", b"bad"):
         await api.put("job", frame)
-    import aiohttp
-
     with pytest.raises(aiohttp.ClientPayloadError):
         await api.get("job", "?follow=1")
     assert (await api.get("job"))[0] == 500

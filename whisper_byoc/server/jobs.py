@@ -273,4 +273,9 @@ class Job:
     def _end(self) -> None:
         self.closing.set()
         self.ended_at = self._loop.time()
-        self.results.end({**self._session.summary(), "errors": self._errors})
+        try:
+            summary = dict(self._session.summary())
+        except Exception:
+            log.exception("job %s: its session has no summary", self.info.job_id)
+            summary = {}
+        self.results.end(summary | {"errors": self._errors})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -33,7 +33,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
     job = await request.app[TABLE].find(request.match_info["job_id"], wait)
     left = max(0.0, deadline - loop.time())
     if "seq" in request.query:
-        return await again(request, job, int(number(request, "seq", 0, 2**53)), left)
+        return await again(request, job, whole(request, "seq"), left)
     accept = request.headers.get("Accept", "")
     with job.reading():
         if "text/event-stream" in accept:
@@ -84,23 +84,33 @@ async def follow(
     request: web.Request, job: Job, content_type: str, encode: Callable[[Record], bytes]
 ) -> web.StreamResponse:
     """Write every record as it happens, until the end record or the reader's departure."""
+    limit = request.app[TABLE].limits.idle_seconds
     response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
     response.enable_chunked_encoding()
     await response.prepare(request)
+    try:
+        async for record in records(job):
+            if record is not None:
+                await asyncio.wait_for(response.write(encode(record)), limit)
+                job.results.mark_read(record)
+                job.touch()
+            elif encode is as_event:
+                await response.write(b": keep-alive\n\n")
+        await response.write_eof()
+    except (asyncio.TimeoutError, BreakOffError) as error:
+        log.warning("job %s: reader cut off: %s", job.info.job_id, str(error) or "it does not read")
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def records(job: Job) -> AsyncIterator[Record | None]:
+    """Yield what is unread, up to and with the end record; None for every time of silence."""
     while True:
         record = await job.results.next_unread(KEEP_ALIVE_S)
-        if record is not None and record.kind == "error" and encode is as_body:
-            break_off(request, record)
-            break
-        if record is not None:
-            await response.write(encode(record))
-            job.results.mark_read(record)
-            if record.kind == "end":
-                break
-        elif encode is as_event:
-            await response.write(b": keep-alive\n\n")
-    await response.write_eof()
-    return response
+        yield record
+        if record is not None and record.kind == "end":
+            return
 
 
 def as_line(record: Record) -> bytes:
@@ -114,18 +124,18 @@ def as_event(record: Record) -> bytes:
 
 
 def as_body(record: Record) -> bytes:
-    """Raw bytes, back to back."""
+    """Raw bytes, back to back.
+
+    Raises `BreakOffError` for an error: raw bytes have no way to tell of one, and leaving it out would shift all that
+    follows. The error stays unread.
+    """
+    if record.kind == "error":
+        raise BreakOffError(f"result {record.seq} is an error: {record.error}")
     return record.result.body
 
 
-def break_off(request: web.Request, record: Record) -> None:
-    """Cut the connection of a raw reader at an error, which stays unread.
-
-    Raw bytes have no way to tell of an error, and leaving it out would shift everything behind it.
-    """
-    log.warning("job %s: raw reader cut off at the error of result %d", record.job_id, record.seq)
-    if request.transport is not None:
-        request.transport.abort()
+class BreakOffError(Exception):
+    """The answer cannot go on."""
 
 
 def number(request: web.Request, name: str, default: float, most: float) -> float:
@@ -143,3 +153,14 @@ def number(request: web.Request, name: str, default: float, most: float) -> floa
     if not 0 <= value <= most:
         raise RequestRefused(400, f"{name} must be a number from 0 to {most:g}, not {text!r}")
     return value
+
+
+def whole(request: web.Request, name: str) -> int:
+    """Read a sequence number of the query.
+
+    Raises `RequestRefused` (400) for anything else.
+    """
+    text = request.query[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise RequestRefused(400, f"{name} must be a whole number from 0 up, not {text!r}")
+    return int(text)

@@ -46,7 +46,10 @@ class Pipeline:
     def trouble(self) -> str | None:
         """One sentence when the processor says of itself that it is stuck or broken, else None."""
         ask = getattr(self._processor, "trouble", None)
-        return ask() if ask is not None else None
+        try:
+            return ask() if ask is not None else None
+        except Exception as error:
+            return f"it cannot tell how it is: {type(error).__name__}: {error}"
 
     async def start(self, timeout: float) -> None:
         """Initialize the processor.

@@ -86,7 +86,7 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
     try:
         body = await asyncio.wait_for(request.content.readexactly(size), table.limits.idle_seconds)
         if media == "audio" and is_wav(request, body):
-            body = await asyncio.to_thread(wav_to_pcm, body)
+            body = await asyncio.to_thread(wav_to_pcm, body, table.limits.segment_bytes)
     except BaseException as error:
         job.release(size)
         if isinstance(error, (*BROKEN, asyncio.CancelledError)):
@@ -106,6 +106,7 @@ async def take_feed(request: web.Request, job: Job, media: Media, table: JobTabl
         try:
             async for chunk in chunks(request.content, job.closing, table.limits.idle_seconds):
                 size += len(chunk)
+                job.touch()
                 cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
                 for segment in cut:
                     await job.submit(segment)
@@ -180,9 +181,9 @@ def is_wav(request: web.Request, body: bytes) -> bool:
     return request.content_type.lower() in WAV_TYPES or (body[:4] == b"RIFF" and body[8:12] == b"WAVE")
 
 
-def wav_to_pcm(body: bytes) -> bytes:
-    """WAV of any kind to 16 kHz mono PCM16.
+def wav_to_pcm(body: bytes, limit: int) -> bytes:
+    """WAV of any kind to at most `limit` bytes of 16 kHz mono PCM16.
 
     Raises `audio.errors.WavError`.
     """
-    return pcm.encode(read_wav(body))
+    return pcm.encode(read_wav(body, max_samples=limit // pcm.SAMPLE_WIDTH))

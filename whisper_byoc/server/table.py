@@ -147,7 +147,7 @@ class JobTable:
             self._sweeper.cancel()
             await asyncio.wait({self._sweeper})
         for job in self.jobs:
-            if not job.results.ended:
+            if job.queued:
                 log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.queued)
             await job.stop("the server shut down")
 

@@ -1,0 +1,84 @@
+"""What operators and orchestrators ask."""
+
+import asyncio
+import os
+
+from whisper_byoc import __version__
+
+
+class Slow:
+    def __init__(self):
+        self.loaded, self.go = asyncio.Event(), asyncio.Event()
+
+    async def initialize(self):
+        await self.loaded.wait()
+
+    async def process(self, frame):
+        await self.go.wait()
+        return frame
+
+
+async def test_health_through_a_life(serving):
+    slow = Slow()
+    api = await serving(slow, wait=False)
+    assert await api.json("/health") == (200, {"status": "LOADING"})
+    for path in ("/readyz", "/healthz"):
+        assert await api.json(path) == (503, {"ready": False, "reasons": ["pipeline test is loading"]})
+    slow.loaded.set()
+    await api.server.loaded()
+    assert await api.json("/health") == (200, {"status": "IDLE"})
+    assert await api.json("/readyz") == (200, {"ready": True, "reasons": []})
+    await api.put("job", b"x")
+    assert await api.json("/health") == (200, {"status": "OK"})
+    slow.go.set()
+    assert (await api.get("job"))[0] == 200
+    assert await api.json("/health") == (200, {"status": "IDLE"})  # though the job is still open
+    draining = asyncio.ensure_future(api.table.drain())
+    await asyncio.sleep(0)
+    status, body = await api.json("/readyz")
+    assert (status, body["reasons"]) == (503, ["the server is shutting down"])
+    assert (await api.put("new", b"x"))[0] == 503
+    await draining
+
+
+async def test_a_put_during_loading_waits_but_not_for_ever(serving):
+    api = await serving(Slow(), wait=False, admission_seconds=0.05)
+    status, body, headers = await api.put("job", b"x")
+    assert status == 503
+    assert "not ready" in body["error"]
+    assert headers["Retry-After"]
+
+
+async def test_version(serving):
+    slow = Slow()
+    api = await serving({"a": slow, "b": slow}, wait=False)
+    assert await api.json("/version") == (
+        200, {"pipeline": os.environ.get("PIPELINE", "byoc"), "model_id": "a,b", "version": __version__},
+    )  # fmt: skip
+
+
+async def test_metrics(serving):
+    slow = Slow()
+    slow.loaded.set()
+    api = await serving(slow)
+
+    async def scrape():
+        async with api.http.get(f"{api.url}/metrics") as answer:
+            assert answer.content_type == "text/plain"
+            lines = (await answer.text()).splitlines()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+
+    await api.put("job", b"abc")
+    figures = await scrape()
+    assert figures["byoc_sessions_active"] == 1
+    assert figures["byoc_segments_queued"] == 1
+    slow.go.set()
+    await api.get("job")
+    await api.get("nobody", "?wait=0")
+    figures = await scrape()
+    assert figures["byoc_sessions_active"] == 0
+    assert figures['byoc_segments_total{pipeline="test"}'] == 1
+    assert figures['byoc_input_bytes_total{pipeline="test"}'] == 3
+    assert figures['byoc_frame_latency_ms_count{pipeline="test"}'] == 1
+    assert figures['byoc_refused_total{status="404"}'] == 1
+    assert 'byoc_errors_total{pipeline="test"}' not in figures
