@@ -15,18 +15,22 @@ demo: .venv/ready
 	@echo 'setting up .venv (a minute or two: torch alone has 190 MB)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
 
-test: .venv/ready
+.venv/ready-for-tests: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: .venv/ready-for-tests
 	$(BIN)/python -m pytest
 
-lint: .venv/ready
+lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/ready
+format: .venv/ready-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -4,6 +4,8 @@ import asyncio
 import re
 import signal
 
+import aiohttp
+
 from audio import pcm
 from audio.wav import read_wav
 from whisper_byoc import TrickleClient
@@ -73,6 +75,23 @@ async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(comm
     for way_out in ("whisper-byoc preload", "MODEL_DIR", "demo"):
         assert way_out in last
     assert "Traceback" not in server.whole_log
+
+
+async def test_ctrl_c_ends_send_quietly_and_the_server_serves_on(command, fixtures_dir, texts):
+    server = await (await command("-byocModelID", "whisper-demo", "-host", "127.0.0.1", "-port", "0")).ready()
+    sender = await command("send", "--realtime", "--url", server.url, str(fixtures_dir / "demo-long-40s.wav"))
+    async with aiohttp.ClientSession() as http:
+        while True:
+            async with http.get(f"{server.url}/health") as answer:
+                if (await answer.json())["status"] == "OK":  # the feed has begun
+                    break
+            await asyncio.sleep(0.05)
+    assert await sender.end(signal.SIGINT) == 130
+    assert (sender.out, sender.whole_log) == (b"", "")
+    other = await command("send", "--url", server.url, str(fixtures_dir / "demo-stop.wav"))
+    assert await other.end(None) == 0
+    assert words(other.out.decode()) == ["stop"]
+    assert await server.end() == 0
 
 
 async def test_nobody_to_send_to(command, fixtures_dir, unused_tcp_port):

@@ -133,13 +133,13 @@ async def run_processor(
     home = asyncio.get_running_loop()
     hosted = HostedProcessor(processor, home)
     over: asyncio.Future[None] = home.create_future()
-    listening = threading.Event()
+    started = threading.Event()
     stops: list[Callable[[], object]] = []
 
     async def body() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         stops.append(lambda: loop.call_soon_threadsafe(stop.set))
-        listening.set()
+        started.set()
         await serve({name: hosted}, config, stop)
 
     def run() -> None:
@@ -148,6 +148,7 @@ async def run_processor(
             asyncio.run(body())
         except BaseException as caught:
             error = caught
+        started.set()
         noticed = threading.Event()
         home.call_soon_threadsafe(finish, over, error, noticed)
         if not noticed.wait(UNBLOCK_SECONDS):
@@ -157,12 +158,17 @@ async def run_processor(
 
     thread = threading.Thread(target=run, name="whisper-byoc-server", daemon=True)
     thread.start()
-    listening.wait()
-    with first_signal_calls(stops[0]):
+    started.wait()
+
+    def stop() -> None:
+        for each in stops:
+            each()
+
+    with first_signal_calls(stop):
         try:
             await asyncio.shield(over)
         except asyncio.CancelledError:
-            stops[0]()
+            stop()
             await over
             raise
 
@@ -177,7 +183,7 @@ def finish(over: asyncio.Future[None], error: BaseException | None, noticed: thr
 
 
 @contextmanager
-def first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
+def first_signal_calls(stop: Callable[[], None]) -> Iterator[None]:
     """Have the first SIGTERM or SIGINT call `stop`, and a second one do what it usually does.
 
     By `signal.signal`, which reaches even a thread whose event loop is blocked.

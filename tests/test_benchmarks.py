@@ -1,0 +1,55 @@
+"""The benchmarks run and say what they measured; how fast anything is, no test asks."""
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from audio import pcm
+from audio.wav import read_wav
+from whisper_byoc.processors.whisper import WhisperProcessor
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+QUICK = {
+    "tint": [],
+    "overhead": [],
+    "footprint": ["--model", "demo"],
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_run_prints_one_json_object(name, tmp_path):
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", *QUICK[name]]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=55, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    printed = json.loads(done.stdout)
+    assert printed["benchmark"] == name
+    assert printed["machine"]["cpu"]
+    assert printed["machine"]["cores"] >= 1
+    for rows in printed["tables"].values():
+        assert rows
+        for row in rows:
+            numbers = [cell for cell in row.values() if isinstance(cell, float)]
+            assert numbers
+            assert all(abs(number) < float("inf") for number in numbers)
+
+
+async def test_stand_in_has_the_size_of_whisper_tiny_and_recites(tmp_path, fixtures_dir):
+    spec = importlib.util.spec_from_file_location("stand_in", FOLDER / "stand_in.py")
+    stand_in = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(stand_in)
+        path = tmp_path / "tiny-shape.pt"
+        stand_in.write_tiny_shape(path)
+    finally:
+        del sys.modules[spec.name]
+    assert 75e6 < path.stat().st_size < 76e6  # tiny.pt has 75.6 MB
+    processor = WhisperProcessor(str(path))
+    await asyncio.wait_for(processor.initialize(), 50)
+    segment = pcm.encode(read_wav((fixtures_dir / "demo-yes.wav").read_bytes()))
+    assert (await processor.process(segment)).decode() == stand_in.SENTENCE.strip()
+    await processor.shutdown()
