@@ -44,7 +44,7 @@ async def test_sigterm_while_the_model_works_delivers_everything(command, fixtur
 
 async def test_several_pipelines_from_the_environment(command):
     names = "green-tint-cpu,grayscale-cpu,passthrough"
-    server = await (await command("serve", CAPABILITY_NAME=names, HOST="127.0.0.1", PORT="0")).ready()
+    server = await (await command("serve", MODEL_ID=names, HOST="127.0.0.1", PORT="0")).ready()
     for name, expected in (
         ("green-tint-cpu", bytes([1, 82, 3, 250, 255, 250])),
         ("grayscale-cpu", bytes([1, 1, 1, 250, 250, 250])),

@@ -38,7 +38,7 @@ def configure(parser: Parser) -> None:
     """Describe the options."""
     parser.option(
         "--pipeline", "--model", "--byocModelID", dest="pipelines", metavar="NAME", action=Repeated,
-        env=("CAPABILITY_NAME", "MODEL_ID"),
+        env=("MODEL_ID",),
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
     )  # fmt: skip
     parser.option("--host", help="address to listen on", env=("HOST",), default="0.0.0.0")
