@@ -95,15 +95,50 @@ async def test_odd_number_of_bytes_is_an_error(processor):
 
 
 async def test_languages(processor):
-    assert processor.check_language("en") == DecodeOptions("en")
-    assert processor.check_language("auto") == DecodeOptions("en")  # the demo model knows English only
+    assert processor.options() == DecodeOptions("en")
+    assert processor.options({"language": "en", "other": [1]}) == DecodeOptions("en")
+    assert processor.options({"language": "auto"}) == DecodeOptions("en")  # the demo model knows English only
     with pytest.raises(UsageError, match="English only"):
-        processor.check_language("de")
+        processor.options({"language": "de"})
     with pytest.raises(UsageError, match="unknown language 'klingon'"):
-        processor.check_language("klingon")
+        processor.options({"language": "klingon"})
     with pytest.raises(RequestRefused) as caught:
         processor.open_session(job(language="xx"))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"language": 7}, "unknown language 7"),
+        ({"language": ["en"]}, "unknown language"),
+        ({"task": "sing"}, "unknown task 'sing'"),
+        ({"task": "translate"}, "cannot translate"),
+        ({"prompt": 5}, "prompt must be text"),
+        ({"prompt": "x" * 1001}, "at most 1000 characters"),
+        ({"words": "maybe"}, "words must be true or false"),
+    ],
+)
+def test_parameters_that_cannot_be(processor, params, message):
+    session = processor.open_session(job(prompt="gateway"))
+    with pytest.raises(RequestRefused, match=message) as caught:
+        session.update(params)
+    assert caught.value.status == 400
+    assert session._options == DecodeOptions("en", prompt="gateway")  # as before
+
+
+async def test_update_counts_from_the_next_segment(processor, sound, texts):
+    session = processor.open_session(job())
+    frame = pcm.encode(sound("demo-numbers.wav"))
+    (before,) = await session.feed(frame)
+    session.update({"words": True})
+    (after,) = await session.feed(frame)
+    assert "words" not in before.record["segments"][0]
+    heard = [word for segment in after.record["segments"] for word in segment["words"]]
+    assert [word["text"] for word in heard] == texts["demo-numbers.wav"]["text"].split()
+    ms = len(frame) // 32
+    assert all(ms <= word["start_ms"] <= word["end_ms"] <= 2 * ms for word in heard)
+    assert all(0 <= word["probability"] <= 1 for word in heard)
 
 
 async def test_unknown_model_and_broken_file(tmp_path):

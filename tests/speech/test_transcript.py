@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.transcript import FORMATS, TextSegment, Transcription, clock, join, transcript_record
+from whisper_byoc.speech.transcript import (
+    FORMATS,
+    TextSegment,
+    Transcription,
+    Word,
+    clock,
+    from_records,
+    join,
+    transcript_record,
+)
 
 HEARD = Transcription(
     "Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General."))
@@ -34,6 +43,19 @@ def test_times_stay_exact_over_hours():
     sample = 16_000 * 3600 * 5 + 1
     record = transcript_record(Transcription("", "en"), sample, 16_000, 0, 0)
     assert record["timing"] == {"media_window_start_ms": 18_000_000, "media_window_end_ms": 18_001_000}
+
+
+def test_records_go_back_to_a_transcription():
+    words = (Word(0.5, 1.0, "Hello", 0.75), Word(1.0, 2.0, "there.", 0.5))
+    heard = Transcription("Hello there.", "fr", (TextSegment(0.5, 2.0, "Hello there.", words),))
+    records = [
+        transcript_record(heard, 0, 48_000, 0, 0),
+        transcript_record(Transcription("", "fr"), 48_000, 16_000, 0, 0),
+        {"type": "error", "error": "x"},
+        transcript_record(heard, 64_000, 48_000, 0, 0),
+    ]
+    assert from_records(records) == join([heard, heard.shifted(4)], "en")
+    assert from_records([]) == Transcription("", "en")
 
 
 def test_txt():

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
     """Load the model once, then take file by file."""
     await processor.initialize()
-    options = processor.check_language(args.language)
+    options = processor.options()
     for path in args.files:
         heard = await transcribe(processor, options, load_audio(path), path.name)
         for kind in args.format:

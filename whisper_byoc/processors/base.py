@@ -34,8 +34,8 @@ class JobInfo:
 
     job_id: str
     pipeline: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    """The query of the request that opened the job, such as `language`."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What the client asked for when it opened the job, such as `language`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ __all__ = ["WhisperProcessor", "WhisperSession", "WhisperSettings"]
 
 MAX_THREADS = 4
 """The tiny model gains nothing from more torch threads than this; further CPUs become workers."""
+
+
+MAX_PROMPT = 1000
+"""Characters; the model itself looks at the last 223 tokens only (openai-whisper, `n_text_ctx // 2 - 1`)."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +65,21 @@ class WhisperProcessor:
         Raises `ModelError`, `UnknownModel` or `UsageError` (language).
         """
         self._engine = await self._scheduler.start(self._load)
-        self.check_language(self._settings.language)
+        self.options()
 
     async def process(self, frame: bytes) -> bytes:
         """Transcribe one segment on its own; the server uses sessions, which keep the job's clock."""
         if not frame:
             return b""
-        heard = await self.hear(decode_segment(frame), self.check_language(self._settings.language))
+        heard = await self.hear(decode_segment(frame), self.options())
         return heard.transcription.text.encode()
 
     def open_session(self, job: JobInfo) -> WhisperSession:
-        """Begin a job; `?language=` overrides the default.
+        """Begin a job.
 
-        Raises `RequestRefused` (400) for a language that the model does not know.
+        Raises `RequestRefused` (400) for parameters that cannot be, such as a language that the model does not know.
         """
-        try:
-            options = self.check_language(job.params.get("language", self._settings.language))
-        except UsageError as error:
-            raise RequestRefused(400, str(error)) from None
-        return WhisperSession(self, options)
+        return WhisperSession(self, refused(lambda: self.options(job.params)))
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -95,21 +95,41 @@ class WhisperProcessor:
             return Heard(Transcription("", options.language or "en"), 0.0, 0.0)
         return await self._scheduler.transcribe(samples, options)
 
-    def check_language(self, language: str) -> DecodeOptions:
-        """Make decoding options of a language code or `auto`.
+    def options(self, params: Mapping[str, Any] | None = None, base: DecodeOptions | None = None) -> DecodeOptions:
+        """Make decoding options of a job's parameters: `language`, `task`, `prompt`, `words`; others are not ours.
 
-        Raises `UsageError` when the loaded model does not know the language.
+        What `params` does not name stays as in `base`, or as the processor was set up. Raises `UsageError` for a value
+        that cannot be.
         """
+        params = params or {}
+        base = base or DecodeOptions(self._language(self._settings.language))
+        language = self._language(params["language"]) if params.get("language") else base.language
+        task = params.get("task") or base.task
+        if task not in ("transcribe", "translate"):
+            raise UsageError(f"unknown task {task!r}: use transcribe or translate")
+        if task == "translate" and not self._multilingual:
+            raise UsageError(f"model {self._model} knows English only and cannot translate")
+        prompt = params.get("prompt", base.prompt)
+        if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+            raise UsageError(f"prompt must be text of at most {MAX_PROMPT} characters")
+        return DecodeOptions(language, task, prompt, switch(params, "words", base.words))
+
+    def _language(self, language: Any) -> str | None:
+        """Check a language code; None stands for `auto`."""
         from whisper.tokenizer import LANGUAGES
 
-        assert self._engine is not None, "initialize() comes first"
         if language == "auto":
-            return DecodeOptions(None if self._engine.multilingual else "en")
-        if language not in LANGUAGES:
+            return None if self._multilingual else "en"
+        if not isinstance(language, str) or language not in LANGUAGES:
             raise UsageError(f"unknown language {language!r}: use an ISO 639-1 code such as en, or auto")
-        if language != "en" and not self._engine.multilingual:
+        if language != "en" and not self._multilingual:
             raise UsageError(f"model {self._model} knows English only, not {language!r}")
-        return DecodeOptions(language)
+        return str(language)
+
+    @property
+    def _multilingual(self) -> bool:
+        assert self._engine is not None, "initialize() comes first"
+        return self._engine.multilingual
 
     def _load(self) -> Engine:
         from whisper_byoc.speech.models import load_model
@@ -126,6 +146,13 @@ class WhisperSession:
         self._options = options
         self._samples = 0
         self._transcripts = 0
+
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Change options from the next segment on.
+
+        Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
+        """
+        self._options = refused(lambda: self._processor.options(params, self._options))
 
     async def feed(self, frame: bytes) -> list[Result]:
         """Transcribe one segment of PCM16.
@@ -147,6 +174,28 @@ class WhisperSession:
     def summary(self) -> Mapping[str, Any]:
         """Length of the job's sound and number of transcripts."""
         return {"audio_ms": self._samples * 1000 // pcm.SAMPLE_RATE, "transcripts": self._transcripts}
+
+
+def refused(check: Callable[[], DecodeOptions]) -> DecodeOptions:
+    """Answer the client's mistakes with 400."""
+    try:
+        return check()
+    except UsageError as error:
+        raise RequestRefused(400, str(error)) from None
+
+
+def switch(params: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Read a parameter that is on or off, as JSON or as a query has it.
+
+    Raises `UsageError` for anything else.
+    """
+    value = params.get(name, default)
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in ("true", "false", "1", "0", "on", "off"):
+        raise UsageError(f"{name} must be true or false, not {value!r}")
+    return text in ("true", "1", "on")
 
 
 def decode_segment(frame: bytes) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from whisper_byoc.errors import RequestRefused, UnknownPipeline
 from whisper_byoc.processors.base import JobInfo
@@ -66,7 +67,7 @@ class JobTable:
             raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
         return self.pipelines[name]
 
-    async def open(self, job_id: str, pipeline_name: str | None, params: Mapping[str, str]) -> Job:
+    async def open(self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any]) -> Job:
         """Get the job of that id, opening it if it is new.
 
         Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or

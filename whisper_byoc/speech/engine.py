@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ class DecodeOptions:
 
     language: str | None = "en"
     """ISO 639-1 code, or None to let the model decide."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Text in the language spoken, or in English."""
+    prompt: str = ""
+    """Words to expect: names, spellings. Never appears in the text itself."""
+    words: bool = False
+    """Whether to find the time of every word, which costs a second pass through the decoder."""
 
 
 class Engine(Protocol):

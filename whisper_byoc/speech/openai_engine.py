@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import whisper
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.engine import DecodeOptions
-from whisper_byoc.speech.transcript import TextSegment, Transcription
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
@@ -36,14 +36,27 @@ class OpenAIEngine:
             self._model,
             samples,
             language=options.language,
+            task=options.task,
+            initial_prompt=options.prompt or None,
+            word_timestamps=options.words,
             temperature=0.0,  # greedy, and no ladder of retries
             condition_on_previous_text=False,
             fp16=False,  # a CPU has no half-precision kernels for this
             verbose=None,
         )
         length = len(samples) / SAMPLE_RATE
+
+        def words_of(segment: dict[str, Any]) -> tuple[Word, ...]:
+            return tuple(
+                Word(at(each["start"]), at(each["end"]), each["word"].strip(), float(each["probability"]))
+                for each in segment.get("words", ())
+            )
+
+        def at(seconds: float) -> float:
+            return min(float(seconds), length)
+
         segments = tuple(
-            TextSegment(min(float(each["start"]), length), min(float(each["end"]), length), each["text"].strip())
+            TextSegment(at(each["start"]), at(each["end"]), each["text"].strip(), words_of(each))
             for each in found["segments"]
             if each["text"].strip()
         )

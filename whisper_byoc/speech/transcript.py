@@ -10,7 +10,17 @@ from typing import Any
 
 from audio.pcm import SAMPLE_RATE
 
-__all__ = ["FORMATS", "TextSegment", "Transcription", "join", "transcript_record"]
+__all__ = ["FORMATS", "TextSegment", "Transcription", "Word", "from_records", "join", "transcript_record"]
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word; times are seconds from the beginning of the sound."""
+
+    start: float
+    end: float
+    text: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,8 @@ class TextSegment:
     start: float
     end: float
     text: str
+    words: tuple[Word, ...] = ()
+    """Empty unless the times of words were asked for."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,17 @@ class Transcription:
 
     def shifted(self, seconds: float) -> Transcription:
         """Give the same text on a clock that began `seconds` earlier."""
-        moved = (TextSegment(each.start + seconds, each.end + seconds, each.text) for each in self.segments)
+        moved = (
+            TextSegment(
+                each.start + seconds,
+                each.end + seconds,
+                each.text,
+                tuple(
+                    Word(word.start + seconds, word.end + seconds, word.text, word.probability) for word in each.words
+                ),
+            )
+            for each in self.segments
+        )
         return Transcription(self.text, self.language, tuple(moved))
 
 
@@ -44,6 +66,26 @@ def join(parts: Iterable[Transcription], language: str) -> Transcription:
     return Transcription(text, heard[0].language if heard else language, segments)
 
 
+def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> Transcription:
+    """Put the `transcript` records of one job back together, on the job's clock."""
+    heard = [record for record in records if record["type"] == "transcript" and record["text"]]
+    segments = tuple(
+        TextSegment(
+            each["start_ms"] / 1000,
+            each["end_ms"] / 1000,
+            each["text"],
+            tuple(
+                Word(word["start_ms"] / 1000, word["end_ms"] / 1000, word["text"], word["probability"])
+                for word in each.get("words", ())
+            ),
+        )
+        for record in heard
+        for each in record["segments"]
+    )
+    text = " ".join(record["text"] for record in heard)
+    return Transcription(text, heard[0]["language"] if heard else language, segments)
+
+
 def transcript_record(
     heard: Transcription, first_sample: int, samples: int, queue_ms: float, inference_ms: float
 ) -> dict[str, Any]:
@@ -52,6 +94,16 @@ def transcript_record(
     `first_sample` and `samples` say, on the job's clock, which sound this is; times come out in milliseconds.
     """
     start_ms, end_ms = to_ms(first_sample), to_ms(first_sample + samples)
+
+    def span(start: float, end: float) -> dict[str, int]:
+        return {
+            "start_ms": min(start_ms + round(start * 1000), end_ms),
+            "end_ms": min(start_ms + round(end * 1000), end_ms),
+        }
+
+    def word_fields(word: Word) -> dict[str, Any]:
+        return {**span(word.start, word.end), "text": word.text, "probability": round(word.probability, 3)}
+
     return {
         "type": "transcript",
         "is_final": True,
@@ -59,11 +111,8 @@ def transcript_record(
         "language": heard.language,
         "timing": {"media_window_start_ms": start_ms, "media_window_end_ms": end_ms},
         "segments": [
-            {
-                "start_ms": min(start_ms + round(segment.start * 1000), end_ms),
-                "end_ms": min(start_ms + round(segment.end * 1000), end_ms),
-                "text": segment.text,
-            }
+            {**span(segment.start, segment.end), "text": segment.text}
+            | ({"words": [word_fields(word) for word in segment.words]} if segment.words else {})
             for segment in heard.segments
         ],
         "stats": {
