@@ -10,8 +10,11 @@ from aiohttp.typedefs import Handler
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server import output, source, status
+from whisper_byoc.server import streams as stream_routes
+from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
+from whisper_byoc.server.streams import StreamTable
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["build_app"]
@@ -19,11 +22,13 @@ __all__ = ["build_app"]
 log = logging.getLogger(__name__)
 
 
-def build_app(table: JobTable, metrics: Metrics) -> web.Application:
-    """Build the application around the jobs."""
+def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
+    """Build the application around the jobs; with a token, work is for those who show it."""
     app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[METRICS] = metrics
+    if token:
+        protect(app, token)
     app.add_routes(
         [
             # a job id with a slash must reach the check of job ids, hence the greedy patterns
@@ -38,6 +43,7 @@ def build_app(table: JobTable, metrics: Metrics) -> web.Application:
             web.get("/metrics", status.metrics),
         ]
     )
+    app.add_routes(stream_routes.routes(streams))
     return app
 
 

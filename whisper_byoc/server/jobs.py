@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -100,6 +100,15 @@ class Job:
             size = 0 if isinstance(data, SegmentError) else len(data)
             self._room.take_now(size)
             self.enqueue(data, size)
+
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Change the session's parameters from the next segment on.
+
+        Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
+        """
+        update = getattr(self._session, "update", None)
+        if update is not None:
+            update(params)
 
     def end_input(self) -> None:
         """Let a connected feed hand in its tail, the queue run dry, then finish. Harmless when repeated."""

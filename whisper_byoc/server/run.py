@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,9 +15,12 @@ from aiohttp import web
 from whisper_byoc.errors import StartError
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
+from whisper_byoc.server.capability import Registration
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.registration import Registrar
+from whisper_byoc.server.streams import StreamTable
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["Server", "ServerConfig", "serve"]
@@ -36,6 +40,10 @@ class ServerConfig:
     host: str = "0.0.0.0"
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
+    registration: Registration | None = None
+    """At which orchestrators to register, if any."""
+    token: str = field(default="", repr=False)
+    """Bearer token that clients must show; empty is none."""
 
 
 async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop: asyncio.Event | None = None) -> None:
@@ -52,10 +60,12 @@ async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop:
             if loading.done():
                 loading.result()
                 log.info("ready: %s", ", ".join(processors))
+                server.join()
                 await stopping
         finally:
             loading.cancel()
             stopping.cancel()
+        await server.leave()
         log.info("shutting down: %d segments to finish", server.table.queued)
         await server.table.drain()
 
@@ -70,14 +80,16 @@ class Server:
         self._config = config
         metrics = Metrics()
         self.table = JobTable({name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics)
+        self.streams = StreamTable(self.table)
         self._runner = web.AppRunner(
-            build_app(self.table, metrics),
+            build_app(self.table, self.streams, metrics, config.token),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=SHUTDOWN_S,
         )
         self._loading: list[asyncio.Task[None]] = []
+        self._registrar: Registrar | None = None
 
     async def __aenter__(self) -> Server:
         """Listen.
@@ -97,10 +109,12 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop jobs, pipelines and the listener, in this order."""
+        """Leave the orchestrators, then stop streams, jobs, pipelines and the listener, in this order."""
+        await self.leave()
         for task in self._loading:
             task.cancel()
         await asyncio.gather(*self._loading, return_exceptions=True)
+        await self.streams.close()
         await self.table.close()
         for pipeline in self.table.pipelines.values():
             await pipeline.stop(SHUTDOWN_S)
@@ -112,6 +126,21 @@ class Server:
         Raises `StartError` or `ModelError` when one of them will never be.
         """
         await asyncio.gather(*self._loading)
+
+    def join(self) -> None:
+        """Begin to register at the orchestrators, where there are any; to be called when all is loaded."""
+        if self._config.registration is None:
+            return
+        name, address = next(iter(self.table.pipelines)), own_address(self._config.host, self.port)
+        full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
+        self._registrar = Registrar(full, lambda: any(job.ended_at is None for job in self.table.jobs))
+        self._registrar.start()
+
+    async def leave(self) -> None:
+        """Unregister: no more work is sent here then, while the listener stays open for what there is."""
+        if self._registrar is not None:
+            await self._registrar.stop()
+            self._registrar = None
 
 
 def check_processor(name: str, processor: object) -> None:
@@ -131,6 +160,12 @@ async def listen(runner: web.AppRunner, config: ServerConfig) -> int:
             raise StartError(message) from None
         raise StartError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from None
     return int(runner.addresses[0][1])
+
+
+def own_address(host: str, port: int) -> str:
+    """Guess where others reach this server: at the address it is bound to, else by the name of the machine."""
+    name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -1,0 +1,408 @@
+"""BYOC streams as an orchestrator drives them: channels on a trickle server, start, media, data and events, stop."""
+
+import asyncio
+import json
+import re
+import subprocess
+
+import pytest
+from aiohttp import web
+
+from audio import pcm
+from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.wav import read_wav
+from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.server import stream_output
+from whisper_byoc.trickle.publisher import TricklePublisher
+from whisper_byoc.trickle.server import TrickleServer
+from whisper_byoc.trickle.subscriber import TrickleSubscriber
+
+KINDS = {"": "video/MP2T", "-out": "video/MP2T", "-control": "application/json", "-events": "application/json",
+         "-data": "application/jsonl"}  # fmt: skip
+NAMES = {"": "subscribe_url", "-out": "publish_url", "-control": "control_url", "-events": "events_url",
+         "-data": "data_url"}  # fmt: skip
+
+
+def words(text):
+    return re.sub(r"[^a-z ]", "", text.lower()).split()
+
+
+class Sound:
+    """Stands in for speech where only the way there is tested."""
+
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        return b"%d bytes" % len(frame)
+
+
+class Orchestrator:
+    """What an orchestrator does for a stream: make channels, tell the container, read what it writes."""
+
+    def __init__(self, trickle, base, api):
+        self.trickle = trickle
+        self.base = base
+        self.api = api
+
+    def channels(self, name, kinds=KINDS):
+        for kind in kinds:
+            self.trickle.create(name + kind, KINDS[kind])
+        return {NAMES[kind]: f"{self.base}/ai/trickle/{name}{kind}" for kind in kinds}
+
+    async def start(self, name, urls, params=None, **headers):
+        body = {"gateway_request_id": name, **urls, "params": params}
+        return await self.post("/stream/start", body, name, **headers)
+
+    async def post(self, path, body, name=None):
+        headers = {"X-Stream-Id": name} if name else {}
+        async with self.api.http.post(f"{self.api.url}{path}", json=body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    async def stop(self, name):
+        """As go-livepeer does it: no content type, some bytes."""
+        async with self.api.http.post(
+            f"{self.api.url}/stream/stop",
+            data=b"why not",
+            headers={"X-Stream-Id": name},
+            skip_auto_headers=["Content-Type"],
+        ) as answer:
+            return answer.status, await answer.json()
+
+    def publisher(self, name, mime="video/MP2T"):
+        return TricklePublisher(f"{self.base}/ai/trickle/{name}", mime)
+
+    def follow(self, name, kind):
+        """Collect the JSON lines of a channel, from what is written next, until it ends or the task is cancelled."""
+        found = []
+
+        async def run():
+            async with TrickleSubscriber(f"{self.base}/ai/trickle/{name}{kind}", start=-1) as subscriber:
+                async for segment in subscriber:
+                    data = await segment.read()
+                    assert all(len(line) < 65536 for line in data.splitlines())
+                    found.extend(json.loads(line) for line in data.splitlines())
+
+        return found, asyncio.ensure_future(run())
+
+
+@pytest.fixture
+async def orchestrate(serving, monkeypatch):
+    monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.2)
+    trickle = TrickleServer("/ai/trickle/")
+    app = web.Application(client_max_size=0)
+    trickle.add_routes(app)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    await trickle.start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def start(processor=None, **limits):
+        return Orchestrator(trickle, base, await serving(processor or Sound(), **limits))
+
+    yield start
+    await trickle.stop()
+    await runner.cleanup()
+
+
+def transport_stream(path, codec="aac", video=False):
+    command = [ffmpeg_path(), "-loglevel", "error", "-i", str(path)]
+    if video:
+        command += ["-f", "lavfi", "-i", "testsrc=size=320x240:rate=30", "-shortest", "-map", "0:a", "-map", "1:v",
+                    "-c:v", "libx264", "-preset", "ultrafast", "-g", "30"]  # fmt: skip
+    command += ["-c:a", codec, "-ar", "48000", "-f", "mpegts", "pipe:1"]
+    return subprocess.run(command, env=ffmpeg_environment(), stdout=subprocess.PIPE, check=True).stdout
+
+
+def segments(data, size=188 * 200):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+async def settled(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize(("codec", "video"), [("aac", False), ("libopus", False), ("aac", True), ("libopus", True)])
+async def test_speech_in_mpeg_ts_comes_back_as_its_words(orchestrate, fixtures_dir, texts, codec, video):
+    name = "demo-numbers.wav"
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    ts = await asyncio.to_thread(transport_stream, fixtures_dir / name, codec, video)
+    urls = world.channels("stream")
+    status, body = await world.start("stream", urls)
+    assert status == 200, body
+    assert (body["status"], body["request_id"]) == ("success", "stream")
+    assert body["current_state"]["active_streams"] == 1
+    data, reading = world.follow("stream", "-data")
+    events, listening = world.follow("stream", "-events")
+    async with world.publisher("stream") as publisher:
+        for segment in segments(ts):
+            await publisher.publish(segment)
+        status, body = await world.stop("stream")
+    assert (status, body["status"]) == (200, "success")
+    # the last words and the end are there before the stop was answered: an orchestrator closes the channels now
+    for kind in KINDS:
+        world.trickle.close("stream" + kind)
+    await asyncio.gather(reading, listening)
+    assert [each["seq"] for each in data] == list(range(len(data)))
+    assert [word for each in data for word in words(each.get("text", ""))] == words(texts[name]["text"])
+    assert data[-1]["type"] == "end"
+    assert data[-1]["errors"] == 0
+    kinds = [event["event"]["type"] for event in events]
+    assert kinds[0] == "stream_started"
+    assert "heartbeat" in kinds
+    assert kinds[-1] == "stream_stopped"
+    assert all(event["queue_event_type"] for event in events)
+    assert (await world.stop("stream"))[0] == 200  # up to three stops come
+    assert await world.api.json("/health") == (200, {"status": "IDLE"})
+
+
+async def test_raw_pcm_segments_and_several_streams_at_once(orchestrate, fixtures_dir, texts):
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+
+    async def one(name, fixture, params):
+        urls = world.channels(name, ["", "-data"])
+        assert (await world.start(name, urls, params))[0] == 200
+        data, reading = world.follow(name, "-data")
+        sound = pcm.encode(read_wav((fixtures_dir / fixture).read_bytes()))
+        async with world.publisher(name) as publisher:
+            for at in range(0, len(sound), 9999):  # odd: samples are cut in half
+                await publisher.publish(sound[at : at + 9999])
+            assert (await world.stop(name))[0] == 200
+        world.trickle.close(name + "-data")
+        await reading
+        return [word for each in data for word in words(each.get("text", ""))]
+
+    fixtures = ["demo-stop.wav", "demo-hello-world.wav", "demo-spelling.wav"]
+    heard = await asyncio.gather(*(one(f"s{n}", each, {"input": "pcm16"}) for n, each in enumerate(fixtures)))
+    assert heard == [words(texts[each]["text"]) for each in fixtures]
+
+
+async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("pcm", ["-data"])
+    world.trickle.create("pcm", "audio/L16;rate=16000")
+    urls["subscribe_url"] = f"{world.base}/ai/trickle/pcm"
+    assert (await world.start("pcm", urls))[0] == 200
+    data, reading = world.follow("pcm", "-data")
+    async with world.publisher("pcm") as publisher:
+        await publisher.publish(bytes(3200))
+        await publisher.publish(bytes(3200))
+        await publisher.close(delete_channel=True)
+    await settled(lambda: not world.api.server.streams.streams)
+    world.trickle.close("pcm-data")
+    await reading
+    assert [each.get("text") for each in data] == ["6400 bytes", None]
+
+
+async def test_data_in_pytricklesform_is_one_string_a_line(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("old", ["", "-data"])
+    assert (await world.start("old", urls, {"input": "pcm16", "data_format": "pytrickle"}))[0] == 200
+    data, reading = world.follow("old", "-data")
+    async with world.publisher("old") as publisher:
+        await publisher.publish(bytes(640))
+        await world.stop("old")
+    world.trickle.close("old-data")
+    await reading
+    assert all(isinstance(each, list) and len(each) == 1 for each in data)
+    assert [json.loads(each[0])["type"] for each in data] == ["result", "end"]
+
+
+async def test_garbage_empty_and_truncated_segments_leave_the_rest_whole(orchestrate, fixtures_dir, texts):
+    name = "demo-hello-world.wav"
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    ts = await asyncio.to_thread(transport_stream, fixtures_dir / name)
+    urls = world.channels("rough", ["", "-data", "-events"])
+    await world.start("rough", urls)
+    data, reading = world.follow("rough", "-data")
+    async with world.publisher("rough") as publisher:
+        await publisher.publish(b"")
+        await publisher.publish(b"this is no transport stream" * 500)
+        await publisher.publish(b"")
+        writer = await publisher.next()
+        await writer.write(b"\x47" + bytes(100))
+        await writer.abort()
+        for segment in segments(ts):
+            await publisher.publish(segment)
+        assert (await world.stop("rough"))[0] == 200
+    world.trickle.close("rough-data")
+    await reading
+    assert [word for each in data for word in words(each.get("text", ""))] == words(texts[name]["text"])
+    assert data[-1]["type"] == "end"
+
+
+async def test_control_messages_change_parameters_and_garbage_does_not(orchestrate):
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    urls = world.channels("ctl", ["", "-control", "-events", "-data"])
+    assert (await world.start("ctl", urls, {"input": "pcm16"}))[0] == 200
+    (stream,) = world.api.server.streams.streams
+    events, listening = world.follow("ctl", "-events")
+    async with world.publisher("ctl-control", "application/json") as control:
+        for message in (b'{"keep":"alive"}', b"not json", b"[1]", b'{"language": "klingon"}', b'{"prompt": "gateway"}'):
+            await control.publish(message)
+        await settled(lambda: stream.params.get("prompt") == "gateway")
+    assert stream.params.get("language") is None
+    status, body = await world.post("/stream/params", {"data_format": "xml"}, "ctl")
+    assert (status, body["status"]) == (400, "error")
+    assert "data_format" in body["message"]
+    status, body = await world.post("/stream/params", {"language": "de", "prompt": "x"}, "ctl")
+    assert status == 400
+    assert stream.params["prompt"] == "gateway"
+    assert (await world.post("/stream/params", {"params": {"words": True}}, "ctl"))[0] == 200
+    assert stream.job._session._options.words
+    assert stream.job._session._options.prompt == "gateway"
+    await world.stop("ctl")
+    world.trickle.close("ctl-events")
+    await listening
+    kinds = [event["event"]["type"] for event in events]
+    assert kinds.count("params_updated") == 3  # at the start, by control, by HTTP
+    assert "error" in kinds
+
+
+@pytest.mark.parametrize("kind", ["-control", "-events", "-data", ""])
+async def test_a_channel_closed_early_ends_the_stream_and_nothing_hangs(orchestrate, kind):
+    world = await orchestrate()
+    urls = world.channels("cut", ["", "-control", "-events", "-data"])
+    await world.start("cut", urls, {"input": "pcm16"})
+    async with world.publisher("cut") as publisher:
+        await publisher.publish(bytes(640))
+        await asyncio.sleep(0.5)
+        world.trickle.close("cut" + kind)
+        if kind == "-data":
+            await asyncio.sleep(0.1)
+            world.api.table.get("cut").end_input()
+        await settled(lambda: not world.api.server.streams.streams)
+    assert (await world.api.json("/health"))[1] == {"status": "IDLE"}
+    assert (await world.stop("cut"))[0] == 200
+
+
+async def test_two_starts_with_one_id(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("same", ["", "-data"])
+    assert (await world.start("same", urls, {"input": "pcm16"}))[0] == 200
+    status, body = await world.start("same", urls, {"input": "pcm16"})
+    assert status == 400
+    assert "running already" in body["message"]
+    data, reading = world.follow("same", "-data")
+    async with world.publisher("same") as publisher:
+        await publisher.publish(bytes(640))
+        await world.stop("same")
+    world.trickle.close("same-data")
+    await reading
+    assert [each.get("text") for each in data] == ["640 bytes", None]  # the first one was not disturbed
+    urls = world.channels("same2", ["", "-data"])
+    assert (await world.start("same", urls, {"input": "pcm16"}))[0] == 200  # and the id is free again
+    await world.stop("same")
+
+
+async def test_no_place_for_another_stream_is_503(orchestrate):
+    world = await orchestrate(jobs=1)
+    assert (await world.start("one", world.channels("one", [""])))[0] == 200
+    status, body = await world.start("two", world.channels("two", [""]))
+    assert (status, body["status"]) == (503, "error")
+    await world.stop("one")
+
+
+async def test_nobody_at_the_urls(orchestrate, unused_tcp_port):
+    world = await orchestrate()
+    gone = f"http://127.0.0.1:{unused_tcp_port}/x"
+    urls = dict.fromkeys(("subscribe_url", "control_url", "events_url", "data_url"), gone)
+    assert (await world.start("lost", urls))[0] == 200
+    (stream,) = world.api.server.streams.streams
+    await stream.stop(limit=0.5)
+    assert stream.over.done()
+    await world.api.still_serves()
+
+
+class Relay:
+    """A TCP relay that can cut every connection and refuse new ones: the network between container and orchestrator."""
+
+    def __init__(self, target):
+        self.target = target
+        self.writers = set()
+        self.server = None
+        self.port = 0
+
+    async def open(self):
+        self.server = await asyncio.start_server(self.relay, "127.0.0.1", self.port)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def cut(self):
+        self.server.close()
+        for writer in list(self.writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def relay(self, reader, writer):
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        both = {writer, far_writer}
+        self.writers |= both
+        try:
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        except OSError:
+            pass
+        finally:
+            self.writers -= both
+            for each in both:
+                each.transport.abort()
+
+
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.transport.abort()
+
+
+async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orchestrate):
+    world = await orchestrate()
+    relay = Relay(int(world.base.rpartition(":")[2]))
+    await relay.open()
+    urls = {
+        name: url.replace(world.base, f"http://127.0.0.1:{relay.port}")
+        for name, url in world.channels("s", ["", "-data", "-events", "-control"]).items()
+    }
+    assert (await world.start("s", urls, {"input": "pcm16"}))[0] == 200
+    data, reading = world.follow("s", "-data")
+    async with world.publisher("s") as publisher:
+        await publisher.publish(bytes(640))
+        await asyncio.sleep(0.4)
+        await relay.cut()
+        await publisher.publish(bytes(320))  # while nobody can read it
+        await asyncio.sleep(0.3)
+        await relay.open()
+        await publisher.publish(bytes(640))
+        await asyncio.sleep(1.0)
+        assert (await world.stop("s"))[0] == 200
+    world.trickle.close("s-data")
+    await reading
+    assert [each.get("text") for each in data] == ["1600 bytes", None]
+    await relay.cut()
+
+
+async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate, monkeypatch):
+    monkeypatch.setattr(stream_output, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(stream_output, "HEARTBEAT_S", 0.05)
+    from whisper_byoc.server import stream as module
+
+    monkeypatch.setattr(module, "BEAT_S", 0.05)
+    world = await orchestrate(idle_seconds=0.3)
+    urls = world.channels("quiet", ["", "-data", "-events"])
+    await world.start("quiet", urls, {"input": "pcm16"})
+    data, reading = world.follow("quiet", "-data")
+    events, listening = world.follow("quiet", "-events")
+    await settled(lambda: len(data) > 8 and len(events) > 8)  # longer than the idle limit
+    assert {each["type"] for each in data} == {"keepalive"}
+    async with world.publisher("quiet") as publisher:
+        await publisher.publish(bytes(640))
+        await world.stop("quiet")
+    for kind in ("-data", "-events"):
+        world.trickle.close("quiet" + kind)
+    await asyncio.gather(reading, listening)
+    assert [each["type"] for each in data if each["type"] != "keepalive"] == ["result", "end"]

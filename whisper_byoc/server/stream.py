@@ -1,0 +1,119 @@
+"""One BYOC stream: a job between the channels that an orchestrator made for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.start_request import StartRequest, check_params
+from whisper_byoc.server.stream_input import AudioInput
+from whisper_byoc.server.stream_output import DATA_FORMATS, DataWriter, EventWriter
+from whisper_byoc.trickle.errors import TrickleError
+from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.subscriber import TrickleSubscriber
+
+__all__ = ["Stream"]
+
+log = logging.getLogger(__name__)
+
+STOP_S = 8.0
+"""An orchestrator waits 10 s for the answer to a stop."""
+BEAT_S = 5.0
+MAX_CONTROL = 1 << 20
+
+
+class Stream:
+    """Runs from its making until `over`: input, results, events and control each have a task, all owned here."""
+
+    def __init__(self, request: StartRequest, job: Job, data_format: str, options: ClientOptions) -> None:
+        self.request = request
+        self.job = job
+        self.params = dict(request.params)
+        self._options = options
+        self._events = EventWriter(request.request_id, request.events_url, options)
+        self._data = DataWriter(job, request.data_url, data_format, options)
+        self._update_format(self.params)
+        self.over = asyncio.ensure_future(self._run())
+
+    async def stop(self, limit: float = STOP_S) -> None:
+        """Take in what has arrived, deliver the last words and the end record, then end."""
+        self.job.end_input()
+        await asyncio.wait({self.over}, timeout=limit)
+        if not self.over.done():
+            log.warning("stream %s: not finished within %g s", self.request.request_id, limit)
+            await self.job.stop(f"the stream was stopped, and its last words were not ready within {limit:g} s")
+            await asyncio.wait({self.over}, timeout=1.0)
+            self.over.cancel()
+            await asyncio.wait({self.over})
+
+    def update(self, params: object) -> None:
+        """Change parameters from the next segment on.
+
+        Raises `RequestRefused` (400) and changes nothing then.
+        """
+        checked = check_params(params)
+        data_format = checked.get("data_format", self._data.data_format)
+        if data_format not in DATA_FORMATS:
+            raise RequestRefused(400, f"data_format must be one of {', '.join(DATA_FORMATS)}, not {data_format!r}")
+        if not isinstance(checked.get("partials", True), bool):
+            raise RequestRefused(400, f"partials must be true or false, not {checked['partials']!r}")
+        self.job.update(checked)
+        self._data.data_format = data_format
+        self.params |= checked
+        self._events.emit("params_updated", params=checked)
+
+    def _update_format(self, params: Mapping[str, Any]) -> None:
+        """Check the parameters that came with the start; the job has checked its own."""
+        if params:
+            self.update(params)
+
+    async def _run(self) -> None:
+        pcm = str(self.params.get("input", "")).lower() in ("pcm16", "s16le", "pcm")
+        source = AudioInput(self.job, self.request.subscribe_url, pcm, self._options, self._report)
+        events = asyncio.ensure_future(self._events.run())
+        helpers = {events, *map(asyncio.ensure_future, (self._control(), self._keep_awake()))}
+        events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
+        self._events.emit("stream_started")
+        try:
+            await asyncio.gather(source.run(), self._data.run())
+        except Exception:
+            log.exception("stream %s failed", self.request.request_id)
+            await self.job.stop("the stream failed; the server's log says why")
+        finally:
+            self._events.emit("stream_stopped")
+            for task in helpers - {events}:
+                task.cancel()
+            await self._events.finish(events)
+            await asyncio.wait(helpers)
+
+    async def _control(self) -> None:
+        """Apply parameters that come on the control channel; what is no such thing is passed over."""
+        if self.request.control_url is None:
+            return
+        async with TrickleSubscriber(self.request.control_url, options=self._options) as subscriber:
+            try:
+                async for segment in subscriber:
+                    try:
+                        message = json.loads(await segment.read(MAX_CONTROL))
+                        if isinstance(message, dict) and "keep" not in message:
+                            self.update(message.get("params", message))
+                    except (ValueError, RequestRefused, TrickleError) as error:
+                        self._report(f"a control message was not used: {error}")
+            except TrickleError as error:
+                log.info("stream %s: the control channel has ended: %s", self.request.request_id, error)
+        self.job.end_input()
+
+    async def _keep_awake(self) -> None:
+        """Keep the job from being ended as idle: a stream may be silent for as long as it lives."""
+        while True:
+            self.job.touch()
+            await asyncio.sleep(BEAT_S)
+
+    def _report(self, message: str) -> None:
+        log.warning("stream %s: %s", self.request.request_id, message)
+        self._events.emit("error", message=message)

@@ -1,0 +1,109 @@
+"""What a BYOC stream reads: trickle segments of MPEG-TS or PCM16, turned into the job's segments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from audio.errors import AudioError
+from whisper_byoc.errors import BadSegment
+from whisper_byoc.server.decoder import LiveDecoder
+from whisper_byoc.server.framing import AudioFraming
+from whisper_byoc.server.jobs import Job
+from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
+from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
+
+__all__ = ["PCM_TYPES", "AudioInput"]
+
+log = logging.getLogger(__name__)
+
+PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
+QUIET_S = 0.3
+"""After a stop: input that pauses for so long is taken to be all there is."""
+LINGER_S = 2.0
+"""After a stop: longest time for which input is still read."""
+
+
+class AudioInput:
+    """Reads the ingress channel of one stream until it ends or the job wants no more, and hands over the tail."""
+
+    def __init__(
+        self, job: Job, url: str | None, pcm: bool, options: ClientOptions, report: Callable[[str], None]
+    ) -> None:
+        self._job = job
+        self._url = url
+        self._pcm = pcm
+        self._options = options
+        self._report = report
+        self._framing = AudioFraming()
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._sound)
+        self._loop = asyncio.get_running_loop()
+        self._touched = 0.0
+        self._handling = False
+
+    async def run(self) -> None:
+        """Read to the end. What goes wrong on the way becomes an error record of the job."""
+        with self._job.feeding():
+            try:
+                await self._read_until_closing()
+                await self._decoder.finish()
+            except (TrickleError, AudioError) as error:
+                self._lost(f"the input was lost: {error}")
+            finally:
+                await self._decoder.kill()
+                for tail in self._framing.finish(complete=True):
+                    self._job.submit_now(tail)
+                self._job.end_input()
+
+    async def _read_until_closing(self) -> None:
+        closing = asyncio.ensure_future(self._job.closing.wait())
+        reading = asyncio.ensure_future(self._read() if self._url else self._job.closing.wait())
+        try:
+            await asyncio.wait({closing, reading}, return_when=asyncio.FIRST_COMPLETED)
+            deadline = self._touched = self._loop.time()
+            while not reading.done() and (self._handling or self._loop.time() - self._touched < QUIET_S):
+                await asyncio.wait({reading}, timeout=QUIET_S / 4)
+                if self._loop.time() - deadline > LINGER_S and not self._handling:
+                    break
+            if reading.done():
+                reading.result()
+        finally:
+            for task in (closing, reading):
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _read(self) -> None:
+        async with TrickleSubscriber(str(self._url), options=self._options) as subscriber:
+            try:
+                async for segment in subscriber:
+                    if segment.missed:
+                        self._lost(f"{segment.missed} segments of the input were gone before they could be read")
+                    await self._take(segment)
+            except ChannelNotFound as error:
+                log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)
+
+    async def _take(self, segment: SegmentReader) -> None:
+        """Feed one segment through as it arrives."""
+        raw = self._pcm or segment.content_type.partition(";")[0].strip().lower() in PCM_TYPES
+        feed = self._sound if raw else self._decoder.feed
+        try:
+            async for chunk in segment:
+                self._handling = True
+                self._job.touch()
+                await feed(chunk)
+                self._handling, self._touched = False, self._loop.time()
+        except SegmentBroken as error:
+            self._lost(f"a segment of the input broke off: {error}")
+            await self._decoder.finish()  # what was whole comes out, and the next segment finds a fresh ffmpeg
+
+    async def _sound(self, pcm: bytes) -> None:
+        """Cut sound into the job's segments; waits while the job's queue is full."""
+        for segment in self._framing.feed(pcm):
+            await self._job.submit(segment)
+
+    def _lost(self, message: str) -> None:
+        """Tell the reader of the results, and the orchestrator, of input that was lost."""
+        self._report(message)
+        self._job.submit_now(BadSegment(message))

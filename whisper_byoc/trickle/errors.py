@@ -1,0 +1,102 @@
+"""Every error this package raises on purpose. Each message is one sentence that a user can act on.
+
+TrickleError
+├── BadSequence          an index that is not a number, or a negative one without a meaning (400)
+├── ChannelNotFound      there is no channel of that name (404)
+├── ChannelClosed        the channel ended while something was being written to it
+├── SegmentNotFound      the channel is there, the segment is not, or not yet (470); carries `latest`
+├── SegmentFinished      the index was written before, or was left behind, and takes nothing more (409)
+├── SegmentBroken        a segment could not be sent, or read, to its end; the next one can
+├── LimitReached         a bound of ours; carries the HTTP status to answer
+│   ├── SegmentTooLarge  (413)
+│   ├── TooManyChannels  (503)
+│   └── MemoryFull       (503)
+├── Unreachable          nobody answered, or the connection kept breaking, for as long as one is ready to wait
+└── Refused              the server answered with an error status; carries it in `status`
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadSequence",
+    "ChannelClosed",
+    "ChannelNotFound",
+    "LimitReached",
+    "MemoryFull",
+    "Refused",
+    "SegmentBroken",
+    "SegmentFinished",
+    "SegmentNotFound",
+    "SegmentTooLarge",
+    "TooManyChannels",
+    "TrickleError",
+    "Unreachable",
+]
+
+
+class TrickleError(Exception):
+    """Root of the tree; its text is one sentence for the user."""
+
+
+class BadSequence(TrickleError):
+    """An index that is not a number, or a negative one without a meaning."""
+
+
+class ChannelNotFound(TrickleError):
+    """There is no channel of that name."""
+
+
+class ChannelClosed(TrickleError):
+    """The channel ended while something was being written to it."""
+
+
+class SegmentNotFound(TrickleError):
+    """The channel has no segment of that index (no longer, or not yet); `latest` is its next write."""
+
+    def __init__(self, message: str, latest: int) -> None:
+        super().__init__(message)
+        self.latest = latest
+
+
+class SegmentFinished(TrickleError):
+    """The index was written before, or was left behind, and takes nothing more."""
+
+
+class SegmentBroken(TrickleError):
+    """The segment numbered `seq` could not be sent, or read, to its end; the next one can."""
+
+    def __init__(self, message: str, seq: int) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
+class LimitReached(TrickleError):
+    """A bound of ours was reached; `status` is the HTTP status to answer."""
+
+    status = 503
+
+
+class SegmentTooLarge(LimitReached):
+    """One segment has more bytes than allowed."""
+
+    status = 413
+
+
+class TooManyChannels(LimitReached):
+    """As many channels are open as allowed."""
+
+
+class MemoryFull(LimitReached):
+    """All segments together hold as many bytes as allowed."""
+
+
+class Unreachable(TrickleError):
+    """Nobody answered, or the connection kept breaking."""
+
+
+class Refused(TrickleError):
+    """The server answered with an error status, in `status`."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,59 @@
+"""The names and numbers of the trickle protocol, as go-livepeer 0.9.1 (package `trickle`) has them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from whisper_byoc.trickle.errors import BadSequence
+
+__all__ = [
+    "CHANGES",
+    "CLOSED",
+    "CURRENT",
+    "EXPECT_CONTENT",
+    "LATEST",
+    "NEXT",
+    "NOT_FOUND",
+    "RESET",
+    "SEQ",
+    "TERMINATED",
+    "WINDOW",
+    "parse_seq",
+]
+
+SEQ: Final = "Lp-Trickle-Seq"
+"""Index of the segment that was served or written."""
+LATEST: Final = "Lp-Trickle-Latest"
+"""The next write: index of the newest segment that was started, plus one."""
+CLOSED: Final = "Lp-Trickle-Closed"
+"""The channel has ended; any value that is not empty counts."""
+RESET: Final = "Lp-Trickle-Reset"
+"""On a POST, any value that is not empty: close every segment below this one."""
+EXPECT_CONTENT: Final = "Expect-Content"
+"""On the creation of a channel: the MIME type of its segments."""
+TERMINATED: Final = "terminated"
+
+NEXT: Final = -1
+"""GET or POST: the segment that is written next."""
+CURRENT: Final = -2
+"""GET: the newest segment that was started, or 0."""
+NOT_FOUND: Final = 470
+"""Status: the channel exists, the segment does not."""
+WINDOW: Final = 5
+"""Segments that a channel keeps: index N is in slot N mod 5."""
+CHANGES: Final = "_changes"
+"""The channel that tells which channels come and go."""
+
+DECIMAL = re.compile(r"[+-]?[0-9]{1,19}")
+LARGEST = 2**63 - 1
+
+
+def parse_seq(text: str) -> int:
+    """Read an index as Go's `strconv.Atoi` does: a decimal integer of 64 bits.
+
+    Raises `BadSequence`.
+    """
+    if DECIMAL.fullmatch(text) and -LARGEST <= (seq := int(text)) < LARGEST:
+        return seq
+    raise BadSequence(f"{text[:40]!r} is not a segment index")
