@@ -6,105 +6,18 @@ import re
 import subprocess
 
 import pytest
-from aiohttp import web
 
 from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server import stream_output
-from whisper_byoc.trickle.publisher import TricklePublisher
-from whisper_byoc.trickle.server import TrickleServer
-from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
-KINDS = {"": "video/MP2T", "-out": "video/MP2T", "-control": "application/json", "-events": "application/json",
-         "-data": "application/jsonl"}  # fmt: skip
-NAMES = {"": "subscribe_url", "-out": "publish_url", "-control": "control_url", "-events": "events_url",
-         "-data": "data_url"}  # fmt: skip
+KINDS = ("", "-out", "-control", "-events", "-data")
 
 
 def words(text):
     return re.sub(r"[^a-z ]", "", text.lower()).split()
-
-
-class Sound:
-    """Stands in for speech where only the way there is tested."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
-
-
-class Orchestrator:
-    """What an orchestrator does for a stream: make channels, tell the container, read what it writes."""
-
-    def __init__(self, trickle, base, api):
-        self.trickle = trickle
-        self.base = base
-        self.api = api
-
-    def channels(self, name, kinds=KINDS):
-        for kind in kinds:
-            self.trickle.create(name + kind, KINDS[kind])
-        return {NAMES[kind]: f"{self.base}/ai/trickle/{name}{kind}" for kind in kinds}
-
-    async def start(self, name, urls, params=None, **headers):
-        body = {"gateway_request_id": name, **urls, "params": params}
-        return await self.post("/stream/start", body, name, **headers)
-
-    async def post(self, path, body, name=None):
-        headers = {"X-Stream-Id": name} if name else {}
-        async with self.api.http.post(f"{self.api.url}{path}", json=body, headers=headers) as answer:
-            return answer.status, await answer.json()
-
-    async def stop(self, name):
-        """As go-livepeer does it: no content type, some bytes."""
-        async with self.api.http.post(
-            f"{self.api.url}/stream/stop",
-            data=b"why not",
-            headers={"X-Stream-Id": name},
-            skip_auto_headers=["Content-Type"],
-        ) as answer:
-            return answer.status, await answer.json()
-
-    def publisher(self, name, mime="video/MP2T"):
-        return TricklePublisher(f"{self.base}/ai/trickle/{name}", mime)
-
-    def follow(self, name, kind):
-        """Collect the JSON lines of a channel, from what is written next, until it ends or the task is cancelled."""
-        found = []
-
-        async def run():
-            async with TrickleSubscriber(f"{self.base}/ai/trickle/{name}{kind}", start=-1) as subscriber:
-                async for segment in subscriber:
-                    data = await segment.read()
-                    assert all(len(line) < 65536 for line in data.splitlines())
-                    found.extend(json.loads(line) for line in data.splitlines())
-
-        return found, asyncio.ensure_future(run())
-
-
-@pytest.fixture
-async def orchestrate(serving, monkeypatch):
-    monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.2)
-    trickle = TrickleServer("/ai/trickle/")
-    app = web.Application(client_max_size=0)
-    trickle.add_routes(app)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    await trickle.start()
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-    async def start(processor=None, **limits):
-        return Orchestrator(trickle, base, await serving(processor or Sound(), **limits))
-
-    yield start
-    await trickle.stop()
-    await runner.cleanup()
 
 
 def transport_stream(path, codec="aac", video=False):

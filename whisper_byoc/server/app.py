@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server import output, source, status
+from whisper_byoc.server import hardware, output, source, status
 from whisper_byoc.server import streams as stream_routes
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
@@ -36,14 +36,11 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
             web.delete("/live/{job_id:.+}/source", source.delete_source),
             web.get("/live/{job_id:.+}/output", output.get_output, allow_head=False),
             web.delete("/live/{job_id:.+}", source.delete_job),
-            web.get("/health", status.health),
-            web.get("/healthz", status.ready),
-            web.get("/readyz", status.ready),
-            web.get("/version", status.version),
-            web.get("/metrics", status.metrics),
+            *status.routes(),
+            *hardware.routes(),
+            *stream_routes.routes(streams),
         ]
     )
-    app.add_routes(stream_routes.routes(streams))
     return app
 
 

@@ -1,4 +1,4 @@
-"""One ffmpeg for one live feed: bytes in, sound out, as they come; a new one when it dies."""
+"""One ffmpeg for one live feed: MPEG-TS in, sound (or pictures) out, as they come; a new one when it dies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ ERROR_BYTES = 4096
 
 
 class LiveDecoder:
-    """Feeds MPEG-TS to ffmpeg and hands 16 kHz mono PCM16 to `sink`. ffmpeg starts with the first bytes."""
+    """Feeds an ffmpeg of the given command line, and hands what comes out to `sink`. It starts with the first bytes."""
 
-    def __init__(self, name: str, sink: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: Callable[[bytes], Awaitable[None]],
+        command: Callable[[], list[str]] = pcm_from_ts,
+    ) -> None:
         self._name = name
         self._sink = sink
+        self._command = command
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._errors: asyncio.Task[bytes] | None = None
@@ -69,7 +75,7 @@ class LiveDecoder:
             await self._bury()
         if self._process is None:
             pipe = asyncio.subprocess.PIPE
-            command = await asyncio.to_thread(pcm_from_ts)  # looks for ffmpeg on the disk
+            command = await asyncio.to_thread(self._command)  # looks for ffmpeg on the disk
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=pipe, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
             )

@@ -11,7 +11,19 @@ from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.pipeline import PipelineState
 from whisper_byoc.server.table import JobTable
 
-__all__ = ["health", "metrics", "ready", "version"]
+__all__ = ["identity", "routes"]
+
+
+def routes() -> list[web.RouteDef]:
+    """Give the routes."""
+    return [
+        web.get("/health", health),
+        web.get("/healthz", ready),
+        web.get("/readyz", ready),
+        web.get("/version", version),
+        web.get("/app-version", app_version),
+        web.get("/metrics", metrics),
+    ]
 
 
 async def health(request: web.Request) -> web.Response:
@@ -41,11 +53,19 @@ async def ready(request: web.Request) -> web.Response:
     return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 
-async def version(request: web.Request) -> web.Response:
+def identity(request: web.Request) -> dict[str, str]:
     """Say what runs here; `pipeline` is Livepeer's kind of worker, `model_id` the names that clients ask for."""
-    names = ",".join(request.app[TABLE].pipelines)
-    body = {"pipeline": os.environ.get("PIPELINE", "byoc"), "model_id": names, "version": __version__}
-    return web.json_response(body)
+    return {"pipeline": os.environ.get("PIPELINE", "byoc"), "model_id": ",".join(request.app[TABLE].pipelines)}
+
+
+async def version(request: web.Request) -> web.Response:
+    """Say what runs here, and its version."""
+    return web.json_response(identity(request) | {"version": __version__})
+
+
+async def app_version(request: web.Request) -> web.Response:
+    """Say the version alone."""
+    return web.json_response({"version": __version__})
 
 
 async def metrics(request: web.Request) -> web.Response:

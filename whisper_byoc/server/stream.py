@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.processors.base import Media
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.start_request import StartRequest, check_params
-from whisper_byoc.server.stream_input import AudioInput
+from whisper_byoc.server.stream_input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.stream_output import DATA_FORMATS, DataWriter, EventWriter
+from whisper_byoc.server.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
@@ -22,18 +24,22 @@ __all__ = ["Stream"]
 log = logging.getLogger(__name__)
 
 STOP_S = 8.0
-"""An orchestrator waits 10 s for the answer to a stop."""
+"""A stop is answered within this time; an orchestrator waits 10 s for it."""
 BEAT_S = 5.0
 MAX_CONTROL = 1 << 20
+PCM_NAMES = ("pcm16", "s16le", "pcm")
+DEFAULT_RATE = 30
+"""Frames a second, where `max_framerate` does not say."""
 
 
 class Stream:
     """Runs from its making until `over`: input, results, events and control each have a task, all owned here."""
 
-    def __init__(self, request: StartRequest, job: Job, data_format: str, options: ClientOptions) -> None:
+    def __init__(self, request: StartRequest, job: Job, media: Media, data_format: str, options: ClientOptions) -> None:
         self.request = request
         self.job = job
         self.params = dict(request.params)
+        self._media = media
         self._options = options
         self._events = EventWriter(request.request_id, request.events_url, options)
         self._data = DataWriter(job, request.data_url, data_format, options)
@@ -43,11 +49,12 @@ class Stream:
     async def stop(self, limit: float = STOP_S) -> None:
         """Take in what has arrived, deliver the last words and the end record, then end."""
         self.job.end_input()
-        await asyncio.wait({self.over}, timeout=limit)
+        patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
+        await asyncio.wait({self.over}, timeout=patience)
         if not self.over.done():
-            log.warning("stream %s: not finished within %g s", self.request.request_id, limit)
-            await self.job.stop(f"the stream was stopped, and its last words were not ready within {limit:g} s")
-            await asyncio.wait({self.over}, timeout=1.0)
+            log.warning("stream %s: not finished within %g s", self.request.request_id, patience)
+            await self.job.stop(f"the stream was stopped, and its last words were not ready within {patience:g} s")
+            await asyncio.wait({self.over}, timeout=limit * 0.1)
             self.over.cancel()
             await asyncio.wait({self.over})
 
@@ -73,14 +80,14 @@ class Stream:
             self.update(params)
 
     async def _run(self) -> None:
-        pcm = str(self.params.get("input", "")).lower() in ("pcm16", "s16le", "pcm")
-        source = AudioInput(self.job, self.request.subscribe_url, pcm, self._options, self._report)
+        sink, output = self._ends()
+        source = StreamInput(self.job, self.request.subscribe_url, sink, self._options, self._report)
         events = asyncio.ensure_future(self._events.run())
         helpers = {events, *map(asyncio.ensure_future, (self._control(), self._keep_awake()))}
         events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
         self._events.emit("stream_started")
         try:
-            await asyncio.gather(source.run(), self._data.run())
+            await asyncio.gather(source.run(), output.run())
         except Exception:
             log.exception("stream %s failed", self.request.request_id)
             await self.job.stop("the stream failed; the server's log says why")
@@ -90,6 +97,14 @@ class Stream:
                 task.cancel()
             await self._events.finish(events)
             await asyncio.wait(helpers)
+
+    def _ends(self) -> tuple[Sink, DataWriter | VideoOutput]:
+        """Choose what becomes of the input and of the results, by the kind of pipeline."""
+        if self._media == "video":
+            rate = self.params.get("max_framerate", DEFAULT_RATE)
+            output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
+            return VideoSink(self.job, output, rate), output
+        return AudioSink(self.job, str(self.params.get("input", "")).lower() in PCM_NAMES), self._data
 
     async def _control(self) -> None:
         """Apply parameters that come on the control channel; what is no such thing is passed over."""

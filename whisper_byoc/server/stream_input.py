@@ -1,10 +1,11 @@
-"""What a BYOC stream reads: trickle segments of MPEG-TS or PCM16, turned into the job's segments."""
+"""What a BYOC stream reads: trickle segments of MPEG-TS or PCM16, handed to what makes the job's segments of them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from audio.errors import AudioError
 from whisper_byoc.errors import BadSegment
@@ -15,7 +16,7 @@ from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleE
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
-__all__ = ["PCM_TYPES", "AudioInput"]
+__all__ = ["PCM_TYPES", "AudioSink", "Sink", "StreamInput"]
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +27,68 @@ LINGER_S = 2.0
 """After a stop: longest time for which input is still read."""
 
 
-class AudioInput:
+class Sink(Protocol):
+    """What becomes of the bytes of a stream's input."""
+
+    async def feed(self, data: bytes, content_type: str) -> None:
+        """Take the next bytes; waits while the job's queue is full."""
+        ...
+
+    async def flush(self) -> None:
+        """Hand over what is still inside a decoder."""
+        ...
+
+    def tails(self) -> list[bytes | BadSegment]:
+        """Give what is left at the very end."""
+        ...
+
+    async def kill(self) -> None:
+        """Free everything, whatever is in it."""
+        ...
+
+
+class AudioSink:
+    """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
+
+    def __init__(self, job: Job, pcm: bool) -> None:
+        self._job = job
+        self._pcm = pcm
+        self._framing = AudioFraming()
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._sound)
+
+    async def feed(self, data: bytes, content_type: str) -> None:
+        """Take the next bytes."""
+        raw = self._pcm or content_type.partition(";")[0].strip().lower() in PCM_TYPES
+        await (self._sound(data) if raw else self._decoder.feed(data))
+
+    async def flush(self) -> None:
+        """Have ffmpeg hand over what it has."""
+        await self._decoder.finish()
+
+    def tails(self) -> list[bytes | BadSegment]:
+        """Give the last segment."""
+        return self._framing.finish(complete=True)
+
+    async def kill(self) -> None:
+        """End ffmpeg."""
+        await self._decoder.kill()
+
+    async def _sound(self, pcm: bytes) -> None:
+        for segment in self._framing.feed(pcm):
+            await self._job.submit(segment)
+
+
+class StreamInput:
     """Reads the ingress channel of one stream until it ends or the job wants no more, and hands over the tail."""
 
     def __init__(
-        self, job: Job, url: str | None, pcm: bool, options: ClientOptions, report: Callable[[str], None]
+        self, job: Job, url: str | None, sink: Sink, options: ClientOptions, report: Callable[[str], None]
     ) -> None:
         self._job = job
         self._url = url
-        self._pcm = pcm
+        self._sink = sink
         self._options = options
         self._report = report
-        self._framing = AudioFraming()
-        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._sound)
         self._loop = asyncio.get_running_loop()
         self._touched = 0.0
         self._handling = False
@@ -48,12 +98,12 @@ class AudioInput:
         with self._job.feeding():
             try:
                 await self._read_until_closing()
-                await self._decoder.finish()
-            except (TrickleError, AudioError) as error:
+                await self._sink.flush()
+            except (TrickleError, AudioError, BadSegment) as error:
                 self._lost(f"the input was lost: {error}")
             finally:
-                await self._decoder.kill()
-                for tail in self._framing.finish(complete=True):
+                await self._sink.kill()
+                for tail in self._sink.tails():
                     self._job.submit_now(tail)
                 self._job.end_input()
 
@@ -86,22 +136,15 @@ class AudioInput:
 
     async def _take(self, segment: SegmentReader) -> None:
         """Feed one segment through as it arrives."""
-        raw = self._pcm or segment.content_type.partition(";")[0].strip().lower() in PCM_TYPES
-        feed = self._sound if raw else self._decoder.feed
         try:
             async for chunk in segment:
                 self._handling = True
                 self._job.touch()
-                await feed(chunk)
+                await self._sink.feed(chunk, segment.content_type)
                 self._handling, self._touched = False, self._loop.time()
         except SegmentBroken as error:
             self._lost(f"a segment of the input broke off: {error}")
-            await self._decoder.finish()  # what was whole comes out, and the next segment finds a fresh ffmpeg
-
-    async def _sound(self, pcm: bytes) -> None:
-        """Cut sound into the job's segments; waits while the job's queue is full."""
-        for segment in self._framing.feed(pcm):
-            await self._job.submit(segment)
+            await self._sink.flush()  # what was whole comes out, and the next segment finds a fresh ffmpeg
 
     def _lost(self, message: str) -> None:
         """Tell the reader of the results, and the orchestrator, of input that was lost."""

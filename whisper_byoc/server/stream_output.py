@@ -31,7 +31,7 @@ FIRST_LINE_S = 1.0
 LOST_S = 300.0
 """A data channel that takes nothing for so long is given up."""
 MAX_EVENTS = 64
-FLUSH_S = 2.0
+FLUSH_S = 1.0
 DATA_FORMATS = ("object", "pytrickle")
 """One JSON object a line; or, as pytrickle does it, an array of strings a line, of exactly one string."""
 

@@ -1,0 +1,108 @@
+"""How fast a tint pipeline takes a live video stream: 640x480 at 30 frames a second, H.264 in and out, with sound.
+
+One container and one trickle server in processes of this benchmark; the stream is sent as fast as it is taken, and the
+time until the last output segment is divided by the stream's length. Over 1.0 it keeps up with live video.
+
+    .venv/bin/python benchmarks/video_stream.py [--json] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from report import emit  # type: ignore[import-not-found]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from audio.media import ffmpeg_environment, ffmpeg_path
+from whisper_byoc.processors.registry import find
+from whisper_byoc.processors.whisper import WhisperSettings
+from whisper_byoc.server.run import Server, ServerConfig
+from whisper_byoc.trickle.publisher import TricklePublisher
+from whisper_byoc.trickle.server import TrickleServer
+from whisper_byoc.trickle.subscriber import TrickleSubscriber
+
+RATE, SIZE = 30, "640x480"
+
+
+def moving_picture(seconds: int) -> bytes:
+    """Make a test picture that moves everywhere, with a tone."""
+    command = [ffmpeg_path(), "-loglevel", "error", "-f", "lavfi", "-i", f"testsrc2=size={SIZE}:rate={RATE}"]
+    command += ["-f", "lavfi", "-i", "sine=sample_rate=48000", "-t", str(seconds), "-c:v", "libx264"]
+    command += ["-preset", "veryfast", "-g", str(RATE), "-c:a", "aac", "-f", "mpegts", "pipe:1"]
+    return subprocess.run(command, env=ffmpeg_environment(), stdout=subprocess.PIPE, check=True).stdout
+
+
+async def run(pipeline: str, ts: bytes, seconds: int) -> dict[str, object]:
+    """Send the stream through one pipeline."""
+    trickle = TrickleServer("/ai/trickle/")
+    app = web.Application(client_max_size=0)
+    trickle.add_routes(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}/ai/trickle"
+    for name in ("in", "out"):
+        trickle.create(name, "video/MP2T")
+    processor = find(pipeline).make(WhisperSettings())
+    try:
+        async with Server({pipeline: processor}, ServerConfig("127.0.0.1", 0)) as server:
+            await server.loaded()
+            began = time.perf_counter()
+            cpu = time.process_time()
+            got = asyncio.ensure_future(receive(f"{base}/out"))
+            body = {"gateway_request_id": "bench", "subscribe_url": f"{base}/in", "publish_url": f"{base}/out"}
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as http:
+                async with http.post("/stream/start", json=body | {"params": {"max_framerate": RATE}}) as answer:
+                    assert answer.status == 200, await answer.text()
+                async with TricklePublisher(f"{base}/in", "video/MP2T") as publisher:
+                    for at in range(0, len(ts), 188 * 500):
+                        await publisher.publish(ts[at : at + 188 * 500])
+                    await publisher.close(delete_channel=True)
+                while server.streams.streams:
+                    await asyncio.sleep(0.01)
+            took = time.perf_counter() - began
+            trickle.close("out")
+            received = await got
+            return {
+                "pipeline": pipeline,
+                "stream_s": seconds,
+                "took_s": round(took, 2),
+                "speed": round(seconds / took, 2),
+                "python_cpu_s": round(time.process_time() - cpu, 2),
+                "out_mb": round(received / 1e6, 2),
+            }
+    finally:
+        await runner.cleanup()
+
+
+async def receive(url: str) -> int:
+    """Read the output to its end."""
+    size = 0
+    async with TrickleSubscriber(url, start=-1) as subscriber:
+        async for segment in subscriber:
+            size += len(await segment.read())
+    return size
+
+
+def main() -> None:
+    """Measure both tints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    seconds = 3 if args.quick else 30
+    ts = moving_picture(seconds)
+    rows = [asyncio.run(run(name, ts, seconds)) for name in ("green-tint-cpu", "grayscale-cpu")]
+    emit("video_stream", {f"{SIZE} at {RATE} frames/s": rows}, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()

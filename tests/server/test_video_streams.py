@@ -1,0 +1,119 @@
+"""Tint pipelines on streams: H.264 in MPEG-TS in and out, the sound passed along."""
+
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
+from whisper_byoc.errors import BadSegment
+from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
+from whisper_byoc.server.video import FrameSplitter
+
+SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
+
+
+def ffmpeg(*arguments, data=None):
+    command = [ffmpeg_path(), "-loglevel", "error", *arguments]
+    return subprocess.run(
+        command, env=ffmpeg_environment(), input=data, stdout=subprocess.PIPE, check=True, timeout=60
+    ).stdout
+
+
+def picture_stream(sound=True):
+    """A still of one colour, with a tone of 440 Hz."""
+    source = ["-f", "lavfi", "-i", f"color=0x406080:size={WIDTH}x{HEIGHT}:rate={RATE}"]
+    if sound:
+        source += ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-c:a", "aac"]
+    coded = ["-t", str(SECONDS), "-c:v", "libx264", "-preset", "ultrafast", "-g", str(RATE)]
+    return ffmpeg(*source, *coded, "-f", "mpegts", "pipe:1")
+
+
+def frames(ts):
+    raw = ffmpeg("-f", "mpegts", "-i", "pipe:0", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1", data=ts)
+    return np.frombuffer(raw, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)
+
+
+async def through(world, name, ts, *, outputs):
+    """Send a stream through the container, and give what it published."""
+    urls = world.channels(name, ["", *outputs])
+    status, body = await world.start(name, urls, {"max_framerate": RATE})
+    assert status == 200, body
+    data, reading = world.collect(name, "-out") if "-out" in outputs else ([], None)
+    async with world.publisher(name) as publisher:
+        for at in range(0, len(ts), 188 * 100):
+            await publisher.publish(ts[at : at + 188 * 100])
+        status, body = await world.stop(name)
+    assert status == 200, body
+    if reading is not None:
+        world.trickle.close(name + "-out")
+        await reading
+    return data
+
+
+@pytest.mark.parametrize("sound", [True, False])
+async def test_green_tint_of_a_stream(orchestrate, sound):
+    world = await orchestrate(GreenTintProcessor())
+    before = picture_stream(sound)
+    published = await through(world, "green", before, outputs=["-out"])
+    assert len(published) >= 1
+    assert all(len(segment) % 188 == 0 and segment[0] == 0x47 for segment in published)
+    after = b"".join(published)
+    source, result = frames(before), frames(after)
+    assert abs(len(result) - SECONDS * RATE) <= 2
+    difference = result[len(result) // 2].astype(int).mean((0, 1)) - source[len(source) // 2].astype(int).mean((0, 1))
+    assert np.abs(difference - [0, 80, 0]).max() < 6  # chroma is stored at half the resolution, and rounded
+    if sound:
+        heard = decode_media(after)
+        assert abs(len(heard) / 16_000 - SECONDS) < 0.3
+        assert abs(np.abs(np.fft.rfft(heard[:16_000])).argmax() - 440) <= 1
+
+
+async def test_grayscale_of_a_stream(orchestrate):
+    world = await orchestrate(GrayscaleProcessor())
+    after = b"".join(await through(world, "gray", picture_stream(), outputs=["-out"]))
+    pixel = frames(after)[10, 60, 80].astype(int)
+    assert pixel.max() - pixel.min() <= 3
+
+
+async def test_nobody_wants_the_pictures(orchestrate):
+    world = await orchestrate(GreenTintProcessor())
+    assert await through(world, "none", picture_stream(), outputs=[]) == []
+
+
+async def test_the_reader_of_the_pictures_goes_away(orchestrate):
+    world = await orchestrate(GreenTintProcessor())
+    urls = world.channels("gone", ["", "-out"])
+    await world.start("gone", urls)
+    world.trickle.close("gone-out")
+    ts = picture_stream()
+    async with world.publisher("gone") as publisher:
+        for at in range(0, len(ts), 188 * 100):
+            await publisher.publish(ts[at : at + 188 * 100])
+        assert (await world.stop("gone"))[0] == 200
+    assert not world.api.server.streams.streams
+    assert (await world.api.json("/health"))[1] == {"status": "IDLE"}
+
+
+def ppm(width, height, fill):
+    return b"P6\n%d %d\n255\n" % (width, height) + bytes([fill]) * (width * height * 3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 255)), max_size=6), st.data())
+def test_pictures_are_found_in_any_chunking(pictures, data):
+    stream = b"".join(ppm(*picture) for picture in pictures)
+    splitter, found, at = FrameSplitter(), [], 0
+    while at < len(stream):
+        size = data.draw(st.integers(1, 300))
+        found += splitter.feed(stream[at : at + size])
+        at += size
+    assert found == [(width, height, bytes([fill]) * (width * height * 3)) for width, height, fill in pictures]
+
+
+@pytest.mark.parametrize("data", [b"P5\n1 1\n255\n", bytes(40), b"P6\n99999 9\n255\n", b"P6\n0 9\n255\n", b"P6 " * 9])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(BadSegment):
+        for _ in range(3):
+            FrameSplitter().feed(data + bytes(40))

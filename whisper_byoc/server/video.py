@@ -1,0 +1,282 @@
+"""Video streams: MPEG-TS in, frames through the job's processor, H.264 in MPEG-TS out, the sound passed along as it is.
+
+ffmpeg decodes to PPM, a picture format in which every frame says its size, and encodes from it; both run at a constant
+frame rate, which keeps picture and sound together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from audio.media import ffmpeg_environment, ffmpeg_path
+from whisper_byoc.errors import BadSegment
+from whisper_byoc.server.decoder import LiveDecoder, tail
+from whisper_byoc.server.jobs import Job
+from whisper_byoc.trickle.errors import TrickleError
+from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
+
+__all__ = ["FrameSplitter", "VideoOutput", "VideoSink"]
+
+log = logging.getLogger(__name__)
+
+HEADER = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
+MAX_HEADER = 24
+MAX_SIDE = 4096
+MAX_SIZES = 256
+PACKET = 188
+"""Bytes of an MPEG-TS packet (ISO 13818-1); segments begin and end with whole ones."""
+SEGMENT_S = 1.0
+MAX_SOUND = 16 << 20
+"""Bytes of sound that may wait for their pictures; more is dropped, as when there is no sound in the stream at all."""
+FLUSH_S = 5.0
+READ_BYTES = 256 * 1024
+
+
+class FrameSplitter:
+    """Cuts a stream of PPM pictures into RGB24 frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._frame: tuple[int, int] | None = None
+
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """Give the frames that are complete now, as width, height and RGB24 bytes.
+
+        Raises `BadSegment` for bytes that are no PPM.
+        """
+        self._buffer += data
+        frames: list[tuple[int, int, bytes]] = []
+        while True:
+            if self._frame is None and not self._take_header():
+                return frames
+            assert self._frame is not None
+            width, height = self._frame
+            size = width * height * 3
+            if len(self._buffer) < size:
+                return frames
+            frames.append((width, height, bytes(memoryview(self._buffer)[:size])))
+            del self._buffer[:size]
+            self._frame = None
+
+    def _take_header(self) -> bool:
+        found = HEADER.match(self._buffer)
+        if found is None:
+            if len(self._buffer) >= MAX_HEADER:
+                raise BadSegment("ffmpeg gave something that is no picture")
+            return False
+        width, height = int(found[1]), int(found[2])
+        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+            raise BadSegment(f"pictures of {width}x{height} are larger than {MAX_SIDE}x{MAX_SIDE}")
+        self._frame = width, height
+        del self._buffer[: found.end()]
+        return True
+
+
+class VideoSink:
+    """Turns MPEG-TS into the job's frames, and hands the same bytes on for their sound."""
+
+    def __init__(self, job: Job, output: VideoOutput, rate: int) -> None:
+        self._job = job
+        self._output = output
+        self._splitter = FrameSplitter()
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._pictures, lambda: frames_from_ts(rate))
+
+    async def feed(self, data: bytes, _: str) -> None:
+        """Take the next bytes."""
+        self._output.take_sound(data)
+        await self._decoder.feed(data)
+
+    async def flush(self) -> None:
+        """Hand over what ffmpeg still has."""
+        await self._decoder.finish()
+        self._splitter = FrameSplitter()
+
+    def tails(self) -> list[bytes | BadSegment]:
+        """Nothing is left between frames."""
+        return []
+
+    async def kill(self) -> None:
+        """End ffmpeg."""
+        await self._decoder.kill()
+
+    async def _pictures(self, data: bytes) -> None:
+        for width, height, frame in self._splitter.feed(data):
+            self._output.sizes.append((width, height))
+            await self._job.submit(frame)
+
+
+class VideoOutput:
+    """Encodes the job's results and publishes them; a frame that failed is shown as the one before it."""
+
+    def __init__(
+        self, job: Job, url: str | None, rate: int, options: ClientOptions, report: Callable[[str], None]
+    ) -> None:
+        self.sizes: deque[tuple[int, int]] = deque(maxlen=MAX_SIZES)
+        """Width and height of the frames whose results are still to come."""
+        self._job = job
+        self._url = url
+        self._rate = rate
+        self._options = options
+        self._report = report
+        self._sound: deque[bytes] = deque()
+        self._sound_bytes = 0
+        self._sound_came = asyncio.Event()
+        self._sound_over = False
+
+    def take_sound(self, data: bytes) -> None:
+        """Keep the stream's bytes until the encoder takes them."""
+        if self._url is not None and self._sound_bytes + len(data) <= MAX_SOUND:
+            self._sound.append(data)
+            self._sound_bytes += len(data)
+            self._sound_came.set()
+
+    async def run(self) -> None:
+        """Publish everything until the job's end. A channel that is gone ends the input."""
+        with self._job.reading():
+            pictures = self._pictures()
+            first = await anext(pictures, None)
+            if first is None or self._url is None:
+                async for _ in pictures:
+                    pass
+                return
+            try:
+                await self._encode(first, pictures, self._url)
+            except (TrickleError, ConnectionError) as error:
+                self._report(f"the output is gone: {error}")
+                self._job.end_input()
+                async for _ in pictures:
+                    pass
+
+    async def _encode(self, first: bytes, pictures: AsyncIterator[bytes], url: str) -> None:
+        """Run the encoder from the first picture to the last."""
+        sound_in, sound_out = os.pipe()
+        pipe = asyncio.subprocess.PIPE
+        command = await asyncio.to_thread(ts_from_frames, self._rate, sound_in)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=(sound_in,), env=ffmpeg_environment()
+        )
+        os.close(sound_in)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said = asyncio.ensure_future(tail(process))
+        sound = asyncio.ensure_future(self._pass_sound(sound_out))
+        published = asyncio.ensure_future(self._publish(process.stdout, url))
+        try:
+            process.stdin.write(first)
+            async for picture in pictures:
+                if published.done():
+                    break
+                process.stdin.write(picture)
+                await process.stdin.drain()
+            process.stdin.close()
+            self._sound_over = True
+            self._sound_came.set()
+            await asyncio.wait({published}, timeout=FLUSH_S)
+            if published.done():
+                published.result()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            for task in (sound, published):
+                task.cancel()
+            await asyncio.wait({sound, published})
+            await process.wait()
+            if words := (await said).decode("utf-8", "replace").strip():
+                log.warning("stream %s: encoder: %s", self._job.info.job_id, words.splitlines()[-1])
+
+    async def _pictures(self) -> AsyncIterator[bytes]:
+        """Yield each result as a PPM picture, in order."""
+        last = b""
+        while (record := await self._job.results.next_unread(None)) is not None:
+            if record.kind == "end":
+                return
+            if record.kind == "result" and (size := self._size_of(record.result.body)) is not None:
+                last = b"P6\n%d %d\n255\n%b" % (*size, record.result.body)
+            self._job.results.mark_read(record)
+            if last:
+                yield last
+
+    def _size_of(self, frame: bytes) -> tuple[int, int] | None:
+        """Find the width and height of a result; frames before it that had no result are passed over."""
+        while self.sizes:
+            width, height = self.sizes.popleft()
+            if width * height * 3 == len(frame):
+                return width, height
+        return None
+
+    async def _pass_sound(self, pipe: int) -> None:
+        """Write the kept bytes to the encoder's second input."""
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(pipe, "wb"))
+        writer = asyncio.StreamWriter(transport, protocol, None, loop)
+        try:
+            while True:
+                while self._sound:
+                    data = self._sound.popleft()
+                    self._sound_bytes -= len(data)
+                    writer.write(data)
+                    await writer.drain()
+                if self._sound_over:
+                    return
+                self._sound_came.clear()
+                await self._sound_came.wait()
+        except ConnectionError:
+            return  # the encoder needs no more of it
+        finally:
+            transport.abort()
+
+    async def _publish(self, encoded: asyncio.StreamReader, url: str) -> None:
+        """Cut the encoder's output into trickle segments."""
+        loop = asyncio.get_running_loop()
+        async with TricklePublisher(url, "video/mp2t", options=self._options) as publisher:
+            writer: SegmentWriter | None = None
+            began, rest = 0.0, b""
+            while data := await encoded.read(READ_BYTES):
+                data = rest + data
+                whole = len(data) - len(data) % PACKET
+                data, rest = data[:whole], data[whole:]
+                if writer is not None and loop.time() - began >= SEGMENT_S:
+                    await writer.close()
+                    writer = None
+                if writer is None:
+                    writer, began = await publisher.next(), loop.time()
+                await writer.write(data)
+            if writer is not None:
+                await writer.close()
+
+
+def frames_from_ts(rate: int) -> list[str]:
+    """MPEG-TS to PPM pictures, `rate` a second.
+
+    Raises `MediaError` when there is no ffmpeg.
+    """
+    return [
+        *(ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-nostdin", "-fflags", "+discardcorrupt"),
+        *("-probesize", "1M", "-analyzeduration", "1000000", "-protocol_whitelist", "pipe"),
+        *("-f", "mpegts", "-i", "pipe:0", "-map", "0:v:0", "-an", "-sn", "-dn"),
+        *("-vf", f"fps={rate}", "-pix_fmt", "rgb24", "-c:v", "ppm"),
+        *("-f", "image2pipe", "-flush_packets", "1", "pipe:1"),
+    ]
+
+
+def ts_from_frames(rate: int, sound: int) -> list[str]:
+    """PPM pictures on stdin and MPEG-TS with the sound on file descriptor `sound` to MPEG-TS.
+
+    Raises `MediaError` when there is no ffmpeg.
+    """
+    return [
+        *(ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-nostdin", "-protocol_whitelist", "pipe"),
+        *("-f", "image2pipe", "-c:v", "ppm", "-framerate", str(rate), "-i", "pipe:0"),
+        *("-probesize", "256k", "-analyzeduration", "500000", "-f", "mpegts", "-i", f"pipe:{sound}"),
+        *("-map", "0:v", "-map", "1:a?", "-c:a", "copy"),
+        *("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p", "-g", str(rate)),
+        *("-f", "mpegts", "-pat_period", "0.5", "-flush_packets", "1", "pipe:1"),
+    ]
