@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from whisper_byoc.cli.joining import add_joining, auth_token_of, registration_of
 from whisper_byoc.cli.options import Parser, Repeated, add_log_level, byte_count, count, port, seconds
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import find
@@ -52,6 +53,7 @@ def configure(parser: Parser) -> None:
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
     )
+    add_joining(parser)
     add_limits(parser)
     add_log_level(parser)
 
@@ -59,12 +61,13 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve."""
     log_to_stderr(args.log_level)
+    registration, token = registration_of(args), auth_token_of(args)
     settings = WhisperSettings(args.language, args.engine, args.workers, args.threads, args.model_dir)
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
     processors = {spec.name: spec.make(settings) for spec in specs}
-    asyncio.run(serve(processors, ServerConfig(args.host, args.port, limits_of(args))))
+    asyncio.run(serve(processors, ServerConfig(args.host, args.port, limits_of(args), registration, token)))
     return 0
 
 

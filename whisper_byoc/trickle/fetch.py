@@ -115,7 +115,7 @@ class Fetcher:
                 self._known = True
                 response.close()
                 if latest is not None and seq < latest:
-                    oldest = max(seq + 1, latest - WINDOW + 1)
+                    oldest = max(seq + 1, latest - WINDOW)
                     log.info("%s: segment %d has gone, going on at %d", self._url, seq, oldest)
                     missed += oldest - seq if seq >= 0 else 0
                     seq = oldest

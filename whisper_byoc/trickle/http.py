@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
+from yarl import URL
 
-from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, Unreachable
+from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
 from whisper_byoc.trickle.protocol import EXPECT_CONTENT, LATEST, parse_seq
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ClientOptions",
     "ServerTrouble",
     "backoff",
+    "channel_url",
     "create_channel",
     "describe",
     "error_of",
@@ -30,7 +32,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-CONNECTION_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
+CONNECTION_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 """What may pass when one tries again."""
 LONGEST_TEXT = 200
 SHORT_SECONDS = 2.0
@@ -78,6 +80,20 @@ def open_session(options: ClientOptions) -> aiohttp.ClientSession:
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
     )
+
+
+def channel_url(url: str) -> str:
+    """Check the URL of a channel.
+
+    Raises `TrickleError`.
+    """
+    try:
+        parts = URL(url)
+    except ValueError:
+        parts = URL()
+    if parts.scheme not in ("http", "https") or not parts.host or len(parts.path) < 2:
+        raise TrickleError(f"{url!r} is not the URL of a channel, such as http://localhost:2939/ai/trickle/NAME")
+    return url.rstrip("/")
 
 
 def limited(options: ClientOptions) -> aiohttp.ClientTimeout:
@@ -155,4 +171,6 @@ def backoff(options: ClientOptions) -> Iterator[float]:
 
 def describe(error: BaseException) -> str:
     """Say what went wrong, also for errors without a text."""
+    if isinstance(error, asyncio.TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error) or type(error).__name__

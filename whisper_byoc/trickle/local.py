@@ -116,7 +116,7 @@ class LocalSubscriber:
                     segment = self.channel.for_read(NEXT)
                     await segment.released
                     continue
-                oldest = max(self._seq + 1, error.latest - WINDOW + 1)
+                oldest = max(self._seq + 1, error.latest - WINDOW)
                 missed += oldest - self._seq
                 self._seq = oldest
                 continue

@@ -12,6 +12,7 @@ from whisper_byoc.trickle.errors import ChannelNotFound, TrickleError
 from whisper_byoc.trickle.http import (
     CONNECTION_ERRORS,
     ClientOptions,
+    channel_url,
     create_channel,
     limited,
     next_write,
@@ -42,10 +43,11 @@ class TricklePublisher:
         keep_bytes: int = 16 << 20,
         options: ClientOptions | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = channel_url(url)
         self.mime = mime
         self.keep_bytes = keep_bytes
         self.options = options or ClientOptions()
+        self.left_open = False
         self._create = create
         self._join = join
         self._http: aiohttp.ClientSession | None = None

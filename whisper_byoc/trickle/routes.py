@@ -43,7 +43,7 @@ class TrickleRoutes:
     def __init__(self, server: TrickleServer) -> None:
         self._server = server
         self._limits = server.limits
-        self._writing: dict[web.Request, float] = {}
+        self._writing: dict[asyncio.Transport, float] = {}  # since when a reader's transport has had bytes to take
 
     def add_to(self, app: web.Application) -> None:
         """Add all routes below the base path."""
@@ -58,9 +58,9 @@ class TrickleRoutes:
     def cut_stalled(self) -> None:
         """Cut off the readers that have taken nothing for `stall_seconds`."""
         before = time.monotonic() - self._limits.stall_seconds
-        for request, since in list(self._writing.items()):
-            if since < before and request.transport:
-                request.transport.abort()
+        for transport, since in list(self._writing.items()):
+            if since < before:
+                transport.abort()
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Create a channel, or find that it exists."""
@@ -134,22 +134,24 @@ class TrickleRoutes:
 
     async def _stream(self, request: web.Request, segment: Segment, response: web.StreamResponse) -> web.StreamResponse:
         """Write what is there and what comes; a slow reader holds up nobody else."""
+        transport = request.transport
+        if transport is None:
+            return response
         await response.prepare(request)
         cursor = segment.read()
         sent = 0
-        try:
-            while await self._more(request, segment, sent):
-                while data := cursor.take():
-                    sent += len(data)
-                    self._writing[request] = time.monotonic()
+        while await self._more(request, segment, sent):
+            while data := cursor.take():
+                sent += len(data)
+                self._writing[transport] = time.monotonic()
+                try:
                     await response.write(data)
-        finally:
-            self._writing.pop(request, None)
+                finally:
+                    del self._writing[transport]
         return response
 
     async def _more(self, request: web.Request, segment: Segment, sent: int) -> bool:
         """Wait for more than `sent` bytes; False at the end of the segment, or when the reader has gone."""
-        self._writing.pop(request, None)
         while segment.size <= sent and not segment.closed:
             if not await segment.changed.wait(self._limits.probe_seconds) and request.transport is None:
                 return False

@@ -10,7 +10,7 @@ import aiohttp
 
 from whisper_byoc.trickle.errors import SegmentBroken, SegmentTooLarge, TrickleError
 from whisper_byoc.trickle.fetch import Fetched, Fetcher
-from whisper_byoc.trickle.http import CONNECTION_ERRORS, ClientOptions, backoff, open_session
+from whisper_byoc.trickle.http import CONNECTION_ERRORS, ClientOptions, backoff, channel_url, open_session
 from whisper_byoc.trickle.protocol import CURRENT
 
 __all__ = ["SegmentReader", "TrickleSubscriber"]
@@ -29,7 +29,7 @@ class TrickleSubscriber:
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:
-        self.url = url.rstrip("/")
+        self.url = channel_url(url)
         self.options = options or ClientOptions()
         self._start = start
         self._http: aiohttp.ClientSession | None = None

@@ -39,6 +39,8 @@ class Target(Protocol):
     mime: str
     options: ClientOptions
     keep_bytes: int
+    left_open: bool
+    """A segment was given up while the server could not be told; the next POST closes it."""
 
     @property
     def http(self) -> aiohttp.ClientSession:
@@ -143,11 +145,11 @@ class Upload:
                 if lived:
                     pauses = backoff(self._options)
                 if now - failing_since > patience:
+                    self._target.left_open = True
                     raise Unreachable(f"segment {self.seq} of {self._target.url}: {describe(error)}") from error
                 await self._pause(next(pauses))
             if self._started and self._sent is None:
-                with contextlib.suppress(*CONNECTION_ERRORS):
-                    await self._close_segment()
+                self._target.left_open = True
                 raise SegmentBroken(f"segment {self.seq} broke after {self._size} bytes, too many to keep", self.seq)
 
     async def _pause(self, seconds: float) -> None:
@@ -174,7 +176,8 @@ class Upload:
         self._sent, self._started, self._unsent = [], False, sum(map(len, self._queue))
         self._move()
         headers = {"Content-Type": self._target.mime}
-        if self._reset:
+        reset = self._reset or self._target.left_open
+        if reset:
             headers[RESET] = "1"
         url = f"{self._target.url}/{self.seq}"
         posting = asyncio.ensure_future(
@@ -183,6 +186,7 @@ class Upload:
         try:
             await self._in_time(posting)
             await self._judge(posting.result())
+            self._target.left_open = self._target.left_open and not reset
         finally:
             posting.cancel()
             if posting.done() and not posting.cancelled() and not posting.exception():

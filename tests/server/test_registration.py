@@ -1,0 +1,528 @@
+"""Registration at orchestrators that answer as go-livepeer does, over real sockets; see docs/joining-livepeer.md."""
+
+import asyncio
+import base64
+import json
+import logging
+import shutil
+import ssl
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_byoc.errors import UsageError
+from whisper_byoc.server.capability import Capability, Registration, Standing, standing_of
+from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.registration import Registrar, growing_pauses
+from whisper_byoc.server.run import Server, ServerConfig, own_address
+
+SECRET = "orch-secret-Zq81"
+TOKEN = "worker-token-Xw42"
+
+
+class Orchestrator:
+    """The four routes of an orchestrator that concern us (go-livepeer, byoc/job_orchestrator.go)."""
+
+    def __init__(self) -> None:
+        self.secret = SECRET
+        self.known: dict[str, dict] = {}
+        self.registered: list[dict] = []
+        self.unregistered: list[str] = []
+        self.probes = 0
+        self.untold = False
+        self.load = 0
+        self.holding: asyncio.Event | None = None
+        self.scheme = "http"
+        self._changed = asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, port: int, context: ssl.SSLContext | None = None) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.post("/capability/register", self.register),
+                web.post("/capability/unregister", self.unregister),
+                web.get("/process/token", self.token),
+            ]
+        )
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context).start()
+        self.port = self._runner.addresses[0][1]
+        self.scheme = "https" if context else "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def restart(self) -> None:
+        """All of it is in memory."""
+        self.known.clear()
+
+    async def until(self, condition) -> None:
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(condition), 20)
+
+    async def note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+        if self.holding is not None:
+            await self.holding.wait()
+
+    def refusal(self, request) -> web.Response | None:
+        if request.headers.get("Authorization") != self.secret:
+            # an echo of the header is what a careless proxy might add
+            return web.Response(status=400, text=f"invalid authorization\n{request.headers.get('Authorization')}")
+        return None
+
+    async def register(self, request) -> web.Response:
+        body = await request.json()
+        refused = self.refusal(request)
+        if refused is None:
+            self.known[body["name"]] = body
+        self.registered.append(body)
+        await self.note()
+        return refused or web.Response(text="ok", content_type="application/json")
+
+    async def unregister(self, request) -> web.Response:
+        name = await request.text()
+        refused = self.refusal(request)
+        if refused is None:
+            self.known.pop(name, None)
+            self.unregistered.append(name)
+        await self.note()
+        return refused or web.Response(text="ok", content_type="application/json")
+
+    async def token(self, request) -> web.Response:
+        assert "Authorization" not in request.headers
+        sender = json.loads(base64.b64decode(request.headers["Livepeer-Eth-Address"]))
+        assert sender == {"addr": "0x" + "0" * 40, "sig": ""}
+        self.probes += 1
+        await self.note()
+        if self.untold:
+            return web.Response(status=400, text="Invalid eth address header ")
+        answer = {"sender_address": sender, "balance": 0, "price": {"pixelsPerUnit": 1}, "service_addr": self.url}
+        capability = self.known.get(request.headers["Livepeer-Capability"])
+        free = capability["capacity"] - self.load if capability else 0
+        return web.json_response(answer | ({"available_capacity": free} if free > 0 else {}))
+
+    async def probed(self, times: int) -> None:
+        """Wait for that many more probes."""
+        target = self.probes + times
+        await self.until(lambda: self.probes >= target)
+
+
+@pytest.fixture
+async def orchestrator():
+    fake = Orchestrator()
+    await fake.listen(0)
+    yield fake
+    if fake.holding is not None:
+        fake.holding.set()
+    await fake.close()
+
+
+QUICK = {
+    "interval_seconds": 0.02, "confirm_seconds": 0.01, "first_pause": 0.01, "longest_pause": 0.02,
+    "leave_seconds": 5.0,
+}  # fmt: skip
+CAPABILITY = Capability("whisper-tiny", "speech", "http://worker:8000/", 4)
+
+
+@pytest.fixture
+async def join():
+    """Give a function that keeps a registration until the test is over."""
+    async with AsyncExitStack() as stack:
+
+        def start(*orchestrators, busy=lambda: False, **options) -> Registrar:
+            urls = tuple(each if isinstance(each, str) else each.url for each in orchestrators)
+            registrar = Registrar(
+                Registration(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), busy
+            )
+            registrar.start()
+            stack.push_async_callback(registrar.stop)
+            return registrar
+
+        yield start
+
+
+async def test_registers_once_and_leaves_it_at_that_while_known(orchestrator, join):
+    registrar = join(orchestrator)
+    await orchestrator.probed(5)
+    assert orchestrator.registered == [
+        {
+            "name": "whisper-tiny", "description": "speech", "url": "http://worker:8000", "capacity": 4,
+            "price_per_unit": 0, "price_scaling": 1, "currency": "",
+        }
+    ]  # fmt: skip
+    await registrar.stop()
+    assert orchestrator.known == {}
+    assert orchestrator.unregistered == ["whisper-tiny"]
+    await registrar.stop()
+    assert orchestrator.unregistered == ["whisper-tiny"]
+
+
+async def test_price_and_token_go_along(orchestrator, join):
+    paid = replace(CAPABILITY, price_per_unit=5, price_scaling=1000, currency="eth", token=TOKEN)
+    join(orchestrator, capability=paid)
+    await orchestrator.until(lambda: orchestrator.registered)
+    (body,) = orchestrator.registered
+    assert (body["price_per_unit"], body["price_scaling"], body["currency"]) == (5, 1000, "eth")
+    assert body["token"] == TOKEN
+
+
+async def test_tries_until_the_orchestrator_is_there(join, unused_tcp_port, caplog):
+    caplog.set_level(logging.INFO)
+    registrar = join(f"http://127.0.0.1:{unused_tcp_port}")
+    while "cannot be reached" not in caplog.text:
+        await asyncio.sleep(0.005)
+    fake = Orchestrator()
+    await fake.listen(unused_tcp_port)
+    await fake.until(lambda: fake.known)
+    await registrar.stop()
+    await fake.close()
+    assert caplog.text.count("cannot be reached") == 1  # not once per try
+
+
+async def test_registers_again_when_forgotten(orchestrator, join, caplog):
+    join(orchestrator)
+    for times in (1, 2, 3):
+        await orchestrator.until(lambda times=times: len(orchestrator.registered) == times)
+        await orchestrator.probed(2)
+        assert len(orchestrator.registered) == times
+        orchestrator.restart()
+    assert "does not know capability whisper-tiny any more" in caplog.text
+
+
+async def test_registers_again_after_a_restart_with_refused_connections(orchestrator, join, caplog):
+    join(orchestrator)
+    await orchestrator.probed(1)
+    port = orchestrator.port
+    await orchestrator.close()
+    while "cannot be asked" not in caplog.text:
+        await asyncio.sleep(0.005)
+    orchestrator.restart()
+    await orchestrator.listen(port)
+    await orchestrator.until(lambda: orchestrator.known)
+
+
+async def test_never_registers_again_while_a_job_is_open(orchestrator, join):
+    busy = True
+    join(orchestrator, busy=lambda: busy)
+    await orchestrator.until(lambda: orchestrator.known)
+    orchestrator.load = 4  # no free slot looks as if forgotten
+    await orchestrator.probed(4)
+    orchestrator.restart()
+    await orchestrator.probed(4)
+    assert len(orchestrator.registered) == 1
+    busy = False
+    await orchestrator.until(lambda: orchestrator.known)
+    assert len(orchestrator.registered) == 2
+
+
+async def test_one_answer_without_capacity_is_not_enough(orchestrator, join):
+    """A job may have its slot already, and not have arrived here yet."""
+    join(orchestrator, confirm_seconds=0.05)
+    await orchestrator.probed(1)
+    orchestrator.load = 4
+    await orchestrator.probed(1)
+    orchestrator.load = 0
+    await orchestrator.probed(3)
+    assert len(orchestrator.registered) == 1
+
+
+async def test_an_orchestrator_that_will_not_say_is_told_again_when_idle(orchestrator, join, caplog):
+    orchestrator.untold = True
+    busy = True
+    join(orchestrator, busy=lambda: busy)
+    await orchestrator.probed(4)
+    assert len(orchestrator.registered) == 1
+    busy = False
+    await orchestrator.until(lambda: len(orchestrator.registered) == 3)
+    assert caplog.text.count("does not say whether it knows") == 1
+
+
+async def test_a_wrong_secret_is_said_clearly_without_showing_it_and_may_be_mended(orchestrator, join, caplog):
+    caplog.set_level(logging.DEBUG)
+    orchestrator.secret = "another"
+    join(orchestrator, capability=replace(CAPABILITY, token=TOKEN))
+    await orchestrator.until(lambda: len(orchestrator.registered) == 3)
+    orchestrator.secret = SECRET
+    await orchestrator.until(lambda: orchestrator.known)
+    assert caplog.text.count("ORCH_SECRET must be what the orchestrator was given as -orchSecret") == 1
+    assert "400 'invalid authorization" in caplog.text
+    assert SECRET not in caplog.text
+    assert TOKEN not in caplog.text
+
+
+async def test_a_refusal_is_not_hammered(orchestrator, join, caplog):
+    orchestrator.secret = "another"
+    join(orchestrator, interval_seconds=3600.0)
+    while "refused capability" not in caplog.text:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.2)  # ten times the longest pause between tries to connect
+    assert len(orchestrator.registered) == 1
+
+
+async def test_an_orchestrator_that_hangs(orchestrator, join, caplog):
+    orchestrator.holding = asyncio.Event()
+    registrar = join(orchestrator, answer_seconds=0.1, leave_seconds=0.1)
+    await orchestrator.until(lambda: len(orchestrator.registered) == 2)
+    assert "no answer in time" in caplog.text
+    await asyncio.wait_for(registrar.stop(), 10)
+    assert "could not be told that whisper-tiny is gone" in caplog.text
+
+
+async def test_several_orchestrators_are_independent(orchestrator, join, unused_tcp_port):
+    join(f"http://127.0.0.1:{unused_tcp_port}", orchestrator, orchestrator.url + "/")
+    await orchestrator.probed(2)
+    assert len(orchestrator.registered) == 1
+
+
+async def test_redirects_are_not_followed_with_the_secret(orchestrator, join, caplog):
+    async def elsewhere(request):
+        return web.Response(status=307, headers={"Location": f"{orchestrator.url}/capability/register"})
+
+    app = web.Application()
+    app.router.add_post("/capability/{which}", elsewhere)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    registrar = join(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    while "refused capability whisper-tiny: 307" not in caplog.text:
+        await asyncio.sleep(0.005)
+    await registrar.stop()
+    await runner.cleanup()
+    assert orchestrator.registered == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+async def test_a_self_signed_certificate_is_taken_unless_told_otherwise(join, tmp_path, caplog):
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem",
+            "-days", "2", "-subj", "/CN=orchestrator"]  # fmt: skip
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    fake = Orchestrator()
+    await fake.listen(0, context)
+    checking = join(fake, verify_tls=True)
+    while "certificate verify failed" not in caplog.text.lower():
+        await asyncio.sleep(0.005)
+    await checking.stop()
+    assert fake.registered == []
+    registrar = join(f"127.0.0.1:{fake.port}")  # without a scheme: https
+    await fake.until(lambda: fake.known)
+    await registrar.stop()
+    assert fake.unregistered == ["whisper-tiny"]
+    await fake.close()
+
+
+class Gate:
+    """A processor that is ready when told."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+
+    async def initialize(self) -> None:
+        await self.ready.wait()
+
+    async def process(self, frame: bytes) -> bytes:
+        return frame
+
+
+async def test_a_server_registers_what_it_is_and_counts_its_jobs(orchestrator):
+    gate = Gate()
+    gate.ready.set()
+    registration = Registration((orchestrator.url,), SECRET, **QUICK)
+    config = ServerConfig("127.0.0.1", 0, Limits(jobs=7), registration, TOKEN)
+    async with Server({"upper": gate, "other": Gate()}, config) as server, aiohttp.ClientSession() as http:
+        server.join()
+        await orchestrator.until(lambda: orchestrator.known)
+        url = f"http://127.0.0.1:{server.port}"
+        assert orchestrator.known["upper"] == {
+            "name": "upper", "description": "upper by whisper-byoc", "url": url, "capacity": 7,
+            "price_per_unit": 0, "price_scaling": 1, "currency": "", "token": TOKEN,
+        }  # fmt: skip
+        shown = {"Authorization": f"Bearer {TOKEN}"}
+        async with http.put(f"{url}/live/job/source?pipeline=upper", data=b"x", headers=shown) as answer:
+            assert answer.status == 200
+        orchestrator.restart()
+        await orchestrator.probed(4)
+        assert len(orchestrator.registered) == 1
+        async with http.delete(f"{url}/live/job", headers=shown) as answer:
+            assert answer.status == 200
+        await orchestrator.until(lambda: orchestrator.known)
+    assert orchestrator.known == {}
+
+
+SERVE = """
+import subprocess, sys
+from whisper_byoc.cli.main import main
+code = main(["serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", "0", "--log-level", "debug"])
+sys.stdout.write(subprocess.run(["env"], capture_output=True, text=True).stdout)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("prefix", ["", "LIVEPEER_"])
+async def test_a_process_set_up_by_its_environment_leaves_on_sigterm(orchestrator, tmp_path, prefix, as_file):
+    secret = SECRET
+    if as_file:
+        (tmp_path / "secret").write_text(SECRET + "\n")
+        secret = str(tmp_path / "secret")
+    environment = {
+        f"{prefix}ORCH_URL": orchestrator.url,
+        f"{prefix}ORCH_SECRET": secret,
+        f"{prefix}CAPABILITY_NAME": "speech-to-text",
+        f"{prefix}CAPACITY" if prefix else "CAPABILITY_CAPACITY": "3",
+        f"{prefix}AUTH_TOKEN": TOKEN,
+    }
+    import os
+
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, stdout=pipe, stderr=pipe, env=os.environ | environment
+    )
+    try:
+        await orchestrator.until(lambda: orchestrator.known)
+        body = orchestrator.known["speech-to-text"]
+        assert (body["capacity"], body["token"]) == (3, TOKEN)
+        async with aiohttp.ClientSession() as http, http.get(f"{body['url']}/live/job/output?wait=0") as answer:
+            assert answer.status == 401
+        process.terminate()
+        out, err = (each.decode() for each in await asyncio.wait_for(process.communicate(), 50))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err
+    assert orchestrator.unregistered == ["speech-to-text"]
+    assert err.index("capability speech-to-text unregistered") < err.index("shutting down")
+    assert "PATH=" in out
+    for secret in (SECRET, TOKEN, "ORCH_SECRET=", "AUTH_TOKEN="):
+        assert secret not in out + err
+
+
+async def test_the_server_registers_only_when_loaded_and_goes_when_told(orchestrator):
+    from whisper_byoc.server.run import serve
+
+    gate, stop = Gate(), asyncio.Event()
+    registration = Registration((orchestrator.url,), SECRET, **QUICK)
+    serving = asyncio.ensure_future(
+        serve({"gate": gate}, ServerConfig("127.0.0.1", 0, registration=registration), stop)
+    )
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert orchestrator.registered == []
+    gate.ready.set()
+    await orchestrator.until(lambda: orchestrator.known)
+    stop.set()
+    await asyncio.wait_for(serving, 20)
+    assert orchestrator.known == {}
+
+
+def test_the_sample_for_live_runner_has_what_go_livepeer_demands():
+    sample = Path(__file__).resolve().parents[2] / "examples" / "runners.json"
+    runners = json.loads(sample.read_text())["runners"]
+    assert len({each["label"] for each in runners}) == len(runners)
+    assert {each["mode"] for each in runners} == {"persistent", "single-shot"}
+    assert sum(each["capacity"] for each in runners) <= Limits().jobs
+    for each in runners:
+        assert each["health_url"] == each["runner_url"] + "/readyz"
+        assert each["app"].count("/") == 1
+        assert each["price_info"]["price"] > 0
+        assert (each["price_info"]["currency"], each["price_info"]["unit"]) == ("usd", "hour")
+
+
+def test_nothing_secret_in_the_repr():
+    registration = Registration(("https://orch:8935",), SECRET, Capability("name", token=TOKEN))
+    config = ServerConfig(registration=registration, token=TOKEN)
+    for secret in (SECRET, TOKEN):
+        assert secret not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "standing"),
+    [
+        (200, b'{"available_capacity": 1}', Standing.KNOWN),
+        (200, b'{"price": {"pixelsPerUnit": 1}}', Standing.MISSING),
+        (200, b'{"available_capacity": 0}', Standing.MISSING),
+        (200, b'{"available_capacity": "1"}', Standing.UNTOLD),
+        (200, b"[]", Standing.UNTOLD),
+        (200, b"<html>", Standing.UNTOLD),
+        (200, b"[" * 60000, Standing.UNTOLD),
+        (400, b'{"available_capacity": 1}', Standing.UNTOLD),
+        (503, b"", Standing.UNTOLD),
+    ],
+)
+def test_what_an_answer_means(status, body, standing):
+    assert standing_of(status, body) is standing
+
+
+@given(st.sampled_from([200, 400]), st.binary(max_size=200))
+def test_any_bytes_are_an_answer(status, body):
+    assert standing_of(status, body) in Standing
+
+
+def test_pauses_double_up_to_the_longest_and_spread():
+    for expected, pause in zip((1, 2, 4, 8, 16, 30, 30, 30), growing_pauses(1.0, 30.0), strict=False):
+        assert expected / 2 <= pause <= expected
+    assert len({next(islice(growing_pauses(1.0, 30.0), 5, None)) for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://orch",
+        "https://",
+        "https://orch:99999",
+        "https://a b",
+        "https://orch/?x=1",
+        "https://u:pw@orch",
+        "ftp://u:pw@orch",
+    ],
+)
+def test_addresses_that_cannot_be(url):
+    with pytest.raises(UsageError) as caught:
+        Registration((url,))
+    assert "pw" not in str(caught.value)
+    with pytest.raises(UsageError):
+        Capability(url=url)
+
+
+@pytest.mark.parametrize("secret", ["two\nlines", " padded-Zq81", "\x00"])
+def test_secrets_that_cannot_be_sent_are_not_shown_either(secret):
+    for make in (lambda: Registration((), secret), lambda: Capability(token=secret)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "two words"}, {"name": "x" * 129}, {"capacity": -1}, {"price_per_unit": 2**63}]
+)
+def test_capabilities_that_cannot_be(options):
+    with pytest.raises(UsageError):
+        Capability(**options)
+
+
+def test_where_others_find_this_server(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "worker")
+    assert own_address("0.0.0.0", 8000) == own_address("::", 8000) == "http://worker:8000"
+    assert own_address("10.0.0.7", 80) == "http://10.0.0.7:80"
+    assert own_address("fd00::7", 80) == "http://[fd00::7]:80"

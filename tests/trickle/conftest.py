@@ -1,0 +1,255 @@
+"""Real servers on loopback, raw connections, a relay that can be cut, and peers that follow a script."""
+
+import asyncio
+import contextlib
+import io
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
+from whisper_byoc.trickle.standalone import listening
+
+QUICK = {
+    "patience_seconds": 5.0,
+    "longest_pause": 0.1,
+    "early_seconds": 0.01,
+    "linger_seconds": 0.05,
+    "absent_pause": 0.01,
+}
+
+
+async def until(condition, seconds=10.0):
+    """Wait for something that another connection brings about."""
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+class Wire:
+    """One connection, byte for byte."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, *lines, body=b""):
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        await self.writer.drain()
+
+    async def write(self, data):
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self):
+        """Read one status line with its headers, as a list of lines."""
+        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode()[:-4].split("\r\n")
+
+    async def rest(self):
+        return await asyncio.wait_for(self.reader.read(), 20)
+
+    async def silent(self, seconds=0.05):
+        """Nothing comes."""
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(self.reader.read(1), seconds)
+
+    def cut(self):
+        self.writer.transport.abort()
+
+
+class Api:
+    """A trickle server and the ways to it."""
+
+    def __init__(self, server, base, http, stack, proxy=None):
+        self.server = server
+        self.base = base
+        self.http = http
+        self._stack = stack
+        self.port = int(base.split(":")[2].split("/")[0])
+
+    def url(self, name="ch"):
+        return self.base + name
+
+    async def request(self, method, path, data=None, **options):
+        data = io.BytesIO(data) if isinstance(data, bytes) else data
+        async with self.http.request(method, self.base + path, data=data, **options) as answer:
+            return answer.status, await answer.read(), answer.headers
+
+    async def get(self, path, **options):
+        return await self.request("GET", path, **options)
+
+    async def post(self, path, data=None, **options):
+        return await self.request("POST", path, data, **options)
+
+    async def delete(self, path, **options):
+        return await self.request("DELETE", path, **options)
+
+    async def wire(self):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        wire = Wire(reader, writer)
+        self._stack.callback(wire.cut)
+        return wire
+
+    async def preconnect(self, path, *headers):
+        """Open a chunked POST and send nothing."""
+        wire = await self.wire()
+        await wire.send(
+            f"POST {self.server.base_path}{path} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", *headers
+        )
+        return wire
+
+    async def publisher(self, name="ch", mime="text/plain", *, create=False, join=False, keep_bytes=1 << 20, **options):
+        publisher = TricklePublisher(
+            self.url(name),
+            mime,
+            create=create,
+            join=join,
+            keep_bytes=keep_bytes,
+            options=ClientOptions(**{**QUICK, **options}),
+        )
+        return await self._stack.enter_async_context(publisher)
+
+    async def subscriber(self, name="ch", start=-2, **options):
+        subscriber = TrickleSubscriber(self.url(name), start, options=ClientOptions(**{**QUICK, **options}))
+        return await self._stack.enter_async_context(subscriber)
+
+    def slot(self, seq, name="ch"):
+        """The segment that the server holds at this index, if any."""
+        channel = self.server.channels.get(name)
+        for segment in channel._slots if channel else ():
+            if segment and segment.seq == seq:
+                return segment
+        return None
+
+    async def slot_there(self, seq, name="ch"):
+        await until(lambda: self.slot(seq, name) is not None)
+        return self.slot(seq, name)
+
+
+class Relay:
+    """Passes bytes on until it is told to cut everything; refuses while it is down."""
+
+    def __init__(self, port):
+        self.target = port
+        self.up = True
+        self.after = None
+        self.connections = 0
+        self._writers = set()
+
+    @property
+    def passing(self):
+        return bool(self._writers)
+
+    async def handle(self, reader, writer):
+        self.connections += 1
+        if not self.up:
+            writer.transport.abort()
+            return
+        there, out = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers |= {writer, out}
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, out, to_server=True), self._pass(there, writer, to_server=False))
+        for each in (writer, out):
+            self._writers.discard(each)
+            each.transport.abort()
+
+    async def _pass(self, reader, writer, *, to_server):
+        while data := await reader.read(65536):
+            if self.after and (data := self.after(data, to_server)) is None:
+                self.cut()
+                return
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+    def cut(self):
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@pytest.fixture
+def eventually():
+    return until
+
+
+@pytest.fixture
+async def trickle():
+    """Give a function that starts a trickle server on a free port of loopback."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*, base_path="/ai/trickle/", autocreate=True, changefeed=False, **limits):
+            server = TrickleServer(
+                base_path, autocreate=autocreate, changefeed=changefeed, limits=TrickleLimits(**limits)
+            )
+            base = await stack.enter_async_context(listening(server, "127.0.0.1", 0))
+            session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20), auto_decompress=False)
+            http = await stack.enter_async_context(session)
+            return Api(server, base, http, stack)
+
+        yield start
+
+
+@pytest.fixture
+async def relayed(trickle):
+    """Give a function that starts a trickle server behind a relay."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**options):
+            api = await trickle(**options)
+            relay = Relay(api.port)
+            listener = await asyncio.start_server(relay.handle, "127.0.0.1", 0)
+            stack.callback(relay.cut)
+            stack.callback(listener.close)
+            port = listener.sockets[0].getsockname()[1]
+            behind = Api(api.server, api.base.replace(f":{api.port}/", f":{port}/"), api.http, api._stack)
+            return api, behind, relay
+
+        yield start
+
+
+class Script:
+    """A server that answers what a function says, and remembers what it was asked."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+
+    async def handle(self, reader, writer):
+        try:
+            while True:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
+                method, path, _ = lines[0].split(" ")
+                self.asked.append((method, path.rsplit("/", 1)[1]))
+                headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines[1:])}
+                if await self.answer(
+                    len(self.asked) - 1, method, path.rsplit("/", 1)[1], Wire(reader, writer), headers
+                ):
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@pytest.fixture
+async def scripted():
+    """Give a function that serves `answer(number, method, seq, wire, headers)`; a true result ends the connection."""
+    async with AsyncExitStack() as stack:
+
+        async def start(answer):
+            script = Script(answer)
+            listener = await asyncio.start_server(script.handle, "127.0.0.1", 0)
+            stack.callback(listener.close)
+            script.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ch"
+            return script
+
+        yield start
+
+
+@pytest.fixture
+def quick():
+    """Options that shorten every pause."""
+    return lambda **options: ClientOptions(**{**QUICK, **options})

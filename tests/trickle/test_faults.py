@@ -1,0 +1,155 @@
+"""Publisher, server and subscriber together, while the network between them fails."""
+
+import asyncio
+import random
+
+import pytest
+
+from whisper_byoc.trickle import ChannelNotFound, TricklePublisher, TrickleServer, TrickleSubscriber
+from whisper_byoc.trickle.standalone import listening
+
+
+async def read_until(subscriber, last):
+    """Read whole segments up to one with this content."""
+    got = []
+    async for segment in subscriber:
+        got.append(await segment.read())
+        if got[-1] == last:
+            return got
+    raise AssertionError("the channel ended early")
+
+
+def without_fragments(got, wanted):
+    """What was read, without the beginnings of segments that were sent again."""
+    return [data for data in got if data in wanted]
+
+
+async def test_readers_survive_cuts(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await api.publisher(create=True)
+    subscriber = await behind.subscriber(start=0)
+    wanted = [b"%d " % number * 500 for number in range(12)]
+    reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
+    for number, data in enumerate(wanted):
+        await eventually(lambda: relay.passing)
+        async with await publisher.next() as segment:
+            await segment.write(data[:700])
+            await asyncio.sleep(0.01)
+            if number % 2:
+                relay.cut()
+            await segment.write(data[700:])
+        await asyncio.sleep(0.02)
+    assert await asyncio.wait_for(reading, 20) == wanted
+
+
+async def test_writers_survive_cuts(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(create=True)
+    subscriber = await api.subscriber(start=0)
+    wanted = [b"%d " % number * 500 for number in range(12)]
+    reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
+    for number, data in enumerate(wanted):
+        await eventually(lambda: relay.passing)
+        async with await publisher.next() as segment:
+            await segment.write(data[:700])
+            await asyncio.sleep(0.01)
+            if number % 2:
+                relay.cut()
+            await segment.write(data[700:])
+    got = await asyncio.wait_for(reading, 20)
+    assert without_fragments(got, wanted) == wanted, "in order, and each once"
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_both_sides_survive_a_network_that_cuts_at_random_bytes(relayed, seed):
+    rng = random.Random(seed)
+    api, behind, relay = await relayed()
+    left = [rng.randrange(200, 3000)]
+
+    def sometimes(data, to_server):
+        left[0] -= len(data)
+        if left[0] > 0:
+            return data
+        left[0] = rng.randrange(500, 6000)
+        return None
+
+    await api.post("ch")
+    publisher = await behind.publisher()
+    subscriber = await behind.subscriber(start=0)
+    relay.after = sometimes
+    wanted = [bytes(rng.randrange(256) for _ in range(rng.randrange(1, 1500))) + b"#%d" % n for n in range(15)]
+    reading = asyncio.create_task(read_until(subscriber, b"end"))
+    for data in wanted:
+        await publisher.publish(data)
+        await asyncio.sleep(0.15)  # a reader has time for its tries before the window has passed
+    relay.after = None
+    await publisher.publish(b"end")
+    got = await asyncio.wait_for(reading, 30)
+    assert without_fragments(got, wanted) == wanted
+
+
+async def test_a_server_that_comes_back_empty(quick):
+    server = TrickleServer("/", autocreate=True)
+    async with listening(server, "127.0.0.1", 0) as base:
+        port = int(base.split(":")[2].strip("/"))
+        publisher = TricklePublisher(base + "ch", create=True, options=quick())
+        await publisher.start()
+        assert await publisher.publish(b"before") == 0
+        server.close_all = lambda: None  # it dies rather than stops: nobody is told
+    await asyncio.sleep(0.2)
+    async with listening(TrickleServer("/", autocreate=True), "127.0.0.1", port) as base:
+        seq = await publisher.publish(b"after")
+        async with TrickleSubscriber(base + "ch", seq, options=quick()) as subscriber:
+            assert await (await anext(subscriber)).read() == b"after"
+    await publisher.close()
+
+
+async def test_a_server_that_comes_back_without_the_channel(quick):
+    server = TrickleServer("/")
+    server.create("ch")
+    async with listening(server, "127.0.0.1", 0) as base:
+        port = int(base.split(":")[2].strip("/"))
+        publisher = TricklePublisher(base + "ch", options=quick())
+        await publisher.start()
+        await publisher.publish(b"before")
+        server.close_all = lambda: None
+    async with listening(TrickleServer("/"), "127.0.0.1", port):
+        with pytest.raises(ChannelNotFound):
+            await publisher.publish(b"after")
+    await publisher.close()
+
+
+async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(patience_seconds=0.05)
+    segment = await publisher.next()
+    await segment.write(b"part")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    reading = asyncio.create_task(api.get("ch/1"))
+    await api.slot_there(1)
+    relay.up = False
+    relay.cut()
+    with pytest.raises(Exception, match="segment 0"):
+        await segment.close()
+    relay.up = True
+    for _ in range(2):
+        await publisher.publish(b"next")
+    assert api.slot(0).closed
+    assert (await reading)[0] == 200
+
+
+async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(trickle):
+    api = await trickle()
+    publisher = await api.publisher(create=True)
+    subscriber = await api.subscriber(start=0)
+    for number in range(2):
+        await publisher.publish(b"%d" % number)
+    got = [await anext(subscriber)]
+    for number in range(2, 30):
+        await publisher.publish(b"%d" % number)
+    for _ in range(3):
+        got.append(await anext(subscriber))
+    assert [segment.seq for segment in got][:2] == [0, 1]
+    for before, after in zip(got, got[1:], strict=False):
+        assert after.seq == before.seq + 1 + after.missed
+    assert sum(segment.missed for segment in got) > 20

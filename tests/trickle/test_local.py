@@ -1,0 +1,85 @@
+"""The in-process ends: the same segments as over HTTP."""
+
+import asyncio
+
+import pytest
+
+from whisper_byoc.trickle import ChannelClosed, LocalPublisher, LocalSubscriber, SegmentTooLarge, TrickleServer
+
+
+@pytest.fixture
+def channel():
+    return TrickleServer().create("ch", "text/plain")
+
+
+async def test_in_process_to_http_and_back(trickle):
+    api = await trickle(autocreate=False)
+    channel = api.server.create("ch", "application/jsonl")
+    subscriber = await api.subscriber(start=0)
+    local = LocalPublisher(channel)
+    assert [await local.publish(b"%d" % number) for number in range(3)] == [0, 1, 2]
+    for number in range(3):
+        segment = await anext(subscriber)
+        assert (segment.content_type, await segment.read()) == ("application/jsonl", b"%d" % number)
+    reader = LocalSubscriber(channel, -1)
+    reading = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    publisher = await api.publisher(join=True)
+    await publisher.publish(b"back")
+    segment = await reading
+    assert (segment.seq, segment.missed, segment.content_type, await segment.read()) == (
+        3,
+        0,
+        "application/jsonl",
+        b"back",
+    )
+
+
+async def test_a_local_reader_sees_an_open_segment(channel):
+    async with await LocalPublisher(channel).next() as writing:
+        await writing.write(b"one")
+        segment = await anext(LocalSubscriber(channel))
+        chunks = segment.__aiter__()
+        assert await anext(chunks) == b"one"
+        await writing.write(b"two")
+        assert await anext(chunks) == b"two"
+    with pytest.raises(StopAsyncIteration):
+        await anext(chunks)
+
+
+async def test_a_local_reader_that_is_behind(channel):
+    publisher = LocalPublisher(channel)
+    for number in range(12):
+        await publisher.publish(b"%d" % number)
+    segment = await anext(LocalSubscriber(channel, 3))
+    assert (segment.seq, segment.missed, await segment.read()) == (7, 4, b"7")
+
+
+async def test_a_local_reader_that_is_early_and_empty_segments(channel):
+    reading = asyncio.create_task(anext(LocalSubscriber(channel, 4)))
+    await asyncio.sleep(0)
+    publisher = LocalPublisher(channel)
+    for data in (b"0", b"1", b"2", b"3", b"", b"5"):
+        await asyncio.sleep(0)
+        await publisher.publish(data)
+    assert (await reading).seq == 5
+
+
+async def test_the_end(channel):
+    reader = LocalSubscriber(channel)
+    reading = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    writing = await LocalPublisher(channel).next()
+    channel.close()
+    with pytest.raises(StopAsyncIteration):
+        await reading
+    with pytest.raises(ChannelClosed, match="while segment 0 was written"):
+        await writing.write(b"x")
+    with pytest.raises(ChannelClosed):
+        await LocalPublisher(channel).next()
+
+
+async def test_a_limit_for_reading_at_once(channel):
+    await LocalPublisher(channel).publish(bytes(100))
+    with pytest.raises(SegmentTooLarge):
+        await (await anext(LocalSubscriber(channel))).read(99)

@@ -1,0 +1,474 @@
+"""The publisher loses nothing: not when idle, not when a connection breaks, not when an answer does."""
+
+import asyncio
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_byoc.trickle import (
+    ChannelClosed,
+    ChannelNotFound,
+    ClientOptions,
+    LocalSubscriber,
+    Refused,
+    SegmentBroken,
+    TrickleError,
+    TricklePublisher,
+    TrickleServer,
+    Unreachable,
+)
+from whisper_byoc.trickle.standalone import listening
+
+
+async def collect(api, name="ch"):
+    """Read everything from index 0 on, until the channel ends."""
+    return [(each.seq, await each.read()) async for each in LocalSubscriber(api.server.channels[name], 0)]
+
+
+async def test_segments_get_their_indices_in_order(trickle):
+    api = await trickle()
+    publisher = await api.publisher(mime="text/x-mine")
+    assert [await publisher.publish(b"%d" % number) for number in range(5)] == [0, 1, 2, 3, 4]
+    assert [(await api.get(f"ch/{seq}"))[1] for seq in range(1, 5)] == [b"1", b"2", b"3", b"4"]
+    assert api.server.channels["ch"].mime == "text/x-mine"
+
+
+async def test_bytes_arrive_while_the_segment_is_open(trickle, eventually):
+    api = await trickle()
+    publisher = await api.publisher()
+    async with await publisher.next() as segment:
+        await segment.write(b"first ")
+        await eventually(lambda: api.slot(0) and api.slot(0).size == 6)
+        await segment.write(b"")
+        await segment.write(bytearray(b"second"))
+        await eventually(lambda: api.slot(0).size == 12)
+        assert not api.slot(0).closed
+    assert api.slot(0).closed, "when `async with` is left, the server has it"
+
+
+async def test_the_next_post_is_open_before_it_is_needed(trickle, eventually):
+    api = await trickle()
+    publisher = await api.publisher()
+    await api.slot_there(0)
+    async with await publisher.next():
+        await api.slot_there(1)
+        assert api.server.channels["ch"].next_write == 0
+
+
+async def test_an_empty_segment(trickle):
+    api = await trickle()
+    publisher = await api.publisher()
+    assert await publisher.publish(b"") == 0
+    assert await publisher.publish(b"x") == 1
+
+
+async def test_create(trickle):
+    api = await trickle()
+    await api.publisher(mime="application/jsonl", create=True)
+    assert api.server.channels["ch"].mime == "application/jsonl"
+
+
+async def test_create_where_peers_may_not(trickle):
+    api = await trickle(autocreate=False)
+    with pytest.raises(ChannelNotFound, match="no channel at http"):
+        await api.publisher(create=True)
+
+
+async def test_a_missing_channel(trickle):
+    api = await trickle(autocreate=False)
+    publisher = await api.publisher()
+    for _ in range(2):
+        with pytest.raises(ChannelNotFound):
+            await publisher.publish(b"x")
+    api.server.create("ch", "text/plain")
+    await asyncio.sleep(0.05)
+    with contextlib.suppress(ChannelNotFound):  # the POST that was open had its answer before
+        await publisher.publish(b"x")
+    seq = await publisher.publish(b"there now")
+    assert (await api.get(f"ch/{seq}"))[1] == b"there now"
+
+
+async def test_join_goes_on_where_the_channel_is_and_closes_what_was_left_open(trickle, eventually):
+    api = await trickle()
+    for seq in range(7):
+        await api.post(f"ch/{seq}", b"x")
+    left = await api.preconnect("ch/6")
+    await left.head()
+    left = await api.preconnect("ch/7")
+    await left.write(b"4\r\nleft\r\n")
+    await eventually(lambda: api.slot(7) and api.slot(7).size == 4)
+    publisher = await api.publisher(join=True)
+    await eventually(lambda: api.slot(7).closed)
+    assert [await publisher.publish(b"mine"), await publisher.publish(b"mine")] == [8, 9]
+
+
+async def test_starting_at_0_on_a_channel_in_use_moves_to_its_next_index(trickle):
+    api = await trickle()
+    for seq in range(7):
+        await api.post(f"ch/{seq}", b"x")
+    publisher = await api.publisher()
+    assert [await publisher.publish(b"mine"), await publisher.publish(b"mine")] == [7, 8]
+    assert (await api.get("ch/7"))[1] == b"mine"
+
+
+async def test_two_publishers_in_turn_lose_nothing(trickle):
+    api = await trickle()
+    one, two = await api.publisher(), await api.publisher()
+    reading = asyncio.create_task(collect_soon(api))
+    for number in range(10):
+        await one.publish(b"one %d" % number)
+        await two.publish(b"two %d" % number)
+    await api.delete("ch")
+    got = b" ".join(data for _, data in await reading)
+    for number in range(10):
+        assert b"one %d" % number in got
+        assert b"two %d" % number in got
+
+
+async def collect_soon(api):
+    while "ch" not in api.server.channels:
+        await asyncio.sleep(0.001)
+    return await collect(api)
+
+
+async def test_an_index_that_somebody_closed_is_passed_over(trickle, eventually):
+    api = await trickle()
+    publisher = await api.publisher()
+    await api.slot_there(0)
+    await api.delete("ch/0")
+    await api.slot_there(1)
+    assert await publisher.publish(b"x") == 1
+
+
+async def test_the_channel_ends_while_idle(trickle):
+    api = await trickle()
+    publisher = await api.publisher()
+    await api.slot_there(0)
+    await api.delete("ch")
+    await asyncio.sleep(0.1)
+    with pytest.raises(ChannelClosed, match="was closed"):
+        await publisher.publish(b"x")
+
+
+async def test_the_channel_ends_in_mid_segment(trickle, eventually):
+    api = await trickle()
+    publisher = await api.publisher()
+    segment = await publisher.next()
+    await segment.write(b"part")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await api.delete("ch")
+    await segment.write(b"more")
+    with pytest.raises(ChannelClosed):
+        await segment.close()
+
+
+async def test_an_exception_breaks_the_segment_off(trickle, eventually):
+    api = await trickle()
+    publisher = await api.publisher()
+    with pytest.raises(KeyError):
+        async with await publisher.next() as segment:
+            await segment.write(b"part")
+            await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+            raise KeyError
+    assert api.slot(0).closed
+    assert await publisher.publish(b"x") == 1
+
+
+async def test_cancelled_in_close_breaks_the_segment_off(scripted, quick, eventually):
+    async def answer(number, method, seq, wire, headers):
+        if method == "POST":
+            await wire.reader.read()
+        await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick()) as publisher:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(publisher.publish(b"x"), 0.2)
+        assert ("DELETE", "0") in script.asked
+
+
+async def test_close_leaves_the_channel_and_delete_ends_it(trickle):
+    api = await trickle()
+    publisher = await api.publisher()
+    await publisher.publish(b"x")
+    await publisher.close()
+    await publisher.close()
+    assert (await api.get("ch/next"))[1] == b"1", "no segment is made up by closing"
+    with pytest.raises(TrickleError, match="not open"):
+        await publisher.publish(b"x")
+    publisher = await api.publisher(join=True)
+    await publisher.close(delete_channel=True)
+    assert (await api.get("ch/0"))[0] == 404
+
+
+async def test_a_reader_has_time_for_the_last_segment(trickle):
+    api = await trickle()
+    publisher = await api.publisher(create=True, linger_seconds=0.3)
+    subscriber = await api.subscriber(start=0)
+    reading = asyncio.create_task(read_all(subscriber))
+    for number in range(3):
+        await publisher.publish(b"%d" % number)
+    await publisher.close(delete_channel=True)
+    assert await asyncio.wait_for(reading, 5) == [b"0", b"1", b"2"]
+
+
+async def read_all(subscriber):
+    return [await segment.read() async for segment in subscriber]
+
+
+async def test_any_number_of_interim_answers(trickle):
+    api = await trickle(interim_seconds=0.005)
+    publisher = await api.publisher()
+    await asyncio.sleep(0.3)
+    assert await publisher.publish(b"x") == 0
+    assert (await api.get("ch/0"))[1] == b"x"
+
+
+# --- broken connections
+
+
+async def test_breaking_while_idle_costs_nothing(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher()
+    for _ in range(5):
+        await eventually(lambda: relay.passing)
+        before = relay.connections
+        relay.cut()
+        await eventually(lambda before=before: relay.connections > before)
+    assert await publisher.publish(b"still the first") == 0
+    assert (await api.get("ch/0"))[1] == b"still the first"
+
+
+async def test_an_outage_while_idle_costs_nothing_however_long(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(patience_seconds=0.1)
+    await api.slot_there(0)
+    relay.up = False
+    relay.cut()
+    tries = relay.connections
+    await eventually(lambda: relay.connections > tries + 5)  # longer than its patience
+    await asyncio.sleep(0.2)
+    relay.up = True
+    assert await publisher.publish(b"x") == 0
+
+
+async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher()
+    async with await publisher.next() as segment:
+        await segment.write(b"first half, ")
+        await eventually(lambda: api.slot(0) and api.slot(0).size == 12)
+        relay.cut()
+        await segment.write(b"second half")
+    assert segment.seq > 0
+    assert api.slot(0).closed, "nobody is left waiting for the rest of the first try"
+    assert (await api.get(f"ch/{segment.seq}"))[1] == b"first half, second half"
+    assert await publisher.publish(b"next") == segment.seq + 1
+
+
+async def test_an_outage_in_mid_segment(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher()
+    async with await publisher.next() as segment:
+        await segment.write(b"first half, ")
+        await eventually(lambda: api.slot(0) and api.slot(0).size == 12)
+        relay.up = False
+        relay.cut()
+        await segment.write(b"second half")
+        closing = asyncio.create_task(segment.close())
+        await asyncio.sleep(0.3)
+        assert not closing.done()
+        relay.up = True
+        await closing
+    assert (await api.get(f"ch/{segment.seq}"))[1] == b"first half, second half"
+
+
+async def test_a_lost_answer_makes_no_duplicate(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(create=True)
+    await api.slot_there(0)
+
+    def lose_the_answer(data, to_server):
+        if not to_server and b"Lp-Trickle-Seq: 0" in data:
+            relay.after = None
+            return None
+        return data
+
+    relay.after = lose_the_answer
+    assert await publisher.publish(b"once") == 0
+    assert relay.after is None
+    assert await publisher.publish(b"twice") >= 1
+    await api.delete("ch")
+    assert api.server.channels == {}
+
+
+async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(relayed, eventually):
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(keep_bytes=1000)
+    segment = await publisher.next()
+    for _ in range(4):
+        await segment.write(bytes(500))
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 2000)
+    relay.cut()
+    with pytest.raises(SegmentBroken, match="segment 0 broke after 2000 bytes") as broken:
+        await segment.close()
+    assert broken.value.seq == 0
+    assert api.slot(0).closed
+    seq = await publisher.publish(b"next")
+    assert (await api.get(f"ch/{seq}"))[1] == b"next"
+
+
+async def test_a_large_segment_that_does_not_break(trickle):
+    api = await trickle()
+    publisher = await api.publisher(keep_bytes=1000)
+    data = bytes(range(256)) * 16384
+    async with await publisher.next() as segment:
+        for start in range(0, len(data), 100_000):
+            await segment.write(data[start : start + 100_000])
+    assert (await api.get("ch/0"))[1] == data
+
+
+async def test_nobody_there(quick):
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    listener.close()
+    await listener.wait_closed()
+    options = quick(patience_seconds=0.1)
+    async with TricklePublisher(f"http://127.0.0.1:{port}/ch", options=options) as publisher:
+        with pytest.raises(Unreachable, match="segment 0 of http"):
+            await publisher.publish(b"x")
+    with pytest.raises(Unreachable):
+        await TricklePublisher(f"http://127.0.0.1:{port}/ch", create=True, options=options).start()
+
+
+# --- servers that misbehave
+
+
+async def test_5xx_is_tried_again(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        if method == "POST":
+            await wire.reader.readuntil(b"0\r\n\r\n")
+            tries.append(seq)
+            await wire.send(f"HTTP/1.1 {503 if len(tries) < 4 else 200} x", "Content-Length: 0")
+        else:
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+
+    tries = []
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick()) as publisher:
+        await publisher.publish(b"x")
+    assert len(tries) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 413, 418])
+async def test_4xx_is_an_error_that_says_what_the_server_said(scripted, quick, status):
+    async def answer(number, method, seq, wire, headers):
+        await wire.reader.readuntil(b"0\r\n\r\n")
+        await wire.send(f"HTTP/1.1 {status} x", "Content-Length: 3", body=b"why")
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick()) as publisher:
+        with pytest.raises(Refused, match=f"answered {status} 'why'") as refused:
+            await publisher.publish(b"x")
+        assert refused.value.status == status
+
+
+async def test_a_server_that_never_answers(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        await wire.reader.read()
+
+    script = await scripted(answer)
+    options = quick(answer_seconds=0.1, patience_seconds=0.15)
+    async with TricklePublisher(script.url, options=options) as publisher:
+        await asyncio.sleep(0.3)  # silence is fine as long as there is nothing to answer
+        with pytest.raises(Unreachable, match=r"did nothing for 0.1 s|no answer in time"):
+            await publisher.publish(b"x")
+
+
+async def test_a_server_that_does_not_read_holds_the_writer_back(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        if method == "POST" and seq == "0":
+            await asyncio.sleep(3600)
+        await wire.reader.read()
+
+    script = await scripted(answer)
+    options = quick(answer_seconds=1.0, patience_seconds=0.1)
+    async with TricklePublisher(script.url, options=options) as publisher:
+        segment = await publisher.next()
+        written = 0
+        with pytest.raises((Unreachable, SegmentBroken)):
+            for _ in range(1000):
+                await segment.write(bytes(1 << 20))
+                written += 1
+        assert written < 100, "it does not pile up here"
+        await segment.abort()
+
+
+async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted, quick, eventually):
+    stored = {}
+
+    async def answer(number, method, seq, wire, headers):
+        if method == "POST" and seq == "0":  # a release that crosses with the first bytes
+            await wire.reader.readexactly(1)
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Connection: close")
+            return True
+        if method == "POST":
+            stored[seq] = await wire.reader.readuntil(b"0\r\n\r\n")
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+        elif method == "GET" and seq == "next":
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 1", "Lp-Trickle-Latest: 1", body=b"1")
+        elif method == "GET":
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+        else:
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+        return False
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick()) as publisher:
+        assert await publisher.publish(b"data") == 1
+    assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
+
+
+async def test_a_server_without_next(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        if seq == "next":
+            await wire.send("HTTP/1.1 400 Bad Request", "Content-Length: 0")
+        elif method == "POST":
+            await wire.reader.readuntil(b"0\r\n\r\n")
+            await wire.send(f"HTTP/1.1 {409 if int(seq) < 3 else 200} x", "Content-Length: 0")
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, join=True, options=quick()) as publisher:
+        assert await publisher.publish(b"x") == 3
+
+
+@given(
+    st.lists(st.lists(st.binary(max_size=3000), max_size=6), min_size=1, max_size=8),
+    st.sampled_from([0, 1, 1 << 20]),
+)
+@settings(max_examples=25, deadline=None)
+async def test_any_chunking_arrives_as_it_was_written(segments, keep_bytes):
+    server = TrickleServer("/", autocreate=True)
+    async with listening(server, "127.0.0.1", 0) as base:
+        channel = server.create("ch")
+        reading = asyncio.create_task(collect_channel(channel, len([each for each in segments if b"".join(each)])))
+        options = ClientOptions()
+        async with TricklePublisher(base + "ch", keep_bytes=keep_bytes, options=options) as publisher:
+            for pieces in segments:
+                async with await publisher.next() as segment:
+                    for piece in pieces:
+                        await segment.write(piece)
+        got = await asyncio.wait_for(reading, 10)
+    assert got == [b"".join(each) for each in segments if b"".join(each)]
+
+
+async def collect_channel(channel, count):
+    got = []
+    if count:
+        async for segment in LocalSubscriber(channel, 0):
+            got.append(await segment.read())
+            if len(got) == count:
+                break
+    return got

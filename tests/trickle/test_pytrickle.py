@@ -1,0 +1,173 @@
+"""Livepeer's own Python package as the other end: pytrickle 0.1.6 from the package index, both of its roles.
+
+It must be installed without its dependencies (`pip install --no-deps pytrickle==0.1.6`), which would bring av, opencv
+and an MQTT client: only its publisher and its subscriber are used, and they need aiohttp alone. Importing the package
+itself would import all of it, so an empty package object with the right `__path__` stands in for `__init__`.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+import types
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("pytrickle") is None, reason="pytrickle is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def pytrickle(monkeypatch):
+    """The two modules, as attributes."""
+    folder = importlib.util.find_spec("pytrickle").submodule_search_locations
+    package = types.ModuleType("pytrickle")
+    package.__path__ = list(folder)
+    for name in [name for name in sys.modules if name.split(".")[0] == "pytrickle"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytrickle", package)
+    loaded = {name: importlib.import_module(f"pytrickle.{name}") for name in ("base", "publisher", "subscriber")}
+    for name, module in loaded.items():
+        monkeypatch.setitem(sys.modules, f"pytrickle.{name}", module)
+    return types.SimpleNamespace(
+        Publisher=loaded["publisher"].TricklePublisher, Subscriber=loaded["subscriber"].TrickleSubscriber
+    )
+
+
+class Errors:
+    """Their error callback."""
+
+    def __init__(self):
+        self.seen = []
+
+    async def __call__(self, kind, error):
+        self.seen.append(kind)
+
+
+async def write_theirs(publisher, segments):
+    for pieces in segments:
+        async with await publisher.next() as segment:
+            for piece in pieces:
+                await segment.write(piece)
+
+
+async def read_theirs(subscriber, count=None):
+    got = []
+    while count is None or len(got) < count:
+        segment = await subscriber.next()
+        if segment is None:
+            break
+        data = b""
+        while chunk := await segment.read():
+            data += chunk
+        got.append((segment.seq(), data))
+    return got
+
+
+SEGMENTS = [[b"a%d " % number, bytes(number * 1000), b"z"] for number in range(12)]
+WHOLE = [(number, b"".join(pieces)) for number, pieces in enumerate(SEGMENTS)]
+
+
+async def test_their_publisher_to_their_subscriber(trickle, pytrickle):
+    api = await trickle()
+    await api.post("ch")
+    async with pytrickle.Publisher(api.url()) as publisher, pytrickle.Subscriber(api.url()) as subscriber:
+        reading = asyncio.create_task(read_theirs(subscriber, len(WHOLE)))
+        await api.slot_there(0)
+        await write_theirs(publisher, SEGMENTS)
+        assert await asyncio.wait_for(reading, 20) == WHOLE
+
+
+async def test_their_publisher_to_ours(trickle, pytrickle):
+    api = await trickle()
+    await api.post("ch")
+    subscriber = await api.subscriber(start=0)
+    async with pytrickle.Publisher(api.url(), mime_type="video/mp2t") as publisher:
+        reading = asyncio.create_task(read_ours(subscriber, len(WHOLE)))
+        await write_theirs(publisher, SEGMENTS)
+        assert await asyncio.wait_for(reading, 20) == WHOLE
+
+
+async def read_ours(subscriber, count):
+    got = []
+    async for segment in subscriber:
+        got.append((segment.seq, await segment.read()))
+        if len(got) == count:
+            break
+    return got
+
+
+async def test_our_publisher_to_theirs(trickle, pytrickle):
+    api = await trickle()
+    publisher = await api.publisher(create=True)
+    async with pytrickle.Subscriber(api.url()) as subscriber:
+        reading = asyncio.create_task(read_theirs(subscriber))
+        await api.slot_there(0)
+        for pieces in SEGMENTS:
+            async with await publisher.next() as segment:
+                for piece in pieces:
+                    await segment.write(piece)
+        await asyncio.sleep(0.1)
+        await publisher.close(delete_channel=True)
+        assert await asyncio.wait_for(reading, 20) == WHOLE, "and it takes the end of the channel for the end"
+
+
+async def test_their_publisher_creates_the_channel_by_writing(trickle, pytrickle):
+    api = await trickle()
+    async with pytrickle.Publisher(api.url(), mime_type="application/jsonl") as publisher:
+        await write_theirs(publisher, [[b"{}\n"]])
+        await api.slot_there(0)
+    assert api.server.channels["ch"].mime == "application/jsonl"
+
+
+async def test_their_publisher_without_a_channel(trickle, pytrickle, eventually):
+    api = await trickle(autocreate=False)
+    errors = Errors()
+    async with pytrickle.Publisher(api.url(), error_callback=errors) as publisher:
+        await write_theirs(publisher, [[b"x"]])
+        await eventually(lambda: errors.seen)
+    assert errors.seen[0] == "post_failed"
+
+
+async def test_their_subscriber_without_a_channel(trickle, pytrickle):
+    api = await trickle()
+    errors = Errors()
+    async with pytrickle.Subscriber(api.url(), error_callback=errors) as subscriber:
+        assert await subscriber.next() is None
+    assert errors.seen == ["stream_not_found"]
+
+
+async def test_their_subscriber_waits_for_a_channel_that_ends(trickle, pytrickle):
+    api = await trickle()
+    await api.post("ch")
+    async with pytrickle.Subscriber(api.url()) as subscriber:
+        reading = asyncio.create_task(read_theirs(subscriber))
+        await api.slot_there(0)
+        await api.delete("ch")
+        assert await asyncio.wait_for(reading, 10) == []
+
+
+async def test_their_subscriber_jumps_when_it_is_behind(trickle, pytrickle):
+    api = await trickle()
+    for seq in range(20):
+        await api.post(f"ch/{seq}", b"%d" % seq)
+    async with pytrickle.Subscriber(api.url(), start_seq=3) as subscriber:
+        reading = asyncio.create_task(read_theirs(subscriber, 1))
+        await api.slot_there(20)
+        await api.post("ch/20", b"20")
+        assert await asyncio.wait_for(reading, 10) == [(20, b"20")]
+
+
+async def test_their_publisher_restarted_on_a_channel_is_told_instead_of_damaging_it(trickle, pytrickle, eventually):
+    api = await trickle()
+    for seq in range(3):
+        await api.post(f"ch/{seq}", b"%d" % seq)
+    errors = Errors()
+    async with pytrickle.Publisher(api.url(), error_callback=errors) as publisher:
+        await write_theirs(publisher, [[b"x"]])
+        await eventually(lambda: errors.seen)
+    assert (await api.get("ch/next"))[1] == b"3"
+    assert [(await api.get(f"ch/{seq}"))[1] for seq in range(3)] == [b"0", b"1", b"2"]

@@ -1,0 +1,579 @@
+"""Every row of go-livepeer's tables, over HTTP; what ours answers where go-livepeer has a defect is at the end."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+BAD = ["-3", "-99999", "abc", "1.5", "%00", "0x10", "9223372036854775808", "1" * 400, "%D9%A1"]
+
+
+async def chunks(*data):
+    for each in data:
+        yield each
+
+
+# --- channels
+
+
+async def test_create(trickle):
+    api = await trickle()
+    for _ in range(2):  # also when it exists already
+        status, body, _ = await api.post("ch", headers={"Expect-Content": "text/x-first"})
+        assert (status, body) == (200, b"")
+    assert api.server.channels["ch"].mime == "text/x-first"
+
+
+async def test_create_without_autocreate(trickle):
+    api = await trickle(autocreate=False)
+    status, body, _ = await api.post("ch")
+    assert (status, body) == (404, b"Stream not found\n")
+    api.server.create("ch", "text/plain")
+    assert (await api.post("ch"))[0] == 200
+
+
+async def test_delete(trickle):
+    api = await trickle()
+    await api.post("ch")
+    assert (await api.delete("ch"))[:2] == (200, b"")
+    assert (await api.delete("ch"))[:2] == (400, b"Invalid stream\n")
+    assert (await api.get("ch/0"))[:2] == (404, b"Stream not found\n")
+
+
+async def test_a_name_can_be_used_again_after_its_end(trickle):
+    api = await trickle()
+    await api.post("ch/0", b"first life")
+    await api.delete("ch")
+    await api.post("ch/0", b"second life", headers={"Content-Type": "text/new"})
+    _, body, headers = await api.get("ch/0")
+    assert (body, headers["Content-Type"]) == (b"second life", "text/new")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "PATCH"])
+async def test_a_channel_takes_post_and_delete_only(trickle, method):
+    api = await trickle()
+    await api.post("ch")
+    assert (await api.request(method, "ch"))[0] == 405
+
+
+@pytest.mark.parametrize("method", ["PUT", "HEAD"])
+async def test_a_segment_takes_get_post_and_delete_only(trickle, method):
+    api = await trickle()
+    await api.post("ch/0", b"x")
+    assert (await api.request(method, "ch/0"))[0] == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/ai/trickle/", "live", "/a/b/c/"])
+async def test_base_path(trickle, path):
+    api = await trickle(base_path=path)
+    await api.post("ch/0", b"x")
+    assert (await api.get("ch/0"))[1] == b"x"
+    assert api.base.endswith(path if path != "live" else "/live/")
+
+
+@pytest.mark.parametrize(
+    "name", ["a-b_c.d~e", "mid-events", "x" * 1000, "%C3%A9", "{braces}", "a%20b", "a:b@c!$&'()*+,;="]
+)
+async def test_any_name_of_one_path_segment(trickle, name):
+    api = await trickle()
+    path = f"{api.base}{name}/0"
+    url = aiohttp.client.URL(path, encoded=True)
+    async with api.http.post(url, data=b"x") as answer:
+        assert answer.status == 200
+    async with api.http.get(url) as answer:
+        assert await answer.read() == b"x"
+
+
+# --- writing
+
+
+async def test_post_stores_and_answers_with_the_index(trickle):
+    api = await trickle()
+    status, body, headers = await api.post("ch/0", b"data", headers={"Content-Type": "text/x-one"})
+    assert (status, body, headers["Lp-Trickle-Seq"]) == (200, b"", "0")
+    assert "Lp-Trickle-Closed" not in headers
+    assert headers.get("Connection") != "close"
+    status, body, headers = await api.get("ch/0")
+    assert (status, body, headers["Content-Type"]) == (200, b"data", "text/x-one")
+
+
+async def test_mime_type_is_fixed_at_creation(trickle):
+    api = await trickle()
+    await api.post("ch", headers={"Expect-Content": "application/jsonl"})
+    await api.post("ch/0", b"{}", headers={"Content-Type": "video/MP2T"})
+    assert (await api.get("ch/0"))[2]["Content-Type"] == "application/jsonl"
+
+
+async def test_post_minus_one_learns_its_index(trickle):
+    api = await trickle()
+    assert [(await api.post("ch/-1", b"x"))[2]["Lp-Trickle-Seq"] for _ in range(7)] == [str(seq) for seq in range(7)]
+
+
+async def test_post_to_a_missing_channel(trickle):
+    api = await trickle(autocreate=False)
+    for path in ("ch/0", "ch/-2", "ch/abc"):
+        status, body, headers = await api.post(path, b"x")
+        assert (status, body, headers["Connection"]) == (404, b"Stream not found\n", "close")
+
+
+async def test_empty_segment_is_legal_and_uses_its_index_up(trickle):
+    api = await trickle()
+    await api.post("ch")
+    status, _, headers = await api.post("ch/0", b"")
+    assert (status, headers["Lp-Trickle-Seq"], headers["Connection"]) == (200, "0", "close")
+    assert (await api.get("ch/next"))[1] == b"1"
+
+
+async def test_a_jump_ahead_is_allowed(trickle):
+    api = await trickle()
+    await api.post("ch/0", b"x")
+    assert (await api.post("ch/1000", b"y"))[0] == 200
+    assert (await api.get("ch/next"))[1] == b"1001"
+
+
+async def test_two_posts_to_one_index_append(trickle, eventually):
+    api = await trickle()
+    one, two = await api.preconnect("ch/0"), await api.preconnect("ch/0")
+    segment = await api.slot_there(0)
+    await one.write(b"3\r\none\r\n")
+    await eventually(lambda: segment.size == 3)
+    await two.write(b"3\r\ntwo\r\n")
+    await eventually(lambda: segment.size == 6)
+    await one.write(b"0\r\n\r\n")
+    assert (await one.head())[0] == "HTTP/1.1 200 OK"
+    assert (await api.get("ch/0"))[1] == b"onetwo"
+    await two.write(b"5\r\n late\r\n0\r\n\r\n")
+    assert (await two.head())[0] == "HTTP/1.1 200 OK"
+    assert (await api.get("ch/0"))[1] == b"onetwo late"
+
+
+async def test_reset_closes_what_is_below_and_leaves_what_is_above(trickle):
+    api = await trickle()
+    wires = {seq: await api.preconnect(f"ch/{seq}") for seq in (1, 2, 4)}
+    segments = {seq: await api.slot_there(seq) for seq in wires}
+    status, _, headers = await api.post("ch/3", b"mine", headers={"Lp-Trickle-Reset": "1"})
+    assert (status, headers["Lp-Trickle-Seq"]) == (200, "3")
+    assert {seq: segment.closed for seq, segment in segments.items()} == {1: True, 2: True, 4: False}
+    for seq in (1, 2):
+        head = await wires[seq].head()
+        assert head[0] == "HTTP/1.1 200 OK"
+        assert f"Lp-Trickle-Seq: {seq}" in head
+        assert "Connection: close" in head
+        assert not any("Closed" in line for line in head)
+    await wires[4].silent()
+
+
+async def test_reset_with_an_empty_value_is_none(trickle):
+    api = await trickle()
+    await api.preconnect("ch/1")
+    segment = await api.slot_there(1)
+    await api.post("ch/3", b"mine", headers={"Lp-Trickle-Reset": ""})
+    assert not segment.closed
+
+
+# --- reading
+
+
+async def test_headers_of_a_segment(trickle):
+    api = await trickle()
+    for seq in range(3):
+        await api.post(f"ch/{seq}", b"x")
+    _, _, headers = await api.get("ch/1")
+    assert (headers["Lp-Trickle-Seq"], headers["Lp-Trickle-Latest"]) == ("1", "3")
+    assert (await api.get("ch/-2"))[2]["Lp-Trickle-Seq"] == "2"
+
+
+async def test_latest_is_left_out_when_it_is_the_segment_itself(trickle):
+    api = await trickle()
+    await api.post("ch")
+    reading = asyncio.create_task(api.get("ch/-1"))
+    await api.slot_there(0)
+    await api.post("ch/0", b"x")
+    status, body, headers = await reading
+    assert (status, body, headers["Lp-Trickle-Seq"]) == (200, b"x", "0")
+    assert "Lp-Trickle-Latest" not in headers
+
+
+async def test_a_segment_can_be_read_again_from_its_first_byte(trickle):
+    api = await trickle()
+    await api.post("ch/0", b"again")
+    assert [(await api.get("ch/0"))[1] for _ in range(3)] == [b"again"] * 3
+
+
+@pytest.mark.parametrize("path", ["0", "1", "-1", "-2"])
+async def test_a_reader_may_come_before_the_first_segment(trickle, path):
+    api = await trickle()
+    await api.post("ch")
+    reading = asyncio.create_task(api.get(f"ch/{path}"))
+    seq = 1 if path == "1" else 0
+    await api.slot_there(seq)
+    await api.post(f"ch/{seq}", b"x")
+    assert (await reading)[:2] == (200, b"x")
+
+
+async def test_470_says_where_the_channel_is(trickle):
+    api = await trickle()
+    await api.post("ch")
+    assert_470(await api.get("ch/2"), "2", "0")
+    for seq in range(8):
+        await api.post(f"ch/{seq}", b"x")
+    assert_470(await api.get("ch/2"), "2", "8")
+    assert_470(await api.get("ch/9"), "9", "8")
+    assert_470(await api.get("ch/+09"), "9", "8")
+    assert_470(await api.get("ch/9223372036854775806"), "9223372036854775806", "8")
+
+
+def assert_470(answer, seq, latest):
+    status, body, headers = answer
+    assert (status, body) == (470, b"Entry not found")
+    assert (headers["Lp-Trickle-Seq"], headers["Lp-Trickle-Latest"]) == (seq, latest)
+
+
+async def test_five_segments_are_kept(trickle):
+    api = await trickle()
+    for seq in range(9):
+        await api.post(f"ch/{seq}", b"%d" % seq)
+    assert [(await api.get(f"ch/{seq}"))[0] for seq in range(9)] == [470] * 4 + [200] * 5
+    await api.preconnect("ch/9")
+    await api.slot_there(9)
+    assert [(await api.get(f"ch/{seq}"))[0] for seq in range(9)] == [470] * 5 + [200] * 4
+
+
+async def test_a_skipped_segment_is_empty_and_has_no_end_mark(trickle):
+    api = await trickle()
+    await api.post("ch")
+    reading = asyncio.create_task(api.get("ch/0"))
+    await api.slot_there(0)
+    await api.post("ch/0", b"")
+    status, body, headers = await reading
+    assert (status, body) == (200, b"")
+    assert (headers["Lp-Trickle-Seq"], headers["Lp-Trickle-Latest"]) == ("0", "1")
+    assert "Lp-Trickle-Closed" not in headers
+
+
+async def test_who_waits_when_the_channel_ends_is_told(trickle):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await api.slot_there(0)
+    reading = asyncio.create_task(api.get("ch/0"))
+    await asyncio.sleep(0.05)
+    await api.delete("ch")
+    status, body, headers = await reading
+    assert (status, body, headers["Lp-Trickle-Closed"], headers["Lp-Trickle-Seq"]) == (200, b"", "terminated", "0")
+    head = await writing.head()
+    assert head[0] == "HTTP/1.1 200 OK"
+    assert {"Lp-Trickle-Closed: terminated", "Lp-Trickle-Seq: 0", "Connection: close"} <= set(head)
+
+
+async def test_a_reader_in_mid_segment_gets_a_plain_end_when_the_channel_ends(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    async with api.http.get(api.url() + "/0") as answer:
+        assert await answer.content.readexactly(4) == b"part"
+        await api.delete("ch")
+        assert await answer.content.read() == b""
+        assert "Lp-Trickle-Closed" not in answer.headers
+
+
+async def test_next(trickle):
+    api = await trickle()
+    assert (await api.get("ch/next"))[0] == 404
+    await api.post("ch")
+    for latest in range(3):
+        status, body, headers = await api.get("ch/next")
+        assert (status, body, headers["Lp-Trickle-Latest"]) == (200, b"%d" % latest, str(latest))
+        await api.post(f"ch/{latest}", b"x")
+
+
+@pytest.mark.parametrize("path", ["ch/0", "ch/-1", "ch/next", "ch/abc"])
+async def test_reading_a_missing_channel(trickle, path):
+    api = await trickle()  # reading never creates one
+    assert (await api.get(path))[:2] == (404, b"Stream not found\n")
+    assert not api.server.channels
+
+
+# --- closing segments
+
+
+async def test_delete_segment_ends_it_for_readers_and_writers(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    reading = asyncio.create_task(api.get("ch/0"))
+    await asyncio.sleep(0.05)
+    assert (await api.delete("ch/0"))[:2] == (200, b"")
+    assert (await reading)[1] == b"part"
+
+
+async def test_delete_segment_releases_a_preconnect(trickle):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await api.slot_there(0)
+    await api.delete("ch/0")
+    head = await writing.head()
+    assert {"HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Connection: close"} <= set(head)
+    assert (await api.get("ch/next"))[1] == b"1"
+
+
+async def test_delete_segment_refusals(trickle):
+    api = await trickle()
+    assert (await api.delete("ch/0"))[:2] == (404, b"Stream not found\n")
+    await api.post("ch")
+    assert (await api.delete("ch/0"))[:2] == (400, b"Nonexistent segment\n")
+    for path in ("ch/abc", "ch/-1", "ch/next"):
+        assert (await api.delete(path))[:2] == (400, b"Invalid idx\n")
+
+
+# --- change feed, sweep
+
+
+async def test_changefeed(trickle):
+    api = await trickle(changefeed=True)
+    await api.post("one")
+    await api.post("two/0", b"x")
+    await api.delete("one")
+    feed = [(await api.get(f"_changes/{seq}")) for seq in range(3)]
+    assert [json.loads(body) for _, body, _ in feed] == [{"added": ["one"]}, {"added": ["two"]}, {"removed": ["one"]}]
+    assert {headers["Content-Type"] for _, _, headers in feed} == {"application/json"}
+
+
+async def test_changefeed_is_off_by_default_and_nobody_else_writes_to_it(trickle):
+    api = await trickle()
+    await api.post("one")
+    assert (await api.get("_changes/0"))[0] == 404
+    api = await trickle(changefeed=True)
+    for method, path in [
+        ("POST", "_changes/0"),
+        ("POST", "_changes"),
+        ("DELETE", "_changes"),
+        ("DELETE", "_changes/0"),
+    ]:
+        assert (await api.request(method, path))[0] == 403
+    await api.post("one")
+    assert (await api.get("_changes/0"))[1] == b'{"added": ["one"]}'
+
+
+async def test_a_follower_of_the_feed_that_came_first(trickle):
+    api = await trickle(changefeed=True)
+    reading = asyncio.create_task(api.get("_changes/-1"))
+    await api.slot_there(0, "_changes")
+    await api.post("one")
+    assert json.loads((await reading)[1]) == {"added": ["one"]}
+
+
+async def test_idle_channels_are_swept_by_the_servers_own_task(trickle, eventually):
+    api = await trickle(idle_seconds=0.05, sweep_seconds=0.01)
+    for name in ("gone", "_kept"):
+        await api.post(name)
+    await eventually(lambda: "gone" not in api.server.channels)
+    assert "_kept" in api.server.channels
+
+
+async def test_what_counts_as_activity(trickle, eventually):
+    api = await trickle(idle_seconds=1000, sweep_seconds=1000)
+    for name in ("created", "preconnected", "written", "emptied", "long"):
+        await api.post(name)
+    long = await api.preconnect("long/0")
+    await long.write(b"1\r\nx\r\n")
+    await api.slot_there(0, "long")
+    await eventually(lambda: api.slot(0, "long").size == 1)
+    for channel in api.server.channels.values():
+        channel.active_at -= 2000
+    await api.post("new")
+    await api.preconnect("preconnected/0")
+    await api.slot_there(0, "preconnected")
+    await api.post("written/0", b"x")
+    await api.post("emptied/0", b"")
+    await long.write(b"1\r\nx\r\n")
+    await eventually(lambda: api.slot(0, "long").size == 2)
+    api.server.sweep()
+    assert set(api.server.channels) == {"new", "written", "emptied"}
+
+
+# --- where go-livepeer has a defect
+
+
+@pytest.mark.parametrize("seq", BAD)
+async def test_hostile_indices(trickle, seq):
+    api = await trickle()
+    await api.post("ch")
+    for method in ("GET", "POST", "DELETE"):
+        url = aiohttp.client.URL(f"{api.base}ch/{seq}", encoded=True)
+        async with api.http.request(method, url, data=b"x" if method == "POST" else None) as answer:
+            assert (answer.status, await answer.read()) == (400, b"Invalid idx\n"), method
+    assert (await api.post("ch/-2", b"x"))[0] == 400
+    assert (await api.post("ch/0", b"x"))[0] == 200
+
+
+async def test_a_bad_index_creates_no_channel(trickle):
+    api = await trickle()
+    assert (await api.post("ch/abc", b"x"))[0] == 400
+    assert not api.server.channels
+
+
+async def test_a_finished_index_takes_nothing_more_and_says_so(trickle):
+    api = await trickle()
+    await api.post("ch/0", b"first")
+    status, body, headers = await api.post("ch/0", b"second")
+    assert (status, headers["Connection"]) == (409, "close")
+    assert body == b"segment 0 takes nothing more; the next one is 1\n"
+    assert (await api.get("ch/0"))[1] == b"first"
+    for seq in range(1, 8):
+        await api.post(f"ch/{seq}", b"x")
+    assert (await api.post("ch/0", b"far behind"))[0] == 409
+    assert (await api.get("ch/next"))[1] == b"8"
+
+
+async def test_a_broken_upload_ends_for_its_readers(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    reading = asyncio.create_task(api.get("ch/0"))
+    await asyncio.sleep(0.05)
+    writing.cut()
+    assert (await reading)[1] == b"part"
+
+
+async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await api.slot_there(0)
+    reading = asyncio.create_task(api.get("ch/0"))
+    await asyncio.sleep(0.05)
+    writing.cut()
+    await asyncio.sleep(0.05)
+    assert (await api.post("ch/0", b"the next one's"))[0] == 200
+    assert (await reading)[1] == b"the next one's"
+
+
+async def test_garbage_between_chunks_is_not_stored_and_ends_with_its_connection(trickle, eventually):
+    api = await trickle()
+    wire = await api.preconnect("ch/0")
+    segment = await api.slot_there(0)
+    await wire.write(b"4\r\ndata\r\n")
+    await eventually(lambda: segment.size == 4)
+    await wire.write(b"nonsense\r\n")
+    wire.cut()
+    await eventually(lambda: segment.closed)
+    assert (await api.get("ch/0"))[1] == b"data"
+
+
+async def test_segment_limit(trickle):
+    api = await trickle(segment_bytes=1000)
+    assert (await api.post("ch/0", bytes(1000)))[0] == 200
+    status, body, headers = await api.post("ch/1", chunks(*[bytes(400)] * 3))
+    assert (status, headers["Connection"]) == (413, "close")
+    assert b"more than 1000 bytes" in body
+    assert len((await api.get("ch/1"))[1]) <= 1000, "readers are not left waiting"
+    assert (await api.post("ch/2", b"x"))[0] == 200
+
+
+async def test_memory_limit_and_its_end(trickle):
+    api = await trickle(total_bytes=5000)
+    for seq in range(5):
+        assert (await api.post(f"ch/{seq}", bytes(1000)))[0] == 200
+    assert (await api.post("other/0", bytes(1000)))[0] == 503
+    await api.delete("ch")
+    assert api.server.memory.held == 0
+    assert (await api.post("other/1", bytes(1000)))[0] == 200
+
+
+async def test_a_long_stream_holds_no_more_than_its_window(trickle):
+    api = await trickle(total_bytes=6000)
+    for seq in range(50):
+        assert (await api.post(f"ch/{seq}", bytes(1000)))[0] == 200
+    assert api.server.memory.held == 5000
+
+
+async def test_channel_limit(trickle):
+    api = await trickle(channels=2)
+    assert [(await api.post(name))[0] for name in ("a", "b", "c", "a")] == [200, 200, 503, 200]
+    assert (await api.post("d/0", b"x"))[0] == 503
+    await api.delete("a")
+    assert (await api.post("d/0", b"x"))[0] == 200
+
+
+async def test_an_upload_that_lost_its_place_is_told(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await api.post("ch/5", b"takes the slot")
+    await writing.write(b"4\r\nmore\r\n0\r\n\r\n")
+    assert (await writing.head())[0] == "HTTP/1.1 409 Conflict"
+
+
+async def test_an_upload_into_a_channel_that_ended_is_told(trickle, eventually):
+    api = await trickle()
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await api.delete("ch")
+    await writing.write(b"4\r\nmore\r\n")
+    head = await writing.head()
+    assert head[0] == "HTTP/1.1 200 OK"
+    assert "Lp-Trickle-Closed: terminated" in head
+
+
+# --- readers that are slow, or gone
+
+
+async def test_a_slow_reader_holds_up_nobody(trickle):
+    api = await trickle()
+    await api.post("ch")
+    wire = await api.wire()
+    await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")  # and reads nothing
+    await api.slot_there(0)
+    data = bytes(8 << 20)
+    for seq in range(6):
+        assert (await api.post(f"ch/{seq}", data))[0] == 200
+    head = await wire.head()
+    assert head[0] == "HTTP/1.1 200 OK"
+    assert len(await read_chunked(wire)) == len(data), "although it has left the window"
+
+
+async def read_chunked(wire):
+    data = bytearray()
+    while size := int(await wire.reader.readline(), 16):
+        data += await wire.reader.readexactly(size)
+        await wire.reader.readexactly(2)
+    return data
+
+
+async def test_a_reader_that_takes_nothing_is_cut_and_its_memory_freed(trickle, eventually):
+    api = await trickle(stall_seconds=0.01, sweep_seconds=1000)
+    wire = await api.wire()
+    await api.post("ch/0", bytes(32 << 20))
+    await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")
+    await eventually(lambda: api.server._routes._writing)
+    await api.delete("ch")
+    assert api.server.memory.held == 32 << 20
+    await asyncio.sleep(0.05)
+    api.server.sweep()
+    await eventually(lambda: api.server.memory.held == 0)
+
+
+async def test_a_waiting_reader_that_has_gone_is_noticed(trickle, eventually):
+    api = await trickle(probe_seconds=0.01)
+    await api.post("ch")
+    wire = await api.wire()
+    await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")
+    segment = await api.slot_there(0)
+    await eventually(lambda: segment.changed._waiters)
+    wire.cut()
+    await eventually(lambda: not segment.changed._waiters)
+
+
+async def test_a_server_stops_with_readers_and_writers_waiting(trickle):
+    api = await trickle()
+    await api.preconnect("ch/1")
+    await api.slot_there(1)
+    reading = asyncio.create_task(api.get("ch/0"))
+    await api.slot_there(0)
+    api.server.close_all()
+    assert (await reading)[2]["Lp-Trickle-Closed"] == "terminated"
