@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
+from whisper_byoc.server import video
 from whisper_byoc.server.video import FrameSplitter
 
 SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
@@ -22,13 +23,13 @@ def ffmpeg(*arguments, data=None):
     ).stdout
 
 
-def picture_stream(sound=True):
+def picture_stream(sound=True, start=0):
     """A still of one colour, with a tone of 440 Hz."""
     source = ["-f", "lavfi", "-i", f"color=0x406080:size={WIDTH}x{HEIGHT}:rate={RATE}"]
     if sound:
         source += ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-c:a", "aac"]
     coded = ["-t", str(SECONDS), "-c:v", "libx264", "-preset", "ultrafast", "-g", str(RATE)]
-    return ffmpeg(*source, *coded, "-f", "mpegts", "pipe:1")
+    return ffmpeg(*source, *coded, "-output_ts_offset", str(start), "-f", "mpegts", "pipe:1")
 
 
 def frames(ts):
@@ -76,6 +77,30 @@ async def test_grayscale_of_a_stream(orchestrate):
     after = b"".join(await through(world, "gray", picture_stream(), outputs=["-out"]))
     pixel = frames(after)[10, 60, 80].astype(int)
     assert pixel.max() - pixel.min() <= 3
+
+
+async def test_a_gap_that_parts_sound_and_pictures_does_not_stop_the_stream(orchestrate, monkeypatch):
+    """After a long gap the encoder would wait for sound that waits behind the pictures."""
+    monkeypatch.setattr(video, "STALL_S", 0.5)
+    world = await orchestrate(GreenTintProcessor())
+    early, late = picture_stream(), picture_stream(start=40)
+    published = await through(world, "gap", early + late * 2, outputs=["-out"])
+    assert len(frames(b"".join(published))) > SECONDS * RATE
+
+
+async def test_an_encoder_that_dies_is_followed_by_one_without_sound(orchestrate, monkeypatch):
+    asked = []
+    real = video.ts_from_frames
+
+    def broken(rate, sound):
+        asked.append(sound is not None)
+        return ["false"] if sound is not None else real(rate, None)
+
+    monkeypatch.setattr(video, "ts_from_frames", broken)
+    world = await orchestrate(GreenTintProcessor())
+    published = await through(world, "dies", picture_stream(), outputs=["-out"])
+    assert asked == [True, False]
+    assert len(frames(b"".join(published))) > 0
 
 
 async def test_nobody_wants_the_pictures(orchestrate):

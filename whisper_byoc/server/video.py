@@ -13,6 +13,7 @@ import os
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from enum import Enum
 
 from audio.media import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.errors import BadSegment
@@ -36,7 +37,18 @@ SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
 """Bytes of sound that may wait for their pictures; more is dropped, as when there is no sound in the stream at all."""
 FLUSH_S = 5.0
+STALL_S = 3.0
+"""An encoder that takes no picture for so long waits for something that will not come."""
+MAX_STALLS = 3
 READ_BYTES = 256 * 1024
+
+
+class Ending(Enum):
+    """How an encoder came to its end."""
+
+    DONE = "has finished"
+    STALLED = "took no more pictures"
+    DIED = "died"
 
 
 class FrameSplitter:
@@ -141,24 +153,38 @@ class VideoOutput:
         """Publish everything until the job's end. A channel that is gone ends the input."""
         with self._job.reading():
             pictures = self._pictures()
-            first = await anext(pictures, None)
-            if first is None or self._url is None:
-                async for _ in pictures:
-                    pass
-                return
-            try:
-                await self._encode(first, pictures, self._url)
-            except (TrickleError, ConnectionError) as error:
-                self._report(f"the output is gone: {error}")
-                self._job.end_input()
-                async for _ in pictures:
-                    pass
+            if self._url is not None:
+                try:
+                    async with TricklePublisher(self._url, "video/mp2t", options=self._options) as publisher:
+                        await self._encode_all(pictures, publisher)
+                except TrickleError as error:
+                    self._report(f"the output is gone: {error}")
+                    self._job.end_input()
+            async for _ in pictures:  # what nobody wants must not hold up the job
+                pass
 
-    async def _encode(self, first: bytes, pictures: AsyncIterator[bytes], url: str) -> None:
-        """Run the encoder from the first picture to the last."""
+    async def _encode_all(self, pictures: AsyncIterator[bytes], publisher: TricklePublisher) -> None:
+        """Run an encoder, and another one when it stalls or dies; the last resort is to go without sound."""
+        with_sound = True
+        stalls = 0
+        while (first := await anext(pictures, None)) is not None:
+            ending = await self._encode(first, pictures, publisher, with_sound=with_sound)
+            if ending is Ending.DIED and not with_sound:
+                self._report("pictures cannot be encoded; the output ends")
+                self._job.end_input()
+                return
+            if ending is not Ending.DONE:
+                stalls += 1
+                with_sound = with_sound and ending is Ending.STALLED and stalls < MAX_STALLS
+                self._report(f"the encoder {ending.value}; going on {'with' if with_sound else 'without'} sound")
+
+    async def _encode(
+        self, first: bytes, pictures: AsyncIterator[bytes], publisher: TricklePublisher, *, with_sound: bool
+    ) -> Ending:
+        """Run one encoder, from `first` to the last picture or its own end."""
         sound_in, sound_out = os.pipe()
         pipe = asyncio.subprocess.PIPE
-        command = await asyncio.to_thread(ts_from_frames, self._rate, sound_in)
+        command = await asyncio.to_thread(ts_from_frames, self._rate, sound_in if with_sound else None)
         process = await asyncio.create_subprocess_exec(
             *command, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=(sound_in,), env=ffmpeg_environment()
         )
@@ -167,24 +193,22 @@ class VideoOutput:
         assert process.stdout is not None
         said = asyncio.ensure_future(tail(process))
         sound = asyncio.ensure_future(self._pass_sound(sound_out))
-        published = asyncio.ensure_future(self._publish(process.stdout, url))
+        published = asyncio.ensure_future(self._publish(process.stdout, publisher))
         try:
-            process.stdin.write(first)
-            async for picture in pictures:
-                if published.done():
-                    break
-                process.stdin.write(picture)
-                await process.stdin.drain()
-            process.stdin.close()
-            self._sound_over = True
-            self._sound_came.set()
-            await asyncio.wait({published}, timeout=FLUSH_S)
+            ending = await feed_pictures(process.stdin, first, pictures, published)
+            if ending is Ending.DONE:
+                process.stdin.close()
+                self._sound_over = True
+                self._sound_came.set()
+                await asyncio.wait({published}, timeout=FLUSH_S)
             if published.done():
                 published.result()
+            return ending
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
+            process.stdin.close()
             for task in (sound, published):
                 task.cancel()
             await asyncio.wait({sound, published})
@@ -233,24 +257,45 @@ class VideoOutput:
         finally:
             transport.abort()
 
-    async def _publish(self, encoded: asyncio.StreamReader, url: str) -> None:
-        """Cut the encoder's output into trickle segments."""
+    async def _publish(self, encoded: asyncio.StreamReader, publisher: TricklePublisher) -> None:
+        """Cut an encoder's output into trickle segments."""
         loop = asyncio.get_running_loop()
-        async with TricklePublisher(url, "video/mp2t", options=self._options) as publisher:
-            writer: SegmentWriter | None = None
-            began, rest = 0.0, b""
-            while data := await encoded.read(READ_BYTES):
-                data = rest + data
-                whole = len(data) - len(data) % PACKET
-                data, rest = data[:whole], data[whole:]
-                if writer is not None and loop.time() - began >= SEGMENT_S:
-                    await writer.close()
-                    writer = None
-                if writer is None:
-                    writer, began = await publisher.next(), loop.time()
-                await writer.write(data)
-            if writer is not None:
+        writer: SegmentWriter | None = None
+        began, rest = 0.0, b""
+        while data := await encoded.read(READ_BYTES):
+            data = rest + data
+            whole = len(data) - len(data) % PACKET
+            data, rest = data[:whole], data[whole:]
+            if writer is not None and loop.time() - began >= SEGMENT_S:
                 await writer.close()
+                writer = None
+            if writer is None:
+                writer, began = await publisher.next(), loop.time()
+            await writer.write(data)
+        if writer is not None:
+            await writer.close()
+
+
+async def feed_pictures(
+    encoder: asyncio.StreamWriter, first: bytes, pictures: AsyncIterator[bytes], published: asyncio.Task[None]
+) -> Ending:
+    """Write pictures until the last, or until the encoder takes no more.
+
+    An encoder stalls where the sound has fallen behind the pictures for good: it waits for sound, which waits behind
+    the pictures that it does not take.
+    """
+    try:
+        encoder.write(first)
+        async for picture in pictures:
+            if published.done():
+                return Ending.DIED
+            encoder.write(picture)
+            await asyncio.wait_for(encoder.drain(), STALL_S)
+    except asyncio.TimeoutError:
+        return Ending.STALLED
+    except ConnectionError:
+        return Ending.DIED
+    return Ending.DONE
 
 
 def frames_from_ts(rate: int) -> list[str]:
@@ -267,16 +312,17 @@ def frames_from_ts(rate: int) -> list[str]:
     ]
 
 
-def ts_from_frames(rate: int, sound: int) -> list[str]:
-    """PPM pictures on stdin and MPEG-TS with the sound on file descriptor `sound` to MPEG-TS.
+def ts_from_frames(rate: int, sound: int | None) -> list[str]:
+    """PPM pictures on stdin, and MPEG-TS with the sound on file descriptor `sound` if there is one, to MPEG-TS.
 
     Raises `MediaError` when there is no ffmpeg.
     """
+    second = ("-probesize", "256k", "-analyzeduration", "500000", "-f", "mpegts", "-i", f"pipe:{sound}")
     return [
         *(ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-nostdin", "-protocol_whitelist", "pipe"),
         *("-f", "image2pipe", "-c:v", "ppm", "-framerate", str(rate), "-i", "pipe:0"),
-        *("-probesize", "256k", "-analyzeduration", "500000", "-f", "mpegts", "-i", f"pipe:{sound}"),
-        *("-map", "0:v", "-map", "1:a?", "-c:a", "copy"),
+        *(second if sound is not None else ()),
+        *("-map", "0:v", *(("-map", "1:a?", "-c:a", "copy") if sound is not None else ())),
         *("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p", "-g", str(rate)),
         *("-f", "mpegts", "-pat_period", "0.5", "-flush_packets", "1", "pipe:1"),
     ]
