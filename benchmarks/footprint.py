@@ -102,12 +102,10 @@ async def steps(model: Subject) -> dict[str, float]:
     return {name: at - before for (_, before), (name, at) in itertools.pairwise(marks)}
 
 
-async def start_row(model: Subject, effort: Effort) -> Row:
+async def start_row(model: Subject, servers: Sequence[Served], effort: Effort) -> Row:
     """Start to ready, in seconds; and medians of its steps."""
-    await starts(model, effort.unmeasured_starts)
-    servers = await starts(model, effort.starts)
-    taken = [await steps(model) for _ in range(effort.starts)]
     ready = [server.ready_s for server in servers]
+    taken = [await steps(model) for _ in range(effort.starts)]
     return {
         "model": model.name,
         "ready p50": statistics.median(ready),
@@ -175,10 +173,12 @@ async def run(models: Sequence[Subject], effort: Effort) -> dict[str, list[Row]]
     """Measure every model."""
     start, memory, idle = [], [], []
     for model in models:
-        start.append(await start_row(model, effort))
-        async with served(model.pipeline) as server:
+        await starts(model, effort.unmeasured_starts)
+        servers = await starts(model, effort.starts - 1)
+        async with served(model.pipeline) as server:  # the last of the starts
             memory.append(await memory_row(model, server, effort))
             idle.append(await idle_row(model, server, effort))
+        start.append(await start_row(model, [*servers, server], effort))
     return {
         "start to ready, in s (the steps are measured without a server)": start,
         "memory of the server process: RSS, in MB": memory,

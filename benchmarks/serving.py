@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 POLL_SECONDS = 0.01
-LISTENING = "Trickle server listening on port "
+LISTENING = re.compile(r"listening on port (\d+)\n")
 
 
 class Served:
@@ -74,14 +75,11 @@ async def served(pipeline: str) -> AsyncIterator[Served]:
 
 async def until_ready(server: Served, process: asyncio.subprocess.Process, log: int, began: float) -> None:
     """Take the port from the log, then ask /readyz until it says yes."""
-    port = ""
-    while not port:
-        await asyncio.sleep(POLL_SECONDS)
-        text = os.pread(log, 65536, 0).decode()
+    while not (found := LISTENING.search(text := os.pread(log, 65536, 0).decode())):
         if process.returncode is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {text}")
-        port = text.partition(LISTENING)[2].partition("\n")[0]
-    server.url = f"http://127.0.0.1:{port}"
+        await asyncio.sleep(POLL_SECONDS)
+    server.url = f"http://127.0.0.1:{found[1]}"
     server.listening_s = time.monotonic() - began
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
         while True:

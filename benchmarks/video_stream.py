@@ -71,7 +71,7 @@ async def run(pipeline: str, ts: bytes, seconds: int) -> dict[str, object]:
                         await asyncio.sleep(max(0.0, due - time.perf_counter()))
                         await publisher.publish(piece)
                     await publisher.close(delete_channel=True)
-                while server.streams.streams:
+                while server.streams.streams:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             took = time.perf_counter() - began
             trickle.close("out")

@@ -61,9 +61,9 @@ def find(name: str) -> PipelineSpec:
     """
     if name in PIPELINES:
         return PIPELINES[name]
+    if name.endswith(".pt"):
+        return speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
     model = name.removeprefix("whisper-")
     if model in model_names():
         return speech(f"whisper-{model}", model, f"Whisper {model}")
-    if name.endswith(".pt"):
-        return speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
     raise UnknownPipeline(f"model not found: there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
