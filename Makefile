@@ -20,6 +20,7 @@ demo: .venv/ready
 
 .venv/ready-for-tests: .venv/ready
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
 test: .venv/ready-for-tests

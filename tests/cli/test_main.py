@@ -43,7 +43,7 @@ def test_help(run):
     assert run()[0] == 2
 
 
-@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines"])
+@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines", "trickle"])
 def test_help_of_each_command(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])

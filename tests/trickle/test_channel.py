@@ -116,6 +116,17 @@ def test_an_index_behind_or_finished_is_refused(channel):
         channel.for_write(1)
 
 
+def test_an_index_that_was_overtaken_is_taken_while_its_place_is_free(channel):
+    write(channel, 6)
+    late = write(channel, 5)
+    assert channel.for_read(5) is late
+    assert channel.next_write == 7
+    with pytest.raises(SegmentFinished):
+        channel.for_write(1)
+    with pytest.raises(SegmentFinished):
+        channel.for_write(5)
+
+
 def test_an_index_behind_that_is_still_open_is_shared(channel):
     open_one = channel.for_write(0)
     channel.begin(open_one)
@@ -182,7 +193,8 @@ def test_indices_are_read_as_go_does(text, seq):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " 1", "1 ", "1.0", "1e3", "0x1", "1_0", "--1", "next", "١", "9223372036854775808", "1" * 5000, "\x00"]
+    "text",
+    ["", " 1", "1 ", "1.0", "1e3", "0x1", "1_0", "--1", "next", "\u0661", "9223372036854775808", "1" * 5000, "\x00"],
 )
 def test_what_is_no_index_is_refused(text):
     with pytest.raises(BadSequence):

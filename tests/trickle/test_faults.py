@@ -1,12 +1,12 @@
 """Publisher, server and subscriber together, while the network between them fails."""
 
 import asyncio
+import itertools
 import random
 
 import pytest
 
-from whisper_byoc.trickle import ChannelNotFound, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.standalone import listening
+from whisper_byoc.trickle import ChannelNotFound
 
 
 async def read_until(subscriber, last):
@@ -88,35 +88,29 @@ async def test_both_sides_survive_a_network_that_cuts_at_random_bytes(relayed, s
     assert without_fragments(got, wanted) == wanted
 
 
-async def test_a_server_that_comes_back_empty(quick):
-    server = TrickleServer("/", autocreate=True)
-    async with listening(server, "127.0.0.1", 0) as base:
-        port = int(base.split(":")[2].strip("/"))
-        publisher = TricklePublisher(base + "ch", create=True, options=quick())
-        await publisher.start()
-        assert await publisher.publish(b"before") == 0
-        server.close_all = lambda: None  # it dies rather than stops: nobody is told
-    await asyncio.sleep(0.2)
-    async with listening(TrickleServer("/", autocreate=True), "127.0.0.1", port) as base:
-        seq = await publisher.publish(b"after")
-        async with TrickleSubscriber(base + "ch", seq, options=quick()) as subscriber:
-            assert await (await anext(subscriber)).read() == b"after"
-    await publisher.close()
+async def test_a_server_that_comes_back_empty(relayed, trickle):
+    _, behind, relay = await relayed()
+    publisher = await behind.publisher(create=True)
+    assert await publisher.publish(b"before") == 0
+    reborn = await trickle()
+    relay.target = reborn.port
+    relay.cut()
+    seq = await publisher.publish(b"after")
+    assert (await reborn.get(f"ch/{seq}"))[1] == b"after"
 
 
-async def test_a_server_that_comes_back_without_the_channel(quick):
-    server = TrickleServer("/")
-    server.create("ch")
-    async with listening(server, "127.0.0.1", 0) as base:
-        port = int(base.split(":")[2].strip("/"))
-        publisher = TricklePublisher(base + "ch", options=quick())
-        await publisher.start()
-        await publisher.publish(b"before")
-        server.close_all = lambda: None
-    async with listening(TrickleServer("/"), "127.0.0.1", port):
-        with pytest.raises(ChannelNotFound):
-            await publisher.publish(b"after")
-    await publisher.close()
+async def test_a_server_that_comes_back_without_the_channel(relayed, trickle):
+    _, behind, relay = await relayed()
+    publisher = await behind.publisher(create=True)
+    subscriber = await behind.subscriber(start=0)
+    await publisher.publish(b"before")
+    assert (await anext(subscriber)).seq == 0
+    relay.target = (await trickle(autocreate=False)).port
+    relay.cut()
+    with pytest.raises(ChannelNotFound):
+        await publisher.publish(b"after")
+    with pytest.raises(StopAsyncIteration):
+        await anext(subscriber)
 
 
 async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed, eventually):
@@ -150,6 +144,6 @@ async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(tric
     for _ in range(3):
         got.append(await anext(subscriber))
     assert [segment.seq for segment in got][:2] == [0, 1]
-    for before, after in zip(got, got[1:], strict=False):
+    for before, after in itertools.pairwise(got):
         assert after.seq == before.seq + 1 + after.missed
     assert sum(segment.missed for segment in got) > 20

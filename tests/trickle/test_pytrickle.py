@@ -47,15 +47,18 @@ class Errors:
         self.seen.append(kind)
 
 
-async def write_theirs(publisher, segments):
-    for pieces in segments:
+async def write_theirs(publisher, segments, got=None, until=None):
+    """Write segments; their publisher does not wait until a segment has arrived, so this waits for its reader."""
+    for number, pieces in enumerate(segments, 1):
         async with await publisher.next() as segment:
             for piece in pieces:
                 await segment.write(piece)
+        if got is not None:
+            await until(lambda number=number: len(got) >= number)
 
 
-async def read_theirs(subscriber, count=None):
-    got = []
+async def read_theirs(subscriber, count=None, got=None):
+    got = [] if got is None else got
     while count is None or len(got) < count:
         segment = await subscriber.next()
         if segment is None:
@@ -71,28 +74,27 @@ SEGMENTS = [[b"a%d " % number, bytes(number * 1000), b"z"] for number in range(1
 WHOLE = [(number, b"".join(pieces)) for number, pieces in enumerate(SEGMENTS)]
 
 
-async def test_their_publisher_to_their_subscriber(trickle, pytrickle):
-    api = await trickle()
+async def test_their_publisher_to_their_subscriber(trickle, pytrickle, eventually):
+    api, got = await trickle(), []
     await api.post("ch")
     async with pytrickle.Publisher(api.url()) as publisher, pytrickle.Subscriber(api.url()) as subscriber:
-        reading = asyncio.create_task(read_theirs(subscriber, len(WHOLE)))
+        reading = asyncio.create_task(read_theirs(subscriber, len(WHOLE), got))
         await api.slot_there(0)
-        await write_theirs(publisher, SEGMENTS)
+        await write_theirs(publisher, SEGMENTS, got, eventually)
         assert await asyncio.wait_for(reading, 20) == WHOLE
 
 
-async def test_their_publisher_to_ours(trickle, pytrickle):
-    api = await trickle()
+async def test_their_publisher_to_ours(trickle, pytrickle, eventually):
+    api, got = await trickle(), []
     await api.post("ch")
     subscriber = await api.subscriber(start=0)
     async with pytrickle.Publisher(api.url(), mime_type="video/mp2t") as publisher:
-        reading = asyncio.create_task(read_ours(subscriber, len(WHOLE)))
-        await write_theirs(publisher, SEGMENTS)
+        reading = asyncio.create_task(read_ours(subscriber, len(WHOLE), got))
+        await write_theirs(publisher, SEGMENTS, got, eventually)
         assert await asyncio.wait_for(reading, 20) == WHOLE
 
 
-async def read_ours(subscriber, count):
-    got = []
+async def read_ours(subscriber, count, got):
     async for segment in subscriber:
         got.append((segment.seq, await segment.read()))
         if len(got) == count:

@@ -27,7 +27,10 @@ async def program(*words):
         sys.executable, "-m", "whisper_byoc.trickle", "--port", "0", *words, stderr=asyncio.subprocess.PIPE
     )
     try:
-        line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+        line = ""
+        while "listening" not in line:
+            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            assert line, "it ended"
         yield process, re.search(r"listening on (\S+)", line)[1], line
     finally:
         if process.returncode is None:
@@ -44,9 +47,11 @@ async def test_as_a_program(quick):
             assert await publisher.publish(b"x") == 0
             async with TrickleSubscriber(base + "ch", 0, options=quick()) as subscriber:
                 assert await (await anext(subscriber)).read() == b"x"
+                reading = asyncio.create_task(anext(subscriber))
+                await asyncio.sleep(0.3)
                 process.send_signal(signal.SIGTERM)
                 with pytest.raises(StopAsyncIteration):
-                    await asyncio.wait_for(anext(subscriber), 10)
+                    await asyncio.wait_for(reading, 10)
         assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
@@ -113,11 +118,13 @@ async def test_https_with_and_without_checking(tmp_path, quick):
     url = f"https://127.0.0.1:{runner.addresses[0][1]}/ch"
     try:
         trusting, checking = quick(verify=False), quick(patience_seconds=0.05)
-        async with TricklePublisher(url, options=trusting) as publisher:
-            async with TrickleSubscriber(url, 0, options=quick(verify=False, absent_seconds=5)) as subscriber:
-                reading = asyncio.create_task(anext(subscriber))
-                await publisher.publish(bytes(200_000))
-                assert await (await reading).read() == bytes(200_000)
+        async with (
+            TricklePublisher(url, create=True, options=trusting) as publisher,
+            TrickleSubscriber(url, 0, options=trusting) as subscriber,
+        ):
+            reading = asyncio.create_task(anext(subscriber))
+            await publisher.publish(bytes(200_000))
+            assert await (await reading).read() == bytes(200_000)
         async with TricklePublisher(url, join=False, options=checking) as publisher:
             with pytest.raises(Unreachable, match=r"(?i)certificate"):
                 await publisher.publish(b"x")

@@ -454,7 +454,7 @@ async def test_garbage_instead_of_http(scripted, quick):
 
 
 async def test_a_compressed_answer_is_taken_as_it_is(answering):
-    script, subscriber = await answering(seq_reply(0, b"\x1f\x8bnot gzip", "Content-Encoding: gzip"))
+    _, subscriber = await answering(seq_reply(0, b"\x1f\x8bnot gzip", "Content-Encoding: gzip"))
     async with subscriber:
         assert await read_all(subscriber) == [(0, 0, b"\x1f\x8bnot gzip")]
 

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
         "pipelines": "list the pipelines there are",
+        "trickle": "move bytes over the trickle protocol by hand, or serve it",
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -26,7 +26,7 @@ class Channel:
         self._slots: list[Segment | None] = [None] * WINDOW
 
     def for_write(self, seq: int) -> Segment:
-        """Give the segment to write to; a new one also far ahead, but never behind.
+        """Give the segment to write to; a new one also far ahead, but never one that was written or left behind.
 
         Raises `BadSequence`, `SegmentFinished` or `ChannelClosed`.
         """
@@ -34,10 +34,11 @@ class Channel:
         seq = self.next_write if seq == NEXT else seq
         if seq < 0:
             raise BadSequence(f"nothing can be written to segment {seq}")
-        held = self._held(seq)
-        if held and not held.closed:
+        held = self._slots[seq % WINDOW]
+        if held and held.seq == seq and not held.closed:
             return held
-        if held or seq < self.next_write:
+        passed = held and held.seq >= seq and seq < self.next_write
+        if passed or seq < self.next_write - WINDOW:  # a late one whose place is free may come after a later one
             raise SegmentFinished(f"segment {seq} takes nothing more; the next one is {self.next_write}")
         return self._place(seq)
 

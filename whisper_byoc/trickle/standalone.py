@@ -23,7 +23,8 @@ DEFAULT_PORT = 2939
 """As the stand-alone server of http-trickle."""
 KEEP_ALIVE_S = 600.0
 """go-livepeer's idle timeout between two requests."""
-SHUTDOWN_S = 5.0
+SHUTDOWN_S = 1.0
+"""Longest wait for a publisher in mid-segment; whoever only waits is let go at once."""
 
 
 @contextlib.asynccontextmanager

@@ -162,8 +162,8 @@ class Upload:
     async def _recover(self) -> bool:
         """Find out what became of the last try; True when the server has the whole segment after all."""
         if self._doubtful:
-            await self._close_segment()  # else readers could wait for the rest for ever
-            if self._whole and await self._arrived():
+            was_there = await self._close_segment()  # else readers could wait for the rest for ever
+            if was_there and self._whole and await self._arrived():
                 return True
         if self._doubtful or self._index_taken:
             self.seq = await self._target.renumber(self)
@@ -233,11 +233,11 @@ class Upload:
             else:
                 await self._changed.wait()
 
-    async def _close_segment(self) -> None:
-        """Tell the server that no more comes for this index, whatever it makes of it."""
+    async def _close_segment(self) -> bool:
+        """Tell the server that no more comes for this index; False when it has nothing there."""
         url = f"{self._target.url}/{self.seq}"
-        async with self._target.http.delete(url, timeout=limited(self._options)):
-            pass
+        async with self._target.http.delete(url, timeout=limited(self._options)) as answer:
+            return answer.status == 200
 
     async def _arrived(self) -> bool:
         """Read the segment back, and compare."""

@@ -1,0 +1,115 @@
+"""Move bytes over the trickle protocol by hand, or serve it.
+
+pub sends stdin to a channel as segments, sub writes the segments of a channel to stdout, serve runs a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+
+from whisper_byoc.cli.options import Parser, byte_count, port, seconds
+from whisper_byoc.cli.serve import log_to_stderr
+from whisper_byoc.errors import ClientError, StartError, UsageError
+from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
+from whisper_byoc.trickle.byhand import Cut, by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
+from whisper_byoc.trickle.standalone import DEFAULT_PORT, serve
+from whisper_byoc.trickle.subscriber import SegmentReader
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: Parser) -> None:
+    """Describe the options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="pub|sub|serve")
+    pub = actions.add_parser("pub", description="Send stdin to a channel.", help="send stdin to a channel")
+    add_client(pub)
+    pub.add_argument("--mime", default="application/octet-stream", help="MIME type of the segments")
+    cut = pub.add_mutually_exclusive_group()
+    cut.add_argument("--lines", action="store_true", help="every line is one segment")
+    cut.add_argument("--size", type=byte_count, help="every so many bytes are one segment")
+    cut.add_argument("--seconds", type=seconds, default=1.0, help="a segment ends after so long (default: 1)")
+    pub.add_argument("--create", action="store_true", help="create the channel first")
+    pub.add_argument("--join", action="store_true", help="go on where the channel is, instead of at 0")
+    pub.add_argument("--delete", action="store_true", help="end the channel for everybody at the end")
+    sub = actions.add_parser("sub", description="Write a channel to stdout.", help="write a channel to stdout")
+    add_client(sub)
+    sub.add_argument("--start", type=start, default=CURRENT, help="an index, current (default) or next")
+    sub.add_argument("--wait", type=seconds, default=0.0, help="how long the channel may not be there yet (default: 0)")
+    sub.add_argument("--verbose", action="store_true", help="tell of every segment on stderr")
+    server = actions.add_parser("serve", description="Run a trickle server.", help="run a trickle server")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    server.add_argument("--port", type=port, default=DEFAULT_PORT, help=f"port (default {DEFAULT_PORT})")
+    server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
+    server.add_argument("--no-autocreate", action="store_true", help="let no remote peer create a channel")
+
+
+def add_client(parser: argparse.ArgumentParser) -> None:
+    """Add what `pub` and `sub` share."""
+    parser.add_argument("url", help="URL of the channel")
+    parser.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
+    parser.add_argument("--patience", type=seconds, default=30.0, help="how long to try again in a row (default: 30)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    if args.action == "serve":
+        log_to_stderr("info")
+        try:
+            asyncio.run(serve(TrickleServer(args.base_path, autocreate=not args.no_autocreate), args.host, args.port))
+        except TrickleError as error:
+            raise StartError(str(error)) from error
+        return 0
+    if not args.url.startswith(("http://", "https://")):
+        raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")
+    try:
+        asyncio.run(pub(args) if args.action == "pub" else sub(args))
+    except TrickleError as error:
+        raise ClientError(str(error)) from error
+    return 0
+
+
+async def pub(args: argparse.Namespace) -> None:
+    """Send stdin."""
+    publisher = TricklePublisher(args.url, args.mime, create=args.create, join=args.join, options=options(args))
+    async with publisher:
+        with os.fdopen(sys.stdin.fileno(), "rb", closefd=False) as source:
+            await publish(chunks_of(source), publisher, cutting(args))
+        await publisher.close(delete_channel=args.delete)
+
+
+async def sub(args: argparse.Namespace) -> None:
+    """Write to stdout."""
+    async with TrickleSubscriber(args.url, args.start, options=options(args)) as subscriber:
+        await subscribe(subscriber, sys.stdout.buffer, tell if args.verbose else None)
+
+
+def tell(segment: SegmentReader, size: int) -> None:
+    """Print one line about a segment."""
+    missed = f", {segment.missed} missed before it" if segment.missed else ""
+    print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
+
+
+def cutting(args: argparse.Namespace) -> Cut:
+    """Choose how stdin is cut."""
+    if args.lines:
+        return by_line()
+    return by_size(args.size) if args.size else by_time(args.seconds)
+
+
+def options(args: argparse.Namespace) -> ClientOptions:
+    """Collect the client's options."""
+    wait = getattr(args, "wait", 0.0)
+    return ClientOptions(verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait)
+
+
+def start(text: str) -> int:
+    """Where to begin: an index, `current` or `next`."""
+    named = {"current": CURRENT, "next": NEXT}
+    try:
+        return named[text] if text in named else parse_seq(text)
+    except TrickleError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor current or next") from None
