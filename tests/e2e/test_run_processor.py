@@ -43,11 +43,12 @@ class Slow(Upper):
 asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
 """
     running = await (await script(PRELUDE + slow)).listening()
-    records = []
+    records, first = [], asyncio.Event()
 
     async def source():
         for _ in range(5):
             yield b"abc"
+        await asyncio.wait_for(first.wait(), 20)
         running.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(30)
         yield b"never sent"
@@ -58,6 +59,7 @@ asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
         with pytest.raises(ServerRefused, match="shutting down"):
             async for record in client.stream(source(), width="1", height="1"):
                 records.append(record)
+                first.set()
     assert [each.get("text") for each in records] == ["ABC"] * 5 + [None]
     assert records[-1]["type"] == "end"
     assert await running.end(None) == 0
