@@ -9,12 +9,14 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server import hardware, output, source, status
-from whisper_byoc.server import streams as stream_routes
+from whisper_byoc.server import audio_to_text, batch, hardware, openai_api, output, source, status, websocket
+from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.streams import StreamTable
+from whisper_byoc.server.oneshot import INTAKE, Intake
+from whisper_byoc.server.refusals import refuse
+from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["build_app"]
@@ -27,6 +29,8 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
     app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[METRICS] = metrics
+    app[INTAKE] = Intake(table.limits)
+    app.on_cleanup.append(app[INTAKE].close)
     if token:
         protect(app, token)
     app.add_routes(
@@ -39,6 +43,10 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
             *status.routes(),
             *hardware.routes(),
             *stream_routes.routes(streams),
+            *openai_api.routes(),
+            *audio_to_text.routes(),
+            *websocket.routes(),
+            *batch.routes(),  # last: it takes every path of one segment
         ]
     )
     return app
@@ -50,26 +58,13 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except RequestRefused as error:
-        return refuse(request, error.status, str(error), error.retry_after)
+        return refuse(request, error.status, {"error": str(error)}, error.retry_after)
     except AudioError as error:
-        return refuse(request, 400, str(error))
+        return refuse(request, 400, {"error": str(error)})
     except web.HTTPException as error:
-        return refuse(request, error.status, f"{request.method} {request.path}: {error.reason}")
+        return refuse(request, error.status, {"error": f"{request.method} {request.path}: {error.reason}"})
     except ConnectionError:
         raise  # the client is gone: there is nobody to answer
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return refuse(request, 500, "the server failed on this request; its log says why")
-
-
-def refuse(request: web.Request, status: int, message: str, retry_after: int | None = None) -> web.Response:
-    """Answer with an error, and count it.
-
-    A body that was not read to its end is not read any more: the connection is closed instead.
-    """
-    request.app[METRICS].refused(status)
-    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    response = web.json_response({"error": message}, status=status, headers=headers)
-    if not request.content.at_eof():
-        response.force_close()
-    return response
+        return refuse(request, 500, {"error": "the server failed on this request; its log says why"})

@@ -20,7 +20,7 @@ from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.registration import Registrar
-from whisper_byoc.server.streams import StreamTable
+from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["Server", "ServerConfig", "serve"]

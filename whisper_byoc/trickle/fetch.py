@@ -18,6 +18,7 @@ from whisper_byoc.trickle.http import (
     header_seq,
     next_write,
     persist,
+    timeout,
 )
 from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
 
@@ -35,22 +36,26 @@ class Fetched:
         self.missed = missed
         self._first = first
 
-    async def more(self, timeout: float) -> bytes:
+    async def more(self, patience: float) -> bytes:
         """Give the next bytes; b"" at the end.
 
-        Raises one of `CONNECTION_ERRORS`, also when nothing comes for `timeout` seconds.
+        Raises one of `CONNECTION_ERRORS`, also when nothing comes for `patience` seconds.
         """
         content = self.response.content
         data, self._first = self._first, b""
         data = data or content.read_nowait()
         if data or content.at_eof():
             return data
-        return await asyncio.wait_for(content.readany(), timeout)
+        stalled = asyncio.get_running_loop().call_later(patience, self.response.close)  # ends the wait by an error
+        try:
+            return await content.readany()
+        finally:
+            stalled.cancel()
 
-    async def skip(self, size: int, timeout: float) -> bool:
+    async def skip(self, size: int, patience: float) -> bool:
         """Pass over the first `size` bytes; False when there are fewer."""
         while size:
-            data = await self.more(timeout)
+            data = await self.more(patience)
             if not data:
                 return False
             self._first, size = data[size:], size - min(size, len(data))
@@ -88,10 +93,10 @@ class Fetcher:
         latest = await persist(lambda: next_write(self._http, self._url, self.options), self.options)
         self._known = True
         if latest is None:  # a server without /next: asking again could pass over what was written in between
-            return await self.fetch(start, refresh=None)
+            return await self.fetch(start, refresh=False)
         return await self.fetch(max(latest - 1, 0) if start == CURRENT else latest)
 
-    async def fetch(self, seq: int, *, refresh: float | None = -1) -> Fetched | None:
+    async def fetch(self, seq: int, *, refresh: bool = True) -> Fetched | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends.
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
@@ -99,20 +104,20 @@ class Fetcher:
         missed = 0
         early_since = 0.0
         while True:
-            response, first = await self._answer(seq, self.options.refresh_seconds if refresh == -1 else refresh)
-            served, latest = header_seq(response, SEQ), header_seq(response, LATEST)
+            response, first = await self._answer(seq, self.options.refresh_seconds if refresh else None)
             if response.headers.get(CLOSED) or (response.status == 404 and self._known):
                 response.close()
                 return None
             if response.status == 200:
                 self._known = True
-                seq = self._index(seq, served)
+                seq = seq if seq >= 0 else self._served_seq(response, seq)
                 if first:
                     self._served = True
                     return Fetched(response, seq, missed, first)
                 seq += 1  # skipped by its publisher
             elif response.status == NOT_FOUND:
                 self._known = True
+                latest = header_seq(response, LATEST)
                 response.close()
                 if latest is not None and seq < latest:
                     oldest = max(seq + 1, latest - WINDOW)
@@ -121,16 +126,21 @@ class Fetcher:
                     seq = oldest
                     continue
                 early_since = early_since or time.monotonic()
-                if self._served and latest is not None and self._late(early_since):
-                    log.warning("%s: began anew, going on at %d", self._url, latest)
-                    seq = latest
-                await asyncio.sleep(self.options.early_seconds)
+                seq = await self._early(seq, latest, early_since)
                 continue
             else:
                 error = await error_of(response, self._url)
                 response.close()
                 raise error
             early_since = 0.0
+
+    async def _early(self, seq: int, latest: int | None, since: float) -> int:
+        """Wait a moment for what is written before `seq`; give up on it when the channel seems to be a new one."""
+        await asyncio.sleep(self.options.early_seconds)
+        if self._served and latest is not None and self._late(since):
+            log.warning("%s: began anew, going on at %d", self._url, latest)
+            return latest
+        return seq
 
     async def again(self, seq: int) -> Fetched | None:
         """Ask once more for a segment that was there; None when it is there no longer.
@@ -143,10 +153,10 @@ class Fetcher:
         response.close()
         return None
 
-    def _index(self, asked: int, served: int | None) -> int:
-        if asked >= 0:
-            return asked
+    def _served_seq(self, response: aiohttp.ClientResponse, asked: int) -> int:
+        served = header_seq(response, SEQ)
         if served is None:
+            response.close()
             raise Refused(200, f"{self._url}/{asked} was answered without {SEQ}")
         return served
 
@@ -157,16 +167,18 @@ class Fetcher:
         """Ask until there is an answer, and, if it is a segment, until its first byte or its end is there."""
         pauses, since = backoff(self.options), time.monotonic()
         while True:
-            await asyncio.sleep(next(pauses))
+            if pause := next(pauses):
+                await asyncio.sleep(pause)
             try:
-                response, first = await asyncio.wait_for(self._get(seq), refresh)
+                async with timeout(refresh):
+                    response, first = await self._get(seq)
                 if response.status < 500:
                     return response, first
                 error = await error_of(response, self._url)
                 response.close()
                 self._give_up_or_go_on(error, since)
-            except aiohttp.ServerTimeoutError as timeout:
-                self._give_up_or_go_on(timeout, since)
+            except aiohttp.ServerTimeoutError as slow:
+                self._give_up_or_go_on(slow, since)
             except asyncio.TimeoutError:  # silence; by its index nothing is lost in asking again
                 pauses, since = backoff(self.options), time.monotonic()
             except CONNECTION_ERRORS as broken:

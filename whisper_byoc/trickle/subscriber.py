@@ -79,7 +79,8 @@ class TrickleSubscriber:
         if self._ended:
             raise StopAsyncIteration
         ahead = self._ahead = self._ahead or asyncio.create_task(self._fetcher.first(self._start))
-        await asyncio.wait((ahead,))  # a caller who stops waiting can come back
+        if not ahead.done():
+            await asyncio.wait((ahead,))  # a caller who stops waiting can come back
         self._ahead = None
         fetched = None if ahead.cancelled() else ahead.result()
         if fetched is None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
-from whisper_byoc.server import video
-from whisper_byoc.server.video import FrameSplitter
+from whisper_byoc.server.streams import video
+from whisper_byoc.server.streams.video import FrameSplitter
 
 SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
 

@@ -17,8 +17,8 @@ from enum import Enum
 
 from audio.media import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.errors import BadSegment
-from whisper_byoc.server.decoder import LiveDecoder, tail
 from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.streams.decoder import LiveDecoder, tail
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher

@@ -11,7 +11,7 @@ from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server import stream_output
+from whisper_byoc.server.streams import output as stream_output
 
 KINDS = ("", "-out", "-control", "-events", "-data")
 
@@ -302,7 +302,7 @@ async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orches
 async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate, monkeypatch):
     monkeypatch.setattr(stream_output, "KEEP_ALIVE_S", 0.05)
     monkeypatch.setattr(stream_output, "HEARTBEAT_S", 0.05)
-    from whisper_byoc.server import stream as module
+    from whisper_byoc.server.streams import stream as module
 
     monkeypatch.setattr(module, "BEAT_S", 0.05)
     world = await orchestrate(idle_seconds=0.3)

@@ -6,7 +6,7 @@ import json
 import pytest
 from aiohttp import web
 
-from whisper_byoc.server import stream_output
+from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle.publisher import TricklePublisher
 from whisper_byoc.trickle.server import TrickleServer
 from whisper_byoc.trickle.subscriber import TrickleSubscriber

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.pipeline import PipelineState
-from whisper_byoc.server.start_request import StartRequest
-from whisper_byoc.server.stream import Stream
-from whisper_byoc.server.stream_output import DATA_FORMATS
+from whisper_byoc.server.streams.output import DATA_FORMATS
+from whisper_byoc.server.streams.start_request import StartRequest
+from whisper_byoc.server.streams.stream import Stream
 from whisper_byoc.server.table import JOB_ID, JobTable
 from whisper_byoc.trickle.http import ClientOptions
 

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from audio.errors import AudioError
 from whisper_byoc.errors import BadSegment
-from whisper_byoc.server.decoder import LiveDecoder
 from whisper_byoc.server.framing import AudioFraming
 from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber

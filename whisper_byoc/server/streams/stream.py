@@ -11,10 +11,10 @@ from typing import Any
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
 from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.start_request import StartRequest, check_params
-from whisper_byoc.server.stream_input import AudioSink, Sink, StreamInput
-from whisper_byoc.server.stream_output import DATA_FORMATS, DataWriter, EventWriter
-from whisper_byoc.server.video import VideoOutput, VideoSink
+from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
+from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
+from whisper_byoc.server.streams.start_request import StartRequest, check_params
+from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber

@@ -1,0 +1,155 @@
+"""Uploads of every kind become the sound that is in them, or one sentence."""
+
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio import pcm
+from audio.errors import AudioError
+from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.wav import read_wav, write_wav
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.magic import is_media
+from whisper_byoc.server.recording import read_recording
+
+LIMIT = 64 << 20
+MIB = 1 << 20
+KINDS = {
+    "mp3": ("-c:a", "libmp3lame"),
+    "mp3-bare": ("-c:a", "libmp3lame", "-id3v2_version", "0", "-write_xing", "0", "-f", "mp3"),
+    "mp3-mpeg2": ("-c:a", "libmp3lame", "-ar", "22050", "-id3v2_version", "0", "-write_xing", "0", "-f", "mp3"),
+    "mp3-mpeg25": ("-c:a", "libmp3lame", "-ar", "8000", "-id3v2_version", "0", "-write_xing", "0", "-f", "mp3"),
+    "adts": ("-c:a", "aac", "-f", "adts"),
+    "flac": ("-c:a", "flac"),
+    "ogg": ("-c:a", "libvorbis"),
+    "webm": ("-c:a", "libopus"),
+    "mp4": ("-c:a", "aac"),
+    "mpegts": ("-c:a", "aac", "-f", "mpegts"),
+    "aiff": (),
+    "wav-adpcm": ("-c:a", "adpcm_ms", "-f", "wav"),
+}
+
+
+@pytest.fixture(scope="session")
+def encoded(fixtures_dir, tmp_path_factory):
+    """Give a function that encodes a fixture, and gives the bytes."""
+
+    def encode(kind):
+        path = tmp_path_factory.mktemp("media") / f"sound.{kind}"
+        source = fixtures_dir / "demo-numbers.wav"
+        command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, *KINDS[kind], path]
+        subprocess.run(command, check=True, env=ffmpeg_environment())
+        return path.read_bytes()
+
+    return encode
+
+
+def sound_of(recording):
+    return pcm.decode(b"".join(recording.segments))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_media_without_a_type_is_known_by_its_bytes(encoded, fixtures_dir, kind):
+    data = encoded(kind)
+    assert is_media(data)
+    recording = read_recording(data, "", LIMIT, raw_by_default=True)
+    original = read_wav((fixtures_dir / "demo-numbers.wav").read_bytes())
+    # codecs pad the beginning and the end
+    assert 0 <= recording.samples - len(original) < 3500
+    assert abs(pcm.dbfs(sound_of(recording)) - pcm.dbfs(original)) < 1.5
+
+
+@pytest.mark.parametrize(
+    "content_type", ["audio/pcm", "audio/L16; rate=16000", "audio/raw;channels=1", "", "application/octet-stream"]
+)
+def test_raw_pcm_comes_through_exactly(content_type):
+    data = np.arange(-30000, 30000, dtype="<i2").tobytes()
+    recording = read_recording(data, content_type, LIMIT, raw_by_default=True)
+    assert b"".join(recording.segments) == data
+    assert (recording.samples, recording.seconds, recording.work_units) == (60000, 3.75, 4)
+
+
+def test_long_sound_is_cut_into_windows_and_nothing_is_lost():
+    rng = np.random.default_rng(1)
+    data = rng.integers(-9000, 9000, 95 * 16000, dtype="<i2").tobytes()
+    recording = read_recording(write_wav(pcm.decode(data)), "audio/wav", LIMIT, raw_by_default=False)
+    assert b"".join(recording.segments) == data
+    assert recording.work_units == 95
+    assert all(0 < len(each) <= 30 * 32000 for each in recording.segments)
+    assert len(recording.segments) <= 5
+
+
+@pytest.mark.parametrize(("samples", "units"), [(1, 1), (16000, 1), (16001, 2)])
+def test_work_units_are_whole_seconds_rounded_up(samples, units):
+    assert read_recording(bytes(2 * samples), "audio/pcm", LIMIT, raw_by_default=False).work_units == units
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_that_was_written_to_a_pipe(size):
+    wav = bytearray(write_wav(np.linspace(-0.5, 0.5, 3000, dtype=np.float32)))
+    wav[40:44] = struct.pack("<I", size)
+    wav[4:8] = struct.pack("<I", 0xFFFFFFFF)
+    recording = read_recording(bytes(wav), "audio/wav", LIMIT, raw_by_default=False)
+    assert b"".join(recording.segments) == bytes(wav[44:])
+
+
+def test_a_wav_that_is_cut_off_is_an_error():
+    wav = write_wav(np.zeros(3000, dtype=np.float32))
+    with pytest.raises(AudioError, match="6000 bytes of sound"):
+        read_recording(wav[:-100], "audio/wav", LIMIT, raw_by_default=False)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_wav_over_the_limit_is_refused(piped):
+    wav = bytearray(write_wav(np.zeros(2 * MIB, dtype=np.float32)))
+    if piped:
+        wav[40:44] = b"\xff" * 4
+    with pytest.raises(AudioError, match="limit"):
+        read_recording(bytes(wav), "audio/wav", 3 * MIB, raw_by_default=False)
+    assert read_recording(bytes(wav), "audio/wav", 4 * MIB, raw_by_default=False).samples == 2 * MIB
+
+
+def test_media_over_the_limit_is_refused(encoded):
+    with pytest.raises(AudioError, match="limit"):
+        read_recording(encoded("flac"), "audio/flac", 32000, raw_by_default=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status", "words"),
+    [
+        (b"abc", "audio/pcm", 400, "3 bytes are not whole 16-bit samples"),
+        (bytes(10), "audio/L16;rate=44100", 415, "rate=16000"),
+        (bytes(10), "audio/pcm; channels=2", 415, "channels=1"),
+        (bytes(102), "audio/pcm", 413, "limit of 100 bytes"),
+        (b"hello", "text/plain", 415, "text/plain is not sound"),
+        (b"{}", "Application/JSON; charset=utf-8", 415, "application/json is not sound"),
+    ],
+)
+def test_what_is_refused(data, content_type, status, words):
+    with pytest.raises(RequestRefused, match=words) as caught:
+        read_recording(data, content_type, 100, raw_by_default=True)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type"),
+    [(b"hello", "audio/mpeg"), (b"hello", ""), (b"RIFF....WAVE", "audio/wav"), (b"ID3", "audio/mp3"),
+     (write_wav(np.empty(0, dtype=np.float32)), "audio/wav")],
+)  # fmt: skip
+def test_what_is_no_sound_is_an_error_and_never_silence(data, content_type):
+    with pytest.raises(AudioError):
+        read_recording(data, content_type, LIMIT, raw_by_default=False)
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_are_media_or_not(data):
+    assert is_media(data) in (True, False)
+
+
+@given(st.lists(st.integers(-200, 200), min_size=200, max_size=400))
+def test_quiet_pcm_is_not_taken_for_media(samples):
+    assert not is_media(np.array([0, *samples], dtype="<i2").tobytes())

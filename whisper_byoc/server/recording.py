@@ -1,0 +1,126 @@
+"""An upload of any kind, made into segments of sound. Everything here blocks: call it from a worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio import pcm
+from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.media import decode_media
+from audio.utterances import QuietCutter
+from audio.wav import WavReader, read_wav
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.magic import is_media
+from whisper_byoc.server.streams.input import PCM_TYPES
+
+__all__ = ["Recording", "read_recording"]
+
+WINDOW_SECONDS = 30.0
+"""Longest segment: Whisper's window. Nobody waits for the first words of a whole recording as for live ones."""
+
+NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Sound in order, as 16 kHz mono PCM16."""
+
+    segments: tuple[bytes, ...]
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it is, to the millisecond."""
+        return round(self.samples / pcm.SAMPLE_RATE, 3)
+
+    @property
+    def work_units(self) -> int:
+        """Whole seconds, rounded up: what Livepeer's audio runners are paid by."""
+        return -(-self.samples // pcm.SAMPLE_RATE)
+
+
+def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default: bool) -> Recording:
+    """Decode an upload, and cut it at quiet points.
+
+    `limit` is for the bytes of the sound as PCM16. `audio/pcm` is PCM16; with `raw_by_default` so is
+    `application/octet-stream` that does not begin like any file we know. Raises `AudioError`, and `RequestRefused` as
+    `content_kind` and `raw_pieces` do.
+    """
+    kind = content_kind(content_type)
+    cutter, segments, samples = QuietCutter(WINDOW_SECONDS), [], 0
+    if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
+        pieces = raw_pieces(data, content_type, limit)
+    else:
+        pieces = encoded_pieces(decode(data, limit // pcm.SAMPLE_WIDTH))
+    for piece in pieces:
+        segments += cutter.feed(piece)
+        samples += len(piece) // pcm.SAMPLE_WIDTH
+    if not samples:
+        raise MediaError("There is no sound in the recording; check how it was made.")
+    return Recording((*segments, *cutter.finish()), samples)
+
+
+def content_kind(content_type: str) -> str:
+    """Give a Content-Type without parameters, `application/octet-stream` for none.
+
+    Raises `RequestRefused` (415) for one that cannot be sound.
+    """
+    kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
+    if kind.startswith(NOT_SOUND):
+        raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
+    return kind
+
+
+def raw_pieces(data: bytes, content_type: str, limit: int) -> Iterator[bytes]:
+    """Take bytes as 16 kHz mono PCM16.
+
+    Raises `RequestRefused`: 400 when a sample is cut in half, 413 over the limit, 415 when the type names another
+    rate or more channels.
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    for name, wanted in (("rate", str(pcm.SAMPLE_RATE)), ("channels", "1")):
+        if header.get_param(name, wanted) != wanted:
+            raise RequestRefused(415, f"raw PCM16 is read with {name}={wanted} only; send other sound as a WAV file")
+    if len(data) % pcm.SAMPLE_WIDTH:
+        raise RequestRefused(400, f"{len(data)} bytes are not whole 16-bit samples; send an even number of bytes")
+    if len(data) > limit:
+        raise RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")
+    yield data
+
+
+def encoded_pieces(samples: NDArray[np.float32]) -> Iterator[bytes]:
+    """Encode bit by bit, which needs little memory beside the samples."""
+    return (pcm.encode(samples[at : at + _BLOCK]) for at in range(0, len(samples), _BLOCK))
+
+
+def decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
+    """Decode a media file: float32 (n,), 16 kHz mono."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        try:
+            return read_wav(data, max_samples)
+        except UnsupportedWav:
+            pass  # ADPCM and so on are left to ffmpeg
+        except WavError:
+            return read_piped_wav(data, max_samples)
+    return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE)
+
+
+def read_piped_wav(data: bytes, max_samples: int) -> NDArray[np.float32]:
+    """Read a WAV whose header may leave its size open, since it was written to a pipe.
+
+    Raises `WavError` when it is not that either.
+    """
+    reader, pieces, samples = WavReader(), [], 0
+    for at in range(0, len(data), _BLOCK):
+        pieces.append(reader.feed(data[at : at + _BLOCK]))
+        samples += len(pieces[-1])
+        if samples > max_samples:
+            raise WavError(f"The WAV holds over {max_samples} samples at 16 kHz, the limit; send it in parts.")
+    return np.concatenate([*pieces, reader.finish()])

@@ -1,0 +1,60 @@
+"""Errors as the clients of a route read them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from audio.errors import AudioError
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.keys import METRICS
+
+__all__ = ["Shape", "refuse", "refusing"]
+
+log = logging.getLogger(__name__)
+
+Shape = Callable[[RequestRefused], object]
+"""Makes the JSON body of an error."""
+
+
+def refusing(
+    shape: Shape, unreadable: int = 400
+) -> Callable[[Handler], Callable[[web.Request], Awaitable[web.StreamResponse]]]:
+    """Make a decorator that has a route answer errors in `shape`; sound that cannot be read has status `unreadable`."""
+
+    def decorate(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        @functools.wraps(handler)
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except RequestRefused as error:
+                refusal = error
+            except AudioError as error:
+                refusal = RequestRefused(unreadable, str(error))
+            except ConnectionError:
+                raise  # the client is gone: there is nobody to answer
+            except Exception:
+                log.exception("%s %s failed", request.method, request.path)
+                refusal = RequestRefused(500, "the server failed on this request; its log says why")
+            return refuse(request, refusal.status, shape(refusal), refusal.retry_after)
+
+        return answer
+
+    return decorate
+
+
+def refuse(request: web.Request, status: int, body: object, retry_after: int | None = None) -> web.Response:
+    """Answer with an error, and count it.
+
+    A body that was not read to its end is not read any more: the connection is closed instead.
+    """
+    request.app[METRICS].refused(status)
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    response = web.json_response(body, status=status, headers=headers)
+    if not request.content.at_eof():
+        response.force_close()
+    return response
