@@ -6,6 +6,7 @@ import pytest
 
 from whisper_byoc import TrickleClient
 from whisper_byoc.errors import SegmentFailed, ServerRefused, ServerUnreachable, UsageError
+from whisper_byoc.server.run import Server, ServerConfig
 
 
 class Upper:
@@ -118,6 +119,19 @@ async def test_unknown_pipeline_is_refused_at_once(serving):
         with pytest.raises(ServerRefused, match="model not found"):
             async for _ in client.stream(b"x"):
                 pass
+
+
+async def test_a_server_that_asks_for_a_token():
+    async with Server({"test": Upper()}, ServerConfig("127.0.0.1", 0, token="secret")) as server:
+        await server.loaded()
+        url = f"http://127.0.0.1:{server.port}"
+        async with TrickleClient(url, token="secret") as client:
+            assert await client.process_frame(b"x") == b"X"
+            assert [each["type"] async for each in client.stream(b"x")] == ["result", "end"]
+        async with TrickleClient(url) as client:
+            with pytest.raises(ServerRefused) as caught:
+                await client.process_frame(b"x")
+            assert caught.value.status == 401
 
 
 async def test_nobody_there(unused_tcp_port):

@@ -27,7 +27,7 @@ class TrickleClient:
     """Speaks to one server, as `async with TrickleClient("http://localhost:8000") as client`.
 
     `pipeline` chooses one where the server has several; `params` go along when a job is opened (`language`, …);
-    `timeout` bounds, in seconds, the wait for the result of one frame. Methods raise `ServerUnreachable`,
+    `timeout` bounds, in seconds, the wait for the result of one frame; `token` is for a server that asks for one. Methods raise `ServerUnreachable`,
     `ServerRefused` or `SegmentFailed`.
     """
 
@@ -38,10 +38,12 @@ class TrickleClient:
         pipeline: str | None = None,
         params: Mapping[str, str] | None = None,
         timeout: float = 120.0,
+        token: str | None = None,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._query = dict(params or {}) | ({"pipeline": pipeline} if pipeline else {})
         self._timeout = timeout
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._job = new_job_id()
         self._job_open = False
         self._one_at_a_time = asyncio.Lock()
@@ -49,7 +51,7 @@ class TrickleClient:
 
     async def __aenter__(self) -> TrickleClient:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        self._http = aiohttp.ClientSession(timeout=limits)
+        self._http = aiohttp.ClientSession(timeout=limits, headers=self._headers)
         return self
 
     async def __aexit__(

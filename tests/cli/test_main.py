@@ -80,6 +80,8 @@ def test_wrong_usage(run, tmp_path):
 def test_environment_sets_options_and_the_command_line_wins(run, monkeypatch):
     monkeypatch.setenv("PORT", "abc")
     refused(run("serve"), 2, "environment variable PORT", "'abc'")
+    monkeypatch.setenv("PORT", "")  # as good as none
+    refused(run("serve", "--pipeline", "neither"), 2, "'neither'")
     monkeypatch.setenv("PORT", "80")
     monkeypatch.setenv("WHISPER_BYOC_PIPELINE", "passthrough,nothing")
     refused(run("serve"), 2, "'nothing'")

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         repeated = rest.get("action") is Repeated
         shown = "" if default is None else f"default {default}; "
         for variable in variables:
-            if variable in os.environ:
+            if os.environ.get(variable):  # an empty one is none, as compose files write it
                 default = self._from_environment(variable, convert, repeated=repeated)
                 break
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")

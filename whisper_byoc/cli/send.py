@@ -35,6 +35,7 @@ def configure(parser: Parser) -> None:
     parser.option("--url", help="server", env=("BYOC_URL",), default="http://localhost:8000")
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
     parser.option("--language", help="language spoken, or auto (default: the server's)")
+    parser.option("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
     parser.switch("--realtime", help="send at the speed of speech, as a microphone would")
     parser.switch("--json", help="print whole records, one JSON object a line")
     parser.option(
@@ -51,7 +52,9 @@ async def send_all(args: argparse.Namespace) -> int:
     """Send file by file over one client."""
     params = {"language": args.language} if args.language else {}
     errors = 0
-    async with TrickleClient(args.url, pipeline=args.pipeline, params=params, timeout=args.timeout) as client:
+    async with TrickleClient(
+        args.url, pipeline=args.pipeline, params=params, timeout=args.timeout, token=args.token
+    ) as client:
         for name in args.files:
             if name == "-":
                 errors += await send(client, from_stdin(), "stdin", None, args)
