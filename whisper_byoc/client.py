@@ -27,8 +27,8 @@ class TrickleClient:
     """Speaks to one server, as `async with TrickleClient("http://localhost:8000") as client`.
 
     `pipeline` chooses one where the server has several; `params` go along when a job is opened (`language`, …);
-    `timeout` bounds, in seconds, the wait for the result of one frame; `token` is for a server that asks for one. Methods raise `ServerUnreachable`,
-    `ServerRefused` or `SegmentFailed`.
+    `timeout` bounds, in seconds, the wait for the result of one frame; `token` is for a server that asks for one.
+    Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
     """
 
     def __init__(
