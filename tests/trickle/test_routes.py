@@ -553,9 +553,7 @@ async def test_a_reader_that_takes_nothing_is_cut_and_its_memory_freed(trickle, 
     await eventually(lambda: api.server._routes._writing)
     await api.delete("ch")
     assert api.server.memory.held == 32 << 20
-    await asyncio.sleep(0.05)
-    api.server.sweep()
-    await eventually(lambda: api.server.memory.held == 0)
+    await eventually(lambda: api.server.sweep() or api.server.memory.held == 0)
 
 
 async def test_a_waiting_reader_that_has_gone_is_noticed(trickle, eventually):

@@ -10,12 +10,12 @@ from aiohttp.typedefs import Handler
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server import audio_to_text, batch, hardware, openai_api, output, source, status, websocket
-from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.oneshot import INTAKE, Intake
 from whisper_byoc.server.refusals import refuse
+from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
 

@@ -34,7 +34,7 @@ def as_detail(error: RequestRefused) -> object:
 @refusing(as_detail, unreadable=415)
 async def post_audio(request: web.Request) -> web.StreamResponse:
     """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
-    async with received(request) as upload:
+    async with received(request, form_only=True) as upload:
         try:
             pipeline = speech_pipeline(request.app[TABLE], upload.field("model_id"))
         except RequestRefused as error:

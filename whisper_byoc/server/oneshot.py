@@ -149,11 +149,14 @@ class Run:
 
 
 @asynccontextmanager
-async def received(request: web.Request) -> AsyncIterator[Upload]:
+async def received(request: web.Request, *, form_only: bool = False) -> AsyncIterator[Upload]:
     """Hold a place for the request, and read its body.
 
-    Raises `RequestRefused`: 429 when busy, and as `read_upload` does.
+    Raises `RequestRefused`: 415 for a body that is no form where only that is read, 429 when busy, and as `read_upload`
+    does.
     """
+    if form_only and request.content_type != "multipart/form-data":
+        raise RequestRefused(415, "this route reads forms; send the recording as multipart/form-data")
     with request.app[INTAKE].place():
         if request.app[TABLE].draining:
             raise RequestRefused(429, "the server is shutting down", BUSY_SECONDS)
@@ -208,7 +211,8 @@ def speech_pipeline(table: JobTable, name: str = "") -> Pipeline:
     for known in (model, f"whisper-{model}"):
         if known in speech:
             return speech[known]
-    raise RequestRefused(404, f"model not found: {name or 'speech'}; this container serves: {', '.join(speech) or '-'}")
+    wanted = repr(name[:100]) if name else "there is none for speech"
+    raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {', '.join(speech) or '-'}")
 
 
 def gives_text(pipeline: Pipeline) -> bool:

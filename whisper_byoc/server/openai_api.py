@@ -47,7 +47,7 @@ def as_error(error: RequestRefused) -> object:
 
 async def post_audio(task: str, request: web.Request) -> web.StreamResponse:
     """Read the form, have the recording transcribed, and answer."""
-    async with received(request) as upload:
+    async with received(request, form_only=True) as upload:
         pipeline = speech_pipeline(request.app[TABLE], upload.field("model"))
         form = upload.choice("response_format", FORMATS, "json")
         grains = granularities(upload)

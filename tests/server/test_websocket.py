@@ -1,0 +1,253 @@
+"""`/transcribe` over real WebSockets."""
+
+import asyncio
+import itertools
+import json
+
+import aiohttp
+import pytest
+
+from audio import pcm
+from audio.wav import read_wav
+from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+
+NUMBERS = "seven three nine zero five one"
+
+
+class Says:
+    """Answers with the length of what it gets; waits when told so."""
+
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    def __init__(self):
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
+        self.error = None
+
+    async def process(self, frame):
+        self.begun.set()
+        await self.go.wait()
+        if self.error:
+            raise self.error
+        return b"%d" % len(frame)
+
+
+@pytest.fixture
+async def demo(serving):
+    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+
+
+@pytest.fixture(scope="session")
+def sound(fixtures_dir):
+    return lambda name: pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
+
+
+def connect(api, query="", **options):
+    return api.http.ws_connect(f"{api.url}/transcribe{query}", **options)
+
+
+async def rest(ws):
+    """What comes until the server closes, and its close code."""
+    found = [json.loads(message.data) async for message in ws]
+    return found, ws.close_code
+
+
+async def no_jobs(api):
+    for _ in range(1000):
+        if not api.table.jobs:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the job was not freed")
+
+
+@pytest.mark.parametrize("eos", ["eos", '{"type":"eos"}', " eos\n"])
+@pytest.mark.parametrize("size", [333, 32000, 10**6])
+async def test_sound_in_text_out(demo, sound, eos, size):
+    data = sound("demo-numbers.wav")
+    async with connect(demo) as ws:
+        for at in range(0, len(data), size):
+            await ws.send_bytes(data[at : at + size])
+        await ws.send_str(eos)
+        assert await rest(ws) == ([{"text": NUMBERS, "final": True, "start": 0.0, "end": 3.1}], 1000)
+    await no_jobs(demo)
+
+
+async def test_results_come_before_the_end(demo, sound, texts):
+    data = sound("demo-long-40s.wav")
+    async with connect(demo) as ws:
+        for at in range(0, len(data), 3200):
+            await ws.send_bytes(data[at : at + 3200])
+        first = json.loads((await ws.receive(20)).data)
+        await ws.send_str("eos")
+        found, code = await rest(ws)
+    found.insert(0, first)
+    assert code == 1000
+    assert " ".join(each["text"] for each in found if each["text"]) == texts["demo-long-40s.wav"]["text"]
+    assert all(before["end"] <= after["start"] for before, after in itertools.pairwise(found))
+    assert found[-1]["end"] <= 40
+
+
+async def test_two_at_once_and_parameters(demo, sound):
+    async def talk(name, query):
+        async with connect(demo, query) as ws:
+            await ws.send_bytes(sound(name))
+            await ws.send_str("eos")
+            return (await rest(ws))[0][0]["text"]
+
+    texts = await asyncio.gather(talk("demo-stop.wav", "?language=en"), talk("demo-yes.wav", "?model=whisper-1"))
+    assert texts == ["stop", "yes"]
+
+
+async def test_nothing_but_the_end(serving):
+    api = await serving(Says())
+    async with connect(api) as ws:
+        await ws.send_str("eos")
+        assert await rest(ws) == ([], 1000)
+    await no_jobs(api)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "words"), [("?language=de", 400, "English only"), ("?model=tiny", 404, "whisper-demo")]
+)
+async def test_what_is_refused_before_the_upgrade(demo, query, status, words):
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await connect(demo, query)
+    assert caught.value.status == status
+    async with demo.http.get(f"{demo.url}/transcribe{query}") as answer:
+        assert (answer.status, "WebSocket" in (await answer.json())["error"]) == (426, True)
+    assert not demo.table.jobs
+
+
+async def test_busy(serving):
+    api = await serving(Says(), jobs=1)
+    async with connect(api):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await connect(api)
+        assert caught.value.status == 429
+    await no_jobs(api)
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "words"),
+    [
+        (["hello"], 1003, "binary messages"),
+        (['{"type":"start"}'], 1003, "binary messages"),
+        (["[" * 100_000], 1003, "binary messages"),
+        ([bytes(321), "eos"], 1011, "one byte was left over"),
+        (["eos", bytes(320)], 1008, "after the end"),
+    ],
+)
+async def test_what_a_client_may_not_say(serving, messages, code, words):
+    says = Says()
+    says.go.clear()
+    api = await serving(says)
+    async with connect(api) as ws:
+        if messages[0] == "eos":
+            await ws.send_bytes(bytes(320))
+        for message in messages:
+            await (ws.send_str(message) if isinstance(message, str) else ws.send_bytes(message))
+        if code == 1011:
+            says.go.set()
+        found, closed = await rest(ws)
+    assert closed == code
+    assert words in found[-1]["error"]
+    await no_jobs(api)
+
+
+async def test_a_message_over_the_limit(serving):
+    api = await serving(Says())
+    async with connect(api) as ws:
+        await ws.send_bytes(bytes((1 << 20) + 1))
+        found, code = await rest(ws)
+    assert (found, code) == ([], 1009)
+    await no_jobs(api)
+
+
+async def test_a_client_that_says_nothing(serving):
+    api = await serving(Says(), idle_seconds=0.1)
+    async with connect(api) as ws:
+        found, code = await rest(ws)
+    assert code == 1008
+    assert "0.1 s" in found[0]["error"]
+    await no_jobs(api)
+
+
+async def test_a_segment_that_fails(serving):
+    says = Says()
+    says.error = ValueError("no such luck")
+    api = await serving(says)
+    async with connect(api) as ws:
+        await ws.send_bytes(bytes(320))
+        await ws.send_str("eos")
+        found, code = await rest(ws)
+    assert code == 1011
+    assert "no such luck" in found[0]["error"]
+    await no_jobs(api)
+
+
+@pytest.mark.parametrize("after_eos", [False, True])
+@pytest.mark.parametrize("rudely", [False, True])
+async def test_a_client_that_vanishes_frees_its_job(serving, after_eos, rudely):
+    says = Says()
+    says.go.clear()
+    api = await serving(says)
+    ws = await connect(api)
+    await ws.send_bytes(bytes(16 * 32000))
+    if after_eos:
+        await ws.send_str("eos")
+    await says.begun.wait()
+    assert len(api.table.jobs) == 1
+    if rudely:
+        ws._response.connection.transport.abort()
+    closing = asyncio.ensure_future(ws.close())
+    await no_jobs(api)
+    await closing
+
+
+async def test_pings_are_answered_while_the_work_goes_on(serving):
+    says = Says()
+    says.go.clear()
+    api = await serving(says)
+    async with connect(api, autoping=False) as ws:
+        await ws.send_bytes(bytes(320))
+        await ws.send_str("eos")
+        await ws.ping(b"there?")
+        pong = await ws.receive(10)
+        assert (pong.type, bytes(pong.data)) == (aiohttp.WSMsgType.PONG, b"there?")
+        says.go.set()
+        assert await rest(ws) == ([{"text": "320", "final": True}], 1000)
+
+
+async def test_a_queue_that_is_full_pushes_back_and_loses_nothing(serving):
+    says = Says()
+    says.go.clear()
+    api = await serving(says, queue_segments=2)
+    async with connect(api) as ws:
+
+        async def talk():
+            for _ in range(70):
+                await ws.send_bytes(bytes(32000))
+            await ws.send_str("eos")
+
+        talking = asyncio.ensure_future(talk())
+        await says.begun.wait()
+        says.go.set()
+        found, code = await rest(ws)
+        await talking
+    assert code == 1000
+    assert sum(int(each["text"]) for each in found) == 70 * 32000
+
+
+async def test_a_server_that_shuts_down_sends_what_it_has_and_says_so(serving):
+    api = await serving(Says())
+    async with connect(api, autoping=False) as ws:
+        await ws.send_bytes(bytes(320))
+        await ws.ping()
+        assert (await ws.receive(10)).type is aiohttp.WSMsgType.PONG  # so the sound has arrived
+        draining = asyncio.ensure_future(api.table.drain())
+        found, code = await rest(ws)
+    assert [each.get("text") for each in found] == ["320", None]
+    assert code == 1001
+    assert "shutting down" in found[-1]["error"]
+    await draining
