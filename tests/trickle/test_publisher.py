@@ -243,13 +243,13 @@ async def test_breaking_while_idle_costs_nothing(relayed, eventually):
 
 async def test_an_outage_while_idle_costs_nothing_however_long(relayed, eventually):
     api, behind, relay = await relayed()
-    publisher = await behind.publisher(patience_seconds=0.1)
+    publisher = await behind.publisher(patience_seconds=1.0)
     await api.slot_there(0)
     relay.up = False
     relay.cut()
     tries = relay.connections
     await eventually(lambda: relay.connections > tries + 5)  # longer than its patience
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1.2)
     relay.up = True
     assert await publisher.publish(b"x") == 0
 
