@@ -10,7 +10,11 @@ from audio.utterances import QuietCutter
 from audio.wav import WavReader
 from whisper_byoc.errors import BadSegment, RequestRefused
 
-__all__ = ["AudioFraming", "Framing", "VideoFraming", "WavFraming", "WholeBody"]
+__all__ = ["PCM_TYPES", "AudioFraming", "Framing", "VideoFraming", "WavFraming", "WholeBody"]
+
+
+PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
+"""Content types taken for PCM16 little endian. (RFC 2586 has audio/L16 big-endian; live senders do not.)"""
 
 
 class Framing(Protocol):

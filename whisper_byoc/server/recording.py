@@ -15,8 +15,8 @@ from audio.media import decode_media
 from audio.utterances import QuietCutter
 from audio.wav import WavReader, read_wav
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.framing import PCM_TYPES
 from whisper_byoc.server.magic import is_media
-from whisper_byoc.server.streams.input import PCM_TYPES
 
 __all__ = ["Recording", "read_recording"]
 

@@ -81,8 +81,9 @@ class Server:
         metrics = Metrics()
         self.table = JobTable({name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics)
         self.streams = StreamTable(self.table)
+        capability = config.registration.capability.name if config.registration else ""
         self._runner = web.AppRunner(
-            build_app(self.table, self.streams, metrics, config.token),
+            build_app(self.table, self.streams, metrics, config.token, capability),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,

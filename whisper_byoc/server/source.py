@@ -12,7 +12,7 @@ from audio import pcm
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
-from whisper_byoc.server.framing import AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
+from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.table import JobTable
@@ -22,7 +22,6 @@ __all__ = ["delete_job", "delete_source", "put_source"]
 log = logging.getLogger(__name__)
 
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
-PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw", "audio/basic"})
 MAX_FRAME_SIDE = 16384
 BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
 

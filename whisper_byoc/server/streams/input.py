@@ -9,18 +9,17 @@ from typing import Protocol
 
 from audio.errors import AudioError
 from whisper_byoc.errors import BadSegment
-from whisper_byoc.server.framing import AudioFraming
+from whisper_byoc.server.framing import PCM_TYPES, AudioFraming
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
-__all__ = ["PCM_TYPES", "AudioSink", "Sink", "StreamInput"]
+__all__ = ["AudioSink", "Sink", "StreamInput"]
 
 log = logging.getLogger(__name__)
 
-PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 QUIET_S = 0.3
 """After a stop: input that pauses for so long is taken to be all there is."""
 LINGER_S = 2.0
