@@ -107,6 +107,11 @@ class HostedSession:
         """Ask for what is held back."""
         return await self._call(self._session.finish)
 
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Pass changed parameters on, to a session that takes them."""
+        if (update := getattr(self._session, "update", None)) is not None:
+            update(params)
+
     def summary(self) -> Mapping[str, Any]:
         """Fields for the `end` record."""
         return self._session.summary()

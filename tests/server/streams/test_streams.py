@@ -150,6 +150,40 @@ async def test_garbage_empty_and_truncated_segments_leave_the_rest_whole(orchest
     assert data[-1]["type"] == "end"
 
 
+async def test_segments_that_were_missed_are_told_of(orchestrate):
+    """A container that cannot keep up for a while loses what leaves the window, and says so at its place."""
+    go_on = asyncio.Event()
+
+    class Slow:
+        media = "audio"
+        content_type = "text/plain; charset=utf-8"
+
+        async def process(self, frame):
+            await go_on.wait()
+            return b"%d bytes" % len(frame)
+
+    world = await orchestrate(Slow(), queue_segments=1)
+    urls = world.channels("late", ["", "-data", "-events"])
+    await world.start("late", urls, {"input": "pcm16"})
+    data, reading = world.follow("late", "-data")
+    quarter_minute = bytes(15 * 32_000)
+    async with world.publisher("late") as publisher:
+        for _ in range(14):
+            await publisher.publish(quarter_minute)
+        go_on.set()
+        await publisher.publish(bytes(640))
+        await settled(lambda: len(data) > 3)
+        assert (await world.stop("late"))[0] == 200
+    world.trickle.close("late-data")
+    await reading
+    errors = [each for each in data if each["type"] == "error"]
+    assert len(errors) >= 1
+    assert all("gone before they could be read" in each["error"] for each in errors)
+    assert data[-1]["type"] == "end"
+    assert data[-1]["errors"] == len(errors)
+    assert data[-2]["text"].endswith("bytes")  # what came after the gap was worked on
+
+
 async def test_control_messages_change_parameters_and_garbage_does_not(orchestrate):
     world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
     urls = world.channels("ctl", ["", "-control", "-events", "-data"])
