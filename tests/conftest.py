@@ -1,8 +1,12 @@
 """Fixtures that every folder uses: real servers on loopback, and the speech of `fixtures/`."""
 
 import asyncio
+import importlib
+import importlib.util
 import io
 import json
+import sys
+import types
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -89,3 +93,23 @@ async def serving():
             return Api(server, http)
 
         yield start
+
+
+@pytest.fixture
+def pytrickle(monkeypatch):
+    """Livepeer's own publisher and subscriber, as attributes; see tests/trickle/test_pytrickle.py."""
+    spec = importlib.util.find_spec("pytrickle")
+    if spec is None:
+        pytest.skip("pytrickle is not installed")
+    folder = spec.submodule_search_locations
+    package = types.ModuleType("pytrickle")
+    package.__path__ = list(folder)
+    for name in [name for name in sys.modules if name.split(".")[0] == "pytrickle"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytrickle", package)
+    loaded = {name: importlib.import_module(f"pytrickle.{name}") for name in ("base", "publisher", "subscriber")}
+    for name, module in loaded.items():
+        monkeypatch.setitem(sys.modules, f"pytrickle.{name}", module)
+    return types.SimpleNamespace(
+        Publisher=loaded["publisher"].TricklePublisher, Subscriber=loaded["subscriber"].TrickleSubscriber
+    )

@@ -6,35 +6,13 @@ itself would import all of it, so an empty package object with the right `__path
 """
 
 import asyncio
-import importlib
-import importlib.util
-import sys
-import types
 
 import pytest
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("pytrickle") is None, reason="pytrickle is not installed"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture
-def pytrickle(monkeypatch):
-    """The two modules, as attributes."""
-    folder = importlib.util.find_spec("pytrickle").submodule_search_locations
-    package = types.ModuleType("pytrickle")
-    package.__path__ = list(folder)
-    for name in [name for name in sys.modules if name.split(".")[0] == "pytrickle"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pytrickle", package)
-    loaded = {name: importlib.import_module(f"pytrickle.{name}") for name in ("base", "publisher", "subscriber")}
-    for name, module in loaded.items():
-        monkeypatch.setitem(sys.modules, f"pytrickle.{name}", module)
-    return types.SimpleNamespace(
-        Publisher=loaded["publisher"].TricklePublisher, Subscriber=loaded["subscriber"].TrickleSubscriber
-    )
 
 
 class Errors:

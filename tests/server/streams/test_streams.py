@@ -150,6 +150,37 @@ async def test_garbage_empty_and_truncated_segments_leave_the_rest_whole(orchest
     assert data[-1]["type"] == "end"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_pytrickle_on_the_orchestrators_side(orchestrate, pytrickle, fixtures_dir, texts):
+    name = "demo-hello-world.wav"
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    ts = await asyncio.to_thread(transport_stream, fixtures_dir / name)
+    urls = world.channels("peer")
+    publisher = pytrickle.Publisher(urls["subscribe_url"], mime_type="video/mp2t")
+    await publisher.start()
+    subscriber = pytrickle.Subscriber(urls["data_url"], start_seq=-1)
+    await subscriber.start()
+    assert (await world.start("peer", urls))[0] == 200
+    for segment in segments(ts, 188 * 30):
+        async with await publisher.next() as writer:
+            await writer.write(segment)
+        await asyncio.sleep(0.05)  # their publisher does not wait until a segment has arrived
+    stopping = asyncio.ensure_future(world.stop("peer"))
+    records = []
+    while not records or records[-1]["type"] != "end":
+        segment = await asyncio.wait_for(subscriber.next(), 20)
+        data = b""
+        while chunk := await segment.read():
+            data += chunk
+        records += [json.loads(line) for line in data.splitlines()]
+    assert (await stopping)[0] == 200
+    assert [word for each in records for word in words(each.get("text", ""))] == words(texts[name]["text"])
+    assert records[-1]["errors"] == 0
+    await publisher.close()
+    await subscriber.close()
+
+
 async def test_segments_that_were_missed_are_told_of(orchestrate):
     """A container that cannot keep up for a while loses what leaves the window, and says so at its place."""
     go_on = asyncio.Event()
