@@ -90,12 +90,6 @@ class Cursor:
                 return data
         return b""
 
-    @property
-    def exhausted(self) -> bool:
-        """True when all that is there was taken."""
-        chunks = self.segment.chunks
-        return self._index >= len(chunks) or (self._index == len(chunks) - 1 and self._offset == len(chunks[-1]))
-
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield bytes as they arrive, until the segment is closed."""
         while True:

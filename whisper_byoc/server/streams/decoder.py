@@ -36,7 +36,6 @@ class LiveDecoder:
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._errors: asyncio.Task[bytes] | None = None
-        self.restarts = 0
 
     async def feed(self, data: bytes) -> None:
         """Give ffmpeg the next bytes; when it has died of those before, a new one gets them.
@@ -106,7 +105,6 @@ class LiveDecoder:
         code = await process.wait()
         said = (await errors).decode("utf-8", "replace").strip()
         if code != 0 or said:
-            self.restarts += 1
             log.warning("%s: ffmpeg ended with %d: %s", self._name, code, said.splitlines()[-1] if said else "no word")
         if not reading.cancelled() and (error := reading.exception()) is not None:
             raise error

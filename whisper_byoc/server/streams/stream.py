@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
@@ -43,7 +41,8 @@ class Stream:
         self._options = options
         self._events = EventWriter(request.request_id, request.events_url, options)
         self._data = DataWriter(job, request.data_url, data_format, options)
-        self._update_format(self.params)
+        if request.params:
+            self.update(request.params)
         self.over = asyncio.ensure_future(self._run())
 
     async def stop(self, limit: float = STOP_S) -> None:
@@ -73,11 +72,6 @@ class Stream:
         self._data.data_format = data_format
         self.params |= checked
         self._events.emit("params_updated", params=checked)
-
-    def _update_format(self, params: Mapping[str, Any]) -> None:
-        """Check the parameters that came with the start; the job has checked its own."""
-        if params:
-            self.update(params)
 
     async def _run(self) -> None:
         sink, output = self._ends()
