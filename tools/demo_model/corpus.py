@@ -38,7 +38,7 @@ class Corpus:
 
     def __init__(self, files: Sequence[Path], phonemes: Sequence[str] | None = None) -> None:
         """Load the files that `generate.write` wrote; `phonemes` are the names of another corpus to share."""
-        parts = [torch.load(file, weights_only=True) for file in files]
+        parts = [torch.load(file, weights_only=True, mmap=True) for file in files]
         said = Counter(name for part in parts for each in part["phonemes"] for _, _, name in each)
         self.phonemes = list(phonemes or sorted(name for name, count in said.items() if count >= _RARE))
         """The phonemes' names; a label is one more than the index in this list."""

@@ -57,7 +57,10 @@ def loss(network: Network, batch: Batch, *, half: bool = True) -> Loss:
 
 
 def _labels(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN)
+    sums = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=UNKNOWN, reduction="sum"
+    )
+    return sums / max(1, int((labels != UNKNOWN).sum()))
 
 
 def _outside(spread: Tensor, spans: Tensor) -> Tensor:
@@ -66,4 +69,4 @@ def _outside(spread: Tensor, spans: Tensor) -> Tensor:
     spread, spans = spread[there], spans[there]
     position = torch.arange(spread.shape[-1])
     inside = (position >= spans[:, :1]) & (position <= spans[:, 1:])
-    return -(spread * inside).sum(-1).clamp(min=1e-4).log().mean()
+    return -(spread * inside).sum(-1).clamp(min=1e-4).log().sum() / max(1, len(spans))
