@@ -1,7 +1,7 @@
 """The generated speech in memory, as windows are composed of it."""
 
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,12 +60,16 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def draw(self, longest: float, rng: random.Random) -> Utterance | None:
-        """Return one of the utterances that have at most `longest` frames, each as likely; None if there is none."""
+    def draw(self, longest: float, rng: random.Random, shortest: float = 0.0) -> Utterance | None:
+        """Return one of the utterances that have at most `longest` frames, each as likely; None if there is none.
+
+        Those that have less than `shortest` are left out if there are others.
+        """
         fitting = bisect_right(self._lengths, longest)
         if not fitting:
             return None
-        mel, words, spans, spoken = self._entries[rng.randrange(fitting)]
+        first = min(bisect_left(self._lengths, shortest), fitting - 1)
+        mel, words, spans, spoken = self._entries[rng.randrange(first, fitting)]
         labels = np.full(len(mel), 0 if spoken else UNKNOWN, np.int64)
         for start, end, name in spoken:
             labels[int(start * 100) : max(int(start * 100) + 1, int(end * 100))] = self._labels.get(name, UNKNOWN)

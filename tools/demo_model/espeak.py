@@ -5,6 +5,7 @@ for the whole process and is not thread-safe: use processes to speak in parallel
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,17 +56,11 @@ class Espeak:
     """espeak-ng, ready to speak."""
 
     def __init__(self) -> None:
-        try:
-            self._library = ctypes.CDLL(LIBRARY)
-        except OSError:
-            raise EspeakMissing(f"{LIBRARY} is missing: apt-get install espeak-ng, then run this again.") from None
-        self.rate: int = self._library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS)
-        """Samples a second of what `say` returns."""
+        self._library, self.rate = _library()
+        """`rate` is the samples a second of what `say` returns."""
         self._blocks: list[npt.NDArray[np.int16]] = []
         self._phonemes: list[Phoneme] = []
         self._callback = _Callback(self._receive)  # kept: the library has only a pointer to it
-        self._library.espeak_SetSynthCallback(self._callback)
-        self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
 
     def _receive(
         self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
@@ -103,8 +98,20 @@ class Espeak:
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_GAP, gap)):
             self._library.espeak_SetParameter(parameter, value, 0)
         self._blocks, self._phonemes = [], []
+        self._library.espeak_SetSynthCallback(self._callback)  # there may be another Espeak, which sets its own
         data = text.encode() + b"\0"
         self._library.espeak_Synth(data, len(data), 0, 1, 0, _UTF8 | _PHONEME_INPUT, None, None)
         self._library.espeak_Synchronize()
         samples = np.concatenate(self._blocks or [np.zeros(0, np.int16)])
         return samples.astype(np.float32) / np.float32(32768), self._phonemes
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL, int]:
+    """Load and initialise the library, once in a process; return it and its samples a second."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        raise EspeakMissing(f"{LIBRARY} is missing: apt-get install espeak-ng, then run this again.") from None
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    return library, library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS)

@@ -135,7 +135,8 @@ def main() -> int:
     if not flite.installed():
         print("flite is not installed: the model will learn espeak-ng's voices only.", file=sys.stderr)
         wanted = [part for part in wanted if part.engine != "flite"]
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+    # A process for each part: espeak-ng's sound depends a little on what it said before.
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = {
             part.name: pool.submit(write, part, arguments.folder / f"{part.name}.pt", progress=sys.stderr.isatty())
             for part in wanted

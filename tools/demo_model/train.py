@@ -62,20 +62,22 @@ class Stage:
     short_prompt_share: float
     long_prompt_share: float
     """Of the windows of 30 s."""
+    vary: bool = True
+    """Whether utterances are varied and spectra masked: a model that has not heard all of them once needs neither."""
 
 
 STAGES = (
-    Stage(0.15, (300, 400, 600), 0.05, 0.0),
-    Stage(0.45, (300, 400, 600, 1000, 1000, 1500), 0.1, 0.0),
-    Stage(0.65, (300, 400, 600, 1000, 1500, 3000), 0.12, 0.3),
+    Stage(0.2, (300, 400, 600), 0.05, 0.0, vary=False),
+    Stage(0.42, (300, 400, 600, 1000, 1000, 1500), 0.1, 0.0),
+    Stage(0.6, (300, 400, 600, 1000, 1500, 3000), 0.12, 0.3),
     Stage(1.0, (300, 400, 600, 1000, 1500, 3000, 3000, 3000), 0.12, 0.4),
 )
 """First to hear words, then to find the place among several utterances, then 30 s."""
 
 
 def most_segments(frames: int) -> int:
-    """Return how many utterances a window has at most: 12 in 30 s."""
-    return max(2, min(12, frames // 200 if frames < 3000 else 12))
+    """Return how many utterances a window has at most: 14 in 30 s, where not all of them fit as a rule."""
+    return max(2, min(14, frames // 160))
 
 
 class Batches:
@@ -95,12 +97,13 @@ class Batches:
         frames = random.Random(f"{self._seed} {step}").choice(stage.frames)
         prompts = stage.long_prompt_share if frames == WINDOW_FRAMES else stage.short_prompt_share
         rng = random.Random(f"{self._seed} {step} {team.rank}")
-        return self.batch(BATCH_FRAMES // frames // team.size, frames, prompts, rng, augment=True)
+        return self.batch(BATCH_FRAMES // frames // team.size, frames, prompts, rng, augment=stage.vary)
 
     def batch(self, windows: int, frames: int, prompts: float, rng: random.Random, *, augment: bool) -> Batch:
         """Return so many windows of so many frames, a share of them with a prompt."""
         longest = PROMPT_TOKENS if frames == WINDOW_FRAMES else 40
-        composed = [self._composer.compose(frames, most_segments(frames), rng) for _ in range(windows)]
+        most = most_segments(frames)
+        composed = [self._composer.compose(frames, most, rng, vary=augment) for _ in range(windows)]
         sequences = [self._writer.write(window, prompts, longest, rng) for window in composed]
         return collate(composed, sequences, rng, augment=augment)
 
@@ -304,7 +307,7 @@ def main() -> int:
     """Run the command line; 0 is success."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=6000, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=5200, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     size = arguments.processes

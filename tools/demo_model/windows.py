@@ -95,8 +95,11 @@ class Composer:
         self._noises = noises
         self._warp = warp
 
-    def compose(self, frames: int, most: int, rng: random.Random) -> Window:
-        """Return a window of that many frames with up to `most` segments, perhaps none."""
+    def compose(self, frames: int, most: int, rng: random.Random, *, vary: bool = True) -> Window:
+        """Return a window of that many frames with up to `most` segments, perhaps none.
+
+        `vary` changes tempo and vocal tract of half of the utterances.
+        """
         positions = frames // 2
         window = Window(
             mel=np.full((frames, 80), SILENT, np.float32),
@@ -110,7 +113,7 @@ class Composer:
         elif kind < _EMPTY_SHARE + _TINY_SHARE:
             self._one_word(window, rng)
         else:
-            self._speech(window, most, rng)
+            self._speech(window, most, rng, vary=vary)
         self._add_noise(window, rng)
         return window
 
@@ -120,14 +123,18 @@ class Composer:
             window.segments.append(Segment(utterance.words, window.place(utterance, rng.randint(0, 6))))
         window.content = min(len(window.mel), window.end + rng.randint(0, 8))
 
-    def _speech(self, window: Window, most: int, rng: random.Random) -> None:
+    def _speech(self, window: Window, most: int, rng: random.Random, *, vary: bool) -> None:
         frames = len(window.mel)
-        count = rng.randint(1, most) if rng.random() < 0.75 else 1
+        kind = rng.random()
+        count = 1 if kind < 0.2 else rng.randint(1 if kind < 0.5 else most // 2, most)
         start = _lead(frames, count, rng)
         for index in range(count):
             room = frames - start - 4
-            longest = room if count == 1 else max(90, 1.4 * room / (count - index))
-            utterance = self._varied(self._corpus.draw(min(room, longest), rng), room, rng)
+            longest = min(room, room if count == 1 else max(90, 1.2 * room / (count - index)))
+            shortest = 0.5 * min(longest, 500) if rng.random() < 0.7 else 0.0  # speech teaches more than silence
+            utterance = self._corpus.draw(longest, rng, shortest)
+            if vary:
+                utterance = self._varied(utterance, room, rng)
             if utterance is None:
                 break
             if index == 0 and rng.random() < _CUT_HEAD_SHARE:
@@ -212,15 +219,15 @@ def _offset(positions: int, rng: random.Random) -> int:
 def _lead(frames: int, count: int, rng: random.Random) -> int:
     """Return the frame at which the first utterance starts."""
     kind = rng.random()
-    if count == 1 and kind < 0.25:
+    if count == 1 and kind < 0.2:
         return rng.randint(0, max(0, frames - 120))
-    return rng.randint(0, 60) if kind < 0.7 else rng.randint(0, min(300, frames * 3 // 10))
+    return rng.randint(0, 40) if kind < 0.75 else rng.randint(0, min(300, frames * 3 // 10))
 
 
 def _pause(room: int, utterances_left: int, rng: random.Random) -> int:
     """Return the frames between two utterances: seldom so many that the others do not fit."""
-    if rng.random() < 0.8:
-        return rng.randint(35, 220) if room / utterances_left > 200 else rng.randint(35, 120)
+    if rng.random() < 0.85:
+        return rng.randint(35, 220) if room / utterances_left > 300 else rng.randint(35, 100)
     return rng.randint(60, 500)
 
 
