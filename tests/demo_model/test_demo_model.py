@@ -9,8 +9,9 @@ import torch
 import whisper
 
 from tools.demo_model import scenes
-from tools.demo_model.evaluate import BUNDLED, decode_shortened, transcribe
+from tools.demo_model.evaluate import BUNDLED
 from tools.demo_model.scoring import word_errors, words
+from tools.demo_model.sets import decode_shortened, transcribe
 from tools.demo_model.speech import Speaker
 
 needs_espeak = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), reason="espeak-ng is not installed")

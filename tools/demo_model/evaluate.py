@@ -3,7 +3,7 @@
     python -m tools.demo_model.evaluate                              the bundled model
     python -m tools.demo_model.evaluate OLD.pt NEW.pt --json f.json  several, side by side, on the same recordings
 
-Every set is made of its name and the seed, so the same command compares models on the same sound.
+Every set is made of its name and the seed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,35 +23,15 @@ import torch
 import whisper
 from tqdm import tqdm
 from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
 
-from tools.demo_model import flite, grammar, scenes
+from tools.demo_model import flite
 from tools.demo_model.scenes import Recording
 from tools.demo_model.scoring import edge_errors, word_errors, words
-from tools.demo_model.speech import RATE, Speaker
+from tools.demo_model.sets import Set, sets
+from tools.demo_model.speech import Speaker
 
 BUNDLED = Path(__file__).resolve().parents[2] / "whisper_byoc" / "speech" / "assets" / "demo.pt"
-
-Listen = Callable[[Whisper, Recording], list[dict[str, Any]]]
-"""Returns the segments that a model hears."""
-Make = Callable[[Speaker, random.Random], Iterator[Recording]]
-
-_TEXTS: tuple[tuple[str, scenes.Text], ...] = (
-    ("105 words", scenes.core_words),
-    ("all words", scenes.all_words),
-    ("sentences", grammar.sentence),
-)
-
-
-@dataclass(frozen=True)
-class Set:
-    """Recordings of one kind, and how the model is asked about them."""
-
-    name: str
-    make: Make
-    listen: Listen
-    needs_flite: bool = False
-    key: str = ""
-    """What the recordings are drawn by, so that sets can share them; the name by default."""
 
 
 @dataclass
@@ -106,128 +86,18 @@ def _median(values: list[float]) -> float | None:
     return round(float(np.median(values)), 3) if values else None
 
 
-def transcribe(**options: Any) -> Listen:
-    """Return a way to ask through `model.transcribe(samples, language="en")`, with these options besides."""
-
-    def listen(model: Whisper, recording: Recording) -> list[dict[str, Any]]:
-        # fp16=False is what it falls back to on a CPU, with a warning.
-        segments = model.transcribe(recording.samples, language="en", fp16=False, **options)["segments"]
-        return [dict(segment) for segment in segments]
-
-    return listen
+def knows(model: Whisper, vocabulary: Sequence[str]) -> bool:
+    """Tell whether a demo model was trained on all of these words: rows of the embedding that were not are zero."""
+    tokenizer = get_tokenizer(multilingual=False)
+    pieces = {piece for word in vocabulary for piece in tokenizer.encode(f" {word}")}
+    return bool(model.decoder.token_embedding.weight[sorted(pieces)].any(1).all())
 
 
-def decode_shortened(seconds: float) -> Listen:
-    """Return a way to ask with an audio context of that length, for a model that is to be fast on short clips."""
-
-    def listen(model: Whisper, recording: Recording) -> list[dict[str, Any]]:
-        samples = whisper.pad_or_trim(recording.samples, round(seconds * RATE))
-        mel = whisper.log_mel_spectrogram(samples)
-        whole = model.encoder.positional_embedding
-        try:
-            model.encoder.positional_embedding = whole[: mel.shape[-1] // 2]
-            options = whisper.DecodingOptions(language="en", temperature=0.0, fp16=False)
-            result = whisper.decode(model, mel, options)
-        finally:
-            model.encoder.positional_embedding = whole
-        return [{"text": result.text, "start": 0.0, "end": seconds, "seek": 0}]
-
-    return listen
-
-
-def sets(scale: float) -> Iterator[Set]:
-    """Yield what is measured; `scale` multiplies the number of recordings."""
-    for voice_name, voice, count in (
-        ("espeak-ng, voices heard", scenes.espeak_heard, 100),
-        ("flite, voices heard", scenes.flite_heard, 60),
-        ("espeak-ng, other voices", scenes.espeak_held_out, 100),
-        ("espeak-ng, other voices and accent", scenes.espeak_held_out_accent, 100),
-        ("flite, another voice", scenes.flite_held_out, 60),
-    ):
-        for text_name, text in _TEXTS:
-            for snr in (None, 15.0):
-                name = f"{voice_name}; {text_name}; {'clean' if snr is None else '15 dB'}"
-                yield Set(name, _singles(voice, text, count, snr, scale), transcribe(), "flite" in voice_name)
-    yield from _several(scale)
-    for length in range(1, 13):
-        text = scenes.core_words_of(length)
-        yield Set(f"{length} words", _singles(scenes.espeak_heard, text, 20, None, scale), transcribe())
-    yield Set("clips of 0.4 s", _tiny(40, scale), transcribe())
-    yield Set("one utterance anywhere in 30 s", _anywhere(40, scale), transcribe())
-    for seconds in (3, 6, 10, 15):
-        yield Set(f"audio context of {seconds} s", _fitting(seconds, 40, scale), decode_shortened(seconds))
-    plain = _singles(scenes.espeak_heard, scenes.core_words, 40, None, scale)
-    yield Set("without timestamps", plain, transcribe(without_timestamps=True))
-    yield Set("nothing said", lambda _, rng: scenes.without_speech(round(200 * scale), rng), transcribe())
-
-
-def _several(scale: float) -> Iterator[Set]:
-    for name, seconds, pauses, count in (
-        ("30 s, several utterances", 30.0, (0.5, 2.0), 12),
-        ("75 s with pauses", 75.0, (0.8, 2.0), 6),
-        ("75 s with long pauses", 75.0, (0.5, 6.0), 6),
-    ):
-        for text_name, text in (_TEXTS[0], _TEXTS[2]):
-            for condition in (False, True):
-                full = f"{name}; {text_name}; condition_on_previous_text={condition}"
-                make = _conversations(text, seconds, pauses, count, scale)
-                listen = transcribe(condition_on_previous_text=condition)
-                yield Set(full, make, listen, key=f"{name}; {text_name}")
-
-
-def _count(count: int, scale: float) -> range:
-    return range(max(1, round(count * scale)))
-
-
-def _singles(voice: scenes.Voice, text: scenes.Text, count: int, snr: float | None, scale: float) -> Make:
-    def make(speaker: Speaker, rng: random.Random) -> Iterator[Recording]:
-        for _ in _count(count, scale):
-            yield scenes.alone(scenes.say(speaker, voice, text, rng), rng, snr)
-
-    return make
-
-
-def _conversations(text: scenes.Text, seconds: float, pauses: tuple[float, float], count: int, scale: float) -> Make:
-    def make(speaker: Speaker, rng: random.Random) -> Iterator[Recording]:
-        for _ in _count(count, scale):
-            yield scenes.conversation(speaker, scenes.espeak_heard, text, seconds, pauses, rng)
-
-    return make
-
-
-def _tiny(count: int, scale: float) -> Make:
-    def make(speaker: Speaker, rng: random.Random) -> Iterator[Recording]:
-        for _ in _count(count, scale):
-            spoken = scenes.say(speaker, scenes.espeak_heard, scenes.core_words_of(1), rng, longest=0.4)
-            yield scenes.placed(spoken, 0.0, 0.4)
-
-    return make
-
-
-def _anywhere(count: int, scale: float) -> Make:
-    def make(speaker: Speaker, rng: random.Random) -> Iterator[Recording]:
-        for _ in _count(count, scale):
-            spoken = scenes.say(speaker, scenes.espeak_heard, scenes.core_words, rng)
-            yield scenes.placed(spoken, rng.uniform(0, 29.9 - len(spoken.samples) / RATE), 30.0)
-
-    return make
-
-
-def _fitting(seconds: float, count: int, scale: float) -> Make:
-    def make(speaker: Speaker, rng: random.Random) -> Iterator[Recording]:
-        for _ in _count(count, scale):
-            spoken = scenes.say(speaker, scenes.espeak_heard, scenes.core_words, rng, longest=seconds - 0.5)
-            room = seconds - len(spoken.samples) / RATE
-            yield scenes.placed(spoken, rng.uniform(0.1, room - 0.3), seconds, rng.uniform(0.1, 1.5))
-
-    return make
-
-
-def measure(model: Whisper, which: Set, speaker: Speaker, seed: int) -> Result:
-    """Return what the model makes of a set."""
+def measure(model: Whisper, which: Set, recordings: Sequence[Recording], seed: int) -> Result:
+    """Return what the model makes of a set's recordings."""
     result = Result()
     torch.manual_seed(seed)  # transcribe() draws tokens where it is unsure
-    for recording in which.make(speaker, random.Random(f"{seed} {which.key or which.name}")):
+    for recording in recordings:
         began = time.perf_counter()
         segments = which.listen(model, recording)
         result.add(recording, segments, time.perf_counter() - began)
@@ -243,11 +113,14 @@ def evaluate(models: Sequence[Path], seed: int, scale: float, only: str) -> list
     print("| set | recordings / words | " + " | ".join(path.stem for path in models) + " |")
     print("|---" * (2 + len(models)) + "|", flush=True)
     for each in tqdm(chosen, unit="set", disable=None):
-        results = [measure(model, each, speaker, seed) for model in loaded]
-        cells = " | ".join(result.cell() for result in results)
-        tqdm.write(f"| {each.name} | {results[0].recordings} / {results[0].words} | {cells} |")
+        recordings = list(each.make(speaker, random.Random(f"{seed} {each.key or each.name}")))
+        results = [
+            measure(model, each, recordings, seed) if knows(model, each.vocabulary) else None for model in loaded
+        ]
+        cells = " | ".join(result.cell() if result else "-" for result in results)
+        tqdm.write(f"| {each.name} | {len(recordings)} / {sum(len(r.words) for r in recordings)} | {cells} |")
         sys.stdout.flush()
-        records.append({"set": each.name, "models": [result.record() for result in results]})
+        records.append({"set": each.name, "models": [result.record() if result else None for result in results]})
     return records
 
 
