@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import sys
 import time
 import warnings
@@ -105,10 +106,10 @@ def measure(model: Whisper, which: Set, recordings: Sequence[Recording], seed: i
 
 
 def evaluate(models: Sequence[Path], seed: int, scale: float, only: str) -> list[dict[str, Any]]:
-    """Return a record for each set whose name has `only` in it, with what each model made of it; print the table."""
+    """Return a record for each set whose name matches `only`, with what each model made of it; print the table."""
     loaded = [whisper.load_model(str(path), device="cpu") for path in models]
     speaker = Speaker()
-    chosen = [each for each in sets(scale) if only in each.name and (flite.installed() or not each.needs_flite)]
+    chosen = [each for each in sets(scale) if re.search(only, each.name) and (flite.installed() or not each.needs_flite)]
     records: list[dict[str, Any]] = []
     print("| set | recordings / words | " + " | ".join(path.stem for path in models) + " |")
     print("|---" * (2 + len(models)) + "|", flush=True)
@@ -131,7 +132,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results there, too")
     parser.add_argument("--seed", type=int, default=2026, help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the recordings; default: %(default)s")
-    parser.add_argument("--only", default="", help="measure the sets that have this in their name")
+    parser.add_argument("--only", default="", help="measure the sets whose name this pattern is found in")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
