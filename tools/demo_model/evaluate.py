@@ -109,7 +109,9 @@ def evaluate(models: Sequence[Path], seed: int, scale: float, only: str) -> list
     """Return a record for each set whose name matches `only`, with what each model made of it; print the table."""
     loaded = [whisper.load_model(str(path), device="cpu") for path in models]
     speaker = Speaker()
-    chosen = [each for each in sets(scale) if re.search(only, each.name) and (flite.installed() or not each.needs_flite)]
+    chosen = [
+        each for each in sets(scale) if re.search(only, each.name) and (flite.installed() or not each.needs_flite)
+    ]
     records: list[dict[str, Any]] = []
     print("| set | recordings / words | " + " | ".join(path.stem for path in models) + " |")
     print("|---" * (2 + len(models)) + "|", flush=True)
