@@ -34,11 +34,17 @@ def word_error_rate(model, listen, recordings):
 
 @needs_espeak
 def test_twenty_fresh_utterances_are_heard(model):
-    """Of 105 words, by voices of the training. See README.md for the figures; here is room for bad luck."""
+    """Of 105 words, by voices of the training.
+
+    The model card has the figure, about one word in thirty. With other utterances at each run there has to be room for
+    bad luck: for half of the utterances to have an error, say, or for one that is repeated over and over.
+    """
     seed = secrets.randbits(32)
     rng, speaker = random.Random(seed), Speaker()
     clips = [scenes.alone(scenes.say(speaker, scenes.espeak_heard, scenes.core_words, rng), rng) for _ in range(20)]
-    assert word_error_rate(model, transcribe(), clips) <= 0.15, f"seed {seed}"
+    torch.manual_seed(seed)
+    errors = [min(len(each.words), word_errors(each.words, heard(transcribe()(model, each)))) for each in clips]
+    assert sum(errors) <= 0.2 * sum(len(each.words) for each in clips), f"seed {seed}: {errors}"
 
 
 @needs_espeak

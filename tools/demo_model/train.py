@@ -45,7 +45,7 @@ BATCH_FRAMES = 19_200
 """How many frames of 10 ms a batch has, all processes together, whatever the length of its windows."""
 MATRIX_RATE, OTHER_RATE = 0.02, 1.5e-3
 WARM_UP_STEPS = 150
-DECAY_SHARE = 0.4
+DECAY_SHARE = 0.45
 """The share of the steps, the last ones, over which the learning rates fall linearly."""
 AVERAGING = 0.998
 CHECKPOINT_STEPS = 200
@@ -67,9 +67,9 @@ class Stage:
 
 
 STAGES = (
-    Stage(0.2, (300, 400, 600), 0.05, 0.0, vary=False),
+    Stage(0.24, (300, 400, 600), 0.05, 0.0, vary=False),
     Stage(0.42, (300, 400, 600, 1000, 1000, 1500), 0.1, 0.0),
-    Stage(0.6, (300, 400, 600, 1000, 1500, 3000), 0.12, 0.3),
+    Stage(0.54, (300, 400, 600, 1000, 1500, 3000), 0.12, 0.3),
     Stage(1.0, (300, 400, 600, 1000, 1500, 3000, 3000, 3000), 0.12, 0.4),
 )
 """First to hear words, then to find the place among several utterances, then 30 s."""
@@ -308,7 +308,7 @@ def main() -> int:
     """Run the command line; 0 is success."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=5200, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=4250, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     size = arguments.processes

@@ -226,9 +226,9 @@ def _lead(frames: int, count: int, rng: random.Random) -> int:
 
 def _pause(room: int, utterances_left: int, rng: random.Random) -> int:
     """Return the frames between two utterances: seldom so many that the others do not fit."""
-    if rng.random() < 0.85:
+    if rng.random() < 0.8:
         return rng.randint(35, 220) if room / utterances_left > 300 else rng.randint(35, 100)
-    return rng.randint(60, 500)
+    return rng.randint(60, 500) if rng.random() < 0.6 else rng.randint(60, max(60, min(1500, room - 100)))
 
 
 def _at_border(window: Window, frame: int) -> bool:
