@@ -6,8 +6,8 @@ It goes on from the folder's last checkpoint, and stops with one at Ctrl-C or SI
 and its number, so a run that was stopped takes the same steps as one that was not. The model is exported in
 openai-whisper's format with each checkpoint.
 
-Two processes with one thread each share every batch and exchange gradients once a step: on a busy machine that is more
-than twice as fast as one process with two threads, which wait for each other thousands of times a step.
+Two processes with one thread each share every batch and exchange gradients once a step: on a busy machine that is a good
+deal faster than one process with two threads, which wait for each other thousands of times a step.
 """
 
 import argparse
@@ -311,6 +311,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4250, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
+    if not list(arguments.folder.glob("espeak-*.pt")):
+        print(f"{arguments.folder} has no speech: run `python -m tools.demo_model.generate` first.", file=sys.stderr)
+        return 1
     size = arguments.processes
     with tempfile.TemporaryDirectory() as meeting_folder:
         job = (size, Path(meeting_folder) / "meeting", arguments.folder, arguments.steps)
