@@ -6,8 +6,8 @@ It goes on from the folder's last checkpoint, and stops with one at Ctrl-C or SI
 and its number, so a run that was stopped takes the same steps as one that was not. The model is exported in
 openai-whisper's format with each checkpoint.
 
-Two processes with one thread each share every batch and exchange gradients once a step: on a busy machine that is a good
-deal faster than one process with two threads, which wait for each other thousands of times a step.
+Two processes with one thread each share every batch and exchange gradients once a step: on a busy machine that is much
+faster than one process with two threads, which wait for each other thousands of times a step.
 """
 
 import argparse
