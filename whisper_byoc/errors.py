@@ -11,6 +11,8 @@ ByocError
 │   ├── SegmentTimeout    the processor took longer than the segment time limit
 │   └── ProcessorError    the processor raised, or returned something that is not bytes
 ├── RequestRefused        the server will not take this request; carries the HTTP status to answer
+│   ├── PeerBusy          the container or orchestrator it would go to has no room; another one may (503)
+│   └── PeerFailed        the container or orchestrator it went to failed (502) or was too slow (504)
 └── ClientError           seen from the client's side of the socket
     ├── ServerUnreachable nobody answers, or the connection broke
     ├── ServerRefused     the server answered with an error status
@@ -26,6 +28,8 @@ __all__ = [
     "ByocError",
     "ClientError",
     "ModelError",
+    "PeerBusy",
+    "PeerFailed",
     "ProcessorError",
     "RequestRefused",
     "SegmentError",
@@ -90,6 +94,20 @@ class RequestRefused(ByocError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+
+class PeerBusy(RequestRefused):
+    """The container or orchestrator that the request would go to has no room; another one may have."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(503, message, retry_after)
+
+
+class PeerFailed(RequestRefused):
+    """The container or orchestrator that the request went to failed, or was too slow (`status` 504)."""
+
+    def __init__(self, message: str, status: int = 502) -> None:
+        super().__init__(status, message)
 
 
 class ClientError(ByocError):

@@ -24,6 +24,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
         "pipelines": "list the pipelines there are",
+        "orchestrator": "run an orchestrator without a chain, for development",
+        "gateway": "run a gateway without a chain, for development",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
     }
 )

@@ -51,6 +51,8 @@ class Job:
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a feed that is connected gets its tail in first."""
         self.ended_at: float | None = None
+        self.alone_limit = limits.idle_seconds
+        """The job is ended after so many `alone_seconds`."""
         self._session = session
         self._limits = limits
         self._metrics = metrics
@@ -166,6 +168,11 @@ class Job:
     def idle_seconds(self) -> float:
         """Seconds since the last input, reading or work."""
         return 0.0 if self._computing else self._loop.time() - self._touched
+
+    @property
+    def alone_seconds(self) -> float:
+        """Seconds since the last of its peers left; 0 while a feed or a reader is connected, or work goes on."""
+        return 0.0 if self._feeding or self._reading else self.idle_seconds
 
     @property
     def busy(self) -> bool:

@@ -15,6 +15,7 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
+from whisper_byoc.server.query import number
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["delete_job", "delete_source", "put_source"]
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
+NOT_PARAMS = frozenset({"pipeline", "more", "alone"})
 BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
 
 
@@ -30,8 +32,9 @@ async def put_source(request: web.Request) -> web.Response:
     """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken."""
     table = request.app[TABLE]
     check_length(request, table.limits.segment_bytes)
-    params = {name: value for name, value in request.query.items() if name not in ("pipeline", "more")}
-    job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params)
+    params = {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
+    alone = number(request, "alone", table.limits.idle_seconds, table.limits.idle_seconds)
+    job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params, alone)
     media = table.pipelines[job.info.pipeline].media
     check_type(request, media)
     if request.content_length is None and request.body_exists:

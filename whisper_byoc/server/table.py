@@ -67,8 +67,12 @@ class JobTable:
             raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
         return self.pipelines[name]
 
-    async def open(self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any]) -> Job:
+    async def open(
+        self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any], alone_seconds: float | None = None
+    ) -> Job:
         """Get the job of that id, opening it if it is new.
+
+        It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
         Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or
         not ready.
@@ -92,6 +96,7 @@ class JobTable:
         self._make_place()
         info = JobInfo(job_id, pipeline.name, dict(params))
         job = Job(info, pipeline.open_session(info), pipeline.content_type, self.limits, self._metrics)
+        job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
         self._jobs[job_id] = job
         self._opened.notify()
         return job
@@ -177,6 +182,9 @@ class JobTable:
                 elif job.idle_seconds > self.limits.idle_seconds:
                     log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
                     await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input and no reader")
+                elif job.alone_seconds > job.alone_limit:
+                    log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
+                    await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")
 
 
 def check_job_id(job_id: str) -> None:

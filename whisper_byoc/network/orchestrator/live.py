@@ -1,0 +1,194 @@
+"""`POST /live/video-to-video`: one frame or a live feed through a container's `/live/{job}/source` and `/output`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp
+from aiohttp import web
+
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+from whisper_byoc.network.answers import as_json, says
+from whisper_byoc.network.feed import Feed
+from whisper_byoc.network.form import form_for
+from whisper_byoc.network.orchestrator.context import Context
+from whisper_byoc.network.orchestrator.pool import Slot
+from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
+
+__all__ = ["Live"]
+
+MODEL_HEADER = "X-Model-Id"
+OPEN_S = 35.0
+"""Longest wait for a container to open a job; ours lets a request wait 30 s for room."""
+LEAVE_S = 5.0
+ALONE_S = "30"
+"""A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
+CLOSED = "Lp-Trickle-Closed"
+SEQ = "Lp-Trickle-Seq"
+PASSED_ON = ("Content-Type",)
+"""Headers of a request that a container is to see."""
+
+
+class Live:
+    """The route."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def routes(self) -> list[web.RouteDef]:
+        """Give the route."""
+        return [web.post("/live/video-to-video", as_json(self.post))]
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """Bring a request to a container, and once to another if the first fails before it has produced anything."""
+        context = self._context
+        context.check_draining()
+        model = request.headers.get(MODEL_HEADER, "")
+        if not model:
+            names = ", ".join(context.pool.names) or "none yet"
+            raise RequestRefused(400, f"name the model in the {MODEL_HEADER} header; there are: {names}")
+        limits = context.limits
+        most = limits.frame_bytes if request.content_length is not None else None
+        one = request.content_length is not None
+        out = Out(request, form_for("" if one else request.headers.get("Accept", "")), limits.stall_seconds)
+        async with Feed(request, context.memory, limits.frame_bytes if one else limits.hold_bytes, most) as feed:
+
+            async def run(slot: Slot) -> web.StreamResponse:
+                attempt = Attempt(context, slot, request, feed)
+                return await (attempt.frame(out) if one else attempt.feed_through(out))
+
+            return await context.on_some_container(model, run, feed, out)
+
+
+class Attempt:
+    """One job at one container."""
+
+    def __init__(self, context: Context, slot: Slot, request: web.Request, feed: Feed) -> None:
+        self._context = context
+        self._http = context.http
+        self._slot = slot
+        self._container = slot.container
+        self._request = request
+        self._feed = feed
+        self._job = f"{self._container.url}/live/{uuid.uuid4().hex}"
+        self._headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+        self._headers |= self._container.headers
+
+    async def frame(self, out: Out) -> web.StreamResponse:
+        """Send one frame and answer with its result.
+
+        Raises `RequestRefused` with the container's own words, `PeerFailed` or `PeerBusy`.
+        """
+        try:
+            if self._feed.empty:  # a keep-alive: nothing is to be done
+                return web.Response(body=b"")
+            with self._slot.alive():
+                return await asyncio.wait_for(self._frame(out), self._context.limits.job_seconds)
+        except PEER_ERRORS as error:
+            raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
+        finally:
+            self._leave()
+
+    async def feed_through(self, out: Out) -> web.StreamResponse:
+        """Send a live feed while its results come back.
+
+        Raises as `frame` does.
+        """
+        sending = asyncio.get_running_loop().create_task(self._put())
+        try:
+            with self._slot.alive():
+                async with self._output(sending) as answer:
+                    await out.copy(answer, {"Content-Type": answer.headers.get("Content-Type", "")})
+                    await asyncio.wait_for(sending, self._context.limits.stall_seconds)
+                    return await out.finish()
+        except PEER_ERRORS as error:
+            raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
+        except PeerFailed:
+            if self._feed.error:
+                raise self._feed.error from None
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+            if not sending.cancelled():
+                sending.exception()  # seen
+            self._leave()
+
+    async def _frame(self, out: Out) -> web.StreamResponse:
+        await self._put()
+        while True:
+            async with self._get(params={"wait": "300"}) as answer:
+                if answer.status == 200:
+                    headers = {name: answer.headers[name] for name in ("Content-Type", SEQ) if name in answer.headers}
+                    length = answer.headers.get("Content-Length")
+                    await out.copy(answer, headers | ({"Content-Length": length} if length else {}))
+                    return await out.finish()
+                if answer.status >= 400:
+                    message = says(await answer.content.read(4096), f"the container answered {answer.status}")
+                    raise RequestRefused(502, message)  # it is well, and says that this frame has no result
+                if CLOSED in answer.headers:  # a session that gives no result for this frame
+                    return web.Response(body=b"")
+
+    async def _put(self) -> None:
+        """Send the body."""
+        params: Mapping[str, str] = {**self._request.query, **self._container.query, "alone": ALONE_S}
+        headers = dict(self._headers)
+        if self._feed.length is not None:
+            headers["Content-Length"] = str(self._feed.length)
+        async with self._http.put(
+            f"{self._job}/source", data=self._feed.chunks(), params=params, headers=headers, allow_redirects=False
+        ) as answer:
+            if answer.status >= 400:
+                raise refusal(self._container.url, answer.status, await answer.content.read(4096))
+            await answer.read()
+
+    @contextlib.asynccontextmanager
+    async def _output(self, sending: asyncio.Task[None]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Follow the output, unless the feed is refused before there is one."""
+        accept = self._request.headers.get("Accept", "*/*")
+        params = {"follow": "1", "wait": f"{OPEN_S:g}"}
+        async with contextlib.AsyncExitStack() as stack:
+            following = self._get(headers={"Accept": accept}, params=params)
+            opening = asyncio.ensure_future(stack.enter_async_context(following))
+            try:
+                await asyncio.wait({opening, sending}, timeout=OPEN_S, return_when=asyncio.FIRST_COMPLETED)
+                if not opening.done() and sending.done():
+                    sending.result()
+                answer = await asyncio.wait_for(opening, OPEN_S)
+            finally:
+                opening.cancel()
+            if answer.status != 200:
+                raise refusal(self._container.url, answer.status, await answer.content.read(4096))
+            yield answer
+
+    def _get(
+        self, params: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        headers = {**(headers or {}), **self._container.headers}
+        return self._http.get(f"{self._job}/output", params=params, headers=headers, allow_redirects=False)
+
+    def _leave(self) -> None:
+        """Free the container's memory and the place, behind the client's back."""
+        self._context.tasks.start(self._abandon())
+
+    async def _abandon(self) -> None:
+        try:
+            limit = aiohttp.ClientTimeout(total=LEAVE_S)
+            with contextlib.suppress(*PEER_ERRORS):
+                async with self._http.delete(self._job, headers=self._container.headers, timeout=limit):
+                    pass
+        finally:
+            self._slot.free()
+
+
+def refusal(url: str, status: int, body: bytes) -> RequestRefused:
+    """Make an error answer of a container an error."""
+    message = says(body, f"the container at {url} answered {status}")
+    if status in (429, 503):
+        return PeerBusy(message)
+    if status == 401:
+        return PeerFailed(f"the container at {url} does not take the token that it registered with")
+    return PeerFailed(message) if status >= 500 else RequestRefused(status, message)

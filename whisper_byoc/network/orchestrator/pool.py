@@ -1,0 +1,200 @@
+"""Which containers there are, for which capability, and how much of each is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+
+__all__ = ["Container", "Pool", "Slot"]
+
+log = logging.getLogger("whisper_byoc.network.orchestrator")
+
+
+@dataclass(eq=False)
+class Container:
+    """One container that offers one capability."""
+
+    name: str
+    url: str
+    """Base URL, without a slash at its end."""
+    capacity: int
+    """Jobs at once."""
+    token: str = field(default="", repr=False)
+    """Bearer token that it wants to be shown; empty is none."""
+    registered: bool = False
+    """Whether it registered itself, and may take that back."""
+    price: dict[str, int] = field(default_factory=dict)
+    ready: bool = False
+    trouble: str = "not asked yet"
+    """Why it is not ready."""
+    serves: tuple[str, ...] = ()
+    """Names of its pipelines, where it tells them."""
+    gone_at: float = field(default_factory=time.monotonic)
+    """Since when it has not been ready."""
+    slots: set[Slot] = field(default_factory=set)
+
+    @property
+    def free(self) -> int:
+        """Jobs that it could take now."""
+        return max(0, self.capacity - len(self.slots)) if self.ready else 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request to it carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What tells it which pipeline is meant, where it has several."""
+        return {"pipeline": self.name} if len(self.serves) > 1 else {}
+
+    def answers(self) -> None:
+        """Note that it can take jobs."""
+        if not self.ready:
+            self.ready, self.trouble = True, ""
+            log.info("BYOC capability registered: %s", self.name)
+            log.info("%s is at %s, capacity %d", self.name, self.url, self.capacity)
+            if self.serves and len(self.serves) == 1 and self.serves[0] != self.name:
+                log.warning("%s says that it serves %s; it gets the jobs for %s", self.url, self.serves[0], self.name)
+
+    def refuses(self, trouble: str) -> None:
+        """Note that it takes no new jobs; those it has go on."""
+        if self.ready:
+            self.gone_at = time.monotonic()
+            log.warning("BYOC capability lost: %s (%s): %s", self.name, self.url, trouble)
+        elif trouble != self.trouble:
+            log.info("waiting for %s (%s): %s", self.name, self.url, trouble)
+        self.ready, self.trouble = False, trouble
+
+    def died(self, trouble: str) -> None:
+        """Note that it is gone, and end the jobs it had."""
+        self.refuses(trouble)
+        for slot in tuple(self.slots):
+            slot.lose(trouble)
+
+
+class Slot:
+    """One job's place at a container, until `free`."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.lost: str | None = None
+        """What became of the container, if it died."""
+        self._on_loss: set[Callable[[], object]] = set()
+        container.slots.add(self)
+
+    def free(self) -> None:
+        """Give the place back. More calls do nothing."""
+        self.container.slots.discard(self)
+
+    def lose(self, trouble: str) -> None:
+        """Tell whoever works with the container that it died."""
+        self.lost = trouble
+        for call in tuple(self._on_loss):
+            call()
+
+    def failure(self) -> PeerFailed:
+        """Give the error for a job whose container died."""
+        return PeerFailed(f"the container at {self.container.url} is gone: {self.lost}")
+
+    @contextmanager
+    def watched(self, on_loss: Callable[[], object]) -> Iterator[None]:
+        """Have `on_loss` called when the container dies within the context.
+
+        Raises `PeerFailed` when it has died before.
+        """
+        if self.lost is not None:
+            raise self.failure()
+        self._on_loss.add(on_loss)
+        try:
+            yield
+        finally:
+            self._on_loss.discard(on_loss)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Interrupt what this task does within the context when the container dies.
+
+        Raises `PeerFailed` then.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        with self.watched(task.cancel):
+            try:
+                yield
+            except asyncio.CancelledError:
+                if self.lost is None or (sys.version_info >= (3, 11) and task.uncancel() > 0):
+                    raise  # somebody else wants this task to end
+                raise self.failure() from None
+
+
+class Pool:
+    """All containers. A capability's jobs go to the container with the most free places."""
+
+    def __init__(self) -> None:
+        self._containers: list[Container] = []
+
+    def __iter__(self) -> Iterator[Container]:
+        return iter(tuple(self._containers))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Capabilities that some container offers, ready or not."""
+        return tuple(dict.fromkeys(each.name for each in self._containers))
+
+    @property
+    def jobs(self) -> int:
+        """Places that are taken."""
+        return sum(len(each.slots) for each in self._containers)
+
+    def of(self, name: str) -> list[Container]:
+        """Containers that offer a capability."""
+        return [each for each in self._containers if each.name == name]
+
+    def free(self, name: str) -> int:
+        """Jobs of a capability that could be taken now."""
+        return sum(each.free for each in self.of(name))
+
+    def free_elsewhere(self, name: str, without: Collection[Container]) -> bool:
+        """Whether another container could take a job now."""
+        return any(each.free for each in self.of(name) if each not in without)
+
+    def add(self, container: Container) -> Container:
+        """Add a container, or change what is known of the one with this name and URL; its jobs go on."""
+        for known in self.of(container.name):
+            if known.url == container.url:
+                known.capacity, known.token, known.price = container.capacity, container.token, container.price
+                return known
+        self._containers.append(container)
+        return container
+
+    def remove(self, container: Container) -> None:
+        """Forget a container; jobs that it has go on."""
+        if container in self._containers:
+            self._containers.remove(container)
+
+    def take(self, name: str, without: Collection[Container] = ()) -> Slot:
+        """Take a place for a job.
+
+        Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed` (502) when no container answers,
+        `PeerBusy` (503) when all places are taken.
+        """
+        known = self.of(name)
+        if not known:
+            names = ", ".join(self.names) or "none"
+            raise RequestRefused(404, f"model not found: {name!r}; there are: {names}")
+        ready = [each for each in known if each.ready and each not in without]
+        if not ready:
+            troubles = "; ".join(f"{each.url}: {each.trouble or 'just failed'}" for each in known)
+            raise PeerFailed(f"no container for {name!r} can take jobs now: {troubles}")
+        free = [each for each in ready if each.free]
+        if not free:
+            raise PeerBusy(f"no capacity for {name!r}: all {sum(each.capacity for each in ready)} places are taken")
+        return Slot(max(free, key=lambda each: each.free))
