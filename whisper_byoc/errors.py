@@ -104,10 +104,14 @@ class PeerBusy(RequestRefused):
 
 
 class PeerFailed(RequestRefused):
-    """The container or orchestrator that the request went to failed, or was too slow (`status` 504)."""
+    """The container or orchestrator that the request went to failed, or was too slow (`status` 504).
 
-    def __init__(self, message: str, status: int = 502) -> None:
+    `reached` tells whether it has got anything of the request.
+    """
+
+    def __init__(self, message: str, status: int = 502, *, reached: bool = True) -> None:
         super().__init__(status, message)
+        self.reached = reached
 
 
 class ClientError(ByocError):

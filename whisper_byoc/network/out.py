@@ -102,4 +102,5 @@ def peer_failed(peer: object, error: BaseException) -> PeerFailed:
     """Say of a peer what went wrong with it."""
     if isinstance(error, asyncio.TimeoutError):
         return PeerFailed(f"{peer} did not answer in time", 504)
-    return PeerFailed(f"{peer} failed: {str(error) or type(error).__name__}")
+    reached = not isinstance(error, aiohttp.ClientConnectorError)
+    return PeerFailed(f"{peer} failed: {str(error) or type(error).__name__}", reached=reached)

@@ -74,6 +74,8 @@ class LocalSegment:
     def __init__(self, channel: Channel, cursor: Cursor, missed: int) -> None:
         self.seq = cursor.segment.seq
         self.missed = missed
+        self.whole = cursor.segment
+        """The segment itself, for readers that keep it."""
         self.content_type = channel.mime
         self._cursor = cursor
 

@@ -63,9 +63,9 @@ class Context:
                 failure = failure or error
             except PeerFailed as error:
                 self.follower.doubt(slot.container)
-                again = failure is None or isinstance(failure, PeerBusy)
+                second = isinstance(failure, PeerFailed) and failure.reached
                 failure = error
-                if not again or error.status == 504 or out.produced or not feed.replayable:
+                if second or error.status == 504 or out.produced or not feed.replayable:
                     return await out.fail(error)
                 log.warning("%s: %s; trying another container", name, error)
             except RequestRefused as error:

@@ -15,10 +15,10 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.orchestrator.health import Follower
 from whisper_byoc.network.orchestrator.pool import Container, Pool
+from whisper_byoc.network.reading import json_object, read_small
 
 __all__ = ["Registration"]
 
-LARGEST = 64 * 1024
 MOST_CONTAINERS = 1000
 URL_HEADER = "X-Capability-Url"
 """Which container unregisters, where it tells; go-livepeer's body is the bare name of the capability."""
@@ -87,30 +87,12 @@ class Registration:
             raise RequestRefused(400, "invalid authorization")
 
 
-async def read_small(request: web.Request, largest: int = LARGEST) -> bytes:
-    """Read a small body.
-
-    Raises `RequestRefused` (413).
-    """
-    body = bytearray()
-    while data := await request.content.readany():
-        body += data
-        if len(body) > largest:
-            raise RequestRefused(413, f"the body is larger than {largest} bytes")
-    return bytes(body)
-
-
 def parse_capability(body: bytes) -> Container:
     """Read what a container says of itself.
 
     Raises `RequestRefused` (400).
     """
-    try:
-        fields = json.loads(body)
-    except ValueError as error:
-        raise RequestRefused(400, f"the body is no JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise RequestRefused(400, "the body must be a JSON object")
+    fields = json_object(body)
     name, url = text_of(fields, "name"), text_of(fields, "url").rstrip("/")
     parts = urlsplit(url)
     if not name or parts.scheme not in ("http", "https") or not parts.hostname:

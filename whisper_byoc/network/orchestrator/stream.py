@@ -191,7 +191,7 @@ class Stream:
 
     async def _publish_error(self, reason: str) -> None:
         """Tell the gateway, which reads the events."""
-        event = {"event": {"type": "error", "stream_id": self.id, "message": reason}, "queue_event_type": "error"}
+        event = {"event": {"type": "stream_lost", "stream_id": self.id, "message": reason}}
         try:
             await self._channels.writer("events").publish(json.dumps(event).encode())
         except TrickleError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from typing import Any
@@ -16,8 +15,8 @@ from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Container
-from whisper_byoc.network.orchestrator.registration import read_small
 from whisper_byoc.network.orchestrator.stream import Channels, Stream
+from whisper_byoc.network.reading import json_object, read_small
 from whisper_byoc.trickle import TrickleServer
 
 __all__ = ["Streams"]
@@ -160,17 +159,3 @@ def passed_on(status: int, body: bytes, content_type: str) -> web.Response:
     """Answer as a container did."""
     headers = {"Content-Type": content_type} if content_type else {}
     return web.Response(status=status, body=body, headers=headers)
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    """Decode a JSON object; an empty body is an empty one.
-
-    Raises `RequestRefused` (400).
-    """
-    try:
-        found = json.loads(body or b"{}")
-    except ValueError as error:
-        raise RequestRefused(400, f"the body is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise RequestRefused(400, "the body must be a JSON object")
-    return found

@@ -1,0 +1,203 @@
+"""RTMP as a way into a stream: a port for each stream, with ffmpeg behind it for as long as somebody publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from whisper_byoc.network.gateway.session import Session
+from whisper_byoc.network.serving import Address
+from whisper_byoc.trickle import LocalPublisher, TrickleError, TrickleServer
+from whisper_byoc.trickle.byhand import by_time
+
+__all__ = ["RtmpConfig", "RtmpPorts"]
+
+log = logging.getLogger("whisper_byoc.network.gateway")
+
+MOST_PORTS = 16
+READ_BYTES = 32 * 1024
+PACKET_BYTES = 188
+"""MPEG-TS comes in packets of this size; a segment is cut between two."""
+SEGMENT_S = 1.0
+LISTEN_S = 10.0
+"""Longest wait for ffmpeg to listen."""
+STALL_S = 60.0
+END_S = 2.0
+
+
+@dataclass(frozen=True)
+class RtmpConfig:
+    """Where publishers connect, and how ffmpeg is run."""
+
+    address: Address
+    """The first stream has this port, others the next that are free."""
+    command: Callable[[int], Sequence[str]]
+    """Makes the command line of an ffmpeg that waits for RTMP on a port of loopback, and writes MPEG-TS to stdout."""
+    environment: Mapping[str, str]
+
+
+class RtmpPorts:
+    """The ports in use. ffmpeg serves one publisher and does not tell streams apart, hence a port for each stream."""
+
+    def __init__(self, config: RtmpConfig | None) -> None:
+        self._config = config
+        self._entries: dict[Session, Entry] = {}
+
+    async def open(self, session: Session, trickle: TrickleServer) -> str:
+        """Give the URL to which the stream's media can be published; empty without RTMP, or when no port is free."""
+        if self._config is None:
+            return ""
+        channel = trickle.channels.get(session.input_name)
+        if channel is None:
+            return ""
+        entry = Entry(session.id, LocalPublisher(channel), self._config)
+        first = self._config.address.port
+        for port in range(first, first + MOST_PORTS) if first else [0]:
+            with contextlib.suppress(OSError):
+                bound = await entry.listen(port)
+                self._entries[session] = entry
+                session.over.add_done_callback(lambda _: self._entries.pop(session, entry).close())
+                return f"rtmp://{self._config.address.host or '127.0.0.1'}:{bound}/live/{session.id}"
+        log.warning("stream %s: none of %d RTMP ports from %d on is free", session.id, MOST_PORTS, first)
+        return ""
+
+    async def close(self) -> None:
+        """End all of them."""
+        entries, self._entries = list(self._entries.values()), {}
+        for entry in entries:
+            entry.close()
+        await asyncio.gather(*(entry.closed() for entry in entries))
+
+
+class Entry:
+    """One port: whoever connects is put through to an ffmpeg, whose MPEG-TS goes into the stream."""
+
+    def __init__(self, stream_id: str, publisher: LocalPublisher, config: RtmpConfig) -> None:
+        self._stream_id = stream_id
+        self._publisher = publisher
+        self._config = config
+        self._server: asyncio.Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def listen(self, port: int) -> int:
+        """Listen, and give the port.
+
+        Raises `OSError` when it is taken.
+        """
+        self._server = await asyncio.start_server(self._accept, self._config.address.listen_host, port)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Listen no more, and end the publisher that is there."""
+        if self._server is not None:
+            self._server.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def closed(self) -> None:
+        """Wait until nothing is left."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._task is not None and not self._task.done():
+            log.warning("stream %s: a second RTMP publisher was turned away", self._stream_id)
+            writer.close()
+            return
+        self._task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        log.info("stream %s: an RTMP publisher has come", self._stream_id)
+        port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            *self._config.command(port), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            env=dict(self._config.environment), start_new_session=True,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            inner, outer = await connect(port)
+            tasks = [loop.create_task(pump(reader, outer)), loop.create_task(pump(inner, writer))]
+            assert process.stdout is not None
+            await self._publish(process.stdout)
+        except (OSError, TrickleError, asyncio.TimeoutError) as error:
+            log.warning("stream %s: RTMP ended: %s", self._stream_id, error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.close()
+            await ended(process)
+            log.info("stream %s: the RTMP publisher has gone", self._stream_id)
+
+    async def _publish(self, source: asyncio.StreamReader) -> None:
+        """Write MPEG-TS as segments of a second."""
+        writer = None
+        try:
+            async for data, last in by_time(SEGMENT_S)(packets(source)):
+                writer = writer or await self._publisher.next()
+                await writer.write(data)
+                if last:
+                    await writer.close()
+                    writer = None
+        finally:
+            if writer is not None:
+                await writer.close()
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for a process that has lost its input, and kill it if it does not end."""
+    try:
+        await asyncio.wait_for(process.wait(), END_S)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def packets(source: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield whole MPEG-TS packets as they come."""
+    rest = b""
+    while data := await source.read(READ_BYTES):
+        whole = rest + data
+        cut = len(whole) - len(whole) % PACKET_BYTES
+        rest = whole[cut:]
+        if cut:
+            yield whole[:cut]
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy one direction of a connection, and end it at the end."""
+    try:
+        while data := await reader.read(READ_BYTES):
+            writer.write(data)
+            await asyncio.wait_for(writer.drain(), STALL_S)
+    except (OSError, asyncio.TimeoutError):
+        pass  # one side has gone; the other notices by the end of it
+    finally:
+        writer.close()
+
+
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a program that is about to listen.
+
+    Raises `OSError` when it does not.
+    """
+    deadline = asyncio.get_running_loop().time() + LISTEN_S
+    while True:
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.02)
+
+
+def free_port() -> int:
+    """Find a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
