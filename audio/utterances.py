@@ -1,84 +1,183 @@
-"""A live stream of PCM16, cut into segments short enough to transcribe."""
+"""A live stream of PCM16 -> utterances: stretches of speech, from a little before their first word to their last.
+
+Silence between them is dropped. All positions are samples since the beginning of the stream, exact for any length.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH
+from audio.quiet import quietest_point
+from audio.vad import CHUNK, SpeechDetector
 
-__all__ = ["MAX_SECONDS", "QuietCutter", "quietest_point"]
+__all__ = ["Listener", "ListenerOptions", "Utterance"]
 
-MAX_SECONDS = 15.0
-"""Default length limit of a segment: half of Whisper's 30 s window, so text comes while it still is live."""
-
-WINDOW = SAMPLE_RATE * 50 // 1000
-"""Samples over which loudness is measured: 50 ms hold several periods of the lowest voice (about 80 Hz)."""
-
-HOP = SAMPLE_RATE * 10 // 1000
-"""Samples from one window to the next: 10 ms, the hop of Whisper's own spectrogram."""
+Judge = Callable[[NDArray[np.int16]], float]
 
 
-class QuietCutter:
-    """Cuts a live PCM16 stream into segments of at most `max_seconds`, each at a quiet point.
+@dataclass(frozen=True)
+class ListenerOptions:
+    """When speech begins and ends. Times in seconds; ValueError for what cannot be."""
 
-    When `max_seconds` are buffered, the cut falls on the quietest point of their last third. Where the cuts fall
-    depends on the stream alone, never on how it was chunked. All segments, joined, are the stream. The memory
-    held is `max_seconds` of PCM16 plus the chunk being fed.
-    """
+    pre_roll: float = 0.4
+    """Sound that is kept from before the first chunk with speech: the model notices a soft consonant late."""
+    pause: float = 0.5
+    """An utterance ends after so much silence …"""
+    post_roll: float = 0.25
+    """… of which so much is kept: the end of the last word."""
+    longest: float = 12.0
+    """An utterance that goes on for so long is cut at the quietest point of its last third."""
+    begins_at: float = 0.5
+    """Probability from which a chunk counts as speech (Silero's own threshold) …"""
+    goes_on_at: float = 0.35
+    """… and while speech goes on (Silero: 0.15 less)."""
+    chunks_to_begin: int = 2
+    """Chunks of speech in a row that make an utterance: a click is shorter."""
 
-    def __init__(self, max_seconds: float = MAX_SECONDS) -> None:
-        """Cut at `max_seconds` (s) at the latest; ValueError if its last third cannot hold a 50 ms window."""
-        self._max_samples = int(max_seconds * SAMPLE_RATE)
-        self._search_from = self._max_samples * 2 // 3
-        if self._max_samples - self._search_from < WINDOW:
-            raise ValueError(f"max_seconds={max_seconds} is too short to find a quiet point in; use 0.15 or more.")
-        self._buffer = bytearray()
+    def __post_init__(self) -> None:
+        if not 0 <= self.post_roll <= self.pause:
+            raise ValueError(f"the pause of {self.pause} s must be longer than the {self.post_roll} s kept of it")
+        if self.longest < max(1.0, 2 * (self.pre_roll + self.pause)) or self.longest > 30:
+            raise ValueError(f"the longest utterance must be {max(1.0, 2 * (self.pre_roll + self.pause)):g} to 30 s")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A stretch of speech."""
+
+    number: int
+    """Counts from 0 in one stream."""
+    first: int
+    """Position of its first sample."""
+    samples: NDArray[np.int16]
+    """Its sound, shape (n,)."""
+    speech_end: int
+    """Position behind the last chunk that had speech."""
+    ended_by: Literal["pause", "cut", "end", "open"]
+    """A pause, the length limit, the end of the stream; `open`: it goes on."""
+
+    @property
+    def end(self) -> int:
+        """Position behind its last sample."""
+        return self.first + len(self.samples)
+
+
+class Listener:
+    """Finds the utterances of one stream. The memory held is that of the longest one, whatever comes in."""
+
+    def __init__(self, options: ListenerOptions | None = None, judge: Judge | None = None) -> None:
+        self.options = options or ListenerOptions()
+        self.received = 0
+        """Samples that have come in; half of one waits for its other byte."""
+        self._judge = judge or SpeechDetector().judge
+        self._half = b""
+        self._buffer = np.empty(0, dtype=np.int16)
+        self._base = 0  # position of the buffer's first sample
+        self._judged = 0  # position up to which chunks have been judged
+        self._run = 0  # chunks of speech in a row, before an utterance begins
+        self._first: int | None = None  # position of the open utterance
+        self._speech_end = 0
+        self._previous_end = 0  # position behind the last utterance: no sample belongs to two
+        self._number = 0
+
+    def feed(self, data: bytes) -> list[Utterance]:
+        """Take PCM16 in pieces of any size, and give the utterances that have ended."""
+        joined = self._half + data
+        whole = len(joined) - len(joined) % SAMPLE_WIDTH
+        self._half = joined[whole:]
+        fresh = np.frombuffer(joined, dtype="<i2", count=whole // SAMPLE_WIDTH)
+        self.received += len(fresh)
+        ended = []
+        for at in range(0, len(fresh), SAMPLE_RATE):  # a second at a time, so that old silence is dropped on the way
+            self._buffer = np.concatenate((self._buffer, fresh[at : at + SAMPLE_RATE]))
+            while self._judged + CHUNK <= self._base + len(self._buffer):
+                ended += self._step(self._slice(self._judged, self._judged + CHUNK), CHUNK)
+        return ended
+
+    def finish(self) -> list[Utterance]:
+        """Give what is left at the end of the stream. Half a sample is `pending`."""
+        rest = self._slice(self._judged, self.received)
+        ended = self._step(np.pad(rest, (0, CHUNK - len(rest))), len(rest)) if len(rest) else []
+        if self._first is None and self._run:
+            self._begin()
+        if self._first is not None:
+            ended.append(self._take(min(self.received, self._speech_end + self._samples(self.options.pause)), "end"))
+        return ended
 
     @property
     def pending(self) -> int:
-        """Bytes that wait for the second half of their sample: 0 or 1. After `finish`, what was cut off."""
-        return len(self._buffer) % SAMPLE_WIDTH
+        """Bytes that wait for the second half of their sample: 0 or 1."""
+        return len(self._half)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
-        """Take any number of bytes; return the segments that are complete, in order, in whole samples."""
-        self._buffer += data
-        segments = []
-        while len(self._buffer) >= self._max_samples * SAMPLE_WIDTH:
-            segments.append(self._take(self._cut()))
-        return segments
+    @property
+    def quiet(self) -> int:
+        """Samples since the last chunk with speech, while an utterance is open."""
+        return self._judged - self._speech_end
 
-    def finish(self) -> list[bytes]:
-        """Return what is left as one segment of whole samples, or nothing if nothing is."""
-        samples = len(self._buffer) // SAMPLE_WIDTH
-        return [self._take(samples)] if samples else []
+    def current(self) -> Utterance | None:
+        """Give the open utterance as it is now, silence at its end kept as `post_roll` says; None in silence."""
+        if self._first is None:
+            return None
+        end = min(self._judged, self._speech_end + self._samples(self.options.post_roll))
+        return Utterance(self._number, self._first, self._slice(self._first, end), self._speech_end, "open")
 
-    def _cut(self) -> int:
-        count = self._max_samples - self._search_from
-        offset = self._search_from * SAMPLE_WIDTH
-        # The copy matters: an array on the buffer itself would forbid to shorten it.
-        last_third = np.frombuffer(self._buffer, dtype="<i2", count=count, offset=offset).astype(np.int16)
-        return self._search_from + quietest_point(last_third)
+    def _step(self, chunk: NDArray[np.int16], length: int) -> list[Utterance]:
+        """Judge one chunk, of which `length` samples are real."""
+        probability = self._judge(chunk)
+        self._judged += length
+        if self._first is None:
+            self._run = self._run + 1 if probability >= self.options.begins_at else 0
+            if self._run:
+                self._speech_end = self._judged
+            if self._run >= self.options.chunks_to_begin:
+                self._begin()
+            else:
+                self._forget(self._judged - self._samples(self.options.pre_roll) - self._run * CHUNK)
+            return []
+        if probability >= self.options.goes_on_at:
+            self._speech_end = self._judged
+        elif self.quiet >= self._samples(self.options.pause):
+            return [self._take(self._speech_end + self._samples(self.options.post_roll), "pause")]
+        if self._judged - self._first >= self._samples(self.options.longest):
+            return [self._cut()]
+        return []
 
-    def _take(self, samples: int) -> bytes:
-        size = samples * SAMPLE_WIDTH
-        segment = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return segment
+    def _begin(self) -> None:
+        start = self._judged - self._run * CHUNK - self._samples(self.options.pre_roll)
+        self._first, self._run = max(start, self._previous_end, self._base), 0
 
+    def _cut(self) -> Utterance:
+        """End the utterance at the quietest point of its last third, and begin the next one there."""
+        assert self._first is not None
+        search_from = self._first + (self._judged - self._first) * 2 // 3
+        point = search_from + quietest_point(self._slice(search_from, self._judged))
+        speech_end = self._speech_end
+        utterance = self._take(point, "cut")
+        self._first, self._speech_end = point, max(speech_end, point)
+        return utterance
 
-def quietest_point(samples: NDArray[np.int16]) -> int:
-    """Return the index in the middle of the window of lowest RMS.
+    def _take(self, end: int, ended_by: Literal["pause", "cut", "end"]) -> Utterance:
+        """Close the open utterance at a position."""
+        assert self._first is not None
+        speech_end = min(self._speech_end, end)
+        utterance = Utterance(self._number, self._first, self._slice(self._first, end), speech_end, ended_by)
+        self._number += 1
+        self._previous_end, self._first = end, None
+        self._forget(max(end, self._judged - self._samples(self.options.pre_roll)) if ended_by == "pause" else end)
+        return utterance
 
-    Args:
-        samples: int16, shape (n,), n >= `WINDOW`.
+    def _slice(self, start: int, end: int) -> NDArray[np.int16]:
+        return self._buffer[start - self._base : end - self._base].copy()
 
-    Windows that tie (digital silence) form runs; the answer is the middle of the longest run, so that the cut is
-    far from speech, and of equally long runs the last, so that segments are long.
-    """
-    # Sums of squares in int64 are exact, so equal windows compare equal.
-    energy_before = np.concatenate(([0], np.cumsum(np.square(samples, dtype=np.int64))))
-    starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-    energy = energy_before[starts + WINDOW] - energy_before[starts]
-    quietest = np.flatnonzero(energy == energy.min())
-    runs = np.split(quietest, np.flatnonzero(np.diff(quietest) > 1) + 1)
-    longest = max(reversed(runs), key=len)
-    return int(starts[longest[0]] + starts[longest[-1]] + WINDOW) // 2
+    def _forget(self, position: int) -> None:
+        """Drop the samples before a position."""
+        if position > self._base:
+            self._buffer = self._buffer[position - self._base :].copy()
+            self._base = position
+
+    def _samples(self, seconds: float) -> int:
+        return int(seconds * SAMPLE_RATE)

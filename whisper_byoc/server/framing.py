@@ -6,7 +6,7 @@ from typing import Protocol
 
 from audio import pcm
 from audio.errors import AudioError
-from audio.utterances import QuietCutter
+from audio.quiet import QuietCutter
 from audio.wav import WavReader
 from whisper_byoc.errors import BadSegment, RequestRefused
 

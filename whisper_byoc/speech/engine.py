@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Engine"]
+__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,28 @@ class DecodeOptions:
     """Whether to find the time of every word, which costs a second pass through the decoder."""
 
 
+@dataclass(frozen=True)
+class DraftWord:
+    """A word of a draft."""
+
+    text: str
+    until: float
+    """Seconds into the sound at which the decoder looked when it wrote the word's end."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an utterance seems to say so far."""
+
+    words: tuple[DraftWord, ...]
+    language: str
+
+    @property
+    def text(self) -> str:
+        """All words."""
+        return " ".join(word.text for word in self.words)
+
+
 class Engine(Protocol):
     """One model, used by one thread at a time.
 
@@ -40,6 +62,14 @@ class Engine(Protocol):
 
     def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Transcription:
         """Turn 16 kHz mono float32 samples (n,) of any length into text with times."""
+        ...
+
+    def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Draft:
+        """Turn at most 30 s of an utterance that is still going on into words; one try, no times of segments."""
+        ...
+
+    def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
+        """Give the language of the first 30 s, as an ISO 639-1 code, and its probability."""
         ...
 
     def replica(self) -> Engine:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio.utterances import HOP, WINDOW, QuietCutter, quietest_point
+from audio.quiet import HOP, WINDOW, QuietCutter, quietest_point
 
 RATE = 16_000
 
