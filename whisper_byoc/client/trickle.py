@@ -7,20 +7,16 @@ import io
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any
 
-import aiohttp
-
-from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused, ServerUnreachable, UsageError
+from whisper_byoc.client.http import Connection, chunked, lines, remember_error
+from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
 
 __all__ = ["TrickleClient"]
 
-CHUNK_BYTES = 64 * 1024
-CONNECT_SECONDS = 10.0
 CLOSED = "Lp-Trickle-Closed"
-MAX_RECORD_BYTES = 128 * 1024 * 1024  # a record can carry a whole frame as base64
 
 
 class TrickleClient:
@@ -40,18 +36,16 @@ class TrickleClient:
         timeout: float = 120.0,
         token: str | None = None,
     ) -> None:
-        self._base_url = base_url.rstrip("/")
         self._query = dict(params or {}) | ({"pipeline": pipeline} if pipeline else {})
         self._timeout = timeout
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = Connection(base_url, "TrickleClient", headers)
         self._job = new_job_id()
         self._job_open = False
         self._one_at_a_time = asyncio.Lock()
-        self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> TrickleClient:
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        self._http = aiohttp.ClientSession(timeout=limits, headers=self._headers)
+        self._http.open()
         return self
 
     async def __aexit__(
@@ -60,8 +54,7 @@ class TrickleClient:
         if self._job_open:
             with suppress(ClientError):  # leaving must not fail because the server is gone
                 await self._delete(self._job)
-        if self._http is not None:
-            await self._http.close()
+        await self._http.close()
 
     async def process_frame(self, frame: bytes) -> bytes:
         """Send one frame or segment and wait for its result; an empty frame is a keep-alive and gives b"".
@@ -70,8 +63,8 @@ class TrickleClient:
         for this frame.
         """
         async with self._one_at_a_time:
-            async with self._request(
-                "PUT", f"{self._job}/source", params=self._query, data=io.BytesIO(frame)
+            async with self._http.request(
+                "PUT", f"/live/{self._job}/source", params=self._query, data=io.BytesIO(frame)
             ) as answer:
                 await answer.read()
             self._job_open = True
@@ -80,7 +73,7 @@ class TrickleClient:
             try:
                 return await asyncio.wait_for(self._next_result(), self._timeout)
             except asyncio.TimeoutError:
-                raise ServerUnreachable(f"{self._base_url} had no result within {self._timeout:g} s") from None
+                raise ServerUnreachable(f"{self._http.base_url} had no result within {self._timeout:g} s") from None
 
     async def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = "application/octet-stream", **query: str
@@ -115,7 +108,7 @@ class TrickleClient:
             await asyncio.wait({coming, feed}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({coming}, timeout=self._timeout)
             if not coming.done():
-                message = f"{self._base_url} sent no record for {self._timeout:g} s after the end of the feed"
+                message = f"{self._http.base_url} sent no record for {self._timeout:g} s after the end of the feed"
                 raise ServerUnreachable(message)
             return coming.result()
         finally:
@@ -129,7 +122,9 @@ class TrickleClient:
         broken: list[Exception] = []
         watched = remember_error(body, broken)
         try:
-            async with self._request("PUT", f"{job}/source", params=query, data=watched, headers=headers) as answer:
+            async with self._http.request(
+                "PUT", f"/live/{job}/source", params=query, data=watched, headers=headers
+            ) as answer:
                 await answer.read()
         except Exception as error:
             with suppress(ClientError):
@@ -140,7 +135,7 @@ class TrickleClient:
         """Follow the output, unless the feed is refused before there is one."""
         headers = {"Accept": "application/x-ndjson"}
         async with AsyncExitStack() as stack:
-            request = self._request("GET", f"{job}/output", headers=headers, params={"wait": "300"})
+            request = self._http.request("GET", f"/live/{job}/output", headers=headers, params={"wait": "300"})
             opening = asyncio.ensure_future(stack.enter_async_context(request))
             try:
                 await asyncio.wait({opening, feed}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,80 +149,17 @@ class TrickleClient:
 
     async def _next_result(self) -> bytes:
         while True:
-            async with self._request("GET", f"{self._job}/output") as answer:
+            async with self._http.request("GET", f"/live/{self._job}/output") as answer:
                 if answer.status == 200:
                     return await answer.read()
                 if CLOSED in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
 
     async def _delete(self, path: str) -> None:
-        async with self._request("DELETE", path) as answer:
+        async with self._http.request("DELETE", f"/live/{path}") as answer:
             await answer.read()
-
-    @asynccontextmanager
-    async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; every way in which it can fail comes out as a `ClientError`."""
-        if self._http is None:
-            raise UsageError("TrickleClient must be entered first: async with TrickleClient(…) as client")
-        try:
-            async with self._http.request(method, f"{self._base_url}/live/{path}", **options) as answer:
-                if answer.status >= 400:
-                    raise await refusal(answer)
-                yield answer
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            message = f"no answer from {self._base_url}: {reason}; is the server running there?"
-            raise ServerUnreachable(message) from error
 
 
 def new_job_id() -> str:
     """Make up a job id that nobody else has."""
     return uuid.uuid4().hex
-
-
-async def refusal(answer: aiohttp.ClientResponse) -> ClientError:
-    """Make the server's error answer an exception."""
-    text = await answer.text(errors="replace")
-    try:
-        body = json.loads(text)
-        message, seq = str(body["error"]), body.get("seq")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        message, seq = text.strip()[:200] or str(answer.reason), None
-    if answer.status == 500 and isinstance(seq, int):
-        return SegmentFailed(seq, message)
-    return ServerRefused(answer.status, message)
-
-
-async def chunked(source: AsyncIterable[bytes] | bytes) -> AsyncIterator[bytes]:
-    """Yield bytes in pieces, and an iterable as it is, without the empty chunks that would end an HTTP body."""
-    if isinstance(source, bytes):
-        for at in range(0, len(source), CHUNK_BYTES):
-            yield source[at : at + CHUNK_BYTES]
-    else:
-        async for chunk in source:
-            if chunk:
-                yield chunk
-
-
-async def remember_error(source: AsyncIterator[bytes], errors: list[Exception]) -> AsyncIterator[bytes]:
-    """Pass bytes on, and keep the source's own exception, which the HTTP client would wrap in one of its own."""
-    try:
-        async for chunk in source:
-            yield chunk
-    except Exception as error:
-        errors.append(error)
-        raise
-
-
-async def lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Split a body into lines of any length, up to `MAX_RECORD_BYTES`."""
-    rest = bytearray()
-    async for chunk in content.iter_any():
-        head, newline, tail = chunk.rpartition(b"\n")
-        rest += head if newline else chunk
-        if len(rest) > MAX_RECORD_BYTES:
-            raise ServerRefused(200, f"the server sent a record of more than {MAX_RECORD_BYTES} bytes")
-        if newline:
-            for line in bytes(rest).split(b"\n"):
-                yield line
-            rest = bytearray(tail)
