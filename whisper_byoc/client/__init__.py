@@ -1,5 +1,6 @@
-"""The client side of the socket: `TrickleClient` speaks to a container."""
+"""The client side of the socket: `TrickleClient` speaks to a container, `GatewayClient` to a gateway."""
 
+from whisper_byoc.client.gateway import GatewayClient
 from whisper_byoc.client.trickle import TrickleClient
 
-__all__ = ["TrickleClient"]
+__all__ = ["GatewayClient", "TrickleClient"]

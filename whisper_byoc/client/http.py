@@ -1,10 +1,10 @@
-"""What the clients share: one HTTP session to one server, and bodies in pieces and in lines."""
+"""What the clients share: one HTTP session to one server, and every failure as a `ClientError`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,23 +12,31 @@ import aiohttp
 
 from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused, ServerUnreachable, UsageError
 
-__all__ = ["Connection", "chunked", "lines", "refusal", "remember_error"]
+__all__ = ["MAX_RECORD_BYTES", "SHORT", "Connection", "lines", "refusal", "whole"]
 
-CHUNK_BYTES = 64 * 1024
 CONNECT_SECONDS = 10.0
-MAX_RECORD_BYTES = 128 * 1024 * 1024  # a record can carry a whole frame as base64
+SHORT = aiohttp.ClientTimeout(total=CONNECT_SECONDS)
+"""For requests that a server answers at once."""
+
+MAX_RECORD_BYTES = 128 * 1024 * 1024
+"""No answer and no record is read beyond it; a record can carry a whole frame as base64."""
+
+MAX_REFUSAL_BYTES = 64 * 1024
 
 
 class Connection:
     """An HTTP session to one server; every way in which a request can fail comes out as a `ClientError`.
 
-    `owner` is the class that its user must enter; `headers` go along with every request.
+    `owner` is the class that its user must enter; `token` is the bearer token to show, if any. Raises `UsageError`
+    when `base_url` is no address of a server.
     """
 
-    def __init__(self, base_url: str, owner: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, base_url: str, owner: str, token: str | None) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise UsageError(f"{base_url!r} is not the address of a server; it begins with http:// or https://")
         self.base_url = base_url.rstrip("/")
         self._owner = owner
-        self._headers = headers
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
@@ -61,48 +69,54 @@ class Connection:
 
 
 async def refusal(answer: aiohttp.ClientResponse) -> ClientError:
-    """Make the server's error answer an exception."""
-    text = await answer.text(errors="replace")
+    """Make the server's error answer an exception; one that breaks off still has its status."""
+    try:
+        text = (await asyncio.wait_for(whole(answer, MAX_REFUSAL_BYTES), CONNECT_SECONDS)).decode(errors="replace")
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ServerRefused):
+        text = ""
     try:
         body = json.loads(text)
         message, seq = str(body["error"]), body.get("seq")
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         message, seq = text.strip()[:200] or str(answer.reason), None
     if answer.status == 500 and isinstance(seq, int):
         return SegmentFailed(seq, message)
     return ServerRefused(answer.status, message)
 
 
-async def chunked(source: AsyncIterable[bytes] | bytes) -> AsyncIterator[bytes]:
-    """Yield bytes in pieces, and an iterable as it is, without the empty chunks that would end an HTTP body."""
-    if isinstance(source, bytes):
-        for at in range(0, len(source), CHUNK_BYTES):
-            yield source[at : at + CHUNK_BYTES]
-    else:
-        async for chunk in source:
-            if chunk:
-                yield chunk
+async def whole(answer: aiohttp.ClientResponse, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """Read a body of up to `limit` bytes.
+
+    Raises `ServerRefused` when there are more.
+    """
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise ServerRefused(answer.status, f"the server sent an answer of more than {limit} bytes")
+    return bytes(body)
 
 
-async def remember_error(source: AsyncIterator[bytes], errors: list[Exception]) -> AsyncIterator[bytes]:
-    """Pass bytes on, and keep the source's own exception, which the HTTP client would wrap in one of its own."""
-    try:
-        async for chunk in source:
-            yield chunk
-    except Exception as error:
-        errors.append(error)
-        raise
+async def lines(chunks: AsyncIterator[bytes], limit: int = MAX_RECORD_BYTES) -> AsyncIterator[bytes]:
+    """Cut chunks into lines of up to `limit` bytes, without their ends; the last one may lack its end.
 
-
-async def lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Split a body into lines of any length, up to `MAX_RECORD_BYTES`."""
+    Raises `ServerRefused` when a line is longer.
+    """
     rest = bytearray()
-    async for chunk in content.iter_any():
-        head, newline, tail = chunk.rpartition(b"\n")
-        rest += head if newline else chunk
-        if len(rest) > MAX_RECORD_BYTES:
-            raise ServerRefused(200, f"the server sent a record of more than {MAX_RECORD_BYTES} bytes")
-        if newline:
-            for line in bytes(rest).split(b"\n"):
-                yield line
-            rest = bytearray(tail)
+    async for chunk in chunks:
+        *complete, last = chunk.split(b"\n")
+        for line in complete:
+            rest += line
+            check_length(rest, limit)
+            yield bytes(rest)
+            rest.clear()
+        rest += last
+        check_length(rest, limit)
+    if rest:
+        yield bytes(rest)
+
+
+def check_length(line: bytearray, limit: int) -> None:
+    """Raise `ServerRefused` for a line of more than `limit` bytes."""
+    if len(line) > limit:
+        raise ServerRefused(200, f"the server sent a record of more than {limit} bytes")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any
 
-from whisper_byoc.client.http import Connection, chunked, lines, remember_error
-from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
+from whisper_byoc.client.feed import Outgoing, Record, next_record, records_of, settle
+from whisper_byoc.client.http import SHORT, Connection, whole
+from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused, ServerUnreachable
 
 __all__ = ["TrickleClient"]
 
@@ -38,10 +37,10 @@ class TrickleClient:
     ) -> None:
         self._query = dict(params or {}) | ({"pipeline": pipeline} if pipeline else {})
         self._timeout = timeout
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = Connection(base_url, "TrickleClient", headers)
+        self._http = Connection(base_url, "TrickleClient", token)
         self._job = new_job_id()
         self._job_open = False
+        self._owed = False
         self._one_at_a_time = asyncio.Lock()
 
     async def __aenter__(self) -> TrickleClient:
@@ -63,75 +62,62 @@ class TrickleClient:
         for this frame.
         """
         async with self._one_at_a_time:
-            async with self._http.request(
-                "PUT", f"/live/{self._job}/source", params=self._query, data=io.BytesIO(frame)
-            ) as answer:
-                await answer.read()
-            self._job_open = True
-            if not frame:
-                return b""
+            if self._owed:
+                await self._start_afresh()
             try:
-                return await asyncio.wait_for(self._next_result(), self._timeout)
+                return await asyncio.wait_for(self._process(frame), self._timeout)
             except asyncio.TimeoutError:
                 raise ServerUnreachable(f"{self._http.base_url} had no result within {self._timeout:g} s") from None
 
     async def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = "application/octet-stream", **query: str
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[Record]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
 
-        `query` goes into the URL of the feed, such as `width="640", height="360"` for video.
+        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
+        source comes after the records of what did arrive.
         """
         job = new_job_id()
-        feed = asyncio.ensure_future(self._feed(job, chunked(source), content_type, self._query | query))
-        records = self._records(job, feed)
+        outgoing = Outgoing(source)
+        feed = asyncio.ensure_future(self._feed(job, outgoing, content_type, self._query | query))
+        records = self._records(job, outgoing, feed)
         ended = False
         try:
-            while (record := await self._next_record(records, feed)) is not None:
+            while not ended:
+                record = await next_record(records, outgoing, self._timeout, self._http.base_url)
+                if record is None:
+                    raise ServerUnreachable(f"{self._http.base_url} ended its answer before the end of the job")
                 ended = record["type"] == "end"
                 yield record
+            await settle(records)
             await feed
+            if outgoing.error is not None:
+                raise outgoing.error
         finally:
             feed.cancel()
             await asyncio.wait({feed})
             await records.aclose()
+            await outgoing.close()
             if not ended:
                 with suppress(ClientError):
                     await self._delete(job)
 
-    async def _next_record(
-        self, records: AsyncGenerator[dict[str, Any], None], feed: asyncio.Task[None]
-    ) -> dict[str, Any] | None:
-        """Wait for a record: without limit while there is something to send, then for `timeout` seconds."""
-        coming = asyncio.ensure_future(anext(records, None))
-        try:
-            await asyncio.wait({coming, feed}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({coming}, timeout=self._timeout)
-            if not coming.done():
-                message = f"{self._http.base_url} sent no record for {self._timeout:g} s after the end of the feed"
-                raise ServerUnreachable(message)
-            return coming.result()
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.wait({coming})
-
-    async def _feed(self, job: str, body: AsyncIterator[bytes], content_type: str, query: Mapping[str, str]) -> None:
+    async def _feed(self, job: str, outgoing: Outgoing, content_type: str, query: Mapping[str, str]) -> None:
         """Send the body. When that fails, end the input, so that the reader gets what did arrive, and its end."""
         headers = {"Content-Type": content_type}
-        broken: list[Exception] = []
-        watched = remember_error(body, broken)
         try:
             async with self._http.request(
-                "PUT", f"/live/{job}/source", params=query, data=watched, headers=headers
+                "PUT", f"/live/{job}/source", params=query, data=outgoing, headers=headers
             ) as answer:
-                await answer.read()
-        except Exception as error:
+                await whole(answer)
+        except ClientError:
             with suppress(ClientError):
                 await self._delete(f"{job}/source")
-            raise (broken[0] if broken else error) from None
+            raise
+        finally:
+            outgoing.end()
 
-    async def _records(self, job: str, feed: asyncio.Task[None]) -> AsyncGenerator[dict[str, Any], None]:
+    async def _records(self, job: str, outgoing: Outgoing, feed: asyncio.Task[None]) -> AsyncGenerator[Record, None]:
         """Follow the output, unless the feed is refused before there is one."""
         headers = {"Accept": "application/x-ndjson"}
         async with AsyncExitStack() as stack:
@@ -144,20 +130,42 @@ class TrickleClient:
                 answer = await opening
             finally:
                 opening.cancel()
-            async for line in lines(answer.content):
-                yield json.loads(line)
+            outgoing.answered = True
+            async for record in records_of(answer.content.iter_any()):
+                yield record
+
+    async def _process(self, frame: bytes) -> bytes:
+        self._owed = True
+        try:
+            async with self._http.request(
+                "PUT", f"/live/{self._job}/source", params=self._query, data=io.BytesIO(frame)
+            ) as answer:
+                await whole(answer)
+            self._job_open = True
+            result = await self._next_result() if frame else b""
+        except (ServerRefused, SegmentFailed):
+            self._owed = False
+            raise
+        self._owed = False
+        return result
+
+    async def _start_afresh(self) -> None:
+        """Leave a job that owes a result nobody waits for any more: it would be taken for the next frame's."""
+        with suppress(ClientError):
+            await self._delete(self._job)
+        self._job, self._job_open, self._owed = new_job_id(), False, False
 
     async def _next_result(self) -> bytes:
         while True:
             async with self._http.request("GET", f"/live/{self._job}/output") as answer:
                 if answer.status == 200:
-                    return await answer.read()
+                    return await whole(answer)
                 if CLOSED in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
 
     async def _delete(self, path: str) -> None:
-        async with self._http.request("DELETE", f"/live/{path}") as answer:
-            await answer.read()
+        async with self._http.request("DELETE", f"/live/{path}", timeout=SHORT) as answer:
+            await whole(answer)
 
 
 def new_job_id() -> str:
