@@ -115,6 +115,30 @@ async def test_cancelling_a_reader_ends_the_request_and_the_source(gateway):
         await settled(lambda: gateway.running == 0)
 
 
+async def test_cancelling_before_there_is_an_answer(gateway):
+    async def never_answers(_):
+        await asyncio.sleep(60)
+
+    closed = asyncio.Event()
+
+    async def silent():
+        try:
+            yield b"x"
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    await gateway.serve(never_answers)
+    async with GatewayClient(gateway.url, "name") as client:
+        reader = asyncio.ensure_future(drain(client.stream(silent())))
+        await settled(lambda: gateway.running)
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert closed.is_set()
+        await settled(lambda: gateway.running == 0)
+
+
 async def test_a_source_that_raises_is_passed_on_after_what_arrived(gateway):
     await gateway.serve(gateway.upper)
 
