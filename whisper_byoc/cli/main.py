@@ -12,6 +12,7 @@ from types import MappingProxyType
 from audio.errors import AudioError
 from whisper_byoc import __version__
 from whisper_byoc.cli.options import Parser
+from whisper_byoc.cli.safetext import printable
 from whisper_byoc.errors import ByocError, UsageError
 
 __all__ = ["main"]
@@ -19,7 +20,7 @@ __all__ = ["main"]
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
-        "send": "stream a sound file to a server, and print the text as it comes",
+        "send": "stream a sound file or a microphone, and print the text as it comes",
         "transcribe": "turn sound files into text here, without a server",
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
@@ -27,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "orchestrator": "run an orchestrator without a chain, for development",
         "gateway": "run a gateway without a chain, for development",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
+        "doctor": "check this machine and what runs on it, and say what to do",
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -85,8 +87,8 @@ def double_dash(word: str) -> str:
 
 
 def complain(error: Exception, code: int) -> int:
-    """Print one sentence on stderr."""
-    print(f"whisper-byoc: {error}", file=sys.stderr)
+    """Print one sentence on stderr; a server may have a part in it."""
+    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
     return code
 
 
