@@ -105,7 +105,9 @@ class Listener:
         if self._first is None and self._run:
             self._begin()
         if self._first is not None:
-            ended.append(self._take(min(self.received, self._speech_end + self._samples(self.options.pause)), "end"))
+            ended.append(
+                self._take(min(self.received, self._speech_end + self._samples(self.options.post_roll)), "end")
+            )
         return ended
 
     @property

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
-from whisper_byoc.processors.base import JobInfo, Session
+from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.results import ResultRing
@@ -25,6 +25,9 @@ __all__ = ["Job"]
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+JOINED_BYTES = 480_000
+"""Pieces of a live feed that wait share one place in the queue, up to 15 s of sound."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Segment:
 
     def __len__(self) -> int:
         return 0 if isinstance(self.data, SegmentError) else len(self.data)
+
+
+@dataclass
+class Pieces:
+    """Consecutive pieces of a live feed, with their times of arrival; more may join while they wait."""
+
+    pieces: list[tuple[bytes, float]]
+    reserved: int
+
+    def __len__(self) -> int:
+        return self.reserved
 
 
 class Job:
@@ -57,10 +71,11 @@ class Job:
         self._limits = limits
         self._metrics = metrics
         self._room = Room(limits.queue_segments, limits.queue_bytes)
-        self._inbox: asyncio.Queue[Segment | None] = asyncio.Queue()  # bounded by the room
+        self._inbox: asyncio.Queue[Segment | Pieces | None] = asyncio.Queue()  # bounded by the room
+        self._joinable: Pieces | None = None  # the newest of the inbox, if it is of a live feed
         self._loop = asyncio.get_running_loop()
         self._errors = 0
-        self._at_work: Segment | None = None
+        self._at_work: Segment | Pieces | None = None
         self._computing = False
         self._feeding = False
         self._reading = False
@@ -85,22 +100,46 @@ class Job:
         if self._room.closed:  # ended between the reservation and now
             self._room.give(reserved)
             raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+        self._joinable = None
         self._inbox.put_nowait(Segment(data, reserved, self._loop.time()))
 
-    async def submit(self, data: bytes) -> None:
-        """Wait for room, then accept a segment.
+    async def submit(self, data: bytes, *, live: bool = False) -> None:
+        """Wait for room, then accept a segment, or a piece of a live feed.
 
         Raises `RequestRefused` (409) when the input ends meanwhile.
         """
-        if not await self.reserve(len(data)):
+        self.touch()
+        joining = live and self._may_join(len(data))
+        if not await self._room.take(len(data), items=0 if joining else 1):
             raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
-        self.enqueue(data, len(data))
+        if live:
+            self._join_or_add(data, joining=joining)
+        else:
+            self.enqueue(data, len(data))
 
-    def submit_now(self, data: bytes | SegmentError) -> None:
+    def _join_or_add(self, data: bytes, *, joining: bool) -> None:
+        """Put a piece, for which room was taken, to those that wait, or behind them."""
+        if joining and self._joinable is not None:
+            self._joinable.pieces.append((data, self._loop.time()))
+            self._joinable.reserved += len(data)
+            return
+        if joining:  # those were taken to work while this piece waited for room
+            self._room.take_now(0)
+        self._joinable = Pieces([(data, self._loop.time())], len(data))
+        self._inbox.put_nowait(self._joinable)
+
+    def _may_join(self, size: int) -> bool:
+        return self._joinable is not None and self._joinable.reserved + size <= JOINED_BYTES
+
+    def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
         """Accept a segment without waiting: the tail of a feed that is over. Nothing when the job was stopped."""
-        if not self._room.closed:
-            size = 0 if isinstance(data, SegmentError) else len(data)
-            self._room.take_now(size)
+        if self._room.closed:
+            return
+        size = 0 if isinstance(data, SegmentError) else len(data)
+        self._room.take_now(size)
+        if live and not isinstance(data, SegmentError):
+            self._join_or_add(data, joining=False)
+        else:
             self.enqueue(data, size)
 
     def update(self, params: Mapping[str, Any]) -> None:
@@ -208,7 +247,7 @@ class Job:
         await asyncio.wait({self._task})
         if self.results.ended:  # it came to its own end first
             return
-        waiting = [self._at_work] if self._at_work else []
+        waiting: list[Segment | Pieces] = [self._at_work] if self._at_work else []
         while not self._inbox.empty():
             segment = self._inbox.get_nowait()
             waiting += [segment] if segment else []
@@ -221,10 +260,12 @@ class Job:
 
     async def _run(self) -> None:
         while (segment := await self._inbox.get()) is not None:
-            await self._work(segment)
+            if isinstance(segment, Pieces):
+                await self._listen(segment)
+            else:
+                await self._work(segment)
         try:
-            for result in await self._limited(self._session.finish()):
-                await self.results.add(result)
+            await self._publish(await self._limited(self._session.finish()))
         except Exception as error:
             await self._fail(error, "the end of the stream")
         self._end()
@@ -240,10 +281,34 @@ class Job:
             failed = True
             await self._fail(error, f"a segment of {len(segment)} bytes")
         else:
-            for result in results:
-                await self.results.add(result)
+            await self._publish(results)
         self._at_work = None
         self._note(segment, failed=failed)
+
+    async def _listen(self, pieces: Pieces) -> None:
+        """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
+        if self._joinable is pieces:
+            self._joinable = None
+        self._at_work = pieces
+        session = cast("LiveSession", self._session)
+        for piece, arrived in pieces.pieces:
+            try:
+                await self._publish(await self._limited(session.feed_live(piece, arrived)))
+            except Exception as error:
+                await self._fail(error, f"a piece of {len(piece)} bytes")
+        self._at_work = None
+        self._room.give(pieces.reserved)
+        self._metrics.received(self.info.pipeline, pieces.reserved)
+
+    async def _publish(self, results: list[Result]) -> None:
+        """Number results; one that says that there is none becomes an error record."""
+        for result in results:
+            if result.error:
+                await self._fail(SegmentError(result.error), "an utterance")
+            else:
+                await self.results.add(result)
+            if result.lag_ms is not None:
+                self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
 
     async def _limited(self, work: Coroutine[Any, Any, T]) -> T:
         """Run the processor's coroutine, and walk away from it after the time limit even if it hangs on."""
@@ -280,15 +345,20 @@ class Job:
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
 
-    def _note(self, segment: Segment, *, failed: bool) -> None:
+    def _note(self, segment: Segment | Pieces, *, failed: bool) -> None:
         """Free the segment's room and count it."""
         self._room.give(segment.reserved)
+        if isinstance(segment, Pieces):
+            self._metrics.received(self.info.pipeline, segment.reserved)
+            return
         latency_ms = (self._loop.time() - segment.arrived) * 1000
         self._metrics.segment(self.info.pipeline, len(segment), latency_ms, failed=failed)
 
     def _end(self) -> None:
         self.closing.set()
         self.ended_at = self._loop.time()
+        if isinstance(self._session, LiveSession):
+            self._session.close()
         try:
             summary = dict(self._session.summary())
         except Exception:

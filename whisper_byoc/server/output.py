@@ -48,7 +48,10 @@ async def get_output(request: web.Request) -> web.StreamResponse:
 
 async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
     """Answer with the oldest unread result, and mark it read once it is written."""
-    record = await job.results.next_unread(wait)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    while (record := await job.results.next_unread(max(0.0, deadline - loop.time()))) is not None and record.partial:
+        job.results.mark_read(record)  # only those who follow records see partial text
     if record is None:
         return web.Response(status=204)
     response = answer(record)

@@ -15,6 +15,7 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
+from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.query import number
 from whisper_byoc.server.table import JobTable
 
@@ -38,7 +39,7 @@ async def put_source(request: web.Request) -> web.Response:
     media = table.pipelines[job.info.pipeline].media
     check_type(request, media)
     if request.content_length is None and request.body_exists:
-        segments, size = await take_feed(request, job, media, table)
+        segments, size = await take_feed(request, job, table)
     elif request.content_length:
         segments, size = await take_segment(request, job, media, table)
     else:
@@ -100,9 +101,9 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
     return 1, size
 
 
-async def take_feed(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:
+async def take_feed(request: web.Request, job: Job, table: JobTable) -> tuple[int, int]:
     """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
-    framing = make_framing(request, media, table.limits.segment_bytes)
+    framing = make_framing(request, table.pipelines[job.info.pipeline], table.limits.segment_bytes)
     segments, size, complete = 0, 0, False
     with job.feeding():
         try:
@@ -111,7 +112,7 @@ async def take_feed(request: web.Request, job: Job, media: Media, table: JobTabl
                 job.touch()
                 cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
                 for segment in cut:
-                    await job.submit(segment)
+                    await job.submit(segment, live=framing.live)
                     segments += 1
             complete = not job.closing.is_set()
         except (*BROKEN, asyncio.CancelledError) as error:
@@ -119,7 +120,7 @@ async def take_feed(request: web.Request, job: Job, media: Media, table: JobTabl
             raise
         finally:
             for tail in framing.finish(complete=complete):
-                job.submit_now(tail)
+                job.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
             if complete and "more" not in request.query:
                 job.end_input()
@@ -153,14 +154,15 @@ async def chunks(content: StreamReader, closing: asyncio.Event, timeout: float) 
             read.cancel()
 
 
-def make_framing(request: web.Request, media: Media, limit: int) -> Framing:
+def make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
     """Choose how a live feed is cut.
 
     Raises `RequestRefused` (400) for video without a usable `?width=&height=`.
     """
-    if media == "audio":
-        return WavFraming() if request.content_type.lower() in WAV_TYPES else AudioFraming()
-    if media == "video" or "width" in request.query:
+    if pipeline.media == "audio":
+        framing = WavFraming if request.content_type.lower() in WAV_TYPES else AudioFraming
+        return framing(live=pipeline.live)
+    if pipeline.media == "video" or "width" in request.query:
         width, height = side(request, "width"), side(request, "height")
         if width * height * 3 > limit:
             raise RequestRefused(413, f"a frame of {width}x{height} is larger than the limit of {limit} bytes")

@@ -23,8 +23,16 @@ class DecodeOptions:
     """Text in the language spoken, or in English."""
     prompt: str = ""
     """Words to expect: names, spellings. Never appears in the text itself."""
+    hotwords: str = ""
+    """Names and spellings to expect, with commas between; like a prompt, but of no text that came before."""
     words: bool = False
     """Whether to find the time of every word, which costs a second pass through the decoder."""
+
+    @property
+    def expected(self) -> str:
+        """What the model is told before it hears anything; empty for nothing."""
+        glossary = f"Glossary: {self.hotwords}." if self.hotwords else ""
+        return " ".join(filter(None, (glossary, self.prompt)))
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,10 @@ class LiveText:
         self._early: tuple[Utterance, asyncio.Task[Heard]] | None = None
 
     def update(self, decoding: DecodeOptions, options: LiveOptions) -> None:
-        """Change options from the next utterance or draft on; those of the listener stay."""
+        """Change options from now on."""
         if decoding.language != self._decoding.language:
             self._language = LanguageChoice(decoding.language)
-        self._decoding, self.options = decoding, options
+        self._decoding, self.options, self.listener.options = decoding, options, options.listening
 
     async def feed(self, data: bytes) -> list[Update]:
         """Take PCM16, and give the text that is ready."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -52,8 +53,8 @@ class OpenAIEngine:
         What looks wrong (`rules`) is decoded a second time, and the better text is taken.
         """
         found = self._decode(samples, options, 0.0)
-        if is_echo(found["text"], options.prompt):
-            options = replace(options, prompt="")
+        if is_echo(found["text"], options.expected):
+            options = replace(options, prompt="", hotwords="")
             found = self._decode(samples, options, 0.0)
         if any(score_of(each).doubtful for each in found["segments"]):
             again = self._decode(samples, options, SECOND_TRY)
@@ -66,7 +67,7 @@ class OpenAIEngine:
         with torch.no_grad():
             encoded = self._model.encoder(self._mel(samples)[None])
             wanted = DecodingOptions(
-                task=options.task, language=options.language, prompt=options.prompt or None, without_timestamps=True,
+                task=options.task, language=options.language, prompt=options.expected or None, without_timestamps=True,
                 sample_len=token_cap(seconds), fp16=False,
             )  # fmt: skip
             found = self._model.decode(encoded, wanted)[0]
@@ -103,7 +104,7 @@ class OpenAIEngine:
                 samples,
                 language=options.language,
                 task=options.task,
-                initial_prompt=options.prompt or None,
+                initial_prompt=options.expected or None,
                 word_timestamps=options.words,
                 temperature=temperature,
                 condition_on_previous_text=False,
@@ -117,7 +118,8 @@ class OpenAIEngine:
         """Log-mel of one window as `whisper.transcribe` makes it: (mels, 3000) float32, zeros behind the sound."""
         mel = whisper.log_mel_spectrogram(samples, self._model.dims.n_mels, padding=N_SAMPLES)
         frames = min(len(samples) // HOP_LENGTH, N_FRAMES)
-        return whisper.pad_or_trim(mel[:, :frames], N_FRAMES)
+        window: torch.Tensor = whisper.pad_or_trim(mel[:, :frames], N_FRAMES)
+        return window
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
         return get_tokenizer(self.multilingual, num_languages=self._model.num_languages, language=language, task=task)
@@ -137,11 +139,8 @@ class OpenAIEngine:
         found: list[torch.Tensor] = []
         with ExitStack() as stack:
             for layer, chosen in heads.items():
-                module = self._model.decoder.blocks[layer].cross_attn
-                hook = module.register_forward_hook(
-                    lambda module, inputs, _, chosen=chosen: found.append(attention(module, *inputs[:2], chosen))
-                )
-                stack.callback(hook.remove)
+                collect = functools.partial(collect_attention, found, chosen)
+                stack.callback(self._model.decoder.blocks[layer].cross_attn.register_forward_hook(collect).remove)
             self._model.decoder(sequence, encoded)
         weights = torch.cat(found)[:, :, :positions].softmax(-1).mean(0)
         first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # the output there is the first token
@@ -149,12 +148,14 @@ class OpenAIEngine:
         return [(position + 1) * SECONDS_PER_POSITION for position in attended.tolist()]
 
 
-def attention(module: Any, x: torch.Tensor, encoded: torch.Tensor, heads: list[int]) -> torch.Tensor:
-    """Give the attention of some heads before softmax, (heads, tokens, positions), whatever kernel the module uses."""
-    query, key = module.query(x)[0], module.key(encoded)[0]
+def collect_attention(
+    found: list[torch.Tensor], heads: list[int], module: Any, inputs: tuple[torch.Tensor, ...], _: object
+) -> None:
+    """Add the attention of some heads before softmax, (heads, tokens, positions), whatever kernel the module uses."""
+    query, key = module.query(inputs[0])[0], module.key(inputs[1])[0]
     width = query.shape[-1] // module.n_head
-    split = [each.view(each.shape[0], module.n_head, width)[:, heads].transpose(0, 1) for each in (query, key)]
-    return split[0] @ split[1].transpose(1, 2) * width**-0.5
+    queries, keys = (each.view(each.shape[0], module.n_head, width)[:, heads].transpose(0, 1) for each in (query, key))
+    found.append(queries @ keys.transpose(1, 2) * width**-0.5)
 
 
 def score_of(segment: dict[str, Any]) -> Score:

@@ -10,7 +10,16 @@ from typing import Any
 
 from audio.pcm import SAMPLE_RATE
 
-__all__ = ["FORMATS", "TextSegment", "Transcription", "Word", "from_records", "join", "transcript_record"]
+__all__ = [
+    "FORMATS",
+    "TextSegment",
+    "Transcription",
+    "Word",
+    "from_records",
+    "join",
+    "partial_record",
+    "transcript_record",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def join(parts: Iterable[Transcription], language: str) -> Transcription:
 
 def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> Transcription:
     """Put the `transcript` records of one job back together, on the job's clock."""
-    heard = [record for record in records if record["type"] == "transcript" and record["text"]]
+    heard = [each for each in records if each["type"] == "transcript" and each["text"] and each.get("is_final", True)]
     segments = tuple(
         TextSegment(
             each["start_ms"] / 1000,
@@ -121,6 +130,14 @@ def transcript_record(
             "inference_ms": round(inference_ms),
         },
     }
+
+
+def partial_record(
+    text: str, language: str, first_sample: int, samples: int, queue_ms: float, inference_ms: float
+) -> dict[str, Any]:
+    """Build the fields of a record of text that is not final: one segment over the whole sound so far."""
+    heard = Transcription(text, language, (TextSegment(0.0, samples / SAMPLE_RATE, text),))
+    return {**transcript_record(heard, first_sample, samples, queue_ms, inference_ms), "is_final": False}
 
 
 def to_ms(samples: int) -> int:
