@@ -17,6 +17,7 @@ from audio.vad import CHUNK, SpeechDetector
 __all__ = ["Listener", "ListenerOptions", "Utterance"]
 
 Judge = Callable[[NDArray[np.int16]], float]
+EndedBy = Literal["pause", "cut", "end", "open"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Utterance:
     """Position of its first sample."""
     samples: NDArray[np.int16]
     """Its sound, shape (n,)."""
+    speech_start: int
+    """Position of the first chunk that had speech; of the first sample, if speech was cut there."""
     speech_end: int
     """Position behind the last chunk that had speech."""
-    ended_by: Literal["pause", "cut", "end", "open"]
+    ended_by: EndedBy
     """A pause, the length limit, the end of the stream; `open`: it goes on."""
 
     @property
@@ -80,6 +83,7 @@ class Listener:
         self._judged = 0  # position up to which chunks have been judged
         self._run = 0  # chunks of speech in a row, before an utterance begins
         self._first: int | None = None  # position of the open utterance
+        self._speech_start = 0
         self._speech_end = 0
         self._previous_end = 0  # position behind the last utterance: no sample belongs to two
         self._number = 0
@@ -125,7 +129,7 @@ class Listener:
         if self._first is None:
             return None
         end = min(self._judged, self._speech_end + self._samples(self.options.post_roll))
-        return Utterance(self._number, self._first, self._slice(self._first, end), self._speech_end, "open")
+        return self._utterance(end, "open")
 
     def _step(self, chunk: NDArray[np.int16], length: int) -> list[Utterance]:
         """Judge one chunk, of which `length` samples are real."""
@@ -149,7 +153,8 @@ class Listener:
         return []
 
     def _begin(self) -> None:
-        start = self._judged - self._run * CHUNK - self._samples(self.options.pre_roll)
+        self._speech_start = max(self._judged - self._run * CHUNK, self._previous_end)
+        start = self._speech_start - self._samples(self.options.pre_roll)
         self._first, self._run = max(start, self._previous_end, self._base), 0
 
     def _cut(self) -> Utterance:
@@ -159,14 +164,19 @@ class Listener:
         point = search_from + quietest_point(self._slice(search_from, self._judged))
         speech_end = self._speech_end
         utterance = self._take(point, "cut")
-        self._first, self._speech_end = point, max(speech_end, point)
+        self._first, self._speech_start, self._speech_end = point, point, max(speech_end, point)
         return utterance
 
-    def _take(self, end: int, ended_by: Literal["pause", "cut", "end"]) -> Utterance:
+    def _utterance(self, end: int, ended_by: EndedBy) -> Utterance:
+        assert self._first is not None
+        samples = self._slice(self._first, end)
+        speech_end = min(self._speech_end, end)
+        return Utterance(self._number, self._first, samples, self._speech_start, speech_end, ended_by)
+
+    def _take(self, end: int, ended_by: EndedBy) -> Utterance:
         """Close the open utterance at a position."""
         assert self._first is not None
-        speech_end = min(self._speech_end, end)
-        utterance = Utterance(self._number, self._first, self._slice(self._first, end), speech_end, ended_by)
+        utterance = self._utterance(end, ended_by)
         self._number += 1
         self._previous_end, self._first = end, None
         self._forget(max(end, self._judged - self._samples(self.options.pre_roll)) if ended_by == "pause" else end)

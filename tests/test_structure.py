@@ -17,7 +17,7 @@ ALLOWED = {
     "whisper_byoc.trickle": set(),
     "whisper_byoc.speech": {"audio", "whisper_byoc.errors", "whisper_byoc.speech.transcript"},
     # the form of a record is no business of a model's: whoever writes records or subtitles may know it
-    "whisper_byoc.speech.transcript": {"audio"},
+    "whisper_byoc.speech.transcript": {"audio", "whisper_byoc.speech"},
     "whisper_byoc.processors": {
         "audio",
         "whisper_byoc.speech",

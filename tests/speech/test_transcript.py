@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whisper_byoc.speech.subtitles import clock
 from whisper_byoc.speech.transcript import (
     FORMATS,
     TextSegment,
     Transcription,
     Word,
-    clock,
     from_records,
     join,
     transcript_record,
@@ -68,7 +68,7 @@ def test_json():
 
 def test_srt():
     assert FORMATS["srt"](HEARD) == (
-        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,250\nGeneral.\n\n"
+        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,300\nGeneral.\n\n"
     )
 
 

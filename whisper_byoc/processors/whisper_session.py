@@ -114,7 +114,11 @@ class WhisperSession:
         assert update.heard is not None
         heard = update.heard
         self._transcripts += 1
-        record = transcript_record(heard.transcription, first, length, heard.queue_ms, heard.inference_ms)
+        text = heard.transcription.within(
+            (utterance.speech_start - utterance.first) / pcm.SAMPLE_RATE,
+            (utterance.speech_end - utterance.first) / pcm.SAMPLE_RATE,
+        )
+        record = transcript_record(text, first, length, heard.queue_ms, heard.inference_ms)
         record["stats"]["lag_ms"] = round(lag_ms)
         return Result(heard.transcription.text.encode(), record, lag_ms=lag_ms)
 

@@ -9,7 +9,17 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server import audio_to_text, batch, hardware, openai_api, output, source, status, websocket
+from whisper_byoc.server import (
+    audio_to_text,
+    batch,
+    hardware,
+    openai_api,
+    output,
+    source,
+    status,
+    transcript,
+    websocket,
+)
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
@@ -43,6 +53,7 @@ def build_app(
             # a job id with a slash must reach the check of job ids, hence the greedy patterns
             web.put("/live/{job_id:.+}/source", source.put_source),
             web.delete("/live/{job_id:.+}/source", source.delete_source),
+            web.get("/live/{job_id:.+}/transcript", transcript.get_transcript, allow_head=False),
             web.get("/live/{job_id:.+}/output", output.get_output, allow_head=False),
             web.delete("/live/{job_id:.+}", source.delete_job),
             *status.routes(),

@@ -19,6 +19,7 @@ from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.results import ResultRing
 from whisper_byoc.server.room import Room
+from whisper_byoc.server.transcript_log import TranscriptLog
 
 __all__ = ["Job"]
 
@@ -62,6 +63,7 @@ class Job:
         self.info = info
         self.content_type = content_type
         self.results = ResultRing(info.job_id, content_type, limits.kept_results, limits.kept_bytes)
+        self.transcript = TranscriptLog()
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a feed that is connected gets its tail in first."""
         self.ended_at: float | None = None
@@ -306,7 +308,7 @@ class Job:
             if result.error:
                 await self._fail(SegmentError(result.error), "an utterance")
             else:
-                await self.results.add(result)
+                self.transcript.add(await self.results.add(result))
             if result.lag_ms is not None:
                 self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
 

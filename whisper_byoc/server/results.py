@@ -83,12 +83,12 @@ class ResultRing:
         """Records that no reader has had yet; the end record does not count."""
         return self.next_seq - int(self.ended) - self._read_up_to
 
-    async def add(self, result: Result) -> None:
+    async def add(self, result: Result) -> Record:
         """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next."""
         if self._kept and self._kept[-1].result.partial and self._kept[-1].seq >= self._handed_out:
             self._take_back()
         await self._pulse.until(lambda: self._has_room(len(result.body)))
-        self._append("result", result)
+        return self._append("result", result)
 
     async def add_error(self, message: str) -> None:
         """Append an error record, after waiting for room."""
@@ -115,6 +115,10 @@ class ResultRing:
         """Wait for record `seq` by number; None when it did not come in time or is no longer kept."""
         await self._pulse.until(lambda: self.ended or seq < self.next_seq, timeout)
         return self._hand_out(seq)
+
+    async def until_ended(self, timeout: float) -> bool:
+        """Wait for the end; False when `timeout` passed."""
+        return await self._pulse.until(lambda: self.ended, timeout)
 
     def at(self, seq: int) -> Record | None:
         """Record `seq`, if it is kept."""
@@ -143,7 +147,7 @@ class ResultRing:
         self._unread_bytes -= gone.size
         self.next_seq -= 1
 
-    def _append(self, kind: Literal["result", "error", "end"], result: Result) -> None:
+    def _append(self, kind: Literal["result", "error", "end"], result: Result) -> Record:
         record = Record(self._job_id, self.next_seq, kind, result, self._content_type)
         self._kept.append(record)
         self._kept_bytes += record.size
@@ -151,6 +155,7 @@ class ResultRing:
         self.next_seq += 1
         self._trim()
         self._pulse.notify()
+        return record
 
     def _has_room(self, size: int) -> bool:
         unread = self.next_seq - self._read_up_to

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from audio.pcm import SAMPLE_RATE
+from whisper_byoc.speech.subtitles import as_srt, as_vtt
 
 __all__ = [
     "FORMATS",
@@ -50,6 +51,17 @@ class Transcription:
     text: str
     language: str
     segments: tuple[TextSegment, ...] = ()
+
+    def within(self, start: float, end: float) -> Transcription:
+        """Give the same text with the times of its segments kept between two seconds, outside of which it is silent.
+
+        openai-whisper lets its first segment begin with the sound, and its last one end with it.
+        """
+        kept = tuple(
+            replace(each, start=min(max(each.start, start), end), end=max(min(each.end, end), start))
+            for each in self.segments
+        )
+        return replace(self, segments=kept)
 
     def shifted(self, seconds: float) -> Transcription:
         """Give the same text on a clock that began `seconds` earlier."""
@@ -160,35 +172,7 @@ def as_json(heard: Transcription) -> str:
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_srt(heard: Transcription) -> str:
-    """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(
-        f"{number}\n{clock(segment.start, ',')} --> {clock(segment.end, ',')}\n{cue(segment.text)}\n\n"
-        for number, segment in enumerate(heard.segments, 1)
-    )
-
-
-def as_vtt(heard: Transcription) -> str:
-    """WebVTT: a header line, a full stop before the milliseconds (W3C WebVTT, section 4.1)."""
-    cues = "".join(
-        f"{clock(segment.start, '.')} --> {clock(segment.end, '.')}\n{cue(segment.text)}\n\n"
-        for segment in heard.segments
-    )
-    return f"WEBVTT\n\n{cues}"
-
-
 FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
     {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt}
 )
 """File name ending -> writer."""
-
-
-def clock(seconds: float, mark: str) -> str:
-    """Seconds as `hh:mm:ss`, `mark`, milliseconds."""
-    ms = round(max(0.0, seconds) * 1000)
-    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"
-
-
-def cue(text: str) -> str:
-    """Text that cannot break out of a cue: no arrow, no line breaks."""
-    return " ".join(text.replace("-->", "->").split())
