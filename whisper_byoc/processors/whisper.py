@@ -47,6 +47,8 @@ class WhisperSettings:
     workers: int | None = None
     threads: int | None = None
     model_dir: Path | None = None
+    policy: str = "attention"
+    """Which words of an utterance that goes on are shown (`speech.partials.POLICIES`)."""
 
     def sizes(self) -> tuple[int, int]:
         """Number of worker threads, and of torch threads in each."""
@@ -133,7 +135,7 @@ class WhisperProcessor:
 
         Raises `UsageError` for a value that cannot be.
         """
-        params, base = params or {}, base or LiveOptions()
+        params, base = params or {}, base or LiveOptions(policy=self._settings.policy)
         listening = base.listening
         pause = number(params, "pause", listening.pause, PAUSES)
         longest = number(params, "longest", listening.longest, LONGEST)
