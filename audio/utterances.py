@@ -27,9 +27,15 @@ class ListenerOptions:
     pre_roll: float = 0.4
     """Sound that is kept from before the first chunk with speech: the model notices a soft consonant late."""
     pause: float = 0.5
-    """An utterance ends after so much silence …"""
+    """An utterance ends after so much silence, and after less when it is long …"""
+    shortest_pause: float = 0.2
+    """… down to this: a breath between two words is a better place to cut than a word."""
+    patient_for: float = 2.0
+    """Up to this length the whole `pause` is waited for …"""
+    hurried_from: float = 6.0
+    """… and from this length the shortest one is enough."""
     post_roll: float = 0.25
-    """… of which so much is kept: the end of the last word."""
+    """So much of the silence is kept: the end of the last word."""
     longest: float = 12.0
     """An utterance that goes on for so long is cut at the quietest point of its last third."""
     begins_at: float = 0.5
@@ -40,8 +46,10 @@ class ListenerOptions:
     """Chunks of speech in a row that make an utterance: a click is shorter."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.post_roll <= self.pause:
-            raise ValueError(f"the pause of {self.pause} s must be longer than the {self.post_roll} s kept of it")
+        if not 0 <= self.shortest_pause <= self.pause or self.post_roll < 0:
+            raise ValueError(f"a pause of {self.pause} s cannot be shorter than the shortest, {self.shortest_pause} s")
+        if not self.patient_for < self.hurried_from:
+            raise ValueError(f"patience cannot end at {self.patient_for} s and be gone at {self.hurried_from} s")
         if self.longest < max(1.0, 2 * (self.pre_roll + self.pause)) or self.longest > 30:
             raise ValueError(f"the longest utterance must be {max(1.0, 2 * (self.pre_roll + self.pause)):g} to 30 s")
 
@@ -109,9 +117,7 @@ class Listener:
         if self._first is None and self._run:
             self._begin()
         if self._first is not None:
-            ended.append(
-                self._take(min(self.received, self._speech_end + self._samples(self.options.post_roll)), "end")
-            )
+            ended.append(self._take(min(self.received, self._speech_end + self.kept), "end"))
         return ended
 
     @property
@@ -124,11 +130,24 @@ class Listener:
         """Samples since the last chunk with speech, while an utterance is open."""
         return self._judged - self._speech_end
 
+    @property
+    def pause(self) -> int:
+        """Samples of silence that end the open utterance."""
+        options, length = self.options, (self._speech_end - (self._first or 0)) / SAMPLE_RATE
+        hurry = (length - options.patient_for) / (options.hurried_from - options.patient_for)
+        hurry = min(max(hurry, 0.0), 1.0)
+        return self._samples(options.pause - hurry * (options.pause - options.shortest_pause))
+
+    @property
+    def kept(self) -> int:
+        """Samples of silence that are kept at the end of the open utterance."""
+        return min(self.pause, self._samples(self.options.post_roll))
+
     def current(self) -> Utterance | None:
         """Give the open utterance as it is now, silence at its end kept as `post_roll` says; None in silence."""
         if self._first is None:
             return None
-        end = min(self._judged, self._speech_end + self._samples(self.options.post_roll))
+        end = min(self._judged, self._speech_end + self.kept)
         return self._utterance(end, "open")
 
     def _step(self, chunk: NDArray[np.int16], length: int) -> list[Utterance]:
@@ -146,8 +165,8 @@ class Listener:
             return []
         if probability >= self.options.goes_on_at:
             self._speech_end = self._judged
-        elif self.quiet >= self._samples(self.options.pause):
-            return [self._take(self._speech_end + self._samples(self.options.post_roll), "pause")]
+        elif self.quiet >= self.pause:
+            return [self._take(self._speech_end + self.kept, "pause")]
         if self._judged - self._first >= self._samples(self.options.longest):
             return [self._cut()]
         return []

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.utterances import ListenerOptions
 from whisper_byoc.cpu import available_cpus
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.base import JobInfo, Media
@@ -34,7 +33,6 @@ MAX_PROMPT = 1000
 PAUSES = (0.2, 3.0)
 LONGEST = (3.0, 28.0)
 """Seconds that a client may ask for."""
-POST_ROLL = ListenerOptions().post_roll
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class WhisperProcessor:
         listening = base.listening
         pause = number(params, "pause", listening.pause, PAUSES)
         longest = number(params, "longest", listening.longest, LONGEST)
-        listening = replace(listening, pause=pause, post_roll=min(POST_ROLL, pause), longest=longest)
+        listening = replace(listening, pause=pause, longest=longest)
         return replace(base, partials=switch(params, "partials", base.partials), listening=listening)
 
     def _language(self, language: Any) -> str | None:

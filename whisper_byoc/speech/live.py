@@ -153,7 +153,7 @@ class LiveText:
         if current is None:
             return []
         updates = self._collect(current)
-        if self.listener.quiet >= self._samples(self.options.listening.post_roll):
+        if self.listener.quiet >= self.listener.kept:
             self._transcribe_early(current)
         elif self.options.partials:
             self._begin_draft(current)
