@@ -84,6 +84,8 @@ async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
     """Make the client that the options ask for; a gateway is asked for its only model when none is named."""
     options: dict[str, Any] = {"timeout": args.timeout, "token": args.token}
     params = {"language": args.language} if args.language else {}
+    if args.json or sys.stdout.isatty():
+        params["partials"] = "true"
     where = getattr(args, "where", "gateway" if args.gateway else "url")
     if where == "url":
         return TrickleClient(args.url, pipeline=args.pipeline, params=params, **options)

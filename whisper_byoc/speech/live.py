@@ -122,9 +122,7 @@ class LiveText:
     async def _finals(self) -> list[Update]:
         updates = []
         while self._ended:
-            utterance = self._ended[0]
-            updates.append(await self._final(utterance))
-            self._ended.popleft()
+            updates.append(await self._final(self._ended.popleft()))
             self._forget_drafts()
         return updates
 
