@@ -46,12 +46,17 @@ class ListenerOptions:
     """Chunks of speech in a row that make an utterance: a click is shorter."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shortest_pause <= self.pause or self.post_roll < 0:
+        if not self.pre_roll >= 0 or self.chunks_to_begin < 1:
+            raise ValueError(f"a pre-roll of {self.pre_roll} s and {self.chunks_to_begin} chunks of speech cannot be")
+        if not 0 < self.goes_on_at <= self.begins_at <= 1:
+            raise ValueError(f"speech cannot begin at a probability of {self.begins_at} and end at {self.goes_on_at}")
+        if not 0 <= self.shortest_pause <= self.pause or not self.post_roll >= 0:
             raise ValueError(f"a pause of {self.pause} s cannot be shorter than the shortest, {self.shortest_pause} s")
         if not self.patient_for < self.hurried_from:
             raise ValueError(f"patience cannot end at {self.patient_for} s and be gone at {self.hurried_from} s")
-        if self.longest < max(1.0, 2 * (self.pre_roll + self.pause)) or self.longest > 30:
-            raise ValueError(f"the longest utterance must be {max(1.0, 2 * (self.pre_roll + self.pause)):g} to 30 s")
+        shortest = max(1.0, 2 * (self.pre_roll + self.pause))
+        if not shortest <= self.longest <= 30:
+            raise ValueError(f"with a pause of {self.pause:g} s the longest utterance must be {shortest:g} to 30 s")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,10 @@ class Listener:
                 ended += self._step(self._slice(self._judged, self._judged + CHUNK), CHUNK)
         return ended
 
+    def lull(self) -> list[Utterance]:
+        """End the open utterance where it is: nothing has come for so long that nothing may follow."""
+        return [] if self._first is None else [self._take(min(self._judged, self._speech_end + self.kept), "end")]
+
     def finish(self) -> list[Utterance]:
         """Give what is left at the end of the stream. Half a sample is `pending`."""
         rest = self._slice(self._judged, self.received)
@@ -153,26 +162,29 @@ class Listener:
     def _step(self, chunk: NDArray[np.int16], length: int) -> list[Utterance]:
         """Judge one chunk, of which `length` samples are real."""
         probability = self._judge(chunk)
-        self._judged += length
+        start, self._judged = self._judged, self._judged + length
         if self._first is None:
             self._run = self._run + 1 if probability >= self.options.begins_at else 0
+            if self._run <= 1:
+                self._speech_start = start if self._run else self._judged
             if self._run:
                 self._speech_end = self._judged
             if self._run >= self.options.chunks_to_begin:
                 self._begin()
             else:
-                self._forget(self._judged - self._samples(self.options.pre_roll) - self._run * CHUNK)
+                self._forget(self._speech_start - self._samples(self.options.pre_roll))
             return []
         if probability >= self.options.goes_on_at:
             self._speech_end = self._judged
         elif self.quiet >= self.pause:
-            return [self._take(self._speech_end + self.kept, "pause")]
+            # options may change while this runs in another thread: never beyond what there is
+            return [self._take(min(self._judged, self._speech_end + self.kept), "pause")]
         if self._judged - self._first >= self._samples(self.options.longest):
             return [self._cut()]
         return []
 
     def _begin(self) -> None:
-        self._speech_start = max(self._judged - self._run * CHUNK, self._previous_end)
+        self._speech_start = max(self._speech_start, self._previous_end)
         start = self._speech_start - self._samples(self.options.pre_roll)
         self._first, self._run = max(start, self._previous_end, self._base), 0
 
@@ -181,9 +193,10 @@ class Listener:
         assert self._first is not None
         search_from = self._first + (self._judged - self._first) * 2 // 3
         point = search_from + quietest_point(self._slice(search_from, self._judged))
-        speech_end = self._speech_end
+        if point >= self._speech_end:  # nothing was said behind it, so nothing goes on
+            return self._take(min(self._judged, self._speech_end + self.kept), "cut")
         utterance = self._take(point, "cut")
-        self._first, self._speech_start, self._speech_end = point, point, max(speech_end, point)
+        self._first = self._speech_start = point
         return utterance
 
     def _utterance(self, end: int, ended_by: EndedBy) -> Utterance:
