@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine"]
+__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine", "joined"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class DraftWord:
-    """A word of a draft."""
+    """A word of a draft, or punctuation."""
 
     text: str
+    """With the blank before it, where the script has one."""
     until: float
     """Seconds into the sound at which the decoder looked when it wrote the word's end."""
 
@@ -54,7 +56,12 @@ class Draft:
     @property
     def text(self) -> str:
         """All words."""
-        return " ".join(word.text for word in self.words)
+        return joined(self.words)
+
+
+def joined(words: Iterable[DraftWord]) -> str:
+    """Give the text of words."""
+    return "".join(word.text for word in words).strip()
 
 
 class Engine(Protocol):

@@ -20,11 +20,13 @@ class Lanes(Generic[T]):
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, item: T, *, may_wait: bool = False) -> None:
-        """Add an item, to the second lane if it `may_wait`."""
+    def put(self, item: T, *, may_wait: bool = False) -> bool:
+        """Add an item, to the second lane if it `may_wait`; False when the queue was closed."""
         with self._changed:
-            (self._second if may_wait else self._first).append(item)
-            self._changed.notify()
+            if not self._closed:
+                (self._second if may_wait else self._first).append(item)
+                self._changed.notify()
+            return not self._closed
 
     def get(self) -> T | None:
         """Wait for the next item; None when the queue was closed and the first lane is empty."""
@@ -35,11 +37,13 @@ class Lanes(Generic[T]):
                 return self._first.popleft()
             return None if self._closed else self._second.popleft()
 
-    def close(self) -> None:
-        """Let every thread go when the first lane is empty."""
+    def close(self) -> list[T]:
+        """Let every thread go when the first lane is empty; give the items of the second one, which nobody gets."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            dropped, self._second = list(self._second), deque()
+            return dropped
 
     def __len__(self) -> int:
         return len(self._first) + len(self._second)

@@ -17,18 +17,25 @@ class LanguageChoice:
     def __init__(self, fixed: str | None) -> None:
         self.decided = fixed
         self._last: str | None = None
+        self._number = -1  # the utterance of that guess
+        self._before: str | None = None  # the guess for the utterance before
 
     @property
     def present(self) -> str | None:
         """What is known so far: the decision, or the best guess."""
         return self.decided or self._last
 
-    async def choose(self, detect: Callable[[], Awaitable[tuple[str, float]]], seconds: float) -> str:
-        """Give the language for an utterance of so many seconds; `detect` is asked until a decision is made."""
-        if self.decided is None:
-            language, probability = await detect()
-            if language == self._last or (probability >= SURE and seconds >= SECONDS):
-                self.decided = language
-            self._last = language
-            return language
-        return self.decided
+    async def choose(self, detect: Callable[[], Awaitable[tuple[str, float]]], utterance: int, seconds: float) -> str:
+        """Give the language for an utterance of so many seconds; `detect` is asked until a decision is made.
+
+        An utterance may come again, by the same number, when more of it is known: it does not agree with itself.
+        """
+        if self.decided is not None:
+            return self.decided
+        language, probability = await detect()
+        if utterance != self._number:
+            self._before, self._number = self._last, utterance
+        if language == self._before or (probability >= SURE and seconds >= SECONDS):
+            self.decided = language
+        self._last = language
+        return language

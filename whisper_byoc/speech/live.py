@@ -107,6 +107,11 @@ class LiveText:
         self._ended += await asyncio.to_thread(self.listener.feed, data)
         return [*await self._finals(), *self._partial()]
 
+    async def lull(self) -> list[Update]:
+        """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
+        self._ended += self.listener.lull()
+        return await self._finals()
+
     async def finish(self) -> list[Update]:
         """Give the text of what is left at the end of the stream."""
         self._ended += await asyncio.to_thread(self.listener.finish)
@@ -142,7 +147,8 @@ class LiveText:
 
     async def _transcribe(self, utterance: Utterance) -> Heard:
         samples = floats(utterance)
-        language = await self._language.choose(lambda: self._model.language_of(samples), len(samples) / SAMPLE_RATE)
+        seconds = len(samples) / SAMPLE_RATE
+        language = await self._language.choose(lambda: self._model.language_of(samples), utterance.number, seconds)
         return await self._model.transcribe(samples, replace(self._decoding, language=language))
 
     def _partial(self) -> list[Update]:
@@ -153,7 +159,11 @@ class LiveText:
         updates = self._collect(current)
         if self.listener.quiet >= self.listener.kept:
             self._transcribe_early(current)
-        elif self.options.partials:
+            return updates
+        if self._early is not None:  # more is being said, so it is not worth a worker's time
+            self._early[1].cancel()
+            self._early = None
+        if self.options.partials:
             self._begin_draft(current)
         return updates
 

@@ -38,9 +38,9 @@ CUT_CHARACTER = "\ufffd"
 class OpenAIEngine:
     """Defines what is right. Sound over 30 s goes through openai-whisper's own windows."""
 
-    def __init__(self, model: Whisper, aligning: threading.Lock | None = None) -> None:
+    def __init__(self, model: Whisper, alone: threading.Lock | None = None) -> None:
         self._model = model
-        self._aligning = aligning or threading.Lock()
+        self._alone = alone or threading.Lock()
 
     @property
     def multilingual(self) -> bool:
@@ -76,8 +76,8 @@ class OpenAIEngine:
             until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
         pieces, groups = tokenizer.split_to_word_tokens(tokens)
         ends = np.cumsum([len(group) for group in groups]) - 1
-        words = [DraftWord(piece.strip(), until[end]) for piece, end in zip(pieces, ends, strict=True)]
-        return Draft(tuple(word for word in words if word.text.strip(CUT_CHARACTER)), found.language)
+        words = [DraftWord(whole(piece), until[end]) for piece, end in zip(pieces, ends, strict=True)]
+        return Draft(tuple(word for word in words if word.text.strip()), found.language)
 
     def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
         """Give the language of the first 30 s, and its probability."""
@@ -92,13 +92,14 @@ class OpenAIEngine:
         """Give an engine for another thread. Decoding hangs hooks on the modules, so only the weights are shared."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
         model = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors})
-        return OpenAIEngine(model, self._aligning)
+        return OpenAIEngine(model, self._alone)
 
     def _decode(self, samples: NDArray[np.float32], options: DecodeOptions, temperature: float) -> dict[str, Any]:
-        # openai-whisper finds the times of words with a switch that is global to the process
-        alone: AbstractContextManager[Any] = self._aligning if options.words else nullcontext()
-        torch.manual_seed(0)  # the same sound gives the same text, at the second try too
+        # openai-whisper finds the times of words with a switch that is global to the process; torch's dice are as well
+        alone: AbstractContextManager[Any] = self._alone if options.words or temperature else nullcontext()
         with alone:
+            if temperature:
+                torch.manual_seed(0)  # the same sound gives the same text, at the second try too
             found: dict[str, Any] = whisper.transcribe(
                 self._model,
                 samples,
@@ -158,6 +159,11 @@ def collect_attention(
     found.append(queries @ keys.transpose(1, 2) * width**-0.5)
 
 
+def whole(text: str) -> str:
+    """Give a text without the character that its end cut in half."""
+    return text.replace(CUT_CHARACTER, "")
+
+
 def score_of(segment: dict[str, Any]) -> Score:
     """Read openai-whisper's numbers."""
     return Score(segment["avg_logprob"], segment["no_speech_prob"], segment["compression_ratio"])
@@ -178,12 +184,12 @@ def transcription_of(found: dict[str, Any], length: float) -> Transcription:
 
     segments = []
     for each in found["segments"]:
-        spoken = each["text"].strip()
+        spoken = whole(each["text"]).strip()
         text = without_loops(spoken, each["end"] - each["start"])
         if not text or score_of(each).invented:
             continue
         words = tuple(
-            Word(at(word["start"]), at(word["end"]), word["word"].strip(), float(word["probability"]))
+            Word(at(word["start"]), at(word["end"]), whole(word["word"]).strip(), float(word["probability"]))
             for word in (each.get("words", ()) if text == spoken else ())
         )
         segments.append(TextSegment(at(each["start"]), at(each["end"]), text, words))

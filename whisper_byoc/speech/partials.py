@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
-from whisper_byoc.speech.engine import Draft
+from whisper_byoc.speech.engine import Draft, DraftWord, joined
 
 __all__ = ["POLICIES", "Agreement", "Attention", "Policy"]
 
@@ -25,30 +26,21 @@ class Attention:
 
     def show(self, draft: Draft, seconds: float) -> str:
         """Give the words before the first one that was heard too late."""
-        shown = []
-        for word in draft.words:
-            if word.until > seconds - MARGIN_SECONDS:
-                break
-            shown.append(word.text)
-        return " ".join(shown)
+        return joined(itertools.takewhile(lambda word: word.until <= seconds - MARGIN_SECONDS, draft.words))
 
 
 class Agreement:
     """LocalAgreement-2: the words with which the last two drafts begin alike."""
 
     def __init__(self) -> None:
-        self._before: list[str] = []
+        self._before: tuple[DraftWord, ...] = ()
 
     def show(self, draft: Draft, seconds: float) -> str:
         """Give the common beginning."""
-        words = [word.text for word in draft.words]
-        agreed = []
-        for old, new in zip(self._before, words, strict=False):
-            if old != new:
-                break
-            agreed.append(new)
-        self._before = words
-        return " ".join(agreed)
+        pairs = zip(self._before, draft.words, strict=False)
+        agreed = [new for _, new in itertools.takewhile(lambda pair: pair[0].text == pair[1].text, pairs)]
+        self._before = draft.words
+        return joined(agreed)
 
 
 POLICIES: dict[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}

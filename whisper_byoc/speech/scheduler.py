@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine
 from whisper_byoc.speech.lanes import Lanes
 from whisper_byoc.speech.transcript import Transcription
@@ -106,12 +107,14 @@ class Scheduler:
         return None
 
     def stop(self) -> None:
-        """Let every worker go after the work it has; drafts are dropped."""
-        self._queue.close()
+        """Let every worker go after the work it has; drafts are cancelled."""
+        for work in self._queue.close():
+            work.future.cancel()
 
     async def _do(self, call: Callable[[Engine], T], *, may_wait: bool = False) -> Timed[T]:
         work = Work(call, Future())
-        self._queue.put(work, may_wait=may_wait)
+        if not self._queue.put(work, may_wait=may_wait):
+            raise ProcessorError("the workers have been stopped")
         return await asyncio.wrap_future(work.future)
 
     def _run(self, engine: Engine, warm: Future[None]) -> None:
