@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ LINES = 2
 """… most lines of a cue: the rules that broadcasters and Netflix's timed text guide have for English."""
 SHORTEST_SECONDS = 0.8
 """A cue stays for so long, unless the next one comes."""
+BRIEFEST_SECONDS = 0.01
+"""A cue that ends when it begins is none (W3C WebVTT, section 4.1: its end is greater than its start)."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ def cues(segments: Iterable[TextSegment]) -> list[Cue]:
     found: list[Cue] = []
     for cue in (cue for segment in segments for cue in cut(segment)):
         start = max(cue.start, found[-1].end if found else 0.0)
-        found.append(Cue(start, max(cue.end, start), cue.lines))
+        found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
     followers = [cue.start for cue in found[1:]] + [float("inf")]
     return [
         Cue(cue.start, min(max(cue.end, cue.start + SHORTEST_SECONDS), max(follower, cue.end)), cue.lines)
-        for cue, follower in zip(found, followers, strict=True)
+        for cue, follower in zip(found, followers, strict=False)  # without cues there still is the infinite one
     ]
 
 
@@ -48,12 +51,12 @@ def cut(segment: TextSegment) -> Iterator[Cue]:
     blocks = [lines[at : at + LINES] for at in range(0, len(lines), LINES)]
     total = sum(len(line) for line in lines) or 1
     timed = [word for word in segment.words if clean(word.text)]
-    exact = sum(len(clean(word.text).split()) for word in timed) == len(clean(segment.text).split())
+    exact = [clean(word.text) for word in timed] == [word for line in lines for word in line.split()]
     shown = words_before = 0
     for block in blocks:
         before, shown = shown, shown + sum(map(len, block))
         count = sum(len(line.split()) for line in block)
-        if exact and timed and words_before + count <= len(timed):
+        if exact:
             start, end = timed[words_before].start, timed[words_before + count - 1].end
         else:
             length = segment.end - segment.start
@@ -87,7 +90,7 @@ def clock(seconds: float, mark: str) -> str:
 
 def clean(text: str) -> str:
     """Text that cannot break out of a cue: no arrow, no line breaks."""
-    return " ".join(text.replace("-->", "->").split())
+    return " ".join(re.sub("-{2,}>", "->", text).split())
 
 
 def escaped(line: str) -> str:

@@ -53,15 +53,24 @@ class Transcription:
     segments: tuple[TextSegment, ...] = ()
 
     def within(self, start: float, end: float) -> Transcription:
-        """Give the same text with the times of its segments kept between two seconds, outside of which it is silent.
+        """Give the same text with its times kept between two seconds, outside of which it is silent.
 
         openai-whisper lets its first segment begin with the sound, and its last one end with it.
         """
-        kept = tuple(
-            replace(each, start=min(max(each.start, start), end), end=max(min(each.end, end), start))
+
+        def at(seconds: float) -> float:
+            return min(max(seconds, start), end)
+
+        kept = (
+            replace(
+                each,
+                start=at(each.start),
+                end=at(each.end),
+                words=tuple(replace(word, start=at(word.start), end=at(word.end)) for word in each.words),
+            )
             for each in self.segments
         )
-        return replace(self, segments=kept)
+        return replace(self, segments=tuple(kept))
 
     def shifted(self, seconds: float) -> Transcription:
         """Give the same text on a clock that began `seconds` earlier."""
@@ -101,10 +110,10 @@ def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> 
             ),
         )
         for record in heard
-        for each in record["segments"]
+        for each in record.get("segments", ())
     )
     text = " ".join(record["text"] for record in heard)
-    return Transcription(text, heard[0]["language"] if heard else language, segments)
+    return Transcription(text, heard[0].get("language", language) if heard else language, segments)
 
 
 def transcript_record(
