@@ -72,9 +72,9 @@ class OpenAIEngine:
             )  # fmt: skip
             found = self._model.decode(encoded, wanted)[0]
             tokenizer = self._tokenizer(found.language, options.task)
-            tokens = [token for token in found.tokens if token < tokenizer.eot]
+            tokens = whole_characters([token for token in found.tokens if token < tokenizer.eot], tokenizer)
             until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
-        pieces, groups = tokenizer.split_to_word_tokens(tokens)
+        pieces, groups = words_of(tokens, tokenizer)
         ends = np.cumsum([len(group) for group in groups]) - 1
         words = [DraftWord(whole(piece), until[end]) for piece, end in zip(pieces, ends, strict=True)]
         return Draft(tuple(word for word in words if word.text.strip()), found.language)
@@ -157,6 +157,25 @@ def collect_attention(
     width = query.shape[-1] // module.n_head
     queries, keys = (each.view(each.shape[0], module.n_head, width)[:, heads].transpose(0, 1) for each in (query, key))
     found.append(queries @ keys.transpose(1, 2) * width**-0.5)
+
+
+def whole_characters(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Give tokens without those at the end that are a part of a character."""
+    while tokens and tokenizer.decode(tokens).endswith(CUT_CHARACTER):
+        tokens = tokens[:-1]
+    return tokens
+
+
+def words_of(tokens: list[int], tokenizer: Tokenizer) -> tuple[list[str], list[list[int]]]:
+    """Give words and the tokens of each, as openai-whisper parts them; all as one where it trips over half a character.
+
+    Its `split_tokens_on_unicode` raises IndexError when one such character was made of several tokens.
+    """
+    try:
+        pieces, groups = tokenizer.split_to_word_tokens(tokens)
+    except IndexError:
+        pieces, groups = [tokenizer.decode(tokens)], [tokens]
+    return pieces, groups
 
 
 def whole(text: str) -> str:
