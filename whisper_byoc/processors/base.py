@@ -90,6 +90,14 @@ class LiveSession(Protocol):
         """Take the next piece of a live feed, cut anywhere, that arrived at this time of the event loop."""
         ...
 
+    async def lull(self) -> list[Result]:
+        """Give the results of what came so far: the feed goes on, but nothing has come for a while."""
+        ...
+
+    async def end_feed(self) -> list[Result]:
+        """Give what is left of a live feed: a whole segment comes next."""
+        ...
+
     def close(self) -> None:
         """Drop what is at work: nobody wants it any more."""
         ...

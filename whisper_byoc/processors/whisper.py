@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,10 @@ class WhisperProcessor:
         listening = base.listening
         pause = number(params, "pause", listening.pause, PAUSES)
         longest = number(params, "longest", listening.longest, LONGEST)
-        listening = replace(listening, pause=pause, longest=longest)
+        try:
+            listening = replace(listening, pause=pause, longest=longest)
+        except ValueError as error:  # each is possible, but not both
+            raise UsageError(str(error)) from None
         return replace(base, partials=switch(params, "partials", base.partials), listening=listening)
 
     def _language(self, language: Any) -> str | None:
@@ -194,10 +198,11 @@ def number(params: Mapping[str, Any], name: str, default: float, bounds: tuple[f
 
     Raises `UsageError`.
     """
+    given = params.get(name, default)
     try:
-        value = float(params.get(name, default))
-    except (TypeError, ValueError):
-        value = -1.0
+        value = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
     if not bounds[0] <= value <= bounds[1]:
-        raise UsageError(f"{name} must be from {bounds[0]:g} to {bounds[1]:g} seconds, not {params.get(name)!r}")
+        raise UsageError(f"{name} must be from {bounds[0]:g} to {bounds[1]:g} seconds, not {given!r:.40}")
     return value

@@ -24,6 +24,10 @@ __all__ = ["WhisperSession", "decode_segment", "refused"]
 
 T = TypeVar("T")
 
+CLOSEST_ARRIVALS = pcm.SAMPLE_RATE // 100
+OLDEST_ARRIVAL = 60 * pcm.SAMPLE_RATE
+"""Samples: twice the longest utterance."""
+
 
 class WhisperSession:
     """Whole segments give a transcript each; a live feed gives text as it is spoken, and none for silence."""
@@ -57,36 +61,47 @@ class WhisperSession:
 
         Raises `BadSegment` when it is not whole samples.
         """
-        before = await self.finish()
         first = self._samples
         self._samples += len(frame) // pcm.SAMPLE_WIDTH
         samples = decode_segment(frame)
         heard = await self._processor.hear(samples, self._decoding)
         self._transcripts += 1
         record = transcript_record(heard.transcription, first, len(samples), heard.queue_ms, heard.inference_ms)
-        return [*before, Result(heard.transcription.text.encode(), record)]
+        return [Result(heard.transcription.text.encode(), record)]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         """Take the next piece of a live feed, and give the text that is ready."""
         if self._live is None:
             self._live = self._processor.listen(self._decoding, self._options)
             self._began = self._samples
-        updates = await self._live.feed(piece)
-        self._samples = self._began + self._live.listener.received
-        self._arrivals.append((self._samples, arrived))
+        live = self._live
+        try:
+            updates = await live.feed(piece)
+        finally:
+            self._samples = self._began + live.listener.received
+            self._note_arrival(arrived)
         return [self._result(update) for update in updates]
 
-    async def finish(self) -> list[Result]:
-        """Give the text of what is left of a live feed."""
+    async def lull(self) -> list[Result]:
+        """Give the text of an utterance that is open: nothing has come for a while."""
+        return [self._result(update) for update in await self._live.lull()] if self._live is not None else []
+
+    async def end_feed(self) -> list[Result]:
+        """Give the text of what is left of a live feed; half a sample at its end is an error."""
         live, self._live = self._live, None
         if live is None:
             return []
-        updates = await live.finish()
-        results = [self._result(update) for update in updates]
+        try:
+            results = [self._result(update) for update in await live.finish()]
+        finally:
+            live.close()
         if live.listener.pending:
             results.append(Result(b"", error="the feed ended in the middle of a 16-bit sample: one byte was left over"))
-        live.close()
         return results
+
+    async def finish(self) -> list[Result]:
+        """Give the text of what is left."""
+        return await self.end_feed()
 
     def close(self) -> None:
         """Drop what is at work."""
@@ -110,6 +125,7 @@ class WhisperSession:
             record = partial_record(
                 update.partial, update.language, first, length, update.queue_ms, update.inference_ms
             )
+            record["stats"]["lag_ms"] = round(lag_ms)
             return Result(b"", record, partial=True, lag_ms=lag_ms)
         assert update.heard is not None
         heard = update.heard
@@ -121,6 +137,14 @@ class WhisperSession:
         record = transcript_record(text, first, length, heard.queue_ms, heard.inference_ms)
         record["stats"]["lag_ms"] = round(lag_ms)
         return Result(heard.transcription.text.encode(), record, lag_ms=lag_ms)
+
+    def _note_arrival(self, arrived: float) -> None:
+        """Remember when the newest sample came, to 10 ms of sound, for as long as an utterance can be."""
+        if len(self._arrivals) > 1 and self._samples - self._arrivals[-2][0] < CLOSEST_ARRIVALS:
+            self._arrivals.pop()
+        self._arrivals.append((self._samples, arrived))
+        while self._arrivals[0][0] < self._samples - OLDEST_ARRIVAL:
+            self._arrivals.popleft()
 
     def _lag_ms(self, position: int) -> float:
         """Milliseconds since the sample before a position arrived."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
@@ -29,6 +30,11 @@ T = TypeVar("T")
 
 JOINED_BYTES = 480_000
 """Pieces of a live feed that wait share one place in the queue, up to 15 s of sound."""
+PIECE_BYTES = 3_200
+"""Pieces that wait and are smaller than this become one: 0.1 s, so that it matters little when which byte came."""
+LULL_SECONDS = 5.0
+"""A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
+that broke off may never come back. Segments of a stream are shorter."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,20 @@ class Pieces:
     def __len__(self) -> int:
         return self.reserved
 
+    def add(self, data: bytes, arrived: float) -> None:
+        """Join a piece."""
+        self.reserved += len(data)
+        if len(self.pieces[-1][0]) + len(data) <= PIECE_BYTES:
+            data = self.pieces.pop()[0] + data
+        self.pieces.append((data, arrived))
+
+
+class Mark(Enum):
+    """What stands in the inbox beside sound."""
+
+    LULL = "lull"
+    END = "end"
+
 
 class Job:
     """One stream of one client. Owns one task, from `start` until `results.ended`."""
@@ -73,12 +93,14 @@ class Job:
         self._limits = limits
         self._metrics = metrics
         self._room = Room(limits.queue_segments, limits.queue_bytes)
-        self._inbox: asyncio.Queue[Segment | Pieces | None] = asyncio.Queue()  # bounded by the room
+        self._inbox: asyncio.Queue[Segment | Pieces | Mark] = asyncio.Queue()  # bounded by the room
         self._joinable: Pieces | None = None  # the newest of the inbox, if it is of a live feed
         self._loop = asyncio.get_running_loop()
         self._errors = 0
         self._at_work: Segment | Pieces | None = None
         self._computing = False
+        self._listening = False  # to a live feed, which a whole segment ends
+        self._heard = False  # a piece of it, just now
         self._feeding = False
         self._reading = False
         self._touched = self._loop.time()
@@ -122,8 +144,7 @@ class Job:
     def _join_or_add(self, data: bytes, *, joining: bool) -> None:
         """Put a piece, for which room was taken, to those that wait, or behind them."""
         if joining and self._joinable is not None:
-            self._joinable.pieces.append((data, self._loop.time()))
-            self._joinable.reserved += len(data)
+            self._joinable.add(data, self._loop.time())
             return
         if joining:  # those were taken to work while this piece waited for room
             self._room.take_now(0)
@@ -162,7 +183,7 @@ class Job:
     def _close_input(self) -> None:
         if not self._room.closed:
             self._room.close()
-            self._inbox.put_nowait(None)
+            self._inbox.put_nowait(Mark.END)
 
     # -- who is there --------------------------------------------------------------------------------------
 
@@ -251,56 +272,70 @@ class Job:
             return
         waiting: list[Segment | Pieces] = [self._at_work] if self._at_work else []
         while not self._inbox.empty():
-            segment = self._inbox.get_nowait()
-            waiting += [segment] if segment else []
+            came = self._inbox.get_nowait()
+            waiting += [] if isinstance(came, Mark) else [came]
         for segment in waiting:
-            self._note(segment, failed=True)
+            self._note(segment)
             self.results.force_error(f"not processed: {reason}")
-        self._errors += len(waiting) + 1
+        self._count_errors(len(waiting) + 1)
         self.results.force_error(reason)
         self._end()
 
     async def _run(self) -> None:
-        while (segment := await self._inbox.get()) is not None:
-            if isinstance(segment, Pieces):
-                await self._listen(segment)
+        while (came := await self._next()) is not Mark.END:
+            if came is Mark.LULL:
+                await self._attempt(cast("LiveSession", self._session).lull(), "an utterance")
+            elif isinstance(came, Pieces):
+                await self._listen(came)
             else:
-                await self._work(segment)
-        try:
-            await self._publish(await self._limited(self._session.finish()))
-        except Exception as error:
-            await self._fail(error, "the end of the stream")
+                await self._work(came)
+            self._heard = isinstance(came, Pieces)
+        await self._attempt(self._session.finish(), "the end of the stream")
         self._end()
+
+    async def _next(self) -> Segment | Pieces | Mark:
+        """Wait for what comes next; when a live feed was the last, not longer than for a lull."""
+        lull = self._loop.call_later(LULL_SECONDS, self._inbox.put_nowait, Mark.LULL) if self._heard else None
+        try:
+            return await self._inbox.get()
+        finally:
+            if lull is not None:
+                lull.cancel()
 
     async def _work(self, segment: Segment) -> None:
         """Bring one segment to its outcome: the session's results, or an error record."""
-        self._at_work, failed = segment, False
+        self._at_work = segment
+        if self._listening and not isinstance(segment.data, SegmentError):
+            await self._attempt(cast("LiveSession", self._session).end_feed(), "the end of a feed")
+            self._listening = False
         try:
             if isinstance(segment.data, SegmentError):
                 raise segment.data
             results = await self._limited(self._session.feed(segment.data))
         except Exception as error:
-            failed = True
             await self._fail(error, f"a segment of {len(segment)} bytes")
         else:
             await self._publish(results)
         self._at_work = None
-        self._note(segment, failed=failed)
+        self._note(segment)
 
     async def _listen(self, pieces: Pieces) -> None:
         """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
         if self._joinable is pieces:
             self._joinable = None
-        self._at_work = pieces
+        self._at_work, self._listening = pieces, True
         session = cast("LiveSession", self._session)
         for piece, arrived in pieces.pieces:
-            try:
-                await self._publish(await self._limited(session.feed_live(piece, arrived)))
-            except Exception as error:
-                await self._fail(error, f"a piece of {len(piece)} bytes")
+            await self._attempt(session.feed_live(piece, arrived), f"a piece of {len(piece)} bytes")
         self._at_work = None
-        self._room.give(pieces.reserved)
-        self._metrics.received(self.info.pipeline, pieces.reserved)
+        self._note(pieces)
+
+    async def _attempt(self, work: Coroutine[Any, Any, list[Result]], what: str) -> None:
+        """Publish the results of a coroutine of the session, or an error record."""
+        try:
+            await self._publish(await self._limited(work))
+        except Exception as error:
+            await self._fail(error, what)
 
     async def _publish(self, results: list[Result]) -> None:
         """Number results; one that says that there is none becomes an error record."""
@@ -337,7 +372,7 @@ class Job:
 
     async def _fail(self, error: Exception, what: str) -> None:
         """Log an error with job and sequence number, and record it."""
-        self._errors += 1
+        self._count_errors(1)
         seq = self.results.next_seq
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
@@ -347,21 +382,25 @@ class Job:
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
 
-    def _note(self, segment: Segment | Pieces, *, failed: bool) -> None:
+    def _count_errors(self, number: int) -> None:
+        self._errors += number
+        self._metrics.failed(self.info.pipeline, number)
+
+    def _note(self, segment: Segment | Pieces) -> None:
         """Free the segment's room and count it."""
         self._room.give(segment.reserved)
         if isinstance(segment, Pieces):
             self._metrics.received(self.info.pipeline, segment.reserved)
             return
         latency_ms = (self._loop.time() - segment.arrived) * 1000
-        self._metrics.segment(self.info.pipeline, len(segment), latency_ms, failed=failed)
+        self._metrics.segment(self.info.pipeline, len(segment), latency_ms)
 
     def _end(self) -> None:
         self.closing.set()
         self.ended_at = self._loop.time()
-        if isinstance(self._session, LiveSession):
-            self._session.close()
         try:
+            if isinstance(self._session, LiveSession):
+                self._session.close()
             summary = dict(self._session.summary())
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)

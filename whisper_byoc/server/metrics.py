@@ -46,13 +46,15 @@ class Metrics:
         self._sessions.set_function(sessions)
         self._queued.set_function(queued)
 
-    def segment(self, pipeline: str, size: int, latency_ms: float, *, failed: bool) -> None:
+    def segment(self, pipeline: str, size: int, latency_ms: float) -> None:
         """Count one segment that has its outcome."""
         self._segments.labels(pipeline).inc()
         self._bytes.labels(pipeline).inc(size)
         self._latency.labels(pipeline).observe(latency_ms)
-        if failed:
-            self._errors.labels(pipeline).inc()
+
+    def failed(self, pipeline: str, number: int) -> None:
+        """Count error records."""
+        self._errors.labels(pipeline).inc(number)
 
     def received(self, pipeline: str, size: int) -> None:
         """Count the bytes of a live feed."""

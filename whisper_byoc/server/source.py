@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 
 from aiohttp import ClientPayloadError, StreamReader, web
@@ -105,21 +106,24 @@ async def take_feed(request: web.Request, job: Job, table: JobTable) -> tuple[in
     """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
     framing = make_framing(request, table.pipelines[job.info.pipeline], table.limits.segment_bytes)
     segments, size, complete = 0, 0, False
+    waiting: deque[bytes] = deque()
     with job.feeding():
         try:
             async for chunk in chunks(request.content, job.closing, table.limits.idle_seconds):
                 size += len(chunk)
                 job.touch()
                 cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
-                for segment in cut:
-                    await job.submit(segment, live=framing.live)
+                waiting += cut
+                while waiting:
+                    await job.submit(waiting[0], live=framing.live)
+                    waiting.popleft()
                     segments += 1
             complete = not job.closing.is_set()
         except (*BROKEN, asyncio.CancelledError) as error:
             log.warning("job %s: the feed broke off after %d bytes (%r)", job.info.job_id, size, error)
             raise
         finally:
-            for tail in framing.finish(complete=complete):
+            for tail in (*waiting, *framing.finish(complete=complete)):
                 job.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
             if complete and "more" not in request.query:

@@ -12,7 +12,7 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.answers import CONTENT_TYPES, render, segments_in_seconds
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.query import number
-from whisper_byoc.speech.transcript import Transcription, from_records
+from whisper_byoc.speech.transcript import from_records
 
 __all__ = ["get_transcript"]
 
@@ -33,24 +33,25 @@ async def get_transcript(request: web.Request) -> web.Response:
     headers = {"Lp-Trickle-Closed": "terminated"} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
-    if form == "ndjson":
-        return web.Response(body=job.transcript.ndjson(), headers={**headers, "Content-Type": CONTENT_TYPES[form]})
-    records = job.transcript.records()
-    text = await asyncio.to_thread(written, from_records(records), form)
+    body = await asyncio.to_thread(written, job.transcript.lines(), form)  # a day's talk takes a while
     kind = {"txt": "text", "verbose_json": "json"}.get(form, form)
-    return web.Response(body=text.encode(), headers={**headers, "Content-Type": CONTENT_TYPES[kind]})
+    return web.Response(body=body, headers={**headers, "Content-Type": CONTENT_TYPES[kind]})
 
 
-def written(heard: Transcription, form: str) -> str:
-    """Write a transcription in one of the forms.
+def written(lines: tuple[bytes, ...], form: str) -> bytes:
+    """Write records in one of the forms.
 
     Raises `RequestRefused` (406) for subtitles of text that has no times.
     """
+    if form == "ndjson":
+        return b"".join(line + b"\n" for line in lines)
+    records = [json.loads(line) for line in lines]
+    heard = from_records(records)
     if form in ("json", "verbose_json"):
         body: dict[str, Any] = {"text": heard.text, "language": heard.language}
         if form == "verbose_json":
-            body |= {"task": "transcribe", "segments": segments_in_seconds(heard)}
-        return json.dumps(body, ensure_ascii=False) + "\n"
+            body["segments"] = segments_in_seconds(heard)
+        return json.dumps(body, ensure_ascii=False).encode() + b"\n"
     if form == "txt":
-        return "".join(f"{segment.text}\n" for segment in heard.segments)
-    return render(heard, form)
+        return "".join(f"{record['text']}\n" for record in records).encode()
+    return render(heard, form).encode()

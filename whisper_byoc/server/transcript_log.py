@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from typing import Any
 
 from whisper_byoc.server.results import Record
 
@@ -36,10 +34,6 @@ class TranscriptLog:
             self._bytes -= len(self._lines.popleft())
             self.dropped += 1
 
-    def records(self) -> list[dict[str, Any]]:
-        """Give what is kept, in order."""
-        return [json.loads(line) for line in self._lines]
-
-    def ndjson(self) -> bytes:
-        """Give what is kept as lines."""
-        return b"".join(line + b"\n" for line in self._lines)
+    def lines(self) -> tuple[bytes, ...]:
+        """Give what is kept, in order, as JSON."""
+        return tuple(self._lines)
