@@ -24,6 +24,9 @@ __all__ = ["WhisperSession", "decode_segment", "refused"]
 
 T = TypeVar("T")
 
+BEHIND_SECONDS = 1.0
+"""A piece that has waited for so long came faster than it can be listened to."""
+
 
 class WhisperSession:
     """Whole segments give a transcript each; a live feed gives text as it is spoken, and none for silence."""
@@ -71,7 +74,8 @@ class WhisperSession:
         if self._live is None:
             self._live = self._processor.listen(self._decoding, self._options)
             self._began = self._samples
-        updates = await self._live.feed(piece)
+        behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS
+        updates = await self._live.feed(piece, behind=behind)
         self._samples = self._began + self._live.listener.received
         self._arrivals.append((self._samples, arrived))
         return [self._result(update) for update in updates]

@@ -102,10 +102,10 @@ class LiveText:
             self._language = LanguageChoice(decoding.language)
         self._decoding, self.options, self.listener.options = decoding, options, options.listening
 
-    async def feed(self, data: bytes) -> list[Update]:
-        """Take PCM16, and give the text that is ready."""
+    async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
+        """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
         self._ended += await asyncio.to_thread(self.listener.feed, data)
-        return [*await self._finals(), *self._partial()]
+        return [*await self._finals(), *self._partial(behind=behind)]
 
     async def finish(self) -> list[Update]:
         """Give the text of what is left at the end of the stream."""
@@ -145,12 +145,14 @@ class LiveText:
         language = await self._language.choose(lambda: self._model.language_of(samples), len(samples) / SAMPLE_RATE)
         return await self._model.transcribe(samples, replace(self._decoding, language=language))
 
-    def _partial(self) -> list[Update]:
+    def _partial(self, *, behind: bool) -> list[Update]:
         """Collect a draft that is done, and begin what there is to begin."""
         current = self.listener.current()
         if current is None:
             return []
         updates = self._collect(current)
+        if behind:
+            return updates
         if self.listener.quiet >= self.listener.kept:
             self._transcribe_early(current)
         elif self.options.partials:
