@@ -40,6 +40,7 @@ class DraftWord:
     """A word of a draft."""
 
     text: str
+    """With the space before it, where the language has one, and punctuation behind it."""
     until: float
     """Seconds into the sound at which the decoder looked when it wrote the word's end."""
 
@@ -54,7 +55,7 @@ class Draft:
     @property
     def text(self) -> str:
         """All words."""
-        return " ".join(word.text for word in self.words)
+        return "".join(word.text for word in self.words).strip()
 
 
 class Engine(Protocol):

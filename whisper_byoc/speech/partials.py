@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from whisper_byoc.speech.engine import Draft
+from whisper_byoc.speech.engine import Draft, DraftWord
 
 __all__ = ["POLICIES", "Agreement", "Attention", "Policy"]
 
@@ -29,26 +29,25 @@ class Attention:
         for word in draft.words:
             if word.until > seconds - MARGIN_SECONDS:
                 break
-            shown.append(word.text)
-        return " ".join(shown)
+            shown.append(word)
+        return Draft(tuple(shown), draft.language).text
 
 
 class Agreement:
     """LocalAgreement-2: the words with which the last two drafts begin alike."""
 
     def __init__(self) -> None:
-        self._before: list[str] = []
+        self._before: tuple[DraftWord, ...] = ()
 
     def show(self, draft: Draft, seconds: float) -> str:
         """Give the common beginning."""
-        words = [word.text for word in draft.words]
         agreed = []
-        for old, new in zip(self._before, words, strict=False):
-            if old != new:
+        for old, new in zip(self._before, draft.words, strict=False):
+            if old.text != new.text:
                 break
             agreed.append(new)
-        self._before = words
-        return " ".join(agreed)
+        self._before = draft.words
+        return Draft(tuple(agreed), draft.language).text
 
 
 POLICIES: dict[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}
