@@ -82,6 +82,10 @@ def numbered(size):
     return b"".join(number.to_bytes(4, "little") for number in range(size // 4 + 1))[:size]
 
 
+def cut(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
 async def until(condition):
     for _ in range(2000):
         if condition():

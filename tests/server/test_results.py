@@ -115,9 +115,8 @@ STEPS = st.lists(st.sampled_from(["partial", "final", "error", "look", "read", "
 @given(STEPS)
 def test_any_interleaving_gives_rising_numbers_and_loses_no_final(steps):
     async def run():
-        results, sent, seen, held, number = ring(), [], [], None, 0
-        for step in steps:
-            number += 1
+        results, sent, seen, held = ring(), [], [], None
+        for number, step in enumerate(steps):
             if step == "partial":
                 await results.add(partial(f"p{number}"))
             elif step == "final":

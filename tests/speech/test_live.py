@@ -200,6 +200,17 @@ async def test_an_early_transcription_is_cancelled_when_speech_goes_on(model):
     assert final.heard.transcription.text == model.words(final.utterance.samples)
 
 
+async def test_a_stream_that_is_behind_gets_no_guesses_and_all_its_finals(model):
+    live, found = live_text(model), []
+    for piece in [*[speech(2)] * 12, *[silence(2)] * 8, *[speech(2)] * 8]:
+        found += await live.feed(piece, behind=True)
+        await asyncio.sleep(0)
+    found += await live.finish()
+    assert model.drafted == []
+    assert [each.final for each in found] == [True, True]
+    assert len(model.transcribed) == 2
+
+
 async def test_every_utterance_has_one_final_text_however_much_comes_at_once(model):
     live = live_text(model)
     sound = (speech(10) + silence(20)) * 5 + speech(10)

@@ -24,6 +24,8 @@ __all__ = ["WhisperSession", "decode_segment", "refused"]
 
 T = TypeVar("T")
 
+BEHIND_SECONDS = 1.0
+"""A piece that has waited for so long came faster than it can be listened to."""
 CLOSEST_ARRIVALS = pcm.SAMPLE_RATE // 100
 OLDEST_ARRIVAL = 60 * pcm.SAMPLE_RATE
 """Samples: twice the longest utterance."""
@@ -75,8 +77,9 @@ class WhisperSession:
             self._live = self._processor.listen(self._decoding, self._options)
             self._began = self._samples
         live = self._live
+        behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS
         try:
-            updates = await live.feed(piece)
+            updates = await live.feed(piece, behind=behind)
         finally:
             self._samples = self._began + live.listener.received
             self._note_arrival(arrived)

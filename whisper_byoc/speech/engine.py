@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine", "joined"]
+__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class DraftWord:
-    """A word of a draft, or punctuation."""
+    """A word of a draft."""
 
     text: str
-    """With the blank before it, where the script has one."""
+    """With the space before it, where the language has one, and punctuation behind it."""
     until: float
     """Seconds into the sound at which the decoder looked when it wrote the word's end."""
 
@@ -56,12 +55,7 @@ class Draft:
     @property
     def text(self) -> str:
         """All words."""
-        return joined(self.words)
-
-
-def joined(words: Iterable[DraftWord]) -> str:
-    """Give the text of words."""
-    return "".join(word.text for word in words).strip()
+        return "".join(word.text for word in self.words).strip()
 
 
 class Engine(Protocol):

@@ -102,10 +102,10 @@ class LiveText:
             self._language = LanguageChoice(decoding.language)
         self._decoding, self.options, self.listener.options = decoding, options, options.listening
 
-    async def feed(self, data: bytes) -> list[Update]:
-        """Take PCM16, and give the text that is ready."""
+    async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
+        """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
         self._ended += await asyncio.to_thread(self.listener.feed, data)
-        return [*await self._finals(), *self._partial()]
+        return [*await self._finals(), *self._partial(behind=behind)]
 
     async def lull(self) -> list[Update]:
         """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
@@ -151,19 +151,20 @@ class LiveText:
         language = await self._language.choose(lambda: self._model.language_of(samples), utterance.number, seconds)
         return await self._model.transcribe(samples, replace(self._decoding, language=language))
 
-    def _partial(self) -> list[Update]:
+    def _partial(self, *, behind: bool) -> list[Update]:
         """Collect a draft that is done, and begin what there is to begin."""
         current = self.listener.current()
         if current is None:
             return []
         updates = self._collect(current)
-        if self.listener.quiet >= self.listener.kept:
-            self._transcribe_early(current)
-            return updates
-        if self._early is not None:  # more is being said, so it is not worth a worker's time
+        if self._early is not None and not same(self._early[0], current):  # more is being said
             self._early[1].cancel()
             self._early = None
-        if self.options.partials:
+        if behind:
+            return updates
+        if self.listener.quiet >= self.listener.kept:
+            self._transcribe_early(current)
+        elif self.options.partials:
             self._begin_draft(current)
         return updates
 
@@ -195,11 +196,8 @@ class LiveText:
 
     def _transcribe_early(self, current: Utterance) -> None:
         """Transcribe the utterance as it will be if nothing more is said."""
-        if self._early is not None and same(self._early[0], current):
-            return
-        if self._early is not None:
-            self._early[1].cancel()
-        self._early = current, spawn(self._transcribe(current))
+        if self._early is None:
+            self._early = current, spawn(self._transcribe(current))
 
     def _forget_drafts(self) -> None:
         """Begin anew for the next utterance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import string
 import threading
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -76,8 +77,13 @@ class OpenAIEngine:
             until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
         pieces, groups = words_of(tokens, tokenizer)
         ends = np.cumsum([len(group) for group in groups]) - 1
-        words = [DraftWord(whole(piece), until[end]) for piece, end in zip(pieces, ends, strict=True)]
-        return Draft(tuple(word for word in words if word.text.strip()), found.language)
+        words: list[DraftWord] = []
+        for piece, end in zip(map(whole, pieces), ends, strict=True):
+            if words and piece.strip() in string.punctuation:
+                words[-1] = DraftWord(words[-1].text + piece, until[end])
+            elif piece.strip():
+                words.append(DraftWord(piece, until[end]))
+        return Draft(tuple(words), found.language)
 
     def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
         """Give the language of the first 30 s, and its probability."""

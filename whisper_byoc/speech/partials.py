@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Protocol
 
-from whisper_byoc.speech.engine import Draft, DraftWord, joined
+from whisper_byoc.speech.engine import Draft, DraftWord
 
 __all__ = ["POLICIES", "Agreement", "Attention", "Policy"]
 
@@ -26,7 +25,12 @@ class Attention:
 
     def show(self, draft: Draft, seconds: float) -> str:
         """Give the words before the first one that was heard too late."""
-        return joined(itertools.takewhile(lambda word: word.until <= seconds - MARGIN_SECONDS, draft.words))
+        shown = []
+        for word in draft.words:
+            if word.until > seconds - MARGIN_SECONDS:
+                break
+            shown.append(word)
+        return Draft(tuple(shown), draft.language).text
 
 
 class Agreement:
@@ -37,10 +41,13 @@ class Agreement:
 
     def show(self, draft: Draft, seconds: float) -> str:
         """Give the common beginning."""
-        pairs = zip(self._before, draft.words, strict=False)
-        agreed = [new for _, new in itertools.takewhile(lambda pair: pair[0].text == pair[1].text, pairs)]
+        agreed = []
+        for old, new in zip(self._before, draft.words, strict=False):
+            if old.text != new.text:
+                break
+            agreed.append(new)
         self._before = draft.words
-        return joined(agreed)
+        return Draft(tuple(agreed), draft.language).text
 
 
 POLICIES: dict[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}
