@@ -82,7 +82,15 @@ def test_every_part_is_known():
 
 
 @pytest.mark.parametrize(
-    "name", ["whisper_byoc", "whisper_byoc.client", "whisper_byoc.cli.main", "whisper_byoc.server.hosted"]
+    "name",
+    [
+        "whisper_byoc",
+        "whisper_byoc.client",
+        "whisper_byoc.cli.main",
+        "whisper_byoc.cli.send",
+        "whisper_byoc.cli.doctor",
+        "whisper_byoc.server.hosted",
+    ],
 )
 def test_a_plain_import_does_not_bring_the_model(name):
     code = f"import sys, {name}; sys.exit(any(heavy in sys.modules for heavy in ('torch', 'whisper', 'numba')))"

@@ -38,12 +38,12 @@ def test_version(run):
 def test_help(run):
     code, out, _ = run("--help")
     assert code == 0
-    for name in ("serve", "send", "transcribe", "run", "preload", "pipelines"):
+    for name in ("serve", "send", "transcribe", "run", "preload", "pipelines", "doctor"):
         assert name in out
     assert run()[0] == 2
 
 
-@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines", "trickle"])
+@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines", "trickle", "doctor"])
 def test_help_of_each_command(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])

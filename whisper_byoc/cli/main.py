@@ -13,6 +13,7 @@ from audio.errors import AudioError
 from whisper_byoc import __version__
 from whisper_byoc.cli import lifeline
 from whisper_byoc.cli.options import Parser
+from whisper_byoc.cli.safetext import printable
 from whisper_byoc.errors import ByocError, UsageError
 
 __all__ = ["main"]
@@ -20,7 +21,7 @@ __all__ = ["main"]
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
-        "send": "stream a sound file to a server, and print the text as it comes",
+        "send": "stream a sound file or a microphone, and print the text as it comes",
         "transcribe": "turn sound files into text here, without a server",
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "gateway": "run a gateway without a chain, for development",
         "up": "run a container, an orchestrator and a gateway in one go",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
+        "doctor": "check this machine and what runs on it, and say what to do",
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -88,8 +90,8 @@ def double_dash(word: str) -> str:
 
 
 def complain(error: Exception, code: int) -> int:
-    """Print one sentence on stderr."""
-    print(f"whisper-byoc: {error}", file=sys.stderr)
+    """Print one sentence on stderr; a server may have a part in it."""
+    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
     return code
 
 
