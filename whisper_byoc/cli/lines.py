@@ -6,6 +6,8 @@ import os
 import re
 from typing import TextIO
 
+from whisper_byoc.cli.safetext import printable
+
 __all__ = ["Lines", "NamedLog"]
 
 LONGEST_LINE = 16 * 1024
@@ -23,7 +25,7 @@ class Lines:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """Give the lines that are complete by now; a progress bar's \\r ends a line, too."""
+        """Give the lines that are complete by now, but for empty ones; a carriage return ends a line, too."""
         self._rest += data
         held = b"\r" if self._rest.endswith(b"\r") else b""  # the \n may be on its way
         *whole, self._rest = BREAK.split(self._rest[: len(self._rest) - len(held)])
@@ -31,7 +33,8 @@ class Lines:
         while len(self._rest) > LONGEST_LINE:
             whole.append(self._rest[:LONGEST_LINE])
             self._rest = self._rest[LONGEST_LINE:]
-        return [shown(part[at : at + LONGEST_LINE]) for part in whole for at in range(0, len(part), LONGEST_LINE)]
+        parts = [part[at : at + LONGEST_LINE] for part in whole for at in range(0, len(part), LONGEST_LINE)]
+        return [printable(part.decode("utf-8", "replace")) for part in parts]
 
     def close(self) -> list[str]:
         """Give what had no line break behind it."""
@@ -54,14 +57,3 @@ class NamedLog:
             head = f"\x1b[{colour}m{head}\x1b[0m"
         self._out.write(f"{head} {text}\n")
         self._out.flush()
-
-
-def shown(line: bytes) -> str:
-    """Decode a line; bytes that are no UTF-8 and characters that would act on a terminal are spelt out."""
-    text = line.decode("utf-8", "backslashreplace")
-    return "".join(each if each.isprintable() or each == "\t" else escaped(each) for each in text)
-
-
-def escaped(character: str) -> str:
-    """Spell a character out."""
-    return character.encode("unicode_escape").decode("ascii")

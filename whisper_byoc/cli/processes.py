@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from whisper_byoc.cli import lifeline
 from whisper_byoc.cli.lines import Lines
@@ -129,7 +129,8 @@ class Processes:
         """
         child = await Child.begin(name, arguments, self._show)
         self._children.append(child)
-        await asyncio.wait({child.port, child.ended}, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {child.port, child.ended}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if child.ended.done():
             raise StartError(child.epitaph)
         return child.port.result()

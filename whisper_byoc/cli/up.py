@@ -9,9 +9,10 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -174,15 +175,19 @@ async def all_ready(path: Path, names: list[str]) -> None:
     async def asking() -> None:
         async with aiohttp.ClientSession(timeout=limit) as http:
             for url in (path.container, path.orchestrator, path.gateway):
-                while not await is_ready(http, url):
-                    await asyncio.sleep(POLL_S)
-            while not set(names) <= await offered(http, path.gateway):
-                await asyncio.sleep(POLL_S)
+                await until(partial(is_ready, http, url))
+            await until(partial(offers, http, path.gateway, names))
 
     try:
         await asyncio.wait_for(asking(), READY_S)
     except asyncio.TimeoutError:
         raise StartError(f"not all of the three were ready after {READY_S:g} s; their log says more") from None
+
+
+async def until(question: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until the answer is yes."""
+    while not await question():  # noqa: ASYNC110 - another process cannot set an event
+        await asyncio.sleep(POLL_S)
 
 
 async def is_ready(http: aiohttp.ClientSession, url: str) -> bool:
@@ -194,13 +199,14 @@ async def is_ready(http: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def offered(http: aiohttp.ClientSession, gateway: str) -> set[str]:
-    """Ask the gateway which capabilities can take a job."""
+async def offers(http: aiohttp.ClientSession, gateway: str, names: list[str]) -> bool:
+    """Ask the gateway whether it knows a place for each of these capabilities."""
     try:
         async with http.get(f"{gateway}/capabilities") as answer:
-            return {each["name"] for each in (await answer.json())["capabilities"] if each["available"]}
+            known = (await answer.json())["capabilities"]
     except (aiohttp.ClientError, asyncio.TimeoutError):
-        return set()
+        return False
+    return set(names) <= {each["name"] for each in known if each["available"]}
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> None:
