@@ -45,7 +45,7 @@ class Out:
             try:
                 data = await answer.content.readany()
             except PEER_ERRORS as error:
-                raise peer_failed(answer.url.host, error) from None
+                raise peer_failed(answer.url.origin(), error) from None
             if not data:
                 return
             await self._write(self._form.feed(data))
@@ -102,5 +102,8 @@ def peer_failed(peer: object, error: BaseException) -> PeerFailed:
     """Say of a peer what went wrong with it."""
     if isinstance(error, asyncio.TimeoutError):
         return PeerFailed(f"{peer} did not answer in time", 504)
-    reached = not isinstance(error, aiohttp.ClientConnectorError)
-    return PeerFailed(f"{peer} failed: {str(error) or type(error).__name__}", reached=reached)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return PeerFailed(f"{peer} cannot be reached: {error.strerror}", reached=False)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return PeerFailed(f"{peer} broke off in the middle of its answer")
+    return PeerFailed(f"{peer} failed: {str(error) or type(error).__name__}")

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
 NOT_PARAMS = frozenset({"pipeline", "more", "alone"})
+LONGEST_ALONE_S = 86400.0
+"""Whoever asks for more patience than this server has gets what it has."""
 BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
 
 
@@ -33,7 +35,8 @@ async def put_source(request: web.Request) -> web.Response:
     table = request.app[TABLE]
     check_length(request, table.limits.segment_bytes)
     params = {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
-    alone = number(request, "alone", table.limits.idle_seconds, table.limits.idle_seconds)
+    longest = table.limits.idle_seconds
+    alone = min(longest, number(request, "alone", longest, LONGEST_ALONE_S))
     job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params, alone)
     media = table.pipelines[job.info.pipeline].media
     check_type(request, media)
