@@ -108,8 +108,9 @@ class Node:
     It belongs to no event loop, so that a whole module can share it.
     """
 
-    def __init__(self, log, *command):
+    def __init__(self, log, *command, environment=None):
         self.log = log
+        self._environment = os.environ | (environment or {})
         self.port = 0
         self._command = command  # the word PORT in it stands for the port
         self.process = None
@@ -124,7 +125,10 @@ class Node:
         words = [word.replace("PORT", str(self.port)) for word in self._command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "whisper_byoc.cli.main", *words], stdin=subprocess.DEVNULL, stderr=log
+                [sys.executable, "-m", "whisper_byoc.cli.main", *words],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env=self._environment,
             )
         self.port = int(self.until(lambda: re.search(r"listening on port (\d+)\n", self.text[offset:]), 20)[1])
         return self
@@ -172,8 +176,8 @@ def node(tmp_path_factory):
     """Give a function that makes a node of a command line; all of them are killed when the module is done."""
     folder, nodes = tmp_path_factory.mktemp("nodes"), []
 
-    def make(*command):
-        nodes.append(Node(folder / f"{len(nodes)}-{command[0]}.log", *command))
+    def make(*command, environment=None):
+        nodes.append(Node(folder / f"{len(nodes)}-{command[0]}.log", *command, environment=environment))
         return nodes[-1]
 
     yield make
