@@ -55,10 +55,12 @@ class Feed:
     async def __aexit__(self, *_: object) -> None:
         self._turn += 1
         self._changed.wake()
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        self._share.free()
+        try:
+            if self._task:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+        finally:  # a client that hangs up cancels this, too
+            self._share.free()
 
     @property
     def empty(self) -> bool:
