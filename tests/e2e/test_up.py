@@ -40,6 +40,7 @@ async def gone(pids):
 @pytest.fixture
 def up(command):
     """Give a function that runs it, waits until it is ready, and knows the gateway and the three process ids."""
+    started = []
 
     async def start(*arguments):
         running = await command("up", *ANY_PORTS, *arguments)
@@ -47,9 +48,12 @@ def up(command):
         running.gateway = ready[1]
         running.children = children(running.process.pid)
         assert len(running.children) == 3
+        started.extend(running.children)
         return running
 
-    return start
+    yield start
+    for pid in filter(alive, started):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_frame_goes_through_and_ctrl_c_ends_all_in_order(up):
