@@ -17,6 +17,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 QUICK = {
     "tint": [],
     "overhead": [],
+    "network": [],
     "footprint": ["--model", "demo"],
 }
 

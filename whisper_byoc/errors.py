@@ -13,6 +13,7 @@ ByocError
 ├── RequestRefused        the server will not take this request; carries the HTTP status to answer
 │   ├── PeerBusy          the container or orchestrator it would go to has no room; another one may (503)
 │   └── PeerFailed        the container or orchestrator it went to failed (502) or was too slow (504)
+├── ReaderGone            whom an answer was for has gone, or does not read it
 └── ClientError           seen from the client's side of the socket
     ├── ServerUnreachable nobody answers, or the connection broke
     ├── ServerRefused     the server answered with an error status
@@ -31,6 +32,7 @@ __all__ = [
     "PeerBusy",
     "PeerFailed",
     "ProcessorError",
+    "ReaderGone",
     "RequestRefused",
     "SegmentError",
     "SegmentFailed",
@@ -99,8 +101,8 @@ class RequestRefused(ByocError):
 class PeerBusy(RequestRefused):
     """The container or orchestrator that the request would go to has no room; another one may have."""
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
-        super().__init__(503, message, retry_after)
+    def __init__(self, message: str, retry_after: int = 1, status: int = 503) -> None:
+        super().__init__(status, message, retry_after)
 
 
 class PeerFailed(RequestRefused):
@@ -112,6 +114,10 @@ class PeerFailed(RequestRefused):
     def __init__(self, message: str, status: int = 502, *, reached: bool = True) -> None:
         super().__init__(status, message)
         self.reached = reached
+
+
+class ReaderGone(ByocError):
+    """Whom an answer was for has gone, or does not read it; no peer is to blame."""
 
 
 class ClientError(ByocError):

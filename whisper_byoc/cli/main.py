@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from audio.errors import AudioError
 from whisper_byoc import __version__
+from whisper_byoc.cli import lifeline
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.cli.safetext import printable
 from whisper_byoc.errors import ByocError, UsageError
@@ -27,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "pipelines": "list the pipelines there are",
         "orchestrator": "run an orchestrator without a chain, for development",
         "gateway": "run a gateway without a chain, for development",
+        "up": "run a container, an orchestrator and a gateway in one go",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
         "doctor": "check this machine and what runs on it, and say what to do",
     }
@@ -37,6 +39,7 @@ GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    lifeline.hold()
     words = [double_dash(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         return dispatch(words)

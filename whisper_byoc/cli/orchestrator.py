@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         listen=Address(plain(args.httpAddr, "-httpAddr"), DEFAULT_PORT) if args.httpAddr else None,
         secret=secret,
         containers=containers(args, token),
-        trickle_host=args.liveAITrickleHostForRunner or "",
+        trickle_host=trickle_host(args.liveAITrickleHostForRunner or ""),
         limits=limits_of(args),
     )
     asyncio.run(serve(config))
@@ -89,6 +89,16 @@ def containers(args: argparse.Namespace, token: str) -> list[Container]:
     if bool(urls) != bool(names):
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
     return [Container(name, base_url(url, CONTAINER_PORT), args.byocCapacity, token) for url in urls for name in names]
+
+
+def trickle_host(text: str) -> str:
+    """Check a `host:port`, which may be empty.
+
+    Raises `UsageError`.
+    """
+    if text and (base_url(text, DEFAULT_PORT) not in (f"http://{text}", f"http://{text}:{DEFAULT_PORT}")):
+        raise UsageError(f"-liveAITrickleHostForRunner {text}: write it as host:port, without a scheme or a path")
+    return text
 
 
 def plain(address: str, flag: str) -> str:

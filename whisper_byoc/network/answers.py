@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from whisper_byoc.errors import RequestRefused
+from whisper_byoc.errors import ReaderGone, RequestRefused
+from whisper_byoc.network.reading import json_value
 from whisper_byoc.trickle import TrickleError
 
 __all__ = ["Handler", "as_json", "as_text", "says"]
@@ -42,8 +42,8 @@ def answering(handler: Handler, form: Callable[[str], web.Response]) -> Handler:
             status, message, retry_after = error.status, str(error), error.retry_after
         except TrickleError as error:
             status, message = 503, str(error)
-        except ConnectionError:
-            raise  # the client is gone: there is nobody to answer
+        except (ConnectionError, ReaderGone):
+            return gone(request)
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             status, message = 500, "the server failed on this request; its log says why"
@@ -58,9 +58,16 @@ def answering(handler: Handler, form: Callable[[str], web.Response]) -> Handler:
     return answer
 
 
+def gone(request: web.Request) -> web.StreamResponse:
+    """End the connection of a client that there is nobody behind any more."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.StreamResponse()
+
+
 def says(body: bytes, otherwise: str) -> str:
     """Find the sentence in a peer's error answer: its JSON's `error`, or its text; `otherwise` when it is empty."""
     text = body.decode("utf-8", "replace").strip()
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        text = str(json.loads(text)["error"])
+        text = str(json_value(text)["error"])
     return text[:500] or otherwise

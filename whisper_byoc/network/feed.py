@@ -55,10 +55,12 @@ class Feed:
     async def __aexit__(self, *_: object) -> None:
         self._turn += 1
         self._changed.wake()
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        self._share.free()
+        try:
+            if self._task:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+        finally:  # a client that hangs up cancels this, too
+            self._share.free()
 
     @property
     def empty(self) -> bool:
@@ -74,6 +76,8 @@ class Feed:
         turn, self._taken = self._turn, self._first
         self._unsent = sum(map(len, self._kept))
         self._changed.wake()
+        if self.length is None:
+            yield b""  # aiohttp sends a request's head with the first chunk, and this feed may begin with a pause
         while turn == self._turn:
             if self._taken < self._first + len(self._kept):
                 chunk = self._kept[self._taken - self._first]

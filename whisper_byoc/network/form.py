@@ -6,6 +6,7 @@ import json
 from typing import Any, Protocol
 
 from whisper_byoc.errors import PeerFailed
+from whisper_byoc.network.reading import json_value
 
 __all__ = ["Form", "Raw", "Records", "events", "form_for", "lines"]
 
@@ -20,13 +21,18 @@ class Form(Protocol):
 
     content_type: str | None
     """What the answer to the client is; None: as the peer has it."""
+    produced: bool
+    """Whether anything of a result was given to be passed on."""
 
     def feed(self, data: bytes) -> bytes:
         """Take what arrived and give what may be passed on."""
         ...
 
     def close(self) -> bytes:
-        """Give what was held back, when all went well."""
+        """Give what was held back, when all went well.
+
+        Raises `PeerFailed` when the peer's answer was not whole.
+        """
         ...
 
     def failed(self, job_id: str, message: str) -> bytes | None:
@@ -39,8 +45,12 @@ class Raw:
 
     content_type: str | None = None
 
+    def __init__(self) -> None:
+        self.produced = False
+
     def feed(self, data: bytes) -> bytes:
         """Pass all of it on."""
+        self.produced = self.produced or bool(data)
         return data
 
     def close(self) -> bytes:
@@ -60,6 +70,7 @@ class Records:
 
     def __init__(self, content_type: str, separator: bytes, template: str) -> None:
         self.content_type: str | None = content_type
+        self.produced = False
         self._separator = separator
         self._template = template
         self._rest = bytearray()
@@ -69,10 +80,12 @@ class Records:
         self._errors = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Give what is complete by now, but for an end record.
+        """Give what is complete by now, but for an end record; nothing comes after that.
 
         Raises `PeerFailed` for a record without an end.
         """
+        if self._end:
+            return b""
         searched = max(0, len(self._rest) - len(self._separator))
         self._rest += data
         cut = self._rest.rfind(self._separator, searched)
@@ -86,10 +99,13 @@ class Records:
         return self._end_held_back(whole)
 
     def close(self) -> bytes:
-        """Give the end record."""
-        end, self._end = self._end + bytes(self._rest), b""
-        self._rest.clear()
-        return end
+        """Give the end record.
+
+        Raises `PeerFailed` when none came: then nobody knows what is missing.
+        """
+        if not self._end:
+            raise PeerFailed("the other side ended its answer without an end record")
+        return self._end
 
     def failed(self, job_id: str, message: str) -> bytes | None:
         """Give an error record and an end record, numbered after what was passed on."""
@@ -113,11 +129,12 @@ class Records:
             if brace >= 0:
                 head = part[brace : brace + HEAD].replace(b": ", b":")
                 self._last = part
+                if b'"type":"end"' in head:
+                    self._end = part + self._separator
+                    return whole[:at]
+                self.produced = True
                 self._errors += b'"type":"error"' in head
                 self._transcripts += b'"type":"transcript"' in head and b'"is_final":false' not in head
-                if head.startswith(b'{"type":"end"'):
-                    self._end = whole[at:]
-                    return whole[:at]
             at += len(part) + len(self._separator)
         return whole
 
@@ -148,7 +165,7 @@ def form_for(accept: str) -> Form:
 def decoded(part: bytes) -> dict[str, Any]:
     """Read a record; nothing of one that is not ours."""
     try:
-        found = json.loads(part[part.index(b"{") :])
+        found = json_value(part[part.index(b"{") :])
     except ValueError:
         return {}
     return found if isinstance(found, dict) and type(found.get("seq", 0)) is int else {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.network.reading import json_value
 
 __all__ = ["HEADER", "NOBODY", "JobHeader", "sender_header"]
 
@@ -39,7 +40,7 @@ class JobHeader:
         if not text:
             raise RequestRefused(400, f"the {HEADER} header is missing: base64 of a JSON object that describes the job")
         try:
-            fields = json.loads(base64.b64decode(text[:LONGEST], validate=True))
+            fields = json_value(base64.b64decode(text[:LONGEST], validate=True))
         except (binascii.Error, ValueError):
             raise RequestRefused(400, f"the {HEADER} header is not the base64 of JSON") from None
         if not isinstance(fields, dict):
@@ -91,7 +92,7 @@ def object_in(text: object, name: str) -> dict[str, Any]:
     Raises `RequestRefused` (400).
     """
     try:
-        found = json.loads(text) if isinstance(text, str) else None
+        found = json_value(text) if isinstance(text, str) else None
     except ValueError:
         found = None
     if not isinstance(found, dict):

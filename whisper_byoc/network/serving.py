@@ -23,7 +23,9 @@ KEEP_ALIVE_S = 600.0
 """go-livepeer's idle timeout between two requests."""
 CONNECT_S = 5.0
 SHUTDOWN_S = 1.0
-ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
+LONGEST_LINE = 64 * 1024
+"""Of a request's first line, and of a header: a job's parameters are in one of them."""
+ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
 LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
 
 
@@ -65,6 +67,7 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
     """
     runner = web.AppRunner(
         app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S,
+        max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
         auto_decompress=False,  # bytes are bytes, whatever their sender calls them
     )  # fmt: skip
     await runner.setup()

@@ -12,6 +12,8 @@ from whisper_byoc import __version__
 
 __all__ = ["status_routes"]
 
+CONNECTION = "RequestHandler.start"
+
 
 def status_routes(
     role: str, capabilities: Callable[[], dict[str, Any]], counts: Callable[[], dict[str, Any]]
@@ -31,7 +33,7 @@ def status_routes(
         return web.json_response(capabilities())
 
     async def status(_: web.Request) -> web.Response:
-        head = {"role": role, "version": __version__, "tasks": len(asyncio.all_tasks())}
+        head = {"role": role, "version": __version__, "tasks": working_tasks()}
         return web.json_response(head | counts())
 
     return [
@@ -41,3 +43,9 @@ def status_routes(
         web.get("/capabilities", show),
         web.get("/status", status),
     ]
+
+
+def working_tasks() -> int:
+    """Count the tasks there are, but for the one that aiohttp has for each open connection, busy or idle."""
+    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
+    return sum(getattr(each, "__qualname__", "") != CONNECTION for each in coroutines)

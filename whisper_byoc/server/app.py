@@ -34,13 +34,8 @@ __all__ = ["build_app"]
 log = logging.getLogger(__name__)
 
 
-def build_app(
-    table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "", capability: str = ""
-) -> web.Application:
-    """Build the application around the jobs; with a token, work is for those who show it.
-
-    `capability` is the name under which orchestrators know this container.
-    """
+def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
+    """Build the application around the jobs; with a token, work is for those who show it."""
     app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[METRICS] = metrics
@@ -62,7 +57,7 @@ def build_app(
             *openai_api.routes(),
             *audio_to_text.routes(),
             *websocket.routes(),
-            *batch.routes(capability),  # last: it takes every path of one segment
+            *batch.routes(),  # last: it takes every path of one segment
         ]
     )
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -79,11 +80,14 @@ class Server:
         self.port = config.port
         self._config = config
         metrics = Metrics()
-        self.table = JobTable({name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics)
-        self.streams = StreamTable(self.table)
         capability = config.registration.capability.name if config.registration else ""
+        self.table = JobTable(
+            {name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics,
+            capability or os.environ.get("CAPABILITY_NAME", ""),
+        )  # fmt: skip
+        self.streams = StreamTable(self.table)
         self._runner = web.AppRunner(
-            build_app(self.table, self.streams, metrics, config.token, capability),
+            build_app(self.table, self.streams, metrics, config.token),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,

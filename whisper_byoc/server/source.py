@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
+MAX_ALONE_S = 86400.0
+"""Beyond the idle limit it has no effect; who asks for more need not know that limit."""
 NOT_PARAMS = frozenset({"pipeline", "more", "alone"})
 BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
 
@@ -35,14 +37,17 @@ async def put_source(request: web.Request) -> web.Response:
     table = request.app[TABLE]
     check_length(request, table.limits.segment_bytes)
     params = {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
-    alone = number(request, "alone", table.limits.idle_seconds, table.limits.idle_seconds)
-    job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params, alone)
-    media = table.pipelines[job.info.pipeline].media
-    check_type(request, media)
-    if request.content_length is None and request.body_exists:
-        segments, size = await take_feed(request, job, table)
+    alone = min(number(request, "alone", table.limits.idle_seconds, MAX_ALONE_S), table.limits.idle_seconds)
+    job_id, name = request.match_info["job_id"], request.query.get("pipeline")
+    pipeline = table.pipeline_of(job_id, name)
+    check_type(request, pipeline.media)
+    live = request.content_length is None and request.body_exists
+    framing = make_framing(request, pipeline, table.limits.segment_bytes) if live else None
+    job = await table.open(job_id, name, params, alone)  # last: what is refused leaves no job behind
+    if framing is not None:
+        segments, size = await take_feed(request, job, framing, table)
     elif request.content_length:
-        segments, size = await take_segment(request, job, media, table)
+        segments, size = await take_segment(request, job, pipeline.media, table)
     else:
         job.touch()
         segments, size = 0, 0
@@ -102,9 +107,8 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
     return 1, size
 
 
-async def take_feed(request: web.Request, job: Job, table: JobTable) -> tuple[int, int]:
+async def take_feed(request: web.Request, job: Job, framing: Framing, table: JobTable) -> tuple[int, int]:
     """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
-    framing = make_framing(request, table.pipelines[job.info.pipeline], table.limits.segment_bytes)
     segments, size, complete = 0, 0, False
     waiting: deque[bytes] = deque()
     with job.feeding():

@@ -26,10 +26,16 @@ RETRY_AFTER_SECONDS = 5
 
 
 class JobTable:
-    """Knows every job, and which pipeline it belongs to."""
+    """Knows every job, and which pipeline it belongs to.
 
-    def __init__(self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics) -> None:
+    `capability` is the name under which orchestrators know this container: another one of the first pipeline.
+    """
+
+    def __init__(
+        self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics, capability: str = ""
+    ) -> None:
         self.pipelines = pipelines
+        self.capability = capability
         self.limits = limits
         self.draining = False
         self._metrics = metrics
@@ -63,9 +69,32 @@ class JobTable:
             return next(iter(self.pipelines.values()))
         if name is None:
             raise UnknownPipeline(f"this container serves several pipelines; name one with ?pipeline=: {names}")
-        if name not in self.pipelines:
-            raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
-        return self.pipelines[name]
+        if found := self.named(name):
+            return found
+        raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
+
+    def named(self, name: str) -> Pipeline | None:
+        """Give the pipeline of that name, if there is one."""
+        if name and name == self.capability and name not in self.pipelines:
+            return next(iter(self.pipelines.values()))
+        return self.pipelines.get(name)
+
+    def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
+        """Give the pipeline on which a job runs, or would run if it were opened.
+
+        Raises `RequestRefused`: 400 bad id or no name where one is needed, 404 unknown pipeline, 409 other pipeline.
+        """
+        check_job_id(job_id)
+        job = self._jobs.get(job_id)
+        if job is not None and name is None:
+            return self.pipelines[job.info.pipeline]
+        try:
+            pipeline = self.pipeline(name)
+        except UnknownPipeline as error:
+            raise RequestRefused(404 if name else 400, str(error)) from None
+        if job is not None and job.info.pipeline != pipeline.name:
+            raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {name}")
+        return pipeline
 
     async def open(
         self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any], alone_seconds: float | None = None
@@ -80,15 +109,9 @@ class JobTable:
         check_job_id(job_id)
         if self.draining:
             raise RequestRefused(503, "the server is shutting down", RETRY_AFTER_SECONDS)
-        job = self._jobs.get(job_id)
-        if job is not None:
-            if pipeline_name not in (None, job.info.pipeline):
-                raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {pipeline_name}")
-            return job
-        try:
-            pipeline = self.pipeline(pipeline_name)
-        except UnknownPipeline as error:
-            raise RequestRefused(404 if pipeline_name else 400, str(error)) from None
+        pipeline = self.pipeline_of(job_id, pipeline_name)
+        if job_id in self._jobs:
+            return self._jobs[job_id]
         if not await pipeline.wait_ready(self.limits.admission_seconds):
             raise RequestRefused(503, f"pipeline {pipeline.name} is not ready yet", RETRY_AFTER_SECONDS)
         if job_id in self._jobs:  # opened by another request meanwhile

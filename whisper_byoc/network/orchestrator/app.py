@@ -30,6 +30,8 @@ __all__ = ["OrchestratorConfig", "Running", "running", "serve"]
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 BASE_PATH = "/ai/trickle/"
+LAST_WORDS_S = 1.0
+"""For jobs whose time is up: so long they have to tell their clients."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class Running:
         deadline = loop.time() + self.context.limits.drain_seconds
         log.info("shutting down: %d jobs and %d streams to end", self.context.pool.jobs, len(self.streams))
         await self.streams.stop_all("the orchestrator is shutting down")
+        await self._no_jobs(deadline)
+        for container in self.context.pool:
+            for slot in tuple(container.slots):
+                slot.lose("the orchestrator is shutting down")
+        await self._no_jobs(loop.time() + LAST_WORDS_S)
+
+    async def _no_jobs(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
         while self.context.pool.jobs and loop.time() < deadline:  # noqa: ASYNC110 - polled: jobs end in many ways
             await asyncio.sleep(0.05)
 
@@ -78,7 +88,7 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Running]:
     listen = config.listen or config.service
     async with open_session() as http:
         pool, limits = Pool(), config.limits
-        follower = Follower(pool, http)
+        follower = Follower(pool, http, limits)
         context = Context(pool, follower, http, Memory(limits.total_bytes), limits, Tasks())
         trickle = TrickleServer(BASE_PATH)
         streams = Streams(context, trickle, config.trickle_host)
@@ -92,17 +102,19 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Running]:
         for part in (registration, Batch(context), Live(context), streams):
             app.add_routes(part.routes())
         app.add_routes(status_routes("orchestrator", lambda: capabilities(pool), counts))
-        async with listening(app, listen.listen_host, listen.port, "orchestrator") as port:
-            url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or port}"
-            registration.service_url = streams.service_url = url
-            for container in config.containers:
-                follower.follow(pool.add(container).url)
-            try:
-                yield Running(context, streams, port, url)
-            finally:
-                await streams.stop_all("the orchestrator is shutting down")
-                await follower.close()
-                await context.tasks.close(grace_seconds=1.0)
+        try:
+            async with listening(app, listen.listen_host, listen.port, "orchestrator") as port:
+                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or port}"
+                registration.service_url = streams.service_url = url
+                for container in config.containers:
+                    follower.follow(pool.add(container).url)
+                try:
+                    yield Running(context, streams, port, url)
+                finally:
+                    await streams.stop_all("the orchestrator is shutting down")
+        finally:  # last, as requests that are cut off still tell their containers so
+            await follower.close()
+            await context.tasks.close(LAST_WORDS_S)
 
 
 def capabilities(pool: Pool) -> dict[str, Any]:

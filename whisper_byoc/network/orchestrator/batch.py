@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
+from yarl import URL
 
-from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.network.answers import as_text, says
 from whisper_byoc.network.feed import Feed
 from whisper_byoc.network.form import Raw
@@ -14,12 +13,18 @@ from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
+from whisper_byoc.network.reading import read_answer
+from whisper_byoc.network.tasks import within
 
 __all__ = ["Batch"]
 
-ANSWER_HEADERS = ("Content-Type", "Content-Length", "X-Metadata", "Cache-Control", "X-Livepeer-Work-Units")
+REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
+"""What of a request passes; go-livepeer keeps the first."""
+ANSWER_HEADERS = (
+    "Content-Type", "Content-Encoding", "Content-Length", "X-Metadata", "Cache-Control", "X-Livepeer-Work-Units",
+)  # fmt: skip
 """What of a container's answer passes; go-livepeer keeps two of them."""
-REFUSALS = (429, 503)
+BUSY = (429, 503)
 
 
 class Batch:
@@ -40,6 +45,9 @@ class Batch:
         context = self._context
         context.check_draining()
         job = JobHeader.parse(request.headers.get(HEADER))
+        route = request.match_info.get("route", "").strip("/")
+        if ".." in route.split("/"):  # the container's other paths are not ours to give
+            raise RequestRefused(400, f"bad route {route!r:.100}: it must not have '..' in it")
         if not context.pool.of(job.capability):
             raise RequestRefused(503, f"No capacity available for capability {job.capability}: no container offers it")
         out = Out(request, Raw(), context.limits.stall_seconds)
@@ -48,22 +56,22 @@ class Batch:
             async def run(slot: Slot) -> web.StreamResponse:
                 try:
                     with slot.alive():
-                        return await self._forward(request, job, slot, feed, out)
+                        return await self._forward(request, route, job, slot, feed, out)
                 finally:
                     slot.free()
 
             return await context.on_some_container(job.capability, run, feed, out)
 
     async def _forward(
-        self, request: web.Request, job: JobHeader, slot: Slot, feed: Feed, out: Out
+        self, request: web.Request, route: str, job: JobHeader, slot: Slot, feed: Feed, out: Out
     ) -> web.StreamResponse:
         """Send the request to one container; its headers must come within the job's time.
 
-        Raises `PeerFailed` or, for what the container refuses, `RequestRefused`.
+        Raises `PeerFailed`, `PeerBusy` or, for what else the container refuses, `RequestRefused`.
         """
         container = slot.container
-        url = f"{container.url}/{request.match_info.get('route', '')}".rstrip("/")
-        headers = {name: request.headers[name] for name in ("Content-Type", "Accept") if name in request.headers}
+        url = URL(container.url) / route if route else URL(container.url)
+        headers = {name: request.headers[name] for name in REQUEST_HEADERS if name in request.headers}
         headers |= container.headers
         if feed.length is not None:
             headers["Content-Length"] = str(feed.length)
@@ -71,10 +79,11 @@ class Batch:
             posting = self._context.http.post(
                 url, data=feed.chunks(), params=request.query, headers=headers, allow_redirects=False
             )
-            answer = await asyncio.wait_for(posting, job.timeout_seconds)
+            answer = await within(job.timeout_seconds, posting)
             async with answer:
                 if answer.status >= 400:
-                    raise refusal(container.url, answer.status, await answer.content.read(4096))
+                    retry_after = answer.headers.get("Retry-After", "")
+                    raise refusal(container.url, answer.status, await read_answer(answer), retry_after)
                 passed = {name: answer.headers[name] for name in ANSWER_HEADERS if name in answer.headers}
                 await out.copy(answer, passed | {"Livepeer-Balance": "0"})
                 return await out.finish()
@@ -82,8 +91,16 @@ class Batch:
             raise feed.error or peer_failed(f"the container at {container.url}", error) from None
 
 
-def refusal(url: str, status: int, body: bytes) -> RequestRefused:
+def refusal(url: str, status: int, body: bytes, retry_after: str) -> RequestRefused:
     """Make a container's error answer an error with the same status; only a 401 is the container's affair, not ours."""
     if status == 401:
         return PeerFailed(f"the container at {url} does not take the token that it registered with")
-    return RequestRefused(status, says(body, f"the container answered {status}"), 1 if status in REFUSALS else None)
+    message = says(body, f"the container answered {status}")
+    if status in BUSY:
+        return PeerBusy(message, whole(retry_after, 1), status)
+    return RequestRefused(status, message)
+
+
+def whole(text: str, otherwise: int) -> int:
+    """Read seconds of a header; it may also hold a date, or anything."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else otherwise

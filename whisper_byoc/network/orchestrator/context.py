@@ -61,11 +61,13 @@ class Context:
                 return await run(slot)
             except PeerBusy as error:
                 failure = failure or error
+                if out.produced or not feed.replayable:  # it began, and cannot go on
+                    return await out.fail(error)
             except PeerFailed as error:
                 self.follower.doubt(slot.container)
                 second = isinstance(failure, PeerFailed) and failure.reached
                 failure = error
-                if second or error.status == 504 or out.produced or not feed.replayable:
+                if second or error.status == 504 or out.produced or not feed.replayable or self.draining:
                     return await out.fail(error)
                 log.warning("%s: %s; trying another container", name, error)
             except RequestRefused as error:

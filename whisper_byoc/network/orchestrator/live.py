@@ -17,18 +17,17 @@ from whisper_byoc.network.form import form_for
 from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
+from whisper_byoc.network.reading import read_answer
+from whisper_byoc.network.tasks import ended, within
 
 __all__ = ["Live"]
 
 MODEL_HEADER = "X-Model-Id"
-OPEN_S = 35.0
-"""Longest wait for a container to open a job; ours lets a request wait 30 s for room."""
-LEAVE_S = 5.0
 ALONE_S = "30"
 """A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
 CLOSED = "Lp-Trickle-Closed"
 SEQ = "Lp-Trickle-Seq"
-PASSED_ON = ("Content-Type",)
+PASSED_ON = ("Content-Type", "Content-Encoding")
 """Headers of a request that a container is to see."""
 
 
@@ -51,10 +50,10 @@ class Live:
             names = ", ".join(context.pool.names) or "none yet"
             raise RequestRefused(400, f"name the model in the {MODEL_HEADER} header; there are: {names}")
         limits = context.limits
-        most = limits.frame_bytes if request.content_length is not None else None
         one = request.content_length is not None
+        most, hold = (limits.frame_bytes, limits.frame_bytes) if one else (None, limits.hold_bytes)
         out = Out(request, form_for("" if one else request.headers.get("Accept", "")), limits.stall_seconds)
-        async with Feed(request, context.memory, limits.frame_bytes if one else limits.hold_bytes, most) as feed:
+        async with Feed(request, context.memory, hold, most) as feed:
 
             async def run(slot: Slot) -> web.StreamResponse:
                 attempt = Attempt(context, slot, request, feed)
@@ -86,7 +85,7 @@ class Attempt:
             if self._feed.empty:  # a keep-alive: nothing is to be done
                 return web.Response(body=b"")
             with self._slot.alive():
-                return await asyncio.wait_for(self._frame(out), self._context.limits.job_seconds)
+                return await within(self._context.limits.job_seconds, self._frame(out))
         except PEER_ERRORS as error:
             raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
         finally:
@@ -101,8 +100,11 @@ class Attempt:
         try:
             with self._slot.alive():
                 async with self._output(sending) as answer:
-                    await out.copy(answer, {"Content-Type": answer.headers.get("Content-Type", "")})
-                    await asyncio.wait_for(sending, self._context.limits.stall_seconds)
+                    await self._copy(answer, out, sending)
+                    await asyncio.wait({sending}, timeout=self._context.limits.stall_seconds)
+                    if not sending.done():
+                        raise asyncio.TimeoutError
+                    sending.result()
                     return await out.finish()
         except PEER_ERRORS as error:
             raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
@@ -111,11 +113,20 @@ class Attempt:
                 raise self._feed.error from None
             raise
         finally:
-            sending.cancel()
-            await asyncio.wait({sending})
-            if not sending.cancelled():
-                sending.exception()  # seen
+            await ended(sending)
             self._leave()
+
+    async def _copy(self, answer: aiohttp.ClientResponse, out: Out, sending: asyncio.Task[None]) -> None:
+        """Pass results on, unless the container refuses the feed: a job of which it has half a feed never ends."""
+        headers = {name: answer.headers[name] for name in ("Content-Type",) if name in answer.headers}
+        copying = asyncio.get_running_loop().create_task(out.copy(answer, headers, lambda: not sending.done()))
+        try:
+            await asyncio.wait({copying, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not copying.done():
+                sending.result()
+            await copying
+        finally:
+            await ended(copying)
 
     async def _frame(self, out: Out) -> web.StreamResponse:
         await self._put()
@@ -127,7 +138,7 @@ class Attempt:
                     await out.copy(answer, headers | ({"Content-Length": length} if length else {}))
                     return await out.finish()
                 if answer.status >= 400:
-                    message = says(await answer.content.read(4096), f"the container answered {answer.status}")
+                    message = says(await read_answer(answer), f"the container answered {answer.status}")
                     raise RequestRefused(502, message)  # it is well, and says that this frame has no result
                 if CLOSED in answer.headers:  # a session that gives no result for this frame
                     return web.Response(body=b"")
@@ -142,26 +153,29 @@ class Attempt:
             f"{self._job}/source", data=self._feed.chunks(), params=params, headers=headers, allow_redirects=False
         ) as answer:
             if answer.status >= 400:
-                raise refusal(self._container.url, answer.status, await answer.content.read(4096))
+                raise refusal(self._container.url, answer.status, await read_answer(answer))
             await answer.read()
 
     @contextlib.asynccontextmanager
     async def _output(self, sending: asyncio.Task[None]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Follow the output, unless the feed is refused before there is one."""
+        patience = self._context.limits.open_seconds
         accept = self._request.headers.get("Accept", "*/*")
-        params = {"follow": "1", "wait": f"{OPEN_S:g}"}
+        following = self._get(headers={"Accept": accept}, params={"follow": "1", "wait": f"{patience:g}"})
         async with contextlib.AsyncExitStack() as stack:
-            following = self._get(headers={"Accept": accept}, params=params)
             opening = asyncio.ensure_future(stack.enter_async_context(following))
             try:
-                await asyncio.wait({opening, sending}, timeout=OPEN_S, return_when=asyncio.FIRST_COMPLETED)
-                if not opening.done() and sending.done():
+                await asyncio.wait({opening, sending}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done() and not opening.done():
                     sending.result()
-                answer = await asyncio.wait_for(opening, OPEN_S)
+                    await asyncio.wait({opening}, timeout=patience)
+                if not opening.done():
+                    raise asyncio.TimeoutError
             finally:
-                opening.cancel()
+                await ended(opening)
+            answer = opening.result()
             if answer.status != 200:
-                raise refusal(self._container.url, answer.status, await answer.content.read(4096))
+                raise refusal(self._container.url, answer.status, await read_answer(answer))
             yield answer
 
     def _get(
@@ -176,7 +190,7 @@ class Attempt:
 
     async def _abandon(self) -> None:
         try:
-            limit = aiohttp.ClientTimeout(total=LEAVE_S)
+            limit = aiohttp.ClientTimeout(total=self._context.limits.answer_seconds)
             with contextlib.suppress(*PEER_ERRORS):
                 async with self._http.delete(self._job, headers=self._container.headers, timeout=limit):
                     pass

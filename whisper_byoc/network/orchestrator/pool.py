@@ -36,6 +36,10 @@ class Container:
     """Why it is not ready."""
     serves: tuple[str, ...] = ()
     """Names of its pipelines, where it tells them."""
+    asked_names: bool = False
+    """Whether it was asked for them since it came."""
+    leaving: bool = False
+    """Whether it has unregistered, and is only known until its last job is over."""
     gone_at: float = field(default_factory=time.monotonic)
     """Since when it has not been ready."""
     slots: set[Slot] = field(default_factory=set)
@@ -43,7 +47,7 @@ class Container:
     @property
     def free(self) -> int:
         """Jobs that it could take now."""
-        return max(0, self.capacity - len(self.slots)) if self.ready else 0
+        return max(0, self.capacity - len(self.slots)) if self.ready and not self.leaving else 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -52,12 +56,12 @@ class Container:
 
     @property
     def query(self) -> dict[str, str]:
-        """What tells it which pipeline is meant, where it has several."""
-        return {"pipeline": self.name} if len(self.serves) > 1 else {}
+        """What tells it which pipeline is meant, unless it has only one."""
+        return {} if len(self.serves) == 1 else {"pipeline": self.name}
 
     def answers(self) -> None:
         """Note that it can take jobs."""
-        if not self.ready:
+        if not self.ready and not self.leaving:
             self.ready, self.trouble = True, ""
             log.info("BYOC capability registered: %s", self.name)
             log.info("%s is at %s, capacity %d", self.name, self.url, self.capacity)
@@ -69,15 +73,15 @@ class Container:
         if self.ready:
             self.gone_at = time.monotonic()
             log.warning("BYOC capability lost: %s (%s): %s", self.name, self.url, trouble)
-        elif trouble != self.trouble:
+        elif trouble != self.trouble and not self.leaving:
             log.info("waiting for %s (%s): %s", self.name, self.url, trouble)
-        self.ready, self.trouble = False, trouble
+        self.ready, self.trouble, self.asked_names = False, trouble, False
 
     def died(self, trouble: str) -> None:
         """Note that it is gone, and end the jobs it had."""
         self.refuses(trouble)
         for slot in tuple(self.slots):
-            slot.lose(trouble)
+            slot.lose(f"the container at {self.url} is gone: {trouble}")
 
 
 class Slot:
@@ -86,7 +90,7 @@ class Slot:
     def __init__(self, container: Container) -> None:
         self.container = container
         self.lost: str | None = None
-        """What became of the container, if it died."""
+        """Why the job cannot go on: what became of the container, or that we shut down."""
         self._on_loss: set[Callable[[], object]] = set()
         container.slots.add(self)
 
@@ -94,15 +98,15 @@ class Slot:
         """Give the place back. More calls do nothing."""
         self.container.slots.discard(self)
 
-    def lose(self, trouble: str) -> None:
-        """Tell whoever works with the container that it died."""
-        self.lost = trouble
+    def lose(self, why: str) -> None:
+        """Tell whoever works with the container that it is over, in one sentence."""
+        self.lost = why
         for call in tuple(self._on_loss):
             call()
 
     def failure(self) -> PeerFailed:
-        """Give the error for a job whose container died."""
-        return PeerFailed(f"the container at {self.container.url} is gone: {self.lost}")
+        """Give the error for a job that is lost."""
+        return PeerFailed(self.lost or f"the container at {self.container.url} is gone")
 
     @contextmanager
     def watched(self, on_loss: Callable[[], object]) -> Iterator[None]:
@@ -142,12 +146,14 @@ class Pool:
         self._containers: list[Container] = []
 
     def __iter__(self) -> Iterator[Container]:
+        """Give every container that offers something, or still has a job."""
+        self._containers = [each for each in self._containers if each.slots or not each.leaving]
         return iter(tuple(self._containers))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Capabilities that some container offers, ready or not."""
-        return tuple(dict.fromkeys(each.name for each in self._containers))
+        return tuple(dict.fromkeys(each.name for each in self if not each.leaving))
 
     @property
     def jobs(self) -> int:
@@ -156,7 +162,7 @@ class Pool:
 
     def of(self, name: str) -> list[Container]:
         """Containers that offer a capability."""
-        return [each for each in self._containers if each.name == name]
+        return [each for each in self if each.name == name and not each.leaving]
 
     def free(self, name: str) -> int:
         """Jobs of a capability that could be taken now."""
@@ -166,19 +172,23 @@ class Pool:
         """Whether another container could take a job now."""
         return any(each.free for each in self.of(name) if each not in without)
 
+    def find(self, name: str, url: str) -> Container | None:
+        """Find a container, also one that is leaving."""
+        return next((each for each in self if (each.name, each.url) == (name, url)), None)
+
     def add(self, container: Container) -> Container:
         """Add a container, or change what is known of the one with this name and URL; its jobs go on."""
-        for known in self.of(container.name):
-            if known.url == container.url:
-                known.capacity, known.token, known.price = container.capacity, container.token, container.price
-                return known
-        self._containers.append(container)
-        return container
+        known = self.find(container.name, container.url)
+        if known is None:
+            self._containers.append(container)
+            return container
+        known.capacity, known.token, known.price = container.capacity, container.token, container.price
+        known.leaving = False
+        return known
 
     def remove(self, container: Container) -> None:
-        """Forget a container; jobs that it has go on."""
-        if container in self._containers:
-            self._containers.remove(container)
+        """Give a container no more jobs, and forget it when those that it has are over."""
+        container.leaving = True
 
     def take(self, name: str, without: Collection[Container] = ()) -> Slot:
         """Take a place for a job.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import json
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +14,7 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.orchestrator.health import Follower
 from whisper_byoc.network.orchestrator.pool import Container, Pool
-from whisper_byoc.network.reading import json_object, read_small
+from whisper_byoc.network.reading import json_object, json_value, read_small
 
 __all__ = ["Registration"]
 
@@ -45,7 +44,7 @@ class Registration:
         """Take a container in, or change what is known of it."""
         self._check_secret(request)
         container = parse_capability(await read_small(request))
-        if len(tuple(self._pool)) >= MOST_CONTAINERS:
+        if len(tuple(self._pool)) >= MOST_CONTAINERS and self._pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
         known = self._pool.add(container)
         known.registered = known.registered or known is container
@@ -94,19 +93,30 @@ def parse_capability(body: bytes) -> Container:
     """
     fields = json_object(body)
     name, url = text_of(fields, "name"), text_of(fields, "url").rstrip("/")
-    parts = urlsplit(url)
-    if not name or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RequestRefused(400, f"name must not be empty, and url must be of http or https: {name!r}, {url!r:.80}")
+    if not name:
+        raise RequestRefused(400, "name must not be empty")
+    if not is_base_url(url):
+        raise RequestRefused(400, f"url must be a base URL such as http://host:8000, not {url!r:.80}")
     numbers = ("price_per_unit", "price_scaling")
     price = {each: whole_of(fields, each) for each in numbers}
     return Container(name, url, whole_of(fields, "capacity"), text_of(fields, "token"), True, price)
 
 
+def is_base_url(url: str) -> bool:
+    """Whether routes can be appended to it; a name and a password in it would get in the way of the token."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return good and not any(each in url for each in "@?#\\ ")
+
+
 def text_of(fields: dict[str, Any], name: str) -> str:
     """Read a string that may be missing."""
     value = fields.get(name) or ""
-    if not isinstance(value, str) or len(value) > 2048 or "\n" in value or "\r" in value:
-        raise RequestRefused(400, f"{name} must be a string of one line, not {value!r:.80}")
+    if not isinstance(value, str) or len(value) > 2048 or not value.isprintable():
+        raise RequestRefused(400, f"{name} must be a string of one line of printable characters, not {value!r:.80}")
     return value
 
 
@@ -124,7 +134,7 @@ def parse_sender(text: str) -> dict[str, Any]:
     Raises `RequestRefused` (400).
     """
     try:
-        sender = json.loads(base64.b64decode(text, validate=True))
+        sender = json_value(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
         sender = None
     if not isinstance(sender, dict):

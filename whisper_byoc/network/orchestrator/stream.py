@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -13,23 +14,19 @@ import aiohttp
 
 from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.network.answers import says
+from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
+from whisper_byoc.network.reading import json_value, read_answer
+from whisper_byoc.network.tasks import ended, within
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 
-__all__ = ["Channels", "Stream"]
+__all__ = ["BUSY", "Channels", "Stream"]
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
-STOP_S = 10.0
-"""A container must answer a stop within this time (go-livepeer)."""
-LINGER_S = 0.5
-"""Channels stay open for so long after a stop: readers ask for what was written last."""
 WATCH_S = 0.5
-EVENTS_S = 40.0
-"""A container that publishes no event for so long is taken for dead: go-livepeer's 30 s, seen at its 10 s ticks."""
-CONTROL_S = 40.0
-"""A gateway writes to the control channel every 10 s; one that stops doing so is gone."""
+BUSY = (429, 503)
 LARGEST_ANSWER = 1 << 20
 LARGEST_EVENT = 1 << 20
 
@@ -49,15 +46,19 @@ class Channels:
         self.names = {kind: f"{stream_id}-{kind}" if kind else stream_id for kind in kinds}
         if taken := [name for name in self.names.values() if name in trickle.channels]:
             raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {taken[0]!r}: it is in use")
-        for kind, name in self.names.items():
-            trickle.create(name, kinds[kind])
+        try:
+            for kind, name in self.names.items():
+                trickle.create(name, kinds[kind])
+        except TrickleError:  # too many channels
+            self.close()
+            raise
 
     def urls(self, base: str, names: Mapping[str, str]) -> dict[str, str]:
         """Give the URLs of the channels below `base`, under the names that `names` has for their kinds."""
         return {name: f"{base}{self.names[kind]}" for kind, name in names.items() if kind in self.names}
 
     def quiet_seconds(self, kind: str) -> float:
-        """Seconds since the newest segment of a channel began; infinite when the channel is gone."""
+        """Seconds since the newest segment of a channel began; infinite when somebody closed the channel."""
         channel = self._trickle.channels.get(self.names[kind])
         return time.monotonic() - channel.active_at if channel else float("inf")
 
@@ -89,8 +90,11 @@ class Stream:
 
     over: asyncio.Task[None]
 
-    def __init__(self, stream_id: str, slot: Slot, channels: Channels, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, stream_id: str, slot: Slot, channels: Channels, http: aiohttp.ClientSession, limits: NetworkLimits
+    ) -> None:
         self.id = stream_id
+        self._limits = limits
         self._slot = slot
         self._channels = channels
         self._http = http
@@ -104,10 +108,9 @@ class Stream:
         """
         try:
             status, answer, _ = await self.tell("start", json.dumps(body).encode(), "application/json", seconds)
-            if status == 401:
-                raise PeerFailed(f"the container at {self._slot.container.url} does not take the token it gave")
             if status >= 400:
-                raise RequestRefused(status, says(answer, f"the container answered {status}"))
+                busy = 1 if status in BUSY else None
+                raise RequestRefused(status, says(answer, f"the container answered {status}"), busy)
         except BaseException:
             self._channels.close()
             self._slot.free()
@@ -130,10 +133,14 @@ class Stream:
                     f"{container.url}/stream/{action}", data=body, headers=headers, params=container.query,
                     timeout=limit, allow_redirects=False,
                 ) as answer:  # fmt: skip
-                    data = await answer.content.read(LARGEST_ANSWER)
-                    return answer.status, data, answer.headers.get("Content-Type", "")
+                    data = await read_answer(answer, LARGEST_ANSWER + 1)
         except PEER_ERRORS as error:
             raise peer_failed(f"the container at {container.url}", error) from None
+        if answer.status == 401:
+            raise PeerFailed(f"the container at {container.url} does not take the token that it registered with")
+        if len(data) > LARGEST_ANSWER:
+            raise PeerFailed(f"the container at {container.url} answered with more than {LARGEST_ANSWER} bytes")
+        return answer.status, data, answer.headers.get("Content-Type", "")
 
     async def stop(self, body: bytes, content_type: str = "") -> tuple[int, bytes, str]:
         """Have the container deliver its last words, then end the stream; all callers get the container's one answer.
@@ -142,7 +149,7 @@ class Stream:
         """
         if self._stopping is None:
             loop = asyncio.get_running_loop()
-            self._stopping = loop.create_task(self.tell("stop", body, content_type, STOP_S))
+            self._stopping = loop.create_task(self.tell("stop", body, content_type, self._limits.stop_seconds))
             self._stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._ending.set()
         return await asyncio.shield(self._stopping)
@@ -157,25 +164,30 @@ class Stream:
             except PeerFailed as error:
                 reason = str(error)
             finally:
-                events.cancel()
-                await asyncio.wait({events})
+                await ended(events)
             await self._end(reason)
         finally:
             self._channels.close()
             self._slot.free()
 
     async def _until_over(self) -> str:
+        """Give the reason of the end, empty for one that somebody asked for."""
         while not self._ending.is_set():
-            if self._channels.quiet_seconds("events") > EVENTS_S:
-                return f"the container published no event for {EVENTS_S:g} s"
-            quiet = self._channels.quiet_seconds("control")
-            if quiet == float("inf") or (quiet > CONTROL_S and self._channels.begun("control")):
-                return "the gateway is gone"
-            try:
-                await asyncio.wait_for(self._ending.wait(), WATCH_S)
-            except asyncio.TimeoutError:
-                continue
-        return str(self._slot.failure()) if self._slot.lost is not None else ""
+            if reason := self._silence():
+                return reason
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(WATCH_S, self._ending.wait())
+        return self._slot.lost or ""
+
+    def _silence(self) -> str:
+        """Say who has gone without a word; empty if both are there."""
+        events, control = self._channels.quiet_seconds("events"), self._channels.quiet_seconds("control")
+        if events > self._limits.events_seconds:
+            quiet = "closed the channel of events" if events == float("inf") else f"published none for {events:.0f} s"
+            return f"the container at {self._slot.container.url} should publish events, and {quiet}"
+        if control == float("inf") or (control > self._limits.control_seconds and self._channels.begun("control")):
+            return "the gateway is gone: it says nothing on the control channel any more"
+        return ""
 
     async def _end(self, reason: str) -> None:
         if reason:
@@ -186,7 +198,7 @@ class Stream:
                 await self.stop(reason.encode())
             except RequestRefused as error:
                 log.warning("stream %s: %s", self.id, error)
-        await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(self._limits.linger_seconds)
         log.info("stream %s has ended", self.id)
 
     async def _publish_error(self, reason: str) -> None:
@@ -199,11 +211,11 @@ class Stream:
 
     async def _read_events(self) -> None:
         """Notice when the container ends the stream by itself."""
-        async for segment in self._channels.reader("events"):
-            try:
-                message = json.loads(await segment.read(LARGEST_EVENT))
-                event = message.get("event", message)
-                if event.get("type") == "stream_stopped":
-                    self._ending.set()
-            except (ValueError, AttributeError, TrickleError) as error:
-                log.debug("stream %s: an event that is none: %s", self.id, error)
+        with contextlib.suppress(TrickleError):  # a channel that was closed is noticed elsewhere
+            async for segment in self._channels.reader("events"):
+                try:
+                    message = json_value(await segment.read(LARGEST_EVENT))
+                    if message.get("event", message).get("type") == "stream_stopped":
+                        self._ending.set()
+                except (ValueError, AttributeError, TrickleError) as error:
+                    log.debug("stream %s: an event that is none: %s", self.id, error)

@@ -15,7 +15,7 @@ from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Container
-from whisper_byoc.network.orchestrator.stream import Channels, Stream
+from whisper_byoc.network.orchestrator.stream import BUSY, Channels, Stream
 from whisper_byoc.network.reading import json_object, read_small
 from whisper_byoc.trickle import TrickleServer
 
@@ -52,7 +52,7 @@ class Streams:
         self._starting: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return sum(not stream.over.done() for stream in self._streams.values())
 
     def routes(self) -> list[web.RouteDef]:
         """Give the routes."""
@@ -70,9 +70,9 @@ class Streams:
         stream_id = job.stream_id or job.id
         if not STREAM_ID.fullmatch(stream_id):
             raise RequestRefused(400, f"bad stream id {stream_id!r:.60}: use 1-128 characters of A-Z a-z 0-9 . _ ~ -")
+        body = json_object(await read_small(request, LARGEST_BODY))
         if stream_id in self._streams or stream_id in self._starting:
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        body = json_object(await read_small(request, LARGEST_BODY))
         self._starting.add(stream_id)
         try:
             stream, channels = await self._on_some_container(job, stream_id, body)
@@ -110,31 +110,38 @@ class Streams:
             await asyncio.wait({stream.over for stream in streams})
 
     async def _on_some_container(self, job: JobHeader, stream_id: str, body: dict[str, Any]) -> tuple[Stream, Channels]:
-        """Start a stream at a container with a free place, or once more at another if the first one fails."""
+        """Start a stream at a container with a free place, or once more at another if the first one fails.
+
+        One that did not answer in time may still begin, and would write to the channels of the next.
+        """
+        context = self._context
         passed_over: list[Container] = []
+        failed_before = False
         while True:
-            slot = self._context.pool.take(job.capability, passed_over)
+            slot = context.pool.take(job.capability, passed_over)
             passed_over.append(slot.container)
             try:
                 channels = Channels(self._trickle, stream_id, job.options)
             except BaseException:
                 slot.free()
                 raise
-            stream = Stream(stream_id, slot, channels, self._context.http)
+            stream = Stream(stream_id, slot, channels, context.http, context.limits)
             urls = channels.urls(self._container_base(), BODY_URLS)
             try:
                 await stream.start({"gateway_request_id": stream_id, **urls, **body}, float(job.timeout_seconds))
+            except PeerFailed as error:
+                context.follower.doubt(slot.container)
+                worth_it = error.status != 504 and not failed_before
+                failed_before = failed_before or error.reached
+                failure: RequestRefused = error
             except RequestRefused as error:
-                failed = isinstance(error, PeerFailed)
-                if failed:
-                    self._context.follower.doubt(slot.container)
-                worth_it = error.status in (429, 503) or (failed and len(passed_over) == 1)
-                if not worth_it or not self._context.pool.free_elsewhere(job.capability, passed_over):
-                    raise
-                log.warning("stream %s: %s; trying another container", stream_id, error)
+                worth_it, failure = error.status in BUSY, error
             else:
                 log.info("stream %s runs at %s", stream_id, slot.container.url)
                 return stream, channels
+            if not worth_it or context.draining or not context.pool.free_elsewhere(job.capability, passed_over):
+                raise failure
+            log.warning("stream %s: %s; trying another container", stream_id, failure)
 
     def _container_base(self) -> str:
         parts = urlsplit(self.service_url)
