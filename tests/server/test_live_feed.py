@@ -7,7 +7,7 @@ import pytest
 
 from whisper_byoc.processors.base import Result
 from whisper_byoc.server import jobs
-from whisper_byoc.server.jobs import JOINED_BYTES, PIECE_BYTES, Pieces
+from whisper_byoc.server.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
 
 SECOND = 32_000
 

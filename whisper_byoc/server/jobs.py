@@ -9,13 +9,12 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session
+from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.results import ResultRing
@@ -28,52 +27,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-JOINED_BYTES = 480_000
-"""Pieces of a live feed that wait share one place in the queue, up to 15 s of sound."""
-PIECE_BYTES = 3_200
-"""Pieces that wait and are smaller than this become one: 0.1 s, so that it matters little when which byte came."""
 LULL_SECONDS = 5.0
 """A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
 that broke off may never come back. Segments of a stream are shorter."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One accepted segment, or the reason why its bytes cannot be one."""
-
-    data: bytes | SegmentError
-    reserved: int
-    """Bytes taken in the queue's room."""
-    arrived: float
-    """Event loop time, in seconds."""
-
-    def __len__(self) -> int:
-        return 0 if isinstance(self.data, SegmentError) else len(self.data)
-
-
-@dataclass
-class Pieces:
-    """Consecutive pieces of a live feed, with their times of arrival; more may join while they wait."""
-
-    pieces: list[tuple[bytes, float]]
-    reserved: int
-
-    def __len__(self) -> int:
-        return self.reserved
-
-    def add(self, data: bytes, arrived: float) -> None:
-        """Join a piece."""
-        self.reserved += len(data)
-        if len(self.pieces[-1][0]) + len(data) <= PIECE_BYTES:
-            data = self.pieces.pop()[0] + data
-        self.pieces.append((data, arrived))
-
-
-class Mark(Enum):
-    """What stands in the inbox beside sound."""
-
-    LULL = "lull"
-    END = "end"
 
 
 class Job:
