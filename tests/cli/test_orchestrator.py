@@ -125,7 +125,8 @@ async def test_the_secret_is_in_a_file_and_not_in_the_log(run, tmp_path):
 
 MEANT = ("orchestrator", "byoc", "serviceAddr", "httpAddr", "orchSecret", "liveAITrickleHostForRunner")
 LIVEPEER_BYOC_DOCS = (
-    "aiModels aiServiceRegistry aiWorker cliAddr config dataDir datadir ethAcctAddr ethOrchAddr ethPassword ethUrl extraNodes "
+    "aiModels aiServiceRegistry aiWorker cliAddr config dataDir datadir ethAcctAddr ethOrchAddr ethPassword "
+    "ethUrl extraNodes "
     "gateway gatewayHost httpIngest livePaymentInterval "
     "liveOutSegmentTimeout maxFaceValue maxPricePerUnit maxSessions "
     "metricsPerStream monitor network nvidia orchAddr orchWebhookUrl pixelsPerUnit pricePerUnit reward rtmpAddr "
