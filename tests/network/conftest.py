@@ -93,6 +93,7 @@ class Feed:
         self._queue.put_nowait(None)
 
     async def __aiter__(self):
+        yield b""  # or aiohttp would send the head with the first chunk only
         while (data := await self._queue.get()) is not None:
             yield data
 

@@ -82,7 +82,8 @@ class Feed:
         turn, self._taken = self._turn, self._first
         self._unsent = sum(map(len, self._kept))
         self._changed.wake()
-        yield b""  # aiohttp holds the head of a request back until there is a chunk: the peer is to see it now
+        if self.length is None:
+            yield b""  # aiohttp sends a request's head with the first chunk, and this feed may begin with a pause
         while turn == self._turn:
             if self.replayable and produced():
                 self.settle()

@@ -30,7 +30,7 @@ class NetworkLimits:
     ask_seconds: float = 1.0
     """How often a container is asked how it is."""
     answer_seconds: float = 5.0
-    """Longest wait for what it says of itself."""
+    """Longest wait for what it says of itself, or to the end of a job."""
     forget_seconds: float = 600.0
     """A container that registered itself and has been gone for so long is forgotten."""
     stop_seconds: float = 10.0

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
 from whisper_byoc.network.form import Form
+from whisper_byoc.network.tasks import within
 
 __all__ = ["PEER_ERRORS", "Out", "peer_failed"]
 
@@ -100,7 +101,7 @@ class Out:
     async def _read(self, answer: aiohttp.ClientResponse, may_be_silent: Callable[[], bool]) -> bytes:
         while True:
             try:
-                return await asyncio.wait_for(answer.content.readany(), self._stall)
+                return await within(self._stall, answer.content.readany())
             except PEER_ERRORS as error:
                 if isinstance(error, asyncio.TimeoutError) and may_be_silent():
                     continue
@@ -111,14 +112,14 @@ class Out:
             return
         assert self._response is not None
         try:
-            await asyncio.wait_for(self._response.write(data), self._stall)
+            await within(self._stall, self._response.write(data))
         except (asyncio.TimeoutError, ConnectionError):
             self._cut()
             raise ReaderGone("the reader is gone, or does not read") from None
 
     async def _ended(self, response: web.StreamResponse) -> web.StreamResponse:
         try:
-            await asyncio.wait_for(response.write_eof(), self._stall)
+            await within(self._stall, response.write_eof())
         except (asyncio.TimeoutError, ConnectionError):
             self._cut()
             raise ReaderGone("the reader is gone, or does not read") from None

@@ -1,15 +1,42 @@
-"""Work that outlives the request it came from, and still has an owner."""
+"""Work with a time limit, and work that outlives the request it came from and still has an owner."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Tasks"]
+__all__ = ["Tasks", "ended", "within"]
 
 log = logging.getLogger("whisper_byoc.network")
+
+T = TypeVar("T")
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work within so many seconds.
+
+    Raises `asyncio.TimeoutError`. Before Python 3.12 `asyncio.wait_for` forgets that its task was cancelled if the work
+    is done in the same moment; a loop around it then goes on for ever.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            await ended(task)
+    raise asyncio.TimeoutError
+
+
+async def ended(task: asyncio.Future[Any]) -> None:
+    """Cancel a task that is not needed any more, and see its end; what it raises is of no interest."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 class Tasks:

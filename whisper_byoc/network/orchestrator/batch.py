@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 from yarl import URL
 
@@ -16,6 +14,7 @@ from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
 from whisper_byoc.network.reading import read_answer
+from whisper_byoc.network.tasks import within
 
 __all__ = ["Batch"]
 
@@ -84,7 +83,7 @@ class Batch:
                 headers=headers,
                 allow_redirects=False,
             )
-            answer = await asyncio.wait_for(posting, job.timeout_seconds)
+            answer = await within(job.timeout_seconds, posting)
             async with answer:
                 if answer.status >= 400:
                     retry_after = answer.headers.get("Retry-After", "")

@@ -13,6 +13,7 @@ from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.out import PEER_ERRORS
 from whisper_byoc.network.reading import json_value, read_answer
+from whisper_byoc.network.tasks import within
 from whisper_byoc.trickle.http import describe
 
 __all__ = ["Follower"]
@@ -73,7 +74,7 @@ class Follower:
                     log.exception("asking %s how it is failed", url)
             hurry.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(hurry.wait(), self._limits.ask_seconds)
+                await within(self._limits.ask_seconds, hurry.wait())
         self._tasks.pop(url, None)
         self._hurry.pop(url, None)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -19,11 +18,11 @@ from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
 from whisper_byoc.network.reading import read_answer
+from whisper_byoc.network.tasks import ended, within
 
 __all__ = ["Live"]
 
 MODEL_HEADER = "X-Model-Id"
-LEAVE_S = 5.0
 ALONE_S = "30"
 """A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
 CLOSED = "Lp-Trickle-Closed"
@@ -86,7 +85,7 @@ class Attempt:
             if self._feed.empty:  # a keep-alive: nothing is to be done
                 return web.Response(body=b"")
             with self._slot.alive():
-                return await asyncio.wait_for(self._frame(out), self._context.limits.job_seconds)
+                return await within(self._context.limits.job_seconds, self._frame(out))
         except PEER_ERRORS as error:
             raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
         finally:
@@ -102,7 +101,10 @@ class Attempt:
             with self._slot.alive():
                 async with self._output(sending) as answer:
                     await self._copy(answer, out, sending)
-                    await asyncio.wait_for(sending, self._context.limits.stall_seconds)
+                    await asyncio.wait({sending}, timeout=self._context.limits.stall_seconds)
+                    if not sending.done():
+                        raise asyncio.TimeoutError
+                    sending.result()
                     return await out.finish()
         except PEER_ERRORS as error:
             raise self._feed.error or peer_failed(f"the container at {self._container.url}", error) from None
@@ -192,20 +194,12 @@ class Attempt:
 
     async def _abandon(self) -> None:
         try:
-            limit = aiohttp.ClientTimeout(total=LEAVE_S)
+            limit = aiohttp.ClientTimeout(total=self._context.limits.answer_seconds)
             with contextlib.suppress(*PEER_ERRORS):
                 async with self._http.delete(self._job, headers=self._container.headers, timeout=limit):
                     pass
         finally:
             self._slot.free()
-
-
-async def ended(task: asyncio.Future[Any]) -> None:
-    """Cancel a task that is not needed any more, and see its end; what it raised is known elsewhere."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
 
 
 def refusal(url: str, status: int, body: bytes) -> RequestRefused:

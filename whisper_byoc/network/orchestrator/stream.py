@@ -18,6 +18,7 @@ from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
 from whisper_byoc.network.reading import json_value, read_answer
+from whisper_byoc.network.tasks import ended, within
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 
 __all__ = ["BUSY", "Channels", "Stream"]
@@ -163,8 +164,7 @@ class Stream:
             except PeerFailed as error:
                 reason = str(error)
             finally:
-                events.cancel()
-                await asyncio.wait({events})
+                await ended(events)
             await self._end(reason)
         finally:
             self._channels.close()
@@ -176,7 +176,7 @@ class Stream:
             if reason := self._silence():
                 return reason
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), WATCH_S)
+                await within(WATCH_S, self._ending.wait())
         return self._slot.lost or ""
 
     def _silence(self) -> str:
