@@ -179,6 +179,16 @@ def offering(**names):
     return {"capabilities": [{"name": name, "available": free} for name, free in names.items()]}
 
 
+OURS = ("Session.", "Link.", "Backlog.", "Entry.", "Feed.", "forward", "once", "told_the_end", "pump")
+"""Coroutines of the gateway's that belong to one job or stream."""
+
+
+def at_work():
+    """What the gateway is doing for jobs and streams."""
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith(OURS)]
+
+
 class Gateway:
     """A gateway under test, and an HTTP session to it."""
 
@@ -248,6 +258,7 @@ class Gateway:
         context, streams = self.running.context, self.running.streams
         await until(lambda: not context.jobs and not len(streams) and not len(context.tasks))
         await until(lambda: not context.memory.held)
+        await until(lambda: not at_work())
 
 
 class Reader:

@@ -88,7 +88,7 @@ async def test_sound_by_rtmp_comes_back_as_text_and_the_publisher_may_come_again
         process = await publish(answer["rtmp_url"])
         assert await asyncio.wait_for(process.wait(), 20) == 0
         await none_left(world, before)
-        assert stream(gateway).status()["ingest_metrics"]["bytes"] > 10_000 * turn
+        await world.until(lambda turn=turn: stream(gateway).status()["ingest_metrics"]["bytes"] > 10_000 * turn)
     assert (await gateway.post("/process/stream/one/stop"))[0] == 200
     assert abs(heard(await reader.ended()) / 32_000 - 4) < 0.5
     await gateway.settled()

@@ -256,6 +256,31 @@ async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(wor
     await over(world, gateway)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, 30])
+async def test_a_stop_may_race_the_end_of_the_input(world, steps):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    await gateway.publish(answer["publish_url"], bytes(3200))
+    ending = asyncio.ensure_future(gateway.end(answer["publish_url"]))
+    for _ in range(steps):
+        await asyncio.sleep(0.01)
+    status, _, _ = await gateway.post("/process/stream/one/stop")
+    assert status == 200
+    assert heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    await asyncio.wait({ending})
+    if ending.exception() is None:
+        await over(world, gateway)
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await over(world, gateway)
+
+
+async def test_a_long_header_is_read(world):
+    gateway = await world.pair(world.Sound())
+    status, answer = await gateway.start("one", comment="x" * 20_000)
+    assert status == 200, answer
+    await gateway.post("/process/stream/one/stop")
+
+
 async def test_silence_is_kept_alive(world, monkeypatch):
     monkeypatch.setattr(records, "KEEP_ALIVE_S", 0.05)
     gateway = await world.pair(world.Sound())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,7 @@ from whisper_byoc.network.feed import Feed
 from whisper_byoc.network.gateway.context import Context
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
 from whisper_byoc.network.reading import read_answer
+from whisper_byoc.network.tasks import within
 
 __all__ = ["NotOffered", "forward"]
 
@@ -80,7 +80,7 @@ async def once(
         posting = context.http.post(
             target, data=feed.chunks(lambda: out.produced), params=request.query, headers=sent, allow_redirects=False
         )
-        answer = await asyncio.wait_for(posting, seconds)
+        answer = await within(seconds, posting)
         async with answer:
             if answer.status >= 400:
                 raise refusal(url, answer.status, await read_answer(answer), answer.headers.get("Retry-After", ""))

@@ -13,7 +13,7 @@ from yarl import URL
 
 from whisper_byoc.network.gateway.session import Session
 from whisper_byoc.network.serving import Address
-from whisper_byoc.network.tasks import Tasks
+from whisper_byoc.network.tasks import Tasks, within
 from whisper_byoc.trickle import LocalPublisher, TrickleError, TrickleServer
 from whisper_byoc.trickle.byhand import by_time
 from whisper_byoc.trickle.http import describe
@@ -138,7 +138,7 @@ class Entry:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Put a publisher through, if it is one and the only one."""
         try:
-            hello = await asyncio.wait_for(reader.read(1), HELLO_S)
+            hello = await within(HELLO_S, reader.read(1))
             if hello != HELLO:
                 log.info("stream %s: a connection to its RTMP port spoke something else", self._stream_id)
             elif self._publishing:
@@ -195,7 +195,7 @@ class Entry:
 async def ended(process: asyncio.subprocess.Process) -> None:
     """Wait for a process that has lost its input, and kill it if it does not end, or if nobody waits any longer."""
     try:
-        await asyncio.wait_for(process.wait(), END_S)
+        await within(END_S, process.wait())
     except asyncio.TimeoutError:
         log.debug("ffmpeg is killed")
     finally:
@@ -219,9 +219,9 @@ async def packets(source: asyncio.StreamReader) -> AsyncIterator[bytes]:
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silence: float | None) -> None:
     """Copy one direction of a connection, and end it at the end, or after so many seconds of silence."""
     try:
-        while data := await asyncio.wait_for(reader.read(READ_BYTES), silence):
+        while data := await within(silence, reader.read(READ_BYTES)):
             writer.write(data)
-            await asyncio.wait_for(writer.drain(), STALL_S)
+            await within(STALL_S, writer.drain())
     except (OSError, asyncio.TimeoutError):
         pass  # one side has gone; the other notices by the end of it
     finally:

@@ -243,6 +243,7 @@ class Session:
         self._close(self._input)
         self._close(self._output.channel if self._output else None)
         self._input = self._output = None
+        self._body = {}
         if self._backlog is not None:
             self._backlog.close()
 

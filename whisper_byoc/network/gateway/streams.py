@@ -18,6 +18,7 @@ from whisper_byoc.network.gateway.rtmp import RtmpPorts
 from whisper_byoc.network.gateway.session import Session
 from whisper_byoc.network.header import HEADER, JobHeader, object_in
 from whisper_byoc.network.reading import json_object, read_small
+from whisper_byoc.network.tasks import within
 from whisper_byoc.trickle import TrickleServer
 
 __all__ = ["Streams"]
@@ -119,7 +120,7 @@ class Streams:
         try:
             async for numbered in session.records.read(start):
                 event = b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n"
-                await asyncio.wait_for(response.write(event), self._context.limits.stall_seconds)
+                await within(self._context.limits.stall_seconds, response.write(event))
             await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
             await response.write_eof()
         except (asyncio.TimeoutError, ConnectionError):  # the reader does not read, or is gone
