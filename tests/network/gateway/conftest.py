@@ -312,6 +312,59 @@ def stream_header(capability="test", seconds=20, ingress=True, egress=False, dat
     return header(capability, seconds, parameters)
 
 
+class Worker:
+    """A container by script: it answers what the test says, and writes to the channels what the test says."""
+
+    def __init__(self, world):
+        self.world = world
+        self.started = []
+        self.stops = 0
+        self.refusal = None
+        self.params = (200, b'{"said": "yes"}')
+        self.on_stop = None
+        self.stop_answer = b'{"bye": 1}'
+
+    async def __call__(self, script, reader, writer, path, headers):
+        if path in ("/readyz", "/health", "/version"):
+            script.answer_json(writer, {"status": "IDLE"})
+            return True
+        body, path = await script.body(reader, headers), path.split("?")[0]
+        if path == "/stream/start":
+            if self.refusal:
+                script.answer(writer, *self.refusal)
+                return True
+            self.started.append(json.loads(body))
+        elif path == "/stream/stop":
+            self.stops += 1
+            if self.on_stop:
+                await self.on_stop()
+            script.answer(writer, 200, self.stop_answer, "application/json")
+            return True
+        elif path == "/stream/params":
+            self.asked = body
+            script.answer(writer, self.params[0], self.params[1], "application/json")
+            return True
+        script.answer(writer, 200, b"{}", "application/json")
+        return True
+
+    def url(self, kind, number=-1):
+        return self.started[number][f"{kind}_url"]
+
+    async def say(self, *messages, kind="data", number=-1):
+        async with TricklePublisher(self.url(kind, number), "application/json", join=True) as publisher:
+            for message in messages:
+                data = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n"
+                await publisher.publish(data)
+
+    async def event(self, *events, number=-1):
+        await self.say(*({"event": event} for event in events), kind="events", number=number)
+
+
+def heard(found):
+    """Bytes of sound that `Sound` has told of."""
+    return sum(int(record["text"].split()[0]) for record in found if record.get("text"))
+
+
 class World:
     """Makes gateways, orchestrators and containers that last until the end of the test."""
 
@@ -319,7 +372,7 @@ class World:
         self.stack = stack
         self.serving = serving
         self.http = http
-        self.Sound, self.Pixels = Sound, Pixels
+        self.Sound, self.Pixels, self.Worker, self.heard = Sound, Pixels, Worker, heard
         self.header, self.stream_header, self.offering, self.until = header, stream_header, offering, until
 
     async def orchestrator(self, *apis, name="test", capacity=8, relayed=False, urls=(), **limits):
@@ -368,6 +421,31 @@ class World:
         gateway = await self.gateway(orchestrator, rtmp=rtmp, **limits)
         gateway.api, gateway.orchestrator = api, orchestrator
         return gateway
+
+    async def worker_pair(self, *, relayed=False, **limits):
+        """A container by script, with an orchestrator and a gateway."""
+        worker = await self.worker(relayed=relayed)
+        return worker, await self.gateway(worker.orchestrator, **limits)
+
+    async def two_workers(self):
+        """Two of them, each with an orchestrator of its own, at one gateway."""
+        workers = [await self.worker(relayed=True) for _ in range(2)]
+        return workers, await self.gateway(*(worker.orchestrator for worker in workers))
+
+    async def worker(self, *, relayed):
+        worker = Worker(self)
+        worker.script = await self.script(worker)
+        worker.orchestrator = await self.orchestrator(urls=[worker.script.url], relayed=relayed)
+        return worker
+
+    async def over(self, gateway):
+        """Wait until nothing is left of any stream, on any hop."""
+        await gateway.settled()
+        assert not gateway.running.streams._trickle.channels
+        if hasattr(gateway, "orchestrator"):
+            await until(lambda: gateway.orchestrator.slots == 0)
+            await until(lambda: not gateway.api.server.streams.streams)
+            assert (await gateway.json("/status"))[1]["streams"] == 0
 
 
 @pytest.fixture

@@ -70,10 +70,6 @@ async def none_left(world, before):
     await world.until(lambda: set(listeners()) <= set(before))
 
 
-def heard(found):
-    return sum(int(record["text"].split()[0]) for record in found if record.get("text"))
-
-
 def stream(gateway, name="one"):
     return gateway.running.streams._sessions[name]
 
@@ -90,7 +86,7 @@ async def test_sound_by_rtmp_comes_back_as_text_and_the_publisher_may_come_again
         await none_left(world, before)
         await world.until(lambda turn=turn: stream(gateway).status()["ingest_metrics"]["bytes"] > 10_000 * turn)
     assert (await gateway.post("/process/stream/one/stop"))[0] == 200
-    assert abs(heard(await reader.ended()) / 32_000 - 4) < 0.5
+    assert abs(world.heard(await reader.ended()) / 32_000 - 4) < 0.5
     await gateway.settled()
 
 
@@ -105,7 +101,7 @@ async def test_the_end_of_the_stream_ends_its_publisher(world, config, publish):
     await none_left(world, before)
     with pytest.raises(ConnectionError):
         await asyncio.open_connection("127.0.0.1", config.address.port)
-    assert heard(await gateway.follow(answer["data_url"]).ended()) > 0
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) > 0
 
 
 async def test_the_end_of_the_gateway_leaves_no_process(world, config, publish):
@@ -187,7 +183,7 @@ async def test_garbage_on_the_port_does_no_harm(world, config, publish, garbage)
     process = await publish(answer["rtmp_url"])
     assert await asyncio.wait_for(process.wait(), 20) == 0
     await gateway.post("/process/stream/one/stop")
-    assert heard(await gateway.follow(answer["data_url"]).ended()) > 50_000
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) > 50_000
 
 
 async def test_who_says_nothing_keeps_nobody_out(world, config, publish, monkeypatch):
