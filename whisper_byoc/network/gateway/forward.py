@@ -48,7 +48,7 @@ async def forward(
             return await once(context, request, url, headers, seconds, feed, out)
         except RequestRefused as met:
             error = feed.error or met
-            log.info("%s at %s: %s", request.path, url, error)
+            log.log(logging.WARNING if isinstance(error, PeerFailed) else logging.INFO, "%s: %s", request.path, error)
             second = weight(failure) == weight(error) == TOOK_AND_FAILED
             if second or not weight(error) or error.status == 504 or out.produced or not feed.replayable:
                 return await out.fail(error)
