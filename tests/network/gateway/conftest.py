@@ -408,7 +408,7 @@ class World:
             orchestrators=[each if isinstance(each, str) else each.url for each in orchestrators],
             public_host=public_host,
             rtmp=rtmp,
-            limits=NetworkLimits(drain_seconds=2.0, **limits),
+            limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
         running = await (stack or self.stack).enter_async_context(gateway_app.running(config))
         await running.context.directory.ask()

@@ -168,6 +168,19 @@ async def test_too_many_jobs_and_shutting_down_are_503(world):
     assert "shutting down" in json.loads(body)["error"]
 
 
+async def test_a_feed_that_outlasts_the_drain_gets_an_error_and_an_end(world):
+    gateway = await world.pair(world.Pixels(), drain_seconds=0.1)
+    feed, answer = await open_feed(gateway, "application/x-ndjson")
+    feed.send(b"abc")
+    assert json.loads(await answer.content.readline())["text"] == "cba"
+    await gateway.running.drain()
+    error, end = [json.loads(line) for line in (await answer.read()).splitlines()]
+    assert (error["type"], error["seq"]) == ("error", 1)
+    assert "shutting down" in error["error"]
+    assert (end["type"], end["seq"], end["errors"]) == ("end", 2, 1)
+    await gateway.settled()
+
+
 async def test_twenty_jobs_at_once(world):
     gateway = await world.pair(world.Pixels(), capacity=20)
     frames = [os.urandom(3000) for _ in range(20)]

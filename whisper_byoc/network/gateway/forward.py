@@ -45,7 +45,8 @@ async def forward(
     failure: RequestRefused | None = None
     for url in urls:
         try:
-            return await once(context, request, url, headers, seconds, feed, out)
+            with context.lifeline.alive():
+                return await once(context, request, url, headers, seconds, feed, out)
         except RequestRefused as met:
             error = feed.error or met
             log.log(logging.WARNING if isinstance(error, PeerFailed) else logging.INFO, "%s: %s", request.path, error)
