@@ -86,12 +86,15 @@ async def running(config: GatewayConfig) -> AsyncIterator[Running]:
         app.add_routes(status_routes("gateway", directory.capabilities, counts))
         if os.environ.get(CORS):
             allow_other_origins(app)
-        async with listening(app, config.listen.listen_host, config.listen.port, "gateway") as port:
-            try:
-                yield Running(context, streams, port)
-            finally:
-                await streams.stop_all()
-                await context.tasks.close(grace_seconds=1.0)
+        try:
+            async with listening(app, config.listen.listen_host, config.listen.port, "gateway") as port:
+                try:
+                    yield Running(context, streams, port)
+                finally:
+                    context.draining = True
+                    await streams.stop_all()
+        finally:
+            await context.tasks.close(grace_seconds=1.0)
 
 
 def allow_other_origins(app: web.Application) -> None:
