@@ -1,6 +1,8 @@
 """Addresses as go-livepeer takes them, and a listener that says why it cannot be."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 from aiohttp import web
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import StartError, UsageError
-from whisper_byoc.network.serving import Address, base_url, listening, until_stopped
+from whisper_byoc.network.serving import Address, base_url, listening, stop_on_signals
 from whisper_byoc.network.tasks import Tasks, within
 
 
@@ -78,15 +80,14 @@ async def test_an_address_that_is_not_ours_is_one_sentence():
             pass
 
 
-async def test_it_drains_when_it_is_stopped():
-    stop, drained = asyncio.Event(), []
-
-    async def drain():
-        drained.append(stop.is_set())
-
-    stop.set()
-    await until_stopped(drain, stop)
-    assert drained == [True]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_stops_and_the_second_has_its_usual_effect(number):
+    loop = asyncio.get_running_loop()
+    stop = stop_on_signals()
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(stop.wait(), 10)
+    assert not loop.remove_signal_handler(signal.SIGTERM)
+    assert not loop.remove_signal_handler(signal.SIGINT)
 
 
 # -- tasks -----------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Running:
         deadline = loop.time() + self.context.limits.drain_seconds
         await self.streams.stop_all()
         await self._no_jobs(deadline)
-        self.context.lifeline.lose("the gateway is shutting down")
+        self.context.tether.lose("the gateway is shutting down")
         await self._no_jobs(loop.time() + LAST_WORDS_S)
 
     async def _no_jobs(self, deadline: float) -> None:

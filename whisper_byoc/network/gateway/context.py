@@ -8,9 +8,9 @@ import aiohttp
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.gateway.directory import Directory
-from whisper_byoc.network.lifeline import Lifeline
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.tasks import Tasks
+from whisper_byoc.network.tether import Tether
 from whisper_byoc.trickle.limits import Memory
 
 __all__ = ["Context"]
@@ -27,7 +27,7 @@ class Context:
     tasks: Tasks = field(default_factory=Tasks)
     jobs: int = 0
     draining: bool = False
-    lifeline: Lifeline = field(default_factory=Lifeline)
+    tether: Tether = field(default_factory=Tether)
     """What all jobs hang on; cut when the time for draining is over."""
 
     def __enter__(self) -> None:

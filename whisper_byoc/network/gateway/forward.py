@@ -45,7 +45,7 @@ async def forward(
     failure: RequestRefused | None = None
     for url in urls:
         try:
-            with context.lifeline.alive():
+            with context.tether.alive():
                 return await once(context, request, url, headers, seconds, feed, out)
         except RequestRefused as met:
             error = feed.error or met

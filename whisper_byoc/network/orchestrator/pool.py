@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.network.lifeline import Lifeline
+from whisper_byoc.network.tether import Tether
 
 __all__ = ["Container", "Pool", "Slot"]
 
@@ -82,7 +82,7 @@ class Container:
             slot.lose(f"the container at {self.url} is gone: {trouble}")
 
 
-class Slot(Lifeline):
+class Slot(Tether):
     """One job's place at a container, until `free`. The job hangs on it, as it does on the container."""
 
     def __init__(self, container: Container) -> None:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 from whisper_byoc.errors import PeerFailed
 
-__all__ = ["Lifeline"]
+__all__ = ["Tether"]
 
 
-class Lifeline:
+class Tether:
     """Whole until `lose`, then lost for good."""
 
     def __init__(self) -> None:
