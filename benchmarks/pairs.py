@@ -25,12 +25,14 @@ async def timed(call: Call, segment: bytes, expected: bytes) -> float:
 
 
 async def in_turns(
-    first: Call, second: Call, segment: bytes, expected: bytes, pairs: int
+    first: Call, second: Call, segment: bytes, expected: bytes, pairs: int, before: Call | None = None
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of both calls, `pairs` times each, never at the same time."""
+    """Milliseconds of both calls, `pairs` times each, one after the other; `before` goes untimed before each."""
     times: dict[Call, list[float]] = {first: [], second: []}
     for number in range(pairs):
         for call in (second, first) if number % 2 else (first, second):
+            if before is not None:
+                await before(segment)
             times[call].append(await timed(call, segment, expected))
     return times[first], times[second]
 

@@ -256,7 +256,7 @@ class Script:
         self.answer = answer
         self.asked = []
         self.headers = []
-        self.names = "test"
+        self.version = b'{"model_id":"test"}'
         self.frozen = False
         self.listener = None
         self._wires = set()
@@ -283,7 +283,7 @@ class Script:
                 if wire.path == "/readyz":
                     await wire.answer(200, b"{}")
                 elif wire.path == "/version":
-                    await wire.answer(200, json.dumps({"model_id": self.names}).encode())
+                    await wire.answer(200, self.version)
                 else:
                     self.asked.append((wire.method, wire.path))
                     self.headers.append(wire.headers)

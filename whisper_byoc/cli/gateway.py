@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from audio.errors import MediaError
 from audio.feeds import ts_from_rtmp
-from audio.media import ffmpeg_environment
+from audio.media import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.cli.go_flags import accept_others, go_option, go_switch, log_ignored
 from whisper_byoc.cli.options import Parser, add_log_level
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = GatewayConfig(
         listen=Address(plain(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
-        public_host=args.gatewayHost or "",
+        public_host=public_host_of(args.gatewayHost),
         rtmp=rtmp_of(args.rtmpAddr),
         limits=limits_of(args),
     )
@@ -60,8 +61,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def public_host_of(address: str | None) -> str:
+    """Check how clients reach the gateway; with a scheme where a proxy with TLS stands in front of it.
+
+    Raises `UsageError`.
+    """
+    if address and not Address(address, DEFAULT_PORT).host:
+        raise UsageError(f"-gatewayHost {address!r} names no host; write it as gateway.example:{DEFAULT_PORT}")
+    return (address or "").rstrip("/")
+
+
 def rtmp_of(address: str | None) -> RtmpConfig | None:
-    """Give the settings for RTMP, if it is wanted."""
+    """Give the settings for RTMP, if it is wanted.
+
+    Raises `UsageError` where it cannot be had.
+    """
     if not address:
         return None
+    try:
+        ffmpeg_path()
+    except MediaError as error:
+        raise UsageError(f"-rtmpAddr {address}: {error}") from None
     return RtmpConfig(Address(address, RTMP_PORT), ts_from_rtmp, ffmpeg_environment())

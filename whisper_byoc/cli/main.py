@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(words: list[str]) -> int:
     """Hand the words to the command they name."""
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
-        words = ["serve", *words]  # `docker run IMAGE -byocModelID whisper-tiny`
+        words = [implied(words), *words]
     name = words[0] if words else "--help"
     if name == "--version":
         print(f"whisper-byoc {__version__}")
@@ -76,6 +76,14 @@ def dispatch(words: list[str]) -> int:
     parser = Parser(prog=f"whisper-byoc {name}", description=module.__doc__)
     module.configure(parser)
     return int(module.run(parser.parse_args(words[1:])))
+
+
+def implied(words: list[str]) -> str:
+    """Name the command of a line that begins with an option, as in `docker run IMAGE -byocModelID whisper-tiny`.
+
+    go-livepeer has one program for its nodes, whose flag says which it is: `-orchestrator` or `-gateway`.
+    """
+    return next((role for role in ("orchestrator", "gateway") if f"--{role}" in words), "serve")
 
 
 def overview() -> str:

@@ -96,7 +96,10 @@ def trickle_host(text: str) -> str:
 
     Raises `UsageError`.
     """
-    if text and (base_url(text, DEFAULT_PORT) not in (f"http://{text}", f"http://{text}:{DEFAULT_PORT}")):
+    if not text:
+        return ""
+    address = Address(text, DEFAULT_PORT)
+    if address.scheme or address.path or not address.host or text.endswith("/"):
         raise UsageError(f"-liveAITrickleHostForRunner {text}: write it as host:port, without a scheme or a path")
     return text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -67,9 +67,15 @@ class Feed:
         """Whether the sender said that there is no body."""
         return self.length == 0
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    @property
+    def hungry(self) -> bool:
+        """Whether all that has come was taken, and more is to come: it is the sender's turn, not the peer's."""
+        return not self._whole and self.error is None and self._unsent == 0
+
+    async def chunks(self, produced: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
         """Yield the body from its first byte; a call ends the iterators of earlier ones.
 
+        It is settled as soon as `produced` says that something came of it.
         Raises `RequestRefused` when the body breaks off.
         """
         self._turn += 1
@@ -79,6 +85,8 @@ class Feed:
         if self.length is None:
             yield b""  # aiohttp sends a request's head with the first chunk, and this feed may begin with a pause
         while turn == self._turn:
+            if self.replayable and produced():
+                self.settle()
             if self._taken < self._first + len(self._kept):
                 chunk = self._kept[self._taken - self._first]
                 self._taken += 1

@@ -24,6 +24,10 @@ class Form(Protocol):
     produced: bool
     """Whether anything of a result was given to be passed on."""
 
+    def begin(self) -> None:
+        """Forget what another peer left unfinished."""
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Take what arrived and give what may be passed on."""
         ...
@@ -47,6 +51,9 @@ class Raw:
 
     def __init__(self) -> None:
         self.produced = False
+
+    def begin(self) -> None:
+        """Nothing is ever held back."""
 
     def feed(self, data: bytes) -> bytes:
         """Pass all of it on."""
@@ -78,6 +85,11 @@ class Records:
         self._end = b""
         self._transcripts = 0
         self._errors = 0
+
+    def begin(self) -> None:
+        """Forget half a record, and an end without results."""
+        self._rest.clear()
+        self._end = b""
 
     def feed(self, data: bytes) -> bytes:
         """Give what is complete by now, but for an end record; nothing comes after that.

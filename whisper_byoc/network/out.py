@@ -49,6 +49,7 @@ class Out:
 
         Raises `PeerFailed` when the peer breaks off, or says nothing for `stall_seconds` while it may not be silent.
         """
+        self._form.begin()
         if "Content-Length" not in headers:  # the head that has it waits for the first byte: another peer may differ
             await self.begin(answer.status, headers)
         while data := await self._read(answer, may_be_silent):

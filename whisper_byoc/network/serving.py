@@ -8,14 +8,14 @@ import errno
 import logging
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
 
 from whisper_byoc.errors import StartError, UsageError
 
-__all__ = ["Address", "base_url", "listening", "open_session", "until_stopped"]
+__all__ = ["Address", "base_url", "listening", "open_session", "stop_on_signals"]
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -84,21 +84,18 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
         await runner.cleanup()
 
 
-async def until_stopped(drain: Callable[[], Awaitable[None]], stop: asyncio.Event | None = None) -> None:
-    """Wait for `stop` (default: the first SIGTERM or SIGINT), then drain; a second signal has its usual effect."""
-    if stop is None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        event = stop
+def stop_on_signals() -> asyncio.Event:
+    """Give an event that the first SIGTERM or SIGINT sets; a second one has its usual effect at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
-        def on_signal() -> None:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-            event.set()
-
+    def on_signal() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-    await stop.wait()
-    await drain()
+            loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
 
 
 def open_session() -> aiohttp.ClientSession:

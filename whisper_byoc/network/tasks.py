@@ -14,8 +14,8 @@ log = logging.getLogger("whisper_byoc.network")
 T = TypeVar("T")
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work within so many seconds.
+async def within(seconds: float | None, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work within so many seconds; None is no limit.
 
     Raises `asyncio.TimeoutError`. Before Python 3.12 `asyncio.wait_for` forgets that its task was cancelled if the work
     is done in the same moment; a loop around it then goes on for ever.

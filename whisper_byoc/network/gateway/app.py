@@ -19,7 +19,7 @@ from whisper_byoc.network.gateway.jobs import Jobs
 from whisper_byoc.network.gateway.rtmp import RtmpConfig, RtmpPorts
 from whisper_byoc.network.gateway.streams import Streams
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.serving import Address, listening, open_session, until_stopped
+from whisper_byoc.network.serving import Address, listening, open_session, stop_on_signals
 from whisper_byoc.network.status import status_routes
 from whisper_byoc.trickle import TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import Memory
@@ -29,6 +29,8 @@ __all__ = ["GatewayConfig", "Running", "running", "serve"]
 log = logging.getLogger("whisper_byoc.network.gateway")
 
 BASE_PATH = "/ai/trickle/"
+LAST_WORDS_S = 1.0
+"""Time in which jobs that are broken off tell their clients so."""
 CORS = "LIVE_AI_ALLOW_CORS"
 """go-livepeer's environment variable; pages of other origins may use the gateway when it is set."""
 
@@ -61,6 +63,12 @@ class Running:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.context.limits.drain_seconds
         await self.streams.stop_all()
+        await self._no_jobs(deadline)
+        self.context.tether.lose("the gateway is shutting down")
+        await self._no_jobs(loop.time() + LAST_WORDS_S)
+
+    async def _no_jobs(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
         while self.context.jobs and loop.time() < deadline:  # noqa: ASYNC110 - polled: jobs end in many ways
             await asyncio.sleep(0.05)
 
@@ -86,12 +94,15 @@ async def running(config: GatewayConfig) -> AsyncIterator[Running]:
         app.add_routes(status_routes("gateway", directory.capabilities, counts))
         if os.environ.get(CORS):
             allow_other_origins(app)
-        async with listening(app, config.listen.listen_host, config.listen.port, "gateway") as port:
-            try:
-                yield Running(context, streams, port)
-            finally:
-                await streams.stop_all()
-                await context.tasks.close(grace_seconds=1.0)
+        try:
+            async with listening(app, config.listen.listen_host, config.listen.port, "gateway") as port:
+                try:
+                    yield Running(context, streams, port)
+                finally:
+                    context.draining = True
+                    await streams.stop_all()
+        finally:
+            await context.tasks.close(grace_seconds=1.0)
 
 
 def allow_other_origins(app: web.Application) -> None:
@@ -116,5 +127,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event | None = None) -> Non
 
     Raises `StartError` when the address cannot be had.
     """
+    stop = stop or stop_on_signals()  # before anybody can know that we listen
     async with running(config) as gateway:
-        await until_stopped(gateway.drain, stop)
+        await stop.wait()
+        await gateway.drain()

@@ -25,7 +25,7 @@ class Backlog:
         """Segments that had left the channel's window before they could be taken."""
         self.segments = 0
         """Segments that were taken from the channel."""
-        self._source = source
+        self._source: LocalSubscriber | None = source
         self._hold = hold_bytes
         self._kept: deque[Segment] = deque()
         self._first = 0
@@ -38,6 +38,7 @@ class Backlog:
     async def run(self) -> None:
         """Take segments as they begin, until the channel ends."""
         try:
+            assert self._source is not None
             async for segment in self._source:
                 self.missed += segment.missed
                 self.segments += 1
@@ -58,8 +59,7 @@ class Backlog:
         self._changed.wake()
         while turn == self._turn:
             if self._taken < self._first + len(self._kept):
-                segment = self._kept[self._taken - self._first]
-                yield segment
+                yield self._kept[self._taken - self._first]
                 if turn == self._turn:
                     self._taken += 1
                     self._drop()
@@ -75,8 +75,18 @@ class Backlog:
 
     def settle(self) -> None:
         """Keep nothing more than what is still to be sent."""
+        if self.replayable:
+            self.replayable = False
+            self._drop()
+
+    def close(self) -> None:
+        """Let go of everything but the counts: the stream is over."""
+        self._dropped_bytes = self.bytes
+        self._kept.clear()
+        self._source = None
         self.replayable = False
-        self._drop()
+        self._turn += 1
+        self._changed.wake()
 
     @property
     def bytes(self) -> int:

@@ -10,6 +10,7 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.gateway.directory import Directory
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.tasks import Tasks
+from whisper_byoc.network.tether import Tether
 from whisper_byoc.trickle.limits import Memory
 
 __all__ = ["Context"]
@@ -26,6 +27,8 @@ class Context:
     tasks: Tasks = field(default_factory=Tasks)
     jobs: int = 0
     draining: bool = False
+    tether: Tether = field(default_factory=Tether)
+    """What all jobs hang on; cut when the time for draining is over."""
 
     def __enter__(self) -> None:
         """Count a job.

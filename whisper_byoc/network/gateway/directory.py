@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import aiohttp
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.header import sender_header
 from whisper_byoc.network.out import PEER_ERRORS
+from whisper_byoc.network.reading import json_value, read_answer
 from whisper_byoc.trickle.http import describe
 
 __all__ = ["Directory", "Orchestrator"]
@@ -21,8 +21,8 @@ __all__ = ["Directory", "Orchestrator"]
 log = logging.getLogger("whisper_byoc.network.gateway")
 
 ASK_EVERY_S = 2.0
-ANSWER_S = 1.0
-"""go-livepeer's gateway gives all token requests of a job one second."""
+ANSWER_S = 2.0
+"""go-livepeer's gateway gives all token requests of a job one second; here a busy machine may take longer."""
 LARGEST = 1 << 20
 
 
@@ -35,12 +35,14 @@ class Orchestrator:
     trouble: str = "not asked yet"
     offers: dict[str, int] = field(default_factory=dict)
     """Capability -> jobs of it that could be taken; empty for a go-livepeer node, which has no list."""
+    offered: frozenset[str] = frozenset()
+    """What it offered when it was last reachable."""
 
     def said(self, offers: dict[str, int]) -> None:
         """Note an answer."""
         if not self.reachable:
             log.info("orchestrator %s is reachable; it offers %s", self.url, ", ".join(offers) or "nothing yet")
-        self.reachable, self.trouble, self.offers = True, "", offers
+        self.reachable, self.trouble, self.offers, self.offered = True, "", offers, frozenset(offers)
 
     def silent(self, trouble: str) -> None:
         """Note that there was no answer."""
@@ -94,14 +96,20 @@ class Directory:
         """Give all orchestrators, the most promising first: the list may be some seconds old."""
         return sorted(self._orchestrators, key=lambda each: (-each.offers.get(name, 0), not each.reachable))
 
-    async def not_found(self, name: str) -> RequestRefused:
-        """Give the error for a model that no orchestrator has, with the names there are now."""
+    async def not_found(self, name: str, said: RequestRefused) -> RequestRefused:
+        """Give the error for a model that no orchestrator has, with the names there are; `said` is what one said."""
         await self.ask()
-        if not any(each.reachable for each in self._orchestrators):
-            troubles = "; ".join(f"{each.url}: {each.trouble}" for each in self._orchestrators)
+        if name in self.available:
+            return said  # it is offered: something else was not found
+        away = [each for each in self._orchestrators if not each.reachable]
+        troubles = "; ".join(f"{each.url}: {each.trouble}" for each in away)
+        if len(away) == len(self._orchestrators):
             return RequestRefused(502, f"no orchestrator can be reached: {troubles}")
+        if any(name in each.offered for each in away):
+            return RequestRefused(502, f"the orchestrator that offers {name!r} cannot be reached: {troubles}")
         names = ", ".join(self.available) or "none"
-        return RequestRefused(404, f"model not found: {name!r}; there are: {names}")
+        hint = f" (cannot be reached: {troubles})" if away else ""
+        return RequestRefused(404, f"model not found: {name!r}; there are: {names}{hint}")
 
     async def ask(self) -> None:
         """Ask all orchestrators what they offer."""
@@ -113,11 +121,14 @@ class Directory:
         `filters` is `orchestrators` of a job's parameters: URLs to `include` or to `exclude`.
         Raises `RequestRefused` (400) when there are none.
         """
+        if not capability.isprintable():
+            raise RequestRefused(400, f"{capability!r:.80} cannot be the name of a capability")
         asked = [each for each in self.ranked(capability) if wanted(each.url, filters)]
-        found = [each for each in await asyncio.gather(*(self._token(each, capability) for each in asked)) if each]
-        if not found:
+        found = await asyncio.gather(*(self._token(each, capability) for each in asked))
+        places = sorted((place for place in found if place[0] > 0), key=lambda place: -place[0])
+        if not places:
             raise RequestRefused(400, f"no orchestrator has a place for {capability!r}: {self._troubles(asked)}")
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(address for _, address in places))
 
     def _troubles(self, asked: Sequence[Orchestrator]) -> str:
         if not asked:
@@ -127,48 +138,49 @@ class Directory:
             f"; offered is {offers}"
         )
 
-    async def _token(self, orchestrator: Orchestrator, capability: str) -> str:
-        """Give an orchestrator's service address; empty when it has no place, or no answer."""
+    async def _token(self, orchestrator: Orchestrator, capability: str) -> tuple[int, str]:
+        """Give how many jobs an orchestrator could take, and its service address; 0 when there is no answer."""
         headers = {"Livepeer-Eth-Address": sender_header(), "Livepeer-Capability": capability}
         try:
             status, body = await self._get(f"{orchestrator.url}/process/token", headers)
         except PEER_ERRORS as error:
             orchestrator.silent(describe(error))
-            return ""
+            return 0, ""
         free, address = body.get("available_capacity"), body.get("service_addr")
-        if status != 200 or not isinstance(free, int) or free < 1:
-            return ""
+        if status != 200 or type(free) is not int:
+            return 0, ""
         known = isinstance(address, str) and address.startswith(("http://", "https://"))
-        return str(address).rstrip("/") if known else orchestrator.url
+        return free, str(address).rstrip("/") if known else orchestrator.url
 
     async def _ask_for_ever(self) -> None:
         while True:
-            await self.ask()
+            try:
+                await self.ask()
+            except Exception:  # a bug must not end the asking
+                log.exception("asking the orchestrators failed")
             await asyncio.sleep(ASK_EVERY_S)
 
     async def _ask(self, orchestrator: Orchestrator) -> None:
         try:
-            _, body = await self._get(f"{orchestrator.url}/capabilities", {})
+            status, body = await self._get(f"{orchestrator.url}/capabilities", {})
         except PEER_ERRORS as error:
             orchestrator.silent(describe(error))
+            return
+        if status >= 500:
+            orchestrator.silent(f"it answered {status}")
             return
         listed = body.get("capabilities")
         offers: dict[str, int] = {}
         for each in listed if isinstance(listed, list) else ():
-            if isinstance(each, dict) and isinstance(each.get("available"), int):
-                offers[str(each.get("name"))] = each["available"]
+            if isinstance(each, dict) and isinstance(each.get("name"), str) and type(each.get("available")) is int:
+                offers[each["name"]] = max(0, each["available"])
         orchestrator.said(offers)
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
         limit = aiohttp.ClientTimeout(total=ANSWER_S)
         async with self._http.get(url, headers=headers, timeout=limit, allow_redirects=False) as answer:
-            body = bytearray()
-            async for data in answer.content.iter_any():
-                body += data
-                if len(body) > LARGEST:
-                    break
             try:
-                found = json.loads(body)
+                found = json_value(await read_answer(answer, LARGEST))
             except ValueError:
                 found = {}
             return answer.status, found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from whisper_byoc.network.out import Out
 __all__ = ["Jobs"]
 
 MODEL_HEADER = "X-Model-Id"
-PASSED_ON = ("Content-Type", "Accept")
+PASSED_ON = ("Content-Type", "Content-Encoding", "Accept")
 MARGIN_S = 5.0
 """The orchestrator has its own limit; ours is for an orchestrator that does not keep it (go-livepeer: 5 s)."""
 
@@ -45,38 +45,36 @@ class Jobs:
         one = request.content_length is not None
         most, hold = (limits.frame_bytes, limits.frame_bytes) if one else (None, limits.hold_bytes)
         out = Out(request, form_for("" if one else request.headers.get("Accept", "")), limits.stall_seconds)
-        headers = passed_on(request) | {MODEL_HEADER: model}
+        headers = passed_on(request, MODEL_HEADER)
         urls = [each.url for each in context.directory.ranked(model)]
         with context:
             async with Feed(request, context.memory, hold, most) as feed:
                 try:
-                    return await forward(
-                        context,
-                        request,
-                        "/live/video-to-video",
-                        headers,
-                        urls,
-                        limits.job_seconds + MARGIN_S,
-                        feed,
-                        out,
-                    )
-                except NotOffered:
-                    raise await context.directory.not_found(model) from None
+                    return await forward(context, request, headers, urls, limits.job_seconds + MARGIN_S, feed, out)
+                except NotOffered as error:
+                    raise await context.directory.not_found(model, error) from None
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a BYOC batch job to an orchestrator that has a place for it (go-livepeer, byoc/job_gateway.go)."""
         context, limits = self._context, self._context.limits
+        if ".." in request.path.split("/"):  # the orchestrator's other paths are not ours to give
+            raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = JobHeader.parse(request.headers.get(HEADER))
         out = Out(request, Raw(), limits.stall_seconds)
         headers = passed_on(request) | {HEADER: job.encode()}
         with context:
             urls = await context.directory.with_places(job.capability, job.options.get("orchestrators"))
             async with Feed(request, context.memory, limits.frame_bytes, limits.frame_bytes) as feed:
-                return await forward(
-                    context, request, request.path, headers, urls, job.timeout_seconds + MARGIN_S, feed, out
-                )
+                return await forward(context, request, headers, urls, job.timeout_seconds + MARGIN_S, feed, out)
 
 
-def passed_on(request: web.Request) -> dict[str, str]:
-    """Give the headers of the client's that an orchestrator is to see."""
-    return {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+def passed_on(request: web.Request, *others: str) -> dict[str, str]:
+    """Give the headers of the client's that an orchestrator is to see.
+
+    Raises `RequestRefused` (400) for one that is not text.
+    """
+    found = {name: request.headers[name] for name in (*PASSED_ON, *others) if name in request.headers}
+    for name, value in found.items():
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in value):  # how aiohttp shows bytes that are not UTF-8
+            raise RequestRefused(400, f"the {name} header is not UTF-8: {value!r:.80}")
+    return found

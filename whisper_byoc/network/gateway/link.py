@@ -16,16 +16,21 @@ from whisper_byoc.network.gateway.backlog import Backlog
 from whisper_byoc.network.gateway.records import RecordLog
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
+from whisper_byoc.network.reading import json_value, read_answer
 from whisper_byoc.trickle import ClientOptions, LocalPublisher, TrickleError, TricklePublisher, TrickleSubscriber
+from whisper_byoc.trickle.http import describe
 
 __all__ = ["Link"]
 
-OPTIONS = ClientOptions(verify=False, patience_seconds=8.0, longest_pause=1.0)
+OPTIONS = ClientOptions(verify=False, answer_seconds=5.0, patience_seconds=8.0, longest_pause=1.0)
 """An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
 KEEP_ALIVE_S = 10.0
 HEARTBEAT_S = 40.0
 """Without an event for so long the stream counts as lost (go-livepeer: 30 s, seen at its 10 s ticks)."""
+TICK_S = 1.0
 STOP_S = 12.0
+LAST_S = 2.0
+"""When one of its channels has ended: longest wait for what is still on its way in the others."""
 LARGEST_ANSWER = 10 << 20
 LARGEST_EVENT = 1 << 20
 LARGEST_DATA = 8 << 20
@@ -36,6 +41,10 @@ class Link:
 
     def __init__(self, url: str, job: JobHeader, http: aiohttp.ClientSession) -> None:
         self.url = url
+        self.stopped = False
+        """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
+        self.produced = False
+        """Whether any video has come back; text is in the records."""
         self._job = job
         self._http = http
         self._channels: dict[str, str] = {}
@@ -70,24 +79,26 @@ class Link:
         """Pass everything on until the stream has ended; give the reason if that was too early, else an empty one."""
         loop = asyncio.get_running_loop()
         self._heard_at = loop.time()
-        ends = [loop.create_task(self._events(on_event))]
+        answers = [loop.create_task(self._events(on_event))]
         if "Data" in self._channels:
-            ends = [loop.create_task(self._data(records, backlog)), *ends]
+            answers.append(loop.create_task(self._data(records, backlog)))
         helpers = [loop.create_task(self._control())]
         if "Publish" in self._channels and backlog is not None:
             helpers.append(loop.create_task(self._input(backlog)))
+        video = []
         if "Subscribe" in self._channels and output is not None:
-            helpers.append(loop.create_task(self._output(output)))
+            video.append(loop.create_task(self._output(output, backlog)))
         try:
-            await self._until_over(ends, helpers)
-            reasons = [str(error) for task in (*ends, *helpers) if (error := failure_of(task))]
-            if records.ended:
-                return ""
-            return self._trouble or (reasons[0] if reasons else "the orchestrator ended the stream")
+            await self._until_over(answers, [*helpers, *video])
+            last = {*answers[1:], *video} if records.ended else {*answers, *video}
+            if last:
+                await asyncio.wait(last, timeout=LAST_S)
+            return self._reason(records, [*answers[1:], *answers, *video, *helpers])
         finally:
-            for task in (*ends, *helpers):
+            tasks = [*answers, *helpers, *video]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*ends, *helpers, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self, body: bytes, content_type: str) -> bytes:
         """Have the container deliver its last words, and give its answer.
@@ -97,6 +108,7 @@ class Link:
         status, answer, _ = await self._post("stop", body, content_type, STOP_S)
         if status >= 400:
             raise RequestRefused(status, says(answer, f"the orchestrator answered {status}"))
+        self.stopped = True
         return answer
 
     async def update(self, body: bytes, content_type: str) -> tuple[int, bytes, str]:
@@ -108,21 +120,33 @@ class Link:
         status, answer, headers = await self._post("update", body, content_type, seconds)
         return status, answer, headers.get("Content-Type", "text/plain")
 
-    async def _until_over(self, ends: list[asyncio.Task[None]], helpers: list[asyncio.Task[None]]) -> None:
-        """Return when the text has ended, or one of the channels it depends on has."""
+    async def _until_over(self, answers: list[asyncio.Task[None]], others: list[asyncio.Task[None]]) -> None:
+        """Return when text or events have ended, or anything has failed."""
         loop = asyncio.get_running_loop()
-        while not any(task.done() for task in ends) and not any(failure_of(task) for task in helpers):
-            await asyncio.wait({*ends}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        while not any(task.done() for task in answers) and not any(map(failure_of, others)):
+            waiting = {task for task in (*answers, *others) if not task.done()}
+            await asyncio.wait(waiting, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if loop.time() - self._heard_at > HEARTBEAT_S:
                 self._trouble = f"the container has published no event for {HEARTBEAT_S:g} s"
                 return
-        if not ends[0].done():  # the events ended first; the text may still be on its way
-            await asyncio.wait({ends[0]}, timeout=2.0)
+
+    def _reason(self, records: RecordLog, tasks: list[asyncio.Task[None]]) -> str:
+        """Say why it ended too early; empty if it did not. Not every container's text has an end record."""
+        if records.ended:
+            return ""
+        if self._trouble:
+            return self._trouble
+        failures = [describe(error) for task in tasks if (error := failure_of(task))]
+        if self.stopped and not (failures and failure_of(tasks[0])):
+            return ""
+        return failures[0] if failures else "the orchestrator ended the stream"
 
     async def _data(self, records: RecordLog, backlog: Backlog | None) -> None:
         """Collect lines as they come, until the end record or the end of the channel."""
         async with TrickleSubscriber(self._channels["Data"], start=0, options=OPTIONS) as subscriber:
             async for segment in subscriber:
+                if segment.missed:
+                    records.lost(self._job.stream_id, segment.missed)
                 rest = b""
                 async for data in segment:
                     *lines, rest = (rest + data).split(b"\n")
@@ -130,6 +154,8 @@ class Link:
                         records.add(line)
                     if len(rest) > LARGEST_DATA:
                         raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
+                    if records.produced and backlog is not None:
+                        backlog.settle()
                 records.add(rest)
                 if records.produced and backlog is not None:
                     backlog.settle()
@@ -140,14 +166,16 @@ class Link:
         async with TrickleSubscriber(self._channels["Events"], start=0, options=OPTIONS) as subscriber:
             async for segment in subscriber:
                 try:
-                    message = json.loads(await segment.read(LARGEST_EVENT))
+                    message = json_value(await segment.read(LARGEST_EVENT))
                     event = message.get("event", message)
                     kind = event.get("type")
                 except (ValueError, AttributeError, TrickleError):
                     continue  # go-livepeer passes over such an event, too
                 self._heard_at = asyncio.get_running_loop().time()
                 if kind == "stream_lost":
-                    self._trouble = str(event.get("message", ""))
+                    self._trouble = str(event.get("message", "")) or "the orchestrator lost the stream"
+                elif kind == "stream_stopped":
+                    self.stopped = True
                 on_event(event)
 
     async def _control(self) -> None:
@@ -166,9 +194,12 @@ class Link:
                         await writer.write(data)
             await publisher.close(delete_channel=True)
 
-    async def _output(self, output: LocalPublisher) -> None:
+    async def _output(self, output: LocalPublisher, backlog: Backlog | None) -> None:
         async with TrickleSubscriber(self._channels["Subscribe"], start=0, options=OPTIONS) as subscriber:
             async for segment in subscriber:
+                self.produced = True
+                if backlog is not None:
+                    backlog.settle()
                 async with await output.next() as writer:
                     with contextlib.suppress(TrickleError):  # a broken segment costs what is missing of it
                         async for data in segment:
@@ -183,7 +214,7 @@ class Link:
             async with self._http.post(
                 f"{self.url}/ai/stream/{action}", data=body, headers=headers, timeout=limit, allow_redirects=False
             ) as answer:
-                return answer.status, await answer.content.read(LARGEST_ANSWER), answer.headers
+                return answer.status, await read_answer(answer, LARGEST_ANSWER), answer.headers
         except PEER_ERRORS as error:
             raise peer_failed(f"the orchestrator at {self.url}", error) from None
 

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+from whisper_byoc.network.reading import json_value
 from whisper_byoc.trickle.signal import Signal
 
-__all__ = ["RecordLog", "kind_of"]
+__all__ = ["RecordLog"]
 
 MOST_LINES = 1000
 MOST_BYTES = 4 << 20
@@ -17,7 +18,10 @@ KEEP_ALIVE_S = 15.0
 
 
 class RecordLog:
-    """The newest lines, numbered from 0; readers that are too slow for it are told what they missed."""
+    """The newest lines, numbered from 0; readers that are too slow for it are told what they missed.
+
+    A line is UTF-8 without a line break of any kind, whatever the container wrote: it becomes one line of an event.
+    """
 
     def __init__(self) -> None:
         self.ended = False
@@ -25,31 +29,37 @@ class RecordLog:
         self.produced = False
         """Whether there is any result."""
         self.last_seq = -1
+        self._transcripts = 0
+        self._errors = 0
+        self._audio_ms = 0
         self._lines: deque[bytes] = deque()
         self._first = 0
         self._bytes = 0
         self._changed = Signal()
 
     def add(self, line: bytes) -> None:
-        """Take one line; a container's sign of life is not kept."""
-        line = line.strip()
-        record = record_in(line)
-        kind = record.get("type")
-        if not line or line == b"[]" or kind == "keepalive" or self.ended:
+        """Take one line; a container's sign of life is not kept, nor is anything after the end record."""
+        line = line.replace(b"\r", b" ").strip()
+        if not line or line == b"[]" or self.ended:
             return
-        seq = record.get("seq")
-        self.last_seq = seq if isinstance(seq, int) else self.last_seq + 1
-        self.produced = self.produced or kind not in ("error", "end")
-        self.ended = kind == "end"
+        line = line.decode("utf-8", "replace").encode()
+        records = records_in(line)
+        if all(record.get("type") == "keepalive" for record in records):
+            return
+        for record in records:
+            self._count(record)
         self._append(line)
+
+    def lost(self, job_id: str, segments: int) -> None:
+        """Tell that lines were gone before they could be fetched."""
+        message = f"{segments} segments of the stream's text were gone before they could be read"
+        self._add_own({"type": "error", "job_id": job_id, "seq": self.last_seq + 1, "error": message})
 
     def fail(self, job_id: str, message: str) -> None:
         """Add an error record and an end record, unless there is an end already."""
-        if not self.ended:
-            self.add(
-                json.dumps({"type": "error", "job_id": job_id, "seq": self.last_seq + 1, "error": message}).encode()
-            )
-            self.add(json.dumps({"type": "end", "job_id": job_id, "seq": self.last_seq + 1, "errors": 1}).encode())
+        self._add_own({"type": "error", "job_id": job_id, "seq": self.last_seq + 1, "error": message})
+        counts = {"audio_ms": self._audio_ms, "transcripts": self._transcripts, "errors": self._errors}
+        self._add_own({"type": "end", "job_id": job_id, "seq": self.last_seq + 1, **counts})
 
     def close(self) -> None:
         """Let readers come to the end."""
@@ -57,8 +67,11 @@ class RecordLog:
         self._changed.wake()
 
     async def read(self, start: int = 0) -> AsyncIterator[tuple[int, bytes] | None]:
-        """Yield numbered lines from `start` on until the end; None for every 15 s of silence."""
-        at = start
+        """Yield numbered lines from `start` on until the end; None for every 15 s of silence.
+
+        A `start` that never was, as of another stream of the same name, is 0.
+        """
+        at = start if start <= self._first + len(self._lines) else 0
         while True:
             if at < self._first:
                 missed = {"type": "error", "error": f"{self._first - at} records were not read in time, and are gone"}
@@ -72,6 +85,20 @@ class RecordLog:
             elif not await self._changed.wait(KEEP_ALIVE_S):
                 yield None
 
+    def _add_own(self, record: dict[str, Any]) -> None:
+        self.add(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
+
+    def _count(self, record: dict[str, Any]) -> None:
+        """Note an end, and keep what an end record of ours must tell."""
+        kind, seq, timing = record.get("type"), record.get("seq"), record.get("timing")
+        self.ended = self.ended or kind == "end"
+        self.last_seq = seq if type(seq) is int else self.last_seq + 1
+        self.produced = self.produced or kind not in ("error", "end")
+        self._errors += kind == "error"
+        self._transcripts += kind == "transcript" and record.get("is_final") is not False
+        end = timing.get("media_window_end_ms") if isinstance(timing, dict) else None
+        self._audio_ms = end if type(end) is int else self._audio_ms
+
     def _append(self, line: bytes) -> None:
         self._lines.append(line)
         self._bytes += len(line)
@@ -81,17 +108,19 @@ class RecordLog:
         self._changed.wake()
 
 
-def record_in(line: bytes) -> dict[str, Any]:
-    """Find the record in a line: an object, or pytrickle's array of one string that holds one."""
+def records_in(line: bytes) -> list[dict[str, Any]]:
+    """Find the records in a line: an object, or pytrickle's array of strings that hold one each.
+
+    What is neither counts as a record of no type.
+    """
+    found = decoded(line)
+    each = [decoded(part) if isinstance(part, str) else part for part in found] if isinstance(found, list) else [found]
+    return [record if isinstance(record, dict) else {} for record in each or [found]]
+
+
+def decoded(text: str | bytes) -> Any:
+    """Decode JSON; None for what is none."""
     try:
-        found = json.loads(line)
-        if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
-            found = json.loads(found[0])
+        return json_value(text)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def kind_of(line: bytes) -> str:
-    """Give the type of the record in a line; empty if it has none."""
-    return str(record_in(line).get("type", ""))
+        return None

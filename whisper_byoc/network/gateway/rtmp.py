@@ -9,10 +9,14 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from yarl import URL
+
 from whisper_byoc.network.gateway.session import Session
 from whisper_byoc.network.serving import Address
+from whisper_byoc.network.tasks import Tasks, within
 from whisper_byoc.trickle import LocalPublisher, TrickleError, TrickleServer
 from whisper_byoc.trickle.byhand import by_time
+from whisper_byoc.trickle.http import describe
 
 __all__ = ["RtmpConfig", "RtmpPorts"]
 
@@ -23,10 +27,19 @@ READ_BYTES = 32 * 1024
 PACKET_BYTES = 188
 """MPEG-TS comes in packets of this size; a segment is cut between two."""
 SEGMENT_S = 1.0
+HELLO = b"\x03"
+"""The first byte of every RTMP connection: the version."""
+HELLO_S = 5.0
+MOST_WAITING = 8
+"""So many connections may be there before their first byte has come."""
 LISTEN_S = 10.0
 """Longest wait for ffmpeg to listen."""
 STALL_S = 60.0
+"""A publisher that sends nothing for so long is gone."""
 END_S = 2.0
+FLUSH_S = 0.5
+"""At a stop: longest wait for the rest of a publisher that is leaving."""
+WILDCARDS = ("", "0.0.0.0", "[::]")
 
 
 @dataclass(frozen=True)
@@ -45,32 +58,40 @@ class RtmpPorts:
 
     def __init__(self, config: RtmpConfig | None) -> None:
         self._config = config
-        self._entries: dict[Session, Entry] = {}
+        self._entries: set[Entry] = set()
+        self._closing = Tasks()
 
-    async def open(self, session: Session, trickle: TrickleServer) -> str:
-        """Give the URL to which the stream's media can be published; empty without RTMP, or when no port is free."""
-        if self._config is None:
-            return ""
+    async def open(self, session: Session, trickle: TrickleServer, host: str) -> str:
+        """Give the URL to which the stream's media can be published; empty without RTMP, or when no port is free.
+
+        `host` is how clients reach this gateway; the URL has it where RTMP listens on all interfaces.
+        """
         channel = trickle.channels.get(session.input_name)
-        if channel is None:
+        if self._config is None or channel is None or not session.takes_media:
             return ""
         entry = Entry(session.id, LocalPublisher(channel), self._config)
-        first = self._config.address.port
-        for port in range(first, first + MOST_PORTS) if first else [0]:
+        address = self._config.address
+        for port in range(address.port, min(address.port + MOST_PORTS, 65536)) if address.port else [0]:
             with contextlib.suppress(OSError):
                 bound = await entry.listen(port)
-                self._entries[session] = entry
-                session.over.add_done_callback(lambda _: self._entries.pop(session, entry).close())
-                return f"rtmp://{self._config.address.host or '127.0.0.1'}:{bound}/live/{session.id}"
-        log.warning("stream %s: none of %d RTMP ports from %d on is free", session.id, MOST_PORTS, first)
+                self._entries.add(entry)
+                session.before_stop = entry.finish
+                session.over.add_done_callback(lambda _: self._close(entry))
+                name = URL(host if "://" in host else f"//{host}").host if address.host in WILDCARDS else address.host
+                return f"rtmp://{name}:{bound}/live/{session.id}"
+        log.warning("stream %s: none of %d RTMP ports from %d on is free", session.id, MOST_PORTS, address.port)
         return ""
 
     async def close(self) -> None:
-        """End all of them."""
-        entries, self._entries = list(self._entries.values()), {}
-        for entry in entries:
-            entry.close()
-        await asyncio.gather(*(entry.closed() for entry in entries))
+        """End all of them, and wait until nothing is left."""
+        for entry in tuple(self._entries):
+            self._close(entry)
+        await self._closing.close(grace_seconds=2 * END_S)
+
+    def _close(self, entry: Entry) -> None:
+        if entry in self._entries:
+            self._entries.remove(entry)
+            self._closing.start(entry.close())
 
 
 class Entry:
@@ -81,7 +102,9 @@ class Entry:
         self._publisher = publisher
         self._config = config
         self._server: asyncio.Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._connections = Tasks()
+        self._publishing = False
+        self._incoming: asyncio.Task[None] | None = None
 
     async def listen(self, port: int) -> int:
         """Listen, and give the port.
@@ -91,26 +114,47 @@ class Entry:
         self._server = await asyncio.start_server(self._accept, self._config.address.listen_host, port)
         return int(self._server.sockets[0].getsockname()[1])
 
-    def close(self) -> None:
+    async def finish(self) -> None:
+        """Listen no more, and have what has arrived written to the stream."""
+        if self._server is not None:
+            self._server.close()
+        if self._incoming is not None:
+            await asyncio.wait({self._incoming}, timeout=FLUSH_S)
+            self._incoming.cancel()  # ffmpeg comes to the end of its input
+            await self._connections.close(grace_seconds=END_S)
+
+    async def close(self) -> None:
         """Listen no more, and end the publisher that is there."""
         if self._server is not None:
             self._server.close()
-        if self._task is not None:
-            self._task.cancel()
+        await self._connections.close()
 
-    async def closed(self) -> None:
-        """Wait until nothing is left."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._task is not None and not self._task.done():
-            log.warning("stream %s: a second RTMP publisher was turned away", self._stream_id)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) > MOST_WAITING:
             writer.close()
-            return
-        self._task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        else:
+            self._connections.start(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Put a publisher through, if it is one and the only one."""
+        try:
+            hello = await within(HELLO_S, reader.read(1))
+            if hello != HELLO:
+                log.info("stream %s: a connection to its RTMP port spoke something else", self._stream_id)
+            elif self._publishing:
+                log.warning("stream %s: a second RTMP publisher was turned away", self._stream_id)
+            else:
+                self._publishing = True
+                try:
+                    await self._put_through(hello, reader, writer)
+                finally:
+                    self._publishing = False
+        except (OSError, TrickleError, asyncio.TimeoutError) as error:
+            log.warning("stream %s: RTMP ended: %s", self._stream_id, describe(error))
+        finally:
+            writer.close()
+
+    async def _put_through(self, hello: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         log.info("stream %s: an RTMP publisher has come", self._stream_id)
         port = free_port()
         process = await asyncio.create_subprocess_exec(
@@ -120,18 +164,17 @@ class Entry:
         loop = asyncio.get_running_loop()
         tasks: list[asyncio.Task[None]] = []
         try:
-            inner, outer = await connect(port)
-            tasks = [loop.create_task(pump(reader, outer)), loop.create_task(pump(inner, writer))]
+            inner, outer = await connect(port, process)
+            outer.write(hello)
+            self._incoming = loop.create_task(pump(reader, outer, STALL_S))
+            tasks = [self._incoming, loop.create_task(pump(inner, writer, None))]
             assert process.stdout is not None
             await self._publish(process.stdout)
-        except (OSError, TrickleError, asyncio.TimeoutError) as error:
-            log.warning("stream %s: RTMP ended: %s", self._stream_id, error)
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
             await ended(process)
+            await asyncio.gather(*tasks, return_exceptions=True)
             log.info("stream %s: the RTMP publisher has gone", self._stream_id)
 
     async def _publish(self, source: asyncio.StreamReader) -> None:
@@ -150,12 +193,16 @@ class Entry:
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
-    """Wait for a process that has lost its input, and kill it if it does not end."""
+    """Wait for a process that has lost its input, and kill it if it does not end, or if nobody waits any longer."""
     try:
-        await asyncio.wait_for(process.wait(), END_S)
+        await within(END_S, process.wait())
     except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
+        log.debug("ffmpeg is killed")
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 async def packets(source: asyncio.StreamReader) -> AsyncIterator[bytes]:
@@ -169,19 +216,19 @@ async def packets(source: asyncio.StreamReader) -> AsyncIterator[bytes]:
             yield whole[:cut]
 
 
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy one direction of a connection, and end it at the end."""
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silence: float | None) -> None:
+    """Copy one direction of a connection, and end it at the end, or after so many seconds of silence."""
     try:
-        while data := await reader.read(READ_BYTES):
+        while data := await within(silence, reader.read(READ_BYTES)):
             writer.write(data)
-            await asyncio.wait_for(writer.drain(), STALL_S)
+            await within(STALL_S, writer.drain())
     except (OSError, asyncio.TimeoutError):
         pass  # one side has gone; the other notices by the end of it
     finally:
         writer.close()
 
 
-async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(port: int, process: asyncio.subprocess.Process) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to a program that is about to listen.
 
     Raises `OSError` when it does not.
@@ -191,7 +238,7 @@ async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
         try:
             return await asyncio.open_connection("127.0.0.1", port)
         except OSError:
-            if asyncio.get_running_loop().time() > deadline:
+            if process.returncode is not None or asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(0.02)
 

@@ -18,6 +18,7 @@ from whisper_byoc.network.gateway.rtmp import RtmpPorts
 from whisper_byoc.network.gateway.session import Session
 from whisper_byoc.network.header import HEADER, JobHeader, object_in
 from whisper_byoc.network.reading import json_object, read_small
+from whisper_byoc.network.tasks import within
 from whisper_byoc.trickle import TrickleServer
 
 __all__ = ["Streams"]
@@ -67,15 +68,21 @@ class Streams:
         known = self._sessions.get(stream_id)
         if stream_id in self._starting or (known is not None and known.ended_at is None):
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
+        if len(self) + len(self._starting) >= self._context.limits.jobs:
+            raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
+        session = Session(stream_id, job, {"params": params_in(fields)}, self._context, self._trickle)
         with self._context:
             self._starting.add(stream_id)
             try:
-                session = Session(stream_id, job, {"params": params_in(fields)}, self._context, self._trickle)
                 await session.start()
                 self._sessions[stream_id] = session
             finally:
                 self._starting.discard(stream_id)
-        rtmp_url = await self._rtmp.open(session, self._trickle) if session.input_name else ""
+            try:
+                rtmp_url = await self._rtmp.open(session, self._trickle, self._host(request))
+            except BaseException:  # the client has gone, and never learns that there is a stream
+                self._context.tasks.start(stopped(session))
+                raise
         return web.json_response(self._urls(request, session) | {"rtmp_url": rtmp_url})
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -110,17 +117,20 @@ class Streams:
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         await response.write(b": stream %b\n\n" % session.id.encode())  # a reader knows at once that it is connected
-        async for numbered in session.records.read(start):
-            event = b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n"
-            await asyncio.wait_for(response.write(event), self._context.limits.stall_seconds)
-        await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
-        await response.write_eof()
+        try:
+            async for numbered in session.records.read(start):
+                event = b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n"
+                await within(self._context.limits.stall_seconds, response.write(event))
+            await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
+            await response.write_eof()
+        except (asyncio.TimeoutError, ConnectionError):  # the reader does not read, or is gone
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def stop_all(self) -> None:
         """End all streams."""
-        running = [session for session in self._sessions.values() if session.ended_at is None]
-        await asyncio.gather(*(session.stop(b"", "") for session in running), return_exceptions=True)
+        await asyncio.gather(*(stopped(session) for session in self._sessions.values() if session.busy))
         await self._rtmp.close()
 
     def _find(self, request: web.Request) -> Session:
@@ -137,9 +147,13 @@ class Streams:
             del at
             self._sessions.pop(name, None)
 
+    def _host(self, request: web.Request) -> str:
+        return self._public_host or request.host
+
     def _urls(self, request: web.Request, session: Session) -> dict[str, str]:
         """Give all keys of go-livepeer's answer, and the trickle channels of ours."""
-        base = f"{request.scheme}://{self._public_host or request.host}"
+        host = self._host(request)
+        base = host if "://" in host else f"{request.scheme}://{host}"
         route, trickle = f"{base}/process/stream/{session.id}", base + self._trickle.base_path
         return {
             "stream_id": session.id,
@@ -156,6 +170,11 @@ class Streams:
         }
 
 
+async def stopped(session: Session) -> None:
+    """Stop a stream; nobody waits for the container's answer."""
+    await session.stop(b"", "")
+
+
 def id_for(fields: dict[str, Any]) -> str:
     """Make a stream's id of what the client calls it (go-livepeer, byoc/stream_gateway.go).
 
@@ -166,7 +185,7 @@ def id_for(fields: dict[str, Any]) -> str:
         raise RequestRefused(400, "stream_id and stream_name must be strings")
     stream_id = given or secrets.token_hex(4)
     stream_id = f"{name}-{stream_id}" if name else stream_id
-    if not STREAM_ID.fullmatch(stream_id):
+    if not STREAM_ID.fullmatch(stream_id) or not stream_id.strip("."):  # "." and ".." would be lost in URLs
         raise RequestRefused(400, f"bad stream id {stream_id!r:.60}: use 1-100 characters of A-Z a-z 0-9 . _ ~ -")
     if stream_id.endswith(("-out", "-data", "-control", "-events")):
         raise RequestRefused(400, f"stream id {stream_id!r:.60} ends as the name of a channel does; choose another")

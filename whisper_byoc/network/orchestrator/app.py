@@ -19,7 +19,7 @@ from whisper_byoc.network.orchestrator.live import Live
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.orchestrator.registration import Registration
 from whisper_byoc.network.orchestrator.streams import Streams
-from whisper_byoc.network.serving import Address, listening, open_session, until_stopped
+from whisper_byoc.network.serving import Address, listening, open_session, stop_on_signals
 from whisper_byoc.network.status import status_routes
 from whisper_byoc.network.tasks import Tasks
 from whisper_byoc.trickle import TrickleServer
@@ -144,5 +144,7 @@ async def serve(config: OrchestratorConfig, stop: asyncio.Event | None = None) -
 
     Raises `StartError` when the address cannot be had.
     """
+    stop = stop or stop_on_signals()  # before anybody can know that we listen
     async with running(config) as orchestrator:
-        await until_stopped(orchestrator.drain, stop)
+        await stop.wait()
+        await orchestrator.drain()

@@ -77,7 +77,11 @@ class Batch:
             headers["Content-Length"] = str(feed.length)
         try:
             posting = self._context.http.post(
-                url, data=feed.chunks(), params=request.query, headers=headers, allow_redirects=False
+                url,
+                data=feed.chunks(lambda: out.produced),
+                params=request.query,
+                headers=headers,
+                allow_redirects=False,
             )
             answer = await within(job.timeout_seconds, posting)
             async with answer:

@@ -96,7 +96,7 @@ class Attempt:
 
         Raises as `frame` does.
         """
-        sending = asyncio.get_running_loop().create_task(self._put())
+        sending = asyncio.get_running_loop().create_task(self._put(out))
         try:
             with self._slot.alive():
                 async with self._output(sending) as answer:
@@ -129,7 +129,7 @@ class Attempt:
             await ended(copying)
 
     async def _frame(self, out: Out) -> web.StreamResponse:
-        await self._put()
+        await self._put(out)
         while True:
             async with self._get(params={"wait": "300"}) as answer:
                 if answer.status == 200:
@@ -143,14 +143,18 @@ class Attempt:
                 if CLOSED in answer.headers:  # a session that gives no result for this frame
                     return web.Response(body=b"")
 
-    async def _put(self) -> None:
+    async def _put(self, out: Out) -> None:
         """Send the body."""
         params: Mapping[str, str] = {**self._request.query, **self._container.query, "alone": ALONE_S}
         headers = dict(self._headers)
         if self._feed.length is not None:
             headers["Content-Length"] = str(self._feed.length)
         async with self._http.put(
-            f"{self._job}/source", data=self._feed.chunks(), params=params, headers=headers, allow_redirects=False
+            f"{self._job}/source",
+            data=self._feed.chunks(lambda: out.produced),
+            params=params,
+            headers=headers,
+            allow_redirects=False,
         ) as answer:
             if answer.status >= 400:
                 raise refusal(self._container.url, answer.status, await read_answer(answer))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+from whisper_byoc.network.tether import Tether
 
 __all__ = ["Container", "Pool", "Slot"]
 
@@ -84,59 +82,17 @@ class Container:
             slot.lose(f"the container at {self.url} is gone: {trouble}")
 
 
-class Slot:
-    """One job's place at a container, until `free`."""
+class Slot(Tether):
+    """One job's place at a container, until `free`. The job hangs on it, as it does on the container."""
 
     def __init__(self, container: Container) -> None:
+        super().__init__()
         self.container = container
-        self.lost: str | None = None
-        """Why the job cannot go on: what became of the container, or that we shut down."""
-        self._on_loss: set[Callable[[], object]] = set()
         container.slots.add(self)
 
     def free(self) -> None:
         """Give the place back. More calls do nothing."""
         self.container.slots.discard(self)
-
-    def lose(self, why: str) -> None:
-        """Tell whoever works with the container that it is over, in one sentence."""
-        self.lost = why
-        for call in tuple(self._on_loss):
-            call()
-
-    def failure(self) -> PeerFailed:
-        """Give the error for a job that is lost."""
-        return PeerFailed(self.lost or f"the container at {self.container.url} is gone")
-
-    @contextmanager
-    def watched(self, on_loss: Callable[[], object]) -> Iterator[None]:
-        """Have `on_loss` called when the container dies within the context.
-
-        Raises `PeerFailed` when it has died before.
-        """
-        if self.lost is not None:
-            raise self.failure()
-        self._on_loss.add(on_loss)
-        try:
-            yield
-        finally:
-            self._on_loss.discard(on_loss)
-
-    @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Interrupt what this task does within the context when the container dies.
-
-        Raises `PeerFailed` then.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        with self.watched(task.cancel):
-            try:
-                yield
-            except asyncio.CancelledError:
-                if self.lost is None or (sys.version_info >= (3, 11) and task.uncancel() > 0):
-                    raise  # somebody else wants this task to end
-                raise self.failure() from None
 
 
 class Pool:
@@ -182,7 +138,8 @@ class Pool:
         if known is None:
             self._containers.append(container)
             return container
-        known.capacity, known.token, known.price = container.capacity, container.token, container.price
+        known.capacity, known.price = container.capacity, container.price
+        known.token = container.token or ("" if known.registered else known.token)
         known.leaving = False
         return known
 

@@ -114,7 +114,7 @@ def is_base_url(url: str) -> bool:
 
 def text_of(fields: dict[str, Any], name: str) -> str:
     """Read a string that may be missing."""
-    value = fields.get(name) or ""
+    value = "" if fields.get(name) is None else fields[name]
     if not isinstance(value, str) or len(value) > 2048 or not value.isprintable():
         raise RequestRefused(400, f"{name} must be a string of one line of printable characters, not {value!r:.80}")
     return value
@@ -122,7 +122,7 @@ def text_of(fields: dict[str, Any], name: str) -> str:
 
 def whole_of(fields: dict[str, Any], name: str) -> int:
     """Read a whole number that may be missing."""
-    value = fields.get(name) or 0
+    value = 0 if fields.get(name) is None else fields[name]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise RequestRefused(400, f"{name} must be a whole number of at least 0, not {value!r:.80}")
     return value
