@@ -184,7 +184,7 @@ async def test_a_killed_container_takes_its_own_jobs_only(mesh, idle_again, talk
     await mesh.whole(http)
     await (await talk(mesh.gateways[0], speech[LONG])).rest()
     async with http.get(f"{mesh.containers[0].url}/metrics") as answer:
-        assert 'byoc_segments_total{pipeline="whisper-demo"}' in await answer.text(), "it has work again"
+        assert 'byoc_input_bytes_total{pipeline="whisper-demo"}' in await answer.text(), "it has work again"
 
 
 async def test_a_killed_orchestrator_takes_its_own_jobs_only(mesh, idle_again, talk, speech, texts, http):

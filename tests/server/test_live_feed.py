@@ -143,7 +143,7 @@ async def test_no_more_waits_than_the_queue_may_hold(serving):
 async def test_a_client_that_vanishes_while_the_queue_is_full_loses_nothing_it_sent(serving):
     listener = Listener()
     listener.go.clear()
-    api = await serving(listener, queue_segments=1)
+    api = await serving(listener, queue_bytes=20_000)  # room for one piece
     data = numbered(60_000)
     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
     head = b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
