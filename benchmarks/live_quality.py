@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -89,16 +88,22 @@ def one_shot(engine: OpenAIEngine, stream: Stream) -> Score:
 
 
 def windowed(engine: OpenAIEngine, stream: Stream) -> tuple[list[str], list[float]]:
-    """Transcribe windows on their own, and give all words and the seconds that each took."""
+    """Transcribe windows on their own, and give all words, and the seconds from the end of each utterance to its text.
+
+    The text is there when the first window that holds the end is full and has been transcribed.
+    """
     size, step = int(WINDOW_SECONDS * pcm.SAMPLE_RATE), int((WINDOW_SECONDS - OVERLAP_SECONDS) * pcm.SAMPLE_RATE)
-    found, took = [], []
+    found, late = [], []
+    waiting = [each.end for each in stream.spoken]
     for start in range(0, len(stream.samples), step):
         if pcm.dbfs(stream.samples[start : start + size]) < GATE_DBFS:
             continue
         began = time.monotonic()
         found += words(text_of(engine, stream, start, start + size))
-        took.append(time.monotonic() - began)
-    return found, took
+        took = time.monotonic() - began
+        while waiting and waiting[0] <= start + size:
+            late.append((start + size - waiting.pop(0)) / pcm.SAMPLE_RATE + took)
+    return found, late
 
 
 def text_of(engine: OpenAIEngine, stream: Stream, start: int, end: int) -> str:
@@ -134,8 +139,8 @@ def overlaps(spoken: Spoken, window: tuple[int, int]) -> bool:
     return min(spoken.end, window[1]) - max(spoken.start, window[0]) > pcm.SAMPLE_RATE // 10
 
 
-def survival(heard: Heard) -> float:
-    """Percent of the words in partial records that stand at the same place in the final text."""
+def survival(heard: Heard) -> float | None:
+    """Percent of the words in partial records that stand at the same place in the final text; None without any."""
     kept = shown = 0
     waiting: list[list[str]] = []
     for _, record in heard.records:
@@ -149,7 +154,7 @@ def survival(heard: Heard) -> float:
             shown += len(partial)
             kept += sum(a == b for a, b in zip(partial, final, strict=False))
         waiting = []
-    return 100 * kept / shown if shown else float("nan")
+    return 100 * kept / shown if shown else None
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
@@ -161,25 +166,28 @@ def quality_rows(engine: OpenAIEngine, stream: Stream, heard: Heard, *, realtime
     """Give the lines of one stream: live, one-shot, window."""
     said = [word for each in stream.spoken for word in words(each.text)]
     live, alone = compare(said, heard.text), one_shot(engine, stream)
-    text, took = windowed(engine, stream)
+    text, late = windowed(engine, stream)
     window = compare(said, text)
-    cuts = max(1, len(heard.finals))
     first, last = latencies(stream, heard)
-    timed = realtime and {
-        "first p50 s": percentile(first, 50), "first p95": percentile(first, 95),
-        "final p50 s": percentile(last, 50), "final p95": percentile(last, 95),
-    }  # fmt: skip
+    cuts = max(1, len(heard.finals))
     windows = max(1, int(stream.seconds / (WINDOW_SECONDS - OVERLAP_SECONDS)))
-    slowest = WINDOW_SECONDS + statistics.median(took) if took else None
     return [
         score_row(stream.name, "live", live)
         | {"extra/cut": live.extra / cuts, "lost/cut": live.lost / cuts, "partials kept %": survival(heard)}
-        | (timed or {}),
+        | (delays(first, last) if realtime else {}),
         score_row(stream.name, "one-shot", alone),
         score_row(stream.name, "window", window)
         | {"extra/cut": window.extra / windows, "lost/cut": window.lost / windows}
-        | ({"first p95": slowest} if realtime else {}),
+        | (delays([], late) if realtime else {}),
     ]
+
+
+def delays(first: Sequence[float], last: Sequence[float]) -> dict[str, object]:
+    """Give the columns with times, in seconds."""
+    return {
+        "first p50 s": percentile(first, 50), "first p95": percentile(first, 95),
+        "final p50 s": percentile(last, 50), "final p95": percentile(last, 95),
+    }  # fmt: skip
 
 
 def score_row(name: str, way: str, score: Score) -> dict[str, object]:
