@@ -13,6 +13,7 @@ ALLOWED = {
     "audio": set(),
     "whisper_byoc.errors": set(),
     "whisper_byoc.cpu": set(),
+    "whisper_byoc.signals": set(),
     "whisper_byoc.client": {"whisper_byoc.errors"},
     "whisper_byoc.trickle": set(),
     "whisper_byoc.speech": {"audio", "whisper_byoc.errors", "whisper_byoc.speech.transcript"},
@@ -31,9 +32,10 @@ ALLOWED = {
         "whisper_byoc.processors",
         "whisper_byoc.trickle",
         "whisper_byoc.errors",
+        "whisper_byoc.signals",
         "whisper_byoc.speech.transcript",
     },
-    "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors"},
+    "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors", "whisper_byoc.signals"},
     "whisper_byoc.compat": {"whisper_byoc.client", "whisper_byoc.processors"},
 }
 """Part -> the other parts of ours that it may import. `cli` may import all, and nothing imports `cli`."""

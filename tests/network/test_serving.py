@@ -1,8 +1,6 @@
 """Addresses as go-livepeer takes them, and a listener that says why it cannot be."""
 
 import asyncio
-import os
-import signal
 
 import pytest
 from aiohttp import web
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import StartError, UsageError
-from whisper_byoc.network.serving import Address, base_url, listening, stop_on_signals
+from whisper_byoc.network.serving import Address, base_url, listening
 from whisper_byoc.network.tasks import Tasks, within
 
 
@@ -78,16 +76,6 @@ async def test_an_address_that_is_not_ours_is_one_sentence():
     with pytest.raises(StartError, match=r"cannot listen on 192\.0\.2\.1:80"):
         async with listening(web.Application(), "192.0.2.1", 80, "orchestrator"):
             pass
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_first_signal_stops_and_the_second_has_its_usual_effect(number):
-    loop = asyncio.get_running_loop()
-    stop = stop_on_signals()
-    os.kill(os.getpid(), number)
-    await asyncio.wait_for(stop.wait(), 10)
-    assert not loop.remove_signal_handler(signal.SIGTERM)
-    assert not loop.remove_signal_handler(signal.SIGINT)
 
 
 # -- tasks -----------------------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
 import re
-import signal
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -15,7 +13,7 @@ from aiohttp import web
 
 from whisper_byoc.errors import StartError, UsageError
 
-__all__ = ["Address", "base_url", "listening", "open_session", "stop_on_signals"]
+__all__ = ["Address", "base_url", "listening", "open_session"]
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -82,20 +80,6 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
         yield bound
     finally:
         await runner.cleanup()
-
-
-def stop_on_signals() -> asyncio.Event:
-    """Give an event that the first SIGTERM or SIGINT sets; a second one has its usual effect at once."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def on_signal() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    return stop
 
 
 def open_session() -> aiohttp.ClientSession:

@@ -19,8 +19,9 @@ from whisper_byoc.network.gateway.jobs import Jobs
 from whisper_byoc.network.gateway.rtmp import RtmpConfig, RtmpPorts
 from whisper_byoc.network.gateway.streams import Streams
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.serving import Address, listening, open_session, stop_on_signals
+from whisper_byoc.network.serving import Address, listening, open_session
 from whisper_byoc.network.status import status_routes
+from whisper_byoc.signals import stop_on_signals
 from whisper_byoc.trickle import TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import Memory
 

@@ -19,9 +19,10 @@ from whisper_byoc.network.orchestrator.live import Live
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.orchestrator.registration import Registration
 from whisper_byoc.network.orchestrator.streams import Streams
-from whisper_byoc.network.serving import Address, listening, open_session, stop_on_signals
+from whisper_byoc.network.serving import Address, listening, open_session
 from whisper_byoc.network.status import status_routes
 from whisper_byoc.network.tasks import Tasks
+from whisper_byoc.signals import stop_on_signals
 from whisper_byoc.trickle import TrickleServer
 from whisper_byoc.trickle.limits import Memory
 
