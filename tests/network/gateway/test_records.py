@@ -118,6 +118,19 @@ def test_lost_lines_are_told_of():
     assert "3 segments" in told["error"]
 
 
+def test_lost_input_is_told_of_and_the_containers_numbers_go_on():
+    log = RecordLog()
+    log.add(line(type="transcript", seq=0))
+    log.unheard("j", 2)
+    log.add(line(type="transcript", seq=1))
+    log.fail("j", "gone")
+    log.unheard("j", 1)
+    told = [json.loads(text) for _, text in lines(log)]
+    assert [each.get("seq") for each in told] == [0, None, 1, 2, 3]
+    assert "2 segments of the input" in told[1]["error"]
+    assert told[-1]["errors"] == 2
+
+
 @pytest.mark.parametrize(("name", "bound"), [("MOST_LINES", 3), ("MOST_BYTES", 30)])
 def test_a_reader_that_is_too_slow_hears_what_it_missed(monkeypatch, name, bound):
     monkeypatch.setattr(records, name, bound)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from whisper_byoc.trickle import LocalSubscriber
 from whisper_byoc.trickle.segment import Segment
@@ -19,7 +19,7 @@ class Backlog:
     When so much is waiting to be sent, the channel is read no further, and its window drops what nobody takes.
     """
 
-    def __init__(self, source: LocalSubscriber, hold_bytes: int) -> None:
+    def __init__(self, source: LocalSubscriber, hold_bytes: int, on_missed: Callable[[int], None]) -> None:
         self.replayable = True
         self.missed = 0
         """Segments that had left the channel's window before they could be taken."""
@@ -27,6 +27,7 @@ class Backlog:
         """Segments that were taken from the channel."""
         self._source: LocalSubscriber | None = source
         self._hold = hold_bytes
+        self._on_missed = on_missed
         self._kept: deque[Segment] = deque()
         self._first = 0
         self._taken = 0
@@ -40,7 +41,9 @@ class Backlog:
         try:
             assert self._source is not None
             async for segment in self._source:
-                self.missed += segment.missed
+                if segment.missed:
+                    self.missed += segment.missed
+                    self._on_missed(segment.missed)
                 self.segments += 1
                 self._kept.append(segment.whole)
                 self._changed.wake()

@@ -55,6 +55,15 @@ class RecordLog:
         message = f"{segments} segments of the stream's text were gone before they could be read"
         self._add_own({"type": "error", "job_id": job_id, "seq": self.last_seq + 1, "error": message})
 
+    def unheard(self, job_id: str, segments: int) -> None:
+        """Tell that input was gone before it could be sent on; without a number, as the container counts on."""
+        message = (
+            f"{segments} segments of the input were gone before they could be sent on; publish no faster than live"
+        )
+        if not self.ended:
+            self._errors += 1
+            self._append(json.dumps({"type": "error", "job_id": job_id, "error": message}).encode())
+
     def fail(self, job_id: str, message: str) -> None:
         """Add an error record and an end record, unless there is an end already."""
         self._add_own({"type": "error", "job_id": job_id, "seq": self.last_seq + 1, "error": message})

@@ -97,7 +97,8 @@ class Session:
         try:
             if self.input_name:
                 self._input = self._trickle.create(self.input_name, "video/MP2T")
-                self._backlog = Backlog(LocalSubscriber(self._input), self._context.limits.hold_bytes)
+                source, hold_bytes = LocalSubscriber(self._input), self._context.limits.hold_bytes
+                self._backlog = Backlog(source, hold_bytes, lambda missed: self.records.unheard(self.id, missed))
             if self.output_name:
                 self._output = LocalPublisher(self._trickle.create(self.output_name, "video/MP2T"))
         except BaseException:
