@@ -37,6 +37,8 @@ LISTEN_S = 10.0
 STALL_S = 60.0
 """A publisher that sends nothing for so long is gone."""
 END_S = 2.0
+MAKE_WAY_S = END_S + 1.0
+"""A publisher that comes back at once waits so long for the end of its last connection."""
 FLUSH_S = 0.5
 """At a stop: longest wait for the rest of a publisher that is leaving."""
 WILDCARDS = ("", "0.0.0.0", "[::]")
@@ -103,7 +105,7 @@ class Entry:
         self._config = config
         self._server: asyncio.Server | None = None
         self._connections = Tasks()
-        self._publishing = False
+        self._one_at_a_time = asyncio.Lock()
         self._incoming: asyncio.Task[None] | None = None
 
     async def listen(self, port: int) -> int:
@@ -141,14 +143,16 @@ class Entry:
             hello = await within(HELLO_S, reader.read(1))
             if hello != HELLO:
                 log.info("stream %s: a connection to its RTMP port spoke something else", self._stream_id)
-            elif self._publishing:
+                return
+            try:
+                await within(MAKE_WAY_S, self._one_at_a_time.acquire())
+            except asyncio.TimeoutError:
                 log.warning("stream %s: a second RTMP publisher was turned away", self._stream_id)
-            else:
-                self._publishing = True
-                try:
-                    await self._put_through(hello, reader, writer)
-                finally:
-                    self._publishing = False
+                return
+            try:
+                await self._put_through(hello, reader, writer)
+            finally:
+                self._one_at_a_time.release()
         except (OSError, TrickleError, asyncio.TimeoutError) as error:
             log.warning("stream %s: RTMP ended: %s", self._stream_id, describe(error))
         finally:
