@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint format fixtures clean image-test
+.PHONY: demo test lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -38,6 +38,15 @@ format: .venv/ready-for-tests
 # Needs espeak-ng.
 fixtures: .venv/ready
 	$(BIN)/python tools/make_fixtures.py --check
+
+# Trains the demo model anew: an hour and a half on two free processors. Needs espeak-ng, and flite for its voices. The
+# result stays in build/demo-model; tools/demo_model/README.md says how to ship it.
+demo-model: .venv/ready
+	$(BIN)/python -m tools.demo_model.generate --folder build/demo-model
+	$(BIN)/python -m tools.demo_model.train --folder build/demo-model
+	mkdir -p build/demo-model/packed
+	$(BIN)/python -m tools.demo_model.pack build/demo-model/demo.pt build/demo-model/packed/demo.pt
+	$(BIN)/python -m tools.demo_model.evaluate build/demo-model/packed/demo.pt --json build/demo-model/figures.json
 
 # Needs an engine (Docker, Podman), or a command that builds without one: make image-test IMAGE_BUILDER=COMMAND
 image-test:

@@ -64,7 +64,7 @@ def choose_model() -> tuple[str, str]:
         reason = f"the address of whisper-tiny's weights did not answer within {DECIDE_SECONDS:.0f} s"
     except ModelError as error:
         reason = str(error)
-    return "demo", f"bundled: 105 words of synthetic speech, no substitute for whisper-tiny; {reason}"
+    return "demo", f"bundled: 321 words of synthetic speech, no substitute for whisper-tiny; {reason}"
 
 
 async def say(gateway: str, pipeline: str, name: str, *, fast: bool) -> bool:

@@ -103,8 +103,7 @@ FIXTURE_TABLE: tuple[Fixture, ...] = (
         channels=2,
     ),
     # Laid out for live cutting: a segment of at most 15 s that is cut in its last third is cut in a silence, and so
-    # holds one utterance. Texts and voices are a set that the demo model also gets right in one go, which it mostly
-    # does not when a 30 s window holds several utterances; a changed one has to be tried out.
+    # holds one utterance. The demo model gets it right in one go as well; a changed one has to be tried out.
     Fixture(
         name="demo-long-40s.wav",
         model="demo",

@@ -154,7 +154,7 @@ def test_preload_of_the_demo_model_says_where_it_is(run):
     code, out, _ = run("preload", "-model", "whisper-demo")
     assert code == 0
     assert out.startswith("demo: ")
-    assert "demo.pt (3.1 MB)" in out
+    assert "demo.pt (4.2 MB)" in out
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 # openai-whisper leaves the file of its tokenizer to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
 
-WAYS_OUT = ("whisper-byoc preload --model tiny", "copy tiny.pt", "MODEL_DIR", "`demo`", "105 words", "synthetic")
+WAYS_OUT = ("whisper-byoc preload --model tiny", "copy tiny.pt", "MODEL_DIR", "`demo`", "321 words", "synthetic")
 
 
 class Server(ThreadingHTTPServer):
@@ -591,8 +591,8 @@ def test_demo_loads_offline_without_a_home_and_is_english_only(monkeypatch, tmp_
     assert not model.is_multilingual
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    # Its word times come from every head of the last decoder layer, openai-whisper's default.
-    assert model.alignment_heads.to_dense().tolist() == [[False] * 4, [True] * 4]
+    # Its word times come from every head of the last two decoder layers, openai-whisper's default.
+    assert model.alignment_heads.to_dense().tolist() == [[False] * 4] * 2 + [[True] * 4] * 2
     silence = model.transcribe(np.zeros(16000, np.float32), language="en", temperature=0, fp16=False)
     assert silence["text"] == ""
     assert not (tmp_path / "nothing here").exists()
@@ -612,7 +612,7 @@ def test_demo_missing_or_damaged_means_a_broken_installation(tmp_path, monkeypat
 def test_card_lists_exactly_the_words_the_demo_knows():
     card = (models.find_model("demo").parent / "README.md").read_text(encoding="utf-8")
     words = re.search(r"## Vocabulary.*?```text\n(.*?)```", card, re.DOTALL).group(1).split()
-    assert len(words) == len(set(words)) == 105
+    assert len(words) == len(set(words)) == 321
     embedding = models.load_model("demo").decoder.token_embedding.weight
     tokenizer = get_tokenizer(multilingual=False)
     trained = {row for row in embedding.any(dim=1).nonzero().flatten().tolist() if row < tokenizer.eot}

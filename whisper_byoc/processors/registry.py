@@ -45,7 +45,7 @@ PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
         spec.name: spec
         for spec in (
             speech("whisper-tiny", "tiny", "OpenAI's Whisper tiny, 39 M parameters"),
-            speech("whisper-demo", "demo", "bundled demo model, 105 words of synthetic speech only"),
+            speech("whisper-demo", "demo", "bundled demo model, 321 words of synthetic speech only"),
             video("green-tint-cpu", GreenTintProcessor, "green + 80, saturating"),
             video("grayscale-cpu", GrayscaleProcessor, "BT.601 luma on all three channels"),
             PipelineSpec("passthrough", "any bytes", "the same bytes", "unchanged", lambda _: PassthroughProcessor()),

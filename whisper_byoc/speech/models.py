@@ -38,7 +38,7 @@ __all__ = [
     "model_names",
 ]
 
-DEMO_SHA256 = "5df471b342478b25617308cb69de3a03f3cc79de24a6df3cdb2f541fe3bd7c8f"
+DEMO_SHA256 = "02bb5d69c5acc28d491eff281139e9e47ce5f9c8564c636480e8ffc68d0df8b3"
 _DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 MAX_CHECKPOINT_BYTES = 4 << 30
@@ -299,5 +299,5 @@ def _ways_out(wanted: Checkpoint, path: Path) -> str:
     return (
         f"connect to the network and run `whisper-byoc preload --model {wanted.name}`, or copy {path.name} "
         f"from another machine to {path}, or set MODEL_DIR to a folder that has it, or use the bundled model "
-        "`demo`, which knows only 105 words of synthetic speech"
+        "`demo`, which knows only 321 words of synthetic speech"
     )

@@ -62,7 +62,7 @@ def find_models(directory: Path | None) -> Finding:
         return fail("model", f"openai-whisper is not installed: {error}", "Run `pip install whisper-byoc` anew.")
     return absent(
         "model", f"whisper-tiny is not in {folder}; the bundled whisper-demo is there",
-        "Run `whisper-byoc preload --model tiny`, or serve 105 words with `--pipeline whisper-demo`.",
+        "Run `whisper-byoc preload --model tiny`, or serve 321 words with `--pipeline whisper-demo`.",
     )  # fmt: skip
 
 
