@@ -1,6 +1,6 @@
 """Sound, and nothing else: bytes and files in, float32 arrays at 16 kHz mono out.
 
-`audio.pcm`, `audio.wav`, `audio.media` and `audio.utterances` are imported by name, so that nobody pays for
+`audio.pcm`, `audio.wav`, `audio.media` and `audio.quiet` are imported by name, so that nobody pays for
 ffmpeg who only wants samples. No asyncio, no HTTP, no model.
 """
 

@@ -23,15 +23,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import re
-import statistics
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import aiohttp
+from pairs import Call, in_turns, paired_row, timed
 from report import Row, emit, machine
 from serving import served, speech
 from stand_in import Subject, subject
@@ -47,22 +44,10 @@ TARGET_MS = 5.0
 LONGEST_SECONDS = 1800.0
 SILENCE_PAIRS = 500
 
-Call = Callable[[bytes], Awaitable[bytes]]
-
 
 def five_seconds(name: str) -> bytes:
     """Cut a fixture, or fill it up with silence, to 5 s."""
     return speech(name)[:SEGMENT_BYTES].ljust(SEGMENT_BYTES, b"\0")
-
-
-async def timed(call: Call, segment: bytes, expected: bytes) -> float:
-    """Milliseconds of one call, whose text must be `expected`."""
-    start = time.perf_counter()
-    text = await call(segment)
-    took = (time.perf_counter() - start) * 1000
-    if text != expected:
-        raise RuntimeError(f"{text!r} came back instead of {expected!r}")
-    return took
 
 
 async def take_turns(direct: Call, client: TrickleClient, url: str, segment: bytes, pairs: int) -> Row:
@@ -71,12 +56,10 @@ async def take_turns(direct: Call, client: TrickleClient, url: str, segment: byt
     expected = await direct(segment)
     await timed(through, segment, expected)
     before = await inside_job(url)
-    times: dict[Call, list[float]] = {direct: [], through: []}
-    for number in range(pairs):
-        for call in (through, direct) if number % 2 else (direct, through):
-            times[call].append(await timed(call, segment, expected))
+    alone, served_times = await in_turns(direct, through, segment, expected, pairs)
     inside = await inside_job(url) - before
-    return row(times[direct], times[through]) | {"outside mean": (sum(times[through]) - inside) / pairs}
+    row = paired_row(("direct", "server"), alone, served_times, TARGET_MS)
+    return {**row, "outside mean": (sum(served_times) - inside) / pairs}
 
 
 async def inside_job(url: str) -> float:
@@ -84,45 +67,6 @@ async def inside_job(url: str) -> float:
     async with aiohttp.ClientSession() as http, http.get(f"{url}/metrics") as answer:
         sums = re.findall(r"^byoc_frame_latency_ms_sum\{.*\} (\S+)$", await answer.text(), re.MULTILINE)
     return sum(map(float, sums))
-
-
-def row(direct: Sequence[float], through: Sequence[float]) -> dict[str, object]:
-    """Sum the pairs up."""
-    differences = [b - a for a, b in zip(direct, through, strict=True)]
-    low, high = median_interval(differences)
-    return {
-        "direct p50": statistics.median(direct),
-        "p95": p95(direct),
-        "server p50": statistics.median(through),
-        "p95 ": p95(through),
-        "p50 - p50": statistics.median(through) - statistics.median(direct),
-        "paired p50": statistics.median(differences),
-        "from": low,
-        "to": high,
-        f"<= {TARGET_MS:g} ms": verdict(low, high, len(differences)),
-        "pairs": len(differences),
-    }
-
-
-def verdict(low: float, high: float, pairs: int) -> bool | str:
-    """Say whether the target is met.
-
-    Fewer than 6 pairs have no such interval; one that reaches far below zero shows two unequal copies of the model.
-    """
-    if pairs < 6 or low < -TARGET_MS or low <= TARGET_MS < high:
-        return "unclear"
-    return high <= TARGET_MS
-
-
-def p95(times: Sequence[float]) -> float:
-    """The 95th percentile."""
-    return statistics.quantiles(times, n=20, method="inclusive")[-1]
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Between which order statistics the true median lies with a confidence of 95 % (normal approximation)."""
-    ranked, middle, half = sorted(values), (len(values) - 1) / 2, 1.96 * math.sqrt(len(values)) / 2
-    return ranked[max(0, math.floor(middle - half))], ranked[min(len(ranked) - 1, math.ceil(middle + half))]
 
 
 async def measure(setup: str, processor: WhisperProcessor, url: str, pairs: tuple[int, int]) -> list[Row]:

@@ -56,13 +56,13 @@ class Served:
 
 
 @asynccontextmanager
-async def served(pipeline: str) -> AsyncIterator[Served]:
+async def served(pipeline: str, *options: str) -> AsyncIterator[Served]:
     """Serve `pipeline` on a free port of loopback from the moment it is ready; raises RuntimeError with its log."""
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "whisper_byoc.cli.main", "serve"),
-            *("--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline),
+            *("--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline, *options),
             stdin=asyncio.subprocess.DEVNULL, stderr=log,
         )  # fmt: skip
         server = Served(process.pid)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.run import Server, ServerConfig
@@ -113,3 +114,71 @@ def pytrickle(monkeypatch):
     return types.SimpleNamespace(
         Publisher=loaded["publisher"].TricklePublisher, Subscriber=loaded["subscriber"].TrickleSubscriber
     )
+
+
+class FakeGateway:
+    """What stands for a gateway: one handler on a real socket, which may misbehave as it likes."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests = []
+        self.running = 0
+        """Handlers that have not ended."""
+        self._stack = AsyncExitStack()
+
+    async def serve(self, handler=None, known=None):
+        """Serve `handler` at /live/video-to-video, and `known` at /capabilities."""
+
+        async def live(request):
+            self.requests.append(request)
+            self.running += 1
+            try:
+                return await handler(request)
+            finally:
+                self.running -= 1
+
+        async def capabilities(_):
+            return web.Response(text=known if isinstance(known, str) else json.dumps(known))
+
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/live/video-to-video", live)
+        app.router.add_get("/capabilities", capabilities)
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    async def close(self):
+        await self._stack.aclose()
+
+    @staticmethod
+    async def begin(request):
+        """Begin an ndjson answer."""
+        answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await answer.prepare(request)
+        return answer
+
+    @staticmethod
+    async def tell(answer, **record):
+        """Send one record."""
+        await answer.write(json.dumps(record).encode() + b"\n")
+
+    async def upper(self, request):
+        """Answer as for a pipeline that makes letters large, a chunk at a time."""
+        if request.content_length is not None:
+            return web.Response(body=(await request.read()).upper(), headers={"Lp-Trickle-Seq": "0"})
+        answer, seq = await self.begin(request), 0
+        async for chunk in request.content.iter_any():
+            await self.tell(answer, type="result", seq=seq, text=chunk.decode().upper())
+            seq += 1
+        await self.tell(answer, type="end", seq=seq, errors=0)
+        return answer
+
+
+@pytest.fixture
+async def gateway():
+    """Give a `FakeGateway` that is closed after the test."""
+    fake = FakeGateway()
+    yield fake
+    await fake.close()

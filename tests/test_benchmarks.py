@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,16 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 QUICK = {
     "tint": [],
     "overhead": [],
+    "network": [],
     "footprint": ["--model", "demo"],
+    "live_quality": [],
 }
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_run_prints_one_json_object(name, tmp_path):
+    if name == "live_quality" and shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng, which makes the speech, is not installed")
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", *QUICK[name]]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=55, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -53,3 +58,21 @@ async def test_stand_in_has_the_size_of_whisper_tiny_and_recites(tmp_path, fixtu
     segment = pcm.encode(read_wav((fixtures_dir / "demo-yes.wav").read_bytes()))
     assert (await processor.process(segment)).decode() == stand_in.SENTENCE.strip()
     await processor.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "expected"),
+    [
+        ("a b c", "a b c", (0, 0, 0)),
+        ("a b c", "a c", (0, 1, 0)),
+        ("a b c", "a x c d", (1, 0, 1)),
+        ("", "a b", (0, 0, 2)),
+        ("a b", "", (0, 2, 0)),
+    ],
+)
+def test_words_are_counted_as_wrong_lost_or_extra(monkeypatch, said, heard, expected):
+    monkeypatch.syspath_prepend(FOLDER)
+    scoring = importlib.import_module("scoring")
+    score = scoring.compare(said.split(), heard.split())
+    assert (score.wrong, score.lost, score.extra) == expected
+    assert score.error_rate == 100 * sum(expected) / max(1, len(said.split()))

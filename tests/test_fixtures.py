@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import whisper
 
-from audio.utterances import QuietCutter
+from audio.quiet import QuietCutter
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"

@@ -13,11 +13,12 @@ ALLOWED = {
     "audio": set(),
     "whisper_byoc.errors": set(),
     "whisper_byoc.cpu": set(),
+    "whisper_byoc.signals": set(),
     "whisper_byoc.client": {"whisper_byoc.errors"},
     "whisper_byoc.trickle": set(),
     "whisper_byoc.speech": {"audio", "whisper_byoc.errors", "whisper_byoc.speech.transcript"},
     # the form of a record is no business of a model's: whoever writes records or subtitles may know it
-    "whisper_byoc.speech.transcript": {"audio"},
+    "whisper_byoc.speech.transcript": {"audio", "whisper_byoc.speech"},
     "whisper_byoc.processors": {
         "audio",
         "whisper_byoc.speech",
@@ -31,9 +32,10 @@ ALLOWED = {
         "whisper_byoc.processors",
         "whisper_byoc.trickle",
         "whisper_byoc.errors",
+        "whisper_byoc.signals",
         "whisper_byoc.speech.transcript",
     },
-    "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors"},
+    "whisper_byoc.network": {"whisper_byoc.trickle", "whisper_byoc.errors", "whisper_byoc.signals"},
     "whisper_byoc.compat": {"whisper_byoc.client", "whisper_byoc.processors"},
 }
 """Part -> the other parts of ours that it may import. `cli` may import all, and nothing imports `cli`."""
@@ -82,7 +84,15 @@ def test_every_part_is_known():
 
 
 @pytest.mark.parametrize(
-    "name", ["whisper_byoc", "whisper_byoc.client", "whisper_byoc.cli.main", "whisper_byoc.server.hosted"]
+    "name",
+    [
+        "whisper_byoc",
+        "whisper_byoc.client",
+        "whisper_byoc.cli.main",
+        "whisper_byoc.cli.send",
+        "whisper_byoc.cli.doctor",
+        "whisper_byoc.server.hosted",
+    ],
 )
 def test_a_plain_import_does_not_bring_the_model(name):
     code = f"import sys, {name}; sys.exit(any(heavy in sys.modules for heavy in ('torch', 'whisper', 'numba')))"

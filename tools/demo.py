@@ -1,7 +1,7 @@
-"""`make demo`: a real server, speech streamed to it at the speed of speech, and the text as it comes.
+"""`make demo`: the whole path on this machine, speech streamed into it as it is spoken, and the text as it comes.
 
-Takes whisper-tiny where it is cached or can be downloaded, else the bundled demo model, and says which and why.
-Ends by itself.
+Client -> gateway -> orchestrator -> container, as `whisper-byoc up` runs them. Takes whisper-tiny where it is cached or
+can be downloaded, else the bundled demo model, and says which and why. Ends by itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from audio import pcm
 from audio.media import load_audio
-from whisper_byoc import TrickleClient
+from whisper_byoc import GatewayClient
+from whisper_byoc.cli.up import Plan, running
 from whisper_byoc.errors import ByocError, ModelError
 from whisper_byoc.speech.models import can_fetch, fetch_model, find_model
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 DECIDE_SECONDS = 5.0
-READY_SECONDS = 60.0
 CHUNK_SECONDS = 0.1
 FRAME = bytes([10, 20, 30]) * (320 * 240)
 
@@ -34,20 +34,22 @@ async def main() -> int:
     fast = parser.parse_args().fast
     model, why = choose_model()
     print(f"model: {model} ({why})")
-    server, url = await start_server(f"whisper-{model}")
+    log: list[str] = []
     try:
-        print(f"server: {url}, pipelines whisper-{model}, green-tint-cpu\n")
-        right = [await say(url, f"whisper-{model}", name, fast=fast) for name in fixtures_for(model)]
-        await tint(url)
-    finally:
-        server.terminate()
-        code = await asyncio.wait_for(server.wait(), 40)
-    print(
-        f"\n{sum(right)} of {len(right)} recordings came back word for word; the server stopped with exit code {code}."
-    )
-    print(f"Yours next: .venv/bin/whisper-byoc serve --pipeline whisper-{model}")
-    print("       and: .venv/bin/whisper-byoc send FILE")
-    return code
+        async with running(
+            Plan((f"whisper-{model}", "green-tint-cpu")), lambda name, line: log.append(f"{name}: {line}")
+        ) as path:
+            print(f"path: client -> gateway {path.gateway} -> orchestrator {path.orchestrator}")
+            print(f"      -> container {path.container}, pipelines whisper-{model}, green-tint-cpu\n")
+            right = [await say(path.gateway, f"whisper-{model}", name, fast=fast) for name in fixtures_for(model)]
+            await tint(path.gateway)
+    except ByocError:
+        print("the log of the three:", *log, sep="\n  ", file=sys.stderr)
+        raise
+    print(f"\n{sum(right)} of {len(right)} recordings came back word for word; all three have stopped.")
+    print(f"Yours next: .venv/bin/whisper-byoc up --pipelines whisper-{model}")
+    print("       and: .venv/bin/whisper-byoc send --gateway http://127.0.0.1:8935 FILE")
+    return 0
 
 
 def choose_model() -> tuple[str, str]:
@@ -65,31 +67,15 @@ def choose_model() -> tuple[str, str]:
     return "demo", f"bundled: 321 words of synthetic speech, no substitute for whisper-tiny; {reason}"
 
 
-async def start_server(speech: str) -> tuple[asyncio.subprocess.Process, str]:
-    """Start `whisper-byoc serve` on a free port of loopback, and wait until it is ready."""
-    command = [sys.executable, "-m", "whisper_byoc.cli.main", "serve", "--host", "127.0.0.1", "--port", "0"]
-    command += ["--pipeline", speech, "--pipeline", "green-tint-cpu"]
-    server = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    assert server.stderr is not None
-    log, url = "", ""
-    while line := (await asyncio.wait_for(server.stderr.readline(), READY_SECONDS)).decode():
-        log += line
-        if found := re.search(r"listening on port (\d+)", line):
-            url = f"http://127.0.0.1:{found[1]}"
-        if "ready:" in line:
-            return server, url
-    raise ByocError(f"the server did not start: {log}")
-
-
-async def say(url: str, pipeline: str, name: str, *, fast: bool) -> bool:
+async def say(gateway: str, pipeline: str, name: str, *, fast: bool) -> bool:
     """Stream one recording, print the text as it comes, and tell whether it was the words that were spoken."""
     expected = json.loads((FIXTURES / "texts.json").read_text())[name]["text"]
     data = pcm.encode(load_audio(FIXTURES / name))
     print(f"{name} ({len(data) / 32_000:.1f} s)", flush=True)
     heard = []
-    async with TrickleClient(url, pipeline=pipeline) as client:
+    async with GatewayClient(gateway, pipeline) as client:
         async for record in client.stream(spoken(data, fast=fast)):
-            if record["type"] == "transcript":
+            if record["type"] == "transcript" and record["is_final"]:
                 at, took = record["timing"]["media_window_end_ms"] / 1000, record["stats"]["inference_ms"]
                 print(f"  {at:5.1f} s  {record['text'] or '(silence)'}   [{took} ms]", flush=True)
                 heard.append(record["text"])
@@ -107,9 +93,9 @@ async def spoken(data: bytes, *, fast: bool) -> AsyncIterator[bytes]:
             await asyncio.sleep(CHUNK_SECONDS)
 
 
-async def tint(url: str) -> None:
+async def tint(gateway: str) -> None:
     """Send one frame through the second pipeline."""
-    async with TrickleClient(url, pipeline="green-tint-cpu") as client:
+    async with GatewayClient(gateway, "green-tint-cpu") as client:
         tinted = await client.process_frame(FRAME)
     print(f"\ngreen-tint-cpu: pixel {tuple(FRAME[:3])} came back as {tuple(tinted[:3])}")
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from whisper_byoc.client import TrickleClient
+    from whisper_byoc.client import GatewayClient, TrickleClient
     from whisper_byoc.processors.base import FrameProcessor, JobInfo, Result
     from whisper_byoc.server.hosted import run_processor
 
-__all__ = ["FrameProcessor", "JobInfo", "Result", "TrickleClient", "__version__", "run_processor"]
+__all__ = ["FrameProcessor", "GatewayClient", "JobInfo", "Result", "TrickleClient", "__version__", "run_processor"]
 
 _HOMES = {
     "FrameProcessor": "whisper_byoc.processors.base",
+    "GatewayClient": "whisper_byoc.client",
     "JobInfo": "whisper_byoc.processors.base",
     "Result": "whisper_byoc.processors.base",
     "TrickleClient": "whisper_byoc.client",

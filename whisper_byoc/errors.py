@@ -11,6 +11,9 @@ ByocError
 │   ├── SegmentTimeout    the processor took longer than the segment time limit
 │   └── ProcessorError    the processor raised, or returned something that is not bytes
 ├── RequestRefused        the server will not take this request; carries the HTTP status to answer
+│   ├── PeerBusy          the container or orchestrator it would go to has no room; another one may (503)
+│   └── PeerFailed        the container or orchestrator it went to failed (502) or was too slow (504)
+├── ReaderGone            whom an answer was for has gone, or does not read it
 └── ClientError           seen from the client's side of the socket
     ├── ServerUnreachable nobody answers, or the connection broke
     ├── ServerRefused     the server answered with an error status
@@ -26,7 +29,10 @@ __all__ = [
     "ByocError",
     "ClientError",
     "ModelError",
+    "PeerBusy",
+    "PeerFailed",
     "ProcessorError",
+    "ReaderGone",
     "RequestRefused",
     "SegmentError",
     "SegmentFailed",
@@ -90,6 +96,28 @@ class RequestRefused(ByocError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+
+class PeerBusy(RequestRefused):
+    """The container or orchestrator that the request would go to has no room; another one may have."""
+
+    def __init__(self, message: str, retry_after: int = 1, status: int = 503) -> None:
+        super().__init__(status, message, retry_after)
+
+
+class PeerFailed(RequestRefused):
+    """The container or orchestrator that the request went to failed, or was too slow (`status` 504).
+
+    `reached` tells whether it has got anything of the request.
+    """
+
+    def __init__(self, message: str, status: int = 502, *, reached: bool = True) -> None:
+        super().__init__(status, message)
+        self.reached = reached
+
+
+class ReaderGone(ByocError):
+    """Whom an answer was for has gone, or does not read it; no peer is to blame."""
 
 
 class ClientError(ByocError):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from whisper_byoc import __version__
-from whisper_byoc.cli.main import double_dash, main
+from whisper_byoc.cli.main import double_dash, implied, main
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def test_version(run):
 def test_help(run):
     code, out, _ = run("--help")
     assert code == 0
-    for name in ("serve", "send", "transcribe", "run", "preload", "pipelines"):
+    for name in ("serve", "send", "transcribe", "run", "preload", "pipelines", "doctor"):
         assert name in out
     assert run()[0] == 2
 
 
-@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines", "trickle"])
+@pytest.mark.parametrize("name", ["serve", "send", "transcribe", "run", "preload", "pipelines", "trickle", "doctor"])
 def test_help_of_each_command(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
@@ -182,3 +182,16 @@ def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
     err = capsys.readouterr().err
     assert "line 2, in f" in err  # the author's own mistake, with its place
     assert err.endswith(f"whisper-byoc: {path} failed with ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("-byocModelID whisper-tiny", "serve"),
+        ("-orchestrator -network offchain -serviceAddr 127.0.0.1:8936", "orchestrator"),
+        ("-gateway -orchAddr 127.0.0.1:8936 -httpIngest", "gateway"),
+        ("-network offchain -gateway", "gateway"),
+    ],
+)
+def test_a_line_that_begins_with_an_option_names_its_command(line, command):
+    assert implied([double_dash(word) for word in line.split()]) == command

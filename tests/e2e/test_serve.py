@@ -5,10 +5,12 @@ import re
 import signal
 
 import aiohttp
+import pytest
 
 from audio import pcm
 from audio.wav import read_wav
 from whisper_byoc import TrickleClient
+from whisper_byoc.errors import ServerRefused
 
 
 def words(text):
@@ -39,6 +41,35 @@ async def test_sigterm_while_the_model_works_delivers_everything(command, fixtur
         server.process.send_signal(signal.SIGTERM)
         heard = await asyncio.gather(*working)
     assert [words(text.decode()) for text in heard] == [words(texts[name]["text"])]
+    assert await server.end(None) == 0
+
+
+async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixtures_dir, texts):
+    server = await (await command("serve", WHISPER_BYOC_PIPELINE="whisper-demo", HOST="127.0.0.1", PORT="0")).ready()
+    name, over = "demo-numbers.wav", asyncio.Event()
+    sound = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
+
+    async def microphone():
+        for at in range(0, int(3.3 * 32_000), 3_200):  # with less silence at its end than a pause has
+            yield sound[at : at + 3_200]
+            await asyncio.sleep(0.1)
+        await over.wait()
+
+    records = []
+    async with TrickleClient(server.url, params={"partials": "true"}) as client:
+        with pytest.raises(ServerRefused, match="bytes of the feed were taken"):
+            async for record in client.stream(microphone()):
+                records.append(record)
+                if len(record.get("text", "").split()) > 3 and not record["is_final"]:  # he is still speaking
+                    server.process.send_signal(signal.SIGTERM)
+                if record["type"] == "end":
+                    over.set()
+    assert records[0]["is_final"] is False
+    assert records[-2]["is_final"] is True
+    shown = [words(each["text"]) for each in records[:-1]]
+    assert len(shown[-1]) >= len(shown[-2]) > 3
+    assert shown[-1][:4] == words(texts[name]["text"])[:4]
+    assert records[-1]["errors"] == 0
     assert await server.end(None) == 0
 
 

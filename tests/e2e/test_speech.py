@@ -60,19 +60,19 @@ async def test_long_recording_live_in_odd_chunks(api, fixtures_dir, texts):
     spoken = [word for each in transcripts for word in words(each["text"])]
     assert spoken == words(texts["demo-long-40s.wav"]["text"])
     edges = [(each["timing"]["media_window_start_ms"], each["timing"]["media_window_end_ms"]) for each in transcripts]
-    assert edges[0][0] == 0
-    assert edges[-1][1] == end["audio_ms"] == len(data) // 32
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(edges))
-    assert max(stop - start for start, stop in edges) <= 15_000
+    assert end["audio_ms"] == len(data) // 32
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(edges))
+    utterances = texts["demo-long-40s.wav"]["utterances"]
+    assert [each["text"] for each in transcripts] == [each["text"] for each in utterances]
+    for heard, truth in zip(transcripts, utterances, strict=True):
+        assert heard["segments"][0]["start_ms"] == pytest.approx(truth["start"] * 1000, abs=300)
+        assert heard["segments"][-1]["end_ms"] == pytest.approx(truth["end"] * 1000, abs=300)
     assert end == {
         "type": "end", "job_id": end["job_id"], "seq": len(transcripts),
         "audio_ms": end["audio_ms"], "transcripts": len(transcripts), "errors": 0,
     }  # fmt: skip
     first = transcripts[0]["segments"][0]
     assert first["id"] == f"{end['job_id']}-0-0"
-    utterance = texts["demo-long-40s.wav"]["utterances"][1]
-    heard = transcripts[1]["segments"][0]
-    assert abs(heard["end_ms"] - utterance["end"] * 1000) < 500
 
 
 async def test_two_clients_at_once(api, fixtures_dir, texts):

@@ -83,7 +83,7 @@ async def test_more_than_30_s_goes_through_all_windows(processor, sound, texts):
     whole = sound("demo-long-40s.wav")
     heard = await processor.hear(whole, DecodeOptions())
     assert words(heard.transcription.text) == texts["demo-long-40s.wav"]["text"].split()
-    assert heard.transcription.segments[-1].start >= 30
+    assert heard.transcription.segments[-1].start >= 30  # where the second window begins
     assert heard.transcription.segments[-1].end <= len(whole) / 16_000
 
 
@@ -117,14 +117,130 @@ async def test_languages(processor):
         ({"prompt": 5}, "prompt must be text"),
         ({"prompt": "x" * 1001}, "at most 1000 characters"),
         ({"words": "maybe"}, "words must be true or false"),
+        ({"hotwords": ["Livepeer"]}, "hotwords must be text"),
+        ({"hotwords": "x" * 1001}, "at most 1000 characters"),
+        ({"partials": "perhaps"}, "partials must be true or false, not 'perhaps'"),
+        ({"partials": None}, "partials must be true or false"),
+        ({"pause": "soon"}, "pause must be from 0.2 to 3 seconds, not 'soon'"),
+        ({"pause": 0.1}, "pause must be from 0.2"),
+        ({"pause": True}, "pause must be from 0.2"),
+        ({"pause": None}, "pause must be from 0.2"),
+        ({"pause": "nan"}, "pause must be from 0.2"),
+        ({"pause": 10**400}, "pause must be from 0.2"),
+        ({"pause": [1]}, "pause must be from 0.2"),
+        ({"longest": 2}, "longest must be from 3 to 28 seconds, not 2"),
+        ({"longest": "inf"}, "longest must be from 3"),
+        ({"pause": 3, "longest": 3}, "with a pause of 3 s the longest utterance must be 6.8 to 30 s"),
     ],
 )
 def test_parameters_that_cannot_be(processor, params, message):
-    session = processor.open_session(job(prompt="gateway"))
+    session = processor.open_session(job(prompt="gateway", pause="0.7"))
+    before = session._decoding, session._options
     with pytest.raises(RequestRefused, match=message) as caught:
         session.update(params)
     assert caught.value.status == 400
-    assert session._options == DecodeOptions("en", prompt="gateway")  # as before
+    assert (session._decoding, session._options) == before
+    assert before[0] == DecodeOptions("en", prompt="gateway")
+    assert before[1].listening.pause == 0.7
+
+
+def test_parameters_as_a_query_and_as_json_have_them(processor):
+    for params in (
+        {"partials": "true", "pause": "0.3", "longest": "5", "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
+        {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
+    ):
+        live, decoding = processor.live_options(params), processor.options(params)
+        assert (live.partials, live.listening.pause, live.listening.longest) == (True, 0.3, 5.0)
+        assert decoding.expected == "Glossary: Livepeer, Arbitrum. we met"
+    assert not processor.live_options({}).partials
+    kept = processor.live_options({"partials": "0"}, live)
+    assert (kept.partials, kept.listening) == (False, live.listening)
+
+
+async def test_a_live_feed_and_whole_segments_share_one_clock(processor, sound, texts):
+    session = processor.open_session(job())
+    hello, numbers = (pcm.encode(sound(name)) for name in ("demo-hello-world.wav", "demo-numbers.wav"))
+    (first,) = await session.feed(hello)
+    live = [*await session.feed_live(numbers, 0.0), *await session.end_feed()]
+    (last,) = await session.feed(hello)
+    assert await session.finish() == []
+    ms = len(hello) // 32
+    (heard,) = live
+    assert words(heard.record["text"]) == texts["demo-numbers.wav"]["text"].split()
+    truth = texts["demo-numbers.wav"]["utterances"][0]
+    assert heard.record["segments"][0]["start_ms"] == pytest.approx(ms + truth["start"] * 1000, abs=200)
+    assert heard.record["segments"][-1]["end_ms"] == pytest.approx(ms + truth["end"] * 1000, abs=200)
+    assert last.record["timing"]["media_window_start_ms"] == len(hello + numbers) // 32
+    assert session.summary() == {"audio_ms": len(hello + numbers + hello) // 32, "transcripts": 3}
+    assert first.record["text"] == last.record["text"]
+
+
+async def test_a_sample_may_be_cut_in_half_between_pieces_but_not_at_the_end(processor, sound, texts):
+    session = processor.open_session(job())
+    data, found = pcm.encode(sound("demo-numbers.wav")) + b"\0", []
+    for at in range(0, len(data), 3333):
+        found += await session.feed_live(data[at : at + 3333], 0.0)
+    found += await session.end_feed()
+    assert [bool(each.error) for each in found] == [False, True]
+    assert "one byte was left over" in found[1].error
+    assert words(found[0].record["text"]) == texts["demo-numbers.wav"]["text"].split()
+    assert session.summary()["audio_ms"] == len(data) // 32
+
+
+async def test_silence_on_a_live_feed_gives_no_record_and_keeps_little(processor):
+    session = processor.open_session(job(partials="true"))
+    for n in range(70):
+        assert await session.feed_live(bytes(32_000), float(n)) == []
+    assert len(session._arrivals) <= 61  # those of the last minute
+    assert await session.finish() == []
+    assert session.summary() == {"audio_ms": 70_000, "transcripts": 0}
+
+
+async def test_tiny_pieces_keep_few_times_of_arrival(processor):
+    session = processor.open_session(job())
+    for n in range(600):
+        await session.feed_live(bytes(2), float(n))
+    assert len(session._arrivals) <= 600 // 160 + 3
+    assert session._arrivals[-1] == (600, 599.0)
+
+
+async def test_the_lag_is_that_of_the_last_sound_of_the_text(processor, sound):
+    loop = asyncio.get_running_loop()
+    session = processor.open_session(job(partials="true"))
+    data, found, began = pcm.encode(sound("demo-hello-world.wav")), [], loop.time() - 100
+    for at in range(0, len(data), 3200):
+        found += await session.feed_live(data[at : at + 3200], began + at / 32_000)
+    found += await session.feed_live(bytes(32_000), began + len(data) / 32_000)
+    finals = [each for each in found if not each.partial]
+    assert len(finals) == 1
+    spoken_at = began + finals[0].record["timing"]["media_window_end_ms"] / 1000
+    for each in found:
+        assert each.record["stats"]["lag_ms"] == round(each.lag_ms)
+    assert finals[0].lag_ms == pytest.approx((loop.time() - spoken_at) * 1000, abs=1000)
+
+
+async def test_an_utterance_without_text_is_an_error_that_says_where(processor, sound, monkeypatch):
+    async def fail(*_):
+        raise ValueError("broken weights")
+
+    session = processor.open_session(job())
+    monkeypatch.setattr(processor._scheduler, "transcribe", fail)
+    found = [*await session.feed_live(pcm.encode(sound("demo-stop.wav")), 0.0), *await session.finish()]
+    (result,) = found
+    assert "ms of speech at" in result.error
+    assert "broken weights" in result.error
+    assert (result.record, session.summary()["transcripts"]) == (None, 0)
+
+
+async def test_a_session_that_is_closed_leaves_no_task(processor, sound):
+    before = asyncio.all_tasks()
+    session = processor.open_session(job(partials=True))
+    data = pcm.encode(sound("demo-numbers.wav"))
+    for at in range(0, len(data), 6400):
+        await session.feed_live(data[at : at + 6400], asyncio.get_running_loop().time())
+    session.close()
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == before
 
 
 async def test_update_counts_from_the_next_segment(processor, sound, texts):

@@ -130,11 +130,34 @@ async def test_a_follower_sees_each_result_before_the_next_is_sent(api):
         assert await answer.content.read() == b""
 
 
-async def test_raw_follow_gives_bytes_back_to_back(api):
-    await api.put("job", b"ab")
-    await api.put("job", b"cd")
+async def test_raw_follow_gives_one_line_for_each_text(api):
+    for segment in (b"ab", b" ", b"cd"):
+        await api.put("job", segment)
     await api.end("job")
-    assert (await api.get("job", "?follow=1"))[1] == b"ABCD"
+    status, body, headers = await api.get("job", "?follow=1")
+    assert (status, body) == (200, b"AB\n \nCD\n")
+    assert headers["Content-Type"].startswith("text/plain")
+
+
+async def test_raw_follow_leaves_out_what_has_no_text_and_gives_bytes_back_to_back(serving):
+    class Mute:
+        content_type = "text/plain; charset=utf-8"
+
+        async def process(self, frame):
+            return b"" if frame == b"silence" else frame
+
+    class Bytes:
+        async def process(self, frame):
+            return frame + b"\n"
+
+    api = await serving({"mute": Mute(), "bytes": Bytes()})
+    for segment in (b"ab", b"silence", b"cd"):
+        for name in ("mute", "bytes"):
+            await api.put(name, segment, query=f"?pipeline={name}")
+    for name in ("mute", "bytes"):
+        await api.end(name)
+    assert (await api.get("mute", "?follow=1"))[1] == b"ab\ncd\n"
+    assert (await api.get("bytes", "?follow=1"))[1] == b"ab\nsilence\ncd\n"
 
 
 async def test_binary_records_are_base64(serving):

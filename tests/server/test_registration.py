@@ -37,6 +37,7 @@ class Orchestrator:
         self.known: dict[str, dict] = {}
         self.registered: list[dict] = []
         self.unregistered: list[str] = []
+        self.left: list[str | None] = []
         self.probes = 0
         self.untold = False
         self.load = 0
@@ -104,6 +105,7 @@ class Orchestrator:
         if refused is None:
             self.known.pop(name, None)
             self.unregistered.append(name)
+            self.left.append(request.headers.get("X-Capability-Url"))
         await self.note()
         return refused or web.Response(text="ok", content_type="application/json")
 
@@ -172,6 +174,7 @@ async def test_registers_once_and_leaves_it_at_that_while_known(orchestrator, jo
     await registrar.stop()
     assert orchestrator.known == {}
     assert orchestrator.unregistered == ["whisper-tiny"]
+    assert orchestrator.left == ["http://worker:8000"]  # one of perhaps several under that name
     await registrar.stop()
     assert orchestrator.unregistered == ["whisper-tiny"]
 

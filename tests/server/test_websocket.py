@@ -69,7 +69,11 @@ async def test_sound_in_text_out(demo, sound, eos, size):
         for at in range(0, len(data), size):
             await ws.send_bytes(data[at : at + size])
         await ws.send_str(eos)
-        assert await rest(ws) == ([{"text": NUMBERS, "final": True, "start": 0.0, "end": 3.1}], 1000)
+        found, code = await rest(ws)
+    (last,) = [each for each in found if each["final"]]
+    assert (last["text"], code) == (NUMBERS, 1000)
+    assert last["start"] == pytest.approx(0.5, abs=0.2)
+    assert last["end"] == pytest.approx(3.17, abs=0.2)
     await no_jobs(demo)
 
 
@@ -83,9 +87,29 @@ async def test_results_come_before_the_end(demo, sound, texts):
         found, code = await rest(ws)
     found.insert(0, first)
     assert code == 1000
-    assert " ".join(each["text"] for each in found if each["text"]) == texts["demo-long-40s.wav"]["text"]
+    found = [each for each in found if each["final"]]
+    assert " ".join(each["text"] for each in found) == texts["demo-long-40s.wav"]["text"]
     assert all(before["end"] <= after["start"] for before, after in itertools.pairwise(found))
     assert found[-1]["end"] <= 40
+
+
+@pytest.mark.parametrize("query", ["", "?partials=false"])
+async def test_partial_text_while_somebody_speaks(demo, sound, query):
+    data = sound("demo-numbers.wav")
+    async with connect(demo, query) as ws:
+        for at in range(0, len(data), 3200):
+            await ws.send_bytes(data[at : at + 3200])
+            await asyncio.sleep(0.1)  # as it is spoken
+        await ws.send_str("eos")
+        found, code = await rest(ws)
+    assert code == 1000
+    *partials, final = found
+    assert (final["text"], final["final"]) == (NUMBERS, True)
+    assert bool(partials) is (query == "")
+    for each in partials:
+        assert not each["final"]
+        assert NUMBERS.startswith(each["text"].split()[0])
+        assert final["start"] - 0.5 <= each["start"] < each["end"] <= 3.7
 
 
 async def test_two_at_once_and_parameters(demo, sound):
@@ -93,7 +117,7 @@ async def test_two_at_once_and_parameters(demo, sound):
         async with connect(demo, query) as ws:
             await ws.send_bytes(sound(name))
             await ws.send_str("eos")
-            return (await rest(ws))[0][0]["text"]
+            return (await rest(ws))[0][-1]["text"]
 
     texts = await asyncio.gather(talk("demo-stop.wav", "?language=en"), talk("demo-yes.wav", "?model=whisper-1"))
     assert texts == ["stop", "yes"]
@@ -108,7 +132,13 @@ async def test_nothing_but_the_end(serving):
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "words"), [("?language=de", 400, "English only"), ("?model=tiny", 404, "whisper-demo")]
+    ("query", "status", "words"),
+    [
+        ("?language=de", 400, "English only"),
+        ("?partials=maybe", 400, "partials"),
+        ("?pause=9", 400, "pause"),
+        ("?model=tiny", 404, "whisper-demo"),
+    ],
 )
 async def test_what_is_refused_before_the_upgrade(demo, query, status, words):
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:

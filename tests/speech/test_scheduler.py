@@ -6,8 +6,9 @@ import threading
 import numpy as np
 import pytest
 
+from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
-from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
 from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 
@@ -30,6 +31,16 @@ class Counting:
             return Transcription(threading.current_thread().name, "en")
         finally:
             self.lock.release()
+
+    def draft(self, samples, options):
+        assert self.lock.acquire(blocking=False), "one engine used by two threads at once"
+        try:
+            return Draft((DraftWord(" so", 0.1), DraftWord(" far", 0.2)), "en")
+        finally:
+            self.lock.release()
+
+    def language_of(self, samples):
+        return "fr", 0.75
 
     def replica(self):
         return Counting()
@@ -105,6 +116,7 @@ async def test_cancelled_work_leaves_the_queue(running):
     third = asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions()))
     await asyncio.sleep(0)
     second.cancel()
+    await asyncio.wait({second})
     engine.go.set()
     assert (await first).transcription.text == (await third).transcription.text == "done"
     assert engine.calls == 3  # the warm-up, the first and the third
@@ -124,3 +136,98 @@ async def test_a_stuck_worker_is_reported(running, monkeypatch):
     await work
     while scheduler.trouble():  # the worker says goodbye to its work just after giving the result
         await asyncio.sleep(0.001)
+
+
+async def test_drafts_and_languages_come_back(running):
+    scheduler = await running(Counting())
+    timed = await scheduler.draft(SOUND, DecodeOptions())
+    assert (timed.value.text, timed.value.language) == ("so far", "en")
+    assert timed.queue_ms >= 0
+    assert timed.inference_ms >= 0
+    assert await scheduler.language_of(SOUND) == ("fr", 0.75)
+
+
+class Ordered(Blocking):
+    """Remembers in which order it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+    def transcribe(self, samples, options):
+        self.order.append(options.prompt)
+        return super().transcribe(samples, options)
+
+    def draft(self, samples, options):
+        self.order.append(options.prompt)
+        return Draft((), "en")
+
+
+async def begun(running, engine):
+    """A scheduler whose only worker is at work, until `engine.go` is set."""
+    scheduler = await running(engine)
+    first = asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions(prompt="first")))
+    await asyncio.to_thread(engine.begun.wait, 10)
+    engine.order.clear()
+    return scheduler, first
+
+
+def asked(scheduler, *names):
+    """Ask for drafts (lower case) and transcriptions (upper case), in this order."""
+    return [
+        asyncio.ensure_future(
+            (scheduler.draft if name.islower() else scheduler.transcribe)(SOUND, DecodeOptions(prompt=name))
+        )
+        for name in names
+    ]
+
+
+async def test_drafts_wait_for_every_transcription(running):
+    engine = Ordered()
+    scheduler, first = await begun(running, engine)
+    rest = asked(scheduler, "a", "B", "c", "D", "E")
+    await asyncio.sleep(0)
+    engine.go.set()
+    await asyncio.gather(first, *rest)
+    assert engine.order == ["B", "D", "E", "a", "c"]
+
+
+async def test_drafts_are_dropped_at_the_stop_and_transcriptions_are_not(running):
+    engine = Ordered()
+    scheduler, first = await begun(running, engine)
+    draft, transcription = asked(scheduler, "a", "B")
+    await asyncio.sleep(0)
+    scheduler.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(draft, 10)
+    engine.go.set()
+    assert (await transcription).transcription.text == (await first).transcription.text == "done"
+    assert engine.order == ["B"]
+    for late in asked(scheduler, "a", "B"):
+        with pytest.raises(ProcessorError, match="stopped"):
+            await asyncio.wait_for(late, 10)
+
+
+async def test_a_cancelled_draft_leaves_the_queue(running):
+    engine = Ordered()
+    scheduler, first = await begun(running, engine)
+    gone, kept = asked(scheduler, "a", "c")
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait({gone})
+    engine.go.set()
+    await asyncio.gather(first, kept)
+    assert engine.order == ["c"]
+
+
+async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running):
+    class Broken(Counting):
+        def draft(self, samples, options):
+            if options.prompt == "fail":
+                raise ValueError("no draft")
+            return super().draft(samples, options)
+
+    scheduler = await running(Broken())
+    with pytest.raises(ValueError, match="no draft"):
+        await scheduler.draft(SOUND, DecodeOptions(prompt="fail"))
+    assert (await scheduler.draft(SOUND, DecodeOptions())).value.text == "so far"

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whisper_byoc.speech.subtitles import clock
 from whisper_byoc.speech.transcript import (
     FORMATS,
     TextSegment,
     Transcription,
     Word,
-    clock,
     from_records,
     join,
+    partial_record,
     transcript_record,
 )
 
@@ -68,7 +69,7 @@ def test_json():
 
 def test_srt():
     assert FORMATS["srt"](HEARD) == (
-        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,250\nGeneral.\n\n"
+        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,300\nGeneral.\n\n"
     )
 
 
@@ -107,3 +108,45 @@ def test_join_skips_silence_and_keeps_times():
     assert joined.text == "Hello there. General. Hello there. General."
     assert [each.start for each in joined.segments] == [0.5, 2.5, 10.5, 12.5]
     assert join([], "de") == Transcription("", "de")
+
+
+def test_within_keeps_all_times_inside_the_speech():
+    words = (Word(0.0, 0.4, "a", 1.0), Word(0.4, 1.0, "b", 1.0), Word(1.0, 2.0, "c", 1.0))
+    heard = Transcription("a b c", "en", (TextSegment(0.0, 2.0, "a b c", words), TextSegment(2.5, 3.0, "d")))
+    kept = heard.within(0.5, 1.5)
+    assert [(each.start, each.end) for each in kept.segments] == [(0.5, 1.5), (1.5, 1.5)]
+    assert [(each.start, each.end) for each in kept.segments[0].words] == [(0.5, 0.5), (0.5, 1.0), (1.0, 1.5)]
+    assert (kept.text, kept.segments[0].text, kept.segments[0].words[1].text) == ("a b c", "a b c", "b")
+    assert heard.within(0.0, 3.0) == heard
+
+
+times = st.floats(-1, 40, allow_nan=False)
+
+
+@given(times, times, times, times)
+def test_within_never_turns_a_time_round(start, end, low, high):
+    start, end, low, high = *sorted((start, end)), *sorted((low, high))
+    (segment,) = Transcription("x", "en", (TextSegment(start, end, "x"),)).within(low, high).segments
+    assert low <= segment.start <= segment.end <= high
+
+
+def test_a_partial_record_is_one_segment_of_the_sound_so_far():
+    record = partial_record("so far", "en", 32_000, 16_000, 1.4, 2.6)
+    assert record == {
+        "type": "transcript",
+        "is_final": False,
+        "text": "so far",
+        "language": "en",
+        "timing": {"media_window_start_ms": 2000, "media_window_end_ms": 3000},
+        "segments": [{"start_ms": 2000, "end_ms": 3000, "text": "so far"}],
+        "stats": {"audio_duration_ms": 1000, "queue_ms": 1, "inference_ms": 3},
+    }
+
+
+def test_partial_records_are_not_in_the_whole_text():
+    partial, final = partial_record("hel", "en", 0, 8000, 0, 0), transcript_record(HEARD, 0, 64_000, 0, 0)
+    assert from_records([partial, final, partial]) == HEARD
+
+
+def test_records_of_others_may_have_no_segments():
+    assert from_records([{"type": "transcript", "text": "plain"}], "fr") == Transcription("plain", "fr")

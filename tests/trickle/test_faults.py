@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from whisper_byoc.trickle import ChannelNotFound
+from whisper_byoc.trickle import ChannelNotFound, TricklePublisher, TrickleSubscriber
 
 
 async def read_until(subscriber, last):
@@ -147,3 +147,30 @@ async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(tric
     for before, after in itertools.pairwise(got):
         assert after.seq == before.seq + 1 + after.missed
     assert sum(segment.missed for segment in got) > 20
+
+
+@pytest.mark.parametrize("kind", ["publisher", "subscriber"])
+async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, eventually, kind):
+    async def silent(number, method, seq, wire, headers):
+        await asyncio.sleep(30)
+
+    script = await scripted(silent)
+    if kind == "publisher":
+        end = TricklePublisher(script.url, options=quick())
+        await end.start()
+        await (await end.next()).write(b"x")
+    else:
+        end = TrickleSubscriber(script.url, 0, options=quick())
+        await end.start()
+        reading = asyncio.ensure_future(anext(end))
+    await eventually(lambda: script.asked)
+    http = end._http
+    closing = asyncio.ensure_future(end.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    assert closing.cancelled()
+    assert http.closed
+    if kind == "subscriber":
+        with pytest.raises(StopAsyncIteration):
+            await reading

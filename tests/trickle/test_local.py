@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from whisper_byoc.trickle import ChannelClosed, LocalPublisher, LocalSubscriber, SegmentTooLarge, TrickleServer
+from whisper_byoc.trickle import NEXT, ChannelClosed, LocalPublisher, LocalSubscriber, SegmentTooLarge, TrickleServer
 
 
 @pytest.fixture
@@ -83,3 +83,24 @@ async def test_a_limit_for_reading_at_once(channel):
     await LocalPublisher(channel).publish(bytes(100))
     with pytest.raises(SegmentTooLarge):
         await (await anext(LocalSubscriber(channel))).read(99)
+
+
+async def test_what_was_written_before_the_end_is_still_given(channel):
+    reader, late = LocalSubscriber(channel), LocalSubscriber(channel)
+    reading = asyncio.create_task(anext(reader))
+    await asyncio.sleep(0)
+    for number in range(3):  # in one go with the end: no reader can come in between
+        await LocalPublisher(channel).publish(b"%d" % number)
+    channel.close()
+    found = [await (await reading).read(), *[await segment.read() async for segment in reader]]
+    assert found == [b"0", b"1", b"2"]
+    assert [await segment.read() async for segment in late] == [b"2"]  # the current one
+    assert [segment async for segment in LocalSubscriber(channel, NEXT)] == []
+
+
+async def test_what_had_left_the_window_before_the_end_is_counted(channel):
+    reader = LocalSubscriber(channel, 0)
+    for number in range(8):
+        await LocalPublisher(channel).publish(b"%d" % number)
+    channel.close()
+    assert [(segment.seq, segment.missed) async for segment in reader] == [(3, 3), (4, 0), (5, 0), (6, 0), (7, 0)]

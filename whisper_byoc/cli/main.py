@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 from audio.errors import AudioError
 from whisper_byoc import __version__
+from whisper_byoc.cli import lifeline
 from whisper_byoc.cli.options import Parser
+from whisper_byoc.cli.safetext import printable
 from whisper_byoc.errors import ByocError, UsageError
 
 __all__ = ["main"]
@@ -19,12 +21,16 @@ __all__ = ["main"]
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
-        "send": "stream a sound file to a server, and print the text as it comes",
+        "send": "stream a sound file or a microphone, and print the text as it comes",
         "transcribe": "turn sound files into text here, without a server",
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
         "pipelines": "list the pipelines there are",
+        "orchestrator": "run an orchestrator without a chain, for development",
+        "gateway": "run a gateway without a chain, for development",
+        "up": "run a container, an orchestrator and a gateway in one go",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
+        "doctor": "check this machine and what runs on it, and say what to do",
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -33,6 +39,7 @@ GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    lifeline.hold()
     words = [double_dash(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         return dispatch(words)
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(words: list[str]) -> int:
     """Hand the words to the command they name."""
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
-        words = ["serve", *words]  # `docker run IMAGE -byocModelID whisper-tiny`
+        words = [implied(words), *words]
     name = words[0] if words else "--help"
     if name == "--version":
         print(f"whisper-byoc {__version__}")
@@ -71,6 +78,14 @@ def dispatch(words: list[str]) -> int:
     return int(module.run(parser.parse_args(words[1:])))
 
 
+def implied(words: list[str]) -> str:
+    """Name the command of a line that begins with an option, as in `docker run IMAGE -byocModelID whisper-tiny`.
+
+    go-livepeer has one program for its nodes, whose flag says which it is: `-orchestrator` or `-gateway`.
+    """
+    return next((role for role in ("orchestrator", "gateway") if f"--{role}" in words), "serve")
+
+
 def overview() -> str:
     """Describe all commands."""
     lines = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
@@ -83,8 +98,8 @@ def double_dash(word: str) -> str:
 
 
 def complain(error: Exception, code: int) -> int:
-    """Print one sentence on stderr."""
-    print(f"whisper-byoc: {error}", file=sys.stderr)
+    """Print one sentence on stderr; a server may have a part in it."""
+    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
     return code
 
 

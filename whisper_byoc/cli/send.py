@@ -1,133 +1,130 @@
-"""Stream a sound file to a server as a live feed, and print the text as it comes.
+"""Stream sound to a container or a gateway as a live feed, and print the text as it comes.
 
 FILE is anything that ffmpeg reads; .pcm, .raw and .s16le are taken as PCM16 mono 16 kHz, and so is stdin (-).
+Ctrl-C ends a recording and waits for its last words; a second one gives up.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
 
 from tqdm import tqdm
 
-from audio import pcm
-from audio.media import load_audio
+from whisper_byoc.cli.livetext import Display
 from whisper_byoc.cli.options import Parser, count
-from whisper_byoc.client import TrickleClient
-from whisper_byoc.errors import UsageError
+from whisper_byoc.cli.safetext import printable
+from whisper_byoc.cli.sources import MICROPHONE, Source, check, open_source, to_seconds
+from whisper_byoc.client import GatewayClient, TrickleClient
+from whisper_byoc.errors import ClientError, UsageError
 
 __all__ = ["configure", "run"]
 
-CHUNK_SECONDS = 0.1
-CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
-RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
+OPEN_BAR = "{desc}: {n:.1f} s"
+
+
+class Where(argparse.Action):
+    """Takes `--url` or `--gateway`, and remembers which; the environment may set both, the command line may not."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
+    ) -> None:
+        """Take one address."""
+        if getattr(namespace, "where", self.dest) != self.dest:
+            parser.error("--url is a container's address and --gateway a gateway's; give one of them")
+        namespace.where = self.dest
+        setattr(namespace, self.dest, values)
 
 
 def configure(parser: Parser) -> None:
     """Describe the options."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="sound file, or - for PCM16 on stdin")
-    parser.option("--url", help="server", env=("BYOC_URL",), default="http://localhost:8000")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for PCM16 on stdin")
+    parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
+    parser.option("--url", help="container", env=("BYOC_URL",), default="http://localhost:8000", action=Where)
+    parser.option("--gateway", help="gateway to go through, instead of --url", env=("BYOC_GATEWAY",), action=Where,
+                  metavar="URL")  # fmt: skip
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
     parser.option("--language", help="language spoken, or auto (default: the server's)")
     parser.option("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
-    parser.switch("--realtime", help="send at the speed of speech, as a microphone would")
-    parser.switch("--json", help="print whole records, one JSON object a line")
-    parser.option(
-        "--timeout", help="longest wait for the end after the last byte, in seconds", convert=count, default=120
-    )
+    parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
+    parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
+    parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send every file; fails when the server had an error for any segment."""
-    return asyncio.run(send_all(args))
+    """Send every source; fails when the server had an error for any segment."""
+    if bool(args.files) == args.microphone:
+        raise UsageError("give what to send: one or more FILEs, - for PCM16 on stdin, or --microphone alone")
+    names = [MICROPHONE] if args.microphone else args.files
+    for name in names:
+        check(name)
+    return asyncio.run(send_all(names, args))
 
 
-async def send_all(args: argparse.Namespace) -> int:
-    """Send file by file over one client."""
-    params = {"language": args.language} if args.language else {}
+async def send_all(names: list[str], args: argparse.Namespace) -> int:
+    """Send source by source over one client."""
+    display = Display(sys.stdout, sys.stderr, as_json=args.json)
     errors = 0
-    async with TrickleClient(
-        args.url, pipeline=args.pipeline, params=params, timeout=args.timeout, token=args.token
-    ) as client:
-        for name in args.files:
-            if name == "-":
-                errors += await send(client, from_stdin(), "stdin", None, args)
-            else:
-                data = load(Path(name))
-                errors += await send(client, paced(data, args.realtime), Path(name).name, len(data), args)
+    try:
+        async with await client_of(args) as client:
+            for name in names:
+                async with open_source(name, realtime=args.realtime) as source:
+                    errors += await send(client, source, display)
+    finally:
+        display.close()
     return 1 if errors else 0
 
 
-async def send(
-    client: TrickleClient, source: AsyncIterator[bytes], name: str, size: int | None, args: argparse.Namespace
-) -> int:
-    """Stream one source, print what comes back, and give the number of errors."""
+async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
+    """Make the client that the options ask for; a gateway is asked for its only model when none is named."""
+    options: dict[str, Any] = {"timeout": args.timeout, "token": args.token}
+    params = {"language": args.language} if args.language else {}
+    if args.json or sys.stdout.isatty():
+        params["partials"] = "true"
+    where = getattr(args, "where", "gateway" if args.gateway else "url")
+    if where == "url":
+        return TrickleClient(args.url, pipeline=args.pipeline, params=params, **options)
+    if args.pipeline is None:
+        async with GatewayClient(args.gateway, **options) as asking:
+            args.pipeline = the_only_one(await asking.capabilities(), args.gateway)
+    return GatewayClient(args.gateway, args.pipeline, params=params, **options)
+
+
+def the_only_one(known: dict[str, Any], gateway: str) -> str:
+    """Choose the only model there is.
+
+    Raises `ClientError` when there is none, `UsageError` with the names when there are several.
+    """
+    names = [str(each["name"]) for each in known["capabilities"]]
+    if not names:
+        raise ClientError(f"{gateway} has no model now; is a container running? `whisper-byoc doctor` finds out")
+    if len(names) > 1:
+        raise UsageError(f"{gateway} has several models: {', '.join(names)}; choose one with --pipeline NAME")
+    return names[0]
+
+
+async def send(client: TrickleClient | GatewayClient, source: Source, display: Display) -> int:
+    """Stream one source, show what comes back, and give the number of errors."""
     errors = 0
-    with tqdm(total=None if size is None else to_seconds(size), desc=name, disable=None, leave=False,
-              bar_format=None if size is None else BAR) as bar:  # fmt: skip
-        async for record in client.stream(counted(source, bar)):
-            errors += record["type"] == "error"
-            show(record, bar, as_json=args.json)
+    total = None if source.size is None else to_seconds(source.size)
+    form = OPEN_BAR if total is None else BAR
+    with tqdm(total=total, desc=printable(source.name), disable=None, leave=False, bar_format=form) as bar:
+        records = cast("AsyncGenerator[dict[str, Any], None]", client.stream(counted(source.chunks, bar)))
+        async with aclosing(records):
+            async for record in records:
+                errors += record["type"] == "error"
+                await asyncio.to_thread(display.show, record)  # whoever reads our output may be slow
     return errors
 
 
-def show(record: dict[str, Any], bar: tqdm[Any], *, as_json: bool) -> None:
-    """Print one record above the bar."""
-    if as_json:
-        bar.write(json.dumps(record, ensure_ascii=False), file=sys.stdout)
-    elif record["type"] == "error":
-        bar.write(f"segment {record['seq']} failed: {record['error']}", file=sys.stderr)
-    elif record.get("text"):
-        bar.write(record["text"], file=sys.stdout)
-    sys.stdout.flush()
-
-
-def load(path: Path) -> bytes:
-    """Read a file as PCM16 mono 16 kHz.
-
-    Raises `UsageError` when it is not there, `AudioError` when it is not sound.
-    """
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    return path.read_bytes() if path.suffix.lower() in RAW_ENDINGS else pcm.encode(load_audio(path))
-
-
-async def paced(data: bytes, realtime: bool) -> AsyncIterator[bytes]:
-    """Yield small chunks, each when its sound would have been spoken if `realtime`."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    for at in range(0, len(data), CHUNK_BYTES):
-        if realtime:
-            await asyncio.sleep(max(0.0, began + to_seconds(at) - loop.time()))
-        yield data[at : at + CHUNK_BYTES]
-
-
-async def from_stdin() -> AsyncIterator[bytes]:
-    """Yield what comes on stdin, as it comes."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    try:
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    except ValueError:  # stdin is a file
-        yield sys.stdin.buffer.read()
-        return
-    while chunk := await reader.read(CHUNK_BYTES):
-        yield chunk
-
-
-async def counted(source: AsyncIterator[bytes], bar: tqdm[Any]) -> AsyncIterator[bytes]:
+async def counted(source: AsyncGenerator[bytes, None], bar: tqdm[Any]) -> AsyncGenerator[bytes, None]:
     """Pass bytes on, and move the bar by their seconds."""
-    async for chunk in source:
-        yield chunk
-        bar.update(to_seconds(len(chunk)))
-
-
-def to_seconds(size: int) -> float:
-    """Bytes of PCM16 to seconds of sound."""
-    return size / (pcm.SAMPLE_RATE * pcm.SAMPLE_WIDTH)
+    async with aclosing(source):
+        async for chunk in source:
+            yield chunk
+            bar.update(to_seconds(len(chunk)))

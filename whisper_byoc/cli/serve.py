@@ -18,6 +18,7 @@ from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
+from whisper_byoc.speech.partials import POLICIES
 
 __all__ = ["add_limits", "configure", "limits_of", "log_to_stderr", "run"]
 
@@ -48,6 +49,8 @@ def configure(parser: Parser) -> None:
     )
     parser.option("--language", help="language spoken, as an ISO 639-1 code, or auto", default="en")
     parser.option("--engine", help="what runs the model", choices=("auto", "openai"), default="auto")
+    parser.option("--partial-policy", help="which words of an utterance that goes on are shown",
+                  choices=sorted(POLICIES), default="attention")  # fmt: skip
     parser.option("--workers", help="worker threads, each with the model (default: CPUs / threads)", convert=count)
     parser.option("--threads", help="torch threads in each worker (default: the CPUs, 4 at most)", convert=count)
     parser.option(
@@ -62,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     """Serve."""
     log_to_stderr(args.log_level)
     registration, token = registration_of(args), auth_token_of(args)
-    settings = WhisperSettings(args.language, args.engine, args.workers, args.threads, args.model_dir)
+    settings = WhisperSettings(
+        args.language, args.engine, args.workers, args.threads, args.model_dir, args.partial_policy
+    )
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")

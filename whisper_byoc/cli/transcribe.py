@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from audio import pcm
 from audio.media import load_audio
-from audio.utterances import QuietCutter
+from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import PIPELINES

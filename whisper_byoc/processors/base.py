@@ -16,6 +16,7 @@ from whisper_byoc.errors import ProcessorError
 __all__ = [
     "FrameProcessor",
     "JobInfo",
+    "LiveSession",
     "Media",
     "PlainSession",
     "Processor",
@@ -45,6 +46,12 @@ class Result:
     body: bytes
     record: Mapping[str, Any] | None = None
     """Fields of the JSON record (`type`, `text`, …) without `job_id` and `seq`; None: made from `body`."""
+    partial: bool = False
+    """Whether the next result takes its place. Only those who follow records see it, and it may be left out."""
+    error: str = ""
+    """Why there is no result here: becomes an error record."""
+    lag_ms: float | None = None
+    """For live input: time from the arrival of the last sound it is about, in milliseconds."""
 
 
 @runtime_checkable
@@ -72,6 +79,27 @@ class Session(Protocol):
 
     def summary(self) -> Mapping[str, Any]:
         """Fields for the job's `end` record."""
+        ...
+
+
+@runtime_checkable
+class LiveSession(Protocol):
+    """What a session of a processor that says `live = True` has as well."""
+
+    async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
+        """Take the next piece of a live feed, cut anywhere, that arrived at this time of the event loop."""
+        ...
+
+    async def lull(self) -> list[Result]:
+        """Give the results of what came so far: the feed goes on, but nothing has come for a while."""
+        ...
+
+    async def end_feed(self) -> list[Result]:
+        """Give what is left of a live feed: a whole segment comes next."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is at work: nobody wants it any more."""
         ...
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from whisper_byoc.cpu import available_cpus
-from whisper_byoc.errors import BadSegment, RequestRefused, UsageError
-from whisper_byoc.processors.base import JobInfo, Media, Result
+from whisper_byoc.errors import UsageError
+from whisper_byoc.processors.base import JobInfo, Media
+from whisper_byoc.processors.whisper_session import WhisperSession, decode_segment, refused
 from whisper_byoc.speech.engine import DecodeOptions, Engine
+from whisper_byoc.speech.live import LiveOptions, LiveText
 from whisper_byoc.speech.scheduler import Heard, Scheduler
-from whisper_byoc.speech.transcript import Transcription, transcript_record
+from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["WhisperProcessor", "WhisperSession", "WhisperSettings"]
+__all__ = ["WhisperProcessor", "WhisperSettings"]
 
 MAX_THREADS = 4
 """The tiny model gains nothing from more torch threads than this; further CPUs become workers."""
@@ -26,6 +29,11 @@ MAX_THREADS = 4
 
 MAX_PROMPT = 1000
 """Characters; the model itself looks at the last 223 tokens only (openai-whisper, `n_text_ctx // 2 - 1`)."""
+
+
+PAUSES = (0.2, 3.0)
+LONGEST = (3.0, 28.0)
+"""Seconds that a client may ask for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class WhisperSettings:
     workers: int | None = None
     threads: int | None = None
     model_dir: Path | None = None
+    policy: str = "attention"
+    """Which words of an utterance that goes on are shown (`speech.partials.POLICIES`)."""
 
     def sizes(self) -> tuple[int, int]:
         """Number of worker threads, and of torch threads in each."""
@@ -50,6 +60,7 @@ class WhisperProcessor:
     """Segments of 16 kHz mono PCM16 (little endian) to UTF-8 text."""
 
     media: Media = "audio"
+    live = True
     content_type = "text/plain; charset=utf-8"
 
     def __init__(self, model: str = "tiny", settings: WhisperSettings | None = None) -> None:
@@ -79,7 +90,12 @@ class WhisperProcessor:
 
         Raises `RequestRefused` (400) for parameters that cannot be, such as a language that the model does not know.
         """
-        return WhisperSession(self, refused(lambda: self.options(job.params)))
+        decoding, live = refused(lambda: (self.options(job.params), self.live_options(job.params)))
+        return WhisperSession(self, decoding, live)
+
+    def listen(self, decoding: DecodeOptions, options: LiveOptions) -> LiveText:
+        """Begin to make text of a live feed."""
+        return LiveText(self._scheduler, decoding, options)
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -96,7 +112,7 @@ class WhisperProcessor:
         return await self._scheduler.transcribe(samples, options)
 
     def options(self, params: Mapping[str, Any] | None = None, base: DecodeOptions | None = None) -> DecodeOptions:
-        """Make decoding options of a job's parameters: `language`, `task`, `prompt`, `words`; others are not ours.
+        """Make decoding options of a job's parameters: `language`, `task`, `prompt`, `hotwords`, `words`.
 
         What `params` does not name stays as in `base`, or as the processor was set up. Raises `UsageError` for a value
         that cannot be.
@@ -109,10 +125,24 @@ class WhisperProcessor:
             raise UsageError(f"unknown task {task!r}: use transcribe or translate")
         if task == "translate" and not self._multilingual:
             raise UsageError(f"model {self._model} knows English only and cannot translate")
-        prompt = params.get("prompt", base.prompt)
-        if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
-            raise UsageError(f"prompt must be text of at most {MAX_PROMPT} characters")
-        return DecodeOptions(language, task, prompt, switch(params, "words", base.words))
+        prompt = text_of(params, "prompt", base.prompt)
+        hotwords = text_of(params, "hotwords", base.hotwords)
+        return DecodeOptions(language, task, prompt, hotwords, switch(params, "words", base.words))
+
+    def live_options(self, params: Mapping[str, Any] | None = None, base: LiveOptions | None = None) -> LiveOptions:
+        """Make options for live text of a job's parameters: `partials`, `pause`, `longest`.
+
+        Raises `UsageError` for a value that cannot be.
+        """
+        params, base = params or {}, base or LiveOptions(policy=self._settings.policy)
+        listening = base.listening
+        pause = number(params, "pause", listening.pause, PAUSES)
+        longest = number(params, "longest", listening.longest, LONGEST)
+        try:
+            listening = replace(listening, pause=pause, longest=longest)
+        except ValueError as error:  # each is possible, but not both
+            raise UsageError(str(error)) from None
+        return replace(base, partials=switch(params, "partials", base.partials), listening=listening)
 
     def _language(self, language: Any) -> str | None:
         """Check a language code; None stands for `auto`."""
@@ -138,52 +168,6 @@ class WhisperProcessor:
         return OpenAIEngine(load_model(self._model, self._settings.model_dir))
 
 
-class WhisperSession:
-    """One job: keeps its clock, which counts the samples received."""
-
-    def __init__(self, processor: WhisperProcessor, options: DecodeOptions) -> None:
-        self._processor = processor
-        self._options = options
-        self._samples = 0
-        self._transcripts = 0
-
-    def update(self, params: Mapping[str, Any]) -> None:
-        """Change options from the next segment on.
-
-        Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
-        """
-        self._options = refused(lambda: self._processor.options(params, self._options))
-
-    async def feed(self, frame: bytes) -> list[Result]:
-        """Transcribe one segment of PCM16.
-
-        Raises `BadSegment` when it is not whole samples.
-        """
-        first = self._samples
-        self._samples += len(frame) // pcm.SAMPLE_WIDTH
-        samples = decode_segment(frame)
-        heard = await self._processor.hear(samples, self._options)
-        self._transcripts += 1
-        record = transcript_record(heard.transcription, first, len(samples), heard.queue_ms, heard.inference_ms)
-        return [Result(heard.transcription.text.encode(), record)]
-
-    async def finish(self) -> list[Result]:
-        """Nothing is held back between segments."""
-        return []
-
-    def summary(self) -> Mapping[str, Any]:
-        """Length of the job's sound and number of transcripts."""
-        return {"audio_ms": self._samples * 1000 // pcm.SAMPLE_RATE, "transcripts": self._transcripts}
-
-
-def refused(check: Callable[[], DecodeOptions]) -> DecodeOptions:
-    """Answer the client's mistakes with 400."""
-    try:
-        return check()
-    except UsageError as error:
-        raise RequestRefused(400, str(error)) from None
-
-
 def switch(params: Mapping[str, Any], name: str, default: bool) -> bool:
     """Read a parameter that is on or off, as JSON or as a query has it.
 
@@ -198,11 +182,27 @@ def switch(params: Mapping[str, Any], name: str, default: bool) -> bool:
     return text in ("true", "1", "on")
 
 
-def decode_segment(frame: bytes) -> NDArray[np.float32]:
-    """PCM16 to float32 samples (n,).
+def text_of(params: Mapping[str, Any], name: str, default: str) -> str:
+    """Read a parameter that is text.
 
-    Raises `BadSegment` when a sample is cut in half.
+    Raises `UsageError`.
     """
-    if len(frame) % pcm.SAMPLE_WIDTH:
-        raise BadSegment(f"a segment of {len(frame)} bytes is not whole 16-bit samples; send an even number of bytes")
-    return pcm.decode(frame)
+    value = params.get(name, default)
+    if not isinstance(value, str) or len(value) > MAX_PROMPT:
+        raise UsageError(f"{name} must be text of at most {MAX_PROMPT} characters")
+    return value
+
+
+def number(params: Mapping[str, Any], name: str, default: float, bounds: tuple[float, float]) -> float:
+    """Read a parameter that is a number of seconds within bounds, as JSON or as a query has it.
+
+    Raises `UsageError`.
+    """
+    given = params.get(name, default)
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not bounds[0] <= value <= bounds[1]:
+        raise UsageError(f"{name} must be from {bounds[0]:g} to {bounds[1]:g} seconds, not {given!r:.40}")
+    return value

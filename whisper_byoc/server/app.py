@@ -9,7 +9,17 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server import audio_to_text, batch, hardware, openai_api, output, source, status, websocket
+from whisper_byoc.server import (
+    audio_to_text,
+    batch,
+    hardware,
+    openai_api,
+    output,
+    source,
+    status,
+    transcript,
+    websocket,
+)
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
@@ -24,13 +34,8 @@ __all__ = ["build_app"]
 log = logging.getLogger(__name__)
 
 
-def build_app(
-    table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "", capability: str = ""
-) -> web.Application:
-    """Build the application around the jobs; with a token, work is for those who show it.
-
-    `capability` is the name under which orchestrators know this container.
-    """
+def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
+    """Build the application around the jobs; with a token, work is for those who show it."""
     app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[METRICS] = metrics
@@ -43,6 +48,7 @@ def build_app(
             # a job id with a slash must reach the check of job ids, hence the greedy patterns
             web.put("/live/{job_id:.+}/source", source.put_source),
             web.delete("/live/{job_id:.+}/source", source.delete_source),
+            web.get("/live/{job_id:.+}/transcript", transcript.get_transcript, allow_head=False),
             web.get("/live/{job_id:.+}/output", output.get_output, allow_head=False),
             web.delete("/live/{job_id:.+}", source.delete_job),
             *status.routes(),
@@ -51,7 +57,7 @@ def build_app(
             *openai_api.routes(),
             *audio_to_text.routes(),
             *websocket.routes(),
-            *batch.routes(capability),  # last: it takes every path of one segment
+            *batch.routes(),  # last: it takes every path of one segment
         ]
     )
     return app

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 from contextlib import aclosing
 from typing import Any
 
@@ -25,38 +23,37 @@ BYTES = "bytes"
 """The form of an answer that is the processor's own bytes."""
 
 
-def routes(capability: str = "") -> list[web.RouteDef]:
-    """Make the routes. `capability` is the name under which orchestrators know this container.
+def routes() -> list[web.RouteDef]:
+    """Make the routes.
 
     They are to be registered last, as the pattern takes every path of one segment.
     """
-    capability = capability or os.environ.get("CAPABILITY_NAME", "")
-    post = functools.partial(post_capability, capability)
-    return [web.post("/", post), web.route("*", "/{name}", post)]
+    return [web.post("/", post_capability), web.route("*", "/{name}", post_capability)]
 
 
-async def post_capability(capability: str, request: web.Request) -> web.StreamResponse:
+async def post_capability(request: web.Request) -> web.StreamResponse:
     """Work on one recording or frame, and answer in the form that was asked for."""
-    pipeline = named_pipeline(request.app[TABLE], request.match_info.get("name", ""), capability)
+    table = request.app[TABLE]
+    pipeline = named_pipeline(table, request.match_info.get("name", ""))
     if request.method != "POST":
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
     async with received(request) as upload:
         if wanted := upload.field("pipeline"):
-            pipeline = request.app[TABLE].pipelines.get(wanted) or speech_pipeline(request.app[TABLE], wanted)
+            pipeline = table.named(wanted) or speech_pipeline(table, wanted)
         form = wanted_form(request, upload, pipeline)
         params = {name: value for name, value in upload.fields.items() if name not in NOT_PARAMS}
         async with running(request, pipeline, params, upload) as run:
             return await answer(request, run, form)
 
 
-def named_pipeline(table: JobTable, name: str, capability: str) -> Pipeline:
+def named_pipeline(table: JobTable, name: str) -> Pipeline:
     """Find the pipeline behind a path.
 
     Raises `RequestRefused` (404) with the names there are.
     """
-    if name in table.pipelines:
-        return table.pipelines[name]
-    if name in ("", capability):
+    if found := table.named(name):
+        return found
+    if not name:
         return next(iter(table.pipelines.values()))  # the one that is registered
     if name == "transcribe":
         return speech_pipeline(table)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from audio import pcm
 from audio.errors import AudioError
-from audio.utterances import QuietCutter
+from audio.quiet import QuietCutter
 from audio.wav import WavReader
 from whisper_byoc.errors import BadSegment, RequestRefused
 
@@ -17,11 +17,16 @@ PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 """Content types taken for PCM16 little endian. (RFC 2586 has audio/L16 big-endian; live senders do not.)"""
 
 
+PIECE_BYTES = 16_000
+
+
 class Framing(Protocol):
     """Cuts bytes, in whatever chunks they come, into segments."""
 
     blocking: bool
     """Whether `feed` decodes media, and so belongs in a worker thread."""
+    live: bool
+    """Whether what it gives are pieces of a live feed, not segments."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Segments that are complete now."""
@@ -35,13 +40,45 @@ class Framing(Protocol):
         ...
 
 
+class Cutter(Protocol):
+    """Cuts PCM16."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the other half of their sample."""
+        ...
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Give what is complete."""
+        ...
+
+    def finish(self) -> list[bytes]:
+        """Give the rest."""
+        ...
+
+
+class LivePieces:
+    """No cutting: who listens to a live feed hears for itself where utterances begin and end."""
+
+    pending = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Give what came, in pieces of half a second at most."""
+        return [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+
+    def finish(self) -> list[bytes]:
+        """Nothing is held back."""
+        return []
+
+
 class AudioFraming:
-    """PCM16 mono 16 kHz, cut at quiet points."""
+    """PCM16 mono 16 kHz, cut at quiet points, or handed on `live`."""
 
     blocking = False
 
-    def __init__(self) -> None:
-        self._cutter = QuietCutter()
+    def __init__(self, *, live: bool = False) -> None:
+        self.live = live
+        self._cutter: Cutter = LivePieces() if live else QuietCutter()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Segments that are complete now."""
@@ -56,13 +93,14 @@ class AudioFraming:
 
 
 class WavFraming:
-    """A WAV file as it arrives: converted to PCM16 mono 16 kHz, then cut at quiet points."""
+    """A WAV file as it arrives: converted to PCM16 mono 16 kHz, then cut at quiet points, or handed on `live`."""
 
     blocking = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, live: bool = False) -> None:
+        self.live = live
         self._reader = WavReader()
-        self._cutter = QuietCutter()
+        self._cutter: Cutter = LivePieces() if live else QuietCutter()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Segments that are complete now.
@@ -84,6 +122,7 @@ class VideoFraming:
     """RGB24 frames of one size."""
 
     blocking = False
+    live = False
 
     def __init__(self, width: int, height: int) -> None:
         self._size = width * height * 3
@@ -112,6 +151,7 @@ class WholeBody:
     """No cutting: the body is one segment of at most `limit` bytes."""
 
     blocking = False
+    live = False
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -9,16 +9,17 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
-from whisper_byoc.processors.base import JobInfo, Session
+from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session
+from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.results import ResultRing
 from whisper_byoc.server.room import Room
+from whisper_byoc.server.transcript_log import TranscriptLog
 
 __all__ = ["Job"]
 
@@ -26,19 +27,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Segment:
-    """One accepted segment, or the reason why its bytes cannot be one."""
-
-    data: bytes | SegmentError
-    reserved: int
-    """Bytes taken in the queue's room."""
-    arrived: float
-    """Event loop time, in seconds."""
-
-    def __len__(self) -> int:
-        return 0 if isinstance(self.data, SegmentError) else len(self.data)
+LULL_SECONDS = 5.0
+"""A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
+that broke off may never come back. Segments of a stream are shorter."""
 
 
 class Job:
@@ -48,18 +39,24 @@ class Job:
         self.info = info
         self.content_type = content_type
         self.results = ResultRing(info.job_id, content_type, limits.kept_results, limits.kept_bytes)
+        self.transcript = TranscriptLog()
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a feed that is connected gets its tail in first."""
         self.ended_at: float | None = None
+        self.alone_limit = limits.idle_seconds
+        """The job is ended after so many `alone_seconds`."""
         self._session = session
         self._limits = limits
         self._metrics = metrics
         self._room = Room(limits.queue_segments, limits.queue_bytes)
-        self._inbox: asyncio.Queue[Segment | None] = asyncio.Queue()  # bounded by the room
+        self._inbox: asyncio.Queue[Segment | Pieces | Mark] = asyncio.Queue()  # bounded by the room
+        self._joinable: Pieces | None = None  # the newest of the inbox, if it is of a live feed
         self._loop = asyncio.get_running_loop()
         self._errors = 0
-        self._at_work: Segment | None = None
+        self._at_work: Segment | Pieces | None = None
         self._computing = False
+        self._listening = False  # to a live feed, which a whole segment ends
+        self._heard = False  # a piece of it, just now
         self._feeding = False
         self._reading = False
         self._touched = self._loop.time()
@@ -83,22 +80,45 @@ class Job:
         if self._room.closed:  # ended between the reservation and now
             self._room.give(reserved)
             raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+        self._joinable = None
         self._inbox.put_nowait(Segment(data, reserved, self._loop.time()))
 
-    async def submit(self, data: bytes) -> None:
-        """Wait for room, then accept a segment.
+    async def submit(self, data: bytes, *, live: bool = False) -> None:
+        """Wait for room, then accept a segment, or a piece of a live feed.
 
         Raises `RequestRefused` (409) when the input ends meanwhile.
         """
-        if not await self.reserve(len(data)):
+        self.touch()
+        joining = live and self._may_join(len(data))
+        if not await self._room.take(len(data), items=0 if joining else 1):
             raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
-        self.enqueue(data, len(data))
+        if live:
+            self._join_or_add(data, joining=joining)
+        else:
+            self.enqueue(data, len(data))
 
-    def submit_now(self, data: bytes | SegmentError) -> None:
+    def _join_or_add(self, data: bytes, *, joining: bool) -> None:
+        """Put a piece, for which room was taken, to those that wait, or behind them."""
+        if joining and self._joinable is not None:
+            self._joinable.add(data, self._loop.time())
+            return
+        if joining:  # those were taken to work while this piece waited for room
+            self._room.take_now(0)
+        self._joinable = Pieces([(data, self._loop.time())], len(data))
+        self._inbox.put_nowait(self._joinable)
+
+    def _may_join(self, size: int) -> bool:
+        return self._joinable is not None and self._joinable.reserved + size <= JOINED_BYTES
+
+    def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
         """Accept a segment without waiting: the tail of a feed that is over. Nothing when the job was stopped."""
-        if not self._room.closed:
-            size = 0 if isinstance(data, SegmentError) else len(data)
-            self._room.take_now(size)
+        if self._room.closed:
+            return
+        size = 0 if isinstance(data, SegmentError) else len(data)
+        self._room.take_now(size)
+        if live and not isinstance(data, SegmentError):
+            self._join_or_add(data, joining=False)
+        else:
             self.enqueue(data, size)
 
     def update(self, params: Mapping[str, Any]) -> None:
@@ -119,7 +139,7 @@ class Job:
     def _close_input(self) -> None:
         if not self._room.closed:
             self._room.close()
-            self._inbox.put_nowait(None)
+            self._inbox.put_nowait(Mark.END)
 
     # -- who is there --------------------------------------------------------------------------------------
 
@@ -168,6 +188,11 @@ class Job:
         return 0.0 if self._computing else self._loop.time() - self._touched
 
     @property
+    def alone_seconds(self) -> float:
+        """Seconds since the last of its peers left; 0 while a feed or a reader is connected, or work goes on."""
+        return 0.0 if self._feeding or self._reading else self.idle_seconds
+
+    @property
     def busy(self) -> bool:
         """Whether a feed is connected, or work waits."""
         return not self.results.ended and (self._feeding or self._room.items > 0)
@@ -201,42 +226,82 @@ class Job:
         await asyncio.wait({self._task})
         if self.results.ended:  # it came to its own end first
             return
-        waiting = [self._at_work] if self._at_work else []
+        waiting: list[Segment | Pieces] = [self._at_work] if self._at_work else []
         while not self._inbox.empty():
-            segment = self._inbox.get_nowait()
-            waiting += [segment] if segment else []
+            came = self._inbox.get_nowait()
+            waiting += [] if isinstance(came, Mark) else [came]
         for segment in waiting:
-            self._note(segment, failed=True)
+            self._note(segment)
             self.results.force_error(f"not processed: {reason}")
-        self._errors += len(waiting) + 1
+        self._count_errors(len(waiting) + 1)
         self.results.force_error(reason)
         self._end()
 
     async def _run(self) -> None:
-        while (segment := await self._inbox.get()) is not None:
-            await self._work(segment)
-        try:
-            for result in await self._limited(self._session.finish()):
-                await self.results.add(result)
-        except Exception as error:
-            await self._fail(error, "the end of the stream")
+        while (came := await self._next()) is not Mark.END:
+            if came is Mark.LULL:
+                await self._attempt(cast("LiveSession", self._session).lull(), "an utterance")
+            elif isinstance(came, Pieces):
+                await self._listen(came)
+            else:
+                await self._work(came)
+            self._heard = isinstance(came, Pieces)
+        await self._attempt(self._session.finish(), "the end of the stream")
         self._end()
+
+    async def _next(self) -> Segment | Pieces | Mark:
+        """Wait for what comes next; when a live feed was the last, not longer than for a lull."""
+        lull = self._loop.call_later(LULL_SECONDS, self._inbox.put_nowait, Mark.LULL) if self._heard else None
+        try:
+            return await self._inbox.get()
+        finally:
+            if lull is not None:
+                lull.cancel()
 
     async def _work(self, segment: Segment) -> None:
         """Bring one segment to its outcome: the session's results, or an error record."""
-        self._at_work, failed = segment, False
+        self._at_work = segment
+        if self._listening and not isinstance(segment.data, SegmentError):
+            await self._attempt(cast("LiveSession", self._session).end_feed(), "the end of a feed")
+            self._listening = False
         try:
             if isinstance(segment.data, SegmentError):
                 raise segment.data
             results = await self._limited(self._session.feed(segment.data))
         except Exception as error:
-            failed = True
             await self._fail(error, f"a segment of {len(segment)} bytes")
         else:
-            for result in results:
-                await self.results.add(result)
+            await self._publish(results)
         self._at_work = None
-        self._note(segment, failed=failed)
+        self._note(segment)
+
+    async def _listen(self, pieces: Pieces) -> None:
+        """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
+        if self._joinable is pieces:
+            self._joinable = None
+        self._at_work, self._listening = pieces, True
+        session = cast("LiveSession", self._session)
+        for piece, arrived in pieces.pieces:
+            await self._attempt(session.feed_live(piece, arrived), f"a piece of {len(piece)} bytes")
+        self._at_work = None
+        self._note(pieces)
+
+    async def _attempt(self, work: Coroutine[Any, Any, list[Result]], what: str) -> None:
+        """Publish the results of a coroutine of the session, or an error record."""
+        try:
+            await self._publish(await self._limited(work))
+        except Exception as error:
+            await self._fail(error, what)
+
+    async def _publish(self, results: list[Result]) -> None:
+        """Number results; one that says that there is none becomes an error record."""
+        for result in results:
+            if result.error:
+                await self._fail(SegmentError(result.error), "an utterance")
+            else:
+                self.transcript.add(await self.results.add(result))
+            if result.lag_ms is not None:
+                self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
 
     async def _limited(self, work: Coroutine[Any, Any, T]) -> T:
         """Run the processor's coroutine, and walk away from it after the time limit even if it hangs on."""
@@ -263,7 +328,7 @@ class Job:
 
     async def _fail(self, error: Exception, what: str) -> None:
         """Log an error with job and sequence number, and record it."""
-        self._errors += 1
+        self._count_errors(1)
         seq = self.results.next_seq
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
@@ -273,16 +338,25 @@ class Job:
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
 
-    def _note(self, segment: Segment, *, failed: bool) -> None:
+    def _count_errors(self, number: int) -> None:
+        self._errors += number
+        self._metrics.failed(self.info.pipeline, number)
+
+    def _note(self, segment: Segment | Pieces) -> None:
         """Free the segment's room and count it."""
         self._room.give(segment.reserved)
+        if isinstance(segment, Pieces):
+            self._metrics.received(self.info.pipeline, segment.reserved)
+            return
         latency_ms = (self._loop.time() - segment.arrived) * 1000
-        self._metrics.segment(self.info.pipeline, len(segment), latency_ms, failed=failed)
+        self._metrics.segment(self.info.pipeline, len(segment), latency_ms)
 
     def _end(self) -> None:
         self.closing.set()
         self.ended_at = self._loop.time()
         try:
+            if isinstance(self._session, LiveSession):
+                self._session.close()
             summary = dict(self._session.summary())
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)

@@ -31,6 +31,13 @@ class Metrics:
             "byoc_segments", "Segments that have an outcome", ["pipeline"], registry=self._registry
         )
         self._bytes = Counter("byoc_input_bytes", "Bytes of those segments", ["pipeline"], registry=self._registry)
+        self._lag = Histogram(
+            "byoc_text_lag_ms",
+            "Live text: from the arrival of the last sound it is about to its record",
+            ["pipeline", "kind"],
+            buckets=LATENCY_BUCKETS_MS,
+            registry=self._registry,
+        )
         self._refused = Counter("byoc_refused", "Requests refused", ["status"], registry=self._registry)
         self._queued = Gauge("byoc_segments_queued", "Segments that wait or are at work", registry=self._registry)
 
@@ -39,13 +46,23 @@ class Metrics:
         self._sessions.set_function(sessions)
         self._queued.set_function(queued)
 
-    def segment(self, pipeline: str, size: int, latency_ms: float, *, failed: bool) -> None:
+    def segment(self, pipeline: str, size: int, latency_ms: float) -> None:
         """Count one segment that has its outcome."""
         self._segments.labels(pipeline).inc()
         self._bytes.labels(pipeline).inc(size)
         self._latency.labels(pipeline).observe(latency_ms)
-        if failed:
-            self._errors.labels(pipeline).inc()
+
+    def failed(self, pipeline: str, number: int) -> None:
+        """Count error records."""
+        self._errors.labels(pipeline).inc(number)
+
+    def received(self, pipeline: str, size: int) -> None:
+        """Count the bytes of a live feed."""
+        self._bytes.labels(pipeline).inc(size)
+
+    def lag(self, pipeline: str, lag_ms: float, *, partial: bool) -> None:
+        """Count how far behind its sound a text of a live feed was."""
+        self._lag.labels(pipeline, "partial" if partial else "final").observe(lag_ms)
 
     def refused(self, status: int) -> None:
         """Count one request that was answered with an error status."""

@@ -205,6 +205,8 @@ def speech_pipeline(table: JobTable, name: str = "") -> Pipeline:
     Raises `RequestRefused` (404) with the names there are.
     """
     speech = {each.name: each for each in table.pipelines.values() if each.media == "audio" and gives_text(each)}
+    if name and name == table.capability and (alias := table.named(name)):
+        name = alias.name
     if name in ANY_SPEECH and speech:
         return next(iter(speech.values()))
     model = name.removeprefix("openai/")  # as Hugging Face calls the same weights

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
+from whisper_byoc.server.query import number, whole
 from whisper_byoc.server.results import Record
 
 __all__ = ["get_output"]
@@ -41,13 +41,17 @@ async def get_output(request: web.Request) -> web.StreamResponse:
         if "application/x-ndjson" in accept:
             return await follow(request, job, "application/x-ndjson", as_line)
         if request.query.get("follow") == "1":
-            return await follow(request, job, job.content_type, as_body)
+            encode = as_text if job.content_type.startswith("text/") else as_body
+            return await follow(request, job, job.content_type, encode)
         return await one(request, job, left)
 
 
 async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
     """Answer with the oldest unread result, and mark it read once it is written."""
-    record = await job.results.next_unread(wait)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    while (record := await job.results.next_unread(max(0.0, deadline - loop.time()))) is not None and record.partial:
+        job.results.mark_read(record)  # only those who follow records see partial text
     if record is None:
         return web.Response(status=204)
     response = answer(record)
@@ -134,33 +138,14 @@ def as_body(record: Record) -> bytes:
     return record.result.body
 
 
+def as_text(record: Record) -> bytes:
+    """One line for each result that has text, since texts back to back would run together.
+
+    Raises as `as_body` does.
+    """
+    body = as_body(record)
+    return body + b"\n" if body else b""
+
+
 class BreakOffError(Exception):
     """The answer cannot go on."""
-
-
-def number(request: web.Request, name: str, default: float, most: float) -> float:
-    """Read a number of the query, 0 to `most`.
-
-    Raises `RequestRefused` (400) for anything else.
-    """
-    text = request.query.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise RequestRefused(400, f"{name} must be a number from 0 to {most:g}, not {text!r}")
-    return value
-
-
-def whole(request: web.Request, name: str) -> int:
-    """Read a sequence number of the query.
-
-    Raises `RequestRefused` (400) for anything else.
-    """
-    text = request.query[name]
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise RequestRefused(400, f"{name} must be a whole number from 0 up, not {text!r}")
-    return int(text)

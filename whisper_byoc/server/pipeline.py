@@ -38,6 +38,11 @@ class Pipeline:
         return getattr(self._processor, "media", "bytes")
 
     @property
+    def live(self) -> bool:
+        """Whether its sessions take a live feed in pieces of any size (`LiveSession`)."""
+        return bool(getattr(self._processor, "live", False))
+
+    @property
     def content_type(self) -> str:
         """Content-Type of its results."""
         return str(getattr(self._processor, "content_type", "application/octet-stream"))

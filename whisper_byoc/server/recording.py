@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import MediaError, UnsupportedWav, WavError
 from audio.media import decode_media
-from audio.utterances import QuietCutter
+from audio.quiet import QuietCutter
 from audio.wav import WavReader, read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.framing import PCM_TYPES

@@ -91,10 +91,12 @@ class Membership:
         if not self._asked:
             return
         name = self._registration.capability.name
+        # of several containers under one name only this one leaves, where the orchestrator can tell them apart
+        headers = {**self._secret_header(), "X-Capability-Url": self._registration.capability.url}
         try:
             # the bare name, as go-livepeer reads it; a name it does not know is fine with it
             status, body = await asyncio.wait_for(
-                self._ask("POST", "/capability/unregister", self._secret_header(), name.encode()),
+                self._ask("POST", "/capability/unregister", headers, name.encode()),
                 self._registration.leave_seconds,
             )
         except NOT_REACHED as error:

@@ -31,6 +31,11 @@ class Record:
         return len(self.result.body)
 
     @property
+    def partial(self) -> bool:
+        """Whether the next record takes its place."""
+        return self.result.partial
+
+    @property
     def error(self) -> str:
         """The sentence of an error record."""
         return str((self.result.record or {}).get("error", ""))
@@ -67,6 +72,7 @@ class ResultRing:
         self._kept_bytes = 0
         self._unread_bytes = 0
         self._read_up_to = 0
+        self._handed_out = 0  # a reader has, or has had, everything below
         self._pulse = Pulse()
         self.next_seq = 0
         """What trickle calls latest: the number of the newest record plus one."""
@@ -77,10 +83,12 @@ class ResultRing:
         """Records that no reader has had yet; the end record does not count."""
         return self.next_seq - int(self.ended) - self._read_up_to
 
-    async def add(self, result: Result) -> None:
-        """Append a result, after waiting for room."""
+    async def add(self, result: Result) -> Record:
+        """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next."""
+        if self._kept and self._kept[-1].result.partial and self._kept[-1].seq >= self._handed_out:
+            self._take_back()
         await self._pulse.until(lambda: self._has_room(len(result.body)))
-        self._append("result", result)
+        return self._append("result", result)
 
     async def add_error(self, message: str) -> None:
         """Append an error record, after waiting for room."""
@@ -101,12 +109,16 @@ class ResultRing:
         """Wait for the oldest unread record (the end record again and again); None when `timeout` passed."""
         if not await self._pulse.until(lambda: self.ended or self._read_up_to < self.next_seq, timeout):
             return None
-        return self.at(self._read_up_to)
+        return self._hand_out(self._read_up_to)
 
     async def wait_for(self, seq: int, timeout: float) -> Record | None:
         """Wait for record `seq` by number; None when it did not come in time or is no longer kept."""
         await self._pulse.until(lambda: self.ended or seq < self.next_seq, timeout)
-        return self.at(seq)
+        return self._hand_out(seq)
+
+    async def until_ended(self, timeout: float) -> bool:
+        """Wait for the end; False when `timeout` passed."""
+        return await self._pulse.until(lambda: self.ended, timeout)
 
     def at(self, seq: int) -> Record | None:
         """Record `seq`, if it is kept."""
@@ -122,7 +134,20 @@ class ResultRing:
             self._trim()
             self._pulse.notify()
 
-    def _append(self, kind: Literal["result", "error", "end"], result: Result) -> None:
+    def _hand_out(self, seq: int) -> Record | None:
+        record = self.at(seq)
+        if record is not None:
+            self._handed_out = max(self._handed_out, seq + 1)
+        return record
+
+    def _take_back(self) -> None:
+        """Forget the newest record, which nobody has read."""
+        gone = self._kept.pop()
+        self._kept_bytes -= gone.size
+        self._unread_bytes -= gone.size
+        self.next_seq -= 1
+
+    def _append(self, kind: Literal["result", "error", "end"], result: Result) -> Record:
         record = Record(self._job_id, self.next_seq, kind, result, self._content_type)
         self._kept.append(record)
         self._kept_bytes += record.size
@@ -130,6 +155,7 @@ class ResultRing:
         self.next_seq += 1
         self._trim()
         self._pulse.notify()
+        return record
 
     def _has_room(self, size: int) -> bool:
         unread = self.next_seq - self._read_up_to

@@ -18,17 +18,20 @@ class Room:
         self.closed = False
         self.items = 0
 
-    async def take(self, size: int, timeout: float | None = None) -> bool:
-        """Wait for space and take it; False when `timeout` seconds went by, or the room was closed."""
-        await self._freed.until(lambda: self.closed or self._fits(size), timeout)
-        if self.closed or not self._fits(size):
+    async def take(self, size: int, timeout: float | None = None, *, items: int = 1) -> bool:
+        """Wait for space and take it; False when `timeout` seconds went by, or the room was closed.
+
+        With no `items`, only the bytes count: they go to a thing that is there.
+        """
+        await self._freed.until(lambda: self.closed or self._fits(size, items), timeout)
+        if self.closed or not self._fits(size, items):
             return False
-        self.take_now(size)
+        self.take_now(size, items=items)
         return True
 
-    def take_now(self, size: int) -> None:
+    def take_now(self, size: int, *, items: int = 1) -> None:
         """Take space that may not be there: for what has arrived already and must not be lost."""
-        self.items += 1
+        self.items += items
         self._bytes += size
 
     def give(self, size: int) -> None:
@@ -42,5 +45,7 @@ class Room:
         self.closed = True
         self._freed.notify()
 
-    def _fits(self, size: int) -> bool:
-        return self.items == 0 or (self.items < self._max_items and self._bytes + size <= self._max_bytes)
+    def _fits(self, size: int, items: int) -> bool:
+        if self.items == 0:
+            return True
+        return self.items + items <= self._max_items and self._bytes + size <= self._max_bytes

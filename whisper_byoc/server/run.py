@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import signal
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.registration import Registrar
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
+from whisper_byoc.signals import stop_on_signals
 
 __all__ = ["Server", "ServerConfig", "serve"]
 
@@ -79,11 +80,14 @@ class Server:
         self.port = config.port
         self._config = config
         metrics = Metrics()
-        self.table = JobTable({name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics)
-        self.streams = StreamTable(self.table)
         capability = config.registration.capability.name if config.registration else ""
+        self.table = JobTable(
+            {name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics,
+            capability or os.environ.get("CAPABILITY_NAME", ""),
+        )  # fmt: skip
+        self.streams = StreamTable(self.table)
         self._runner = web.AppRunner(
-            build_app(self.table, self.streams, metrics, config.token, capability),
+            build_app(self.table, self.streams, metrics, config.token),
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -167,18 +171,3 @@ def own_address(host: str, port: int) -> str:
     """Guess where others reach this server: at the address it is bound to, else by the name of the machine."""
     name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-
-
-def stop_on_signals() -> asyncio.Event:
-    """Give an event that the first SIGTERM or SIGINT sets; a second one has its usual effect at once."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    return stop

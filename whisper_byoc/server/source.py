@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 
 from aiohttp import ClientPayloadError, StreamReader, web
@@ -15,6 +16,8 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
+from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.query import number
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["delete_job", "delete_source", "put_source"]
@@ -23,6 +26,9 @@ log = logging.getLogger(__name__)
 
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
+MAX_ALONE_S = 86400.0
+"""Beyond the idle limit it has no effect; who asks for more need not know that limit."""
+NOT_PARAMS = frozenset({"pipeline", "more", "alone"})
 BROKEN = (ClientPayloadError, ConnectionError, asyncio.IncompleteReadError, asyncio.TimeoutError)
 
 
@@ -30,14 +36,18 @@ async def put_source(request: web.Request) -> web.Response:
     """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken."""
     table = request.app[TABLE]
     check_length(request, table.limits.segment_bytes)
-    params = {name: value for name, value in request.query.items() if name not in ("pipeline", "more")}
-    job = await table.open(request.match_info["job_id"], request.query.get("pipeline"), params)
-    media = table.pipelines[job.info.pipeline].media
-    check_type(request, media)
-    if request.content_length is None and request.body_exists:
-        segments, size = await take_feed(request, job, media, table)
+    params = {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
+    alone = min(number(request, "alone", table.limits.idle_seconds, MAX_ALONE_S), table.limits.idle_seconds)
+    job_id, name = request.match_info["job_id"], request.query.get("pipeline")
+    pipeline = table.pipeline_of(job_id, name)
+    check_type(request, pipeline.media)
+    live = request.content_length is None and request.body_exists
+    framing = make_framing(request, pipeline, table.limits.segment_bytes) if live else None
+    job = await table.open(job_id, name, params, alone)  # last: what is refused leaves no job behind
+    if framing is not None:
+        segments, size = await take_feed(request, job, framing, table)
     elif request.content_length:
-        segments, size = await take_segment(request, job, media, table)
+        segments, size = await take_segment(request, job, pipeline.media, table)
     else:
         job.touch()
         segments, size = 0, 0
@@ -97,26 +107,28 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
     return 1, size
 
 
-async def take_feed(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:
+async def take_feed(request: web.Request, job: Job, framing: Framing, table: JobTable) -> tuple[int, int]:
     """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
-    framing = make_framing(request, media, table.limits.segment_bytes)
     segments, size, complete = 0, 0, False
+    waiting: deque[bytes] = deque()
     with job.feeding():
         try:
             async for chunk in chunks(request.content, job.closing, table.limits.idle_seconds):
                 size += len(chunk)
                 job.touch()
                 cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
-                for segment in cut:
-                    await job.submit(segment)
+                waiting += cut
+                while waiting:
+                    await job.submit(waiting[0], live=framing.live)
+                    waiting.popleft()
                     segments += 1
             complete = not job.closing.is_set()
         except (*BROKEN, asyncio.CancelledError) as error:
             log.warning("job %s: the feed broke off after %d bytes (%r)", job.info.job_id, size, error)
             raise
         finally:
-            for tail in framing.finish(complete=complete):
-                job.submit_now(tail)
+            for tail in (*waiting, *framing.finish(complete=complete)):
+                job.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
             if complete and "more" not in request.query:
                 job.end_input()
@@ -150,14 +162,15 @@ async def chunks(content: StreamReader, closing: asyncio.Event, timeout: float) 
             read.cancel()
 
 
-def make_framing(request: web.Request, media: Media, limit: int) -> Framing:
+def make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
     """Choose how a live feed is cut.
 
     Raises `RequestRefused` (400) for video without a usable `?width=&height=`.
     """
-    if media == "audio":
-        return WavFraming() if request.content_type.lower() in WAV_TYPES else AudioFraming()
-    if media == "video" or "width" in request.query:
+    if pipeline.media == "audio":
+        framing = WavFraming if request.content_type.lower() in WAV_TYPES else AudioFraming
+        return framing(live=pipeline.live)
+    if pipeline.media == "video" or "width" in request.query:
         width, height = side(request, "width"), side(request, "height")
         if width * height * 3 > limit:
             raise RequestRefused(413, f"a frame of {width}x{height} is larger than the limit of {limit} bytes")

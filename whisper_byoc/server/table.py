@@ -26,10 +26,16 @@ RETRY_AFTER_SECONDS = 5
 
 
 class JobTable:
-    """Knows every job, and which pipeline it belongs to."""
+    """Knows every job, and which pipeline it belongs to.
 
-    def __init__(self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics) -> None:
+    `capability` is the name under which orchestrators know this container: another one of the first pipeline.
+    """
+
+    def __init__(
+        self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics, capability: str = ""
+    ) -> None:
         self.pipelines = pipelines
+        self.capability = capability
         self.limits = limits
         self.draining = False
         self._metrics = metrics
@@ -63,12 +69,39 @@ class JobTable:
             return next(iter(self.pipelines.values()))
         if name is None:
             raise UnknownPipeline(f"this container serves several pipelines; name one with ?pipeline=: {names}")
-        if name not in self.pipelines:
-            raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
-        return self.pipelines[name]
+        if found := self.named(name):
+            return found
+        raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
 
-    async def open(self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any]) -> Job:
+    def named(self, name: str) -> Pipeline | None:
+        """Give the pipeline of that name, if there is one."""
+        if name and name == self.capability and name not in self.pipelines:
+            return next(iter(self.pipelines.values()))
+        return self.pipelines.get(name)
+
+    def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
+        """Give the pipeline on which a job runs, or would run if it were opened.
+
+        Raises `RequestRefused`: 400 bad id or no name where one is needed, 404 unknown pipeline, 409 other pipeline.
+        """
+        check_job_id(job_id)
+        job = self._jobs.get(job_id)
+        if job is not None and name is None:
+            return self.pipelines[job.info.pipeline]
+        try:
+            pipeline = self.pipeline(name)
+        except UnknownPipeline as error:
+            raise RequestRefused(404 if name else 400, str(error)) from None
+        if job is not None and job.info.pipeline != pipeline.name:
+            raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {name}")
+        return pipeline
+
+    async def open(
+        self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any], alone_seconds: float | None = None
+    ) -> Job:
         """Get the job of that id, opening it if it is new.
+
+        It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
         Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or
         not ready.
@@ -76,15 +109,9 @@ class JobTable:
         check_job_id(job_id)
         if self.draining:
             raise RequestRefused(503, "the server is shutting down", RETRY_AFTER_SECONDS)
-        job = self._jobs.get(job_id)
-        if job is not None:
-            if pipeline_name not in (None, job.info.pipeline):
-                raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {pipeline_name}")
-            return job
-        try:
-            pipeline = self.pipeline(pipeline_name)
-        except UnknownPipeline as error:
-            raise RequestRefused(404 if pipeline_name else 400, str(error)) from None
+        pipeline = self.pipeline_of(job_id, pipeline_name)
+        if job_id in self._jobs:
+            return self._jobs[job_id]
         if not await pipeline.wait_ready(self.limits.admission_seconds):
             raise RequestRefused(503, f"pipeline {pipeline.name} is not ready yet", RETRY_AFTER_SECONDS)
         if job_id in self._jobs:  # opened by another request meanwhile
@@ -92,6 +119,7 @@ class JobTable:
         self._make_place()
         info = JobInfo(job_id, pipeline.name, dict(params))
         job = Job(info, pipeline.open_session(info), pipeline.content_type, self.limits, self._metrics)
+        job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
         self._jobs[job_id] = job
         self._opened.notify()
         return job
@@ -177,6 +205,9 @@ class JobTable:
                 elif job.idle_seconds > self.limits.idle_seconds:
                     log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
                     await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input and no reader")
+                elif job.alone_seconds > job.alone_limit:
+                    log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
+                    await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")
 
 
 def check_job_id(job_id: str) -> None:

@@ -47,11 +47,12 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     if not socket.can_prepare(request):
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
     pipeline = speech_pipeline(table, request.query.get("pipeline") or request.query.get("model", ""))
-    params = {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
+    params = {"partials": "true"} if pipeline.live else {}
+    params |= {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
     try:
         async with opened(table, pipeline, params) as job:
             await socket.prepare(request)
-            await converse(socket, job, table.limits.idle_seconds)
+            await converse(socket, job, table.limits.idle_seconds, live=pipeline.live)
         await socket.close()
     except HangUp as error:
         with suppress(ConnectionError):
@@ -62,13 +63,13 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     return socket
 
 
-async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float) -> None:
+async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
     """Listen and speak at once, until all results are sent.
 
     Raises `HangUp` for what the client did wrong, a segment without a result and a server that shuts down,
     `ConnectionError` when the client is gone.
     """
-    hearing = asyncio.ensure_future(hear(socket, job, idle_seconds))
+    hearing = asyncio.ensure_future(hear(socket, job, idle_seconds, live=live))
     speaking = asyncio.ensure_future(speak(socket, job))
     try:
         await asyncio.wait({hearing, speaking}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,20 +85,20 @@ async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float)
         await asyncio.gather(hearing, speaking, return_exceptions=True)
 
 
-async def hear(socket: web.WebSocketResponse, job: Job, idle_seconds: float) -> None:
+async def hear(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
     """Hand the sound to the job until `eos`, then keep listening: pings want their answer, and the client may go.
 
     Returns only when it is the server that ends the input.
     """
-    framing = AudioFraming()
+    framing = AudioFraming(live=live)
     try:
         with job.feeding():
             async with aclosing(sound(socket, job, idle_seconds)) as messages:
                 async for data in messages:
                     for segment in framing.feed(data):
-                        await job.submit(segment)
+                        await job.submit(segment, live=live)
             for tail in framing.finish(complete=True):
-                job.submit_now(tail)
+                job.submit_now(tail, live=live)
             ended_here = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Engine"]
+__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,39 @@ class DecodeOptions:
     """Text in the language spoken, or in English."""
     prompt: str = ""
     """Words to expect: names, spellings. Never appears in the text itself."""
+    hotwords: str = ""
+    """Names and spellings to expect, with commas between; like a prompt, but of no text that came before."""
     words: bool = False
     """Whether to find the time of every word, which costs a second pass through the decoder."""
+
+    @property
+    def expected(self) -> str:
+        """What the model is told before it hears anything; empty for nothing."""
+        glossary = f"Glossary: {self.hotwords}." if self.hotwords else ""
+        return " ".join(filter(None, (glossary, self.prompt)))
+
+
+@dataclass(frozen=True)
+class DraftWord:
+    """A word of a draft."""
+
+    text: str
+    """With the space before it, where the language has one, and punctuation behind it."""
+    until: float
+    """Seconds into the sound at which the decoder looked when it wrote the word's end."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an utterance seems to say so far."""
+
+    words: tuple[DraftWord, ...]
+    language: str
+
+    @property
+    def text(self) -> str:
+        """All words."""
+        return "".join(word.text for word in self.words).strip()
 
 
 class Engine(Protocol):
@@ -40,6 +71,14 @@ class Engine(Protocol):
 
     def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Transcription:
         """Turn 16 kHz mono float32 samples (n,) of any length into text with times."""
+        ...
+
+    def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Draft:
+        """Turn at most 30 s of an utterance that is still going on into words; one try, no times of segments."""
+        ...
+
+    def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
+        """Give the language of the first 30 s, as an ISO 639-1 code, and its probability."""
         ...
 
     def replica(self) -> Engine:

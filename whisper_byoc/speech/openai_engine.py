@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
+import string
+import threading
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import whisper
 from numpy.typing import NDArray
+from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES
+from whisper.decoding import DecodingOptions
+from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
+from whisper_byoc.speech.rules import Score, is_echo, token_cap, without_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 if TYPE_CHECKING:
@@ -18,12 +28,20 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIEngine"]
 
+SECOND_TRY = 0.4
+"""Temperature of the one retry; openai-whisper's own ladder has five, and some sound then takes ten times as long."""
+SECONDS_PER_POSITION = 0.02
+"""Two hops of 10 ms make one position of the encoder."""
+CUT_CHARACTER = "\ufffd"
+"""Stands where a text ends in the middle of a character."""
+
 
 class OpenAIEngine:
     """Defines what is right. Sound over 30 s goes through openai-whisper's own windows."""
 
-    def __init__(self, model: Whisper) -> None:
+    def __init__(self, model: Whisper, alone: threading.Lock | None = None) -> None:
         self._model = model
+        self._alone = alone or threading.Lock()
 
     @property
     def multilingual(self) -> bool:
@@ -31,38 +49,173 @@ class OpenAIEngine:
         return bool(self._model.is_multilingual)
 
     def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Transcription:
-        """Turn 16 kHz mono float32 samples (n,) into text; segment times never leave the sound."""
-        found = whisper.transcribe(
-            self._model,
-            samples,
-            language=options.language,
-            task=options.task,
-            initial_prompt=options.prompt or None,
-            word_timestamps=options.words,
-            temperature=0.0,  # greedy, and no ladder of retries
-            condition_on_previous_text=False,
-            fp16=False,  # a CPU has no half-precision kernels for this
-            verbose=None,
-        )
-        length = len(samples) / SAMPLE_RATE
+        """Turn 16 kHz mono float32 samples (n,) into text; segment times never leave the sound.
 
-        def words_of(segment: dict[str, Any]) -> tuple[Word, ...]:
-            return tuple(
-                Word(at(each["start"]), at(each["end"]), each["word"].strip(), float(each["probability"]))
-                for each in segment.get("words", ())
-            )
+        What looks wrong (`rules`) is decoded a second time, and the better text is taken.
+        """
+        found = self._decode(samples, options, 0.0)
+        if is_echo(found["text"], options.expected):
+            options = replace(options, prompt="", hotwords="")
+            found = self._decode(samples, options, 0.0)
+        if any(score_of(each).doubtful for each in found["segments"]):
+            again = self._decode(samples, options, SECOND_TRY)
+            found = max(found, again, key=confidence)
+        return transcription_of(found, len(samples) / SAMPLE_RATE)
 
-        def at(seconds: float) -> float:
-            return min(float(seconds), length)
+    def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Draft:
+        """Turn at most 30 s of an utterance that is still going on into words, and tell where each was heard."""
+        seconds = len(samples) / SAMPLE_RATE
+        with torch.no_grad():
+            encoded = self._model.encoder(self._mel(samples)[None])
+            wanted = DecodingOptions(
+                task=options.task, language=options.language, prompt=options.expected or None, without_timestamps=True,
+                sample_len=token_cap(seconds), fp16=False,
+            )  # fmt: skip
+            found = self._model.decode(encoded, wanted)[0]
+            tokenizer = self._tokenizer(found.language, options.task)
+            tokens = whole_characters([token for token in found.tokens if token < tokenizer.eot], tokenizer)
+            until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
+        pieces, groups = words_of(tokens, tokenizer)
+        ends = np.cumsum([len(group) for group in groups]) - 1
+        words: list[DraftWord] = []
+        for piece, end in zip(map(whole, pieces), ends, strict=True):
+            if words and piece.strip() in string.punctuation:
+                words[-1] = DraftWord(words[-1].text + piece, until[end])
+            elif piece.strip():
+                words.append(DraftWord(piece, until[end]))
+        return Draft(tuple(words), found.language)
 
-        segments = tuple(
-            TextSegment(at(each["start"]), at(each["end"]), each["text"].strip(), words_of(each))
-            for each in found["segments"]
-            if each["text"].strip()
-        )
-        return Transcription(found["text"].strip(), str(found["language"]), segments)
+    def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
+        """Give the language of the first 30 s, and its probability."""
+        if not self.multilingual:
+            return "en", 1.0
+        with torch.no_grad():
+            _, probabilities = self._model.detect_language(self._mel(samples))
+        language = max(probabilities, key=probabilities.__getitem__)
+        return str(language), float(probabilities[language])
 
     def replica(self) -> OpenAIEngine:
         """Give an engine for another thread. Decoding hangs hooks on the modules, so only the weights are shared."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        return OpenAIEngine(copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors}))
+        model = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors})
+        return OpenAIEngine(model, self._alone)
+
+    def _decode(self, samples: NDArray[np.float32], options: DecodeOptions, temperature: float) -> dict[str, Any]:
+        # openai-whisper finds the times of words with a switch that is global to the process; torch's dice are as well
+        alone: AbstractContextManager[Any] = self._alone if options.words or temperature else nullcontext()
+        with alone:
+            if temperature:
+                torch.manual_seed(0)  # the same sound gives the same text, at the second try too
+            found: dict[str, Any] = whisper.transcribe(
+                self._model,
+                samples,
+                language=options.language,
+                task=options.task,
+                initial_prompt=options.expected or None,
+                word_timestamps=options.words,
+                temperature=temperature,
+                condition_on_previous_text=False,
+                sample_len=token_cap(len(samples) / SAMPLE_RATE),
+                fp16=False,  # a CPU has no half-precision kernels for this
+                verbose=None,
+            )
+        return found
+
+    def _mel(self, samples: NDArray[np.float32]) -> torch.Tensor:
+        """Log-mel of one window as `whisper.transcribe` makes it: (mels, 3000) float32, zeros behind the sound."""
+        mel = whisper.log_mel_spectrogram(samples, self._model.dims.n_mels, padding=N_SAMPLES)
+        frames = min(len(samples) // HOP_LENGTH, N_FRAMES)
+        window: torch.Tensor = whisper.pad_or_trim(mel[:, :frames], N_FRAMES)
+        return window
+
+    def _tokenizer(self, language: str, task: str) -> Tokenizer:
+        return get_tokenizer(self.multilingual, num_languages=self._model.num_languages, language=language, task=task)
+
+    def _heard_until(
+        self, encoded: torch.Tensor, tokens: list[int], tokenizer: Tokenizer, seconds: float
+    ) -> list[float]:
+        """Give for each token the second of the sound that the decoder attends to most, by its alignment heads.
+
+        Times never go back: what was written before was heard before.
+        """
+        sequence = torch.tensor([[*tokenizer.sot_sequence_including_notimestamps, *tokens]])
+        positions = max(1, min(int(seconds / SECONDS_PER_POSITION), encoded.shape[1]))
+        heads: dict[int, list[int]] = {}
+        for layer, head in self._model.alignment_heads.indices().T.tolist():
+            heads.setdefault(layer, []).append(head)
+        found: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            for layer, chosen in heads.items():
+                collect = functools.partial(collect_attention, found, chosen)
+                stack.callback(self._model.decoder.blocks[layer].cross_attn.register_forward_hook(collect).remove)
+            self._model.decoder(sequence, encoded)
+        weights = torch.cat(found)[:, :, :positions].softmax(-1).mean(0)
+        first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # the output there is the first token
+        attended = weights[first : first + len(tokens)].argmax(-1).cummax(0).values
+        return [(position + 1) * SECONDS_PER_POSITION for position in attended.tolist()]
+
+
+def collect_attention(
+    found: list[torch.Tensor], heads: list[int], module: Any, inputs: tuple[torch.Tensor, ...], _: object
+) -> None:
+    """Add the attention of some heads before softmax, (heads, tokens, positions), whatever kernel the module uses."""
+    query, key = module.query(inputs[0])[0], module.key(inputs[1])[0]
+    width = query.shape[-1] // module.n_head
+    queries, keys = (each.view(each.shape[0], module.n_head, width)[:, heads].transpose(0, 1) for each in (query, key))
+    found.append(queries @ keys.transpose(1, 2) * width**-0.5)
+
+
+def whole_characters(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Give tokens without those at the end that are a part of a character."""
+    while tokens and tokenizer.decode(tokens).endswith(CUT_CHARACTER):
+        tokens = tokens[:-1]
+    return tokens
+
+
+def words_of(tokens: list[int], tokenizer: Tokenizer) -> tuple[list[str], list[list[int]]]:
+    """Give words and the tokens of each, as openai-whisper parts them; all as one where it trips over half a character.
+
+    Its `split_tokens_on_unicode` raises IndexError when one such character was made of several tokens.
+    """
+    try:
+        pieces, groups = tokenizer.split_to_word_tokens(tokens)
+    except IndexError:
+        pieces, groups = [tokenizer.decode(tokens)], [tokens]
+    return pieces, groups
+
+
+def whole(text: str) -> str:
+    """Give a text without the character that its end cut in half."""
+    return text.replace(CUT_CHARACTER, "")
+
+
+def score_of(segment: dict[str, Any]) -> Score:
+    """Read openai-whisper's numbers."""
+    return Score(segment["avg_logprob"], segment["no_speech_prob"], segment["compression_ratio"])
+
+
+def confidence(found: dict[str, Any]) -> tuple[bool, float]:
+    """Rank two tries: one without doubt first, then by log-probability."""
+    scores = [score_of(each) for each in found["segments"]]
+    mean = sum(score.logprob for score in scores) / len(scores) if scores else -10.0
+    return not any(score.doubtful for score in scores), mean
+
+
+def transcription_of(found: dict[str, Any], length: float) -> Transcription:
+    """Make a transcription of what openai-whisper gave, without what the rules do not let through."""
+
+    def at(seconds: float) -> float:
+        return min(float(seconds), length)
+
+    segments = []
+    for each in found["segments"]:
+        spoken = whole(each["text"]).strip()
+        text = without_loops(spoken, each["end"] - each["start"])
+        if not text or score_of(each).invented:
+            continue
+        words = tuple(
+            Word(at(word["start"]), at(word["end"]), whole(word["word"]).strip(), float(word["probability"]))
+            for word in (each.get("words", ()) if text == spoken else ())
+        )
+        segments.append(TextSegment(at(each["start"]), at(each["end"]), text, words))
+    return Transcription(" ".join(each.text for each in segments), str(found["language"]), tuple(segments))

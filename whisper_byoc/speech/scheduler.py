@@ -1,23 +1,24 @@
-"""Worker threads: each owns an engine and takes the oldest piece of sound from one queue."""
+"""Worker threads: each owns an engine and takes the oldest work from one queue; drafts only when nothing else waits."""
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.engine import DecodeOptions, Engine
+from whisper_byoc.errors import ProcessorError
+from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine
+from whisper_byoc.speech.lanes import Lanes
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["Heard", "Scheduler"]
+__all__ = ["Heard", "Scheduler", "Timed"]
 
 T = TypeVar("T")
 
@@ -35,27 +36,35 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One piece of sound that waits for a worker."""
+class Timed(Generic[T]):
+    """What an engine gave, and what it cost, in milliseconds."""
 
-    samples: NDArray[np.float32]
-    options: DecodeOptions
-    future: Future[Heard]
+    value: T
+    queue_ms: float
+    inference_ms: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of an engine that waits for a worker."""
+
+    call: Callable[[Engine], Any]
+    future: Future[Timed[Any]]
     submitted: float = field(default_factory=time.monotonic)
 
 
 class Scheduler:
     """`workers` threads, each with `threads` torch threads. First come, first served.
 
-    Fairness between jobs follows from the core, which has one segment of each job at work at a time.
+    Fairness between jobs follows from the core, which has one segment of each job at work at a time, and from live
+    jobs, which have one draft at a time. Drafts may starve; transcriptions never do.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
         self._workers = workers
         self._threads = threads
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._queue: Lanes[Work] = Lanes()
         self._busy_since: dict[str, float] = {}
-        self._started = 0
 
     async def start(self, load: Callable[[], Engine]) -> Engine:
         """Load the model in a thread, start the workers, and wait until each has made one inference.
@@ -70,7 +79,6 @@ class Scheduler:
             mine = engine if number == 0 else engine.replica()
             thread = threading.Thread(target=self._run, args=(mine, warm), name=f"whisper-{number}", daemon=True)
             thread.start()  # a daemon, so that a worker that hangs cannot keep the process from exiting
-            self._started += 1
         await asyncio.gather(*(asyncio.wrap_future(each) for each in ready))
         return engine
 
@@ -79,9 +87,16 @@ class Scheduler:
 
         Cancelling takes the work out of the queue; an inference that has begun is finished, and its text dropped.
         """
-        work = Work(samples, options, Future())
-        self._queue.put(work)
-        return await asyncio.wrap_future(work.future)
+        timed = await self._do(lambda engine: engine.transcribe(samples, options))
+        return Heard(timed.value, timed.queue_ms, timed.inference_ms)
+
+    async def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Draft]:
+        """Have a worker draft an utterance that is still going on, when it has nothing better to do."""
+        return await self._do(lambda engine: engine.draft(samples, options), may_wait=True)
+
+    async def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
+        """Have a worker name the language of samples, and its probability."""
+        return (await self._do(lambda engine: engine.language_of(samples))).value
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -92,10 +107,15 @@ class Scheduler:
         return None
 
     def stop(self) -> None:
-        """Let every worker go after the work it has."""
-        for _ in range(self._started):
-            self._queue.put(None)
-        self._started = 0
+        """Let every worker go after the work it has; drafts are cancelled."""
+        for work in self._queue.close():
+            work.future.cancel()
+
+    async def _do(self, call: Callable[[Engine], T], *, may_wait: bool = False) -> Timed[T]:
+        work = Work(call, Future())
+        if not self._queue.put(work, may_wait=may_wait):
+            raise ProcessorError("the workers have been stopped")
+        return await asyncio.wrap_future(work.future)
 
     def _run(self, engine: Engine, warm: Future[None]) -> None:
         import torch
@@ -113,20 +133,21 @@ class Scheduler:
                 continue
             self._busy_since[name] = began = time.monotonic()
             try:
-                transcription = engine.transcribe(work.samples, work.options)
+                value = work.call(engine)
             except BaseException as error:
                 work.future.set_exception(error)
             else:
                 queued, took = began - work.submitted, time.monotonic() - began
-                work.future.set_result(Heard(transcription, queued * 1000, took * 1000))
+                work.future.set_result(Timed(value, queued * 1000, took * 1000))
             finally:
                 del self._busy_since[name]
 
 
 def warm_up(engine: Engine) -> None:
-    """Make one inference on faint noise, so that the first user does not wait for lazy initialisation."""
-    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
-    engine.transcribe(noise * np.float32(1e-3), DecodeOptions())
+    """Make one inference of each kind on faint noise, so that the first user does not wait for lazy initialisation."""
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * np.float32(1e-3)
+    engine.transcribe(noise, DecodeOptions())
+    engine.draft(noise, DecodeOptions())
 
 
 def in_thread(function: Callable[[], T], name: str) -> asyncio.Future[T]:

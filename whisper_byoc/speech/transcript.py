@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from audio.pcm import SAMPLE_RATE
+from whisper_byoc.speech.subtitles import as_srt, as_vtt
 
-__all__ = ["FORMATS", "TextSegment", "Transcription", "Word", "from_records", "join", "transcript_record"]
+__all__ = [
+    "FORMATS",
+    "TextSegment",
+    "Transcription",
+    "Word",
+    "from_records",
+    "join",
+    "partial_record",
+    "transcript_record",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,26 @@ class Transcription:
     language: str
     segments: tuple[TextSegment, ...] = ()
 
+    def within(self, start: float, end: float) -> Transcription:
+        """Give the same text with its times kept between two seconds, outside of which it is silent.
+
+        openai-whisper lets its first segment begin with the sound, and its last one end with it.
+        """
+
+        def at(seconds: float) -> float:
+            return min(max(seconds, start), end)
+
+        kept = (
+            replace(
+                each,
+                start=at(each.start),
+                end=at(each.end),
+                words=tuple(replace(word, start=at(word.start), end=at(word.end)) for word in each.words),
+            )
+            for each in self.segments
+        )
+        return replace(self, segments=tuple(kept))
+
     def shifted(self, seconds: float) -> Transcription:
         """Give the same text on a clock that began `seconds` earlier."""
         moved = (
@@ -68,7 +98,7 @@ def join(parts: Iterable[Transcription], language: str) -> Transcription:
 
 def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> Transcription:
     """Put the `transcript` records of one job back together, on the job's clock."""
-    heard = [record for record in records if record["type"] == "transcript" and record["text"]]
+    heard = [each for each in records if each["type"] == "transcript" and each["text"] and each.get("is_final", True)]
     segments = tuple(
         TextSegment(
             each["start_ms"] / 1000,
@@ -80,10 +110,10 @@ def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> 
             ),
         )
         for record in heard
-        for each in record["segments"]
+        for each in record.get("segments", ())
     )
     text = " ".join(record["text"] for record in heard)
-    return Transcription(text, heard[0]["language"] if heard else language, segments)
+    return Transcription(text, heard[0].get("language", language) if heard else language, segments)
 
 
 def transcript_record(
@@ -123,6 +153,14 @@ def transcript_record(
     }
 
 
+def partial_record(
+    text: str, language: str, first_sample: int, samples: int, queue_ms: float, inference_ms: float
+) -> dict[str, Any]:
+    """Build the fields of a record of text that is not final: one segment over the whole sound so far."""
+    heard = Transcription(text, language, (TextSegment(0.0, samples / SAMPLE_RATE, text),))
+    return {**transcript_record(heard, first_sample, samples, queue_ms, inference_ms), "is_final": False}
+
+
 def to_ms(samples: int) -> int:
     """Samples at 16 kHz to whole milliseconds."""
     return samples * 1000 // SAMPLE_RATE
@@ -143,35 +181,7 @@ def as_json(heard: Transcription) -> str:
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_srt(heard: Transcription) -> str:
-    """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(
-        f"{number}\n{clock(segment.start, ',')} --> {clock(segment.end, ',')}\n{cue(segment.text)}\n\n"
-        for number, segment in enumerate(heard.segments, 1)
-    )
-
-
-def as_vtt(heard: Transcription) -> str:
-    """WebVTT: a header line, a full stop before the milliseconds (W3C WebVTT, section 4.1)."""
-    cues = "".join(
-        f"{clock(segment.start, '.')} --> {clock(segment.end, '.')}\n{cue(segment.text)}\n\n"
-        for segment in heard.segments
-    )
-    return f"WEBVTT\n\n{cues}"
-
-
 FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
     {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt}
 )
 """File name ending -> writer."""
-
-
-def clock(seconds: float, mark: str) -> str:
-    """Seconds as `hh:mm:ss`, `mark`, milliseconds."""
-    ms = round(max(0.0, seconds) * 1000)
-    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"
-
-
-def cue(text: str) -> str:
-    """Text that cannot break out of a cue: no arrow, no line breaks."""
-    return " ".join(text.replace("-->", "->").split())

@@ -20,6 +20,8 @@ class Channel:
         self.mime = mime
         self.next_write = 0
         self.closed = False
+        self.left: tuple[Segment, ...] = ()
+        """What was in the window when the channel was closed, for readers in this process."""
         self.active_at = time.monotonic()
         self._limits = limits
         self._memory = memory
@@ -97,10 +99,11 @@ class Channel:
     def close(self) -> None:
         """End the channel; readers get what was written, then the end."""
         self.closed = True
-        segments, self._slots = self._slots, [None] * WINDOW
+        segments = sorted(filter(None, self._slots), key=lambda segment: segment.seq)
+        self._slots = [None] * WINDOW
+        self.left = tuple(segment for segment in segments if segment.size)
         for segment in segments:
-            if segment:
-                segment.close()
+            segment.close()
 
     def _check_open(self) -> None:
         if self.closed:

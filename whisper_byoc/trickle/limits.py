@@ -65,6 +65,11 @@ class Share:
         self._memory.held += size
         self.size += size
 
+    def give(self, size: int) -> None:
+        """Give `size` bytes back."""
+        self._memory.held -= size
+        self.size -= size
+
     def free(self) -> None:
         """Give everything back."""
         self._memory.held -= self.size

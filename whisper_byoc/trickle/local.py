@@ -74,6 +74,8 @@ class LocalSegment:
     def __init__(self, channel: Channel, cursor: Cursor, missed: int) -> None:
         self.seq = cursor.segment.seq
         self.missed = missed
+        self.whole = cursor.segment
+        """The segment itself, for readers that keep it."""
         self.content_type = channel.mime
         self._cursor = cursor
 
@@ -96,7 +98,8 @@ class LocalSegment:
 class LocalSubscriber:
     """Iterates over the segments of a channel of a server in this process, until the channel is closed.
 
-    A segment without a byte is passed over. `missed` counts what had left the window before it was asked for.
+    A segment without a byte is passed over. `missed` counts what had left the window before it was asked for. What was
+    in the window when the channel was closed is still given.
     """
 
     def __init__(self, channel: Channel, start: int = CURRENT) -> None:
@@ -126,4 +129,17 @@ class LocalSubscriber:
             self._seq = segment.seq + 1
             if segment.size:
                 return LocalSegment(self.channel, cursor, missed)
+        return self._left()
+
+    def _left(self) -> LocalSegment:
+        """Give the next segment of a channel that has been closed.
+
+        Raises `StopAsyncIteration` when there is none.
+        """
+        end = self.channel.next_write
+        wanted = {NEXT: end, CURRENT: max(end - 1, 0)}.get(self._seq, self._seq)
+        for segment in self.channel.left:
+            if segment.seq >= wanted:
+                self._seq = segment.seq + 1
+                return LocalSegment(self.channel, segment.read(), max(0, end - WINDOW - wanted))
         raise StopAsyncIteration

@@ -111,17 +111,22 @@ class TricklePublisher:
         http = self._http
         if http is None:
             return
-        for upload in [*self._writing, *([self._waiting] if self._waiting else [])]:
-            await self.forget(upload, abandon=True)
-        self._waiting = None
-        if delete_channel:
-            if self._seq > 1:
-                await asyncio.sleep(self.options.linger_seconds)
-            with contextlib.suppress(*CONNECTION_ERRORS):
-                async with http.delete(self.url, timeout=limited(self.options)):
-                    pass
-        self._http = None
-        await http.close()
+        uploads = [*self._writing, *([self._waiting] if self._waiting else [])]
+        for upload in uploads:
+            upload.drop()
+        try:
+            for upload in uploads:
+                await self.forget(upload, abandon=True)
+            self._waiting = None
+            if delete_channel:
+                if self._seq > 1:
+                    await asyncio.sleep(self.options.linger_seconds)
+                with contextlib.suppress(*CONNECTION_ERRORS):
+                    async with http.delete(self.url, timeout=limited(self.options)):
+                        pass
+        finally:  # also when the caller is cancelled meanwhile
+            self._http = None
+            await http.close()
 
     async def __aenter__(self) -> TricklePublisher:
         await self.start()

@@ -49,13 +49,15 @@ class TrickleSubscriber:
         self._ended = True
         if self._current:
             self._current.discard()
-        if ahead := self._ahead:
-            ahead.cancel()
-            await asyncio.wait((ahead,))
-            if not ahead.cancelled() and not ahead.exception() and (fetched := ahead.result()):
-                fetched.response.close()
-        if self._http:
-            await self._http.close()
+        try:
+            if ahead := self._ahead:
+                ahead.cancel()
+                await asyncio.wait((ahead,))
+                if not ahead.cancelled() and not ahead.exception() and (fetched := ahead.result()):
+                    fetched.response.close()
+        finally:  # also when the caller is cancelled meanwhile
+            if self._http:
+                await self._http.close()
 
     async def __aenter__(self) -> TrickleSubscriber:
         await self.start()

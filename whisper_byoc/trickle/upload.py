@@ -116,9 +116,13 @@ class Upload:
         await asyncio.wait((self._task,))
         self._check()
 
+    def drop(self) -> None:
+        """Drop the connection, without a word to the server."""
+        self._task.cancel()
+
     async def abandon(self) -> None:
         """Drop the connection; tell the server to close the segment if it may have begun."""
-        self._task.cancel()
+        self.drop()
         await asyncio.wait((self._task,))
         if self._started or self._doubtful:
             with contextlib.suppress(*CONNECTION_ERRORS):

@@ -96,6 +96,42 @@ async def test_raw_pcm_segments_and_several_streams_at_once(orchestrate, fixture
     assert heard == [words(texts[each]["text"]) for each in fixtures]
 
 
+@pytest.mark.parametrize("partials", [True, False])
+async def test_partial_text_on_the_data_channel(orchestrate, fixtures_dir, texts, partials):
+    name = "demo-numbers.wav"
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    urls = world.channels("live", ["", "-data"])
+    assert (await world.start("live", urls, {"input": "pcm16", "partials": partials, "pause": 0.4}))[0] == 200
+    data, reading = world.follow("live", "-data")
+    sound = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
+    async with world.publisher("live") as publisher:
+        for at in range(0, len(sound), 6400):
+            await publisher.publish(sound[at : at + 6400])
+            await asyncio.sleep(0.2)  # as it is spoken
+        assert (await world.stop("live"))[0] == 200
+    world.trickle.close("live-data")
+    await reading
+    shown = [each for each in data if each["type"] == "transcript"]
+    assert [each["seq"] for each in shown] == list(range(len(shown)))
+    finals = [each for each in shown if each["is_final"]]
+    assert " ".join(each["text"] for each in finals) == texts[name]["text"]
+    assert all(each["stats"]["lag_ms"] >= 0 for each in shown)
+    assert (len(finals) < len(shown)) is partials
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"partials": "yes"}, {"partials": 1}, {"pause": 9}, {"longest": "x"}, {"hotwords": 5}, {"pause": 3, "longest": 3}],
+)
+async def test_parameters_of_live_text_that_cannot_be(orchestrate, params):
+    world = await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+    urls = world.channels("no", [""])
+    status, body = await world.start("no", urls, {"input": "pcm16", **params})
+    assert (status, body["status"]) == (400, "error")
+    assert next(iter(params)) in body["message"]
+    assert not world.api.table.jobs
+
+
 async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate):
     world = await orchestrate()
     urls = world.channels("pcm", ["-data"])
@@ -233,8 +269,8 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
     assert status == 400
     assert stream.params["prompt"] == "gateway"
     assert (await world.post("/stream/params", {"params": {"words": True}}, "ctl"))[0] == 200
-    assert stream.job._session._options.words
-    assert stream.job._session._options.prompt == "gateway"
+    assert stream.job._session._decoding.words
+    assert stream.job._session._decoding.prompt == "gateway"
     await world.stop("ctl")
     world.trickle.close("ctl-events")
     await listening

@@ -49,10 +49,11 @@ class Sink(Protocol):
 class AudioSink:
     """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
 
-    def __init__(self, job: Job, pcm: bool) -> None:
+    def __init__(self, job: Job, pcm: bool, *, live: bool) -> None:
+        self.live = live
         self._job = job
         self._pcm = pcm
-        self._framing = AudioFraming()
+        self._framing = AudioFraming(live=live)
         self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._sound)
 
     async def feed(self, data: bytes, content_type: str) -> None:
@@ -74,7 +75,7 @@ class AudioSink:
 
     async def _sound(self, pcm: bytes) -> None:
         for segment in self._framing.feed(pcm):
-            await self._job.submit(segment)
+            await self._job.submit(segment, live=self.live)
 
 
 class StreamInput:

@@ -60,10 +60,10 @@ class StreamTable:
         if stream_id in self._streams:
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
         try:
-            media = self._table.pipelines[job.info.pipeline].media
-            if media == "bytes":
+            its = self._table.pipelines[job.info.pipeline]
+            if its.media == "bytes":
                 raise RequestRefused(400, f"pipeline {job.info.pipeline} works on bytes, not on streams of media")
-            stream = Stream(request, job, media, self._format, self.options)
+            stream = Stream(request, job, its, self._format, self.options)
         except RequestRefused:
             await self._table.forget(job_id, "the stream was refused")
             raise

@@ -7,8 +7,8 @@ import json
 import logging
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.processors.base import Media
 from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.start_request import StartRequest, check_params
@@ -33,11 +33,13 @@ DEFAULT_RATE = 30
 class Stream:
     """Runs from its making until `over`: input, results, events and control each have a task, all owned here."""
 
-    def __init__(self, request: StartRequest, job: Job, media: Media, data_format: str, options: ClientOptions) -> None:
+    def __init__(
+        self, request: StartRequest, job: Job, pipeline: Pipeline, data_format: str, options: ClientOptions
+    ) -> None:
         self.request = request
         self.job = job
         self.params = dict(request.params)
-        self._media = media
+        self._pipeline = pipeline
         self._options = options
         self._events = EventWriter(request.request_id, request.events_url, options)
         self._data = DataWriter(job, request.data_url, data_format, options)
@@ -94,11 +96,12 @@ class Stream:
 
     def _ends(self) -> tuple[Sink, DataWriter | VideoOutput]:
         """Choose what becomes of the input and of the results, by the kind of pipeline."""
-        if self._media == "video":
+        if self._pipeline.media == "video":
             rate = self.params.get("max_framerate", DEFAULT_RATE)
             output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
             return VideoSink(self.job, output, rate), output
-        return AudioSink(self.job, str(self.params.get("input", "")).lower() in PCM_NAMES), self._data
+        raw = str(self.params.get("input", "")).lower() in PCM_NAMES
+        return AudioSink(self.job, raw, live=self._pipeline.live), self._data
 
     async def _control(self) -> None:
         """Apply parameters that come on the control channel; what is no such thing is passed over."""

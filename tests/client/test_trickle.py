@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiohttp import web
 
 from whisper_byoc import TrickleClient
 from whisper_byoc.errors import SegmentFailed, ServerRefused, ServerUnreachable, UsageError
@@ -160,3 +161,50 @@ async def test_no_result_in_time(serving):
         with pytest.raises(ServerUnreachable, match=r"for 0\.1 s after the end"):
             async for _ in client.stream(b"x"):
                 pass
+
+
+async def test_a_result_that_nobody_waited_for_is_not_taken_for_the_next_frames(serving):
+    go = asyncio.Event()
+
+    class Waits:
+        async def process(self, frame):
+            await go.wait()
+            return frame
+
+    api = await serving(Waits())
+    async with TrickleClient(api.url) as client:
+        given_up = asyncio.ensure_future(client.process_frame(b"first"))
+        while not api.table.queued:
+            await asyncio.sleep(0.005)
+        given_up.cancel()
+        go.set()
+        assert await client.process_frame(b"second") == b"second"
+
+
+async def test_an_answer_without_an_end(forgetful_container):
+    async with TrickleClient(forgetful_container) as client:
+        with pytest.raises(ServerUnreachable, match="ended its answer before the end of the job"):
+            async for _ in client.stream(b"x"):
+                pass
+
+
+@pytest.fixture
+async def forgetful_container():
+    """A container whose answers end before the job does."""
+
+    async def take(request):
+        await request.read()
+        return web.json_response({})
+
+    async def give(_):
+        return web.Response(text='{"type": "result", "text": "a"}\n', content_type="application/x-ndjson")
+
+    app = web.Application()
+    app.router.add_route("PUT", "/live/{job}/source", take)
+    app.router.add_route("GET", "/live/{job}/output", give)
+    app.router.add_route("DELETE", "/live/{job}", take)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()

@@ -1,0 +1,92 @@
+"""Command lines that record the default microphone as PCM16 mono 16 kHz on stdout.
+
+Only the command lines, as in `audio.feeds`: who runs them is not this package's business.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from audio import pcm
+
+__all__ = ["Recorder", "dshow_listing", "dshow_microphone", "ffmpeg_devices", "recorders"]
+
+RATE = str(pcm.SAMPLE_RATE)
+SOX_RAW = ("-t", "raw", "-e", "signed-integer", "-b", "16", "-L", "-c", "1", "-r", RATE)
+PLATFORM_DEVICES = {"linux": ("pulse", "alsa"), "darwin": ("avfoundation",), "win32": ("dshow",)}
+"""ffmpeg's names of the devices that may have a microphone, best first."""
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """One way to record."""
+
+    name: str
+    """What to call it in a message."""
+    command: tuple[str, ...]
+
+
+def recorders(
+    ffmpeg: str | None,
+    devices: Collection[str],
+    *,
+    dshow: str | None = None,
+    platform: str = sys.platform,
+    which: Callable[[str], str | None] = shutil.which,
+) -> list[Recorder]:
+    """List what could record on this platform, best first; whether one does, only a try can tell.
+
+    `ffmpeg` is the path of ffmpeg if there is one, `devices` what `ffmpeg_devices` says of it, and `dshow` the name
+    of the microphone on Windows (see `dshow_microphone`).
+    """
+    candidates = {
+        "parec": ("--raw", "--format=s16le", f"--rate={RATE}", "--channels=1", "--latency-msec=100"),
+        "arecord": ("-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", RATE),
+        "rec": ("-q", *SOX_RAW, "-"),
+        "sox": ("-q", "-d", *SOX_RAW, "-"),
+    }
+    if platform != "linux":  # PulseAudio and ALSA belong there
+        del candidates["parec"], candidates["arecord"]
+    found = [Recorder(name, (path, *options)) for name, options in candidates.items() if (path := which(name))]
+    sources = {"pulse": "default", "alsa": "default", "avfoundation": ":default"}
+    if dshow:
+        sources["dshow"] = f"audio={dshow}"
+    usable = [each for each in PLATFORM_DEVICES.get(platform, ()) if each in devices and each in sources]
+    if ffmpeg:
+        found += [Recorder(f"ffmpeg ({each})", by_ffmpeg(ffmpeg, each, sources[each])) for each in usable]
+    return found
+
+
+def by_ffmpeg(ffmpeg: str, device: str, source: str) -> tuple[str, ...]:
+    """Have ffmpeg record from a device."""
+    return (
+        *(ffmpeg, "-hide_banner", "-loglevel", "error", "-nostdin"),
+        *("-f", device, "-i", source),
+        *("-ac", "1", "-ar", RATE, "-f", "s16le", "-flush_packets", "1", "pipe:1"),
+    )
+
+
+def ffmpeg_devices(listing: str) -> frozenset[str]:
+    """Read what `ffmpeg -hide_banner -devices` prints: the devices that it can record from."""
+    rows = re.findall(r"^ D[ E]d? +(\S+)", listing, re.MULTILINE)
+    return frozenset(name for row in rows for name in row.split(","))
+
+
+def dshow_listing(ffmpeg: str) -> tuple[str, ...]:
+    """Give the command that lists the devices of Windows, on stderr."""
+    return (ffmpeg, "-hide_banner", "-list_devices", "true", "-f", "dshow", "-i", "dummy")
+
+
+def dshow_microphone(listing: str) -> str | None:
+    """Read that list: the first device with sound; older ffmpegs write a headline, newer ones the kind behind it."""
+    in_audio = False
+    for line in listing.splitlines():
+        if "DirectShow" in line and "devices" in line:
+            in_audio = "DirectShow audio" in line
+        elif "Alternative name" not in line and (found := re.search(r'"(.+)"( \((.+)\))?\s*$', line)):
+            kind = found[3]
+            if (kind and "audio" in kind) or (not kind and in_audio):
+                return found[1]
+    return None

@@ -1,0 +1,95 @@
+"""Command lines for microphones, for every platform, on any platform."""
+
+import subprocess
+
+import pytest
+
+from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.recorders import dshow_listing, dshow_microphone, ffmpeg_devices, recorders
+
+LINUX = """\
+Devices:
+ D. = Demuxing supported
+ .E = Muxing supported
+ ---
+ DE alsa            ALSA audio output
+  E caca            caca (color ASCII art) output device
+ D  lavfi           Libavfilter virtual input device
+ DE pulse           Pulse audio output
+ D  x11grab         X11 screen capture, using XCB
+"""
+NEWER = "Devices:\n D.. = Demuxing supported\n ..d = Is a device\n ---\n DEd alsa   ALSA\n D d v4l2,video4linux2 x\n"
+
+
+def everything(name):
+    return f"/bin/{name}"
+
+
+def names(*args, **options):
+    return [recorder.name for recorder in recorders(*args, **options)]
+
+
+def test_best_first_on_linux():
+    found = recorders("/bin/ffmpeg", {"alsa", "pulse"}, platform="linux", which=everything)
+    assert [each.name for each in found] == ["parec", "arecord", "rec", "sox", "ffmpeg (pulse)", "ffmpeg (alsa)"]
+    assert found[1].command == ("/bin/arecord", "-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", "16000")
+    assert found[4].command == (
+        "/bin/ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-f", "pulse", "-i", "default",
+        "-ac", "1", "-ar", "16000", "-f", "s16le", "-flush_packets", "1", "pipe:1",
+    )  # fmt: skip
+
+
+def test_elsewhere():
+    assert names("f", {"avfoundation"}, platform="darwin", which=everything) == ["rec", "sox", "ffmpeg (avfoundation)"]
+    (found,) = recorders("f", {"dshow"}, platform="win32", which=lambda _: None, dshow="Mic (USB)")
+    assert found.command[6:9] == ("dshow", "-i", "audio=Mic (USB)")
+
+
+@pytest.mark.parametrize("ffmpeg", [None, "/bin/ffmpeg"])
+def test_none(ffmpeg):
+    assert names(ffmpeg, {"dshow", "v4l2"}, platform="linux", which=lambda _: None) == []
+    assert names(ffmpeg, {"dshow"}, platform="win32", which=lambda _: None) == []  # its name is not known
+    assert names(ffmpeg, {"alsa"}, platform="sunos5", which=lambda _: None) == []
+
+
+def test_devices_of_ffmpeg():
+    assert ffmpeg_devices(LINUX) == {"alsa", "lavfi", "pulse", "x11grab"}
+    assert ffmpeg_devices(NEWER) == {"alsa", "v4l2", "video4linux2"}
+    assert ffmpeg_devices("") == frozenset()
+
+
+def test_devices_of_this_ffmpeg():
+    listing = subprocess.run(
+        [ffmpeg_path(), "-hide_banner", "-devices"],
+        env=ffmpeg_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "lavfi" in ffmpeg_devices(listing)
+
+
+OLD_DSHOW = """\
+[dshow @ 0x1] DirectShow video devices (some may be both video and audio devices)
+[dshow @ 0x1]  "Camera"
+[dshow @ 0x1]     Alternative name "@device_pnp_x"
+[dshow @ 0x1] DirectShow audio devices
+[dshow @ 0x1]  "Microphone (Realtek)"
+[dshow @ 0x1]     Alternative name "@device_cm_y"
+dummy: Immediate exit requested
+"""
+NEW_DSHOW = """\
+[dshow @ 0x1] "Camera" (video)
+[dshow @ 0x1]   Alternative name "@device_pnp_x"
+[dshow @ 0x1] "Microphone (Realtek)" (audio)
+"""
+
+
+@pytest.mark.parametrize("listing", [OLD_DSHOW, NEW_DSHOW])
+def test_microphone_of_windows(listing):
+    assert dshow_microphone(listing) == "Microphone (Realtek)"
+    assert dshow_microphone(listing.replace("(audio)", "(none)").replace("DirectShow audio", "DirectShow odd")) is None
+
+
+def test_listing_of_windows():
+    assert dshow_listing("ffmpeg")[-4:] == ("-f", "dshow", "-i", "dummy")

@@ -1,0 +1,256 @@
+"""`whisper-byoc doctor`: what it says of what is there, of what is not, and of strangers."""
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+from aiohttp import web
+
+from whisper_byoc.cli import doctor
+from whisper_byoc.cli.checks import machine, services
+from whisper_byoc.cli.main import main
+
+ROLES = ("container", "orchestrator", "gateway")
+
+
+class Upper:
+    async def process(self, frame):
+        return frame.upper()
+
+
+@pytest.fixture
+def nowhere(monkeypatch, unused_tcp_port_factory):
+    """No service at any default address."""
+    addresses = {role: f"http://127.0.0.1:{unused_tcp_port_factory()}" for role in ROLES}
+    monkeypatch.setattr(services, "DEFAULTS", addresses)
+    monkeypatch.setattr(doctor, "PORTS", ((unused_tcp_port_factory(), "container"),))
+    for variable in ("BYOC_URL", "BYOC_GATEWAY", "BYOC_ORCHESTRATOR"):
+        monkeypatch.delenv(variable, raising=False)
+    return addresses
+
+
+@pytest.fixture
+def run(capsys, nowhere):
+    """Give a function that runs the command, and gives its exit code and findings by their names."""
+
+    async def run(*words):
+        code = await asyncio.to_thread(main, ["doctor", "--json", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert err == ""
+        report = json.loads(out)
+        assert report["ok"] == (code == 0)
+        return code, {each["check"]: each for each in report["checks"]}
+
+    return run
+
+
+@pytest.fixture
+async def answering():
+    """Give a function that serves JSON (or text) at paths, and gives the address."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(answers, status=200):
+            async def answer(request):
+                if request.path not in answers:
+                    raise web.HTTPNotFound
+                body = answers[request.path]
+                if callable(body):
+                    return await body(request)
+                return web.Response(text=body if isinstance(body, str) else json.dumps(body), status=status)
+
+            app = web.Application()
+            app.router.add_get("/{path:.*}", answer)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+        yield start
+
+
+async def test_nothing_runs_and_nothing_is_wrong(run, tmp_path):
+    code, found = await run("--model-dir", tmp_path)
+    assert code == 0
+    assert [name for name in found if not name.startswith("port")] == ["ffmpeg", "model", *ROLES, "microphone"]
+    assert found["ffmpeg"]["state"] == "ok"
+    for role in ROLES:
+        assert found[role]["state"] == "--"
+        assert f"`whisper-byoc {'serve' if role == 'container' else role} " in found[role]["advice"]
+    assert found["model"]["state"] == "--"
+    assert "preload --model tiny" in found["model"]["advice"]
+    assert all(each["advice"] for each in found.values() if each["state"] != "ok")
+
+
+async def test_an_address_that_was_given_must_answer(run, nowhere, monkeypatch):
+    code, found = await run("--gateway", nowhere["gateway"])
+    assert (code, found["gateway"]["state"], found["container"]["state"]) == (1, "FAIL", "--")
+    assert "does not answer" in found["gateway"]["detail"]
+    monkeypatch.setenv("BYOC_URL", nowhere["container"])
+    assert (await run())[1]["container"]["state"] == "FAIL"
+    assert (await run("--container", "nonsense"))[1]["container"]["state"] == "FAIL"
+
+
+async def test_a_container(run, serving):
+    api = await serving({"upper": Upper()})
+    code, found = await run("--container", api.url + "/")
+    assert (code, found["container"]["state"]) == (0, "ok")
+    assert found["container"]["detail"].endswith("serves upper")
+
+
+async def test_a_container_that_loads(run, serving):
+    class Slow(Upper):
+        async def initialize(self):
+            await asyncio.sleep(50)
+
+    api = await serving({"upper": Slow()}, wait=False)
+    code, found = await run("--container", api.url)
+    assert (code, found["container"]["state"]) == (1, "FAIL")
+    assert "pipeline upper is loading" in found["container"]["detail"]
+
+
+GOOD = {"url": "http://a", "ready": True, "reachable": True, "trouble": ""}
+BAD = {"url": "http://b", "ready": False, "reachable": False, "trouble": "connection refused"}
+OFFER = {"name": "whisper-tiny", "available": 31}
+
+
+@pytest.mark.parametrize(
+    ("containers", "state", "part"),
+    [
+        ([GOOD], "ok", "whisper-tiny (31 free)"),
+        ([GOOD, BAD], "ok", "in trouble: http://b: connection refused"),
+        ([BAD], "FAIL", "nothing ready to offer; in trouble: http://b: connection refused"),
+        ([], "FAIL", "nothing ready to offer"),
+    ],
+)
+async def test_orchestrators_and_gateways(run, answering, containers, state, part):
+    orchestrator = await answering({"/capabilities": {"capabilities": [OFFER | {"containers": containers}]}})
+    gateway = await answering({"/capabilities": {"capabilities": [OFFER], "orchestrators": containers}})
+    _, found = await run("--orchestrator", orchestrator, "--gateway", gateway)
+    for role in ("orchestrator", "gateway"):
+        assert found[role]["state"] == state
+        assert part in found[role]["detail"]
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", '{"capabilities": 3}', "{}", "[" * 100_000, "x" * (2 << 20)])
+async def test_strangers(run, answering, answer):
+    url = await answering({"/capabilities": answer, "/readyz": answer, "/version": answer})
+    code, found = await run(*(word for role in ROLES for word in (f"--{role}", url)))
+    assert code == 1
+    for role in ROLES:
+        assert found[role]["state"] == "FAIL"
+        assert found[role]["detail"] == f"{url} does not answer as {role}s do"
+
+
+async def test_a_service_that_never_answers(run, answering, monkeypatch):
+    async def never(_):
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(services, "ANSWER_SECONDS", 0.1)
+    url = await answering({"/capabilities": never, "/readyz": never})
+    _, found = await run("--container", url, "--gateway", url)
+    assert "too slow" in found["container"]["detail"]
+    assert "too slow" in found["gateway"]["detail"]
+
+
+async def test_a_check_has_a_time_limit():
+    found = await doctor.limited("microphone", asyncio.sleep(30), 0.05)
+    assert (found.state, found.detail) == ("FAIL", "no answer within 0.05 s")
+
+
+async def test_a_check_that_breaks_is_a_finding(run, monkeypatch):
+    async def breaks():
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(machine, "microphone", breaks)
+    code, found = await run()
+    assert (code, found["microphone"]["state"]) == (1, "FAIL")
+    assert "RuntimeError: no" in found["microphone"]["detail"]
+
+
+async def test_lines(capsys, nowhere, answering):
+    url = await answering({"/readyz": {"reasons": []}, "/version": {"version": "1\x1b[2J", "model_id": "x"}})
+    assert await asyncio.to_thread(main, ["doctor", "--container", url]) == 0
+    out = capsys.readouterr().out
+    assert f"ok   container     {url}: version 1\ufffd[2J, serves x\n" in out
+    assert f"--   gateway       not running at {nowhere['gateway']}\n{'':<19}-> Start it with `whisper-byoc g" in out
+
+
+async def test_a_port_that_is_taken(answering):
+    async def stranger(_):
+        return ""
+
+    async def ours(_):
+        return "gateway"
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        assert (await machine.port(number, "gateway", stranger)).detail == "taken by another program"
+        assert (await machine.port(number, "gateway", ours)).state == "ok"
+        other = await machine.port(number, "container", ours)
+        assert (other.state, other.detail) == ("FAIL", "taken by another whisper-byoc, the gateway")
+
+
+async def test_who_has_a_port(answering, serving, run, monkeypatch):
+    api = await serving({"upper": Upper()})
+    gateway = await answering({"/status": {"role": "gateway", "version": "0"}})
+    stranger = await answering({})
+    numbers = [int(url.rpartition(":")[2]) for url in (api.url, gateway, stranger)]
+    monkeypatch.setattr(doctor, "PORTS", tuple(zip(numbers, ("container", "gateway", "orchestrator"), strict=True)))
+    _, found = await run()
+    assert [found[f"port {number}"]["detail"] for number in numbers] == [
+        "the container listens there", "the gateway listens there", "taken by another program",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Give a function that makes a program of a shell script."""
+
+    def write(name, text):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "part"),
+    [
+        ("echo ffmpeg version 6.1", "ok", "6.1, without RTMP"),
+        ("echo ffmpeg version 6.1; echo '  rtmp'", "ok", "6.1, with RTMP"),
+        ("exit 127", "FAIL", "ends with 127"),
+        ("echo hello", "FAIL", "does not run"),
+        ("sleep 30", "FAIL", "no answer"),
+    ],
+)
+async def test_kinds_of_ffmpeg(script, monkeypatch, text, state, part):
+    path = script("ffmpeg", text)
+    monkeypatch.setattr(machine, "ffmpeg_path", lambda: str(path))
+    monkeypatch.setattr(machine, "RUN_SECONDS", 0.3 if "sleep" in text else 10)
+    found = await machine.ffmpeg()
+    assert (found.state, part in found.detail) == (state, True), found
+
+
+async def test_no_ffmpeg(monkeypatch):
+    from audio.errors import MediaError
+
+    def none():
+        raise MediaError("none")
+
+    monkeypatch.setattr(machine, "ffmpeg_path", none)
+    found = await machine.ffmpeg()
+    assert found.state == "FAIL"
+    assert "install" in found.advice
+
+
+async def test_a_damaged_model(tmp_path):
+    (tmp_path / "tiny.pt").write_bytes(b"not a model")
+    found = await machine.model(tmp_path)
+    assert found.state == "FAIL"
+    assert "SHA-256" in found.detail
+    assert found.advice == "delete the file, then run `whisper-byoc preload --model tiny`."

@@ -1,0 +1,193 @@
+"""Live text, byte for byte; and in a real pseudo-terminal."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import termios
+import threading
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_byoc.cli.livetext import Display, LiveText
+from whisper_byoc.cli.safetext import fit, json_line, printable, width
+
+HOSTILE = "\x1b[2Ja\x9b31mb\x07\x7f\u202ec\u2028d\r\ne\ud800\x00"
+
+
+def partial(text):
+    return {"type": "transcript", "is_final": False, "text": text}
+
+
+def final(text):
+    return {"type": "transcript", "is_final": True, "text": text}
+
+
+def written(records, *, columns=80, terminal=True, color=True):
+    live = LiveText(terminal=terminal, color=color)
+    return [live.show(record, columns) for record in records]
+
+
+def test_partial_lines_are_rewritten_and_final_lines_stay():
+    records = [partial("hel"), partial("hello wor"), final("hello world"), final("next"), {"type": "end"}]
+    assert written(records) == [
+        "\r\x1b[J\x1b[2mhel\x1b[0m\n",
+        "\x1b[A\r\x1b[J\x1b[2mhello wor\x1b[0m\n",
+        "\x1b[A\r\x1b[Jhello world\n",
+        "\r\x1b[Jnext\n",
+        "\r\x1b[J",
+    ]
+
+
+def test_without_color_it_is_the_same_but_not_dimmed():
+    assert written([partial("a"), final("b")], color=False) == ["\r\x1b[Ja\n", "\x1b[A\r\x1b[Jb\n"]
+
+
+def test_a_pipe_gets_final_lines_only():
+    records = [partial("hel"), final("hello"), final(""), final("a\nb"), {"type": "error"}, {"type": "end"}]
+    assert written(records, terminal=False) == ["", "hello\n", "", "a b\n", "", ""]
+
+
+def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away():
+    assert written([partial("a"), partial(""), partial("b"), {"type": "error"}, final("c")]) == [
+        "\r\x1b[J\x1b[2ma\x1b[0m\n",
+        "\x1b[A\r\x1b[J",
+        "\r\x1b[J\x1b[2mb\x1b[0m\n",
+        "\x1b[A\r\x1b[J",
+        "\r\x1b[Jc\n",
+    ]
+
+
+def test_records_without_is_final_are_final_and_odd_values_do_no_harm():
+    assert written([{"type": "result", "text": "a"}, {"type": "result", "text": 3}, {"type": "result", "text": None}],
+                   terminal=False) == ["a\n", "3\n", ""]  # fmt: skip
+
+
+def test_hostile_text():
+    assert printable(HOSTILE) == "\ufffd[2Ja\ufffd31mb\ufffd\ufffdc d  e\ufffd\ufffd"
+    joined = "\u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f680 é 語"  # Persian and an emoji, with their joiners
+    assert printable(joined) == joined
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.text())
+def test_printable_leaves_no_control(text):
+    safe = printable(text)
+    assert printable(safe) == safe
+    assert not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in safe)
+    assert len(safe.splitlines()) <= 1
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.text(), st.integers(0, 60))
+def test_fit_never_exceeds_the_columns_and_keeps_the_end(text, columns):
+    safe = printable(text)
+    cut = fit(safe, columns)
+    assert sum(map(width, cut)) <= columns
+    assert cut == safe or cut == "" or (cut[0] == "…" and safe.endswith(cut[1:]))
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        ("hello", 5, "hello"), ("hello", 4, "…llo"), ("hello", 1, "…"), ("hello", 0, ""),
+        ("日本語", 6, "日本語"), ("日本語", 5, "…本語"), ("日本語", 4, "…語"), ("日本語", 2, "…"),
+        ("ae\u0301b", 3, "ae\u0301b"), ("ae\u0301b", 2, "…b"), ("❤\ufe0f", 2, "❤\ufe0f"), ("각", 2, "각"),
+    ],
+)  # fmt: skip
+def test_fit(text, columns, expected):
+    assert fit(text, columns) == expected
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
+def test_json_lines_are_whole_and_harmless(record):
+    line = json_line(record)
+    assert json.loads(line) == record
+    assert printable(line) == line
+
+
+def test_json_keeps_readable_letters():
+    assert json_line({"text": "é語\x9b"}) == '{"text": "é語\\u009b"}'
+
+
+def test_display_splits_text_and_errors():
+    out, err = io.StringIO(), io.StringIO()
+    display = Display(out, err)
+    for record in (partial("a"), final("b"), {"type": "error", "seq": 1, "error": "no\x1b[2J"}, {"type": "error"}):
+        display.show(record)
+    display.close()
+    assert out.getvalue() == "b\n"
+    assert err.getvalue() == "segment 1 failed: no\ufffd[2J\nsegment None failed: None\n"
+
+
+def test_display_of_json_has_partials_too():
+    out = io.StringIO()
+    display = Display(out, out, as_json=True)
+    for record in (partial("a"), {"type": "error", "seq": 1, "error": "no"}):
+        display.show(record)
+    display.close()
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == [
+        partial("a"), {"type": "error", "seq": 1, "error": "no"},
+    ]  # fmt: skip
+
+
+def test_an_encoding_that_lacks_letters_does_no_harm():
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, "ascii")
+    Display(out, io.StringIO()).show(final("é"))
+    assert raw.getvalue() == b"?\n"
+
+
+@pytest.fixture
+def terminal():
+    """Give a function that shows records in a pseudo-terminal of some columns, and tells what it received."""
+
+    def run(records, columns=22):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        received = bytearray()
+
+        def read():
+            try:
+                while data := os.read(master, 4096):
+                    received.extend(data)
+            except OSError:  # the other side is closed
+                pass
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with os.fdopen(slave, "w", encoding="utf-8") as out:
+            display = Display(out, out)
+            for record in records:
+                display.show(record)
+            display.close()
+        reader.join(20)
+        os.close(master)
+        return received.decode().replace("\r\n", "\n")
+
+    return run
+
+
+def test_in_a_terminal(terminal, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert terminal([partial("one two three four five"), final("one two three four five six")]) == (
+        "\r\x1b[J\x1b[2m… two three four five\x1b[0m\n" + "\x1b[A\r\x1b[Jone two three four five six\n" + "\r\x1b[J"
+    )
+
+
+def test_in_a_terminal_without_color(terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert terminal([partial("a")]) == "\r\x1b[Ja\n\x1b[A\r\x1b[J"
+
+
+def test_a_dumb_terminal_is_as_good_as_a_pipe(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert terminal([partial("a"), final("b")]) == "b\n"

@@ -1,0 +1,231 @@
+"""`whisper-byoc orchestrator`: go-livepeer's flags, in a process as its users run it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import urllib.request
+
+import pytest
+
+from whisper_byoc.cli import orchestrator as command
+from whisper_byoc.cli.go_flags import SWITCHES, VALUES
+from whisper_byoc.cli.main import double_dash, main
+from whisper_byoc.cli.options import Parser
+from whisper_byoc.errors import UsageError
+
+
+def parsed(*words):
+    parser = Parser(prog="whisper-byoc orchestrator")
+    command.configure(parser)
+    return parser.parse_args([double_dash(word) for word in words])
+
+
+class Running:
+    def __init__(self, process):
+        self.process = process
+        self.log = ""
+
+    async def logged(self, pattern):
+        while line := (await asyncio.wait_for(self.process.stderr.readline(), 30)).decode():
+            self.log += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"no {pattern!r} in {self.log!r}")
+
+    async def end(self, number=signal.SIGTERM):
+        if number:
+            self.process.send_signal(number)
+        _, rest = await asyncio.wait_for(self.process.communicate(), 30)
+        self.log += rest.decode()
+        assert "Traceback" not in self.log
+        return self.process.returncode
+
+
+@pytest.fixture
+async def run():
+    """Give a function that runs the command with these words."""
+    started = []
+
+    async def start(*words, **environment):
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "whisper_byoc.cli.main", "orchestrator", *words,
+            stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=os.environ | environment,
+        )  # fmt: skip
+        started.append(process)
+        return Running(process)
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+class Upper:
+    async def process(self, frame):
+        return frame.upper()
+
+
+async def get(url):
+    return json.loads(await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read()))
+
+
+async def test_the_tutorials_command_line(run, serving):
+    container = await serving({"whisper-tiny": Upper()})
+    running = await run(
+        "-orchestrator", "-network", "offchain", "-serviceAddr", "127.0.0.1:0", "-byoc", "-byocContainerURL",
+        container.url, "-byocModelID", "whisper-tiny",
+    )  # fmt: skip
+    port = (await running.logged(r"orchestrator listening on port (\d+)"))[1]
+    await running.logged(r"BYOC capability registered: whisper-tiny$")
+    (shown,) = (await get(f"http://127.0.0.1:{port}/capabilities"))["capabilities"]
+    assert (shown["name"], shown["available"], shown["containers"][0]["url"]) == ("whisper-tiny", 32, container.url)
+    assert await running.end() == 0
+    assert "ignored: -network\n" in running.log
+
+
+async def test_ctrl_c_is_a_clean_exit_too(run):
+    running = await run("-serviceAddr", "127.0.0.1:0")
+    await running.logged("listening")
+    assert await running.end(signal.SIGINT) == 0
+
+
+async def test_a_port_in_use_is_one_sentence(run, serving):
+    container = await serving({"a": Upper()})
+    running = await run("-serviceAddr", container.url)
+    assert await running.end(None) == 1
+    assert f"whisper-byoc: cannot listen on 127.0.0.1:{container.port}" in running.log
+
+
+async def test_the_secret_is_in_a_file_and_not_in_the_log(run, tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("s3cret\n")
+    running = await run("-serviceAddr", "127.0.0.1:0", "-orchSecret", str(path), "--log-level", "debug")
+    port = (await running.logged(r"listening on port (\d+)"))[1]
+
+    def register(secret):
+        body = json.dumps({"name": "a", "url": "http://127.0.0.1:9", "capacity": 1}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/capability/register", body)
+        request.add_header("Authorization", secret)
+        try:
+            return urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert await asyncio.to_thread(register, "wrong") == 400
+    assert await asyncio.to_thread(register, "s3cret") == 200
+    assert await running.end() == 0
+    assert "s3cret" not in running.log
+
+
+MEANT = ("orchestrator", "byoc", "serviceAddr", "httpAddr", "orchSecret", "liveAITrickleHostForRunner")
+LIVEPEER_BYOC_DOCS = (
+    "aiModels aiServiceRegistry aiWorker cliAddr config dataDir datadir ethAcctAddr ethOrchAddr ethPassword "
+    "ethUrl extraNodes "
+    "gateway gatewayHost httpIngest livePaymentInterval "
+    "liveOutSegmentTimeout maxFaceValue maxPricePerUnit maxSessions "
+    "metricsPerStream monitor network nvidia orchAddr orchWebhookUrl pixelsPerUnit pricePerUnit reward rtmpAddr "
+    "startupAvailabilityCheck ticketEV transcoder useLiveRunners"
+)
+
+
+def test_every_flag_of_go_livepeer_is_accepted_and_those_without_a_meaning_are_named(caplog):
+    switches = [name for name in SWITCHES.split() if name not in MEANT]
+    values = [name for name in VALUES.split() if name not in MEANT]
+    assert set(LIVEPEER_BYOC_DOCS.split()) <= {*switches, *values}
+    words = [word for name in switches for word in (f"-{name}", f"-{name}=false")]
+    words += [word for name in values for word in (f"-{name}", "1")]
+    args = parsed(*words)
+    caplog.set_level("INFO")
+    command.log_ignored(args)
+    (line,) = [each.message for each in caplog.records]
+    assert sorted(line.split(": ")[1].split()) == sorted(f"-{name}" for name in (*switches, *values))
+
+
+def test_nothing_is_said_when_nothing_is_ignored(caplog):
+    caplog.set_level("INFO")
+    command.log_ignored(parsed("-orchestrator", "-byoc"))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("value", ["true", "false", "1", "0", "T", "F"])
+def test_booleans_as_go_writes_them(value):
+    args = parsed(f"-byoc={value}", f"-orchestrator={value}", "-v", "6", f"-monitor={value}")
+    assert args.byoc is args.orchestrator is (value in ("true", "1", "T"))
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def refused(*words):
+        assert main(["orchestrator", *words]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert err.startswith("whisper-byoc: ")
+        return err
+
+    return refused
+
+
+def test_wrong_usage_is_one_sentence(refused, tmp_path):
+    assert "--bogus" in refused("-bogus")
+    assert "'maybe' is neither true nor false" in refused("-byoc=maybe")
+    for address in ("-serviceAddr", "-httpAddr"):
+        assert "plain HTTP" in refused(address, "https://127.0.0.1:0")
+        assert "is not an address" in refused(address, "a:b:c")
+    url = "http://127.0.0.1:8000"
+    assert "go together" in refused("-byocContainerURL", url)
+    assert "go together" in refused("-byocModelID", "whisper-tiny")
+    assert "is not an address" in refused("-byocContainerURL", "ftp://x", "-byocModelID", "a")
+    assert "names no host" in refused("-byocContainerURL", ":8000", "-byocModelID", "a")
+    assert "'0' is not a whole number" in refused("-byocCapacity", "0")
+    assert "'never' is not a number of seconds" in refused("--job-timeout", "never")
+    for host in ("http://x:1", "x:1/path", "x:y"):
+        assert host in refused("-liveAITrickleHostForRunner", host)
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    assert "must hold 1 to" in refused("-orchSecret", str(empty))
+
+
+def test_containers_are_every_url_with_every_name():
+    words = "-byocContainerURL a:1 -byocContainerURL https://b -byocModelID x -byocModelID y -byocCapacity 3"
+    args = parsed(*words.split())
+    made = command.containers(args, "token")
+    assert [(each.name, each.url) for each in made] == [
+        ("x", "http://a:1"), ("y", "http://a:1"), ("x", "https://b:8000"), ("y", "https://b:8000"),
+    ]  # fmt: skip
+    assert {(each.capacity, each.token, each.registered) for each in made} == {(3, "token", False)}
+
+
+def test_the_environment_sets_options(monkeypatch):
+    monkeypatch.setenv("LP_SERVICEADDR", "1.2.3.4:5")
+    monkeypatch.setenv("LP_BYOCCONTAINERURL", "a:1,b:2")
+    monkeypatch.setenv("LP_BYOCMODELID", "x")
+    args = parsed()
+    assert args.serviceAddr == "1.2.3.4:5"
+    assert [each.url for each in command.containers(args, "")] == ["http://a:1", "http://b:2"]
+    assert parsed("-serviceAddr", "x:1").serviceAddr == "x:1"
+
+
+def test_a_trickle_host_is_a_host_and_a_port():
+    assert [command.trickle_host(text) for text in ("", "a", "a:1", "[::1]:2")] == ["", "a", "a:1", "[::1]:2"]
+    with pytest.raises(UsageError):
+        command.trickle_host("a:1/")
+
+
+def test_a_flag_of_the_secret_takes_it_out_of_the_environment(monkeypatch):
+    monkeypatch.setenv("ORCH_SECRET", "s3cret")
+    monkeypatch.setattr(command, "serve", lambda config: configs.append(config))
+    monkeypatch.setattr(command.asyncio, "run", lambda _: None)
+    configs = []
+    assert main(["orchestrator", "-serviceAddr", "127.0.0.1:0"]) == 0
+    (config,) = configs
+    assert config.secret == "s3cret"
+    assert "s3cret" not in repr(config)
+    assert "ORCH_SECRET" not in os.environ

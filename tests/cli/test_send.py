@@ -1,0 +1,367 @@
+"""`whisper-byoc send`: to a container and through a gateway, files, stdin, a microphone, and Ctrl-C."""
+
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import sys
+import termios
+
+import pytest
+
+from whisper_byoc.cli.main import main
+
+FIVE_SECONDS = 160_000
+
+
+class Sound:
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        if frame[:2] == b"\xff\x7f":
+            raise ValueError("too loud")
+        return b"heard %d bytes" % len(frame)
+
+
+@pytest.fixture(autouse=True)
+def no_addresses(monkeypatch):
+    for variable in ("BYOC_URL", "BYOC_GATEWAY", "AUTH_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def send(capsys):
+    """Give a function that runs the command in a thread, and gives its exit code, stdout and stderr."""
+
+    async def run(*words):
+        code = await asyncio.to_thread(main, ["send", *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A file with 5 s of silence."""
+    path = tmp_path / "silence.pcm"
+    path.write_bytes(bytes(FIVE_SECONDS))
+    return path
+
+
+@pytest.fixture
+async def launch():
+    """Give a function that runs the command in a process; what still runs at the end is killed."""
+    running = []
+
+    async def start(*words, **options):
+        pipe = asyncio.subprocess.PIPE
+        environment = os.environ | {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | options.pop("env", {})
+        options = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | options
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words), env=environment, **options
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def counting(fake):
+    """A gateway that tells how many bytes it has, as partial text while they come and as final text at the end."""
+
+    async def handler(request):
+        answer, size, seq = await fake.begin(request), 0, 0
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
+            await fake.tell(answer, type="transcript", seq=seq, is_final=False, text=f"so far {size}")
+            seq += 1
+        await fake.tell(answer, type="transcript", seq=seq, is_final=True, text=f"all {size}")
+        await fake.tell(answer, type="end", seq=seq + 1)
+        return answer
+
+    return handler
+
+
+async def test_to_a_container(send, serving, recording):
+    api = await serving(Sound())
+    assert await send("--url", api.url, recording) == (0, f"heard {FIVE_SECONDS} bytes\n", "")
+
+
+async def test_errors_of_segments_are_told_and_fail_it(send, serving, tmp_path, recording):
+    api = await serving(Sound())
+    loud = tmp_path / "loud.pcm"
+    loud.write_bytes(b"\xff\x7f" * 100)
+    code, out, err = await send("--url", api.url, loud, recording)
+    assert (code, out) == (1, f"heard {FIVE_SECONDS} bytes\n")
+    assert err == "segment 0 failed: the processor failed with ValueError: too loud\n"
+
+
+async def test_through_a_gateway(send, gateway, recording):
+    await gateway.serve(counting(gateway))
+    words = ("--gateway", gateway.url, "--pipeline", "x", "--language", "de", recording)
+    assert await send(*words) == (0, f"all {FIVE_SECONDS}\n", "")
+    assert gateway.requests[0].headers["X-Model-Id"] == "x"
+    assert gateway.requests[0].query["language"] == "de"
+
+
+async def test_json_has_partial_records_too(send, gateway, recording):
+    await gateway.serve(counting(gateway))
+    code, out, err = await send("--gateway", gateway.url, "--pipeline", "x", "--json", recording)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert records[0]["is_final"] is False
+    assert records[-1]["type"] == "end"
+
+
+async def test_the_only_model_is_chosen(send, gateway, recording, monkeypatch):
+    await gateway.serve(counting(gateway), known={"capabilities": [{"name": "only"}]})
+    monkeypatch.setenv("BYOC_GATEWAY", gateway.url)
+    assert (await send(recording))[0] == 0
+    assert gateway.requests[0].headers["X-Model-Id"] == "only"
+
+
+async def test_several_models_or_none(send, gateway, recording):
+    await gateway.serve(known={"capabilities": [{"name": "one"}, {"name": "two\x1b[2J"}]})
+    code, out, err = await send("--gateway", gateway.url, recording)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"whisper-byoc: {gateway.url} has several models: one, two\ufffd[2J; choose one with")
+    await gateway.serve(known={"capabilities": []})
+    code, out, err = await send("--gateway", gateway.url, recording)
+    assert (code, out) == (1, "")
+    assert "no model now" in err
+
+
+async def test_what_cannot_be_is_one_sentence(send, recording, tmp_path, unused_tcp_port):
+    for words, code, part in (
+        ((), 2, "give what to send"),
+        (("--microphone", recording), 2, "give what to send"),
+        (("--url", "http://a", "--gateway", "http://b", recording), 2, "give one of them"),
+        (("--gateway", "b", recording), 2, "begins with http://"),
+        ((tmp_path / "none.wav",), 2, "no such file"),
+        (("--gateway", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),
+        (("--url", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),
+    ):
+        got, out, err = await send(*words)
+        assert (got, out) == (code, ""), err
+        assert part in err
+        assert err.startswith("whisper-byoc: ")
+        assert err.count("\n") == 1
+
+
+async def test_the_command_line_wins_over_the_environment(send, serving, gateway, recording, monkeypatch):
+    api = await serving(Sound())
+    monkeypatch.setenv("BYOC_GATEWAY", "http://127.0.0.1:9")
+    assert (await send("--url", api.url, recording))[0] == 0
+    await gateway.serve(counting(gateway))
+    monkeypatch.setenv("BYOC_URL", "http://127.0.0.1:9")
+    assert (await send("--gateway", gateway.url, "--pipeline", "x", recording))[0] == 0
+
+
+async def test_a_gateway_that_dies_is_one_sentence(send, gateway, recording):
+    async def dies(request):
+        answer = await gateway.begin(request)
+        await gateway.tell(answer, type="transcript", is_final=True, text="first words")
+        await request.read()
+        request.transport.abort()
+        return answer
+
+    await gateway.serve(dies)
+    code, out, err = await send("--gateway", gateway.url, "--pipeline", "x", recording)
+    assert code == 1
+    assert out in ("first words\n", "")  # a reset may overtake what was sent before it
+    assert err.count("\n") == 1
+    assert "no answer from" in err
+
+
+async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
+    await gateway.serve(counting(gateway))
+    words = ("--gateway", gateway.url, "--pipeline", "x", "-")
+    process = await launch(*words)
+    out, err = await process.communicate(bytes(FIVE_SECONDS))
+    assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
+    with recording.open("rb") as file:
+        process = await launch(*words, stdin=file)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway):
+    await gateway.serve(counting(gateway))
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-")
+    process.stdin.write(bytes(3200))
+    await until(lambda: gateway.running)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"all 3200\n", b"")
+
+
+RECORDER = """#!{python}
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"tail"), os._exit(1)))
+open({log!r}, "a").write(" ".join(sys.argv[1:]) + "\\n")
+while True:
+    os.write(1, bytes(3200))
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Give a function that puts programs, and only these, on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(**texts):
+        for name, text in texts.items():
+            path = folder / name
+            path.write_text(text.format(python=sys.executable, log=str(tmp_path / "log")))
+            path.chmod(0o755)
+        return {"PATH": str(folder)}
+
+    return put
+
+
+async def test_microphone_until_ctrl_c(launch, gateway, programs, tmp_path):
+    await gateway.serve(counting(gateway))
+    environment = programs(parec="#!/bin/sh\necho Connection refused >&2\nexit 1\n", arecord=RECORDER)
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=environment)
+    await until(lambda: gateway.running)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    size = int(out.removeprefix(b"all "))
+    assert size % 3200 == 4  # the last bytes of the recorder came along
+    assert (tmp_path / "log").read_text() == "-q -t raw -f S16_LE -c 1 -r 16000\n"
+
+
+async def test_a_second_ctrl_c_gives_up(launch, gateway, programs):
+    stuck = asyncio.Event()
+
+    async def never_ends(request):
+        answer = await gateway.begin(request)
+        await request.content.read(3200)
+        while not request.content.at_eof():
+            await request.content.readany()
+        stuck.set()
+        await asyncio.sleep(60)
+        return answer
+
+    await gateway.serve(never_ends)
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=programs(arecord=RECORDER))
+    await until(lambda: gateway.running)
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(stuck.wait(), 30)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    await until(lambda: not gateway.running)
+
+
+async def test_a_microphone_that_is_unplugged(launch, gateway, programs):
+    await gateway.serve(counting(gateway))
+    environment = programs(arecord="#!/bin/sh\necho 123456\necho device lost >&2\nexit 1\n")
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=environment)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"all 7\n")
+    assert err == b"whisper-byoc: the recording has ended by itself (arecord: device lost)\n"
+
+
+async def test_no_microphone(launch, gateway, programs):
+    await gateway.serve(counting(gateway))
+    environment = programs(ffmpeg="#!/bin/sh\nexit 0\n", arecord="#!/bin/sh\necho no soundcards found... >&2\nexit 1\n")
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=environment)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert err.startswith(b"whisper-byoc: no microphone could be recorded (arecord: no soundcards found...); connect")
+    assert err.count(b"\n") == 1
+    assert not gateway.requests  # nothing was opened for nothing
+
+
+async def test_nothing_to_record_with(launch, programs):
+    environment = programs(ffmpeg="#!/bin/sh\nexit 0\n")
+    process = await launch("--microphone", env=environment)
+    _, err = await process.communicate()
+    assert process.returncode == 1
+    assert err.startswith(b"whisper-byoc: there is no program to record a microphone with; install")
+
+
+def screen(written):
+    """What a terminal shows after it has received all this."""
+    rows, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|.|\n", written):
+        if part == "\x1b[A":
+            row = max(0, row - 1)
+        elif part == "\x1b[J":
+            rows[row:] = [rows[row][:column]]
+        elif part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        else:
+            assert len(part) == 1, f"{part!r} is not expected"
+            rows[row] = rows[row][:column].ljust(column) + part + rows[row][column + 1 :]
+            column += 1
+    return [each.rstrip() for each in rows]
+
+
+async def in_terminal(launch, *words, **environment):
+    """Run the command in a terminal of 40 columns, and give its exit code and all that it wrote."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    process = await launch(*words, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    written = bytearray()
+
+    def read():
+        try:
+            while data := os.read(master, 4096):
+                written.extend(data)
+        except OSError:  # everybody has left
+            os.close(master)
+
+    await asyncio.gather(asyncio.to_thread(read), process.wait())
+    return process.returncode, written.decode().replace("\r\n", "\n")
+
+
+async def test_live_text_in_a_terminal(launch, gateway, recording):
+    async def handler(request):
+        await request.read()
+        answer = await gateway.begin(request)
+        for record in (
+            {"type": "transcript", "seq": 0, "is_final": False, "text": "one two three four five six seven eight nine"},
+            {"type": "transcript", "seq": 1, "is_final": True, "text": "one \x1b[2Jtwo"},
+            {"type": "error", "seq": 2, "error": "no"},
+            {"type": "end", "seq": 3},
+        ):
+            await gateway.tell(answer, **record)
+        return answer
+
+    await gateway.serve(handler)
+    code, text = await in_terminal(launch, "--gateway", gateway.url, "--pipeline", "x", recording, NO_COLOR="1")
+    assert code == 1
+    assert "\x1b[2m" not in text
+    before, _, after = text.partition("\x1b[A\r\x1b[J")
+    assert screen(before)[0] == "…o three four five six seven eight nine"
+    assert "nine\n\rsilence.pcm: " in before  # the bar is on the line below
+    assert screen(before + "\x1b[A\r\x1b[J" + after) == ["one \ufffd[2Jtwo", "segment 2 failed: no", ""]
+
+
+async def test_a_keyboard_is_no_sound(launch):
+    code, text = await in_terminal(launch, "-")
+    assert code == 2
+    assert "stdin is a terminal" in text

@@ -1,0 +1,92 @@
+"""Lines out of chunks, refusals out of answers."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_byoc import GatewayClient
+from whisper_byoc.client.http import lines
+from whisper_byoc.errors import SegmentFailed, ServerRefused, UsageError
+
+
+async def each(chunks):
+    for chunk in chunks:
+        yield chunk
+
+
+def cut(chunks, **options):
+    async def collect():
+        return [line async for line in lines(each(chunks), **options)]
+
+    return asyncio.run(collect())
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.binary(max_size=8) | st.sampled_from([b"\n", b"a\nb", b"\n\n", b"a\r\n"])))
+def test_lines_do_not_depend_on_where_the_chunks_were_cut(chunks):
+    whole = b"".join(chunks)
+    expected = whole.split(b"\n")
+    assert cut(chunks) == (expected if expected[-1] else expected[:-1])
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.binary(max_size=6)))
+def test_no_line_is_longer_than_the_limit(chunks):
+    longest = max(map(len, b"".join(chunks).split(b"\n")))
+    if longest <= 5:
+        cut(chunks, limit=5)
+    else:
+        with pytest.raises(ServerRefused, match="more than 5 bytes"):
+            cut(chunks, limit=5)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "message"),
+    [
+        (404, '{"error": "model not found: \'x\'; there are: a, b"}', ServerRefused, "model not found: 'x'"),
+        (500, '{"error": "ValueError: no", "seq": 3}', SegmentFailed, "ValueError: no"),
+        (500, '{"error": "no", "seq": "3"}', ServerRefused, "no"),
+        (502, "<html>Bad gateway</html>", ServerRefused, "<html>Bad gateway</html>"),
+        (503, "", ServerRefused, "Service Unavailable"),
+        (503, "[" * 100_000, ServerRefused, "Service Unavailable"),  # too long to be a sentence
+        (400, "[" * 50_000, ServerRefused, r"\[\[\["),
+        (400, "[]", ServerRefused, r"\[\]"),
+        (400, b"\xff\xfe", ServerRefused, "\ufffd\ufffd"),
+    ],
+)
+async def test_every_error_answer_is_one_exception(gateway, status, body, kind, message):
+    async def refuse(_):
+        return web.Response(status=status, body=body if isinstance(body, bytes) else body.encode())
+
+    await gateway.serve(refuse)
+    async with GatewayClient(gateway.url, "x") as client:
+        with pytest.raises(kind, match=message) as caught:
+            await client.process_frame(b"frame")
+        assert getattr(caught.value, "status", 500) == status
+        assert len(str(caught.value)) <= 200
+        with pytest.raises(kind, match=message):
+            async for _ in client.stream(b"feed"):
+                pass
+
+
+async def test_an_error_answer_that_breaks_off_still_has_its_status(gateway):
+    async def refuse(request):
+        answer = web.StreamResponse(status=502, headers={"Content-Length": "100"})
+        await answer.prepare(request)
+        await answer.write(b"{")
+        request.transport.abort()
+        return answer
+
+    await gateway.serve(refuse)
+    async with GatewayClient(gateway.url, "x") as client:
+        with pytest.raises(ServerRefused, match="Bad Gateway"):
+            await client.process_frame(b"frame")
+
+
+@pytest.mark.parametrize("url", ["localhost:8935", "ftp://host", ""])
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(UsageError, match="begins with http://"):
+        GatewayClient(url, "x")

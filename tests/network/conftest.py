@@ -1,0 +1,380 @@
+"""A real orchestrator on loopback, processors that cost nothing, and containers that follow a script."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import re
+import sys
+import types
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from whisper_byoc.network.limits import NetworkLimits
+from whisper_byoc.network.orchestrator.app import OrchestratorConfig, running
+from whisper_byoc.network.orchestrator.pool import Container
+from whisper_byoc.network.serving import Address
+
+NDJSON = {"Accept": "application/x-ndjson"}
+SSE = {"Accept": "text/event-stream"}
+
+
+async def until(condition, seconds=15.0):
+    """Wait for something that another connection brings about."""
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+class Upper:
+    """A text pipeline whose every live body is one segment."""
+
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        if frame == b"fail":
+            raise ValueError("it was told to fail")
+        return frame.upper()
+
+
+class Lengths:
+    """Stands in for speech: `n bytes` for each segment; live feeds are cut as sound is."""
+
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        return b"%d bytes" % len(frame)
+
+
+class Reverse:
+    """A pipeline of frames, which with `?width=&height=` cuts a live feed."""
+
+    def __init__(self):
+        self.frames = []
+
+    async def process(self, frame):
+        self.frames.append(frame)
+        if frame == b"fail  ":
+            raise ValueError("it was told to fail")
+        return frame[::-1]
+
+
+class Gated:
+    """Works on nothing before it may."""
+
+    content_type = "text/plain; charset=utf-8"
+
+    def __init__(self):
+        self.open = asyncio.Event()
+        self.begun = 0
+
+    async def process(self, frame):
+        self.begun += 1
+        await self.open.wait()
+        return frame
+
+
+class Feed:
+    """A chunked body that is sent as the test says."""
+
+    def __init__(self):
+        self._queue = asyncio.Queue()
+
+    def send(self, data):
+        self._queue.put_nowait(data)
+
+    def end(self):
+        self._queue.put_nowait(None)
+
+    async def __aiter__(self):
+        yield b""  # or aiohttp would send the head with the first chunk only
+        while (data := await self._queue.get()) is not None:
+            yield data
+
+
+class Orchestrator:
+    """An orchestrator under test and an HTTP session to it."""
+
+    def __init__(self, run, http):
+        self.run = run
+        self.context = run.context
+        self.pool = run.context.pool
+        self.url = run.url
+        self.port = run.port
+        self.http = http
+
+    async def json(self, path):
+        async with self.http.get(f"{self.url}{path}") as answer:
+            return answer.status, await answer.json()
+
+    async def status(self):
+        return (await self.json("/status"))[1]
+
+    async def ready(self, count=1):
+        """So many containers can take jobs, and their pipelines are known."""
+        await until(lambda: sum(each.ready and each.asked_names for each in self.pool) >= count)
+
+    async def quiet(self):
+        """No slot, stream, task, channel or byte is left."""
+        left = {}
+
+        def nothing_left():
+            left.update(
+                slots=self.pool.jobs, streams=len(self.run.streams), tasks=len(self.context.tasks),
+                held=self.context.memory.held, channels=len(self.run.streams._trickle.channels),
+            )  # fmt: skip
+            return not any(left.values())
+
+        try:
+            await until(nothing_left)
+        except AssertionError:
+            raise AssertionError(f"left: {left}") from None
+
+    def post(self, path, data=None, **options):
+        data = io.BytesIO(data) if isinstance(data, bytes) else data
+        return self.http.post(f"{self.url}{path}", data=data, **options)
+
+    async def live(self, data, *, model="test", query="", **headers):
+        """One frame, or an async iterable as a live feed; the whole answer."""
+        headers = {"X-Model-Id": model, **headers}
+        async with self.post(f"/live/video-to-video{query}", data, headers=headers) as answer:
+            return answer.status, await answer.read(), answer.headers
+
+    async def records(self, data, *, model="test", query=""):
+        status, body, headers = await self.live(data, model=model, query=query, **NDJSON)
+        assert status == 200, body
+        assert headers["Content-Type"] == "application/x-ndjson"
+        return [json.loads(line) for line in body.splitlines()]
+
+    async def batch(self, data=b"", route="", *, capability="test", timeout=10, headers=None):
+        headers = {**job(capability, timeout), **(headers or {})}
+        async with self.post(f"/process/request/{route}", data, headers=headers) as answer:
+            return answer.status, await answer.read(), answer.headers
+
+    async def register(self, secret="", **fields):
+        body = {"name": "test", "capacity": 4, **fields}
+        headers = {"Authorization": secret} if secret else {}
+        async with self.post("/capability/register", json.dumps(body).encode(), headers=headers) as answer:
+            return answer.status, await answer.text()
+
+
+def job(capability="test", timeout=10, request="{}", parameters="{}", **more):
+    """The header of a job."""
+    fields = {"capability": capability, "timeout_seconds": timeout, "request": request, "parameters": parameters}
+    return {"Livepeer": base64.b64encode(json.dumps(fields | more).encode()).decode()}
+
+
+@pytest.fixture
+async def orchestrate():
+    """Give a function that runs an orchestrator over these containers until the test is over."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*containers, wait=True, secret="", trickle_host="", capacity=4, name="test", **limits):
+            known = [
+                each if isinstance(each, Container) else Container(name, getattr(each, "url", each), capacity)
+                for each in containers
+            ]
+            limits = NetworkLimits(**{"ask_seconds": 0.05, "linger_seconds": 0.05, "drain_seconds": 5.0, **limits})
+            config = OrchestratorConfig(
+                Address("127.0.0.1:0", 8936), secret=secret, containers=known, trickle_host=trickle_host, limits=limits
+            )
+            run = await stack.enter_async_context(running(config))
+            session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+            orchestrator = Orchestrator(run, await stack.enter_async_context(session))
+            if wait:
+                await orchestrator.ready(len(known))
+            return orchestrator
+
+        yield start
+
+
+class Wire:
+    """One connection to a scripted container, and the request that came over it."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+        self.method = self.path = ""
+        self.query = ""
+        self.headers = {}
+
+    async def next(self):
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
+        self.method, target, _ = lines[0].split(" ")
+        self.path, _, self.query = target.partition("?")
+        self.headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines[1:])}
+
+    async def chunk(self):
+        """The next chunk of a chunked body; empty at its end."""
+        size = int(await self.reader.readuntil(b"\r\n"), 16)
+        data = await self.reader.readexactly(size)
+        await self.reader.readexactly(2)
+        return data
+
+    async def body(self):
+        if "chunked" not in self.headers.get("transfer-encoding", ""):
+            return await self.reader.readexactly(int(self.headers.get("content-length", 0)))
+        data = b""
+        while more := await self.chunk():
+            data += more
+        return data
+
+    async def answer(self, status=200, body=b"", **headers):
+        """A whole answer with its length."""
+        lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await self.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    async def begin(self, status=200, **headers):
+        """The head of an answer in chunks."""
+        lines = [f"HTTP/1.1 {status} x", "Transfer-Encoding: chunked"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await self.write("\r\n".join([*lines, "", ""]).encode())
+
+    async def piece(self, data):
+        """One chunk of an answer; an empty one ends it."""
+        await self.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def write(self, data):
+        self.writer.write(data)
+        await self.writer.drain()
+
+    def cut(self):
+        self.writer.transport.abort()
+
+
+class Script:
+    """A container that answers what a function says, and remembers what it was asked. It is well by default."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+        self.headers = []
+        self.version = b'{"model_id":"test"}'
+        self.frozen = False
+        self.listener = None
+        self._wires = set()
+        self._tasks = set()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    async def listen(self, port=0):
+        self.listener = await asyncio.start_server(self.handle, "127.0.0.1", port)
+        self.port = self.listener.sockets[0].getsockname()[1]
+
+    async def handle(self, reader, writer):
+        wire = Wire(reader, writer)
+        self._wires.add(wire)
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            while True:
+                await wire.next()
+                if self.frozen:
+                    await asyncio.Event().wait()
+                if wire.path == "/readyz":
+                    await wire.answer(200, b"{}")
+                elif wire.path == "/version":
+                    await wire.answer(200, self.version)
+                else:
+                    self.asked.append((wire.method, wire.path))
+                    self.headers.append(wire.headers)
+                    await self.answer(wire)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            self._wires.discard(wire)
+            self._tasks.discard(task)
+
+    async def die(self):
+        """Refuse connections and cut those there are, as a killed process does."""
+        self.listener.close()
+        for wire in tuple(self._wires):
+            wire.cut()
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def count(self, method, ending=""):
+        return sum(each[0] == method and each[1].endswith(ending) for each in self.asked)
+
+
+@pytest.fixture
+async def scripted():
+    """Give a function that serves `answer(wire)` as a container."""
+    async with AsyncExitStack() as stack:
+
+        async def start(answer):
+            script = Script(answer)
+            await script.listen()
+            stack.push_async_callback(script.die)
+            return script
+
+        yield start
+
+
+SERVE = """
+import asyncio, logging
+from whisper_byoc.server.run import ServerConfig, serve
+
+class Upper:
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        await asyncio.sleep(3600 if b"hang" in frame else 0)
+        return frame.upper()
+
+logging.basicConfig(level=logging.INFO)
+asyncio.run(serve({"test": Upper()}, ServerConfig("127.0.0.1", 0)))
+"""
+
+
+class Process:
+    """A container in a process of its own."""
+
+    def __init__(self, process, port):
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def kill(self):
+        self.process.kill()
+
+
+@pytest.fixture
+async def process():
+    """Give a function that runs a container in a process, which can be killed."""
+    started = []
+
+    async def start():
+        pipe = asyncio.subprocess.PIPE
+        each = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVE, stderr=pipe)
+        started.append(each)
+        while line := await asyncio.wait_for(each.stderr.readline(), 50):
+            if found := re.search(rb"listening on port (\d+)", line):
+                return Process(each, int(found[1]))
+        raise AssertionError("the container did not start")
+
+    yield start
+    for each in started:
+        with contextlib.suppress(ProcessLookupError):
+            each.kill()
+        await each.communicate()
+
+
+@pytest.fixture
+def kit():
+    """What tests put together: processors, bodies, headers, waiting."""
+    return types.SimpleNamespace(
+        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, until=until, NDJSON=NDJSON,
+        SSE=SSE,
+    )  # fmt: skip

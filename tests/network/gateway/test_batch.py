@@ -1,0 +1,207 @@
+"""`POST /process/request/…` through both hops: go-livepeer's requests, with answers that tell what happened."""
+
+import asyncio
+import base64
+import json
+import os
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from whisper_byoc.network.gateway import jobs
+
+
+def chunk(data):
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: %b\r\n\r\n"
+
+
+class Batch:
+    """A container's own routes."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def __call__(self, script, reader, writer, path, headers):
+        body = await script.body(reader, headers)
+        self.asked.append((path, headers, body))
+        route = path.split("?")[0].strip("/")
+        if route == "json":
+            script.answer(writer, 200, b'{"a": 1}', "application/json", X_Metadata="m")
+        elif route.isdigit():
+            script.answer(writer, int(route), b'{"error": "because"}', "application/json", Retry_After=7)
+        elif route == "sse":
+            writer.write(HEAD % b"text/event-stream" + chunk(b"data: 1\n\n"))
+            await writer.drain()
+            writer.write(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
+        elif route == "half":
+            writer.write(HEAD % b"text/event-stream" + chunk(b"data: 1\n\n"))
+            await asyncio.sleep(0.1)  # it is on its way to the client
+            return False
+        elif route == "die":
+            return False
+        else:
+            script.answer(writer, 200, body)
+        return True
+
+
+async def batch_pair(world, count=1):
+    """Orchestrators with one scripted container each."""
+    containers, orchestrators = [], []
+    for _ in range(count):
+        batch = Batch()
+
+        async def post(script, reader, writer, path, headers, batch=batch):
+            if path in ("/readyz", "/health", "/version"):
+                script.answer_json(writer, {"status": "IDLE"})
+                return True
+            return await batch(script, reader, writer, path, headers)
+
+        script = await world.script(post)
+        containers.append(batch)
+        orchestrators.append(await world.orchestrator(urls=[script.url]))
+    return containers, orchestrators, await world.gateway(*orchestrators)
+
+
+async def test_a_batch_job_through_both_hops(world):
+    (container,), (orchestrator,), gateway = await batch_pair(world)
+    body = os.urandom(200_000)
+    status, answer, headers = await gateway.batch(body, "some/route?a=1&a=2&b=%26", **{"Content-Type": "x/y"})
+    assert (status, answer) == (200, body)
+    path, sent, received = container.asked[-1]
+    assert received == body
+    assert path == "/some/route?a=1&a=2&b=%26"
+    assert sent["content-type"] == "x/y"
+    status, answer, headers = await gateway.batch(b"{}", "json")
+    assert (status, answer) == (200, b'{"a": 1}')
+    assert headers["Content-Type"] == "application/json"
+    assert (headers["X-Metadata"], headers["Livepeer-Balance"]) == ("m", "0")
+    assert headers["X-Orchestrator-Url"] == orchestrator.url
+    await gateway.settled()
+    assert orchestrator.slots == 0
+
+
+async def test_a_chunked_batch_body_and_no_route(world):
+    (container,), _, gateway = await batch_pair(world)
+
+    async def body():
+        yield b"abc"
+        yield b"def"
+
+    status, answer, _ = await gateway.batch(body())
+    assert (status, answer) == (200, b"abcdef")
+    assert container.asked[-1][0] == "/"
+
+
+async def test_a_route_stays_what_it_is(world):
+    (container,), _, gateway = await batch_pair(world)
+    url = URL(f"{gateway.url}/process/request/a%3Fb", encoded=True)
+    async with gateway.http.post(url, data=b"x", headers={"Livepeer": world.header()}) as answer:
+        assert answer.status == 200
+    assert container.asked[-1][0] == "/a%3Fb"
+    for bad in ("/process/request/../../ai/stream/stop", "/process/request/%2e%2e/x"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.running.port)
+        head = f"POST {bad} HTTP/1.1\r\nHost: x\r\nLivepeer: {world.header()}\r\nContent-Length: 0\r\n\r\n"
+        writer.write(head.encode())
+        assert (await reader.readline()).split()[1] in (b"400", b"404")
+        writer.close()
+    assert len(container.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("", "missing"),
+        ("not base64!", "base64"),
+        ("W10=", "object"),
+        ({"capability": ""}, "capability"),
+        ({"seconds": 0}, "timeout_seconds"),
+        ({"request": "x"}, ""),
+        ({"capability": "a\nb"}, "a\\nb"),
+        ({"capability": "\ud800"}, ""),
+    ],
+)
+async def test_a_job_that_is_not_one(world, job, words):
+    _, _, gateway = await batch_pair(world)
+    value = world.header(**job) if isinstance(job, dict) else job
+    headers = {"Livepeer": value} if value else {}
+    if job == {"request": "x"}:
+        fields = {"capability": "test", "timeout_seconds": 1, "request": "x", "parameters": "{}"}
+        headers = {"Livepeer": base64.b64encode(json.dumps(fields).encode()).decode()}
+    status, body, _ = await gateway.post("/process/request/x", b"", headers=headers)
+    assert status == 400
+    assert words in body.decode()
+    assert body.endswith(b"\n")
+
+
+async def test_a_header_of_brackets_does_not_break_the_gateway(world):
+    _, _, gateway = await batch_pair(world)
+    headers = {"Livepeer": base64.b64encode(b"[" * 5000).decode()}
+    assert (await gateway.post("/process/request/x", b"", headers=headers))[0] == 400
+
+
+async def test_an_unknown_capability_is_400_with_the_names(world):
+    _, (orchestrator,), gateway = await batch_pair(world)
+    status, body, _ = await gateway.batch(b"", job={"capability": "other"})
+    assert status == 400
+    assert orchestrator.url in body.decode()
+    assert "test" in body.decode()
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 500, 503, 418])
+async def test_error_codes_of_a_container_are_seen_by_the_client(world, status):
+    _, (orchestrator,), gateway = await batch_pair(world)
+    got, body, headers = await gateway.batch(b"x", str(status))
+    assert got == status
+    assert body == b"because\n"
+    if status in (429, 503):
+        assert headers["Retry-After"] == "7"
+    await gateway.settled()
+    assert orchestrator.slots == 0
+
+
+async def test_a_container_that_dies_is_502_and_never_an_empty_200(world):
+    containers, _, gateway = await batch_pair(world, 2)
+    status, body, _ = await gateway.batch(b"x", "die")
+    assert status == 502
+    assert body.strip()
+    assert sum(len(each.asked) for each in containers) == 2
+
+
+async def test_an_event_stream_ends_properly_and_runs_once(world):
+    containers, _, gateway = await batch_pair(world, 2)
+    status, body, headers = await gateway.batch(b"x", "sse")
+    assert (status, body) == (200, b"data: 1\n\ndata: 2\n\n")
+    assert headers["Content-Type"] == "text/event-stream"
+    assert sum(len(each.asked) for each in containers) == 1
+
+
+async def test_an_event_stream_that_breaks_off_breaks_off_here_too(world):
+    containers, _, gateway = await batch_pair(world, 2)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await gateway.batch(b"x", "half")
+    assert sum(len(each.asked) for each in containers) == 1
+    await gateway.settled()
+
+
+async def test_a_batch_job_that_is_too_slow_is_504(world, monkeypatch):
+    async def hangs(script, reader, writer, path, headers):
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(jobs, "MARGIN_S", -0.8)
+    script = await world.script(hangs, world.offering(test=1), {"available_capacity": 1})
+    gateway = await world.gateway(script)
+    status, body, _ = await gateway.batch(b"x", job={"seconds": 1})
+    assert status == 504
+    assert "in time" in body.decode()
+    await gateway.settled()
+
+
+async def test_other_methods_are_405(world):
+    _, _, gateway = await batch_pair(world)
+    for path in ("/process/request/x", "/live/video-to-video"):
+        async with gateway.http.get(gateway.url + path) as answer:
+            assert answer.status == 405

@@ -1,0 +1,217 @@
+"""Which orchestrators a job is brought to: many to many, reachable or not, by token or by list."""
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from whisper_byoc.network import out
+from whisper_byoc.network.gateway import directory
+from whisper_byoc.network.gateway.directory import wanted
+
+NOBODY = "http://127.0.0.1:9"
+
+
+async def ok(script, reader, writer, path, headers):
+    await script.body(reader, headers)
+    script.answer(writer, 200, script.url.encode())
+    return True
+
+
+async def test_many_gateways_and_many_orchestrators(world):
+    apis = [await world.serving(world.Pixels()) for _ in range(3)]
+    orchestrators = [
+        await world.orchestrator(apis[0], name="a"),
+        await world.orchestrator(apis[1], name="b"),
+        await world.orchestrator(apis[2], name="a", capacity=3),
+    ]
+    for gateway in [await world.gateway(*orchestrators), await world.gateway(*reversed(orchestrators))]:
+        status, told = await gateway.json("/capabilities")
+        assert status == 200
+        assert {each["name"]: each["available"] for each in told["capabilities"]} == {"a": 11, "b": 8}
+        assert [each["url"] for each in told["orchestrators"]] == [
+            each.url for each in gateway.running.context.directory._orchestrators
+        ]
+        assert all(each["reachable"] and not each["trouble"] for each in told["orchestrators"])
+        for name, place in (("a", 0), ("b", 1)):
+            status, body, headers = await gateway.live(b"abc", name)
+            assert (status, body, headers["X-Orchestrator-Url"]) == (200, b"cba", orchestrators[place].url)
+            status, _, headers = await gateway.batch(b"abc", job={"capability": name})
+            assert headers["X-Orchestrator-Url"] == orchestrators[place].url
+        status, body, _ = await gateway.live(b"abc", "c")
+        assert (status, json.loads(body)["error"]) in [
+            (404, "model not found: 'c'; there are: a, b"),
+            (404, "model not found: 'c'; there are: b, a"),
+        ]
+        assert (await gateway.json("/readyz"))[0] == 200
+
+
+async def test_nobody_can_be_reached(world):
+    gateway = await world.gateway(NOBODY)
+    for status, body in [(await gateway.live(b"x"))[:2]]:
+        assert status == 502
+        assert NOBODY in json.loads(body)["error"]
+    status, body, _ = await gateway.batch(b"x")
+    assert status == 400
+    assert NOBODY in body.decode()
+    assert (await gateway.json("/readyz"))[0] == 503
+    told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
+    assert (told["reachable"], told["capabilities"]) == (False, [])
+    assert "Cannot connect" in told["trouble"]
+
+
+async def test_one_that_cannot_be_reached_does_not_hide_the_others(world):
+    orchestrator = await world.orchestrator(await world.serving(world.Pixels()))
+    gateway = await world.gateway(NOBODY, orchestrator)
+    assert (await gateway.live(b"abc"))[:2] == (200, b"cba")
+    assert (await gateway.batch(b"abc"))[0] == 200
+    status, body, _ = await gateway.live(b"abc", "other")
+    assert status == 404
+    message = json.loads(body)["error"]
+    assert message.startswith("model not found: 'other'; there are: test (cannot be reached: ")
+    assert NOBODY in message
+
+
+async def test_a_model_whose_orchestrator_is_away_is_502(world):
+    one = await world.orchestrator(await world.serving(world.Pixels()), name="here")
+    two = await world.orchestrator(await world.serving(world.Pixels()), name="away", relayed=True)
+    gateway = await world.gateway(one, two)
+    await two.relay.close()
+    status, body, _ = await gateway.live(b"x", "away")
+    assert status == 502
+    assert two.url in json.loads(body)["error"]
+    assert (await gateway.live(b"x", "never"))[0] == 404
+    await two.relay.listen()
+    assert (await gateway.live(b"x", "away"))[:2] == (200, b"x")
+
+
+async def test_a_registration_newer_than_the_last_poll_is_found(world):
+    orchestrator = await world.orchestrator()
+    api = await world.serving({"new": world.Pixels()})
+    gateway = await world.gateway(orchestrator)
+    gateway.running.context.directory._asking.cancel()
+    assert (await gateway.live(b"x", "new"))[0] == 404
+    body = json.dumps({"name": "new", "url": api.url, "capacity": 2}).encode()
+    async with gateway.http.post(
+        f"{orchestrator.url}/capability/register", data=body, headers={"Authorization": "secret"}
+    ) as answer:
+        assert answer.status == 200
+    await world.until(lambda: orchestrator.running.context.pool.free("new"))
+    assert (await gateway.live(b"abc", "new"))[:2] == (200, b"cba")
+    assert (await gateway.batch(b"abc", job={"capability": "new"}))[0] == 200
+    _, told = await gateway.json("/capabilities")
+    assert told["capabilities"] == []
+
+
+@pytest.mark.parametrize("kind", ["include", "exclude"])
+async def test_filters_of_a_job(world, kind):
+    orchestrators = [await world.orchestrator(await world.serving(world.Pixels())) for _ in range(2)]
+    gateway = await world.gateway(*orchestrators)
+    for place, each in enumerate(orchestrators):
+        chosen = orchestrators[place if kind == "include" else 1 - place]
+        job = {"parameters": {"orchestrators": {kind: [each.url + "/"]}}}
+        status, _, headers = await gateway.batch(b"x", job=job)
+        assert (status, headers["X-Orchestrator-Url"]) == (200, chosen.url)
+    none = {"parameters": {"orchestrators": {"include": ["http://elsewhere"], "exclude": 7}}}
+    status, body, _ = await gateway.batch(b"x", job=none)
+    assert status == 400
+    assert "filters" in body.decode()
+
+
+@pytest.mark.parametrize("filters", [None, [], "x", {"include": None}, {"include": []}, {"exclude": [1, None]}])
+def test_filters_that_filter_nothing(filters):
+    assert wanted("http://a", filters)
+
+
+async def test_a_job_goes_where_the_token_says(world):
+    there = await world.script(ok)
+    script = await world.script(ok, None, {"available_capacity": 1, "service_addr": there.url + "/"})
+    gateway = await world.gateway(script)
+    status, body, headers = await gateway.batch(b"abc", "x")
+    assert (status, body) == (200, there.url.encode())
+    assert headers["X-Orchestrator-Url"] == there.url
+    assert not script.asked
+    assert there.asked[0][1] == "/process/request/x"
+
+
+@pytest.mark.parametrize("address", [None, 7, "ftp://x", ""])
+async def test_a_strange_service_address_is_passed_over(world, address):
+    script = await world.script(ok, None, {"available_capacity": 1, "service_addr": address})
+    gateway = await world.gateway(script)
+    assert (await gateway.batch(b"abc"))[:2] == (200, script.url.encode())
+
+
+@pytest.mark.parametrize(
+    "token", [None, [], {}, {"available_capacity": 0}, {"available_capacity": "5"}, {"available_capacity": True}]
+)
+async def test_a_token_without_a_place(world, token):
+    script = await world.script(ok, {"capabilities": [7, {"name": 5, "available": 3}, {"name": "x"}]}, token)
+    gateway = await world.gateway(script)
+    status, body, _ = await gateway.batch(b"abc")
+    assert status == 400
+    assert script.url in body.decode()
+    assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
+
+
+async def test_the_one_with_the_most_places_comes_first(world):
+    scripts = [await world.script(ok, world.offering(test=free), {"available_capacity": free}) for free in (1, 7, 3)]
+    gateway = await world.gateway(*scripts)
+    assert (await gateway.live(b"x"))[1] == scripts[1].url.encode()
+    assert (await gateway.batch(b"x"))[1] == scripts[1].url.encode()
+    scripts[2].token = {"available_capacity": 9}  # a token is newer than the list
+    assert (await gateway.batch(b"x"))[1] == scripts[2].url.encode()
+
+
+@pytest.mark.parametrize("answer", [b"[" * 5000, b"\xff\xfe", b"7", b"{}"])
+async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer, monkeypatch):
+    monkeypatch.setattr(directory, "ASK_EVERY_S", 0.01)
+    script = await world.script(ok)
+    script.answer_json = lambda writer, _: script.answer(writer, 200, answer)
+    gateway = await world.gateway(script)
+    assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
+    del script.answer_json
+    script.offers = world.offering(test=4)
+    await world.until(lambda: gateway.running.context.directory.available == {"test": 4})
+
+
+async def test_a_404_of_the_container_is_no_unknown_model(world):
+    async def other(script, reader, writer, path, headers):
+        script.answer(writer, 404, b'{"error": "there is no page 7"}', "application/json")
+
+    gateway = await world.gateway(await world.script(other, world.offering(test=1)))
+    status, body, _ = await gateway.live(b"abc")
+    assert (status, json.loads(body)) == (404, {"error": "there is no page 7"})
+
+
+async def test_an_orchestrator_in_trouble_says_so(world):
+    script = await world.script(ok)
+    script.answer_json = lambda writer, _: script.answer(writer, 500, b"sorry")
+    gateway = await world.gateway(script)
+    told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
+    assert (told["reachable"], told["trouble"]) == (False, "it answered 500")
+
+
+async def test_an_address_that_swallows_connections_does_not_keep_the_job(world, monkeypatch):
+    """Connecting takes too long there: nobody has got anything of the job, and the next one is asked."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        address = deaf.getsockname()
+        waiting = []
+        for _ in range(4):  # a full queue: what comes now is not answered at all
+            each = socket.socket()
+            each.setblocking(False)
+            each.connect_ex(address)
+            waiting.append(each)
+        await asyncio.sleep(0.05)
+        orchestrator = await world.orchestrator(await world.serving(world.Pixels()))
+        gateway = await world.gateway(f"http://127.0.0.1:{address[1]}", orchestrator)
+        gateway.running.context.http._timeout = out.aiohttp.ClientTimeout(total=None, sock_connect=0.2)
+        first = gateway.running.context.directory._orchestrators[0]
+        gateway.running.context.directory._asking.cancel()
+        first.said({"test": 99})
+        status, body, headers = await gateway.live(b"abc")
+        assert (status, body, headers["X-Orchestrator-Url"]) == (200, b"cba", orchestrator.url)
+        for each in waiting:
+            each.close()

@@ -1,0 +1,264 @@
+"""Streams whose orchestrator or container fails: begun anew before a result, ended with an error after one."""
+
+import asyncio
+import json
+
+import pytest
+
+from whisper_byoc.network.gateway import link, session
+from whisper_byoc.trickle import TrickleSubscriber
+
+PCM = {"input": "pcm16"}
+
+
+async def everything(url):
+    """All bytes of a channel from its first segment."""
+    found = b""
+    async with TrickleSubscriber(url, start=0) as subscriber:
+        async for segment in subscriber:
+            found += await segment.read()
+    return found
+
+
+def first_and_other(workers):
+    first = next(worker for worker in workers if worker.started)
+    return first, next(worker for worker in workers if worker is not first)
+
+
+@pytest.mark.parametrize("input_ends", [False, True])
+async def test_an_orchestrator_that_dies_before_a_result_is_replaced_and_all_input_replayed(
+    world, monkeypatch, input_ends
+):
+    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
+    workers, gateway = await world.two_workers()
+    _, answer = await gateway.start("one")
+    first, other = first_and_other(workers)
+    parts = [b"%d" % number * 1000 for number in range(4)]
+    await gateway.publish(answer["publish_url"], *parts)
+    await first.orchestrator.relay.close()
+    if input_ends:
+        await gateway.end(answer["publish_url"])
+    await world.until(lambda: other.started)
+    reading = asyncio.ensure_future(everything(other.url("subscribe")))
+    if not input_ends:
+        await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(reading, 10) == b"".join(parts)
+    await other.say({"type": "transcript", "seq": 0, "text": "x"}, {"type": "end", "seq": 1})
+    found = await gateway.follow(answer["data_url"]).ended()
+    assert [record["type"] for record in found] == ["transcript", "end"]
+    assert (await gateway.json("/process/stream/one/status"))[1]["orchestrator"] == other.orchestrator.url
+    await gateway.settled()
+    await world.until(lambda: other.orchestrator.slots == 0)
+
+
+async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_error(world, monkeypatch):
+    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
+    workers, gateway = await world.two_workers()
+    _, answer = await gateway.start("one")
+    first, other = first_and_other(workers)
+    timing = {"media_window_end_ms": 700}
+    await first.say({"type": "transcript", "job_id": "one", "seq": 0, "text": "x", "timing": timing})
+    reader = gateway.follow(answer["data_url"])
+    await world.until(lambda: reader.events)
+    await first.orchestrator.relay.close()
+    found = await reader.ended()
+    assert [(record["type"], record["seq"]) for record in found] == [("transcript", 0), ("error", 1), ("end", 2)]
+    assert {name: found[-1][name] for name in ("audio_ms", "transcripts", "errors")} == {
+        "audio_ms": 700, "transcripts": 1, "errors": 1,
+    }  # fmt: skip
+    assert not other.started
+    assert (await gateway.json("/process/stream/one/status"))[1]["error"] == found[1]["error"]
+    await gateway.settled()
+
+
+async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(
+    world, monkeypatch
+):
+    monkeypatch.setattr(session, "SETTLE_S", 0.7)
+    workers = [world.Worker(world) for _ in range(2)]
+    scripts = [await world.script(worker) for worker in workers]
+    orchestrator = await world.orchestrator(urls=[script.url for script in scripts])
+    gateway = await world.gateway(orchestrator)
+    _, answer = await gateway.start("one", {"a": 1})
+    first, other = first_and_other(workers)
+    headers = {"Livepeer": world.header()}
+    await gateway.post("/process/stream/one/update", b'{"b": 2}', headers=headers)
+    await gateway.publish(answer["publish_url"], b"abc")
+    await scripts[workers.index(first)].close()
+    await world.until(lambda: other.started, 20)
+    assert other.started[0]["params"] == {"a": 1, "b": 2}
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(everything(other.url("subscribe")), 10) == b"abc"
+    await other.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+    await gateway.settled()
+    await world.until(lambda: orchestrator.slots == 0)
+
+
+async def test_a_container_that_dies_after_a_result_ends_the_stream_with_an_error(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    await worker.say({"type": "transcript", "seq": 0, "text": "x"})
+    reader = gateway.follow(answer["data_url"])
+    await world.until(lambda: reader.events)
+    await worker.script.close()
+    found = await reader.ended()
+    assert [record["type"] for record in found] == ["transcript", "error", "end"]
+    assert "gone" in found[1]["error"]
+    await gateway.settled()
+    await world.until(lambda: worker.orchestrator.slots == 0)
+
+
+async def test_a_container_without_events_is_lost(world, monkeypatch):
+    monkeypatch.setattr(link, "HEARTBEAT_S", 0.3)
+    monkeypatch.setattr(link, "TICK_S", 0.05)
+    monkeypatch.setattr(link, "LAST_S", 0.1)
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    await worker.say({"type": "transcript", "seq": 0})
+    found = await gateway.follow(answer["data_url"]).ended()
+    assert "no event for 0.3 s" in found[-2]["error"]
+    await gateway.settled()
+    await world.until(lambda: worker.orchestrator.slots == 0)  # it was told
+    assert worker.stops
+
+
+@pytest.mark.parametrize("how", ["nothing", "hangs", "no urls", "bad urls", "half"])
+async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, how):
+    """Another one takes the stream, and the first is told to let go of it."""
+    monkeypatch.setattr(link, "HEARTBEAT_S", 1.0)
+    monkeypatch.setattr(link, "TICK_S", 0.05)
+    monkeypatch.setattr(link, "LAST_S", 0.1)
+    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.3, longest_pause=0.1, answer_seconds=1))
+    stops = []
+
+    async def post(script, reader, writer, path, headers):
+        if path == "/ai/stream/start":
+            await script.body(reader, headers)
+            base = f"{script.url}/ai/trickle/one"
+            if how == "bad urls":
+                base = "nonsense://"
+            kinds = {"X_Control_Url": base + "-control", "X_Events_Url": base + "-events", "X_Data_Url": base + "-data"}
+            if how == "half":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+                return False
+            script.answer(writer, 200, **({} if how == "no urls" else kinds))
+            return True
+        if path == "/ai/stream/stop":
+            await script.body(reader, headers)
+            stops.append(path)
+            script.answer(writer, 200)
+            return True
+        if how == "hangs":
+            await asyncio.sleep(30)
+        script.answer(writer, 404, b"404 page not found")
+        return False
+
+    script = await world.script(post, None, {"available_capacity": 99})  # as go-livepeer: no list of capabilities
+    api = await world.serving(world.Sound())
+    orchestrator = await world.orchestrator(api)
+    gateway = await world.gateway(script, orchestrator)
+    _, answer = await gateway.start("one", PCM)
+    await gateway.publish(answer["publish_url"], bytes(3200))
+    await gateway.end(answer["publish_url"])
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    await gateway.settled()
+    assert stops
+    await world.until(lambda: orchestrator.slots == 0)
+
+
+async def test_nobody_takes_it_up_again(world, monkeypatch):
+    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
+    worker, gateway = await world.worker_pair(relayed=True)
+    _, answer = await gateway.start("one")
+    await worker.orchestrator.relay.close()
+    found = await gateway.follow(answer["data_url"]).ended()
+    assert [record["type"] for record in found] == ["error", "end"]
+    assert "and then: no orchestrator has a place" in found[0]["error"]
+    await gateway.settled()
+
+
+async def test_a_stop_while_another_orchestrator_is_sought(world, monkeypatch):
+    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
+    monkeypatch.setattr(session, "FLUSH_S", 0.3)
+    monkeypatch.setattr(session, "LAST_WORDS_S", 0.3)
+    workers, gateway = await world.two_workers()
+    _, answer = await gateway.start("one")
+    first, other = first_and_other(workers)
+    asked = asyncio.Event()
+    real = other.script.post
+
+    async def slow(script, reader, writer, path, headers):
+        if path.startswith("/stream/start"):
+            asked.set()
+            await asyncio.sleep(30)
+        return await real(script, reader, writer, path, headers)
+
+    other.script.post = slow
+    await first.orchestrator.relay.close()
+    await asyncio.wait_for(asked.wait(), 10)
+    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
+    found = await gateway.follow(answer["data_url"]).ended()
+    assert [record["type"] for record in found] == ["error", "end"]
+    await gateway.settled()
+    await world.until(lambda: other.orchestrator.slots == 0)
+
+
+async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
+    worker, gateway = await world.worker_pair()
+    real, asked = worker.script.post, asyncio.Event()
+
+    async def slow(script, reader, writer, path, headers):
+        if path.startswith("/stream/start"):
+            asked.set()
+            await asyncio.sleep(0.3)
+        return await real(script, reader, writer, path, headers)
+
+    worker.script.post = slow
+    starting = asyncio.ensure_future(gateway.start("one"))
+    await asyncio.wait_for(asked.wait(), 10)
+    starting.cancel()
+    await world.over(gateway)
+    await world.until(lambda: worker.orchestrator.slots == 0)
+    worker.script.post = real
+    await world.until(lambda: not worker.orchestrator.running.streams._starting)
+    assert (await gateway.start("one"))[0] == 200
+    await gateway.post("/process/stream/one/stop")
+
+
+async def test_text_that_was_gone_is_told_of(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    await worker.say({"type": "transcript", "seq": 0})
+    reader = gateway.follow(answer["data_url"])
+    await world.until(lambda: reader.events)
+    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    for seq in range(1, 10):  # in one go: nobody can read them all
+        segment = channel.for_write(channel.next_write)
+        channel.begin(segment)
+        segment.append(json.dumps({"type": "transcript", "seq": seq}).encode())
+        channel.finish(segment)
+    await worker.say({"type": "end", "seq": 10})
+    found = await reader.ended()
+    assert "gone before they could be read" in str(found)
+    assert [record for record in found if record["type"] == "error"]
+    await gateway.settled()
+
+
+async def test_a_go_livepeer_like_orchestrator(world):
+    """It has no list of capabilities, another service address, and no routes of ours."""
+    api = await world.serving(world.Sound())
+    orchestrator = await world.orchestrator(api)
+
+    async def nothing(script, reader, writer, path, headers):
+        script.answer(writer, 404, b"404 page not found\n")
+
+    script = await world.script(nothing, None, {"available_capacity": 2, "service_addr": orchestrator.url})
+    gateway = await world.gateway(script)
+    status, answer = await gateway.start("one", PCM)
+    assert status == 200
+    await gateway.publish(answer["publish_url"], bytes(3200))
+    await gateway.end(answer["publish_url"])
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    assert not script.asked
+    await gateway.settled()

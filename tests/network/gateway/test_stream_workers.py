@@ -1,0 +1,87 @@
+"""Streams with anybody's container: what it says and answers comes through as it is."""
+
+import asyncio
+
+import pytest
+
+
+async def test_an_update_is_relayed_and_answered_by_the_container(world):
+    worker, gateway = await world.worker_pair()
+    await gateway.start("one")
+    headers = {"Livepeer": world.header(request={"stream_id": "one"})}
+    path = "/process/stream/one/update"
+    for status, body in ((200, b'{"said": "' + b"y" * 300_000 + b'"}'), (422, b'{"said": "no"}')):
+        worker.params = status, body
+        got, answer, back = await gateway.post(path, b'{"a": 1}', headers=headers)
+        assert (got, answer, back["Content-Type"]) == (status, body, "application/json")
+        assert worker.asked == b'{"a": 1}'
+    worker.params = 200, b"{}"
+    for odd in (b"[1]", b'{"params": 3}', b"{"):
+        assert (await gateway.post(path, odd, headers=headers))[0] == 200
+    assert (await gateway.post(path, b"{}"))[0] == 400  # go-livepeer wants its header
+    assert (await gateway.post("/process/stream/none/update", b"{}", headers=headers))[0] == 404
+    await gateway.post("/process/stream/one/stop")
+    assert (await gateway.post(path, b"{}", headers=headers))[0] == 404
+
+
+async def test_the_status_is_the_containers_and_does_not_vanish(world):
+    worker, gateway = await world.worker_pair()
+    await gateway.start("one")
+    await worker.event({"type": "status", "fps": 7}, {"type": "error", "message": "a cable is loose"})
+    await worker.say(b"not json", b"[]", b"7", b'{"event": []}', b"[" * 5000, kind="events")
+    stream = gateway.running.streams._sessions["one"]
+    await world.until(lambda: "error" in stream.status())
+    status, told = await gateway.json("/process/stream/one/status")
+    assert status == 200
+    assert (told["fps"], told["state"], told["error"]) == (7, "running", "a cable is loose")
+    assert told["orchestrator"] == worker.orchestrator.url
+    assert told["ingest_metrics"] == {"segments": 0, "bytes": 0, "missed": 0}
+    _, body, headers = await gateway.post("/process/stream/one/stop")
+    assert body == b'{"bye": 1}'
+    assert headers["Content-Type"].startswith("application/json")
+    assert (await gateway.json("/process/stream/one/status"))[1]["state"] == "ended"
+    assert (await gateway.json("/process/stream/none/status"))[0] == 404
+
+
+async def test_a_container_whose_text_has_no_end_record_ends_in_order(world):
+    """As pytrickle's: its lines are what its author likes."""
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    await worker.say(b'["{\\"text\\": \\"hello\\"}"]\n', b"[]\n", b"plain\rtext\n\nmore\n")
+    reader = gateway.follow(answer["data_url"])
+    await world.until(lambda: len(reader.events) == 3)
+    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
+    await asyncio.wait_for(reader.task, 10)
+    assert [each["data"] for each in reader.events[:-1]] == ['["{\\"text\\": \\"hello\\"}"]', "plain text", "more"]
+    assert reader.events[-1]["event"] == "end"
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await gateway.settled()
+
+
+async def test_what_is_said_while_it_stops_is_there_before_the_answer(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    worker.on_stop = lambda: worker.say({"type": "last", "seq": 0}, {"type": "end", "seq": 1})
+    await gateway.post("/process/stream/one/stop")
+    assert [record["type"] for record in await gateway.follow(answer["data_url"]).ended()] == ["last", "end"]
+
+
+async def test_a_container_that_stops_by_itself_is_no_failure(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one", ingress=False, data=True)
+    await worker.event({"type": "stream_stopped"})
+    await gateway.follow(answer["data_url"]).ended()
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    assert len(worker.started) == 1
+    await gateway.settled()
+
+
+@pytest.mark.parametrize(("status", "got"), [(400, 400), (422, 422), (500, 500), (503, 503)])
+async def test_the_words_of_a_refusal_come_through(world, status, got):
+    worker, gateway = await world.worker_pair()
+    worker.refusal = status, b'{"error": "I would rather not"}'
+    code, answer = await gateway.start("one")
+    assert (code, answer) == (got, "I would rather not\n")
+    await gateway.settled()
+    await world.until(lambda: worker.orchestrator.slots == 0)
+    assert not worker.orchestrator.running.streams._streams

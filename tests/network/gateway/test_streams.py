@@ -1,0 +1,379 @@
+"""`/process/stream/…`: streams from their start to their last words, through gateway, orchestrator and container."""
+
+import asyncio
+import json
+import subprocess
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from audio.media import ffmpeg_environment, ffmpeg_path
+from whisper_byoc.network.gateway import app as gateway_app
+from whisper_byoc.network.gateway import records, streams
+from whisper_byoc.trickle import TricklePublisher
+
+PCM = {"input": "pcm16"}
+KEYS = {
+    "stream_id", "whip_url", "whep_url", "rtmp_url", "rtmp_output_url", "update_url", "status_url", "data_url",
+    "stop_url", "publish_url", "subscribe_url",
+}  # fmt: skip
+
+
+def ffmpeg(*arguments, data=None):
+    command = [ffmpeg_path(), "-loglevel", "error", *arguments]
+    return subprocess.run(
+        command, env=ffmpeg_environment(), input=data, stdout=subprocess.PIPE, check=True, timeout=60
+    ).stdout
+
+
+async def test_the_start_answer_has_every_key_of_go_livepeer(world):
+    gateway = await world.pair(world.Sound())
+    status, answer = await gateway.start("one", PCM)
+    assert status == 200
+    assert set(answer) == KEYS
+    route = f"{gateway.url}/process/stream/one"
+    assert answer["stream_id"] == "one"
+    for name in ("update", "status", "data", "stop"):
+        assert answer[f"{name}_url"] == f"{route}/{name}"
+    assert answer["publish_url"] == f"{gateway.url}/ai/trickle/one"
+    assert answer["subscribe_url"] == answer["rtmp_url"] == answer["whip_url"] == ""
+    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
+    await world.over(gateway)
+
+
+async def test_ids_come_from_names_or_from_nowhere(world):
+    gateway = await world.pair(world.Sound())
+
+    async def started(body):
+        status, answer, _ = await gateway.post(
+            "/process/stream/start", json.dumps(body).encode(), headers={"Livepeer": world.stream_header()}
+        )
+        assert status == 200, answer
+        return json.loads(answer)["stream_id"]
+
+    assert await started({"stream_id": "a", "stream_name": "n"}) == "n-a"
+    name = await started({"stream_name": "n", "stream_id": ""})
+    assert name.startswith("n-")
+    assert len(name) == 10
+    assert len(await started({})) == 8
+    status, answer = await gateway.start("n-a")
+    assert status == 400
+    assert "running already" in answer
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "object"),
+        (b"[" * 3000, "nested"),
+        (b'{"stream_id": 7}', "strings"),
+        (b'{"stream_id": "a/b"}', "a/b"),
+        (b'{"stream_id": ".."}', "bad stream id"),
+        (b'{"stream_id": "a-out"}', "another"),
+        (b'{"params": "[1]"}', "params"),
+        (b'{"params": 5}', "params"),
+    ],
+)
+async def test_bad_bodies(world, body, words):
+    gateway = await world.pair(world.Sound())
+    status, answer, _ = await gateway.post("/process/stream/start", body, headers={"Livepeer": world.stream_header()})
+    assert status == 400
+    assert words in answer.decode()
+    await world.over(gateway)
+
+
+async def test_a_body_that_is_too_large_and_a_header_that_is_missing(world):
+    gateway = await world.pair(world.Sound())
+    headers = {"Livepeer": world.stream_header()}
+    assert (await gateway.post("/process/stream/start", bytes((10 << 20) + 1), headers=headers))[0] == 413
+    assert (await gateway.post("/process/stream/start", b"{}"))[0] == 400
+
+
+async def test_a_refusal_of_the_container_is_in_the_start_answer(world):
+    gateway = await world.pair(world.Pixels())
+    status, answer = await gateway.start("one", {"width": 5})
+    assert status == 400
+    assert "width and height" in answer
+    await world.over(gateway)
+    assert (await gateway.start("one", {"width": 4, "height": 4}))[0] == 200
+
+
+async def test_no_such_capability(world):
+    gateway = await world.pair(world.Sound())
+    status, answer = await gateway.start(capability="other")
+    assert status == 400
+    assert "'other'" in answer
+    assert "test" in answer
+
+
+async def test_no_more_streams_than_places_and_none_while_shutting_down(world):
+    gateway = await world.pair(world.Sound(), jobs=2)
+    for name in ("a", "b"):
+        assert (await gateway.start(name))[0] == 200
+    assert (await gateway.start("c"))[0] == 503
+    await gateway.post("/process/stream/a/stop")
+    gateway.running.context.draining = True
+    assert (await gateway.start("c"))[0] == 503
+
+
+async def test_the_public_address_is_in_the_urls(world):
+    orchestrator = await world.orchestrator(await world.serving(world.Sound()))
+    for public, base in (("gw.example:99", "http://gw.example:99"), ("https://gw.example", "https://gw.example")):
+        gateway = await world.gateway(orchestrator, public_host=public)
+        answer = (await gateway.start())[1]
+        assert answer["status_url"] == f"{base}/process/stream/{answer['stream_id']}/status"
+        assert answer["publish_url"].startswith(f"{base}/ai/trickle/")
+        await gateway.post(f"/process/stream/{answer['stream_id']}/stop")
+
+
+async def test_pages_of_other_origins(world, monkeypatch):
+    monkeypatch.setenv(gateway_app.CORS, "1")
+    gateway = await world.pair(world.Sound())
+    async with gateway.http.options(f"{gateway.url}/process/stream/x/data") as answer:
+        assert answer.status == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    answer = (await gateway.start("one"))[1]
+    async with gateway.http.get(answer["data_url"]) as events:
+        assert events.headers["Access-Control-Allow-Origin"] == "*"
+    async with gateway.http.get(f"{gateway.url}/process/stream/none/status") as missing:
+        assert missing.status == 404
+        assert missing.headers["Access-Control-Allow-Origin"] == "*"
+    await gateway.post("/process/stream/one/stop")
+
+
+@pytest.mark.filterwarnings("ignore:verify_ssl is deprecated", "ignore::ResourceWarning")  # pytrickle's
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["ours", "pytrickle"])
+async def test_pcm_comes_back_as_text_and_the_end_of_input_ends_the_stream(world, request, kind):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    early = gateway.follow(answer["data_url"])
+    await early.connected.wait()  # headers come at once
+    stream = gateway.running.streams._sessions["one"]
+    chunks = [bytes(3200)] * 4
+    if kind == "ours":
+        await gateway.publish(answer["publish_url"], *chunks)
+    else:
+        pytrickle = request.getfixturevalue("pytrickle")
+        publisher = pytrickle.Publisher(answer["publish_url"], "video/MP2T")
+        for number, chunk in enumerate(chunks, 1):
+            async with await publisher.next() as writer:
+                await writer.write(chunk)
+            await world.until(lambda number=number: stream.status()["ingest_metrics"]["bytes"] == 3200 * number)
+        await publisher.close()
+    assert stream.status()["ingest_metrics"] == {"segments": 4, "bytes": 12_800, "missed": 0}
+    await gateway.end(answer["publish_url"])
+    found = await early.ended()
+    assert world.heard(found) == 12_800
+    assert found[-1]["type"] == "end"
+    assert [record["seq"] for record in found] == list(range(len(found)))
+    late, again = gateway.follow(answer["data_url"]), gateway.follow(answer["data_url"], **{"Last-Event-ID": "0"})
+    assert await late.ended() == found
+    assert late.events == early.events
+    assert await again.ended() == found[1:]
+    assert (await gateway.json("/process/stream/one/status"))[1]["state"] == "ended"
+    await world.over(gateway)
+
+
+async def test_mpeg_ts_comes_back_as_text(world):
+    gateway = await world.pair(world.Sound())
+    ts = await asyncio.to_thread(
+        ffmpeg, "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-t", "3", "-c:a", "aac", "-f", "mpegts",
+        "pipe:1",
+    )  # fmt: skip
+    _, answer = await gateway.start("one")
+    reader = gateway.follow(answer["data_url"])
+    await gateway.publish(answer["publish_url"], *(ts[at : at + 188 * 50] for at in range(0, len(ts), 188 * 50)))
+    await gateway.end(answer["publish_url"])
+    assert abs(world.heard(await reader.ended()) / 32_000 - 3) < 0.3
+    await world.over(gateway)
+
+
+async def test_stop_says_the_last_words_before_it_answers_and_is_idempotent(world):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    await gateway.publish(answer["publish_url"], bytes(3200))
+    stops = await asyncio.gather(*(gateway.post("/process/stream/one/stop", b"why") for _ in range(3)))
+    assert {status for status, _, _ in stops} == {200}
+    assert {json.loads(body)["status"] for _, body, _ in stops} == {"success"}
+    assert gateway.running.streams._sessions["one"].records.ended
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    status, _, _ = await gateway.post("/process/stream/one/stop")
+    assert status == 200
+    assert (await gateway.post("/process/stream/none/stop"))[0] == 404
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await world.over(gateway)
+
+
+async def test_stop_while_input_is_being_sent_loses_nothing_that_arrived(world):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    stream = gateway.running.streams._sessions["one"]
+    async with TricklePublisher(answer["publish_url"], "video/MP2T") as publisher:
+        for _ in range(3):
+            await publisher.publish(bytes(3200))
+        writer = await publisher.next()
+        await writer.write(bytes(1600))  # a segment that is never finished
+        await world.until(lambda: stream.status()["ingest_metrics"]["bytes"] == 11_200)
+        await gateway.post("/process/stream/one/stop")
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 11_200
+    await world.over(gateway)
+
+
+async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(world):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM, ingress=False)
+    stopping = asyncio.ensure_future(gateway.post("/process/stream/one/stop"))
+    await world.until(lambda: gateway.running.streams._sessions["one"]._stopper)
+    stopping.cancel()
+    await gateway.follow(answer["data_url"]).ended()
+    await world.over(gateway)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, 30])
+async def test_a_stop_may_race_the_end_of_the_input(world, steps):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    await gateway.publish(answer["publish_url"], bytes(3200))
+    ending = asyncio.ensure_future(gateway.end(answer["publish_url"]))
+    for _ in range(steps):
+        await asyncio.sleep(0.01)
+    status, _, _ = await gateway.post("/process/stream/one/stop")
+    assert status == 200
+    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    await asyncio.wait({ending})
+    if ending.exception() is None:
+        await world.over(gateway)
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await world.over(gateway)
+
+
+async def test_a_long_header_is_read(world):
+    gateway = await world.pair(world.Sound())
+    status, answer = await gateway.start("one", comment="x" * 20_000)
+    assert status == 200, answer
+    await gateway.post("/process/stream/one/stop")
+
+
+async def test_silence_is_kept_alive(world, monkeypatch):
+    monkeypatch.setattr(records, "KEEP_ALIVE_S", 0.05)
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    reader = gateway.follow(answer["data_url"])
+    await world.until(lambda: reader.comments > 3)
+    await gateway.post("/process/stream/one/stop")
+    await reader.ended()
+
+
+async def test_a_stream_without_data_has_no_events(world):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", data=False)
+    assert answer["data_url"] == ""
+    async with gateway.http.get(f"{gateway.url}/process/stream/one/data") as events:
+        assert events.status == 503
+    async with gateway.http.get(f"{gateway.url}/process/stream/none/data") as events:
+        assert events.status == 404
+    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
+    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await world.over(gateway)
+
+
+async def test_a_stream_of_data_alone(world):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", ingress=False)
+    assert answer["publish_url"] == ""
+    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
+    found = await gateway.follow(answer["data_url"]).ended()
+    assert [record["type"] for record in found] == ["end"]
+    await world.over(gateway)
+
+
+async def test_a_stream_can_be_started_again_under_its_name(world):
+    gateway = await world.pair(world.Sound())
+    for _ in range(2):
+        status, answer = await gateway.start("one", PCM)
+        assert status == 200, answer
+        await gateway.publish(answer["publish_url"], bytes(3200))
+        await gateway.end(answer["publish_url"])
+        assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+        await world.over(gateway)
+
+
+async def test_a_reader_that_does_not_read_is_cut_off(world):
+    gateway = await world.pair(world.Sound(), stall_seconds=0.2)
+    await gateway.start("one", PCM)
+    stream = gateway.running.streams._sessions["one"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.running.port, limit=1000)
+    writer.write(b"GET /process/stream/one/data HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"200" in head
+    for number in range(30):
+        stream.records.add(b'{"type":"x","n":%d,"pad":"%b"}' % (number, b"x" * 1_000_000))
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.5)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        while True:
+            text = await reader.readexactly(65536)
+            assert b"HTTP/1.1 500" not in text
+    writer.close()
+    await gateway.post("/process/stream/one/stop")
+    await world.over(gateway)
+
+
+async def test_shutdown_with_readers_and_input_ends_promptly_with_the_last_words(world):
+    orchestrator = await world.orchestrator(await world.serving(world.Sound()))
+    async with AsyncExitStack() as stack:
+        gateway = await world.gateway(orchestrator, stack=stack)
+        _, answer = await gateway.start("one", PCM)
+        readers = [gateway.follow(answer["data_url"]) for _ in range(3)]
+        await gateway.publish(answer["publish_url"], bytes(3200))
+        for reader in readers:
+            await reader.connected.wait()
+    for reader in readers:
+        assert world.heard(await reader.ended()) == 3200
+    await world.until(lambda: orchestrator.slots == 0)
+
+
+async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world, monkeypatch):
+    gateway = await world.pair(world.Sound())
+    _, answer = await gateway.start("one", PCM)
+    await gateway.publish(answer["publish_url"], bytes(100_000))
+    await gateway.post("/process/stream/one/stop")
+    trickle = gateway.running.streams._trickle
+    await world.until(lambda: trickle.memory.held == 0)
+    assert (await gateway.json("/process/stream/one/status"))[1]["ingest_metrics"]["bytes"] == 100_000
+    monkeypatch.setattr(streams, "KEPT_S", 0.0)
+    assert (await gateway.json("/process/stream/one/status"))[0] == 404
+
+
+async def test_an_http_client_that_only_starts_and_stops(world):
+    """The plain bytes of a client written for go-livepeer."""
+    gateway = await world.pair(world.Sound())
+    async with aiohttp.ClientSession(headers={"Livepeer": world.stream_header()}) as http:
+        async with http.post(
+            f"{gateway.url}/process/stream/start", json={"stream_name": "x", "params": "{}"}
+        ) as answer:
+            assert answer.status == 200
+            started = await answer.json()
+        async with http.post(started["stop_url"]) as answer:
+            assert answer.status == 200
+    await world.over(gateway)
+
+
+async def test_a_reader_that_does_not_read_does_not_hold_up_a_shutdown(world):
+    orchestrator = await world.orchestrator(await world.serving(world.Sound()))
+    async with AsyncExitStack() as stack:
+        gateway = await world.gateway(orchestrator, stack=stack)
+        await gateway.start("one", PCM)
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.running.port, limit=1000)
+        writer.write(b"GET /process/stream/one/data HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for number in range(20):
+            gateway.running.streams._sessions["one"].records.add(b'{"n":%d,"pad":"%b"}' % (number, b"x" * 1_000_000))
+            await asyncio.sleep(0.01)
+        await gateway.running.drain()
+        assert (await gateway.json("/status"))[1]["draining"] is True
+    writer.close()
+    await world.until(lambda: orchestrator.slots == 0)

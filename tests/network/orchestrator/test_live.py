@@ -1,0 +1,597 @@
+"""`POST /live/video-to-video`: frames and live feeds, over containers that work, and over some that do not."""
+
+import asyncio
+import base64
+import json
+
+import aiohttp
+import pytest
+
+
+@pytest.fixture
+def live_script(scripted):
+    """Give a function that runs a container whose two sides of a job are these functions."""
+
+    async def start(put, get):
+        async def answer(wire):
+            if wire.method == "PUT":
+                await put(wire)
+            elif wire.method == "GET":
+                await get(wire)
+            else:
+                await wire.answer(200, b"{}")
+
+        return await scripted(answer)
+
+    return start
+
+
+async def take(wire):
+    """The side of a container that takes any feed."""
+    await wire.body()
+    await wire.answer(200, b"{}")
+
+
+async def never(wire):
+    await asyncio.Event().wait()
+
+
+def record(seq, kind="result", **more):
+    return json.dumps({"type": kind, "job_id": "c", "seq": seq, **more}, separators=(",", ":")).encode() + b"\n"
+
+
+def wedge(*lines, then=None):
+    """An output that gives these lines and then does as told, or hangs."""
+
+    async def get(wire):
+        await wire.begin(Content_Type="application/x-ndjson")
+        for line in lines:
+            await wire.piece(line)
+        await (then or never)(wire)
+
+    return get
+
+
+async def opened(api, feed, *, query="", model="test", **headers):
+    """Begin a live feed; the answer is at its head."""
+    return await api.post(f"/live/video-to-video{query}", feed, headers={"X-Model-Id": model, **headers})
+
+
+# -- one frame -------------------------------------------------------------------------------------------
+
+
+async def test_a_frame_comes_back_as_the_processor_gave_it(serving, orchestrate, kit):
+    frames = kit.Reverse()
+    api = await orchestrate(await serving({"test": frames}))
+    frame = bytes(range(256)) * 1000
+    status, body, headers = await api.live(frame)
+    assert (status, body) == (200, frame[::-1])
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Length"] == str(len(frame))
+    assert headers["Lp-Trickle-Seq"] == "0"
+    await api.quiet()
+
+
+async def test_text_has_its_type_and_an_accept_for_records_changes_nothing_of_a_frame(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Upper()}))
+    for accept in ("*/*", "application/x-ndjson", "text/event-stream"):
+        status, body, headers = await api.live(b"hello", Accept=accept)
+        assert (status, body) == (200, b"HELLO")
+        assert headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+async def test_an_empty_frame_is_a_keep_alive(serving, orchestrate, kit):
+    container = await serving({"test": kit.Upper()})
+    api = await orchestrate(container)
+    status, body, _ = await api.live(b"")
+    assert (status, body) == (200, b"")
+    assert container.table.jobs == ()
+    await api.quiet()
+
+
+async def test_a_frame_whose_work_fails_is_502_with_the_sentence(serving, orchestrate, kit):
+    container = await serving({"test": kit.Upper()})
+    api = await orchestrate(container)
+    status, body, _ = await api.live(b"fail")
+    assert status == 502
+    assert json.loads(body) == {"error": "the processor failed with ValueError: it was told to fail"}
+    await api.quiet()
+    assert container.table.jobs == ()
+
+
+async def test_parameters_and_type_go_to_the_container(live_script, orchestrate):
+    async def put(wire):
+        seen.append((wire.query, wire.headers.get("content-type"), await wire.body()))
+        await wire.answer(200, b"{}")
+
+    async def get(wire):
+        await wire.answer(200, b"text", Content_Type="text/plain")
+
+    seen = []
+    api = await orchestrate(await live_script(put, get))
+    await api.live(b"sound", query="?language=de&prompt=a%26b", **{"Content-Type": "audio/L16"})
+    assert seen == [("language=de&prompt=a%26b&alone=30", "audio/L16", b"sound")]
+
+
+async def test_a_result_that_does_not_come_in_time_is_504(serving, orchestrate, kit):
+    gate = kit.Gated()
+    container = await serving({"test": gate})
+    api = await orchestrate(container, job_seconds=0.4)
+    status, body, _ = await api.live(b"x")
+    assert status == 504
+    assert "did not answer in time" in json.loads(body)["error"]
+    await api.quiet()
+    assert container.table.jobs == ()
+    gate.open.set()
+    assert (await api.live(b"x"))[:2] == (200, b"x")
+
+
+# -- live feeds ------------------------------------------------------------------------------------------
+
+
+async def test_records_flow_while_the_feed_is_still_sent(serving, orchestrate, kit):
+    container = await serving({"test": kit.Reverse()})
+    api = await orchestrate(container)
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+        for seq, frame in enumerate((b"abcdef", b"ghijkl")):
+            feed.send(frame)
+            got = json.loads(await answer.content.readline())
+            assert (got["type"], got["seq"], base64.b64decode(got["data"])) == ("result", seq, frame[::-1])
+        feed.end()
+        rest = [json.loads(line) async for line in answer.content]
+    assert [each["type"] for each in rest] == ["end"]
+    await api.quiet()
+    assert container.table.jobs == ()
+
+
+async def test_events_flow_while_the_feed_is_still_sent(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}))
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1", **kit.SSE) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        assert answer.headers["Cache-Control"] == "no-cache"
+        feed.send(b"abcdef")
+        event = await answer.content.readuntil(b"\n\n")
+        assert event.startswith(b'id: 0\ndata: {"type":"result"')
+        feed.end()
+        assert b'"type":"end"' in await answer.content.read()
+    await api.quiet()
+
+
+async def test_raw_bytes_flow_while_the_feed_is_still_sent(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}))
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1") as answer:
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        feed.send(b"abcdef")
+        assert await answer.content.readexactly(6) == b"fedcba"
+        feed.send(b"ghi")
+        feed.send(b"jkl")
+        feed.end()
+        assert await answer.content.read() == b"lkjihg"
+    await api.quiet()
+
+
+async def test_raw_text_is_one_line_a_result(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Lengths()}))
+    feed = kit.Feed()
+    async with await opened(api, feed, Accept="text/plain") as answer:
+        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+        feed.send(bytes(32000 * 16))
+        first = await answer.content.readline()
+        feed.end()
+        lines = [first, *[line async for line in answer.content]]
+    assert sum(int(line.split()[0]) for line in lines) == 32000 * 16
+    assert all(line.endswith(b" bytes\n") for line in lines)
+    await api.quiet()
+
+
+async def test_an_error_of_one_segment_is_a_record_and_the_rest_goes_on(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}))
+    feed = kit.Feed()
+    for frame in (b"abcdef", b"fail  ", b"ghijkl"):
+        feed.send(frame)
+    feed.end()
+    records = await api.records(feed, query="?width=2&height=1")
+    assert [each["type"] for each in records] == ["result", "error", "result", "end"]
+    assert (records[-1]["seq"], records[-1]["errors"]) == (3, 1)
+
+
+async def test_raw_bytes_break_off_at_an_error_of_one_segment(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}))
+    feed = kit.Feed()
+    feed.send(b"abcdef")
+    async with await opened(api, feed, query="?width=2&height=1") as answer:
+        assert await answer.content.readexactly(6) == b"fedcba"
+        feed.send(b"fail  ")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.content.read()
+    await api.quiet()
+
+
+async def test_a_feed_and_a_container_that_pause_for_long_are_not_ended(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}), stall_seconds=0.15, job_seconds=0.2)
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
+        for _ in range(2):
+            await asyncio.sleep(0.6)
+            feed.send(b"abcdef")
+            assert b"result" in await answer.content.readline()
+        feed.end()
+        assert b'"end"' in await answer.content.read()
+    await api.quiet()
+
+
+# -- refusals --------------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_nobody_has_is_404_with_the_names_there_are(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Upper()}))
+    await api.register(name="other", url="http://127.0.0.1:9")
+    status, body, _ = await api.live(b"x", model="tset")
+    assert status == 404
+    assert json.loads(body) == {"error": "model not found: 'tset'; there are: test, other"}
+    async with api.post("/live/video-to-video", b"x") as answer:
+        assert answer.status == 400
+        assert "X-Model-Id" in (await answer.json())["error"]
+
+
+class Video:
+    media = "video"
+
+    async def process(self, frame):
+        return frame
+
+
+async def test_what_the_container_refuses_comes_in_its_own_words(serving, orchestrate, kit):
+    container = await serving({"sound": kit.Lengths(), "video": Video()}, segment_bytes=1000)
+    api = await orchestrate(container, name="sound")
+    await api.register(name="video", url=container.url)
+    feed = kit.Feed()  # which never ends: the refusal does not wait for it
+    feed.send(b"xx")
+    for model, query, data, headers, status, words in (
+        ("sound", "", feed, {"Content-Type": "audio/mpeg", **kit.NDJSON}, 415, "does not read audio/mpeg"),
+        ("sound", "", b"xx", {"Content-Type": "audio/mpeg"}, 415, "does not read audio/mpeg"),
+        ("video", "", feed, {}, 400, "width"),
+        ("video", "?width=100&height=100", feed, kit.SSE, 413, "100x100"),
+        ("video", "", bytes(2000), {}, 413, "limit of 1000 bytes"),
+    ):
+        got, body, _ = await api.live(data, model=model, query=query, **headers)
+        assert got == status, (model, query, body)
+        assert words in json.loads(body)["error"]
+        await api.quiet()
+    assert container.table.jobs == ()
+
+
+async def test_a_feed_that_is_refused_half_way_ends_at_once(live_script, orchestrate, kit):
+    """The container keeps such a job open for who comes back, so its output says nothing and does not end."""
+
+    async def put(wire):
+        await wire.chunk()
+        await wire.answer(400, b'{"error": "this is no WAV"}', Connection="close")
+
+    api = await orchestrate(await live_script(put, wedge(record(0))))
+    feed = kit.Feed()
+    feed.send(b"x")
+    async with await opened(api, feed, **kit.NDJSON) as answer:
+        records = [json.loads(line) async for line in answer.content]
+    assert [each["type"] for each in records] == ["result", "error", "end"] or records[0]["type"] == "error"
+    assert records[-2]["error"] == "this is no WAV"
+    await api.quiet()
+
+
+async def test_full_is_503_with_retry_after(serving, orchestrate, kit):
+    gate = kit.Gated()
+    api = await orchestrate(await serving({"test": gate}), capacity=1)
+    first = asyncio.ensure_future(api.live(b"x"))
+    await kit.until(lambda: gate.begun == 1)
+    status, body, headers = await api.live(b"y")
+    assert status == 503
+    assert json.loads(body) == {"error": "no capacity for 'test': all 1 places are taken"}
+    assert int(headers["Retry-After"]) >= 1
+    gate.open.set()
+    assert (await first)[:2] == (200, b"x")
+    await api.quiet()
+
+
+async def test_a_container_that_is_busy_after_all_is_passed_over(live_script, serving, orchestrate, kit):
+    async def busy(wire):
+        await wire.body()
+        await wire.answer(503, b'{"error": "all taken"}')
+
+    async def unknown(wire):
+        await asyncio.sleep(0.05)
+        await wire.answer(404)
+
+    full = await live_script(busy, unknown)
+    real = await serving({"test": kit.Upper()})
+    api = await orchestrate(full, real)
+    for _ in range(2):
+        assert (await api.live(b"hello"))[:2] == (200, b"HELLO")
+        feed = kit.Feed()
+        feed.send(b"hello")
+        feed.end()
+        assert (await api.records(feed))[0]["text"] == "HELLO"
+    assert full.count("PUT") == 4
+    only = await orchestrate(full)
+    status, body, headers = await only.live(b"x")
+    assert (status, json.loads(body), headers["Retry-After"]) == (503, {"error": "all taken"}, "1")
+    await api.quiet()
+
+
+async def test_a_container_that_does_not_open_the_job_is_504(live_script, orchestrate, kit):
+    api = await orchestrate(await live_script(take, never), open_seconds=0.3)
+    feed = kit.Feed()
+    status, body, _ = await api.live(feed, **kit.NDJSON)
+    assert status == 504
+    assert "in time" in json.loads(body)["error"]
+    await api.quiet()
+
+
+# -- containers that die ---------------------------------------------------------------------------------
+
+
+async def test_a_process_killed_before_a_result_is_followed_by_another_container(process, serving, orchestrate, kit):
+    dying = await process()
+    api = await orchestrate(dying)
+    posting = asyncio.ensure_future(api.live(b"please hang"))
+    await kit.until(lambda: api.pool.jobs == 1)
+    await asyncio.sleep(0.1)
+    await api.register(url=(await serving({"test": kit.Upper()})).url)
+    dying.kill()
+    assert (await posting)[:2] == (200, b"PLEASE HANG")
+    await api.quiet()
+    await kit.until(lambda: [each.ready for each in api.pool] == [False, True])
+
+
+@pytest.mark.parametrize("how", ["cut", "frozen"])
+async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, orchestrate, kit, how):
+    """Whether its sockets break, or it is found out to be dead while they stay open."""
+    got = []
+
+    async def put(wire):
+        while data := await wire.chunk():
+            got.append(data)
+        await never(wire)
+
+    dying = await live_script(put, never)
+    api = await orchestrate(dying, open_seconds=20, answer_seconds=0.1)
+    body = [bytes([n]) * (20_000 + n) for n in range(20)]
+    feed = kit.Feed()
+    for chunk in body[:15]:
+        feed.send(chunk)
+    posting = asyncio.ensure_future(api.live(feed))
+    await kit.until(lambda: sum(map(len, got)) == sum(map(len, body[:15])))
+    mirror = kit.Reverse()
+    await api.register(url=(await serving({"test": mirror})).url)
+    if how == "cut":
+        await dying.die()
+    else:
+        dying.frozen = True
+    await kit.until(lambda: api.pool.of("test")[1].slots)
+    for chunk in body[15:]:
+        feed.send(chunk)
+    feed.end()
+    status, answer, _ = await posting
+    assert (status, answer) == (200, b"".join(body)[::-1])
+    assert mirror.frames == [b"".join(body)]
+    await api.quiet()
+
+
+async def test_a_second_container_that_dies_too_is_the_last(live_script, orchestrate):
+    async def cut(wire):
+        await wire.body()
+        wire.cut()
+
+    containers = [await live_script(cut, never) for _ in range(3)]
+    api = await orchestrate(*containers)
+    status, body, _ = await api.live(b"x")
+    assert status == 502
+    assert "failed" in json.loads(body)["error"]
+    assert sum(each.count("PUT") for each in containers) == 2
+    await api.quiet()
+
+
+@pytest.mark.parametrize("form", ["NDJSON", "SSE"])
+async def test_a_process_killed_after_a_result_is_an_error_record_and_an_end(process, orchestrate, kit, form):
+    containers = [await process(), await process()]
+    api = await orchestrate(*containers)
+    feed = kit.Feed()
+    feed.send(b"abcdef")
+    async with await opened(api, feed, query="?width=2&height=1", **getattr(kit, form)) as answer:
+        await answer.content.readuntil(b"}\n")
+        busy = next(each.url for each in api.pool if each.slots)
+        dying = next(each for each in containers if each.url == busy)
+        dying.kill()
+        rest = await answer.content.read()
+    records = [json.loads(line[line.index(b"{") :]) for line in rest.splitlines() if b"{" in line]
+    assert [(each["type"], each["seq"]) for each in records] == [("error", 1), ("end", 2)]
+    assert dying.url in records[0]["error"]
+    assert records[1]["errors"] == 1
+    await api.quiet()
+
+
+async def test_raw_breaks_off_when_the_container_dies_after_a_result(process, orchestrate, kit):
+    dying = await process()
+    api = await orchestrate(dying)
+    feed = kit.Feed()
+    feed.send(b"abcdef")
+    async with await opened(api, feed, query="?width=2&height=1") as answer:
+        assert await answer.content.readline() == b"ABCDEF\n"
+        dying.kill()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.content.read()
+    await api.quiet()
+
+
+async def test_a_silent_end_becomes_an_error(live_script, orchestrate, kit):
+    async def end(wire):
+        await wire.piece(b"")
+
+    api = await orchestrate(await live_script(take, wedge(record(0), then=end)))
+    feed = kit.Feed()
+    feed.end()
+    records = await api.records(feed)
+    assert [each["type"] for each in records] == ["result", "error", "end"]
+    assert "without an end record" in records[1]["error"]
+    await api.quiet()
+
+
+async def test_a_container_that_drains_in_mid_feed_is_an_error_and_does_not_begin_anew(live_script, orchestrate, kit):
+    async def put(wire):
+        await wire.chunk()
+        await asyncio.sleep(0.2)
+        await wire.answer(503, b'{"error": "the server is shutting down"}', Connection="close")
+
+    first = await live_script(put, wedge(record(0)))
+    second = await live_script(put, wedge(record(0)))
+    api = await orchestrate(first, second)
+    feed = kit.Feed()
+    feed.send(b"x")
+    records = await api.records(feed)
+    assert [(each["type"], each["seq"]) for each in records] == [("result", 0), ("error", 1), ("end", 2)]
+    assert records[1]["error"] == "the server is shutting down"
+    assert first.count("PUT") + second.count("PUT") == 1
+    await api.quiet()
+
+
+async def test_a_container_that_says_nothing_after_the_end_of_the_feed_is_given_up(live_script, orchestrate, kit):
+    api = await orchestrate(await live_script(take, wedge(record(0))), stall_seconds=0.3)
+    feed = kit.Feed()
+    feed.end()
+    records = await api.records(feed)
+    assert [each["type"] for each in records] == ["result", "error", "end"]
+    assert "in time" in records[1]["error"]
+    await api.quiet()
+
+
+async def test_a_feed_that_is_longer_than_what_is_held_is_not_repeated(live_script, orchestrate, kit):
+    async def put(wire):
+        size = 0
+        while size < 5000:
+            size += len(await wire.chunk())
+        wire.cut()
+
+    first, second = await live_script(put, never), await live_script(put, never)
+    api = await orchestrate(first, second, hold_bytes=3000)
+    feed = kit.Feed()
+    for _ in range(5):
+        feed.send(bytes(1000))
+    status, body, _ = await api.live(feed, **kit.NDJSON)
+    assert status == 502
+    assert "failed" in json.loads(body)["error"]
+    assert first.count("PUT") + second.count("PUT") == 1
+    await api.quiet()
+
+
+async def test_a_401_is_502_and_the_container_stays(live_script, orchestrate, kit):
+    async def put(wire):
+        await wire.body()
+        await wire.answer(401, b"who are you")
+
+    api = await orchestrate(await live_script(put, never))
+    for _ in range(2):
+        status, body, _ = await api.live(b"x")
+        assert status == 502
+        assert "token" in json.loads(body)["error"]
+        await api.ready()
+    await api.quiet()
+
+
+# -- clients that leave ----------------------------------------------------------------------------------
+
+
+async def test_a_client_that_hangs_up_ends_its_job_at_the_container(serving, orchestrate, kit):
+    container = await serving({"test": kit.Reverse()})
+    api = await orchestrate(container)
+    feed = kit.Feed()
+    feed.send(b"abcdef")
+    answer = await opened(api, feed, query="?width=2&height=1", **kit.NDJSON)
+    await answer.content.readline()
+    assert (await api.status())["jobs"] == 1
+    answer.close()
+    await api.quiet()
+    assert container.table.jobs == ()
+    assert (await api.status())["jobs"] == 0
+
+
+async def test_a_client_that_hangs_up_while_a_frame_is_worked_on_does_too(serving, orchestrate, kit):
+    gate = kit.Gated()
+    container = await serving({"test": gate})
+    api = await orchestrate(container)
+    posting = asyncio.ensure_future(api.live(b"x"))
+    await kit.until(lambda: gate.begun == 1)
+    posting.cancel()
+    await api.quiet()
+    assert container.table.jobs == ()
+
+
+async def test_a_reader_that_does_not_read_is_cut_off_and_no_container_is_blamed(live_script, orchestrate, kit):
+    async def pour(wire):
+        await wire.begin(Content_Type="application/octet-stream")
+        while True:
+            await wire.piece(bytes(1 << 20))
+
+    container = await live_script(take, pour)
+    api = await orchestrate(container, stall_seconds=0.5, ask_seconds=60)
+    doubts = []
+    api.context.follower.doubt = doubts.append
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=1 << 16)
+    writer.write(
+        b"POST /live/video-to-video HTTP/1.1\r\nHost: x\r\nX-Model-Id: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert b" 200 " in await reader.readline()
+    await api.quiet()
+    assert doubts == []
+    writer.transport.abort()
+
+
+# -- several containers, and shutdown --------------------------------------------------------------------
+
+
+async def test_jobs_go_where_there_is_most_room(serving, orchestrate, kit):
+    gates = [kit.Gated(), kit.Gated()]
+    small, large = [await serving({"test": gate}) for gate in gates]
+    api = await orchestrate(small, capacity=1)
+    await api.register(url=large.url, capacity=3)
+    jobs = [asyncio.ensure_future(api.live(b"x")) for _ in range(4)]
+    await kit.until(lambda: [gate.begun for gate in gates] == [1, 3])
+    status, _, _ = await api.live(b"y")
+    assert status == 503
+    for gate in gates:
+        gate.open.set()
+    assert [(await each)[0] for each in jobs] == [200] * 4
+    await api.quiet()
+
+
+async def test_draining_takes_nothing_new_and_lets_a_feed_come_to_its_end(serving, orchestrate, kit):
+    api = await orchestrate(await serving({"test": kit.Reverse()}))
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
+        draining = asyncio.ensure_future(api.run.drain())
+        await kit.until(lambda: api.context.draining)
+        status, body, headers = await api.live(b"x")
+        assert (status, json.loads(body)) == (503, {"error": "the orchestrator is shutting down"})
+        assert "Retry-After" in headers
+        assert (await api.json("/readyz"))[0] == 503
+        feed.send(b"abcdef")
+        feed.end()
+        assert len((await answer.content.read()).splitlines()) == 2
+    await draining
+    await api.quiet()
+
+
+async def test_a_feed_that_has_no_end_is_told_of_the_shutdown(serving, orchestrate, kit):
+    containers = [await serving({"test": kit.Reverse()}) for _ in range(2)]
+    api = await orchestrate(*containers, drain_seconds=0.3)
+    feed = kit.Feed()
+    async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
+        draining = asyncio.ensure_future(api.run.drain())
+        error, end = [json.loads(line) async for line in answer.content]
+    assert error["error"] == "the orchestrator is shutting down"
+    assert end["type"] == "end"
+    await draining
+    await api.quiet()

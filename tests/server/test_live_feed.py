@@ -1,0 +1,316 @@
+"""A live feed on its way to a session: pieces wait together, none is lost, partial results reach those who follow."""
+
+import asyncio
+import json
+
+import pytest
+
+from whisper_byoc.processors.base import Result
+from whisper_byoc.server import jobs
+from whisper_byoc.server.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
+
+SECOND = 32_000
+
+
+class Listener:
+    """A processor whose session keeps what it hears, waits when told so, and answers as `answer` says."""
+
+    media = "audio"
+    live = True
+    content_type = "text/plain; charset=utf-8"
+
+    def __init__(self, answer=lambda piece: []):
+        self.answer = answer
+        self.go, self.begun = asyncio.Event(), asyncio.Event()
+        self.go.set()
+        self.pieces, self.arrivals, self.calls, self.closed = [], [], [], 0
+
+    async def process(self, frame):
+        raise AssertionError("sessions are used")
+
+    def open_session(self, job):
+        self.job = job
+        return self
+
+    async def feed(self, frame):
+        self.calls.append("feed")
+        if frame == b"no":
+            raise ValueError("no such segment")
+        return [final(f"segment of {len(frame)}")]
+
+    async def feed_live(self, piece, arrived):
+        self.begun.set()
+        await self.go.wait()
+        self.pieces.append(piece)
+        self.arrivals.append(arrived)
+        return self.answer(piece)
+
+    async def lull(self):
+        self.calls.append("lull")
+        return [final("lull")]
+
+    async def end_feed(self):
+        self.calls.append("end_feed")
+        return [final("last words")]
+
+    async def finish(self):
+        self.calls.append("finish")
+        return [final(f"{len(self.heard)} bytes")]
+
+    def close(self):
+        self.closed += 1
+
+    def summary(self):
+        return {}
+
+    @property
+    def heard(self):
+        return b"".join(self.pieces)
+
+
+def final(text, **options):
+    fields = {"type": "transcript", "text": text, "is_final": True, "language": "en", "segments": []}
+    return Result(text.encode(), fields, **options)
+
+
+def partial(text):
+    return Result(b"", {"type": "transcript", "text": text, "is_final": False, "segments": []}, partial=True)
+
+
+def numbered(size):
+    """Bytes of which each stretch is another."""
+    return b"".join(number.to_bytes(4, "little") for number in range(size // 4 + 1))[:size]
+
+
+def cut(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+async def until(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+async def test_pieces_that_wait_share_a_place_in_the_queue(serving):
+    listener = Listener()
+    listener.go.clear()
+    api = await serving(listener, queue_segments=3)
+    data = numbered(10 * SECOND)
+    feeding = asyncio.ensure_future(
+        api.put("job", [data[at : at + 999] for at in range(0, len(data), 999)], chunked=True)
+    )
+    await listener.begun.wait()
+    job = api.table.get("job")
+    status, body, _ = await feeding  # all of it has a place, though nothing was worked on
+    assert (status, body["bytes"]) == (200, len(data))
+    assert job.queued <= 3
+    listener.go.set()
+    assert [each.get("text") for each in await api.records("job")] == [f"{len(data)} bytes", None]
+    assert listener.heard == data
+    assert listener.closed == 1
+    assert len(listener.pieces) <= len(data) / (PIECE_BYTES - 999) + 3  # small pieces have become larger ones
+    assert all(len(piece) <= 16_000 for piece in listener.pieces)
+    assert listener.arrivals == sorted(listener.arrivals)
+
+
+async def test_no_more_waits_than_the_queue_may_hold(serving):
+    listener = Listener()
+    listener.go.clear()
+    api = await serving(listener, queue_segments=2, idle_seconds=60)
+    data = numbered(60 * SECOND)
+    feeding = asyncio.ensure_future(
+        api.put("job", [data[at : at + 16_000] for at in range(0, len(data), 16_000)], chunked=True)
+    )
+    await listener.begun.wait()
+    job = api.table.get("job")
+    before = -1
+    while job._room._bytes != before:  # until it takes no more
+        before = job._room._bytes
+        await asyncio.sleep(0.1)
+    assert not feeding.done()
+    assert JOINED_BYTES - 16_000 <= before <= 2 * JOINED_BYTES
+    assert job.queued <= 2
+    listener.go.set()
+    assert (await feeding)[0] == 200
+    await api.records("job")
+    assert listener.heard == data
+    assert (job.queued, job._room._bytes) == (0, 0)
+
+
+async def test_a_client_that_vanishes_while_the_queue_is_full_loses_nothing_it_sent(serving):
+    listener = Listener()
+    listener.go.clear()
+    api = await serving(listener, queue_bytes=20_000)  # room for one piece
+    data = numbered(60_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"%x\r\n" % len(data) + data + b"\r\n")
+    await listener.begun.wait()
+    await asyncio.sleep(0.05)  # the second piece waits for room now
+    writer.transport.abort()
+    job = api.table.get("gone")
+    await until(lambda: not job._feeding)
+    listener.go.set()
+    await until(lambda: len(listener.heard) == len(data))
+    assert listener.heard == data
+    assert not job.closing.is_set()  # it may come back
+    assert await api.end("gone") == 200
+    assert [each.get("text") for each in await api.records("gone")] == [f"{len(data)} bytes", None]
+
+
+async def test_small_pieces_become_one_with_the_newest_arrival():
+    pieces = Pieces([(b"ab", 1.0)], 2)
+    for n in range(5000):
+        pieces.add(b"c", 2.0 + n)
+    assert sum(len(data) for data, _ in pieces.pieces) == pieces.reserved == len(pieces) == 5002
+    assert [len(data) for data, _ in pieces.pieces] == [PIECE_BYTES, 5002 - PIECE_BYTES]
+    assert [arrived for _, arrived in pieces.pieces] == [2.0 + PIECE_BYTES - 3, 2.0 + 4999]
+
+
+async def talk(api, listener, *texts):
+    """Feed a piece for each text, of which each is a partial one that the next replaces, but for those in capitals."""
+    said = iter(texts)
+
+    def answer(piece):
+        text = next(said)
+        return [final(text) if text.isupper() else partial(text)]
+
+    listener.answer = answer
+    for number in range(len(texts)):
+        await api.put("job", bytes(PIECE_BYTES), chunked=True, query="?more=1")
+        await until(lambda number=number: len(listener.pieces) > number)
+
+
+async def test_followers_of_records_see_partial_text(serving):
+    listener = Listener()
+    api = await serving(listener)
+    await api.put("job")
+    following = asyncio.ensure_future(api.records("job"))
+    await until(lambda: api.table.get("job")._reading)
+    await talk(api, listener, "one", "one two", "ONE TWO")
+    await api.end("job")
+    records = await following
+    assert [each["seq"] for each in records] == list(range(len(records)))
+    assert [each.get("text") for each in records if each.get("is_final", True)] == ["ONE TWO", "9600 bytes", None]
+    shown = [each["text"] for each in records if not each.get("is_final", True)]
+    assert shown in (["one", "one two"], ["one"], ["one two"])
+    assert records[0]["is_final"] is False
+
+
+async def test_without_a_reader_a_partial_gives_way_and_fills_nothing(serving):
+    listener = Listener()
+    api = await serving(listener, kept_results=3)
+    await talk(api, listener, *["word"] * 20, "WORD", *["more"] * 20)
+    assert api.table.get("job").results.next_seq == 2
+    await api.end("job")
+    records = await api.records("job")
+    assert [(each["seq"], each.get("text")) for each in records] == [
+        (0, "WORD"),
+        (1, f"{41 * PIECE_BYTES} bytes"),
+        (2, None),
+    ]
+
+
+async def test_readers_of_results_do_not_see_partial_text(serving):
+    listener = Listener()
+    api = await serving(listener)
+    await talk(api, listener, "one")
+    assert (await api.get("job", "?wait=0.05"))[:2] == (204, b"")
+    await talk(api, listener, "two", "TWO")
+    status, body, headers = await api.get("job")
+    assert (status, body, headers["Lp-Trickle-Seq"]) == (200, b"TWO", "1")
+    await talk(api, listener, "three", "THREE", "four")
+    await api.end("job")
+    assert (await api.get("job", "?follow=1"))[1] == b"THREE\n%d bytes\n" % (6 * PIECE_BYTES)
+
+
+async def test_a_whole_segment_ends_the_feed_before_it_whatever_becomes_of_it(serving):
+    listener = Listener()
+    api = await serving(listener)
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    await api.put("job", b"no")
+    await api.put("job", bytes(320))
+    await api.put("job", bytes(64), chunked=True)
+    records = await api.records("job")
+    texts = [each.get("text", each.get("error", "end")) for each in records]
+    assert texts[0] == "last words"
+    assert "no such segment" in texts[1]
+    assert texts[2:] == ["segment of 320", "704 bytes", "end"]
+    assert listener.calls == ["end_feed", "feed", "feed", "finish"]
+    assert listener.job.params == {}
+
+
+async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serving, monkeypatch):
+    monkeypatch.setattr(jobs, "LULL_SECONDS", 0.05)
+    listener = Listener()
+    api = await serving(listener, idle_seconds=2.0)
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    assert (await api.get("job"))[1] == b"lull"
+    await asyncio.sleep(0.3)
+    assert listener.calls == ["lull"]
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    assert (await api.get("job"))[1] == b"lull"
+    # and a lull does not count as somebody who cares
+    assert (await api.records("job"))[-2]["error"].startswith("the job was idle for 2 s")
+
+
+async def test_a_piece_that_fails_is_an_error_and_the_feed_goes_on(serving):
+    def answer(piece):
+        if piece[0] == 1:
+            raise ValueError("no such luck")
+        return [Result(b"", error="nothing was understood")] if piece[0] == 2 else [final("fine")]
+
+    api = await serving(Listener(answer))
+    for first in (b"\1", b"\2", b"\3"):
+        await api.put("job", first + bytes(3200), chunked=True, query="?more=1")
+    await api.end("job")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["error", "error", "transcript", "transcript", "end"]
+    assert "ValueError: no such luck" in records[0]["error"]
+    assert records[1]["error"] == "nothing was understood"
+    assert records[-1]["errors"] == 2
+    async with api.http.get(f"{api.url}/metrics") as answer:
+        assert 'byoc_errors_total{pipeline="test"} 2.0' in await answer.text()
+
+
+async def test_abandoning_a_job_tells_of_every_place_and_lets_the_session_go(serving):
+    listener = Listener()
+    listener.go.clear()
+    api = await serving(listener)
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    await listener.begun.wait()
+    job = api.table.get("job")
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    await api.put("job", bytes(320))
+    await api.table.forget("job", "enough")
+    assert (job.queued, job._room._bytes, listener.closed) == (0, 0, 1)
+    errors = [job.results.at(seq).error for seq in range(job.results.next_seq - 1)]
+    assert errors == ["not processed: enough"] * 3 + ["enough"]
+
+
+async def test_lag_is_measured_for_partial_and_final_text(serving):
+    def answer(piece):
+        return [final("x", lag_ms=40.0), Result(b"", {"type": "x"}, partial=True, lag_ms=3000.0)]
+
+    api = await serving(Listener(answer))
+    await api.put("job", bytes(640), chunked=True)
+    await api.records("job")
+    async with api.http.get(f"{api.url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    assert 'byoc_text_lag_ms_bucket{kind="final",le="50.0",pipeline="test"} 1.0' in lines
+    assert 'byoc_text_lag_ms_sum{kind="partial",pipeline="test"} 3000.0' in lines
+    assert 'byoc_input_bytes_total{pipeline="test"} 640.0' in lines
+    assert json.dumps(lines).count("byoc_segments_total{") == 0  # pieces are no segments
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_session_whose_close_fails_still_ends(serving, broken):
+    listener = Listener()
+    if broken:
+        listener.close = lambda: 1 / 0
+    api = await serving(listener)
+    await api.put("job", bytes(640), chunked=True)
+    assert (await api.records("job"))[-1]["type"] == "end"

@@ -1,0 +1,150 @@
+"""Which pipeline a job runs on, what opens one, and who keeps it open."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+
+class Upper:
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        return frame.upper()
+
+
+class Heard:
+    """Stands in for speech."""
+
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        return b"%d bytes" % len(frame)
+
+
+class Reverse:
+    async def process(self, frame):
+        return frame[::-1]
+
+
+class Slow:
+    async def process(self, frame):
+        await asyncio.sleep(2.5)
+        return frame
+
+
+async def gone(api, job):
+    async def until():
+        while (found := api.table._jobs.get(job)) and found.ended_at is None:
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(until(), 20)
+
+
+async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(serving):
+    api = await serving(Upper())
+    await api.put("left", b"abc", query="?alone=0.2&more=1")
+    await api.put("kept", b"abc", query="?more=1")
+    await gone(api, "left")
+    *_, error, end = await api.records("left")
+    assert error["error"] == "nobody fed or read the job for 0.2 s"
+    assert end["type"] == "end"
+    assert api.table.get("kept").ended_at is None
+
+
+async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
+    api = await serving(Reverse())
+    over = asyncio.Event()
+
+    async def feed():
+        yield b"abc"
+        await over.wait()
+
+    url = f"{api.url}/live/fed"
+    feeding = asyncio.ensure_future(api.http.put(f"{url}/source?alone=0.1", data=feed()))
+    await api.put("read", b"abc", query="?alone=0.1&more=1")
+    reading = asyncio.ensure_future(api.records("read"))
+    await asyncio.sleep(2.3)  # more than two sweeps
+    assert api.table.get("fed").ended_at is None
+    assert api.table.get("read").ended_at is None
+    over.set()
+    (await feeding).release()
+    await api.end("read")
+    assert [each["type"] for each in await reading] == ["result", "end"]
+
+
+async def test_work_keeps_the_job_too(serving):
+    api = await serving(Slow())
+    await api.put("job", b"abc", query="?alone=0.1")
+    status, body, _ = await api.get("job")
+    assert (status, body) == (200, b"abc")
+
+
+async def test_alone_may_be_more_than_the_idle_limit_and_must_be_a_number(serving):
+    api = await serving(Upper(), idle_seconds=10)
+    status, _, _ = await api.put("job", b"abc", query="?alone=30")  # an orchestrator does not know the limit
+    assert status == 200
+    assert api.table.get("job").alone_limit == 10
+    for bad in ("-1", "soon", "nan", "1e9"):
+        status, body, _ = await api.put("other", b"abc", query=f"?alone={bad}")
+        assert status == 400
+        assert "alone" in body["error"]
+
+
+async def test_alone_is_no_parameter_of_the_processor(serving):
+    api = await serving(Upper())
+    await api.put("job", b"abc", query="?alone=30&language=de")
+    assert dict(api.table.get("job").info.params) == {"language": "de"}
+
+
+@pytest.fixture
+def named(monkeypatch, serving):
+    monkeypatch.setenv("CAPABILITY_NAME", "my-worker")
+    return lambda: serving({"speech": Heard(), "mirror": Reverse()})
+
+
+async def test_the_registered_name_is_the_first_pipeline_on_every_way(named):
+    api = await named()
+    sound = bytes(3200)
+    status, _, _ = await api.put("job", sound, query="?pipeline=my-worker")
+    assert (status, api.table.get("job").info.pipeline) == (200, "speech")
+    assert (await api.put("job", sound, query="?pipeline=speech"))[0] == 200
+    assert (await api.put("job", sound, query="?pipeline=mirror"))[0] == 409
+    assert (await api.get("job"))[1] == b"3200 bytes"
+    for path in ("/my-worker", "/?pipeline=my-worker", "/"):
+        async with api.http.post(f"{api.url}{path}", data=sound) as answer:
+            assert (answer.status, (await answer.json())["text"]) == (200, "3200 bytes"), path
+    form = aiohttp.FormData()
+    form.add_field("model", "my-worker")
+    form.add_field("file", sound, filename="a.pcm", content_type="audio/L16")
+    async with api.http.post(f"{api.url}/v1/audio/transcriptions", data=form) as answer:
+        assert answer.status == 200, await answer.text()
+    async with api.http.ws_connect(f"{api.url}/transcribe?pipeline=my-worker") as socket:
+        await socket.send_bytes(sound)
+        await socket.send_str("eos")
+        assert "3200" in json.dumps((await socket.receive(20)).data)
+    start = {"gateway_request_id": "stream", "params": None}
+    async with api.http.post(f"{api.url}/stream/start?pipeline=my-worker", json=start) as answer:
+        assert answer.status == 200, await answer.text()
+    assert api.table.get("stream").info.pipeline == "speech"
+
+
+async def test_another_name_is_still_unknown(named):
+    api = await named()
+    status, body, _ = await api.put("job", b"ab", query="?pipeline=my-work")
+    assert status == 404
+    assert "it serves: speech, mirror" in body["error"]
+
+
+async def test_a_first_put_that_is_refused_leaves_no_job_behind(serving):
+    api = await serving({"speech": Heard(), "mirror": Reverse()})
+    for query, options, status in (
+        ("?pipeline=none", {}, 404), ("", {}, 400),
+        ("?pipeline=speech", {"headers": {"Content-Type": "audio/mpeg"}}, 415),
+        ("?pipeline=mirror&width=0", {"chunked": True}, 400),
+    ):  # fmt: skip
+        got, body, _ = await api.put("job", b"abcd", query=query, **options)
+        assert got == status, body
+    assert api.table.jobs == ()

@@ -1,0 +1,333 @@
+"""Live text with a model that says what the test wants, when the test wants."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from audio.utterances import Listener, ListenerOptions
+from audio.vad import CHUNK
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
+from whisper_byoc.speech.live import LiveOptions, LiveText
+from whisper_byoc.speech.scheduler import Heard, Timed
+from whisper_byoc.speech.transcript import TextSegment, Transcription
+
+RATE = 16_000
+LISTENING = ListenerOptions(
+    pre_roll=0.1, pause=0.3, shortest_pause=0.3, post_roll=0.1, patient_for=1.0, hurried_from=2.0, longest=2.0
+)
+OPTIONS = LiveOptions(partials=True, first_after=0.1, every=0.1, listening=LISTENING)
+
+
+def judge(chunk):
+    return 0.9 if chunk.any() else 0.1
+
+
+def speech(chunks, value=1000):
+    return np.full(chunks * CHUNK, value, "<i2").tobytes()
+
+
+def silence(chunks):
+    return bytes(2 * chunks * CHUNK)
+
+
+class Model:
+    """Answers a request at once, or when `held` is off again; its text tells how much it heard."""
+
+    def __init__(self):
+        self.transcribed, self.drafted, self.asked_language = [], [], 0
+        self.cancelled = 0
+        self.error = None
+        self.language = "de", 0.5
+        self.words = lambda samples: f"{len(samples) // CHUNK} chunks"
+        self.free = asyncio.Event()
+        self.free.set()
+        self.drafting_free = asyncio.Event()
+        self.drafting_free.set()
+
+    async def wait(self, event):
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def transcribe(self, samples, options):
+        self.transcribed.append((len(samples), options))
+        await self.wait(self.free)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        text = self.words(samples)
+        seconds = len(samples) / RATE
+        return Heard(Transcription(text, options.language, (TextSegment(0.0, seconds, text),)), 1.0, 2.0)
+
+    async def draft(self, samples, options):
+        self.drafted.append((len(samples), options))
+        await self.wait(self.drafting_free)
+        if self.error is not None:
+            raise self.error
+        words = tuple(DraftWord(f" {word}", -1.0) for word in self.words(samples).split())
+        return Timed(Draft(words, options.language or "en"), 3.0, 4.0)
+
+    async def language_of(self, samples):
+        self.asked_language += 1
+        return self.language
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def live_text(model, options=OPTIONS, decoding=None):
+    return LiveText(model, decoding or DecodeOptions(), options, Listener(options.listening, judge))
+
+
+async def feed(live, *pieces):
+    """Feed pieces, with a turn of the loop between them, as on a socket."""
+    found = []
+    for piece in pieces:
+        found += await live.feed(piece)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    return found
+
+
+def tasks():
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def test_partial_text_is_replaced_and_then_final(model):
+    live = live_text(model)
+    updates = await feed(live, silence(10), *[speech(2)] * 12, *[silence(2)] * 8)
+    *partials, final = updates
+    assert len(partials) >= 3
+    assert all(not each.final and each.utterance.number == 0 for each in partials)
+    assert [each.partial for each in partials] == list(dict.fromkeys(each.partial for each in partials))
+    assert all(each.utterance.first == final.utterance.first for each in partials)
+    assert (partials[0].queue_ms, partials[0].inference_ms, partials[0].language) == (3.0, 4.0, "en")
+    assert final.final
+    assert final.error is None
+    assert final.heard.transcription.text == model.words(final.utterance.samples)
+    assert final.utterance.ended_by == "pause"
+    assert await live.finish() == []
+
+
+async def test_no_partials_unless_wanted(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    updates = await feed(live, *[speech(2)] * 12, silence(20))
+    assert [each.final for each in updates] == [True]
+    assert model.drafted == []
+
+
+async def test_the_same_partial_text_is_not_told_twice(model):
+    model.words = lambda samples: "always this"
+    updates = await feed(live_text(model), *[speech(2)] * 20)
+    assert [each.partial for each in updates] == ["always this"]
+
+
+async def test_silence_never_reaches_the_model(model):
+    live = live_text(model)
+    assert await feed(live, *[silence(31)] * 10) == []
+    assert await live.finish() == []
+    assert model.transcribed == model.drafted == []
+
+
+async def test_one_draft_at_a_time_so_that_they_come_less_often_under_load(model):
+    model.drafting_free.clear()
+    live = live_text(model)
+    assert await feed(live, *[speech(2)] * 12) == []
+    assert len(model.drafted) == 1
+    model.drafting_free.set()
+    await asyncio.sleep(0.01)
+    (late,) = await feed(live, speech(2))
+    assert late.utterance.end < live.listener.received  # it says to which sound it belongs
+    live.close()
+
+
+async def test_a_draft_that_comes_after_the_end_of_its_utterance_is_not_shown(model):
+    model.drafting_free.clear()
+    live = live_text(model)
+    updates = await feed(live, *[speech(2)] * 8, silence(20), *[speech(2)] * 3)
+    assert [each.final for each in updates] == [True]
+    assert model.cancelled == 1
+    model.drafting_free.set()
+    updates = await feed(live, *[speech(2)] * 6)
+    assert updates
+    assert {each.utterance.number for each in updates} == {1}
+
+
+async def test_a_draft_that_fails_is_passed_over(model, caplog):
+    live = live_text(model)
+    model.error = ValueError("no draft")
+    assert await feed(live, *[speech(2)] * 6) == []
+    assert "no draft" in caplog.text
+    model.error = None
+    updates = await feed(live, *[speech(2)] * 6, silence(20))
+    assert updates[-1].final
+    assert not updates[0].final
+
+
+async def test_what_is_transcribed_early_is_used_when_nothing_more_is_said(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    assert await feed(live, speech(10), silence(5)) == []
+    assert len(model.transcribed) == 1  # while the pause is still being waited for
+    (final,) = await feed(live, silence(10))
+    assert len(model.transcribed) == 1
+    assert model.transcribed[0][0] == len(final.utterance.samples)
+    assert final.heard.transcription.text == model.words(final.utterance.samples)
+
+
+async def test_what_is_transcribed_early_is_used_at_the_end_of_the_stream(model):
+    live = live_text(model)
+    await feed(live, speech(10), silence(5))
+    (final,) = await live.finish()
+    assert (final.final, len(model.transcribed)) == (True, 1)
+
+
+async def test_an_early_transcription_is_cancelled_when_speech_goes_on(model):
+    model.free.clear()
+    live = live_text(model, replace(OPTIONS, partials=False))
+    await feed(live, speech(10), silence(5))
+    assert (len(model.transcribed), model.cancelled) == (1, 0)
+    await feed(live, speech(3))
+    assert model.cancelled == 1
+    model.free.set()
+    (final,) = await feed(live, silence(20))
+    assert model.transcribed[-1][0] == len(final.utterance.samples) > model.transcribed[0][0]
+    assert final.heard.transcription.text == model.words(final.utterance.samples)
+
+
+async def test_a_stream_that_is_behind_gets_no_guesses_and_all_its_finals(model):
+    live, found = live_text(model), []
+    for piece in [*[speech(2)] * 12, *[silence(2)] * 8, *[speech(2)] * 8]:
+        found += await live.feed(piece, behind=True)
+        await asyncio.sleep(0)
+    found += await live.finish()
+    assert model.drafted == []
+    assert [each.final for each in found] == [True, True]
+    assert len(model.transcribed) == 2
+
+
+async def test_every_utterance_has_one_final_text_however_much_comes_at_once(model):
+    live = live_text(model)
+    sound = (speech(10) + silence(20)) * 5 + speech(10)
+    updates = [*await live.feed(sound), *await live.finish()]
+    finals = [each for each in updates if each.final]
+    assert [each.utterance.number for each in finals] == list(range(6))
+    assert [each.utterance.ended_by for each in finals] == ["pause"] * 5 + ["end"]
+    assert not any(each.partial for each in finals)
+    live.close()
+
+
+async def test_no_text_is_told_of_an_utterance_after_its_final_one(model):
+    live = live_text(model)
+    updates = await feed(live, *([speech(2)] * 7 + [silence(2)] * 6) * 4, *[speech(2)] * 80)
+    updates += await live.finish()
+    last = -1
+    for each in updates:
+        assert each.utterance.number == last + 1
+        last += each.final
+    assert last + 1 == live.listener._number > 5
+
+
+async def test_an_error_in_one_utterance_does_not_lose_the_next(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    model.error = ValueError("broken weights")
+    updates = await feed(live, speech(10) + silence(20) + speech(12) + silence(20))
+    assert [(each.final, each.error is None) for each in updates] == [(True, False), (True, True)]
+    assert "broken weights" in str(updates[0].error)
+    assert updates[0].heard is None
+    assert updates[1].heard.transcription.text == model.words(updates[1].utterance.samples)
+
+
+async def test_an_early_transcription_that_fails_is_one_error(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    model.error = ValueError("broken weights")
+    updates = await feed(live, speech(10), silence(5), silence(10), speech(10), silence(20))
+    assert [each.error is None for each in updates] == [False, True]
+
+
+async def test_finish_gives_the_tail(model):
+    live = live_text(model)
+    await feed(live, silence(5), speech(10))
+    (final,) = [each for each in await live.finish() if each.final]
+    assert final.utterance.end == 15 * CHUNK
+    assert final.utterance.ended_by == "end"
+
+
+async def test_a_lull_gives_the_tail_and_the_stream_goes_on(model):
+    live = live_text(model)
+    await feed(live, speech(10))
+    assert [(each.final, each.utterance.number) for each in await live.lull()] == [(True, 0)]
+    assert await live.lull() == []
+    await feed(live, speech(10))
+    assert [(each.final, each.utterance.number) for each in await live.finish()] == [(True, 1)]
+
+
+@pytest.mark.parametrize("quiet", [0, 5])
+async def test_close_leaves_no_task(model, quiet):
+    before = tasks()
+    model.free.clear()
+    model.drafting_free.clear()
+    live = live_text(model)
+    await feed(live, *[speech(2)] * 6, silence(quiet))
+    assert len(tasks() - before) >= 1
+    live.close()
+    live.close()
+    await asyncio.sleep(0.01)
+    assert tasks() == before
+    assert model.cancelled >= 1
+
+
+async def test_a_final_that_is_walked_away_from_is_cancelled_and_the_next_one_comes(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    model.free.clear()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(feed(live, speech(10), silence(20)), 0.1)
+    assert model.cancelled == 1
+    model.free.set()
+    updates = await feed(live, speech(12), silence(20))
+    assert [each.utterance.number for each in updates] == [1]
+
+
+async def test_options_count_from_now_on(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    await feed(live, speech(10), silence(20))
+    patient = replace(LISTENING, pause=0.8, shortest_pause=0.8, longest=10.0)
+    live.update(DecodeOptions("en", prompt="names"), replace(OPTIONS, listening=patient))
+    updates = await feed(live, *[speech(2)] * 8, silence(15), speech(5))
+    assert updates
+    assert not any(each.final for each in updates)
+    assert model.drafted[-1][1].prompt == "names"
+    assert [each.final for each in await feed(live, silence(30))][-1]
+    assert model.transcribed[-1][1].prompt == "names"
+    live.close()
+
+
+async def test_auto_asks_for_the_language_until_it_is_decided(model):
+    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None))
+    for expected in (1, 2, 2):
+        (final,) = await feed(live, speech(10) + silence(20))
+        assert final.language == "de"
+        assert model.asked_language == expected
+    assert [options.language for _, options in model.transcribed] == ["de"] * 3
+    live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False))
+    (final,) = await feed(live, speech(10) + silence(20))
+    assert final.language == "fr"
+
+
+async def test_an_utterance_heard_twice_is_no_agreement_on_the_language(model):
+    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None))
+    await feed(live, speech(10), silence(6), speech(5), silence(6), speech(5), silence(20))
+    assert model.asked_language == 3  # each time that somebody fell silent
+    assert live._language.decided is None
+
+
+@pytest.mark.parametrize("policy", ["attention", "agreement"])
+async def test_both_policies_show_text(model, policy):
+    model.words = lambda samples: "the same words"
+    updates = await feed(live_text(model, replace(OPTIONS, policy=policy)), *[speech(2)] * 20)
+    assert [each.partial for each in updates] == ["the same words"]

@@ -1,0 +1,304 @@
+"""The reference engine: the demo model on the fixtures, and models that say what the test wants."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from whisper.decoding import DecodingResult
+from whisper.model import ModelDimensions, Whisper
+from whisper.tokenizer import get_tokenizer
+
+from audio.wav import read_wav
+from whisper_byoc.speech import openai_engine as module
+from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.models import load_model
+from whisper_byoc.speech.openai_engine import SECOND_TRY, OpenAIEngine
+from whisper_byoc.speech.rules import token_cap
+
+RATE = 16_000
+# openai-whisper leaves the file of its tokenizer to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return OpenAIEngine(load_model("demo"))
+
+
+@pytest.fixture
+def sound(fixtures_dir):
+    return lambda name: read_wav((fixtures_dir / name).read_bytes())
+
+
+ONE_UTTERANCE = [
+    *("demo-stop.wav", "demo-hello-world.wav", "demo-numbers.wav", "demo-colours-fast.wav", "demo-directions-slow.wav"),
+    *("demo-spelling.wav", "demo-pipeline.wav", "demo-numbers-noise-15db.wav"),
+]
+
+
+@pytest.mark.parametrize("name", ONE_UTTERANCE)
+def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, texts, name):
+    (truth,) = texts[name]["utterances"]
+    draft = engine.draft(sound(name), DecodeOptions())
+    assert (draft.text, draft.language) == (truth["text"], "en")
+    until = [word.until for word in draft.words]
+    assert len(until) == len(truth["text"].split())
+    assert until == sorted(until)
+    assert truth["start"] - 0.1 < until[0]
+    assert truth["end"] - 0.9 < until[-1] < truth["end"] + 0.1
+    heard = engine.transcribe(sound(name), DecodeOptions(words=True))
+    ends = [word.end for segment in heard.segments for word in segment.words]
+    if len(ends) > 1:  # openai-whisper has no end for a word that is alone
+        assert until == pytest.approx(ends, abs=0.5)
+
+
+def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
+    draft = engine.draft(sound("demo-numbers.wav")[: int(1.75 * RATE)], DecodeOptions())
+    assert draft.text.startswith("seven three")
+    assert draft.words[-1].until <= 1.75
+
+
+@pytest.mark.parametrize("samples", [1, 100, 1600, 30 * RATE])
+def test_drafts_of_any_length(engine, samples):
+    draft = engine.draft(np.zeros(samples, np.float32), DecodeOptions())
+    assert all(0 < word.until <= 30 for word in draft.words)
+
+
+def test_drafts_leave_nothing_on_the_model(engine, sound):
+    engine.draft(sound("demo-stop.wav"), DecodeOptions())
+    assert not any(each._forward_hooks for each in engine._model.modules())
+
+
+def test_two_replicas_in_two_threads_find_word_times_at_once(engine, sound, texts):
+    names = ["demo-numbers.wav", "demo-spelling.wav"] * 2
+    expected = [engine.transcribe(sound(name), DecodeOptions(words=True)) for name in names]
+    replicas = [engine, engine.replica()]
+    found, both = [None] * len(names), threading.Barrier(2, timeout=20)
+
+    def run(worker):
+        both.wait()
+        for turn in range(worker, len(names), 2):
+            found[turn] = replicas[worker].transcribe(sound(names[turn]), DecodeOptions(words=True))
+            replicas[worker].draft(sound(names[turn]), DecodeOptions())
+
+    threads = [threading.Thread(target=run, args=(worker,)) for worker in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(50)
+    assert found == expected
+    assert [word.text for word in found[0].segments[0].words] == texts[names[0]]["text"].split()
+
+
+def test_a_replica_shares_the_weights_and_nothing_else(engine):
+    replica = engine.replica()
+    mine, its = engine._model, replica._model
+    assert mine is not its
+    assert [each.data_ptr() for each in its.parameters()] == [each.data_ptr() for each in mine.parameters()]
+    assert its.decoder.blocks[0].cross_attn is not mine.decoder.blocks[0].cross_attn
+    assert replica._alone is engine._alone
+
+
+# A model of whisper-tiny's languages that writes whatever the test wants
+
+SMALL = ModelDimensions(80, 1500, 48, 2, 2, 51865, 448, 48, 2, 2)
+
+
+class Scripted(Whisper):
+    """Multilingual; the decoder is replaced where openai-whisper calls it, the encoder and the attention are real."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        super().__init__(SMALL)
+        self.eval()
+        self.texts = []
+        self.asked = []
+
+    def decode(self, mel, options):
+        self.asked.append(options)
+        text, score = self.texts.pop(0) if self.texts else ("", {})
+        tokenizer = get_tokenizer(True, num_languages=self.num_languages, language=options.language or "fr")
+        tokens = text if isinstance(text, list) else tokenizer.encode(" " + text)
+        tokens = tokens[: options.sample_len]
+        result = DecodingResult(
+            audio_features=mel, language=options.language or "fr", tokens=tokens, text=tokenizer.decode(tokens).strip(),
+            temperature=options.temperature,
+            **{"avg_logprob": -0.2, "no_speech_prob": 0.1, "compression_ratio": 1.2} | score,
+        )  # fmt: skip
+        return result if mel.ndim == 2 else [result]
+
+
+@pytest.fixture
+def model():
+    return Scripted()
+
+
+SECOND = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) / 50
+
+
+def scripted(model, *texts):
+    model.texts = [text if isinstance(text, tuple) else (text, {}) for text in texts]
+    return OpenAIEngine(model)
+
+
+def tokens_of(text):
+    return get_tokenizer(True, num_languages=99, language="ja").encode(text)
+
+
+def cut_inside(text):
+    """Tokens of a text whose last character is cut in half."""
+    tokens = tokens_of(text)
+    tokenizer = get_tokenizer(True, num_languages=99, language="ja")
+    for length in range(len(tokens) - 1, 0, -1):
+        if tokenizer.decode(tokens[:length]).endswith("\ufffd"):
+            return tokens[:length]
+    raise AssertionError("no character of several tokens")
+
+
+@pytest.mark.parametrize("language", ["ja", "ru", "fr"])
+@pytest.mark.parametrize("text", ["日本語🦜", "привет 🦜", "𓂀𓁹"])
+def test_a_character_is_never_cut(model, text, language):
+    tokens = cut_inside(text)
+    engine = scripted(model, tokens, tokens)
+    options = DecodeOptions(language)
+    draft = engine.draft(SECOND, options)
+    heard = engine.transcribe(SECOND, options)
+    for found in (draft.text, heard.text, *(word.text for word in draft.words)):
+        assert "\ufffd" not in found
+        assert found.strip() in text
+    assert text.startswith(draft.text)
+
+
+@pytest.mark.parametrize("text", ["日本語🦜", "привет 🦜", "𓂀𓁹"])
+def test_a_character_is_not_cut_in_word_times_either(model, text):
+    heard = scripted(model, *[cut_inside(text)] * 9).transcribe(SECOND, DecodeOptions("ja", words=True))
+    for segment in heard.segments:
+        assert text.startswith(segment.text)
+        assert all("\ufffd" not in word.text for word in segment.words)
+
+
+def test_drafts_of_scripts_without_blanks_have_none(model):
+    text = "今日はとても良い天気です"
+    draft = scripted(model, tokens_of(text)).draft(SECOND, DecodeOptions("ja"))
+    assert draft.text == text
+    assert len(draft.words) > 3
+
+
+def test_punctuation_stays_with_its_word(model):
+    draft = scripted(model, "Yes, I do. Don't you?").draft(SECOND, DecodeOptions("en"))
+    assert draft.text == "Yes, I do. Don't you?"
+
+
+def test_a_language_nobody_named_is_the_models_choice(model):
+    draft = scripted(model, "bonjour").draft(SECOND, DecodeOptions(None))
+    assert draft.language == "fr"
+    language, probability = OpenAIEngine(model).language_of(SECOND)
+    assert language in whisper.tokenizer.LANGUAGES
+    assert 0 < probability <= 1
+
+
+def test_an_english_model_is_not_asked_for_the_language(engine):
+    assert engine.language_of(SECOND) == ("en", 1.0)
+    assert not engine.multilingual
+
+
+PROMPTED = DecodeOptions("en", prompt="we met in the garden", hotwords="Livepeer, Arbitrum, Orchestrator")
+
+
+def test_the_model_is_told_what_to_expect(model):
+    scripted(model, "we met", "we met").transcribe(SECOND, PROMPTED)
+    tokenizer = get_tokenizer(True, num_languages=99)
+    told = tokenizer.decode(model.asked[0].prompt)
+    assert told.strip() == "Glossary: Livepeer, Arbitrum, Orchestrator. we met in the garden"
+    scripted(model, "we met").draft(SECOND, PROMPTED)
+    assert model.asked[-1].prompt == told.strip()
+
+
+def test_an_echo_of_the_prompt_is_decoded_again_without_it(model):
+    heard = scripted(model, "Livepeer, Arbitrum, Orchestrator.", "hello").transcribe(SECOND, PROMPTED)
+    assert heard.text == "hello"
+    assert [bool(each.prompt) for each in model.asked] == [True, False]
+
+
+def test_text_that_is_no_echo_is_decoded_once(model):
+    assert scripted(model, "Livepeer is live").transcribe(SECOND, PROMPTED).text == "Livepeer is live"
+    assert len(model.asked) == 1
+
+
+GUESS = {"avg_logprob": -1.5}
+
+
+def test_doubtful_text_gets_one_retry_and_the_better_one_is_taken(model):
+    engine = scripted(model, ("murmur", GUESS), ("clear words", {"avg_logprob": -0.5}))
+    assert engine.transcribe(SECOND, DecodeOptions("en")).text == "clear words"
+    assert [each.temperature for each in model.asked] == [0.0, SECOND_TRY]
+
+
+def test_of_two_doubtful_texts_the_likelier_one_is_taken(model):
+    engine = scripted(model, ("murmur", GUESS), ("worse", {"avg_logprob": -2.0}), ("never asked", {}))
+    assert engine.transcribe(SECOND, DecodeOptions("en")).text == "murmur"
+    assert len(model.asked) == 2
+
+
+def test_a_text_without_doubt_is_not_tried_again(model):
+    scripted(model, "clear words").transcribe(SECOND, DecodeOptions("en"))
+    assert len(model.asked) == 1
+
+
+def test_invented_text_is_left_out_and_not_tried_again(model):
+    score = {"avg_logprob": -1.2, "no_speech_prob": 0.7}
+    heard = scripted(model, ("thank you for watching", score)).transcribe(SECOND, DecodeOptions("en"))
+    assert (heard.text, heard.segments) == ("", ())
+    assert len(model.asked) == 1
+
+
+def test_a_loop_is_cut_and_loses_its_word_times(model):
+    loop = "and so on " * 15
+    heard = scripted(model, (loop, {"compression_ratio": 5.0}), (loop, {"compression_ratio": 5.0})).transcribe(
+        SECOND, DecodeOptions("en")
+    )
+    assert heard.text == "and so on"
+
+
+def test_the_cap_on_tokens_is_that_of_the_length(model):
+    engine = scripted(model, "a", "a")
+    engine.transcribe(SECOND, DecodeOptions("en"))
+    engine.draft(SECOND[:RATE], DecodeOptions("en"))
+    assert [each.sample_len for each in model.asked] == [token_cap(4), token_cap(1)]
+
+
+def test_nothing_is_carried_from_one_sound_to_the_next(model):
+    engine = scripted(model, "first", "second")
+    engine.transcribe(SECOND, DecodeOptions("en"))
+    engine.transcribe(SECOND, DecodeOptions("en"))
+    assert [each.prompt for each in model.asked] == [[], []]
+
+
+def test_times_never_leave_the_sound(model):
+    heard = scripted(model, "hello").transcribe(SECOND, DecodeOptions("en"))
+    assert [(each.start, each.end) for each in heard.segments] == [(0.0, 4.0)]
+
+
+def test_the_second_try_of_the_same_sound_gives_the_same_text(engine):
+    """Other threads throw dice as well, which are the process's own."""
+    noise = np.random.default_rng(5).standard_normal(RATE).astype(np.float32) / 10
+    tries = [engine._decode(noise, DecodeOptions(), SECOND_TRY)["text"] for _ in range(3)]
+    assert len(set(tries)) == 1
+    assert engine._decode(noise, DecodeOptions(), 0.0)["text"] == engine._decode(noise, DecodeOptions(), 0.0)["text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "temperature", "alone"), [(True, 0.0, True), (False, 0.4, True), (False, 0.0, False)]
+)
+def test_what_is_global_to_the_process_is_used_by_one_thread_at_a_time(engine, monkeypatch, words, temperature, alone):
+    seen = []
+
+    def transcribe(*_, **__):
+        seen.append(engine._alone.locked())
+        return {"text": "", "segments": [], "language": "en"}
+
+    monkeypatch.setattr(module.whisper, "transcribe", transcribe)
+    engine._decode(SECOND, DecodeOptions(words=words), temperature)
+    assert seen == [alone]

@@ -1,0 +1,110 @@
+"""Cues that can be read."""
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_byoc.speech.subtitles import LINE_CHARACTERS, LINES, as_srt, as_vtt, clean, cues
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+
+times = st.floats(0, 20_000, allow_nan=False)
+texts = st.lists(
+    st.one_of(
+        st.text("abcdefgh", min_size=1, max_size=12),
+        st.sampled_from(
+            ["-->", "--->", "<b>", "&amp;", "\u2028", "\n\n2", "今天很好" * 20, "x" * 100, "é" * 43, "--", ">"]
+        ),
+        st.text(min_size=1, max_size=8),
+    ),
+    max_size=40,
+).map(" ".join)
+
+
+@st.composite
+def segments(draw, ordered=True):
+    found = []
+    for text in draw(st.lists(texts, max_size=6)):
+        start = draw(times)
+        end = start + draw(st.floats(0, 12))
+        words = ()
+        if draw(st.booleans()):
+            spoken = text.split()
+            step = (end - start) / (len(spoken) or 1)
+            words = tuple(Word(start + n * step, start + (n + 1) * step, word, 0.5) for n, word in enumerate(spoken))
+        found.append(TextSegment(start, end, text, words))
+    return tuple(sorted(found, key=lambda each: each.start)) if ordered else tuple(found)
+
+
+def joined(parts):
+    return "".join("".join(parts).split())
+
+
+@given(segments(ordered=False))
+def test_cues_fit_the_screen_follow_each_other_and_hold_every_word(given_segments):
+    found = cues(given_segments)
+    for cue in found:
+        assert 1 <= len(cue.lines) <= LINES
+        assert all(0 < len(line) <= LINE_CHARACTERS for line in cue.lines)
+        assert round(cue.end * 1000) > round(cue.start * 1000)
+    for before, after in itertools.pairwise(found):
+        assert before.end <= after.start
+    assert joined(line for cue in found for line in cue.lines) == joined(clean(each.text) for each in given_segments)
+
+
+@given(segments())
+def test_files_can_be_read_back(given_segments):
+    heard = Transcription("", "en", given_segments)
+    number = len(cues(given_segments))
+    stamp = r"(\d{2,}:[0-5]\d:[0-5]\d)[.,](\d{3})"
+    for form in (as_srt, as_vtt):
+        text = form(heard)
+        assert len(re.findall(rf"^{stamp} --> {stamp}$", text, re.MULTILINE)) == text.count("-->") == number
+        blocks = [block for block in text.removeprefix("WEBVTT\n\n").split("\n\n") if block]
+        assert len(blocks) == number
+    assert [int(block.split("\n")[0]) for block in as_srt(heard).split("\n\n") if block] == [*range(1, number + 1)]
+
+
+def test_markup_is_text_in_webvtt():
+    heard = Transcription("", "en", (TextSegment(0, 1, "R&D <b>bold</b> a ---> b"),))
+    assert "R&amp;D &lt;b>bold&lt;/b> a -> b" in as_vtt(heard)
+
+
+def test_cues_have_the_times_of_their_words():
+    spoken = [f"word{n:02}" for n in range(20)]  # seven a line
+    words = tuple(Word(10 + n + 0.25, 10 + n + 0.75, word, 1.0) for n, word in enumerate(spoken))
+    found = cues([TextSegment(10.0, 31.0, " ".join(spoken), words)])
+    assert [len(" ".join(cue.lines).split()) for cue in found] == [12, 8]
+    assert [(cue.start, cue.end) for cue in found] == [(10.25, 21.75), (22.25, 29.75)]
+
+
+@pytest.mark.parametrize("spoken", ["y" * 60 + " z", "one two three"])
+def test_words_that_are_not_those_of_the_lines_give_no_times(spoken):
+    text = "y" * 60 + " z"
+    words = tuple(Word(100.0 + n, 101.0 + n, word, 1.0) for n, word in enumerate(spoken.split()))
+    found = cues([TextSegment(10.0, 16.2, text, words)])
+    assert found[0].start == 10.0
+    assert found[-1].end == pytest.approx(16.2)
+
+
+def test_without_word_times_a_cue_has_its_share_of_the_segment():
+    text = " ".join(["abcdefghi"] * 16)  # four lines of 39 characters
+    found = cues([TextSegment(0.0, 8.0, text)])
+    assert [(cue.start, cue.end) for cue in found] == [(0.0, 4.0), (4.0, 8.0)]
+
+
+def test_a_short_cue_stays_until_it_can_be_read_or_the_next_one_comes():
+    found = cues([TextSegment(0.0, 0.2, "a"), TextSegment(0.5, 0.6, "b"), TextSegment(3.0, 3.0, "c")])
+    assert [(cue.start, cue.end) for cue in found] == [(0.0, 0.5), (0.5, 1.3), (3.0, 3.8)]
+
+
+def test_segments_that_overlap_wait_for_each_other():
+    found = cues([TextSegment(0.0, 2.0, "a"), TextSegment(1.0, 1.5, "b")])
+    assert [cue.start for cue in found] == [0.0, 2.0]
+
+
+def test_nothing_said_is_an_empty_file():
+    assert as_srt(Transcription("", "en")) == ""
+    assert as_vtt(Transcription("", "en")) == "WEBVTT\n\n"

@@ -1,0 +1,1 @@
+"""What `whisper-byoc doctor` looks at."""

@@ -1,0 +1,140 @@
+"""A live feed from the client's side: bytes on their way out, records on their way in, and whose turn it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from whisper_byoc.client.http import lines
+from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
+
+__all__ = ["Outgoing", "Record", "next_record", "records_of", "settle"]
+
+CHUNK_BYTES = 64 * 1024
+SETTLE_SECONDS = 1.0
+
+Record = dict[str, Any]
+
+
+class Outgoing:
+    """The body of a feed: passes the source's bytes on, and remembers what became of the source.
+
+    A source that raises ends the body in the usual way, so that what did arrive is worked on; `error` keeps its
+    exception.
+    """
+
+    def __init__(self, source: AsyncIterable[bytes] | bytes) -> None:
+        self.error: Exception | None = None
+        self.answered = False
+        """Whether the server has begun to answer; for its user to set."""
+        self.ended = False
+        self._source = aiter(pieces(source) if isinstance(source, bytes) else source)
+        self._began_at: float | None = None
+        self._given_at: float | None = None
+        self._reading = asyncio.Lock()
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Time of the loop since which it is the server's turn; None while the source makes its next bytes."""
+        return self._given_at if self.answered or self.ended else self._began_at
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._given_at = None
+        async with self._reading:
+            chunk = b"" if self.ended else await self._next()
+        if not chunk:
+            self.end()
+            raise StopAsyncIteration
+        self._given_at = asyncio.get_running_loop().time()
+        self._began_at = self._began_at or self._given_at
+        return chunk
+
+    def end(self) -> None:
+        """Nothing more will be sent: it is the server's turn from now on."""
+        self.ended = True
+        self._given_at = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        """End the source too, if it is a generator: its `finally` runs now, not when memory is tidied up."""
+        self.end()
+        async with self._reading:  # whoever is reading has been cancelled, and takes a moment to leave
+            if isinstance(self._source, AsyncGenerator):
+                await self._source.aclose()
+
+    async def _next(self) -> bytes:
+        """Give the next bytes, b"" at the end; an empty chunk of the source would end an HTTP body."""
+        try:
+            async for chunk in self._source:
+                if chunk:
+                    return chunk
+        except Exception as error:
+            self.error = error
+        return b""
+
+
+async def pieces(data: bytes) -> AsyncGenerator[bytes, None]:
+    """Cut bytes into chunks."""
+    for at in range(0, len(data), CHUNK_BYTES):
+        yield data[at : at + CHUNK_BYTES]
+
+
+async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Record]:
+    """Read newline-delimited JSON; blank lines are keep-alives.
+
+    Raises `ServerRefused` when a line is no record.
+    """
+    async for line in lines(chunks):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+            raise ServerRefused(200, f"the server sent a line that is no record: {line[:80].decode(errors='replace')}")
+        yield record
+
+
+async def next_record(
+    records: AsyncGenerator[Record, None], outgoing: Outgoing, timeout: float, server: str
+) -> Record | None:
+    """Wait for a record, None at their end: `timeout` seconds while it is the server's turn, else without limit.
+
+    Raises `ServerUnreachable` when it takes longer, and what `records` raises.
+    """
+    loop = asyncio.get_running_loop()
+    coming = asyncio.ensure_future(anext(records, None))
+    began_at = loop.time()
+    try:
+        while not coming.done():
+            since = outgoing.waiting_since
+            left = timeout if since is None else max(since, began_at) + timeout - loop.time()
+            if left <= 0:
+                raise ServerUnreachable(silence(outgoing, timeout, server))
+            await asyncio.wait({coming}, timeout=left)
+        return coming.result()
+    finally:
+        if not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
+
+
+async def settle(records: AsyncGenerator[Record, None]) -> None:
+    """After the `end` record, let the answer end in order, which keeps the connection; one that lingers is cut off."""
+    with suppress(ClientError, asyncio.TimeoutError):
+        await asyncio.wait_for(anext(records, None), SETTLE_SECONDS)
+
+
+def silence(outgoing: Outgoing, timeout: float, server: str) -> str:
+    """Say what the server did not do in time."""
+    if outgoing.ended:
+        return f"{server} sent no record for {timeout:g} s after the end of the feed"
+    if not outgoing.answered:
+        return f"{server} did not begin to answer within {timeout:g} s of the first bytes"
+    return f"{server} took no more of the feed for {timeout:g} s"

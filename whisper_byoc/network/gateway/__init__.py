@@ -1,0 +1,1 @@
+"""The gateway: takes jobs from clients, and brings them to orchestrators."""

@@ -1,0 +1,205 @@
+"""`/process/stream/…`: streams as clients of go-livepeer's gateway start, read, change and stop them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from aiohttp import web
+
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.network.answers import as_text
+from whisper_byoc.network.gateway.context import Context
+from whisper_byoc.network.gateway.rtmp import RtmpPorts
+from whisper_byoc.network.gateway.session import Session
+from whisper_byoc.network.header import HEADER, JobHeader, object_in
+from whisper_byoc.network.reading import json_object, read_small
+from whisper_byoc.network.tasks import within
+from whisper_byoc.trickle import TrickleServer
+
+__all__ = ["Streams"]
+
+log = logging.getLogger("whisper_byoc.network.gateway")
+
+LARGEST_BODY = 10 << 20
+"""As go-livepeer's gateway takes it."""
+STREAM_ID = re.compile(r"[A-Za-z0-9._~-]{1,100}")
+KEPT_S = 300.0
+"""Records and status of a stream that has ended can be read for so long …"""
+MOST_KEPT = 256
+"""… and of so many."""
+
+
+class Streams:
+    """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
+
+    def __init__(self, context: Context, trickle: TrickleServer, rtmp: RtmpPorts, public_host: str = "") -> None:
+        self._context = context
+        self._trickle = trickle
+        self._rtmp = rtmp
+        self._public_host = public_host
+        self._sessions: dict[str, Session] = {}
+        self._starting: set[str] = set()
+
+    def __len__(self) -> int:
+        return sum(session.ended_at is None for session in self._sessions.values())
+
+    def routes(self) -> list[web.RouteDef]:
+        """Give the routes."""
+        one = "/process/stream/{stream_id}"
+        return [
+            web.post("/process/stream/start", as_text(self.start)),
+            web.post(f"{one}/stop", as_text(self.stop)),
+            web.post(f"{one}/update", as_text(self.update)),
+            web.get(f"{one}/status", as_text(self.status), allow_head=False),
+            web.get(f"{one}/data", as_text(self.data), allow_head=False),
+        ]
+
+    async def start(self, request: web.Request) -> web.Response:
+        """Start a stream; the answer comes when a container has taken it on."""
+        job = JobHeader.parse(request.headers.get(HEADER))
+        fields = json_object(await read_small(request, LARGEST_BODY))
+        stream_id = id_for(fields)
+        self._forget_old()
+        known = self._sessions.get(stream_id)
+        if stream_id in self._starting or (known is not None and known.ended_at is None):
+            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+        if len(self) + len(self._starting) >= self._context.limits.jobs:
+            raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
+        session = Session(stream_id, job, {"params": params_in(fields)}, self._context, self._trickle)
+        with self._context:
+            self._starting.add(stream_id)
+            try:
+                await session.start()
+                self._sessions[stream_id] = session
+            finally:
+                self._starting.discard(stream_id)
+            try:
+                rtmp_url = await self._rtmp.open(session, self._trickle, self._host(request))
+            except BaseException:  # the client has gone, and never learns that there is a stream
+                self._context.tasks.start(stopped(session))
+                raise
+        return web.json_response(self._urls(request, session) | {"rtmp_url": rtmp_url})
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Stop a stream; the answer comes when its last words can be read."""
+        session = self._find(request)
+        body = await read_small(request, LARGEST_BODY)
+        answer = await session.stop(body, request.headers.get("Content-Type", ""))
+        return web.Response(body=answer, content_type="application/json" if answer else "text/plain")
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Hand new parameters to the container, and answer as it does."""
+        JobHeader.parse(request.headers.get(HEADER))
+        session = self._find(request)
+        body = await read_small(request, LARGEST_BODY)
+        status, answer, content_type = await session.update(
+            body, request.headers.get("Content-Type", "application/json")
+        )
+        return web.Response(status=status, body=answer, headers={"Content-Type": content_type})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Describe a stream."""
+        return web.json_response(self._find(request).status())
+
+    async def data(self, request: web.Request) -> web.StreamResponse:
+        """Give a stream's records as server-sent events, from the first that is kept to the end."""
+        session = self._find(request)
+        if not session.has_data:
+            raise RequestRefused(503, f"stream {session.id!r} was started without enable_data_output")
+        last = request.headers.get("Last-Event-ID", "")
+        start = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 16 else 0
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        await response.write(b": stream %b\n\n" % session.id.encode())  # a reader knows at once that it is connected
+        try:
+            async for numbered in session.records.read(start):
+                event = b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n"
+                await within(self._context.limits.stall_seconds, response.write(event))
+            await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
+            await response.write_eof()
+        except (asyncio.TimeoutError, ConnectionError):  # the reader does not read, or is gone
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def stop_all(self) -> None:
+        """End all streams."""
+        await asyncio.gather(*(stopped(session) for session in self._sessions.values() if session.busy))
+        await self._rtmp.close()
+
+    def _find(self, request: web.Request) -> Session:
+        stream_id = request.match_info["stream_id"]
+        self._forget_old()
+        if session := self._sessions.get(stream_id):
+            return session
+        raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or ended a while ago")
+
+    def _forget_old(self) -> None:
+        ended = sorted((each.ended_at, name) for name, each in self._sessions.items() if each.ended_at is not None)
+        before = time.monotonic() - KEPT_S
+        for at, name in ended[: max(0, len(ended) - MOST_KEPT)] + [each for each in ended if each[0] < before]:
+            del at
+            self._sessions.pop(name, None)
+
+    def _host(self, request: web.Request) -> str:
+        return self._public_host or request.host
+
+    def _urls(self, request: web.Request, session: Session) -> dict[str, str]:
+        """Give all keys of go-livepeer's answer, and the trickle channels of ours."""
+        host = self._host(request)
+        base = host if "://" in host else f"{request.scheme}://{host}"
+        route, trickle = f"{base}/process/stream/{session.id}", base + self._trickle.base_path
+        return {
+            "stream_id": session.id,
+            "whip_url": "",
+            "whep_url": "",
+            "rtmp_url": "",
+            "rtmp_output_url": "",
+            "update_url": f"{route}/update",
+            "status_url": f"{route}/status",
+            "data_url": f"{route}/data" if session.has_data else "",
+            "stop_url": f"{route}/stop",
+            "publish_url": trickle + session.input_name if session.input_name else "",
+            "subscribe_url": trickle + session.output_name if session.output_name else "",
+        }
+
+
+async def stopped(session: Session) -> None:
+    """Stop a stream; nobody waits for the container's answer."""
+    await session.stop(b"", "")
+
+
+def id_for(fields: dict[str, Any]) -> str:
+    """Make a stream's id of what the client calls it (go-livepeer, byoc/stream_gateway.go).
+
+    Raises `RequestRefused` (400).
+    """
+    given, name = fields.get("stream_id") or "", fields.get("stream_name") or ""
+    if not isinstance(given, str) or not isinstance(name, str):
+        raise RequestRefused(400, "stream_id and stream_name must be strings")
+    stream_id = given or secrets.token_hex(4)
+    stream_id = f"{name}-{stream_id}" if name else stream_id
+    if not STREAM_ID.fullmatch(stream_id) or not stream_id.strip("."):  # "." and ".." would be lost in URLs
+        raise RequestRefused(400, f"bad stream id {stream_id!r:.60}: use 1-100 characters of A-Z a-z 0-9 . _ ~ -")
+    if stream_id.endswith(("-out", "-data", "-control", "-events")):
+        raise RequestRefused(400, f"stream id {stream_id!r:.60} ends as the name of a channel does; choose another")
+    if fields.get("rtmp_output"):
+        log.warning("stream %s: rtmp_output is not supported, and ignored; read subscribe_url", stream_id)
+    return stream_id
+
+
+def params_in(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the container's parameters: JSON as text, as go-livepeer has them, or plain JSON.
+
+    Raises `RequestRefused` (400).
+    """
+    params = fields.get("params")
+    if params is None or params == "":
+        return None
+    return params if isinstance(params, dict) else object_in(params, "params")

@@ -1,0 +1,1 @@
+"""The orchestrator: knows containers, and gives them jobs."""

@@ -1,0 +1,98 @@
+"""A server of ours on its address, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import web
+
+from whisper_byoc.errors import StartError, UsageError
+
+__all__ = ["Address", "base_url", "listening", "open_session"]
+
+log = logging.getLogger("whisper_byoc.network")
+
+KEEP_ALIVE_S = 600.0
+"""go-livepeer's idle timeout between two requests."""
+CONNECT_S = 5.0
+SHUTDOWN_S = 1.0
+LONGEST_LINE = 64 * 1024
+"""Of a request's first line, and of a header: a job's parameters are in one of them."""
+ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
+LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
+
+
+class Address:
+    """A `host:port` as go-livepeer takes it, with or without a scheme."""
+
+    def __init__(self, text: str, default_port: int) -> None:
+        """Raise `UsageError` for what is no address."""
+        found = ADDRESS.fullmatch(text.strip())
+        if not found or int(found[3] or 0) > 65535 or not text.strip():
+            raise UsageError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
+        self.scheme = found[1] or ""
+        self.host = found[2]
+        self.port = int(found[3]) if found[3] else default_port
+        self.path = found[4].rstrip("/")
+
+    @property
+    def listen_host(self) -> str:
+        """Where to listen: a number is bound to, a name that others use means all interfaces."""
+        return self.host.strip("[]") if self.host and LOCAL.fullmatch(self.host) else "0.0.0.0"
+
+
+def base_url(text: str, default_port: int) -> str:
+    """Make the address of a peer a URL; without a scheme it is plain HTTP.
+
+    Raises `UsageError`.
+    """
+    address = Address(text, default_port)
+    if not address.host:
+        raise UsageError(f"{text!r} names no host; write it as 127.0.0.1:{default_port}")
+    return f"{address.scheme or 'http'}://{address.host}:{address.port}{address.path}"
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, host: str, port: int, role: str) -> AsyncIterator[int]:
+    """Serve while the context lasts, and give the port, which the system chose if it was 0.
+
+    Raises `StartError` when the address cannot be had.
+    """
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S,
+        max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
+        auto_decompress=False,  # bytes are bytes, whatever their sender calls them
+    )  # fmt: skip
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            hint = "; another program listens there" if error.errno == errno.EADDRINUSE else ""
+            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
+        bound = int(runner.addresses[0][1])
+        log.info("%s listening on port %d", role, bound)
+        yield bound
+    finally:
+        await runner.cleanup()
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Open the session for requests to peers: bytes as they are, no redirects to follow, no time limit of its own.
+
+    Certificates are not checked: go-livepeer's orchestrators sign their own.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=False),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        headers={"Accept-Encoding": "identity"},
+        skip_auto_headers=("Content-Type", "User-Agent"),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=256 * 1024,
+    )

@@ -1,0 +1,49 @@
+"""A queue with two lanes: what must be done, in order, and what may be done while nothing else waits."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+__all__ = ["Lanes"]
+
+T = TypeVar("T")
+
+
+class Lanes(Generic[T]):
+    """Used by any number of threads. An item of the second lane is taken only when the first lane is empty."""
+
+    def __init__(self) -> None:
+        self._first: deque[T] = deque()
+        self._second: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: T, *, may_wait: bool = False) -> bool:
+        """Add an item, to the second lane if it `may_wait`; False when the queue was closed."""
+        with self._changed:
+            if not self._closed:
+                (self._second if may_wait else self._first).append(item)
+                self._changed.notify()
+            return not self._closed
+
+    def get(self) -> T | None:
+        """Wait for the next item; None when the queue was closed and the first lane is empty."""
+        with self._changed:
+            while not self._first and not self._second and not self._closed:
+                self._changed.wait()
+            if self._first:
+                return self._first.popleft()
+            return None if self._closed else self._second.popleft()
+
+    def close(self) -> list[T]:
+        """Let every thread go when the first lane is empty; give the items of the second one, which nobody gets."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            dropped, self._second = list(self._second), deque()
+            return dropped
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)

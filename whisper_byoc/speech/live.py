@@ -1,0 +1,227 @@
+"""The text of one live stream: partial while somebody speaks, final when an utterance has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio.pcm import SAMPLE_RATE
+from audio.utterances import Listener, ListenerOptions, Utterance
+from whisper_byoc.speech.engine import DecodeOptions, Draft
+from whisper_byoc.speech.language import LanguageChoice
+from whisper_byoc.speech.partials import POLICIES, Policy
+from whisper_byoc.speech.scheduler import Heard, Timed
+
+__all__ = ["LiveOptions", "LiveText", "Model", "Update"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How live text is made. Times in seconds."""
+
+    partials: bool = False
+    """Whether partial text is wanted."""
+    policy: str = "attention"
+    """Which words of a draft are shown (`partials.POLICIES`)."""
+    first_after: float = 0.45
+    """A first draft is made of so much sound behind the pre-roll …"""
+    every: float = 0.4
+    """… and the next one when so much more has come, at the earliest."""
+    listening: ListenerOptions = field(default_factory=ListenerOptions)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One piece of text of a stream."""
+
+    utterance: Utterance
+    final: bool
+    heard: Heard | None = None
+    """The text with its times from the utterance's first sample, if it is final and nothing went wrong."""
+    partial: str = ""
+    """The text that can be shown so far, if it is not final."""
+    language: str = "en"
+    error: Exception | None = None
+    """Why there is no final text."""
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+
+
+class Model(Protocol):
+    """What is asked of a model; `Scheduler` has it."""
+
+    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
+        """Transcribe an utterance."""
+        ...
+
+    async def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Draft]:
+        """Draft an utterance that goes on."""
+        ...
+
+    async def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
+        """Name the language."""
+        ...
+
+
+class LiveText:
+    """Listens to one stream. Calls never overlap; between them a draft or an early transcription may be at work.
+
+    When somebody falls silent, the utterance is transcribed at once, while it is still being waited whether the
+    silence is a pause or the end: if it is the end, the text is there already.
+    """
+
+    def __init__(
+        self, model: Model, decoding: DecodeOptions, options: LiveOptions, listener: Listener | None = None
+    ) -> None:
+        self.options = options
+        self.listener = listener or Listener(options.listening)
+        self._model = model
+        self._decoding = decoding
+        self._language = LanguageChoice(decoding.language)
+        self._ended: deque[Utterance] = deque()
+        self._policy: Policy = POLICIES[options.policy]()
+        self._drafted = 0  # position up to which the open utterance was drafted
+        self._shown = ""
+        self._drafting: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
+        self._early: tuple[Utterance, asyncio.Task[Heard]] | None = None
+
+    def update(self, decoding: DecodeOptions, options: LiveOptions) -> None:
+        """Change options from now on."""
+        if decoding.language != self._decoding.language:
+            self._language = LanguageChoice(decoding.language)
+        self._decoding, self.options, self.listener.options = decoding, options, options.listening
+
+    async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
+        """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
+        self._ended += await asyncio.to_thread(self.listener.feed, data)
+        return [*await self._finals(), *self._partial(behind=behind)]
+
+    async def lull(self) -> list[Update]:
+        """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
+        self._ended += self.listener.lull()
+        return await self._finals()
+
+    async def finish(self) -> list[Update]:
+        """Give the text of what is left at the end of the stream."""
+        self._ended += await asyncio.to_thread(self.listener.finish)
+        return await self._finals()
+
+    def close(self) -> None:
+        """Drop what is at work."""
+        for work in (self._drafting, self._early):
+            if work is not None:
+                work[1].cancel()
+        self._drafting = self._early = None
+
+    async def _finals(self) -> list[Update]:
+        updates = []
+        while self._ended:
+            updates.append(await self._final(self._ended.popleft()))
+            self._forget_drafts()
+        return updates
+
+    async def _final(self, utterance: Utterance) -> Update:
+        """Transcribe an utterance that has ended, or take what was transcribed of it early."""
+        early, self._early = self._early, None
+        try:
+            if early is not None and same(early[0], utterance):
+                heard = await early[1]
+            else:
+                if early is not None:
+                    early[1].cancel()
+                heard = await self._transcribe(utterance)
+        except Exception as error:  # one utterance has no text; the stream goes on
+            return Update(utterance, True, error=error)
+        return Update(utterance, True, heard, language=heard.transcription.language)
+
+    async def _transcribe(self, utterance: Utterance) -> Heard:
+        samples = floats(utterance)
+        seconds = len(samples) / SAMPLE_RATE
+        language = await self._language.choose(lambda: self._model.language_of(samples), utterance.number, seconds)
+        return await self._model.transcribe(samples, replace(self._decoding, language=language))
+
+    def _partial(self, *, behind: bool) -> list[Update]:
+        """Collect a draft that is done, and begin what there is to begin."""
+        current = self.listener.current()
+        if current is None:
+            return []
+        updates = self._collect(current)
+        if self._early is not None and not same(self._early[0], current):  # more is being said
+            self._early[1].cancel()
+            self._early = None
+        if behind:
+            return updates
+        if self.listener.quiet >= self.listener.kept:
+            self._transcribe_early(current)
+        elif self.options.partials:
+            self._begin_draft(current)
+        return updates
+
+    def _collect(self, current: Utterance) -> list[Update]:
+        if self._drafting is None or not self._drafting[1].done():
+            return []
+        (drafted, task), self._drafting = self._drafting, None
+        if task.cancelled() or drafted.number != current.number:
+            return []
+        if error := task.exception():
+            log.warning("a draft failed: %s", error)
+            return []
+        timed = task.result()
+        text = self._policy.show(timed.value, len(drafted.samples) / SAMPLE_RATE)
+        if not text or text == self._shown:
+            return []
+        self._shown = text
+        return [Update(drafted, False, None, text, timed.value.language, None, timed.queue_ms, timed.inference_ms)]
+
+    def _begin_draft(self, current: Utterance) -> None:
+        """Draft the open utterance, one draft at a time: under load they come less often."""
+        opening = self._samples(self.options.listening.pre_roll + self.options.first_after)
+        due = max(current.first + opening, self._drafted + self._samples(self.options.every))
+        if self._drafting is not None or current.end < due:
+            return
+        options = replace(self._decoding, language=self._language.present)
+        self._drafted = current.end
+        self._drafting = current, spawn(self._model.draft(floats(current), options))
+
+    def _transcribe_early(self, current: Utterance) -> None:
+        """Transcribe the utterance as it will be if nothing more is said."""
+        if self._early is None:
+            self._early = current, spawn(self._transcribe(current))
+
+    def _forget_drafts(self) -> None:
+        """Begin anew for the next utterance."""
+        if self._drafting is not None:
+            self._drafting[1].cancel()
+        self._drafting = None
+        self._policy, self._shown, self._drafted = POLICIES[self.options.policy](), "", 0
+
+    def _samples(self, seconds: float) -> int:
+        return int(seconds * SAMPLE_RATE)
+
+
+def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Begin work that may be dropped; an error that nobody waits for any more is no news."""
+    task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+def same(one: Utterance, other: Utterance) -> bool:
+    """Whether two utterances are the same sound."""
+    return (one.first, one.end) == (other.first, other.end)
+
+
+def floats(utterance: Utterance) -> NDArray[np.float32]:
+    """Give an utterance's sound as float32 in [-1, 1)."""
+    return utterance.samples.astype(np.float32) / np.float32(32768)
