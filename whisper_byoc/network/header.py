@@ -12,9 +12,11 @@ from typing import Any
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.reading import json_value
 
-__all__ = ["HEADER", "NOBODY", "JobHeader", "sender_header"]
+__all__ = ["HEADER", "MODEL_HEADER", "NOBODY", "JobHeader", "sender_header"]
 
 HEADER = "Livepeer"
+MODEL_HEADER = "X-Model-Id"
+"""Names the capability of a frame or a live feed."""
 NOBODY = "0x" + "0" * 40
 """The zero address; off-chain, it and an empty signature stand for a gateway without a key."""
 LONGEST = 64 * 1024

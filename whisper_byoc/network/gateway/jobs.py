@@ -10,12 +10,11 @@ from whisper_byoc.network.feed import Feed
 from whisper_byoc.network.form import Raw, form_for
 from whisper_byoc.network.gateway.context import Context
 from whisper_byoc.network.gateway.forward import NotOffered, forward
-from whisper_byoc.network.header import HEADER, JobHeader
+from whisper_byoc.network.header import HEADER, MODEL_HEADER, JobHeader
 from whisper_byoc.network.out import Out
 
 __all__ = ["Jobs"]
 
-MODEL_HEADER = "X-Model-Id"
 PASSED_ON = ("Content-Type", "Content-Encoding", "Accept")
 MARGIN_S = 5.0
 """The orchestrator has its own limit; ours is for an orchestrator that does not keep it (go-livepeer: 5 s)."""

@@ -14,6 +14,7 @@ from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.network.answers import as_json, says
 from whisper_byoc.network.feed import Feed
 from whisper_byoc.network.form import form_for
+from whisper_byoc.network.header import MODEL_HEADER
 from whisper_byoc.network.orchestrator.context import Context
 from whisper_byoc.network.orchestrator.pool import Slot
 from whisper_byoc.network.out import PEER_ERRORS, Out, peer_failed
@@ -22,7 +23,6 @@ from whisper_byoc.network.tasks import ended, within
 
 __all__ = ["Live"]
 
-MODEL_HEADER = "X-Model-Id"
 ALONE_S = "30"
 """A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
 CLOSED = "Lp-Trickle-Closed"
