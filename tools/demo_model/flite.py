@@ -1,4 +1,4 @@
-"""flite through its program: samples, and how long each phoneme lasts.
+"""flite through its program: samples, and when each word and phoneme is said.
 
 It is slower than espeak-ng (a process for every utterance), so it speaks a smaller share of the training.
 """
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import wave
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,28 @@ import numpy.typing as npt
 _PAUSE = "pau"
 _TIMEOUT_SECONDS = 30
 _HIGH_VOICES = ("slt",)
+
+PHONEMES = {
+    "aa": "A:", "ae": "a", "ah": "V", "ao": "O:", "aw": "aU", "ax": "@", "ay": "aI", "b": "b", "ch": "tS", "d": "d",
+    "dh": "D", "eh": "E", "er": "3:", "ey": "eI", "f": "f", "g": "g", "hh": "h", "ih": "I", "iy": "i:", "jh": "dZ",
+    "k": "k", "l": "l", "m": "m", "n": "n", "ng": "N", "ow": "oU", "oy": "OI", "p": "p", "r": "r", "s": "s",
+    "sh": "S", "t": "t", "th": "T", "uh": "U", "uw": "u:", "v": "v", "w": "w", "y": "j", "z": "z", "zh": "Z",
+}  # fmt: skip
+"""flite's phonemes (CMU's for American English) in espeak-ng's mnemonics, so that one head learns both."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What flite said."""
+
+    samples: npt.NDArray[np.float32]
+    """In [-1, 1)."""
+    rate: int
+    """Samples a second."""
+    spans: list[tuple[float, float]]
+    """When each word is said, in seconds."""
+    phonemes: list[tuple[float, float, str]]
+    """When each phoneme is said, and its name in espeak-ng's mnemonics."""
 
 
 def installed() -> bool:
@@ -30,10 +53,8 @@ class Flite:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
 
-    def say(
-        self, words: list[str], voice: str, rng: random.Random
-    ) -> tuple[npt.NDArray[np.float32], int, list[tuple[float, float]]] | None:
-        """Return samples in [-1, 1), their rate, and each word's start and end in seconds; tempo and pitch by `rng`.
+    def say(self, words: list[str], voice: str, rng: random.Random) -> Said | None:
+        """Say the words at a tempo and pitch by `rng`.
 
         None when the words' phonemes together are not those of the whole (some words are said differently in a
         sentence): their times are unknown then.
@@ -42,17 +63,17 @@ class Flite:
         if rng.random() < 0.6:
             settings.append(f"int_f0_target_mean={rng.randint(*((150, 240) if voice in _HIGH_VOICES else (75, 170)))}")
         samples, rate, phonemes = _run(" ".join(words), voice, settings)
-        spoken: list[tuple[float, float]] = []
+        spoken: list[tuple[float, float, str]] = []
         start = 0.0
         for name, end in phonemes:
             if name != _PAUSE:
-                spoken.append((start, end))
+                spoken.append((start, end, PHONEMES.get(name, name)))
             start = end
         counts = [self._count(voice, word) for word in words]
         if sum(counts) != len(spoken):
             return None
         edges = np.cumsum([0, *counts])
-        return samples, rate, [(spoken[a][0], spoken[b - 1][1]) for a, b in pairwise(edges)]
+        return Said(samples, rate, [(spoken[a][0], spoken[b - 1][1]) for a, b in pairwise(edges)], spoken)
 
     def _count(self, voice: str, word: str) -> int:
         if (voice, word) not in self._counts:

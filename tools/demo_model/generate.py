@@ -25,7 +25,6 @@ from tools.demo_model import flite, grammar, voices
 from tools.demo_model.espeak import EspeakMissing
 from tools.demo_model.speech import Speaker, Spoken, as_another_speaker, reverberate
 
-_INVENTED_ACCENT_SHARE = 0.25
 _REVERBERATION_SHARE = 0.3
 _LEAST_POWER = 1e-10  # whisper.audio.log_mel_spectrogram's floor
 
@@ -41,6 +40,10 @@ class Part:
     utterances: int
     other_speakers: float = 0.0
     """The share that is played faster or slower (see `as_another_speaker`)."""
+    invented_accents: float = 0.25
+    """The share of espeak-ng's that is spoken in accents that nobody has."""
+    most_shifts: int = 4
+    """How many vowels such an accent shifts at most."""
     held_out: bool = False
     """Spoken by the voices that are kept for evaluation: never trained on, only watched."""
 
@@ -50,8 +53,13 @@ PARTS = (
     Part("espeak-1", "espeak", 101, 11000, 0.3),
     Part("espeak-2", "espeak", 102, 11000, 0.3),
     Part("espeak-3", "espeak", 103, 11000, 0.3),
+    Part("espeak-4", "espeak", 104, 11000, 0.5, invented_accents=0.8, most_shifts=10),
+    Part("espeak-5", "espeak", 105, 11000, 0.5, invented_accents=0.8, most_shifts=10),
     Part("flite-0", "flite", 200, 3500, 0.5),
     Part("flite-1", "flite", 201, 3500, 0.5),
+    Part("flite-2", "flite", 202, 3500, 0.7),
+    Part("flite-3", "flite", 203, 3500, 0.7),
+    Part("flite-4", "flite", 204, 3500, 0.7),
     Part("watch-heard", "espeak", 900, 300),
     Part("watch-held-out", "espeak", 901, 300, held_out=True),
     Part("watch-flite", "flite", 902, 150, held_out=True),
@@ -94,8 +102,9 @@ def _say(speaker: Speaker, part: Part, rng: random.Random) -> Spoken | None:
     if part.engine == "flite":
         voice = voices.HELD_OUT_FLITE_VOICE if part.held_out else rng.choice(voices.FLITE_VOICES)
         return speaker.flite(words, voice, rng)
-    invent = not part.held_out and rng.random() < _INVENTED_ACCENT_SHARE
-    return speaker.espeak(words, voices.espeak_voice(rng, part.held_out), rng, invent_accent=invent)
+    invented = not part.held_out and rng.random() < part.invented_accents
+    voice = voices.espeak_voice(rng, part.held_out)
+    return speaker.espeak(words, voice, rng, most_shifts=part.most_shifts if invented else 0)
 
 
 def write(part: Part, path: Path, *, progress: bool = False) -> float:

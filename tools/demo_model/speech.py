@@ -30,7 +30,7 @@ class Spoken:
     spans: list[tuple[float, float]]
     """When each word is said, in seconds."""
     phonemes: list[tuple[float, float, str]]
-    """When each phoneme is said, and its name; empty where the synthesiser does not tell."""
+    """When each phoneme is said, and its name in espeak-ng's mnemonics."""
     voice: str
 
 
@@ -75,11 +75,14 @@ class Speaker:
         self._flite = Flite()
         self._pronunciations: dict[tuple[str, str], str] = {}
 
-    def espeak(self, words: list[str], voice: str, rng: random.Random, *, invent_accent: bool = False) -> Spoken:
-        """Say the words with espeak-ng at a random tempo, pitch and gap, in an invented accent if asked to."""
+    def espeak(self, words: list[str], voice: str, rng: random.Random, *, most_shifts: int = 0) -> Spoken:
+        """Say the words with espeak-ng at a random tempo, pitch and gap.
+
+        With `most_shifts`, in an invented accent with up to so many shifted vowels.
+        """
         spelled = [SPOKEN.get(word, word) for word in words]
-        if invent_accent:
-            accent = voices.invented_accent(rng)
+        if most_shifts:
+            accent = voices.invented_accent(rng, most_shifts)
             language = voice.partition("+")[0]
             spelled = [f"[[{accent.apply(self._pronunciation(word, language))}]]" for word in spelled]
         text = " ".join(spelled)
@@ -110,8 +113,8 @@ class Speaker:
         said = self._flite.say([SPOKEN.get(word, word) for word in words], voice, rng)
         if said is None:
             return None
-        samples, rate, spans = said
-        return _tidy(Spoken(words, _resample(samples, rate, RATE), spans, [], f"flite {voice}"))
+        samples = _resample(said.samples, said.rate, RATE)
+        return _tidy(Spoken(words, samples, said.spans, said.phonemes, f"flite {voice}"))
 
 
 def as_another_speaker(spoken: Spoken, rng: random.Random) -> Spoken:

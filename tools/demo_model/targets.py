@@ -16,6 +16,7 @@ PROMPT_TOKENS = 223
 
 _WITHOUT_TIMESTAMPS_SHARE = 0.2
 _WRONG_TEXT_SHARE, _WRONG_TIMESTAMP_SHARE = 0.04, 0.2
+_REPEATED_SHARE = 0.3  # of the wrong texts: what was said before once more, or it would go on saying it
 
 Span = tuple[float, float]
 """First and last position (20 ms) of what a token is about."""
@@ -126,7 +127,8 @@ class Writer:
         for index in range(first, len(read)):
             if read[index] < tokens.texts:
                 if rng.random() < _WRONG_TEXT_SHARE:
-                    read[index] = rng.randrange(tokens.texts)
+                    repeated = read[index - 1] < tokens.texts and rng.random() < _REPEATED_SHARE
+                    read[index] = read[index - 1] if repeated else rng.randrange(tokens.texts)
             elif read[index] >= tokens.first_timestamp and rng.random() < _WRONG_TIMESTAMP_SHARE:
                 moved = read[index] + rng.choice((-2, -1, 1, 2))
                 read[index] = min(max(moved, tokens.first_timestamp), len(tokens.rows) - 1)

@@ -232,8 +232,7 @@ def watched(folder: Path, corpus: Corpus, tokens: Tokens) -> dict[str, Batch]:
 def train(folder: Path, steps: int, team: Team) -> None:
     """Train to that many steps in all, from the last checkpoint in the folder if there is one."""
     tokens = Tokens()
-    # flite's few voices are a seventh of the speech, and the harder one to learn: they are heard twice as often.
-    corpus = Corpus([path for name in ("espeak", "flite", "flite") for path in sorted(folder.glob(f"{name}-*.pt"))])
+    corpus = Corpus([path for name in ("espeak", "flite") for path in sorted(folder.glob(f"{name}-*.pt"))])
     training = Training(Shape(phonemes=len(corpus.phonemes)), tokens)
     checkpoint = folder / "training.ckpt"
     if checkpoint.exists():
