@@ -1,26 +1,26 @@
 """Which model a benchmark runs; among them a stand-in of whisper-tiny's exact shape, for machines without its weights.
 
-`tiny-shape` is a checkpoint of random weights with the dimensions, number types and file size of `tiny.pt`. Random
-weights alone would ramble up to the token limit, so the positions of the decoder are set to recite one sentence,
-whatever is heard. Loading, memory, the encoder and each decoding step cost what they cost with whisper-tiny; the
-text is the same for every sound but digital silence.
+`tiny-shape` is the demo model, written into a checkpoint with the dimensions, number types and file size of
+`tiny.en.pt`: it hears what the demo model hears, and loading, memory, the encoder and each decoding step cost what they
+cost with whisper-tiny.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from whisper_byoc.speech.models import find_model
+from whisper_byoc.speech.models import find_model, load_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from whisper.model import ModelDimensions
 
 __all__ = ["TINY_SHAPE", "Subject", "subject", "tiny_or_stand_in", "write_tiny_shape"]
 
 TINY_SHAPE = "tiny-shape"
-SENTENCE = " The weather will be sunny in the morning, with light rain in the evening."
-EMBEDDING_STD = 0.05
-"""Makes the recited token win clearly: its logit is about sqrt(384) * 0.05 * sqrt(384) = 19, the others' about 1."""
-LOUDNESS = 100.0
-"""How far the positions drown what the blocks add."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def subject(name: str, folder: Path) -> Subject:
         path = folder / f"{TINY_SHAPE}.pt"
         if not path.exists():
             write_tiny_shape(path)
-        return Subject(f"{name} (random weights)", str(path), str(path))
+        return Subject(f"{name} (what demo hears, at whisper-tiny's cost)", str(path), str(path))
     return Subject(name, name, name if name.endswith(".pt") else f"whisper-{name}")
 
 
@@ -50,23 +50,66 @@ def tiny_or_stand_in() -> str:
 
 
 def write_tiny_shape(path: Path) -> None:
-    """Write the stand-in, 72 MB."""
+    """Write the stand-in, 76 MB."""
     import torch
-    from whisper.model import ModelDimensions, Whisper
-    from whisper.tokenizer import get_tokenizer
+    from whisper.model import ModelDimensions
 
-    # the `dims` of OpenAI's tiny.pt
-    dims = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
-    tokenizer = get_tokenizer(multilingual=True, language="en", task="transcribe")
-    start, end = tokenizer.timestamp_begin, tokenizer.timestamp_begin + 50  # <|0.00|> and <|1.00|>
-    script = [start, *tokenizer.encode(SENTENCE), end, tokenizer.eot]
-    torch.manual_seed(0)
-    weights = Whisper(dims).state_dict()  # norms and biases stay as torch initialises them
-    for name, tensor in weights.items():
-        if tensor.ndim > 1 and name != "encoder.positional_embedding":  # that one is sinusoids
-            tensor.normal_(0, EMBEDDING_STD if "token_embedding" in name else 0.02)
-    embedding, positions = weights["decoder.token_embedding.weight"], weights["decoder.positional_embedding"]
-    first = len(tokenizer.sot_sequence) - 1  # the output at the last token of the prompt is the first one sampled
-    positions[first : first + len(script)] = embedding[script] * LOUDNESS
-    halves = {name: tensor.half() for name, tensor in weights.items()}
-    torch.save({"dims": vars(dims), "model_state_dict": halves}, path)
+    # the `dims` of OpenAI's tiny.en.pt
+    dims = ModelDimensions(80, 1500, 384, 6, 4, 51864, 448, 384, 6, 4)
+    demo = load_model("demo")
+    with torch.no_grad():
+        weights = widened(demo.state_dict(), demo.dims, dims)
+    torch.save({"dims": vars(dims), "model_state_dict": {name: each.half() for name, each in weights.items()}}, path)
+
+
+def widened(weights: dict[str, Tensor], narrow: ModelDimensions, wide: ModelDimensions) -> dict[str, Tensor]:
+    """Give the weights of a wider Whisper with as many layers that computes the same; for those that know embeddings.
+
+    The wider one carries the narrow one's states several times side by side, for then layer norms see the same mean
+    and variance; whatever reads a state reads the first copy. What is left of heads and layers is zero.
+    """
+    import torch
+
+    copies = wide.n_audio_state // narrow.n_audio_state
+    assert copies * narrow.n_audio_state == wide.n_audio_state
+    assert (narrow.n_audio_layer, narrow.n_text_layer) == (wide.n_audio_layer, wide.n_text_layer)
+    heads, width = narrow.n_audio_head, narrow.n_audio_state // narrow.n_audio_head
+    wide_width = wide.n_audio_state // wide.n_audio_head
+
+    def copied(tensor: Tensor, axis: int = 0) -> Tensor:
+        return torch.cat([tensor] * copies, axis)
+
+    def padded(tensor: Tensor, axis: int, size: int) -> Tensor:
+        missing = [*tensor.shape]
+        missing[axis] = size - tensor.shape[axis]
+        return torch.cat([tensor, tensor.new_zeros(missing)], axis)
+
+    def into_heads(tensor: Tensor, axis: int) -> Tensor:
+        """Put each head's share of an axis to where the wide model has that head."""
+        parts = [padded(part, axis, wide_width) for part in tensor.split(width, axis)]
+        return padded(torch.cat(parts, axis), axis, wide.n_audio_state)
+
+    def read(tensor: Tensor) -> Tensor:
+        return padded(tensor, 1, wide.n_audio_state) if tensor.ndim > 1 else tensor
+
+    def query(tensor: Tensor) -> Tensor:
+        return into_heads(read(tensor), 0) * (wide_width / width) ** 0.5  # attention is scaled by a head's width
+
+    rules: dict[str, Callable[[Tensor], Tensor]] = {
+        "decoder.ln.": lambda each: padded(each, 0, wide.n_text_state),  # for the logits a single copy counts
+        "decoder.token_embedding.": lambda each: copied(each, 1),
+        "positional_embedding": lambda each: copied(each, 1),
+        "conv1.": copied,
+        "conv2.": lambda each: copied(read(each)),
+        "attn.query.": query,
+        "attn.key.": lambda each: into_heads(read(each), 0),
+        "attn.value.": lambda each: into_heads(read(each), 0),
+        "attn.out.weight": lambda each: copied(into_heads(each, 1)),
+        "mlp.0.": lambda each: padded(read(each), 0, 4 * wide.n_audio_state),
+        "mlp.2.weight": lambda each: copied(padded(each, 1, 4 * wide.n_audio_state)),
+    }  # what a rule's name is part of; all else, norms and the biases of what writes a state, is copied
+    assert heads <= wide.n_audio_head
+    return {
+        name: next((rule for part, rule in rules.items() if part in name), copied)(tensor)
+        for name, tensor in weights.items()
+    }

@@ -12,7 +12,7 @@ from whisper.tokenizer import get_tokenizer
 
 from audio.wav import read_wav
 from whisper_byoc.speech import openai_engine as module
-from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.engine import DecodeOptions, Dropped
 from whisper_byoc.speech.models import load_model
 from whisper_byoc.speech.openai_engine import SECOND_TRY, OpenAIEngine
 from whisper_byoc.speech.rules import token_cap
@@ -64,6 +64,28 @@ def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
 def test_drafts_of_any_length(engine, samples):
     draft = engine.draft(np.zeros(samples, np.float32), DecodeOptions())
     assert all(0 < word.until <= 30 for word in draft.words)
+
+
+@pytest.mark.parametrize("way", ["transcribe", "draft"])
+def test_work_is_broken_off_between_any_two_blocks(engine, sound, way):
+    samples, asked = sound("demo-stop.wav"), 0
+
+    def count():
+        nonlocal asked
+        asked += 1
+        return asked > last
+
+    last = 1_000_000
+    whole = getattr(engine, way)(samples, DecodeOptions(), count)
+    assert asked >= 8  # the blocks of the encoder, and those of the decoder for each token
+    for last in range(0, asked, 3):
+        asked = 0
+        with pytest.raises(Dropped):
+            getattr(engine, way)(samples, DecodeOptions(), count)
+        assert asked == last + 1
+    asked, last = 0, 1_000_000
+    assert getattr(engine, way)(samples, DecodeOptions(), count) == whole
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine._model.modules())
 
 
 def test_drafts_leave_nothing_on_the_model(engine, sound):
@@ -131,7 +153,8 @@ class Scripted(Whisper):
 
 
 @pytest.fixture
-def model():
+def model(monkeypatch):
+    monkeypatch.setattr(module.EncodedTask, "run", lambda task, encoded: task.model.decode(encoded, task.options))
     return Scripted()
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
-from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, Dropped, never
 from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 
@@ -23,7 +24,7 @@ class Counting:
     def __init__(self):
         self.lock = threading.Lock()
 
-    def transcribe(self, samples, options):
+    def transcribe(self, samples, options, dropped=never):
         assert self.lock.acquire(blocking=False), "one engine used by two threads at once"
         try:
             if options.language == "fail":
@@ -32,7 +33,7 @@ class Counting:
         finally:
             self.lock.release()
 
-    def draft(self, samples, options):
+    def draft(self, samples, options, dropped=never):
         assert self.lock.acquire(blocking=False), "one engine used by two threads at once"
         try:
             return Draft((DraftWord(" so", 0.1), DraftWord(" far", 0.2)), "en")
@@ -85,7 +86,7 @@ async def test_load_error_reaches_the_caller():
 
 async def test_warm_up_error_reaches_the_caller():
     class Broken(Counting):
-        def transcribe(self, samples, options):
+        def transcribe(self, samples, options, dropped=never):
             raise ValueError("bad shapes")
 
     with pytest.raises(ValueError, match="bad shapes"):
@@ -99,7 +100,7 @@ class Blocking(Counting):
         super().__init__()
         self.go, self.calls, self.begun = threading.Event(), 0, threading.Event()
 
-    def transcribe(self, samples, options):
+    def transcribe(self, samples, options, dropped=never):
         self.calls += 1
         if self.calls > 1:
             self.begun.set()
@@ -154,11 +155,11 @@ class Ordered(Blocking):
         super().__init__()
         self.order = []
 
-    def transcribe(self, samples, options):
+    def transcribe(self, samples, options, dropped=never):
         self.order.append(options.prompt)
         return super().transcribe(samples, options)
 
-    def draft(self, samples, options):
+    def draft(self, samples, options, dropped=never):
         self.order.append(options.prompt)
         return Draft((), "en")
 
@@ -222,7 +223,7 @@ async def test_a_cancelled_draft_leaves_the_queue(running):
 
 async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running):
     class Broken(Counting):
-        def draft(self, samples, options):
+        def draft(self, samples, options, dropped=never):
             if options.prompt == "fail":
                 raise ValueError("no draft")
             return super().draft(samples, options)
@@ -231,3 +232,60 @@ async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running)
     with pytest.raises(ValueError, match="no draft"):
         await scheduler.draft(SOUND, DecodeOptions(prompt="fail"))
     assert (await scheduler.draft(SOUND, DecodeOptions())).value.text == "so far"
+
+
+class Patient(Counting):
+    """Drafts until it is told to break off, and transcribes with `prompt` "long" as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun = threading.Event()
+
+    def until_dropped(self, dropped):
+        self.begun.set()
+        for _ in range(5000):
+            if dropped():
+                raise Dropped
+            time.sleep(0.002)
+        raise AssertionError("never broken off")
+
+    def transcribe(self, samples, options, dropped=never):
+        return self.until_dropped(dropped) if options.prompt == "long" else super().transcribe(samples, options)
+
+    def draft(self, samples, options, dropped=never):
+        return self.until_dropped(dropped) if options.prompt == "long" else super().draft(samples, options)
+
+
+async def test_a_transcription_breaks_off_a_draft_where_no_worker_is_free(running):
+    engine = Patient()
+    scheduler = await running(engine)
+    draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
+    await asyncio.to_thread(engine.begun.wait, 10)
+    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).transcription.text == "whisper-0"
+    with pytest.raises(Dropped):
+        await draft
+
+
+async def test_a_draft_goes_on_where_a_worker_is_free(running):
+    engine = Patient()
+    engine.replica = Counting
+    scheduler = await running(engine, workers=2)
+    drafts = [asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long"))) for _ in range(2)]
+    await asyncio.to_thread(engine.begun.wait, 10)
+    await asyncio.wait(drafts, return_when=asyncio.FIRST_COMPLETED)  # the other engine gives its draft at once
+    await scheduler.transcribe(SOUND, DecodeOptions())
+    assert sum(draft.done() for draft in drafts) == 1
+    for draft in drafts:
+        draft.cancel()
+
+
+@pytest.mark.parametrize("way", ["transcribe", "draft"])
+async def test_work_that_nobody_waits_for_is_broken_off(running, way):
+    engine = Patient()
+    scheduler = await running(engine)
+    work = asyncio.ensure_future(getattr(scheduler, way)(SOUND, DecodeOptions(prompt="long")))
+    await asyncio.to_thread(engine.begun.wait, 10)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).transcription.text == "whisper-0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,7 +11,16 @@ from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Draft", "DraftWord", "Engine"]
+__all__ = ["DecodeOptions", "Draft", "DraftWord", "Dropped", "Engine", "never"]
+
+
+class Dropped(Exception):  # nothing is wrong, so it is no error and does not stand in their tree
+    """The work was broken off, for nobody wants it any more."""
+
+
+def never() -> bool:
+    """Whether work is to be broken off: it is not."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,16 @@ class Engine(Protocol):
         """Whether the model knows languages other than English."""
         ...
 
-    def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Transcription:
-        """Turn 16 kHz mono float32 samples (n,) of any length into text with times."""
+    def transcribe(
+        self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never
+    ) -> Transcription:
+        """Turn 16 kHz mono float32 samples (n,) of any length into text with times.
+
+        Raises `Dropped` soon after `dropped`, which is asked many times a second, has become true. So does `draft`.
+        """
         ...
 
-    def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Draft:
+    def draft(self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never) -> Draft:
         """Turn at most 30 s of an utterance that is still going on into words; one try, no times of segments."""
         ...
 

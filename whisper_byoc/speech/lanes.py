@@ -18,6 +18,7 @@ class Lanes(Generic[T]):
         self._first: deque[T] = deque()
         self._second: deque[T] = deque()
         self._changed = threading.Condition()
+        self._idle = 0  # threads that wait in `get`
         self._closed = False
 
     def put(self, item: T, *, may_wait: bool = False) -> bool:
@@ -32,10 +33,18 @@ class Lanes(Generic[T]):
         """Wait for the next item; None when the queue was closed and the first lane is empty."""
         with self._changed:
             while not self._first and not self._second and not self._closed:
+                self._idle += 1
                 self._changed.wait()
+                self._idle -= 1
             if self._first:
                 return self._first.popleft()
             return None if self._closed else self._second.popleft()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether an item of the first lane waits for which no thread is free."""
+        with self._changed:
+            return len(self._first) > self._idle
 
     def close(self) -> list[T]:
         """Let every thread go when the first lane is empty; give the items of the second one, which nobody gets."""

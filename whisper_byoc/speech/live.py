@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE
 from audio.utterances import Listener, ListenerOptions, Utterance
-from whisper_byoc.speech.engine import DecodeOptions, Draft
+from whisper_byoc.speech.engine import DecodeOptions, Draft, Dropped
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.partials import POLICIES, Policy
 from whisper_byoc.speech.scheduler import Heard, Timed
@@ -174,7 +174,10 @@ class LiveText:
         (drafted, task), self._drafting = self._drafting, None
         if task.cancelled() or drafted.number != current.number:
             return []
-        if error := task.exception():
+        if isinstance(error := task.exception(), Dropped):
+            self._drafted = 0  # as if it had not been begun
+            return []
+        if error:
             log.warning("a draft failed: %s", error)
             return []
         timed = task.result()

@@ -6,7 +6,8 @@ import copy
 import functools
 import string
 import threading
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 import whisper
 from numpy.typing import NDArray
+from torch.nn.functional import gelu
 from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES
-from whisper.decoding import DecodingOptions
+from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, Dropped, never
 from whisper_byoc.speech.rules import Score, is_echo, token_cap, without_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
@@ -32,6 +34,13 @@ SECOND_TRY = 0.4
 """Temperature of the one retry; openai-whisper's own ladder has five, and some sound then takes ten times as long."""
 SECONDS_PER_POSITION = 0.02
 """Two hops of 10 ms make one position of the encoder."""
+WINDOW_SECONDS = 30.0
+DRAFT_MARGIN = 2.0
+"""Seconds of nothing that are left behind the sound of a draft …"""
+SHORTEST_DRAFT = 10.0
+"""… and the least that the encoder is given, rather than its 30 s. Whisper was trained on 30 s and loops on much less:
+with these two transcribe.cpp#149 saw no change of text on short clips at a third of the time, and whisper.cpp#1117 has
+the loops begin below three tenths. A text that counts is made of the whole 30 s."""
 CUT_CHARACTER = "\ufffd"
 """Stands where a text ends in the middle of a character."""
 
@@ -48,30 +57,36 @@ class OpenAIEngine:
         """Whether the model knows languages other than English."""
         return bool(self._model.is_multilingual)
 
-    def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Transcription:
+    def transcribe(
+        self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never
+    ) -> Transcription:
         """Turn 16 kHz mono float32 samples (n,) into text; segment times never leave the sound.
 
         What looks wrong (`rules`) is decoded a second time, and the better text is taken.
         """
-        found = self._decode(samples, options, 0.0)
-        if is_echo(found["text"], options.expected):
-            options = replace(options, prompt="", hotwords="")
+        # while it looks for the times of words, openai-whisper cannot be broken off: it would leave its hooks behind
+        with self._broken_off(never if options.words else dropped):
             found = self._decode(samples, options, 0.0)
-        if any(score_of(each).doubtful for each in found["segments"]):
-            again = self._decode(samples, options, SECOND_TRY)
-            found = max(found, again, key=confidence)
+            if is_echo(found["text"], options.expected):
+                options = replace(options, prompt="", hotwords="")
+                found = self._decode(samples, options, 0.0)
+            if any(score_of(each).doubtful for each in found["segments"]):
+                again = self._decode(samples, options, SECOND_TRY)
+                found = max(found, again, key=confidence)
         return transcription_of(found, len(samples) / SAMPLE_RATE)
 
-    def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Draft:
+    def draft(self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never) -> Draft:
         """Turn at most 30 s of an utterance that is still going on into words, and tell where each was heard."""
         seconds = len(samples) / SAMPLE_RATE
-        with torch.no_grad():
-            encoded = self._model.encoder(self._mel(samples)[None])
+        with torch.no_grad(), self._broken_off(dropped):
+            # to find the language, openai-whisper wants all 30 s
+            window = max(SHORTEST_DRAFT, seconds + DRAFT_MARGIN) if options.language else WINDOW_SECONDS
+            encoded = self._encode(samples, window)
             wanted = DecodingOptions(
                 task=options.task, language=options.language, prompt=options.expected or None, without_timestamps=True,
                 sample_len=token_cap(seconds), fp16=False,
             )  # fmt: skip
-            found = self._model.decode(encoded, wanted)[0]
+            found = EncodedTask(self._model, wanted).run(encoded)[0]
             tokenizer = self._tokenizer(found.language, options.task)
             tokens = whole_characters([token for token in found.tokens if token < tokenizer.eot], tokenizer)
             until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
@@ -121,6 +136,31 @@ class OpenAIEngine:
             )
         return found
 
+    @contextmanager
+    def _broken_off(self, dropped: Callable[[], bool]) -> Iterator[None]:
+        """Raise `Dropped` between two blocks of the model once `dropped` is true."""
+
+        def check(*_: object) -> None:
+            if dropped():
+                raise Dropped
+
+        with ExitStack() as stack:
+            for block in (*self._model.encoder.blocks, *self._model.decoder.blocks):
+                stack.callback(block.register_forward_pre_hook(check).remove)
+            yield
+
+    def _encode(self, samples: NDArray[np.float32], seconds: float) -> torch.Tensor:
+        """Give the encoder's output, (1, positions, width), for a window of so many seconds instead of 30."""
+        encoder = self._model.encoder
+        positions = min(int(seconds / SECONDS_PER_POSITION), len(encoder.positional_embedding))
+        x = self._mel(samples)[None, :, : 2 * positions]
+        x = gelu(encoder.conv2(gelu(encoder.conv1(x)))).permute(0, 2, 1)
+        x = x + encoder.positional_embedding[:positions]
+        for block in encoder.blocks:
+            x = block(x)
+        encoded: torch.Tensor = encoder.ln_post(x)
+        return encoded
+
     def _mel(self, samples: NDArray[np.float32]) -> torch.Tensor:
         """Log-mel of one window as `whisper.transcribe` makes it: (mels, 3000) float32, zeros behind the sound."""
         mel = whisper.log_mel_spectrogram(samples, self._model.dims.n_mels, padding=N_SAMPLES)
@@ -153,6 +193,13 @@ class OpenAIEngine:
         first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # the output there is the first token
         attended = weights[first : first + len(tokens)].argmax(-1).cummax(0).values
         return [(position + 1) * SECONDS_PER_POSITION for position in attended.tolist()]
+
+
+class EncodedTask(DecodingTask):
+    """openai-whisper's decoding of what has been encoded, however long; its own `decode` takes 1500 positions only."""
+
+    def _get_audio_features(self, mel: torch.Tensor) -> torch.Tensor:
+        return mel
 
 
 def collect_attention(

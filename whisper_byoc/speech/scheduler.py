@@ -1,4 +1,7 @@
-"""Worker threads: each owns an engine and takes the oldest work from one queue; drafts only when nothing else waits."""
+"""Worker threads: each owns an engine and takes the oldest work from one queue; drafts only when nothing else waits.
+
+Work that nobody waits for any more is broken off, and so is a draft when something else has no free worker.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,10 @@ class Timed(Generic[T]):
 class Work:
     """One call of an engine that waits for a worker."""
 
-    call: Callable[[Engine], Any]
+    call: Callable[[Engine, Callable[[], bool]], Any]
+    """Takes the engine, and what tells it when to break off."""
     future: Future[Timed[Any]]
+    dropped: Callable[[], bool]
     submitted: float = field(default_factory=time.monotonic)
 
 
@@ -85,18 +90,21 @@ class Scheduler:
     async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
         """Have a worker transcribe 16 kHz mono float32 samples (n,); what the engine raises comes out here.
 
-        Cancelling takes the work out of the queue; an inference that has begun is finished, and its text dropped.
+        Cancelling takes the work out of the queue, or breaks it off.
         """
-        timed = await self._do(lambda engine: engine.transcribe(samples, options))
+        timed = await self._do(lambda engine, dropped: engine.transcribe(samples, options, dropped))
         return Heard(timed.value, timed.queue_ms, timed.inference_ms)
 
     async def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Draft]:
-        """Have a worker draft an utterance that is still going on, when it has nothing better to do."""
-        return await self._do(lambda engine: engine.draft(samples, options), may_wait=True)
+        """Have a worker draft an utterance that is still going on, when it has nothing better to do.
+
+        Raises `Dropped` when something better came.
+        """
+        return await self._do(lambda engine, dropped: engine.draft(samples, options, dropped), may_wait=True)
 
     async def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
         """Have a worker name the language of samples, and its probability."""
-        return (await self._do(lambda engine: engine.language_of(samples))).value
+        return (await self._do(lambda engine, _: engine.language_of(samples))).value
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -111,11 +119,15 @@ class Scheduler:
         for work in self._queue.close():
             work.future.cancel()
 
-    async def _do(self, call: Callable[[Engine], T], *, may_wait: bool = False) -> Timed[T]:
-        work = Work(call, Future())
+    async def _do(self, call: Callable[[Engine, Callable[[], bool]], T], *, may_wait: bool = False) -> Timed[T]:
+        left = threading.Event()  # set when nobody waits for it any more
+        work = Work(call, Future(), lambda: left.is_set() or (may_wait and self._queue.urgent))
         if not self._queue.put(work, may_wait=may_wait):
             raise ProcessorError("the workers have been stopped")
-        return await asyncio.wrap_future(work.future)
+        try:
+            return await asyncio.wrap_future(work.future)
+        finally:
+            left.set()
 
     def _run(self, engine: Engine, warm: Future[None]) -> None:
         import torch
@@ -133,7 +145,7 @@ class Scheduler:
                 continue
             self._busy_since[name] = began = time.monotonic()
             try:
-                value = work.call(engine)
+                value = work.call(engine, work.dropped)
             except BaseException as error:
                 work.future.set_exception(error)
             else:
