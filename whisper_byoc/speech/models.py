@@ -38,7 +38,7 @@ __all__ = [
     "model_names",
 ]
 
-DEMO_SHA256 = "02bb5d69c5acc28d491eff281139e9e47ce5f9c8564c636480e8ffc68d0df8b3"
+DEMO_SHA256 = "e30d2f4264a5513f46446f47a8562da68bb8a33fef93d5d84f848c189beb42b1"
 _DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 MAX_CHECKPOINT_BYTES = 4 << 30

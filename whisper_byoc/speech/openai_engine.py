@@ -195,7 +195,7 @@ class OpenAIEngine:
         return [(position + 1) * SECONDS_PER_POSITION for position in attended.tolist()]
 
 
-class EncodedTask(DecodingTask):
+class EncodedTask(DecodingTask):  # type: ignore[misc]  # openai-whisper has no types
     """openai-whisper's decoding of what has been encoded, however long; its own `decode` takes 1500 positions only."""
 
     def _get_audio_features(self, mel: torch.Tensor) -> torch.Tensor:
