@@ -307,7 +307,7 @@ def main() -> int:
     """Run the command line; 0 is success."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=4250, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     if not list(arguments.folder.glob("espeak-*.pt")):
