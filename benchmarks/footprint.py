@@ -9,7 +9,7 @@ For each model, with its checkpoint on disk and in the file cache:
 - idle: CPU time of the whole process, all threads, in a while without work after all that work.
 
 Without --model: the bundled demo model, and whisper-tiny or, on a machine without its weights, `tiny-shape`, a
-checkpoint of random weights with its exact shape (see stand_in.py).
+checkpoint of its exact shape that hears what the demo model hears (see stand_in.py).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, te
     heard = engine.transcribe(sound(name), DecodeOptions(words=True))
     ends = [word.end for segment in heard.segments for word in segment.words]
     if len(ends) > 1:  # openai-whisper has no end for a word that is alone
-        assert until == pytest.approx(ends, abs=0.5)
+        assert until == pytest.approx(ends, abs=0.6)  # it looks into the word, at the latest at its end
 
 
 def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
