@@ -16,7 +16,7 @@ import torch
 import whisper
 from numpy.typing import NDArray
 from torch.nn.functional import gelu
-from whisper.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES
+from whisper.audio import CHUNK_LENGTH, HOP_LENGTH, N_FRAMES, N_SAMPLES
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
@@ -34,7 +34,6 @@ SECOND_TRY = 0.4
 """Temperature of the one retry; openai-whisper's own ladder has five, and some sound then takes ten times as long."""
 SECONDS_PER_POSITION = 0.02
 """Two hops of 10 ms make one position of the encoder."""
-WINDOW_SECONDS = 30.0
 DRAFT_MARGIN = 2.0
 """Seconds of nothing that are left behind the sound of a draft …"""
 SHORTEST_DRAFT = 10.0
@@ -80,7 +79,7 @@ class OpenAIEngine:
         seconds = len(samples) / SAMPLE_RATE
         with torch.no_grad(), self._broken_off(dropped):
             # to find the language, openai-whisper wants all 30 s
-            window = max(SHORTEST_DRAFT, seconds + DRAFT_MARGIN) if options.language else WINDOW_SECONDS
+            window = max(SHORTEST_DRAFT, seconds + DRAFT_MARGIN) if options.language else CHUNK_LENGTH
             encoded = self._encode(samples, window)
             wanted = DecodingOptions(
                 task=options.task, language=options.language, prompt=options.expected or None, without_timestamps=True,
