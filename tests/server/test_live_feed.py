@@ -45,6 +45,12 @@ class Listener:
         self.arrivals.append(arrived)
         return self.answer(piece)
 
+    def when_ready(self, tell):
+        self.tell = tell
+
+    async def ready(self):
+        return self.answer(None)
+
     async def lull(self):
         self.calls.append("lull")
         return [final("lull")]
@@ -198,6 +204,18 @@ async def test_followers_of_records_see_partial_text(serving):
     shown = [each["text"] for each in records if not each.get("is_final", True)]
     assert shown in (["one", "one two"], ["one"], ["one two"])
     assert records[0]["is_final"] is False
+
+
+async def test_a_partial_text_that_is_ready_does_not_wait_for_the_next_piece(serving):
+    listener = Listener(lambda piece: [] if piece else [partial("so far")])
+    api = await serving(listener)
+    await api.put("job", b"ab", chunked=True, query="?more=1")
+    await until(lambda: listener.pieces)
+    async with api.http.get(f"{api.url}/live/job/output", headers={"Accept": "application/x-ndjson"}) as output:
+        listener.tell()
+        record = json.loads(await output.content.readline())
+    assert (record["text"], record["is_final"]) == ("so far", False)
+    assert listener.pieces == [b"ab"]
 
 
 async def test_without_a_reader_a_partial_gives_way_and_fills_nothing(serving):

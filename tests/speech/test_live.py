@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def model():
     return Model()
 
 
-def live_text(model, options=OPTIONS, decoding=None):
-    return LiveText(model, decoding or DecodeOptions(), options, Listener(options.listening, judge))
+def live_text(model, options=OPTIONS, decoding=None, **more):
+    return LiveText(model, decoding or DecodeOptions(), options, Listener(options.listening, judge), **more)
 
 
 async def feed(live, *pieces):
@@ -157,6 +158,42 @@ async def test_a_draft_that_comes_after_the_end_of_its_utterance_is_not_shown(mo
     updates = await feed(live, *[speech(2)] * 6)
     assert updates
     assert {each.utterance.number for each in updates} == {1}
+
+
+async def test_a_draft_can_be_shown_as_soon_as_it_is_done(model):
+    model.drafting_free.clear()
+    done = asyncio.Event()
+    live = live_text(model, tell=done.set)
+    assert await feed(live, *[speech(2)] * 8) == []
+    assert live.ready() == []
+    assert not done.is_set()
+    model.drafting_free.set()
+    await asyncio.wait_for(done.wait(), 5)
+    (update,) = live.ready()
+    assert (update.final, update.partial) == (False, model.words(update.utterance.samples))
+    live.close()
+
+
+async def test_nothing_is_told_of_a_draft_that_is_dropped(model):
+    model.drafting_free.clear()
+    told = []
+    live = live_text(model, tell=lambda: told.append(True))
+    await feed(live, *[speech(2)] * 8, silence(20))
+    assert model.cancelled == 1
+    assert told == []
+    assert live.ready() == []
+
+
+async def test_drafts_come_twice_as_often_until_a_word_is_shown(model):
+    options = replace(OPTIONS, every=8 * CHUNK / RATE)
+    model.words = lambda samples: "" if len(samples) < 20 * CHUNK else "at last"
+    await feed(live := live_text(model, options), *[speech(1)] * 60)
+    lengths = [length // CHUNK for length, _ in model.drafted]
+    steps = [b - a for a, b in pairwise(lengths)]
+    first_shown = next(n for n, length in enumerate(lengths) if length >= 20)
+    assert set(steps[:first_shown]) == {4}
+    assert set(steps[first_shown + 1 :]) == {8}
+    live.close()
 
 
 async def test_a_draft_that_fails_is_passed_over(model, caplog):

@@ -7,7 +7,7 @@ needs memory between the frames of one job, and `trouble` to tell the health rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -88,6 +88,14 @@ class LiveSession(Protocol):
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         """Take the next piece of a live feed, cut anywhere, that arrived at this time of the event loop."""
+        ...
+
+    def when_ready(self, tell: Callable[[], None]) -> None:
+        """Call `tell` each time that `ready` has something; asked for once, before the first piece."""
+        ...
+
+    async def ready(self) -> list[Result]:
+        """Give the results that are ready between two pieces."""
         ...
 
     async def lull(self) -> list[Result]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,9 @@ class WhisperProcessor:
         decoding, live = refused(lambda: (self.options(job.params), self.live_options(job.params)))
         return WhisperSession(self, decoding, live)
 
-    def listen(self, decoding: DecodeOptions, options: LiveOptions) -> LiveText:
-        """Begin to make text of a live feed."""
-        return LiveText(self._scheduler, decoding, options)
+    def listen(self, decoding: DecodeOptions, options: LiveOptions, tell: Callable[[], None]) -> LiveText:
+        """Begin to make text of a live feed; `tell` is called when a draft is done."""
+        return LiveText(self._scheduler, decoding, options, tell=tell)
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""

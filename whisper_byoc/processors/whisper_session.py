@@ -43,6 +43,7 @@ class WhisperSession:
         self._live: LiveText | None = None
         self._began = 0  # the job's clock when the live feed began
         self._arrivals: deque[tuple[int, float]] = deque()  # position behind each piece, and when it came
+        self._tell: Callable[[], None] = lambda: None
 
     def update(self, params: Mapping[str, Any]) -> None:
         """Change options from the next segment on.
@@ -74,7 +75,7 @@ class WhisperSession:
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         """Take the next piece of a live feed, and give the text that is ready."""
         if self._live is None:
-            self._live = self._processor.listen(self._decoding, self._options)
+            self._live = self._processor.listen(self._decoding, self._options, self._tell)
             self._began = self._samples
         live = self._live
         behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS
@@ -84,6 +85,14 @@ class WhisperSession:
             self._samples = self._began + live.listener.received
             self._note_arrival(arrived)
         return [self._result(update) for update in updates]
+
+    def when_ready(self, tell: Callable[[], None]) -> None:
+        """Call `tell` each time that `ready` has something."""
+        self._tell = tell
+
+    async def ready(self) -> list[Result]:
+        """Give the partial text that is ready between two pieces."""
+        return [self._result(update) for update in self._live.ready()] if self._live is not None else []
 
     async def lull(self) -> list[Result]:
         """Give the text of an utterance that is open: nothing has come for a while."""

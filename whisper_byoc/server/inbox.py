@@ -50,5 +50,9 @@ class Pieces:
 class Mark(Enum):
     """What stands in the inbox beside sound."""
 
+    READY = "ready"
+    """The session of a live feed has results between two pieces."""
     LULL = "lull"
+    """Nothing has come for a while."""
     END = "end"
+    """Nothing will come any more."""

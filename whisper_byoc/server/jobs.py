@@ -62,6 +62,8 @@ class Job:
         self._touched = self._loop.time()
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
         self._orphans: set[asyncio.Task[Any]] = set()
+        if isinstance(session, LiveSession):
+            session.when_ready(lambda: self._inbox.put_nowait(Mark.READY))
 
     # -- input ---------------------------------------------------------------------------------------------
 
@@ -239,6 +241,9 @@ class Job:
 
     async def _run(self) -> None:
         while (came := await self._next()) is not Mark.END:
+            if came is Mark.READY:
+                await self._attempt(cast("LiveSession", self._session).ready(), "a partial text")
+                continue
             if came is Mark.LULL:
                 await self._attempt(cast("LiveSession", self._session).lull(), "an utterance")
             elif isinstance(came, Pieces):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -37,7 +37,7 @@ class LiveOptions:
     first_after: float = 0.45
     """A first draft is made of so much sound behind the pre-roll …"""
     every: float = 0.4
-    """… and the next one when so much more has come, at the earliest."""
+    """… and the next one when so much more has come, at the earliest; half of it while no word is shown yet."""
     listening: ListenerOptions = field(default_factory=ListenerOptions)
 
 
@@ -82,9 +82,16 @@ class LiveText:
     """
 
     def __init__(
-        self, model: Model, decoding: DecodeOptions, options: LiveOptions, listener: Listener | None = None
+        self,
+        model: Model,
+        decoding: DecodeOptions,
+        options: LiveOptions,
+        listener: Listener | None = None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
+        """`tell` is called when a draft is done, so that `ready` can be asked for its text."""
         self.options = options
+        self._tell = tell
         self.listener = listener or Listener(options.listening)
         self._model = model
         self._decoding = decoding
@@ -106,6 +113,10 @@ class LiveText:
         """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
         self._ended += await asyncio.to_thread(self.listener.feed, data)
         return [*await self._finals(), *self._partial(behind=behind)]
+
+    def ready(self) -> list[Update]:
+        """Give the text of a draft that is done, though no sound has come."""
+        return self._partial(behind=False)
 
     async def lull(self) -> list[Update]:
         """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
@@ -190,12 +201,15 @@ class LiveText:
     def _begin_draft(self, current: Utterance) -> None:
         """Draft the open utterance, one draft at a time: under load they come less often."""
         opening = self._samples(self.options.listening.pre_roll + self.options.first_after)
-        due = max(current.first + opening, self._drafted + self._samples(self.options.every))
+        every = self.options.every if self._shown else self.options.every / 2
+        due = max(current.first + opening, self._drafted + self._samples(every))
         if self._drafting is not None or current.end < due:
             return
         options = replace(self._decoding, language=self._language.present)
         self._drafted = current.end
-        self._drafting = current, spawn(self._model.draft(floats(current), options))
+        task = spawn(self._model.draft(floats(current), options))
+        task.add_done_callback(lambda done: done.cancelled() or self._tell())
+        self._drafting = current, task
 
     def _transcribe_early(self, current: Utterance) -> None:
         """Transcribe the utterance as it will be if nothing more is said."""
