@@ -64,7 +64,8 @@ def speech_with_pauses(
 ) -> tuple[NDArray[np.float32], tuple[Spoken, ...]]:
     """Put utterances one behind the other, with pauses of 0.1 to 5 s."""
     parts, spoken = [np.zeros(int(EDGE_SECONDS * pcm.SAMPLE_RATE), np.float32)], []
-    at, pauses = len(parts[0]), []
+    at = len(parts[0])
+    pauses: list[float] = []
     for text, speech in utterances(rng, model):
         pauses = pauses or list(rng.permutation(PAUSES))
         spoken.append(Spoken(text, at, at + len(speech)))
@@ -137,7 +138,7 @@ def pink(rng: np.random.Generator, length: int) -> NDArray[np.float32]:
     spectrum[0] = 0
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     noise = np.fft.irfft(spectrum, length)
-    return (noise / np.sqrt(np.mean(np.square(noise)))).astype(np.float32)
+    return np.asarray(noise / np.sqrt(np.mean(np.square(noise))), np.float32)
 
 
 def noises(seconds: float, seed: int) -> Iterator[Stream]:

@@ -7,6 +7,7 @@ cost with whisper-tiny.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +87,14 @@ def widened(weights: dict[str, Tensor], narrow: ModelDimensions, wide: ModelDime
 
     def into_heads(tensor: Tensor, axis: int) -> Tensor:
         """Put each head's share of an axis to where the wide model has that head."""
-        parts = [padded(part, axis, wide_width) for part in tensor.split(width, axis)]
+        parts = [padded(part, axis, wide_width) for part in torch.split(tensor, width, axis)]
         return padded(torch.cat(parts, axis), axis, wide.n_audio_state)
 
     def read(tensor: Tensor) -> Tensor:
         return padded(tensor, 1, wide.n_audio_state) if tensor.ndim > 1 else tensor
 
     def query(tensor: Tensor) -> Tensor:
-        return into_heads(read(tensor), 0) * (wide_width / width) ** 0.5  # attention is scaled by a head's width
+        return into_heads(read(tensor), 0) * math.sqrt(wide_width / width)  # attention is scaled by a head's width
 
     rules: dict[str, Callable[[Tensor], Tensor]] = {
         "decoder.ln.": lambda each: padded(each, 0, wide.n_text_state),  # for the logits a single copy counts

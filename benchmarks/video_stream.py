@@ -19,7 +19,7 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from report import emit  # type: ignore[import-not-found]
+from report import emit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -44,7 +44,9 @@ class Corpus:
         """The phonemes' names; a label is one more than the index in this list."""
         self._labels = {name: index + 1 for index, name in enumerate(self.phonemes)}
         indices = {word: index for index, word in enumerate(WORDS)}
-        self._entries: list[tuple[npt.NDArray[np.float16], list[int], npt.NDArray[np.float64], list[tuple]]] = []
+        self._entries: list[
+            tuple[npt.NDArray[np.float16], list[int], npt.NDArray[np.float64], list[tuple[float, float, str]]]
+        ] = []
         for part in parts:
             mel = part["mel"].numpy()
             start = 0

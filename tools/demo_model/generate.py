@@ -77,7 +77,7 @@ def log_mel(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         torch.from_numpy(samples), whisper.audio.N_FFT, whisper.audio.HOP_LENGTH, window=window, return_complex=True
     )
     power = filters @ spectrum[..., :-1].abs().square()
-    return power.clamp(min=_LEAST_POWER).log10().T.to(torch.float16).numpy()
+    return np.asarray(power.clamp(min=_LEAST_POWER).log10().T.numpy(), np.float16)
 
 
 def utterances(part: Part) -> Iterator[Spoken]:
@@ -115,7 +115,8 @@ def write(part: Part, path: Path, *, progress: bool = False) -> float:
     """
     torch.set_num_threads(1)
     bar = tqdm(utterances(part), part.name, part.utterances, disable=not progress, unit="utterance")
-    spectra, spoken = [], []
+    spectra: list[npt.NDArray[np.float16]] = []
+    spoken: list[Spoken] = []
     for utterance in bar:
         spectra.append(log_mel(utterance.samples))
         spoken.append(utterance)
@@ -130,7 +131,7 @@ def write(part: Part, path: Path, *, progress: bool = False) -> float:
     unfinished = path.with_suffix(".part")
     torch.save(contents, unfinished)
     unfinished.replace(path)
-    return sum(contents["frames"]) / 100
+    return sum(map(len, spectra)) / 100
 
 
 def main() -> int:

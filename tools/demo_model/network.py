@@ -1,8 +1,10 @@
 """The model in training: Whisper's own blocks, run so that their attention can be guided, and extra heads."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import whisper.model
@@ -118,7 +120,7 @@ class Network(nn.Module):
         """
         x = functional.embedding(read, self.embedding()) + self.positions[positions]
         spreads = []
-        for index, block in enumerate(self.decoder):
+        for index, block in enumerate(cast("Iterable[ResidualAttentionBlock]", self.decoder)):
             x = x + self._attend(block.attn, block.attn_ln(x), causal=True)
             y = block.cross_attn_ln(x)
             if index in guided:
@@ -139,7 +141,8 @@ class Network(nn.Module):
         source = x if xa is None else xa
         query, key, value = attention.query(x), attention.key(source), attention.value(source)
         mixed = _mix(self._heads(query), self._heads(key), self._heads(value), causal=causal)
-        return attention.out(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = attention.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
     def _attend_and_tell(self, attention: MultiHeadAttention, x: Tensor, xa: Tensor) -> tuple[Tensor, Tensor]:
         query, key = self._heads(attention.query(x)), self._heads(attention.key(xa))
@@ -175,7 +178,7 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     hidden = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1) if causal else None
     some = max(1, _SCORES // (heads * length * key.shape[2]))
     parts = []
-    for q, k, v in zip(query.split(some), key.split(some), value.split(some), strict=True):
+    for q, k, v in zip(*(torch.split(each, some) for each in (query, key, value)), strict=True):
         scores = (q * width**-0.5) @ k.transpose(-1, -2)
         parts.append((scores if hidden is None else scores + hidden).softmax(-1) @ v)
     return torch.cat(parts)

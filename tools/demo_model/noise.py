@@ -44,7 +44,7 @@ def varied(samples: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def _frequencies(samples: int) -> npt.NDArray[np.float64]:
-    return np.fft.rfftfreq(samples, 1 / RATE)
+    return np.asarray(np.fft.rfftfreq(samples, 1 / RATE), np.float64)
 
 
 def _coloured(white: npt.NDArray[np.float64], gains: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

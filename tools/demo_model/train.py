@@ -157,7 +157,7 @@ class Training:
             for group in optimiser.param_groups:
                 group["lr"] = rate * scale
         result = loss(self.network, batch)
-        result.total.backward()
+        torch.autograd.backward(result.total)
         stop = team.agree(list(self.network.parameters()), stop)
         nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
         for optimiser in self._optimisers:
