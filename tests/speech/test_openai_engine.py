@@ -12,6 +12,7 @@ from whisper.tokenizer import get_tokenizer
 
 from audio.wav import read_wav
 from whisper_byoc.speech import openai_engine as module
+from whisper_byoc.speech import rules
 from whisper_byoc.speech.engine import DecodeOptions, Dropped
 from whisper_byoc.speech.models import load_model
 from whisper_byoc.speech.openai_engine import SECOND_TRY, OpenAIEngine
@@ -86,6 +87,28 @@ def test_work_is_broken_off_between_any_two_blocks(engine, sound, way):
     asked, last = 0, 1_000_000
     assert getattr(engine, way)(samples, DecodeOptions(), count) == whole
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine._model.modules())
+
+
+@pytest.mark.parametrize("way", ["a second try", "the times of words"])
+def test_a_window_is_encoded_once_whatever_is_done_with_it(engine, sound, monkeypatch, way):
+    samples, encoded = sound("demo-stop.wav"), []
+    expected = engine.transcribe(samples, DecodeOptions())
+    if way == "a second try":
+        monkeypatch.setattr(rules, "MIN_LOGPROB", 1.0)
+    hook = engine._model.encoder.conv1.register_forward_hook(lambda *_: encoded.append(1))
+    try:
+        heard = engine.transcribe(samples, DecodeOptions(words=way == "the times of words"))
+    finally:
+        hook.remove()
+    assert (heard.text, len(encoded)) == (expected.text, 1)
+    assert "forward" not in vars(engine._model.encoder)
+
+
+def test_another_window_is_encoded_anew(engine, sound, texts):
+    names = ["demo-stop.wav", "demo-hello-world.wav"]
+    far = [np.pad(sound(name), (0, 30 * RATE - len(sound(name)))) for name in names]
+    heard = engine.transcribe(np.concatenate(far), DecodeOptions())
+    assert heard.text == " ".join(each["text"] for name in names for each in texts[name]["utterances"])
 
 
 def test_drafts_leave_nothing_on_the_model(engine, sound):

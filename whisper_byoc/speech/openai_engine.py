@@ -64,7 +64,7 @@ class OpenAIEngine:
         What looks wrong (`rules`) is decoded a second time, and the better text is taken.
         """
         # while it looks for the times of words, openai-whisper cannot be broken off: it would leave its hooks behind
-        with self._broken_off(never if options.words else dropped):
+        with self._broken_off(never if options.words else dropped), self._encoded_once():
             found = self._decode(samples, options, 0.0)
             if is_echo(found["text"], options.expected):
                 options = replace(options, prompt="", hotwords="")
@@ -147,6 +147,24 @@ class OpenAIEngine:
             for block in (*self._model.encoder.blocks, *self._model.decoder.blocks):
                 stack.callback(block.register_forward_pre_hook(check).remove)
             yield
+
+    @contextmanager
+    def _encoded_once(self) -> Iterator[None]:
+        """Encode a window once that is asked for several times: for its language, a second try, its words' times."""
+        encoder = self._model.encoder
+        forward: Callable[[torch.Tensor], torch.Tensor] = encoder.forward
+        last: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def remembered(mel: torch.Tensor) -> torch.Tensor:
+            if not last or not torch.equal(last[0][0], mel):
+                last[:] = [(mel, forward(mel))]
+            return last[0][1]
+
+        encoder.forward = remembered
+        try:
+            yield
+        finally:
+            del encoder.forward  # the class's own stands behind it
 
     def _encode(self, samples: NDArray[np.float32], seconds: float) -> torch.Tensor:
         """Give the encoder's output, (1, positions, width), for a window of so many seconds instead of 30."""

@@ -77,11 +77,11 @@ class Scheduler:
         Raises what `load` raises.
         """
         engine = await in_thread(load, "whisper-load")
+        engines = [engine, *(engine.replica() for _ in range(1, self._workers))]  # before one of them works
         ready: list[Future[None]] = []
-        for number in range(self._workers):
+        for number, mine in enumerate(engines):
             warm: Future[None] = Future()
             ready.append(warm)
-            mine = engine if number == 0 else engine.replica()
             thread = threading.Thread(target=self._run, args=(mine, warm), name=f"whisper-{number}", daemon=True)
             thread.start()  # a daemon, so that a worker that hangs cannot keep the process from exiting
         await asyncio.gather(*(asyncio.wrap_future(each) for each in ready))
