@@ -82,9 +82,9 @@ async def test_short_and_long_segments_work(processor, seconds):
 async def test_more_than_30_s_goes_through_all_windows(processor, sound, texts):
     whole = sound("demo-long-40s.wav")
     heard = await processor.hear(whole, DecodeOptions())
-    assert words(heard.transcription.text) == texts["demo-long-40s.wav"]["text"].split()
-    assert heard.transcription.segments[-1].start >= 30  # where the second window begins
-    assert heard.transcription.segments[-1].end <= len(whole) / 16_000
+    assert words(heard.value.text) == texts["demo-long-40s.wav"]["text"].split()
+    assert heard.value.segments[-1].start >= 30  # where the second window begins
+    assert heard.value.segments[-1].end <= len(whole) / 16_000
 
 
 async def test_odd_number_of_bytes_is_an_error(processor):

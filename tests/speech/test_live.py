@@ -11,7 +11,7 @@ from audio.utterances import Listener, ListenerOptions
 from audio.vad import CHUNK
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
 from whisper_byoc.speech.live import LiveOptions, LiveText
-from whisper_byoc.speech.scheduler import Heard, Timed
+from whisper_byoc.speech.scheduler import Timed
 from whisper_byoc.speech.transcript import TextSegment, Transcription
 
 RATE = 16_000
@@ -62,7 +62,7 @@ class Model:
             raise error
         text = self.words(samples)
         seconds = len(samples) / RATE
-        return Heard(Transcription(text, options.language, (TextSegment(0.0, seconds, text),)), 1.0, 2.0)
+        return Timed(Transcription(text, options.language, (TextSegment(0.0, seconds, text),)), 1.0, 2.0)
 
     async def draft(self, samples, options):
         self.drafted.append((len(samples), options))
@@ -111,7 +111,7 @@ async def test_partial_text_is_replaced_and_then_final(model):
     assert (partials[0].queue_ms, partials[0].inference_ms, partials[0].language) == (3.0, 4.0, "en")
     assert final.final
     assert final.error is None
-    assert final.heard.transcription.text == model.words(final.utterance.samples)
+    assert final.heard.value.text == model.words(final.utterance.samples)
     assert final.utterance.ended_by == "pause"
     assert await live.finish() == []
 
@@ -214,7 +214,7 @@ async def test_what_is_transcribed_early_is_used_when_nothing_more_is_said(model
     (final,) = await feed(live, silence(10))
     assert len(model.transcribed) == 1
     assert model.transcribed[0][0] == len(final.utterance.samples)
-    assert final.heard.transcription.text == model.words(final.utterance.samples)
+    assert final.heard.value.text == model.words(final.utterance.samples)
 
 
 async def test_what_is_transcribed_early_is_used_at_the_end_of_the_stream(model):
@@ -234,7 +234,7 @@ async def test_an_early_transcription_is_cancelled_when_speech_goes_on(model):
     model.free.set()
     (final,) = await feed(live, silence(20))
     assert model.transcribed[-1][0] == len(final.utterance.samples) > model.transcribed[0][0]
-    assert final.heard.transcription.text == model.words(final.utterance.samples)
+    assert final.heard.value.text == model.words(final.utterance.samples)
 
 
 async def test_a_stream_that_is_behind_gets_no_guesses_and_all_its_finals(model):
@@ -277,7 +277,7 @@ async def test_an_error_in_one_utterance_does_not_lose_the_next(model):
     assert [(each.final, each.error is None) for each in updates] == [(True, False), (True, True)]
     assert "broken weights" in str(updates[0].error)
     assert updates[0].heard is None
-    assert updates[1].heard.transcription.text == model.words(updates[1].utterance.samples)
+    assert updates[1].heard.value.text == model.words(updates[1].utterance.samples)
 
 
 async def test_an_early_transcription_that_fails_is_one_error(model):

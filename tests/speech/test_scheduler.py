@@ -65,7 +65,7 @@ async def running():
 async def test_every_piece_is_heard(running):
     scheduler = await running(Counting(), workers=2)
     heard = await asyncio.gather(*(scheduler.transcribe(SOUND, DecodeOptions()) for _ in range(200)))
-    assert {each.transcription.text for each in heard} <= {"whisper-0", "whisper-1"}
+    assert {each.value.text for each in heard} <= {"whisper-0", "whisper-1"}
     assert all(each.queue_ms >= 0 and each.inference_ms >= 0 for each in heard)
 
 
@@ -73,7 +73,7 @@ async def test_engine_error_reaches_the_caller_and_the_worker_lives(running):
     scheduler = await running(Counting())
     with pytest.raises(ValueError, match="broken weights"):
         await scheduler.transcribe(SOUND, DecodeOptions("fail"))
-    assert (await scheduler.transcribe(SOUND, DecodeOptions())).transcription.text == "whisper-0"
+    assert (await scheduler.transcribe(SOUND, DecodeOptions())).value.text == "whisper-0"
 
 
 async def test_load_error_reaches_the_caller():
@@ -119,7 +119,7 @@ async def test_cancelled_work_leaves_the_queue(running):
     second.cancel()
     await asyncio.wait({second})
     engine.go.set()
-    assert (await first).transcription.text == (await third).transcription.text == "done"
+    assert (await first).value.text == (await third).value.text == "done"
     assert engine.calls == 3  # the warm-up, the first and the third
     assert second.cancelled()
 
@@ -202,7 +202,7 @@ async def test_drafts_are_dropped_at_the_stop_and_transcriptions_are_not(running
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(draft, 10)
     engine.go.set()
-    assert (await transcription).transcription.text == (await first).transcription.text == "done"
+    assert (await transcription).value.text == (await first).value.text == "done"
     assert engine.order == ["B"]
     for late in asked(scheduler, "a", "B"):
         with pytest.raises(ProcessorError, match="stopped"):
@@ -261,7 +261,7 @@ async def test_a_transcription_breaks_off_a_draft_where_no_worker_is_free(runnin
     scheduler = await running(engine)
     draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
     await asyncio.to_thread(engine.begun.wait, 10)
-    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).transcription.text == "whisper-0"
+    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).value.text == "whisper-0"
     with pytest.raises(Dropped):
         await draft
 
@@ -288,4 +288,4 @@ async def test_work_that_nobody_waits_for_is_broken_off(running, way):
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).transcription.text == "whisper-0"
+    assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).value.text == "whisper-0"

@@ -76,7 +76,7 @@ async def transcribe(
     with tqdm(total=total, desc=name, disable=None, bar_format=form, leave=False) as bar:
         for piece in pieces(samples):
             heard = await processor.hear(piece, options)
-            parts.append(heard.transcription.shifted(at / pcm.SAMPLE_RATE))
+            parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
             bar.update(len(piece) / pcm.SAMPLE_RATE)
     return join(parts, options.language or "en")

@@ -18,7 +18,7 @@ from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.whisper_session import WhisperSession, decode_segment, refused
 from whisper_byoc.speech.engine import DecodeOptions, Engine
 from whisper_byoc.speech.live import LiveOptions, LiveText
-from whisper_byoc.speech.scheduler import Heard, Scheduler
+from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
 
 __all__ = ["WhisperProcessor", "WhisperSettings"]
@@ -83,7 +83,7 @@ class WhisperProcessor:
         if not frame:
             return b""
         heard = await self.hear(decode_segment(frame), self.options())
-        return heard.transcription.text.encode()
+        return heard.value.text.encode()
 
     def open_session(self, job: JobInfo) -> WhisperSession:
         """Begin a job.
@@ -105,10 +105,10 @@ class WhisperProcessor:
         """Let the workers go."""
         self._scheduler.stop()
 
-    async def hear(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
+    async def hear(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Transcription]:
         """Transcribe samples (n,); digital silence is not worth a model's time."""
         if pcm.is_silence(samples):
-            return Heard(Transcription("", options.language or "en"), 0.0, 0.0)
+            return Timed(Transcription("", options.language or "en"), 0.0, 0.0)
         return await self._scheduler.transcribe(samples, options)
 
     def options(self, params: Mapping[str, Any] | None = None, base: DecodeOptions | None = None) -> DecodeOptions:

@@ -69,8 +69,8 @@ class WhisperSession:
         samples = decode_segment(frame)
         heard = await self._processor.hear(samples, self._decoding)
         self._transcripts += 1
-        record = transcript_record(heard.transcription, first, len(samples), heard.queue_ms, heard.inference_ms)
-        return [Result(heard.transcription.text.encode(), record)]
+        record = transcript_record(heard.value, first, len(samples), heard.queue_ms, heard.inference_ms)
+        return [Result(heard.value.text.encode(), record)]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         """Take the next piece of a live feed, and give the text that is ready."""
@@ -142,13 +142,13 @@ class WhisperSession:
         assert update.heard is not None
         heard = update.heard
         self._transcripts += 1
-        text = heard.transcription.within(
+        text = heard.value.within(
             (utterance.speech_start - utterance.first) / pcm.SAMPLE_RATE,
             (utterance.speech_end - utterance.first) / pcm.SAMPLE_RATE,
         )
         record = transcript_record(text, first, length, heard.queue_ms, heard.inference_ms)
         record["stats"]["lag_ms"] = round(lag_ms)
-        return Result(heard.transcription.text.encode(), record, lag_ms=lag_ms)
+        return Result(heard.value.text.encode(), record, lag_ms=lag_ms)
 
     def _note_arrival(self, arrived: float) -> None:
         """Remember when the newest sample came, to 10 ms of sound, for as long as an utterance can be."""

@@ -17,7 +17,8 @@ from audio.utterances import Listener, ListenerOptions, Utterance
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Dropped
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.partials import POLICIES, Policy
-from whisper_byoc.speech.scheduler import Heard, Timed
+from whisper_byoc.speech.scheduler import Timed
+from whisper_byoc.speech.transcript import Transcription
 
 __all__ = ["LiveOptions", "LiveText", "Model", "Update"]
 
@@ -47,7 +48,7 @@ class Update:
 
     utterance: Utterance
     final: bool
-    heard: Heard | None = None
+    heard: Timed[Transcription] | None = None
     """The text with its times from the utterance's first sample, if it is final and nothing went wrong."""
     partial: str = ""
     """The text that can be shown so far, if it is not final."""
@@ -61,7 +62,7 @@ class Update:
 class Model(Protocol):
     """What is asked of a model; `Scheduler` has it."""
 
-    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
+    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Transcription]:
         """Transcribe an utterance."""
         ...
 
@@ -101,7 +102,7 @@ class LiveText:
         self._drafted = 0  # position up to which the open utterance was drafted
         self._shown = ""
         self._drafting: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
-        self._early: tuple[Utterance, asyncio.Task[Heard]] | None = None
+        self._early: tuple[Utterance, asyncio.Task[Timed[Transcription]]] | None = None
 
     def update(self, decoding: DecodeOptions, options: LiveOptions) -> None:
         """Change options from now on."""
@@ -154,9 +155,9 @@ class LiveText:
                 heard = await self._transcribe(utterance)
         except Exception as error:  # one utterance has no text; the stream goes on
             return Update(utterance, True, error=error)
-        return Update(utterance, True, heard, language=heard.transcription.language)
+        return Update(utterance, True, heard, language=heard.value.language)
 
-    async def _transcribe(self, utterance: Utterance) -> Heard:
+    async def _transcribe(self, utterance: Utterance) -> Timed[Transcription]:
         samples = floats(utterance)
         seconds = len(samples) / SAMPLE_RATE
         language = await self._language.choose(lambda: self._model.language_of(samples), utterance.number, seconds)

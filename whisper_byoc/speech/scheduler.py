@@ -21,21 +21,12 @@ from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine
 from whisper_byoc.speech.lanes import Lanes
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["Heard", "Scheduler", "Timed"]
+__all__ = ["Scheduler", "Timed"]
 
 T = TypeVar("T")
 
 STUCK_SECONDS = 300.0
 """A worker that has been at one piece of sound for so long is taken to be stuck."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A transcription and what it cost, in milliseconds."""
-
-    transcription: Transcription
-    queue_ms: float
-    inference_ms: float
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,12 @@ class Scheduler:
         await asyncio.gather(*(asyncio.wrap_future(each) for each in ready))
         return engine
 
-    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Heard:
+    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Transcription]:
         """Have a worker transcribe 16 kHz mono float32 samples (n,); what the engine raises comes out here.
 
         Cancelling takes the work out of the queue, or breaks it off.
         """
-        timed = await self._do(lambda engine, dropped: engine.transcribe(samples, options, dropped))
-        return Heard(timed.value, timed.queue_ms, timed.inference_ms)
+        return await self._do(lambda engine, dropped: engine.transcribe(samples, options, dropped))
 
     async def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Draft]:
         """Have a worker draft an utterance that is still going on, when it has nothing better to do.
