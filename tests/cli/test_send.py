@@ -13,6 +13,7 @@ import termios
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.cli.main import main
 
 FIVE_SECONDS = 160_000
@@ -192,11 +193,6 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
         process = await launch(*words, stdin=file)
         out, err = await process.communicate()
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway):

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.app import OrchestratorConfig, running
 from whisper_byoc.network.orchestrator.pool import Container
@@ -20,15 +21,6 @@ from whisper_byoc.network.serving import Address
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}
-
-
-async def until(condition, seconds=15.0):
-    """Wait for something that another connection brings about."""
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 class Upper:
