@@ -365,8 +365,7 @@ async def process():
 
 @pytest.fixture
 def kit():
-    """What tests put together: processors, bodies, headers, waiting."""
+    """What tests put together: processors, bodies, headers."""
     return types.SimpleNamespace(
-        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, until=until, NDJSON=NDJSON,
-        SSE=SSE,
+        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, NDJSON=NDJSON, SSE=SSE,
     )  # fmt: skip

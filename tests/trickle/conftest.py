@@ -163,11 +163,6 @@ class Relay:
 
 
 @pytest.fixture
-def eventually():
-    return until
-
-
-@pytest.fixture
 async def trickle():
     """Give a function that starts a trickle server on a free port of loopback."""
     async with AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.trickle import ChannelNotFound, TricklePublisher, TrickleSubscriber
 
 
@@ -24,14 +25,14 @@ def without_fragments(got, wanted):
     return [data for data in got if data in wanted]
 
 
-async def test_readers_survive_cuts(relayed, eventually):
+async def test_readers_survive_cuts(relayed):
     api, behind, relay = await relayed()
     publisher = await api.publisher(create=True)
     subscriber = await behind.subscriber(start=0)
     wanted = [b"%d " % number * 500 for number in range(12)]
     reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
     for number, data in enumerate(wanted):
-        await eventually(lambda: relay.passing)
+        await until(lambda: relay.passing)
         async with await publisher.next() as segment:
             await segment.write(data[:700])
             await asyncio.sleep(0.01)
@@ -42,14 +43,14 @@ async def test_readers_survive_cuts(relayed, eventually):
     assert await asyncio.wait_for(reading, 20) == wanted
 
 
-async def test_writers_survive_cuts(relayed, eventually):
+async def test_writers_survive_cuts(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(create=True)
     subscriber = await api.subscriber(start=0)
     wanted = [b"%d " % number * 500 for number in range(12)]
     reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
     for number, data in enumerate(wanted):
-        await eventually(lambda: relay.passing)
+        await until(lambda: relay.passing)
         async with await publisher.next() as segment:
             await segment.write(data[:700])
             await asyncio.sleep(0.01)
@@ -113,12 +114,12 @@ async def test_a_server_that_comes_back_without_the_channel(relayed, trickle):
         await anext(subscriber)
 
 
-async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed, eventually):
+async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(patience_seconds=0.05)
     segment = await publisher.next()
     await segment.write(b"part")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await until(lambda: api.slot(0) and api.slot(0).size == 4)
     reading = asyncio.create_task(api.get("ch/1"))
     await api.slot_there(1)
     relay.up = False
@@ -150,7 +151,7 @@ async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(tric
 
 
 @pytest.mark.parametrize("kind", ["publisher", "subscriber"])
-async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, eventually, kind):
+async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, kind):
     async def silent(number, method, seq, wire, headers):
         await asyncio.sleep(30)
 
@@ -163,7 +164,7 @@ async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted
         end = TrickleSubscriber(script.url, 0, options=quick())
         await end.start()
         reading = asyncio.ensure_future(anext(end))
-    await eventually(lambda: script.asked)
+    await until(lambda: script.asked)
     http = end._http
     closing = asyncio.ensure_future(end.close())
     await asyncio.sleep(0)

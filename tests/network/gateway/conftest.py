@@ -365,7 +365,7 @@ class World:
         self.serving = serving
         self.http = http
         self.Sound, self.Pixels, self.Worker, self.heard = Sound, Pixels, Worker, heard
-        self.header, self.stream_header, self.offering, self.until = header, stream_header, offering, until
+        self.header, self.stream_header, self.offering = header, stream_header, offering
 
     async def orchestrator(self, *apis, name="test", capacity=8, relayed=False, urls=(), **limits):
         relay = None
