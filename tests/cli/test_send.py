@@ -55,25 +55,15 @@ def recording(tmp_path):
 
 
 @pytest.fixture
-async def launch():
-    """Give a function that runs the command in a process; what still runs at the end is killed."""
-    running = []
+def launch(spawn):
+    """Give a function that runs the command in a process."""
 
-    async def start(*words, **options):
-        pipe = asyncio.subprocess.PIPE
-        environment = os.environ | {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | options.pop("env", {})
-        options = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | options
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words), env=environment, **options
-        )
-        running.append(process)
-        return process
+    async def start(*words, stdin=asyncio.subprocess.PIPE, env=None, **options):
+        command = (sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words))
+        environment = {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | (env or {})
+        return await spawn(*command, stdin=stdin, env=environment, **options)
 
-    yield start
-    for process in running:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return start
 
 
 def counting(fake):

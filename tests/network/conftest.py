@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import re
@@ -343,24 +342,17 @@ class Process:
 
 
 @pytest.fixture
-async def process():
+def process(spawn):
     """Give a function that runs a container in a process, which can be killed."""
-    started = []
 
     async def start():
-        pipe = asyncio.subprocess.PIPE
-        each = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVE, stderr=pipe)
-        started.append(each)
+        each = await spawn(sys.executable, "-c", SERVE)
         while line := await asyncio.wait_for(each.stderr.readline(), 50):
             if found := re.search(rb"listening on port (\d+)", line):
                 return Process(each, int(found[1]))
         raise AssertionError("the container did not start")
 
-    yield start
-    for each in started:
-        with contextlib.suppress(ProcessLookupError):
-            each.kill()
-        await each.communicate()
+    return start
 
 
 @pytest.fixture

@@ -36,24 +36,17 @@ def config(unused_tcp_port):
 
 
 @pytest.fixture
-async def publish(flv):
+def publish(flv, spawn):
     """Give a function that publishes the tone, quickly or for as long as it is let."""
-    processes = []
 
     async def start(url, *, for_ever=False):
         pace = ["-re", "-stream_loop", "-1"] if for_ever else []
-        process = await asyncio.create_subprocess_exec(
+        return await spawn(
             ffmpeg_path(), "-loglevel", "quiet", "-nostdin", *pace, "-i", str(flv), "-c", "copy", "-f", "flv", url,
-            stdin=asyncio.subprocess.DEVNULL, env=ffmpeg_environment(),
+            env=ffmpeg_environment(),
         )  # fmt: skip
-        processes.append(process)
-        return process
 
-    yield start
-    for process in processes:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    return start
 
 
 def listeners():
