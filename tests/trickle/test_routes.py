@@ -16,6 +16,14 @@ async def chunks(*data):
         yield each
 
 
+async def half_a_segment(api):
+    """A writer that has sent `part` of segment 0."""
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    return writing
+
+
 # --- channels
 
 
@@ -270,9 +278,7 @@ async def test_who_waits_when_the_channel_ends_is_told(trickle):
 
 async def test_a_reader_in_mid_segment_gets_a_plain_end_when_the_channel_ends(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    await half_a_segment(api)
     async with api.http.get(api.url() + "/0") as answer:
         assert await answer.content.readexactly(4) == b"part"
         await api.delete("ch")
@@ -302,9 +308,7 @@ async def test_reading_a_missing_channel(trickle, path):
 
 async def test_delete_segment_ends_it_for_readers_and_writers(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    await half_a_segment(api)
     reading = asyncio.create_task(api.get("ch/0"))
     await asyncio.sleep(0.05)
     assert (await api.delete("ch/0"))[:2] == (200, b"")
@@ -432,9 +436,7 @@ async def test_a_finished_index_takes_nothing_more_and_says_so(trickle):
 
 async def test_a_broken_upload_ends_for_its_readers(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     reading = asyncio.create_task(api.get("ch/0"))
     await asyncio.sleep(0.05)
     writing.cut()
@@ -502,9 +504,7 @@ async def test_channel_limit(trickle):
 
 async def test_an_upload_that_lost_its_place_is_told(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     await api.post("ch/5", b"takes the slot")
     await writing.write(b"4\r\nmore\r\n0\r\n\r\n")
     assert (await writing.head())[0] == "HTTP/1.1 409 Conflict"
@@ -512,9 +512,7 @@ async def test_an_upload_that_lost_its_place_is_told(trickle):
 
 async def test_an_upload_into_a_channel_that_ended_is_told(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     await api.delete("ch")
     await writing.write(b"4\r\nmore\r\n")
     head = await writing.head()
