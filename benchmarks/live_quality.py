@@ -22,7 +22,7 @@ from live_streams import Spoken, Stream, noises, streams
 from report import Row, emit, machine
 from scoring import Score, compare, total, words
 from serving import served
-from stand_in import TINY_SHAPE, Subject, subject
+from stand_in import Subject, subject
 
 from audio import pcm
 from whisper_byoc import TrickleClient
@@ -217,9 +217,8 @@ async def measure(model: Subject, options: argparse.Namespace) -> dict[str, list
     engine = OpenAIEngine(load_model(model.model))
     rows: list[Row] = []
     tables: dict[str, list[Row]] = {}
-    known = "demo" if model.name == "demo" or model.name.startswith(TINY_SHAPE) else "tiny"
     async with served(model.pipeline, "--partial-policy", options.policy) as server:
-        for stream in streams(options.seconds, options.seed, known):
+        for stream in streams(options.seconds, options.seed, model.vocabulary):
             heard = await listen(server.url, stream, realtime=not options.fast)
             rows += quality_rows(engine, stream, heard, realtime=not options.fast)
         tables[f"speech, policy {options.policy}, model {model.name}"] = rows

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from whisper.model import ModelDimensions
 
-__all__ = ["TINY_SHAPE", "Subject", "subject", "tiny_or_stand_in", "write_tiny_shape"]
+__all__ = ["Subject", "subject", "tiny_or_stand_in", "write_tiny_shape"]
 
 TINY_SHAPE = "tiny-shape"
 
@@ -33,6 +33,8 @@ class Subject:
     """What `WhisperProcessor` takes: a name or the path of a checkpoint."""
     pipeline: str
     """What `whisper-byoc serve --pipeline` takes."""
+    vocabulary: str
+    """Whose words it knows, demo's or tiny's: what `model` is in fixtures/texts.json."""
 
 
 def subject(name: str, folder: Path) -> Subject:
@@ -41,8 +43,9 @@ def subject(name: str, folder: Path) -> Subject:
         path = folder / f"{TINY_SHAPE}.pt"
         if not path.exists():
             write_tiny_shape(path)
-        return Subject(f"{name} (what demo hears, at whisper-tiny's cost)", str(path), str(path))
-    return Subject(name, name, name if name.endswith(".pt") else f"whisper-{name}")
+        return Subject(f"{name} (what demo hears, at whisper-tiny's cost)", str(path), str(path), "demo")
+    pipeline = name if name.endswith(".pt") else f"whisper-{name}"
+    return Subject(name, name, pipeline, "demo" if name == "demo" else "tiny")
 
 
 def tiny_or_stand_in() -> str:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import types
 from contextlib import AsyncExitStack
@@ -94,6 +95,25 @@ async def serving():
             return Api(server, http)
 
         yield start
+
+
+@pytest.fixture
+async def spawn():
+    """Give a function that starts a process, with these variables beside ours; what still runs at the end is killed."""
+    started = []
+
+    async def start(*words, env=None, **options):
+        pipe = asyncio.subprocess.PIPE
+        options = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe} | options
+        process = await asyncio.create_subprocess_exec(*words, env=os.environ | (env or {}), **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 @pytest.fixture

@@ -67,25 +67,23 @@ def test_the_smallest_quota_of_all_ancestors_counts(tmp_path, own, parent, top, 
     assert available_cpus(tree(tmp_path, files)) == cpus
 
 
+def version_1(group: str, quota: str) -> dict[str, str]:
+    folder = f"sys/fs/cgroup/{group}"
+    return {f"{folder}/cpu.cfs_quota_us": f"{quota}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
+
+
 @pytest.mark.usefixtures("big_host")
 @pytest.mark.parametrize(("quota", "cpus"), [("300000", 3), ("350000", 3), ("-1", HOST_CPUS), ("10000", 1)])
 @pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
 def test_quota_of_a_version_1_container(tmp_path, mount, quota, cpus):
-    files = {
-        "proc/self/cgroup": "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n",
-        f"sys/fs/cgroup/{mount}/docker/abc/cpu.cfs_quota_us": f"{quota}\n",
-        f"sys/fs/cgroup/{mount}/docker/abc/cpu.cfs_period_us": "100000\n",
-    }
+    groups = "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n"
+    files = {"proc/self/cgroup": groups} | version_1(f"{mount}/docker/abc", quota)
     assert available_cpus(tree(tmp_path, files)) == cpus
 
 
 @pytest.mark.usefixtures("big_host")
 def test_version_1_group_mounted_as_if_it_were_the_top(tmp_path):
-    files = {
-        "proc/self/cgroup": "4:cpu,cpuacct:/docker/abc\n",
-        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "300000\n",
-        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    }
+    files = {"proc/self/cgroup": "4:cpu,cpuacct:/docker/abc\n"} | version_1("cpu,cpuacct", "300000")
     assert available_cpus(tree(tmp_path, files)) == 3
 
 
@@ -93,20 +91,15 @@ def test_version_1_group_mounted_as_if_it_were_the_top(tmp_path):
 def test_hybrid_layout_reads_both_versions(tmp_path):
     files = {
         "proc/self/cgroup": "1:cpu:/job\n0::/job\n",
-        "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "500000\n",
-        "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
         "sys/fs/cgroup/unified/job/cpu.max": "400000 100000\n",
+        **version_1("cpu/job", "500000"),
     }
     assert available_cpus(tree(tmp_path, files)) == 4
 
 
 @pytest.mark.usefixtures("big_host")
 def test_cpuset_and_cpuacct_are_not_mistaken_for_cpu(tmp_path):
-    files = {
-        "proc/self/cgroup": "3:cpuset,cpuacct:/job\n",
-        "sys/fs/cgroup/cpuset,cpuacct/job/cpu.cfs_quota_us": "100000\n",
-        "sys/fs/cgroup/cpuset,cpuacct/job/cpu.cfs_period_us": "100000\n",
-    }
+    files = {"proc/self/cgroup": "3:cpuset,cpuacct:/job\n"} | version_1("cpuset,cpuacct/job", "100000")
     assert available_cpus(tree(tmp_path, files)) == HOST_CPUS
 
 

@@ -1,6 +1,5 @@
 """The speech fixtures: format, level, and that their texts are what a model hears."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -8,17 +7,17 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import whisper
 
 from audio.quiet import QuietCutter
+from tools import make_fixtures
+from tools.demo_model.scoring import word_errors, words
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
-TOOL = ROOT / "tools" / "make_fixtures.py"
 DEMO_MODEL = ROOT / "whisper_byoc" / "speech" / "assets" / "demo.pt"
 TINY_MODEL = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper" / "tiny.pt"
 
@@ -31,15 +30,6 @@ TINY_WORD_ERROR_LIMIT = 0.25
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_fixtures", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +68,10 @@ def test_there_is_something_for_every_model():
     assert len(TEXTS) == len(DEMO) + len(TINY)
 
 
-def test_the_listing_is_that_of_the_table(tool):
+def test_the_listing_is_that_of_the_table():
     """A text changed in the table and not made anew, or changed by hand, is found here."""
     assert {name: (entry["text"], entry["model"], entry["note"]) for name, entry in TEXTS.items()} == {
-        fixture.name: (fixture.text, fixture.model, fixture.note) for fixture in tool.FIXTURE_TABLE
+        fixture.name: (fixture.text, fixture.model, fixture.note) for fixture in make_fixtures.FIXTURE_TABLE
     }
 
 
@@ -99,16 +89,16 @@ def test_format(name):
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_level(name, tool):
-    samples, _ = tool.read_wav(FIXTURES / name)
+def test_level(name):
+    samples, _ = make_fixtures.read_wav(FIXTURES / name)
     assert dbfs(np.abs(samples).max()) == pytest.approx(-3.0, abs=0.05)
     assert dbfs(rms(samples)) > -30
     assert abs(samples.mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_utterances_hold_the_text_and_all_of_the_sound(name, tool):
-    samples = tool.hearable(FIXTURES / name)
+def test_utterances_hold_the_text_and_all_of_the_sound(name):
+    samples = make_fixtures.hearable(FIXTURES / name)
     entry = TEXTS[name]
     assert " ".join(utterance["text"] for utterance in entry["utterances"]) == entry["text"]
     outside = np.ones(len(samples), bool)
@@ -120,15 +110,15 @@ def test_utterances_hold_the_text_and_all_of_the_sound(name, tool):
     assert dbfs(np.abs(samples[outside]).max() + 1e-9) < (-20 if "noise" in name else -60)
 
 
-def test_silence_is_digital_silence(tool):
-    samples, rate = tool.read_wav(FIXTURES / "silence-3s.wav")
+def test_silence_is_digital_silence():
+    samples, rate = make_fixtures.read_wav(FIXTURES / "silence-3s.wav")
     assert not samples.any()
     assert len(samples) == 3 * rate
 
 
-def test_noise_is_15_db_below_the_speech(tool):
+def test_noise_is_15_db_below_the_speech():
     name = "demo-numbers-noise-15db.wav"
-    samples = tool.hearable(FIXTURES / name)
+    samples = make_fixtures.hearable(FIXTURES / name)
     (utterance,) = TEXTS[name]["utterances"]
     start, end = (round(utterance[edge] * 16_000) for edge in ("start", "end"))
     noise_power = rms(np.concatenate([samples[: start - 160], samples[end + 160 :]])) ** 2
@@ -136,25 +126,25 @@ def test_noise_is_15_db_below_the_speech(tool):
     assert 10 * np.log10(speech_power / noise_power) == pytest.approx(15, abs=1.5)
 
 
-def test_stereo_channels_differ_by_6_db(tool):
-    samples, _ = tool.read_wav(FIXTURES / "demo-stereo-48k.wav")
+def test_stereo_channels_differ_by_6_db():
+    samples, _ = make_fixtures.read_wav(FIXTURES / "demo-stereo-48k.wav")
     assert dbfs(rms(samples[:, 0]) / rms(samples[:, 1])) == pytest.approx(6.02, abs=0.05)
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_demo_texts_keep_to_the_vocabulary(name, tool):
+def test_demo_texts_keep_to_the_vocabulary(name):
     vocabulary = (FIXTURES / "demo-vocabulary.txt").read_text("utf-8").split()
     assert len(vocabulary) == len(set(vocabulary)) == 321
-    assert set(tool.words(TEXTS[name]["text"])) <= set(vocabulary)
+    assert set(words(TEXTS[name]["text"])) <= set(vocabulary)
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_demo_model_hears_the_text(name, tool, demo_model):
-    heard = transcribe(demo_model, tool.hearable(FIXTURES / name))
-    assert tool.words(heard) == tool.words(TEXTS[name]["text"])
+def test_the_demo_model_hears_the_text(name, demo_model):
+    heard = transcribe(demo_model, make_fixtures.hearable(FIXTURES / name))
+    assert words(heard) == words(TEXTS[name]["text"])
 
 
-def test_the_long_file_cut_live_has_one_utterance_in_each_segment(tool, demo_model):
+def test_the_long_file_cut_live_has_one_utterance_in_each_segment(demo_model):
     with wave.open(str(FIXTURES / "demo-long-40s.wav")) as file:
         pcm = file.readframes(file.getnframes())
     utterances = TEXTS["demo-long-40s.wav"]["utterances"]
@@ -165,38 +155,21 @@ def test_the_long_file_cut_live_has_one_utterance_in_each_segment(tool, demo_mod
     for before, cut, after in zip(utterances, cuts, utterances[1:], strict=False):
         assert before["end"] + 0.3 < cut < after["start"] - 0.3
     heard = [transcribe(demo_model, segment.astype(np.float32) / 32768) for segment in segments]
-    assert [tool.words(text) for text in heard] == [tool.words(utterance["text"]) for utterance in utterances]
+    assert [words(text) for text in heard] == [words(utterance["text"]) for utterance in utterances]
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_whisper_tiny_hears_about_the_text(name, tool, tiny_model):
-    wanted = tool.words(TEXTS[name]["text"])
-    heard = tool.words(transcribe(tiny_model, tool.hearable(FIXTURES / name)))
+def test_whisper_tiny_hears_about_the_text(name, tiny_model):
+    wanted = words(TEXTS[name]["text"])
+    heard = words(transcribe(tiny_model, make_fixtures.hearable(FIXTURES / name)))
     assert word_errors(wanted, heard) <= TINY_WORD_ERROR_LIMIT * len(wanted), " ".join(heard)
 
 
-def word_errors(wanted: list[str], heard: list[str]) -> int:
-    """Insertions, deletions and substitutions between two lists of words (Levenshtein distance)."""
-    row = list(range(len(heard) + 1))
-    for i, want in enumerate(wanted, 1):
-        diagonal, row[0] = row[0], i
-        for j, word in enumerate(heard, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (want != word))
-    return row[-1]
-
-
-@pytest.mark.parametrize(
-    ("heard", "errors"), [("a b c", 0), ("a c", 1), ("a x c", 1), ("a b c d", 1), ("", 3), ("b c a", 2)]
-)
-def test_word_errors(heard, errors):
-    assert word_errors(["a", "b", "c"], heard.split()) == errors
-
-
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
-def test_making_a_fixture_is_repeatable(tool, tmp_path, capsys):
-    noisy = [fixture for fixture in tool.FIXTURE_TABLE if "noise" in fixture.name]
+def test_making_a_fixture_is_repeatable(tmp_path, capsys):
+    noisy = [fixture for fixture in make_fixtures.FIXTURE_TABLE if "noise" in fixture.name]
     for folder in ("first", "second"):
-        tool.make(noisy, tmp_path / folder)
+        make_fixtures.make(noisy, tmp_path / folder)
     assert noisy[0].name in capsys.readouterr().out
     for name in (noisy[0].name, "texts.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
@@ -204,23 +177,23 @@ def test_making_a_fixture_is_repeatable(tool, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
-def test_an_unknown_voice_is_one_clear_sentence(tool):
-    with pytest.raises(tool.EspeakFailed, match="could not say 'yes' with voice 'xyz'"):
-        tool.speak(tool.Utterance("yes", "xyz"), 16_000)
+def test_an_unknown_voice_is_one_clear_sentence():
+    with pytest.raises(make_fixtures.EspeakFailed, match="could not say 'yes' with voice 'xyz'"):
+        make_fixtures.speak(make_fixtures.Utterance("yes", "xyz"), 16_000)
 
 
 def test_without_espeak_it_says_what_to_install(tmp_path):
-    command = [sys.executable, str(TOOL), "--folder", str(tmp_path)]
+    command = [sys.executable, make_fixtures.__file__, "--folder", str(tmp_path)]
     result = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30)
     assert result.returncode == 1
     assert result.stderr == "espeak-ng is not installed: apt-get install espeak-ng, then run this again.\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_check_finds_a_wrong_text(tool, tmp_path, capsys):
+def test_check_finds_a_wrong_text(tmp_path, capsys):
     name = "demo-yes.wav"
     shutil.copy(FIXTURES / "demo-stop.wav", tmp_path / name)
-    yes = [fixture for fixture in tool.FIXTURE_TABLE if fixture.name == name]
-    assert not tool.check(yes, tmp_path)
+    yes = [fixture for fixture in make_fixtures.FIXTURE_TABLE if fixture.name == name]
+    assert not make_fixtures.check(yes, tmp_path)
     assert "WRONG  demo-yes.wav" in capsys.readouterr().out
-    assert tool.check(yes, FIXTURES)
+    assert make_fixtures.check(yes, FIXTURES)

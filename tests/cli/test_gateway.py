@@ -111,38 +111,28 @@ def test_rtmp_without_ffmpeg_is_refused_at_the_start(run, monkeypatch):
     assert err == "whisper-byoc: -rtmpAddr :1935: there is no ffmpeg\n"
 
 
-async def started(*words):
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "whisper_byoc.cli.main", "gateway", *words, stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe, stderr=pipe,
-    )  # fmt: skip
+GATEWAY = (sys.executable, "-m", "whisper_byoc.cli.main", "gateway")
 
 
-async def test_it_says_where_it_listens_and_ends_on_a_signal():
-    process = await started("-gateway", "-orchAddr", "127.0.0.1:9", "-httpAddr", "127.0.0.1:0", "-httpIngest")
-    try:
-        while not (found := re.search(rb"gateway listening on port (\d+)", await process.stderr.readline())):
-            assert process.returncode is None
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(found[1]))
-        writer.write(b"GET /health HTTP/1.0\r\n\r\n")
-        assert b'{"status": "OK"}' in await reader.read()
-        writer.close()
-        process.send_signal(signal.SIGTERM)
-        _, err = await asyncio.wait_for(process.communicate(), 30)
-        assert process.returncode == 0
-        assert b"Traceback" not in err
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+async def test_it_says_where_it_listens_and_ends_on_a_signal(spawn):
+    process = await spawn(*GATEWAY, "-gateway", "-orchAddr", "127.0.0.1:9", "-httpAddr", "127.0.0.1:0", "-httpIngest")
+    while not (found := re.search(rb"gateway listening on port (\d+)", await process.stderr.readline())):
+        assert process.returncode is None
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(found[1]))
+    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+    assert b'{"status": "OK"}' in await reader.read()
+    writer.close()
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert b"Traceback" not in err
 
 
-async def test_a_port_in_use_is_one_sentence():
+async def test_a_port_in_use_is_one_sentence(spawn):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = await started("-httpAddr", f"127.0.0.1:{taken.getsockname()[1]}")
+        process = await spawn(*GATEWAY, "-httpAddr", f"127.0.0.1:{taken.getsockname()[1]}")
         _, err = await asyncio.wait_for(process.communicate(), 50)
     assert process.returncode == 1
     last = err.decode().splitlines()[-1]

@@ -45,24 +45,13 @@ class Running:
 
 
 @pytest.fixture
-async def run():
+def run(spawn):
     """Give a function that runs the command with these words."""
-    started = []
 
-    async def start(*words, **environment):
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "whisper_byoc.cli.main", "orchestrator", *words,
-            stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=os.environ | environment,
-        )  # fmt: skip
-        started.append(process)
-        return Running(process)
+    async def start(*words):
+        return Running(await spawn(sys.executable, "-m", "whisper_byoc.cli.main", "orchestrator", *words))
 
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+    return start
 
 
 class Upper:

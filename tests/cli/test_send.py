@@ -13,6 +13,7 @@ import termios
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.cli.main import main
 
 FIVE_SECONDS = 160_000
@@ -54,25 +55,15 @@ def recording(tmp_path):
 
 
 @pytest.fixture
-async def launch():
-    """Give a function that runs the command in a process; what still runs at the end is killed."""
-    running = []
+def launch(spawn):
+    """Give a function that runs the command in a process."""
 
-    async def start(*words, **options):
-        pipe = asyncio.subprocess.PIPE
-        environment = os.environ | {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | options.pop("env", {})
-        options = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | options
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words), env=environment, **options
-        )
-        running.append(process)
-        return process
+    async def start(*words, stdin=asyncio.subprocess.PIPE, env=None, **options):
+        command = (sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words))
+        environment = {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | (env or {})
+        return await spawn(*command, stdin=stdin, env=environment, **options)
 
-    yield start
-    for process in running:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return start
 
 
 def counting(fake):
@@ -192,11 +183,6 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
         process = await launch(*words, stdin=file)
         out, err = await process.communicate()
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway):

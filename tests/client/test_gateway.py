@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from aiohttp import web
 
+from tests.waiting import until
 from whisper_byoc import GatewayClient
 from whisper_byoc.errors import ServerRefused, ServerUnreachable, UsageError
 
 
-async def settled(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
+async def never_answers(_):
+    await asyncio.sleep(60)
 
 
 async def drain(records):
@@ -91,11 +91,11 @@ async def test_leaving_early_ends_the_request_and_the_source(gateway):
         assert (await anext(records))["type"] == "result"
         await records.aclose()
         assert closed == [True]
-        await settled(lambda: gateway.running == 0)
+        await until(lambda: gateway.running == 0)
 
 
-async def test_cancelling_a_reader_ends_the_request_and_the_source(gateway):
-    await gateway.serve(gateway.upper)
+@pytest.mark.parametrize("answers", [True, False])
+async def test_cancelling_a_reader_ends_the_request_and_the_source(gateway, answers):
     closed = asyncio.Event()
 
     async def silent():
@@ -105,38 +105,15 @@ async def test_cancelling_a_reader_ends_the_request_and_the_source(gateway):
         finally:
             closed.set()
 
+    await gateway.serve(gateway.upper if answers else never_answers)
     async with GatewayClient(gateway.url, "name") as client:
         reader = asyncio.ensure_future(drain(client.stream(silent())))
-        await settled(lambda: gateway.running)
+        await until(lambda: gateway.running)
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
         assert closed.is_set()
-        await settled(lambda: gateway.running == 0)
-
-
-async def test_cancelling_before_there_is_an_answer(gateway):
-    async def never_answers(_):
-        await asyncio.sleep(60)
-
-    closed = asyncio.Event()
-
-    async def silent():
-        try:
-            yield b"x"
-            await asyncio.sleep(60)
-        finally:
-            closed.set()
-
-    await gateway.serve(never_answers)
-    async with GatewayClient(gateway.url, "name") as client:
-        reader = asyncio.ensure_future(drain(client.stream(silent())))
-        await settled(lambda: gateway.running)
-        reader.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reader
-        assert closed.is_set()
-        await settled(lambda: gateway.running == 0)
+        await until(lambda: gateway.running == 0)
 
 
 async def test_a_source_that_raises_is_passed_on_after_what_arrived(gateway):
@@ -214,7 +191,7 @@ async def test_an_answer_that_lingers_after_its_end_holds_nobody(gateway):
     await gateway.serve(lingers)
     async with GatewayClient(gateway.url, "name") as client:
         assert await drain(client.stream(b"x")) == [{"type": "end"}]
-    await settled(lambda: gateway.running == 0)
+    await until(lambda: gateway.running == 0)
 
 
 async def test_garbage_in_the_answer(gateway):
@@ -229,13 +206,10 @@ async def test_garbage_in_the_answer(gateway):
     async with GatewayClient(gateway.url, "name") as client:
         with pytest.raises(ServerRefused, match="no record: <html>"):
             await drain(client.stream(b"x"))
-    await settled(lambda: gateway.running == 0)
+    await until(lambda: gateway.running == 0)
 
 
 async def test_slow_gateways(gateway):
-    async def never_answers(request):
-        await asyncio.sleep(60)
-
     async def endless():
         while True:
             yield b"x"
@@ -249,7 +223,7 @@ async def test_slow_gateways(gateway):
             await drain(client.stream(b"x"))
         with pytest.raises(ServerUnreachable, match=r"did not begin to answer within 0\.2 s"):
             await drain(client.stream(endless()))
-    await settled(lambda: gateway.running == 0)
+    await until(lambda: gateway.running == 0)
 
 
 async def test_a_gateway_that_stops_reading(gateway):

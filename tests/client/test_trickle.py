@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
+from tests.waiting import until
 from whisper_byoc import TrickleClient
 from whisper_byoc.errors import SegmentFailed, ServerRefused, ServerUnreachable, UsageError
 from whisper_byoc.server.run import Server, ServerConfig
@@ -174,8 +175,7 @@ async def test_a_result_that_nobody_waited_for_is_not_taken_for_the_next_frames(
     api = await serving(Waits())
     async with TrickleClient(api.url) as client:
         given_up = asyncio.ensure_future(client.process_frame(b"first"))
-        while not api.table.queued:
-            await asyncio.sleep(0.005)
+        await until(lambda: api.table.queued)
         given_up.cancel()
         go.set()
         assert await client.process_frame(b"second") == b"second"

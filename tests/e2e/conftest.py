@@ -61,24 +61,13 @@ class Running:
 
 
 @pytest.fixture
-async def launch():
-    """Give a function that runs Python with these arguments; what still runs at the end is killed."""
-    running: list[asyncio.subprocess.Process] = []
+def launch(spawn):
+    """Give a function that runs Python with these arguments."""
 
     async def start(*arguments: str, **environment: str) -> Running:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe,
-            env=os.environ | environment,
-        )  # fmt: skip
-        running.append(process)
-        return Running(process)
+        return Running(await spawn(sys.executable, *arguments, env=environment))
 
-    yield start
-    for process in running:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return start
 
 
 @pytest.fixture

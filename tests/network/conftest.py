@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import re
@@ -13,6 +12,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.app import OrchestratorConfig, running
 from whisper_byoc.network.orchestrator.pool import Container
@@ -20,15 +20,6 @@ from whisper_byoc.network.serving import Address
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}
-
-
-async def until(condition, seconds=15.0):
-    """Wait for something that another connection brings about."""
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 class Upper:
@@ -351,30 +342,22 @@ class Process:
 
 
 @pytest.fixture
-async def process():
+def process(spawn):
     """Give a function that runs a container in a process, which can be killed."""
-    started = []
 
     async def start():
-        pipe = asyncio.subprocess.PIPE
-        each = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVE, stderr=pipe)
-        started.append(each)
+        each = await spawn(sys.executable, "-c", SERVE)
         while line := await asyncio.wait_for(each.stderr.readline(), 50):
             if found := re.search(rb"listening on port (\d+)", line):
                 return Process(each, int(found[1]))
         raise AssertionError("the container did not start")
 
-    yield start
-    for each in started:
-        with contextlib.suppress(ProcessLookupError):
-            each.kill()
-        await each.communicate()
+    return start
 
 
 @pytest.fixture
 def kit():
-    """What tests put together: processors, bodies, headers, waiting."""
+    """What tests put together: processors, bodies, headers."""
     return types.SimpleNamespace(
-        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, until=until, NDJSON=NDJSON,
-        SSE=SSE,
+        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, NDJSON=NDJSON, SSE=SSE,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.waiting import until
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network import feed as feeds
 from whisper_byoc.network.feed import Feed
@@ -145,8 +146,7 @@ async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it():
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         await begun.wait()
         writer.transport.abort()
-        while not seen:
-            await asyncio.sleep(0.01)
+        await until(lambda: seen)
     assert seen == [(400, True)]
 
 

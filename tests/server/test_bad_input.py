@@ -7,6 +7,8 @@ import struct
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 
 class Upper:
     content_type = "text/plain; charset=utf-8"
@@ -48,15 +50,6 @@ async def raw(api, head: str, body: bytes = b""):
     writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
     await writer.drain()
     return reader, writer
-
-
-async def until(condition, seconds=10.0):
-    """Wait for something that another connection brings about."""
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 
 NUMBERS = "seven three nine zero five one"
@@ -66,14 +67,6 @@ async def post(api, path, data, **options):
     body = io.BytesIO(data) if isinstance(data, bytes) else data
     async with api.http.post(f"{api.url}{path}", data=body, **options) as answer:
         return answer.status, await answer.text(), answer.headers
-
-
-async def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 async def free_again(api):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.processors.base import Result
 from whisper_byoc.server import jobs
 from whisper_byoc.server.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
@@ -90,14 +91,6 @@ def numbered(size):
 
 def cut(data, size):
     return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-async def until(condition):
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen")
 
 
 async def test_pieces_that_wait_share_a_place_in_the_queue(serving):

@@ -383,7 +383,7 @@ sys.exit(code)
 
 @pytest.mark.parametrize("as_file", [False, True])
 @pytest.mark.parametrize("prefix", ["", "LIVEPEER_"])
-async def test_a_process_set_up_by_its_environment_leaves_on_sigterm(orchestrator, tmp_path, prefix, as_file):
+async def test_a_process_set_up_by_its_environment_leaves_on_sigterm(orchestrator, spawn, tmp_path, prefix, as_file):
     secret = SECRET
     if as_file:
         (tmp_path / "secret").write_text(SECRET + "\n")
@@ -395,24 +395,14 @@ async def test_a_process_set_up_by_its_environment_leaves_on_sigterm(orchestrato
         f"{prefix}CAPACITY" if prefix else "CAPABILITY_CAPACITY": "3",
         f"{prefix}AUTH_TOKEN": TOKEN,
     }
-    import os
-
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, stdout=pipe, stderr=pipe, env=os.environ | environment
-    )
-    try:
-        await orchestrator.until(lambda: orchestrator.known)
-        body = orchestrator.known["speech-to-text"]
-        assert (body["capacity"], body["token"]) == (3, TOKEN)
-        async with aiohttp.ClientSession() as http, http.get(f"{body['url']}/live/job/output?wait=0") as answer:
-            assert answer.status == 401
-        process.terminate()
-        out, err = (each.decode() for each in await asyncio.wait_for(process.communicate(), 50))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    process = await spawn(sys.executable, "-c", SERVE, env=environment)
+    await orchestrator.until(lambda: orchestrator.known)
+    body = orchestrator.known["speech-to-text"]
+    assert (body["capacity"], body["token"]) == (3, TOKEN)
+    async with aiohttp.ClientSession() as http, http.get(f"{body['url']}/live/job/output?wait=0") as answer:
+        assert answer.status == 401
+    process.terminate()
+    out, err = (each.decode() for each in await asyncio.wait_for(process.communicate(), 50))
     assert process.returncode == 0, err
     assert orchestrator.unregistered == ["speech-to-text"]
     assert err.index("capability speech-to-text unregistered") < err.index("shutting down")

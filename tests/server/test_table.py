@@ -6,6 +6,8 @@ import json
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 
 class Upper:
     content_type = "text/plain; charset=utf-8"
@@ -35,19 +37,11 @@ class Slow:
         return frame
 
 
-async def gone(api, job):
-    async def until():
-        while (found := api.table._jobs.get(job)) and found.ended_at is None:
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(until(), 20)
-
-
 async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(serving):
     api = await serving(Upper())
     await api.put("left", b"abc", query="?alone=0.2&more=1")
     await api.put("kept", b"abc", query="?more=1")
-    await gone(api, "left")
+    await until(lambda: api.table.get("left").ended_at is not None)
     *_, error, end = await api.records("left")
     assert error["error"] == "nobody fed or read the job for 0.2 s"
     assert end["type"] == "end"

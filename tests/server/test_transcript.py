@@ -8,6 +8,7 @@ import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.processors.base import Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.results import Record
@@ -207,11 +208,7 @@ async def test_shutting_down_in_mid_utterance_delivers_the_last_words(demo, soun
         await stop.wait()
 
     putting = asyncio.ensure_future(demo.http.put(f"{demo.url}/live/job/source", data=microphone()))
-    following = None
-    for _ in range(500):
-        await asyncio.sleep(0.01)
-        if demo.table.jobs and demo.table.get("job")._session._samples >= 40_000:
-            break
+    await until(lambda: demo.table.jobs and demo.table.get("job")._session._samples >= 40_000)
     following = asyncio.ensure_future(demo.records("job"))
     await asyncio.sleep(0.05)
     draining = asyncio.ensure_future(demo.table.drain())

@@ -9,6 +9,7 @@ import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 
 NUMBERS = "seven three nine zero five one"
@@ -53,14 +54,6 @@ async def rest(ws):
     return found, ws.close_code
 
 
-async def no_jobs(api):
-    for _ in range(1000):
-        if not api.table.jobs:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the job was not freed")
-
-
 @pytest.mark.parametrize("eos", ["eos", '{"type":"eos"}', " eos\n"])
 @pytest.mark.parametrize("size", [333, 32000, 10**6])
 async def test_sound_in_text_out(demo, sound, eos, size):
@@ -74,7 +67,7 @@ async def test_sound_in_text_out(demo, sound, eos, size):
     assert (last["text"], code) == (NUMBERS, 1000)
     assert last["start"] == pytest.approx(0.5, abs=0.2)
     assert last["end"] == pytest.approx(3.17, abs=0.2)
-    await no_jobs(demo)
+    await until(lambda: not demo.table.jobs)
 
 
 async def test_results_come_before_the_end(demo, sound, texts):
@@ -128,7 +121,7 @@ async def test_nothing_but_the_end(serving):
     async with connect(api) as ws:
         await ws.send_str("eos")
         assert await rest(ws) == ([], 1000)
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +148,7 @@ async def test_busy(serving):
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await connect(api)
         assert caught.value.status == 429
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +175,7 @@ async def test_what_a_client_may_not_say(serving, messages, code, words):
         found, closed = await rest(ws)
     assert closed == code
     assert words in found[-1]["error"]
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 async def test_a_message_over_the_limit(serving):
@@ -191,7 +184,7 @@ async def test_a_message_over_the_limit(serving):
         await ws.send_bytes(bytes((1 << 20) + 1))
         found, code = await rest(ws)
     assert (found, code) == ([], 1009)
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 async def test_a_client_that_says_nothing(serving):
@@ -200,7 +193,7 @@ async def test_a_client_that_says_nothing(serving):
         found, code = await rest(ws)
     assert code == 1008
     assert "0.1 s" in found[0]["error"]
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 async def test_a_segment_that_fails(serving):
@@ -213,7 +206,7 @@ async def test_a_segment_that_fails(serving):
         found, code = await rest(ws)
     assert code == 1011
     assert "no such luck" in found[0]["error"]
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
 
 
 @pytest.mark.parametrize("after_eos", [False, True])
@@ -231,7 +224,7 @@ async def test_a_client_that_vanishes_frees_its_job(serving, after_eos, rudely):
     if rudely:
         ws._response.connection.transport.abort()
     closing = asyncio.ensure_future(ws.close())
-    await no_jobs(api)
+    await until(lambda: not api.table.jobs)
     await closing
 
 

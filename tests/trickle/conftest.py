@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
 from whisper_byoc.trickle.standalone import listening
 
@@ -18,15 +19,6 @@ QUICK = {
     "linger_seconds": 0.05,
     "absent_pause": 0.01,
 }
-
-
-async def until(condition, seconds=10.0):
-    """Wait for something that another connection brings about."""
-    for _ in range(int(seconds / 0.005)):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen")
 
 
 class Wire:
@@ -168,11 +160,6 @@ class Relay:
     def cut(self):
         for writer in self._writers:
             writer.transport.abort()
-
-
-@pytest.fixture
-def eventually():
-    return until
 
 
 @pytest.fixture

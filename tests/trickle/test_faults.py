@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.trickle import ChannelNotFound, TricklePublisher, TrickleSubscriber
 
 
@@ -24,40 +25,34 @@ def without_fragments(got, wanted):
     return [data for data in got if data in wanted]
 
 
-async def test_readers_survive_cuts(relayed, eventually):
-    api, behind, relay = await relayed()
-    publisher = await api.publisher(create=True)
-    subscriber = await behind.subscriber(start=0)
-    wanted = [b"%d " % number * 500 for number in range(12)]
-    reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
-    for number, data in enumerate(wanted):
-        await eventually(lambda: relay.passing)
+SEGMENTS = [b"%d " % number * 500 for number in range(12)]
+
+
+async def read_while_cut(relay, publisher, subscriber):
+    """Write the segments, cut the connection in every other one, and give what was read."""
+    reading = asyncio.create_task(read_until(subscriber, SEGMENTS[-1]))
+    for number, data in enumerate(SEGMENTS):
+        await until(lambda: relay.passing)
         async with await publisher.next() as segment:
             await segment.write(data[:700])
             await asyncio.sleep(0.01)
             if number % 2:
                 relay.cut()
             await segment.write(data[700:])
-        await asyncio.sleep(0.02)
-    assert await asyncio.wait_for(reading, 20) == wanted
+        await asyncio.sleep(0.02)  # a reader comes back before the window has passed
+    return await asyncio.wait_for(reading, 20)
 
 
-async def test_writers_survive_cuts(relayed, eventually):
+async def test_readers_survive_cuts(relayed):
     api, behind, relay = await relayed()
-    publisher = await behind.publisher(create=True)
-    subscriber = await api.subscriber(start=0)
-    wanted = [b"%d " % number * 500 for number in range(12)]
-    reading = asyncio.create_task(read_until(subscriber, wanted[-1]))
-    for number, data in enumerate(wanted):
-        await eventually(lambda: relay.passing)
-        async with await publisher.next() as segment:
-            await segment.write(data[:700])
-            await asyncio.sleep(0.01)
-            if number % 2:
-                relay.cut()
-            await segment.write(data[700:])
-    got = await asyncio.wait_for(reading, 20)
-    assert without_fragments(got, wanted) == wanted, "in order, and each once"
+    got = await read_while_cut(relay, await api.publisher(create=True), await behind.subscriber(start=0))
+    assert got == SEGMENTS
+
+
+async def test_writers_survive_cuts(relayed):
+    api, behind, relay = await relayed()
+    got = await read_while_cut(relay, await behind.publisher(create=True), await api.subscriber(start=0))
+    assert without_fragments(got, SEGMENTS) == SEGMENTS, "in order, and each once"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -113,12 +108,12 @@ async def test_a_server_that_comes_back_without_the_channel(relayed, trickle):
         await anext(subscriber)
 
 
-async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed, eventually):
+async def test_a_segment_given_up_in_an_outage_does_not_keep_readers_waiting(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(patience_seconds=0.05)
     segment = await publisher.next()
     await segment.write(b"part")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await until(lambda: api.slot(0) and api.slot(0).size == 4)
     reading = asyncio.create_task(api.get("ch/1"))
     await api.slot_there(1)
     relay.up = False
@@ -150,7 +145,7 @@ async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(tric
 
 
 @pytest.mark.parametrize("kind", ["publisher", "subscriber"])
-async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, eventually, kind):
+async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, kind):
     async def silent(number, method, seq, wire, headers):
         await asyncio.sleep(30)
 
@@ -163,7 +158,7 @@ async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted
         end = TrickleSubscriber(script.url, 0, options=quick())
         await end.start()
         reading = asyncio.ensure_future(anext(end))
-    await eventually(lambda: script.asked)
+    await until(lambda: script.asked)
     http = end._http
     closing = asyncio.ensure_future(end.close())
     await asyncio.sleep(0)

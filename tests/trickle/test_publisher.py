@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from whisper_byoc.trickle import (
     ChannelClosed,
     ChannelNotFound,
@@ -35,20 +36,20 @@ async def test_segments_get_their_indices_in_order(trickle):
     assert api.server.channels["ch"].mime == "text/x-mine"
 
 
-async def test_bytes_arrive_while_the_segment_is_open(trickle, eventually):
+async def test_bytes_arrive_while_the_segment_is_open(trickle):
     api = await trickle()
     publisher = await api.publisher()
     async with await publisher.next() as segment:
         await segment.write(b"first ")
-        await eventually(lambda: api.slot(0) and api.slot(0).size == 6)
+        await until(lambda: api.slot(0) and api.slot(0).size == 6)
         await segment.write(b"")
         await segment.write(bytearray(b"second"))
-        await eventually(lambda: api.slot(0).size == 12)
+        await until(lambda: api.slot(0).size == 12)
         assert not api.slot(0).closed
     assert api.slot(0).closed, "when `async with` is left, the server has it"
 
 
-async def test_the_next_post_is_open_before_it_is_needed(trickle, eventually):
+async def test_the_next_post_is_open_before_it_is_needed(trickle):
     api = await trickle()
     publisher = await api.publisher()
     await api.slot_there(0)
@@ -90,7 +91,7 @@ async def test_a_missing_channel(trickle):
     assert (await api.get(f"ch/{seq}"))[1] == b"there now"
 
 
-async def test_join_goes_on_where_the_channel_is_and_closes_what_was_left_open(trickle, eventually):
+async def test_join_goes_on_where_the_channel_is_and_closes_what_was_left_open(trickle):
     api = await trickle()
     for seq in range(7):
         await api.post(f"ch/{seq}", b"x")
@@ -98,9 +99,9 @@ async def test_join_goes_on_where_the_channel_is_and_closes_what_was_left_open(t
     await left.head()
     left = await api.preconnect("ch/7")
     await left.write(b"4\r\nleft\r\n")
-    await eventually(lambda: api.slot(7) and api.slot(7).size == 4)
+    await until(lambda: api.slot(7) and api.slot(7).size == 4)
     publisher = await api.publisher(join=True)
-    await eventually(lambda: api.slot(7).closed)
+    await until(lambda: api.slot(7).closed)
     assert [await publisher.publish(b"mine"), await publisher.publish(b"mine")] == [8, 9]
 
 
@@ -133,7 +134,7 @@ async def collect_soon(api):
     return await collect(api)
 
 
-async def test_an_index_that_somebody_closed_is_passed_over(trickle, eventually):
+async def test_an_index_that_somebody_closed_is_passed_over(trickle):
     api = await trickle()
     publisher = await api.publisher()
     await api.slot_there(0)
@@ -152,31 +153,31 @@ async def test_the_channel_ends_while_idle(trickle):
         await publisher.publish(b"x")
 
 
-async def test_the_channel_ends_in_mid_segment(trickle, eventually):
+async def test_the_channel_ends_in_mid_segment(trickle):
     api = await trickle()
     publisher = await api.publisher()
     segment = await publisher.next()
     await segment.write(b"part")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await until(lambda: api.slot(0) and api.slot(0).size == 4)
     await api.delete("ch")
     await segment.write(b"more")
     with pytest.raises(ChannelClosed):
         await segment.close()
 
 
-async def test_an_exception_breaks_the_segment_off(trickle, eventually):
+async def test_an_exception_breaks_the_segment_off(trickle):
     api = await trickle()
     publisher = await api.publisher()
     with pytest.raises(KeyError):
         async with await publisher.next() as segment:
             await segment.write(b"part")
-            await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+            await until(lambda: api.slot(0) and api.slot(0).size == 4)
             raise KeyError
     assert api.slot(0).closed
     assert await publisher.publish(b"x") == 1
 
 
-async def test_cancelled_in_close_breaks_the_segment_off(scripted, quick, eventually):
+async def test_cancelled_in_close_breaks_the_segment_off(scripted, quick):
     async def answer(number, method, seq, wire, headers):
         if method == "POST":
             await wire.reader.read()
@@ -229,37 +230,37 @@ async def test_any_number_of_interim_answers(trickle):
 # --- broken connections
 
 
-async def test_breaking_while_idle_costs_nothing(relayed, eventually):
+async def test_breaking_while_idle_costs_nothing(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher()
     for _ in range(5):
-        await eventually(lambda: relay.passing)
+        await until(lambda: relay.passing)
         before = relay.connections
         relay.cut()
-        await eventually(lambda before=before: relay.connections > before)
+        await until(lambda before=before: relay.connections > before)
     assert await publisher.publish(b"still the first") == 0
     assert (await api.get("ch/0"))[1] == b"still the first"
 
 
-async def test_an_outage_while_idle_costs_nothing_however_long(relayed, eventually):
+async def test_an_outage_while_idle_costs_nothing_however_long(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(patience_seconds=1.0)
     await api.slot_there(0)
     relay.up = False
     relay.cut()
     tries = relay.connections
-    await eventually(lambda: relay.connections > tries + 5)  # longer than its patience
+    await until(lambda: relay.connections > tries + 5)  # longer than its patience
     await asyncio.sleep(1.2)
     relay.up = True
     assert await publisher.publish(b"x") == 0
 
 
-async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed, eventually):
+async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher()
     async with await publisher.next() as segment:
         await segment.write(b"first half, ")
-        await eventually(lambda: api.slot(0) and api.slot(0).size == 12)
+        await until(lambda: api.slot(0) and api.slot(0).size == 12)
         relay.cut()
         await segment.write(b"second half")
     assert segment.seq > 0
@@ -268,12 +269,12 @@ async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed, eventually
     assert await publisher.publish(b"next") == segment.seq + 1
 
 
-async def test_an_outage_in_mid_segment(relayed, eventually):
+async def test_an_outage_in_mid_segment(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher()
     async with await publisher.next() as segment:
         await segment.write(b"first half, ")
-        await eventually(lambda: api.slot(0) and api.slot(0).size == 12)
+        await until(lambda: api.slot(0) and api.slot(0).size == 12)
         relay.up = False
         relay.cut()
         await segment.write(b"second half")
@@ -285,7 +286,7 @@ async def test_an_outage_in_mid_segment(relayed, eventually):
     assert (await api.get(f"ch/{segment.seq}"))[1] == b"first half, second half"
 
 
-async def test_a_lost_answer_makes_no_duplicate(relayed, eventually):
+async def test_a_lost_answer_makes_no_duplicate(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(create=True)
     await api.slot_there(0)
@@ -304,13 +305,13 @@ async def test_a_lost_answer_makes_no_duplicate(relayed, eventually):
     assert api.server.channels == {}
 
 
-async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(relayed, eventually):
+async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher(keep_bytes=1000)
     segment = await publisher.next()
     for _ in range(4):
         await segment.write(bytes(500))
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 2000)
+    await until(lambda: api.slot(0) and api.slot(0).size == 2000)
     relay.cut()
     with pytest.raises(SegmentBroken, match="segment 0 broke after 2000 bytes") as broken:
         await segment.close()
@@ -406,7 +407,7 @@ async def test_a_server_that_does_not_read_holds_the_writer_back(scripted, quick
         await segment.abort()
 
 
-async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted, quick, eventually):
+async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted, quick):
     stored = {}
 
     async def answer(number, method, seq, wire, headers):

@@ -9,6 +9,8 @@ import asyncio
 
 import pytest
 
+from tests.waiting import until
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -25,7 +27,7 @@ class Errors:
         self.seen.append(kind)
 
 
-async def write_theirs(publisher, segments, got=None, until=None):
+async def write_theirs(publisher, segments, got=None):
     """Write segments; their publisher does not wait until a segment has arrived, so this waits for its reader."""
     for number, pieces in enumerate(segments, 1):
         async with await publisher.next() as segment:
@@ -52,23 +54,23 @@ SEGMENTS = [[b"a%d " % number, bytes(number * 1000), b"z"] for number in range(1
 WHOLE = [(number, b"".join(pieces)) for number, pieces in enumerate(SEGMENTS)]
 
 
-async def test_their_publisher_to_their_subscriber(trickle, pytrickle, eventually):
+async def test_their_publisher_to_their_subscriber(trickle, pytrickle):
     api, got = await trickle(), []
     await api.post("ch")
     async with pytrickle.Publisher(api.url()) as publisher, pytrickle.Subscriber(api.url()) as subscriber:
         reading = asyncio.create_task(read_theirs(subscriber, len(WHOLE), got))
         await api.slot_there(0)
-        await write_theirs(publisher, SEGMENTS, got, eventually)
+        await write_theirs(publisher, SEGMENTS, got)
         assert await asyncio.wait_for(reading, 20) == WHOLE
 
 
-async def test_their_publisher_to_ours(trickle, pytrickle, eventually):
+async def test_their_publisher_to_ours(trickle, pytrickle):
     api, got = await trickle(), []
     await api.post("ch")
     subscriber = await api.subscriber(start=0)
     async with pytrickle.Publisher(api.url(), mime_type="video/mp2t") as publisher:
         reading = asyncio.create_task(read_ours(subscriber, len(WHOLE), got))
-        await write_theirs(publisher, SEGMENTS, got, eventually)
+        await write_theirs(publisher, SEGMENTS, got)
         assert await asyncio.wait_for(reading, 20) == WHOLE
 
 
@@ -103,12 +105,12 @@ async def test_their_publisher_creates_the_channel_by_writing(trickle, pytrickle
     assert api.server.channels["ch"].mime == "application/jsonl"
 
 
-async def test_their_publisher_without_a_channel(trickle, pytrickle, eventually):
+async def test_their_publisher_without_a_channel(trickle, pytrickle):
     api = await trickle(autocreate=False)
     errors = Errors()
     async with pytrickle.Publisher(api.url(), error_callback=errors) as publisher:
         await write_theirs(publisher, [[b"x"]])
-        await eventually(lambda: errors.seen)
+        await until(lambda: errors.seen)
     assert errors.seen[0] == "post_failed"
 
 
@@ -141,13 +143,13 @@ async def test_their_subscriber_jumps_when_it_is_behind(trickle, pytrickle):
         assert await asyncio.wait_for(reading, 10) == [(20, b"20")]
 
 
-async def test_their_publisher_restarted_on_a_channel_is_told_instead_of_damaging_it(trickle, pytrickle, eventually):
+async def test_their_publisher_restarted_on_a_channel_is_told_instead_of_damaging_it(trickle, pytrickle):
     api = await trickle()
     for seq in range(3):
         await api.post(f"ch/{seq}", b"%d" % seq)
     errors = Errors()
     async with pytrickle.Publisher(api.url(), error_callback=errors) as publisher:
         await write_theirs(publisher, [[b"x"]])
-        await eventually(lambda: errors.seen)
+        await until(lambda: errors.seen)
     assert (await api.get("ch/next"))[1] == b"3"
     assert [(await api.get(f"ch/{seq}"))[1] for seq in range(3)] == [b"0", b"1", b"2"]

@@ -6,12 +6,22 @@ import json
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 BAD = ["-3", "-99999", "abc", "1.5", "%00", "0x10", "9223372036854775808", "1" * 400, "%D9%A1"]
 
 
 async def chunks(*data):
     for each in data:
         yield each
+
+
+async def half_a_segment(api):
+    """A writer that has sent `part` of segment 0."""
+    writing = await api.preconnect("ch/0")
+    await writing.write(b"4\r\npart\r\n")
+    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    return writing
 
 
 # --- channels
@@ -132,14 +142,14 @@ async def test_a_jump_ahead_is_allowed(trickle):
     assert (await api.get("ch/next"))[1] == b"1001"
 
 
-async def test_two_posts_to_one_index_append(trickle, eventually):
+async def test_two_posts_to_one_index_append(trickle):
     api = await trickle()
     one, two = await api.preconnect("ch/0"), await api.preconnect("ch/0")
     segment = await api.slot_there(0)
     await one.write(b"3\r\none\r\n")
-    await eventually(lambda: segment.size == 3)
+    await until(lambda: segment.size == 3)
     await two.write(b"3\r\ntwo\r\n")
-    await eventually(lambda: segment.size == 6)
+    await until(lambda: segment.size == 6)
     await one.write(b"0\r\n\r\n")
     assert (await one.head())[0] == "HTTP/1.1 200 OK"
     assert (await api.get("ch/0"))[1] == b"onetwo"
@@ -266,11 +276,9 @@ async def test_who_waits_when_the_channel_ends_is_told(trickle):
     assert {"Lp-Trickle-Closed: terminated", "Lp-Trickle-Seq: 0", "Connection: close"} <= set(head)
 
 
-async def test_a_reader_in_mid_segment_gets_a_plain_end_when_the_channel_ends(trickle, eventually):
+async def test_a_reader_in_mid_segment_gets_a_plain_end_when_the_channel_ends(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await half_a_segment(api)
     async with api.http.get(api.url() + "/0") as answer:
         assert await answer.content.readexactly(4) == b"part"
         await api.delete("ch")
@@ -298,11 +306,9 @@ async def test_reading_a_missing_channel(trickle, path):
 # --- closing segments
 
 
-async def test_delete_segment_ends_it_for_readers_and_writers(trickle, eventually):
+async def test_delete_segment_ends_it_for_readers_and_writers(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    await half_a_segment(api)
     reading = asyncio.create_task(api.get("ch/0"))
     await asyncio.sleep(0.05)
     assert (await api.delete("ch/0"))[:2] == (200, b"")
@@ -365,22 +371,22 @@ async def test_a_follower_of_the_feed_that_came_first(trickle):
     assert json.loads((await reading)[1]) == {"added": ["one"]}
 
 
-async def test_idle_channels_are_swept_by_the_servers_own_task(trickle, eventually):
+async def test_idle_channels_are_swept_by_the_servers_own_task(trickle):
     api = await trickle(idle_seconds=0.05, sweep_seconds=0.01)
     for name in ("gone", "_kept"):
         await api.post(name)
-    await eventually(lambda: "gone" not in api.server.channels)
+    await until(lambda: "gone" not in api.server.channels)
     assert "_kept" in api.server.channels
 
 
-async def test_what_counts_as_activity(trickle, eventually):
+async def test_what_counts_as_activity(trickle):
     api = await trickle(idle_seconds=1000, sweep_seconds=1000)
     for name in ("created", "preconnected", "written", "emptied", "long"):
         await api.post(name)
     long = await api.preconnect("long/0")
     await long.write(b"1\r\nx\r\n")
     await api.slot_there(0, "long")
-    await eventually(lambda: api.slot(0, "long").size == 1)
+    await until(lambda: api.slot(0, "long").size == 1)
     for channel in api.server.channels.values():
         channel.active_at -= 2000
     await api.post("new")
@@ -389,7 +395,7 @@ async def test_what_counts_as_activity(trickle, eventually):
     await api.post("written/0", b"x")
     await api.post("emptied/0", b"")
     await long.write(b"1\r\nx\r\n")
-    await eventually(lambda: api.slot(0, "long").size == 2)
+    await until(lambda: api.slot(0, "long").size == 2)
     api.server.sweep()
     assert set(api.server.channels) == {"new", "written", "emptied"}
 
@@ -428,18 +434,16 @@ async def test_a_finished_index_takes_nothing_more_and_says_so(trickle):
     assert (await api.get("ch/next"))[1] == b"8"
 
 
-async def test_a_broken_upload_ends_for_its_readers(trickle, eventually):
+async def test_a_broken_upload_ends_for_its_readers(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     reading = asyncio.create_task(api.get("ch/0"))
     await asyncio.sleep(0.05)
     writing.cut()
     assert (await reading)[1] == b"part"
 
 
-async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle, eventually):
+async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle):
     api = await trickle()
     writing = await api.preconnect("ch/0")
     await api.slot_there(0)
@@ -451,15 +455,15 @@ async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle, eventuall
     assert (await reading)[1] == b"the next one's"
 
 
-async def test_garbage_between_chunks_is_not_stored_and_ends_with_its_connection(trickle, eventually):
+async def test_garbage_between_chunks_is_not_stored_and_ends_with_its_connection(trickle):
     api = await trickle()
     wire = await api.preconnect("ch/0")
     segment = await api.slot_there(0)
     await wire.write(b"4\r\ndata\r\n")
-    await eventually(lambda: segment.size == 4)
+    await until(lambda: segment.size == 4)
     await wire.write(b"nonsense\r\n")
     wire.cut()
-    await eventually(lambda: segment.closed)
+    await until(lambda: segment.closed)
     assert (await api.get("ch/0"))[1] == b"data"
 
 
@@ -498,21 +502,17 @@ async def test_channel_limit(trickle):
     assert (await api.post("d/0", b"x"))[0] == 200
 
 
-async def test_an_upload_that_lost_its_place_is_told(trickle, eventually):
+async def test_an_upload_that_lost_its_place_is_told(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     await api.post("ch/5", b"takes the slot")
     await writing.write(b"4\r\nmore\r\n0\r\n\r\n")
     assert (await writing.head())[0] == "HTTP/1.1 409 Conflict"
 
 
-async def test_an_upload_into_a_channel_that_ended_is_told(trickle, eventually):
+async def test_an_upload_into_a_channel_that_ended_is_told(trickle):
     api = await trickle()
-    writing = await api.preconnect("ch/0")
-    await writing.write(b"4\r\npart\r\n")
-    await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+    writing = await half_a_segment(api)
     await api.delete("ch")
     await writing.write(b"4\r\nmore\r\n")
     head = await writing.head()
@@ -545,26 +545,26 @@ async def read_chunked(wire):
     return data
 
 
-async def test_a_reader_that_takes_nothing_is_cut_and_its_memory_freed(trickle, eventually):
+async def test_a_reader_that_takes_nothing_is_cut_and_its_memory_freed(trickle):
     api = await trickle(stall_seconds=0.01, sweep_seconds=1000)
     wire = await api.wire()
     await api.post("ch/0", bytes(32 << 20))
     await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")
-    await eventually(lambda: api.server._routes._writing)
+    await until(lambda: api.server._routes._writing)
     await api.delete("ch")
     assert api.server.memory.held == 32 << 20
-    await eventually(lambda: api.server.sweep() or api.server.memory.held == 0)
+    await until(lambda: api.server.sweep() or api.server.memory.held == 0)
 
 
-async def test_a_waiting_reader_that_has_gone_is_noticed(trickle, eventually):
+async def test_a_waiting_reader_that_has_gone_is_noticed(trickle):
     api = await trickle(probe_seconds=0.01)
     await api.post("ch")
     wire = await api.wire()
     await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")
     segment = await api.slot_there(0)
-    await eventually(lambda: segment.changed._waiters)
+    await until(lambda: segment.changed._waiters)
     wire.cut()
-    await eventually(lambda: not segment.changed._waiters)
+    await until(lambda: not segment.changed._waiters)
 
 
 async def test_a_server_stops_with_readers_and_writers_waiting(trickle):

@@ -15,6 +15,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from whisper_byoc.trickle import TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber, Unreachable
 from whisper_byoc.trickle.byhand import by_line, by_size, by_time, chunks_of, publish, subscribe
 from whisper_byoc.trickle.standalone import listening, serve
@@ -204,13 +205,13 @@ async def test_from_a_file_to_a_file(trickle):
     assert told == [(0, 4), (1, 4), (2, 4)]
 
 
-async def test_a_source_that_breaks_ends_the_segment_for_its_readers(trickle, eventually):
+async def test_a_source_that_breaks_ends_the_segment_for_its_readers(trickle):
     api = await trickle()
     publisher = await api.publisher()
 
     async def breaking():
         yield b"part"
-        await eventually(lambda: api.slot(0) and api.slot(0).size == 4)
+        await until(lambda: api.slot(0) and api.slot(0).size == 4)
         raise OSError("the disk")
 
     with pytest.raises(OSError, match="the disk"):

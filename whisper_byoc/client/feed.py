@@ -11,7 +11,7 @@ from typing import Any
 from whisper_byoc.client.http import lines
 from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
 
-__all__ = ["Outgoing", "Record", "next_record", "records_of", "settle"]
+__all__ = ["Outgoing", "Record", "exchange", "records_of"]
 
 CHUNK_BYTES = 64 * 1024
 SETTLE_SECONDS = 1.0
@@ -99,6 +99,41 @@ async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Record]:
         if not isinstance(record, dict) or not isinstance(record.get("type"), str):
             raise ServerRefused(200, f"the server sent a line that is no record: {line[:80].decode(errors='replace')}")
         yield record
+
+
+async def exchange(
+    outgoing: Outgoing,
+    records: AsyncGenerator[Record, None],
+    timeout: float,
+    server: str,
+    *,
+    feed: asyncio.Future[None] | None = None,
+) -> AsyncGenerator[Record, None]:
+    """Yield each record as it comes, up to and with the `end` record; whatever happens, nothing stays open.
+
+    `feed` is the request that takes `outgoing` along, where `records` come from another one. Raises
+    `ServerUnreachable` when `records` end too early, what `next_record` raises, and at the end what befell the feed
+    or its source.
+    """
+    ended = False
+    try:
+        while not ended:
+            record = await next_record(records, outgoing, timeout, server)
+            if record is None:
+                raise ServerUnreachable(f"{server} ended its answer before the end of the job")
+            ended = record["type"] == "end"
+            yield record
+        await settle(records)
+        if feed is not None:
+            await feed
+        if outgoing.error is not None:
+            raise outgoing.error
+    finally:
+        if feed is not None:
+            feed.cancel()
+            await asyncio.wait({feed})
+        await records.aclose()
+        await outgoing.close()
 
 
 async def next_record(

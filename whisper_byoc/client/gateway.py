@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mappin
 from types import TracebackType
 from typing import Any
 
-from whisper_byoc.client.feed import Outgoing, Record, next_record, records_of, settle
+from whisper_byoc.client.feed import Outgoing, Record, exchange, records_of
 from whisper_byoc.client.http import SHORT, Connection, whole
 from whisper_byoc.errors import ServerRefused, ServerUnreachable
 
@@ -73,7 +73,7 @@ class GatewayClient:
         except asyncio.TimeoutError:
             raise ServerUnreachable(f"{self._http.base_url} had no result within {self._timeout:g} s") from None
 
-    async def stream(
+    def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = RAW, **query: str
     ) -> AsyncIterator[Record]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
@@ -83,20 +83,7 @@ class GatewayClient:
         """
         outgoing = Outgoing(source)
         records = self._records(outgoing, content_type, self._query | query)
-        ended = False
-        try:
-            while not ended:
-                record = await next_record(records, outgoing, self._timeout, self._http.base_url)
-                if record is None:
-                    raise ServerUnreachable(f"{self._http.base_url} ended its answer before the end of the job")
-                ended = record["type"] == "end"
-                yield record
-            await settle(records)
-            if outgoing.error is not None:
-                raise outgoing.error
-        finally:
-            await records.aclose()
-            await outgoing.close()
+        return exchange(outgoing, records, self._timeout, self._http.base_url)
 
     async def _process(self, frame: bytes) -> bytes:
         async with self._http.request(

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mappin
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 
-from whisper_byoc.client.feed import Outgoing, Record, next_record, records_of, settle
+from whisper_byoc.client.feed import Outgoing, Record, exchange, records_of
 from whisper_byoc.client.http import SHORT, Connection, whole
 from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused, ServerUnreachable
 
@@ -80,24 +80,15 @@ class TrickleClient:
         job = new_job_id()
         outgoing = Outgoing(source)
         feed = asyncio.ensure_future(self._feed(job, outgoing, content_type, self._query | query))
-        records = self._records(job, outgoing, feed)
+        output = self._records(job, outgoing, feed)
+        records = exchange(outgoing, output, self._timeout, self._http.base_url, feed=feed)
         ended = False
         try:
-            while not ended:
-                record = await next_record(records, outgoing, self._timeout, self._http.base_url)
-                if record is None:
-                    raise ServerUnreachable(f"{self._http.base_url} ended its answer before the end of the job")
+            async for record in records:
                 ended = record["type"] == "end"
                 yield record
-            await settle(records)
-            await feed
-            if outgoing.error is not None:
-                raise outgoing.error
         finally:
-            feed.cancel()
-            await asyncio.wait({feed})
             await records.aclose()
-            await outgoing.close()
             if not ended:
                 with suppress(ClientError):
                     await self._delete(job)

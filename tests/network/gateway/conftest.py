@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network.gateway import app as gateway_app
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator import app as orchestrator_app
@@ -40,15 +41,6 @@ class Pixels:
         if frame == b"bad":
             raise ValueError("a bad frame")
         return frame[::-1]
-
-
-async def until(condition, seconds=10.0):
-    """Wait for something that another connection brings about."""
-    for _ in range(int(seconds / 0.005)):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen")
 
 
 class Listener:
@@ -373,7 +365,7 @@ class World:
         self.serving = serving
         self.http = http
         self.Sound, self.Pixels, self.Worker, self.heard = Sound, Pixels, Worker, heard
-        self.header, self.stream_header, self.offering, self.until = header, stream_header, offering, until
+        self.header, self.stream_header, self.offering = header, stream_header, offering
 
     async def orchestrator(self, *apis, name="test", capacity=8, relayed=False, urls=(), **limits):
         relay = None

@@ -5,16 +5,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from whisper_byoc.network.gateway.backlog import Backlog
 from whisper_byoc.trickle import LocalPublisher, LocalSubscriber, TrickleServer
-
-
-async def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not happen")
 
 
 class Input:

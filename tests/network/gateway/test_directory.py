@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network import out
 from whisper_byoc.network.gateway import directory
 from whisper_byoc.network.gateway.directory import wanted
@@ -97,7 +98,7 @@ async def test_a_registration_newer_than_the_last_poll_is_found(world):
         f"{orchestrator.url}/capability/register", data=body, headers={"Authorization": "secret"}
     ) as answer:
         assert answer.status == 200
-    await world.until(lambda: orchestrator.running.context.pool.free("new"))
+    await until(lambda: orchestrator.running.context.pool.free("new"))
     assert (await gateway.live(b"abc", "new"))[:2] == (200, b"cba")
     assert (await gateway.batch(b"abc", job={"capability": "new"}))[0] == 200
     _, told = await gateway.json("/capabilities")
@@ -172,7 +173,7 @@ async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer,
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
     del script.answer_json
     script.offers = world.offering(test=4)
-    await world.until(lambda: gateway.running.context.directory.available == {"test": 4})
+    await until(lambda: gateway.running.context.directory.available == {"test": 4})
 
 
 async def test_a_404_of_the_container_is_no_unknown_model(world):

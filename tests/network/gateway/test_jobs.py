@@ -7,6 +7,8 @@ import os
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 
 class Feed:
     """A chunked body that the test writes bit by bit."""
@@ -138,7 +140,7 @@ async def test_a_slow_container_is_504(world):
     assert status == 504
     assert "in time" in json.loads(body)["error"]
     await gateway.settled()
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_no_free_capacity_is_503_with_retry_after(world):
@@ -150,7 +152,7 @@ async def test_no_free_capacity_is_503_with_retry_after(world):
     assert "capacity" in json.loads(body)["error"]
     feed.send(None)
     await answer.read()
-    await world.until(lambda: counts(gateway)[:2] == (0, 0))
+    await until(lambda: counts(gateway)[:2] == (0, 0))
     assert (await gateway.live(b"x"))[0] == 200
 
 
@@ -187,7 +189,7 @@ async def test_twenty_jobs_at_once(world):
     answers = await asyncio.gather(*map(gateway.live, frames))
     assert [(status, body) for status, body, _ in answers] == [(200, frame[::-1]) for frame in frames]
     await gateway.settled()
-    await world.until(lambda: counts(gateway) == (0, 0, 0))
+    await until(lambda: counts(gateway) == (0, 0, 0))
 
 
 # --- live feeds
@@ -227,7 +229,7 @@ async def test_results_of_a_live_feed_come_while_it_is_sent(world, accept, kind)
     else:
         assert text == "cba\nfed\n"
     await gateway.settled()
-    await world.until(lambda: counts(gateway) == (0, 0, 0))
+    await until(lambda: counts(gateway) == (0, 0, 0))
 
 
 async def test_a_large_feed_comes_through_byte_for_byte(world):
@@ -261,7 +263,7 @@ async def test_a_client_who_goes_away_frees_everything_on_all_hops(world):
     for _, answer in answers:
         answer.close()
     await gateway.settled()
-    await world.until(lambda: counts(gateway) == (0, 0, 0))
+    await until(lambda: counts(gateway) == (0, 0, 0))
     await gateway.running.context.directory.ask()
     assert await gateway.json("/capabilities") == before[1]
     assert (await gateway.json("/status"))[1]["jobs"] == before[0][1]["jobs"]
@@ -280,7 +282,7 @@ async def test_a_feed_that_breaks_off_is_no_failure_of_the_orchestrator(world):
     assert b"reaking" not in text
     await gateway.settled()
     for each in orchestrators:
-        await world.until(lambda each=each: each.slots == 0)
+        await until(lambda each=each: each.slots == 0)
     writer.close()
 
 
@@ -350,7 +352,7 @@ async def test_an_orchestrator_that_dies_before_a_result_is_replaced_and_the_bod
     assert records[-1]["errors"] == 0
     assert [record["seq"] for record in records] == list(range(3))
     await gateway.settled()
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_an_orchestrator_that_dies_with_a_frame_is_replaced_once(world):
@@ -432,7 +434,7 @@ async def test_results_let_go_of_the_feed(world):
         got = 0
         while got < 300_001:
             got += len(await asyncio.wait_for(answer.content.readany(), 10))
-    await world.until(lambda: gateway.running.context.memory.held == 0)
+    await until(lambda: gateway.running.context.memory.held == 0)
     feed.send(None)
     await answer.read()
     await gateway.settled()

@@ -10,6 +10,7 @@ import pytest
 
 from audio.feeds import ts_from_rtmp
 from audio.media import ffmpeg_environment, ffmpeg_path
+from tests.waiting import until
 from whisper_byoc.network.gateway import rtmp
 from whisper_byoc.network.gateway.rtmp import RtmpConfig
 from whisper_byoc.network.serving import Address
@@ -35,24 +36,17 @@ def config(unused_tcp_port):
 
 
 @pytest.fixture
-async def publish(flv):
+def publish(flv, spawn):
     """Give a function that publishes the tone, quickly or for as long as it is let."""
-    processes = []
 
     async def start(url, *, for_ever=False):
         pace = ["-re", "-stream_loop", "-1"] if for_ever else []
-        process = await asyncio.create_subprocess_exec(
+        return await spawn(
             ffmpeg_path(), "-loglevel", "quiet", "-nostdin", *pace, "-i", str(flv), "-c", "copy", "-f", "flv", url,
-            stdin=asyncio.subprocess.DEVNULL, env=ffmpeg_environment(),
+            env=ffmpeg_environment(),
         )  # fmt: skip
-        processes.append(process)
-        return process
 
-    yield start
-    for process in processes:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    return start
 
 
 def listeners():
@@ -66,8 +60,8 @@ def listeners():
     return found
 
 
-async def none_left(world, before):
-    await world.until(lambda: set(listeners()) <= set(before))
+async def none_left(before):
+    await until(lambda: set(listeners()) <= set(before))
 
 
 def stream(gateway, name="one"):
@@ -83,8 +77,8 @@ async def test_sound_by_rtmp_comes_back_as_text_and_the_publisher_may_come_again
     for turn in (1, 2):
         process = await publish(answer["rtmp_url"])
         assert await asyncio.wait_for(process.wait(), 20) == 0
-        await none_left(world, before)
-        await world.until(lambda turn=turn: stream(gateway).status()["ingest_metrics"]["bytes"] > 10_000 * turn)
+        await none_left(before)
+        await until(lambda turn=turn: stream(gateway).status()["ingest_metrics"]["bytes"] > 10_000 * turn)
     assert (await gateway.post("/process/stream/one/stop"))[0] == 200
     assert abs(world.heard(await reader.ended()) / 32_000 - 4) < 0.5
     await gateway.settled()
@@ -95,10 +89,10 @@ async def test_the_end_of_the_stream_ends_its_publisher(world, config, publish):
     gateway = await world.pair(world.Sound(), rtmp=config)
     _, answer = await gateway.start("one")
     process = await publish(answer["rtmp_url"], for_ever=True)
-    await world.until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000, 20)
+    await until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000)
     assert (await gateway.post("/process/stream/one/stop"))[0] == 200
     await asyncio.wait_for(process.wait(), 20)
-    await none_left(world, before)
+    await none_left(before)
     with pytest.raises(ConnectionError):
         await asyncio.open_connection("127.0.0.1", config.address.port)
     assert world.heard(await gateway.follow(answer["data_url"]).ended()) > 0
@@ -111,7 +105,7 @@ async def test_the_end_of_the_gateway_leaves_no_process(world, config, publish):
         gateway = await world.gateway(orchestrator, rtmp=config, stack=stack)
         _, answer = await gateway.start("one")
         await publish(answer["rtmp_url"], for_ever=True)
-        await world.until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000, 20)
+        await until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000)
         assert set(listeners()) - set(before)
     assert set(listeners()) <= set(before)
 
@@ -120,7 +114,7 @@ async def test_a_second_publisher_is_turned_away(world, config, publish):
     gateway = await world.pair(world.Sound(), rtmp=config)
     _, answer = await gateway.start("one")
     first = await publish(answer["rtmp_url"], for_ever=True)
-    await world.until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000, 20)
+    await until(lambda: stream(gateway).status()["ingest_metrics"]["bytes"] > 5000)
     second = await publish(answer["rtmp_url"], for_ever=True)
     assert await asyncio.wait_for(second.wait(), 20) != 0
     assert first.returncode is None
@@ -179,7 +173,7 @@ async def test_garbage_on_the_port_does_no_harm(world, config, publish, garbage)
     writer.write_eof()
     await asyncio.wait_for(reader.read(), 20)
     writer.close()
-    await none_left(world, before)
+    await none_left(before)
     process = await publish(answer["rtmp_url"])
     assert await asyncio.wait_for(process.wait(), 20) == 0
     await gateway.post("/process/stream/one/stop")
@@ -208,7 +202,7 @@ async def test_a_publisher_that_falls_silent_makes_room(world, config, monkeypat
     writer.write(b"\x03" + bytes(100))
     await asyncio.wait_for(reader.read(), 20)
     writer.close()
-    await none_left(world, before)
+    await none_left(before)
     await gateway.post("/process/stream/one/stop")
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network.gateway import link, session
 from whisper_byoc.trickle import TrickleSubscriber
 
@@ -38,7 +39,7 @@ async def test_an_orchestrator_that_dies_before_a_result_is_replaced_and_all_inp
     await first.orchestrator.relay.close()
     if input_ends:
         await gateway.end(answer["publish_url"])
-    await world.until(lambda: other.started)
+    await until(lambda: other.started)
     reading = asyncio.ensure_future(everything(other.url("subscribe")))
     if not input_ends:
         await gateway.end(answer["publish_url"])
@@ -48,7 +49,7 @@ async def test_an_orchestrator_that_dies_before_a_result_is_replaced_and_all_inp
     assert [record["type"] for record in found] == ["transcript", "end"]
     assert (await gateway.json("/process/stream/one/status"))[1]["orchestrator"] == other.orchestrator.url
     await gateway.settled()
-    await world.until(lambda: other.orchestrator.slots == 0)
+    await until(lambda: other.orchestrator.slots == 0)
 
 
 async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_error(world, monkeypatch):
@@ -59,7 +60,7 @@ async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_
     timing = {"media_window_end_ms": 700}
     await first.say({"type": "transcript", "job_id": "one", "seq": 0, "text": "x", "timing": timing})
     reader = gateway.follow(answer["data_url"])
-    await world.until(lambda: reader.events)
+    await until(lambda: reader.events)
     await first.orchestrator.relay.close()
     found = await reader.ended()
     assert [(record["type"], record["seq"]) for record in found] == [("transcript", 0), ("error", 1), ("end", 2)]
@@ -85,14 +86,14 @@ async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_t
     await gateway.post("/process/stream/one/update", b'{"b": 2}', headers=headers)
     await gateway.publish(answer["publish_url"], b"abc")
     await scripts[workers.index(first)].close()
-    await world.until(lambda: other.started, 20)
+    await until(lambda: other.started)
     assert other.started[0]["params"] == {"a": 1, "b": 2}
     await gateway.end(answer["publish_url"])
     assert await asyncio.wait_for(everything(other.url("subscribe")), 10) == b"abc"
     await other.say({"type": "end", "seq": 0})
     await gateway.follow(answer["data_url"]).ended()
     await gateway.settled()
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_a_container_that_dies_after_a_result_ends_the_stream_with_an_error(world):
@@ -100,13 +101,13 @@ async def test_a_container_that_dies_after_a_result_ends_the_stream_with_an_erro
     _, answer = await gateway.start("one")
     await worker.say({"type": "transcript", "seq": 0, "text": "x"})
     reader = gateway.follow(answer["data_url"])
-    await world.until(lambda: reader.events)
+    await until(lambda: reader.events)
     await worker.script.close()
     found = await reader.ended()
     assert [record["type"] for record in found] == ["transcript", "error", "end"]
     assert "gone" in found[1]["error"]
     await gateway.settled()
-    await world.until(lambda: worker.orchestrator.slots == 0)
+    await until(lambda: worker.orchestrator.slots == 0)
 
 
 async def test_a_container_without_events_is_lost(world, monkeypatch):
@@ -119,7 +120,7 @@ async def test_a_container_without_events_is_lost(world, monkeypatch):
     found = await gateway.follow(answer["data_url"]).ended()
     assert "no event for 0.3 s" in found[-2]["error"]
     await gateway.settled()
-    await world.until(lambda: worker.orchestrator.slots == 0)  # it was told
+    await until(lambda: worker.orchestrator.slots == 0)  # it was told
     assert worker.stops
 
 
@@ -164,7 +165,7 @@ async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, 
     assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
     await gateway.settled()
     assert stops
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_nobody_takes_it_up_again(world, monkeypatch):
@@ -201,7 +202,7 @@ async def test_a_stop_while_another_orchestrator_is_sought(world, monkeypatch):
     found = await gateway.follow(answer["data_url"]).ended()
     assert [record["type"] for record in found] == ["error", "end"]
     await gateway.settled()
-    await world.until(lambda: other.orchestrator.slots == 0)
+    await until(lambda: other.orchestrator.slots == 0)
 
 
 async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
@@ -219,9 +220,9 @@ async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
     await asyncio.wait_for(asked.wait(), 10)
     starting.cancel()
     await world.over(gateway)
-    await world.until(lambda: worker.orchestrator.slots == 0)
+    await until(lambda: worker.orchestrator.slots == 0)
     worker.script.post = real
-    await world.until(lambda: not worker.orchestrator.running.streams._starting)
+    await until(lambda: not worker.orchestrator.running.streams._starting)
     assert (await gateway.start("one"))[0] == 200
     await gateway.post("/process/stream/one/stop")
 
@@ -231,7 +232,7 @@ async def test_text_that_was_gone_is_told_of(world):
     _, answer = await gateway.start("one")
     await worker.say({"type": "transcript", "seq": 0})
     reader = gateway.follow(answer["data_url"])
-    await world.until(lambda: reader.events)
+    await until(lambda: reader.events)
     channel = worker.orchestrator.running.streams._trickle.get("one-data")
     for seq in range(1, 10):  # in one go: nobody can read them all
         segment = channel.for_write(channel.next_write)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from audio.media import ffmpeg_environment, ffmpeg_path
+from tests.waiting import until
 from whisper_byoc.processors.tint import GreenTintProcessor
 
 
@@ -49,7 +50,7 @@ async def test_video_that_came_is_a_result(world):
     _, answer = await gateway.start("one", egress=True, data=False)
     found, reading = gateway.collect(answer["subscribe_url"])
     await worker.say(b"picture", kind="publish")
-    await world.until(lambda: found)
+    await until(lambda: found)
     await worker.script.close()
     await asyncio.wait_for(reading, 10)
     assert len(worker.started) == 1

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from tests.waiting import until
+
 
 async def test_an_update_is_relayed_and_answered_by_the_container(world):
     worker, gateway = await world.worker_pair()
@@ -30,7 +32,7 @@ async def test_the_status_is_the_containers_and_does_not_vanish(world):
     await worker.event({"type": "status", "fps": 7}, {"type": "error", "message": "a cable is loose"})
     await worker.say(b"not json", b"[]", b"7", b'{"event": []}', b"[" * 5000, kind="events")
     stream = gateway.running.streams._sessions["one"]
-    await world.until(lambda: "error" in stream.status())
+    await until(lambda: "error" in stream.status())
     status, told = await gateway.json("/process/stream/one/status")
     assert status == 200
     assert (told["fps"], told["state"], told["error"]) == (7, "running", "a cable is loose")
@@ -49,7 +51,7 @@ async def test_a_container_whose_text_has_no_end_record_ends_in_order(world):
     _, answer = await gateway.start("one")
     await worker.say(b'["{\\"text\\": \\"hello\\"}"]\n', b"[]\n", b"plain\rtext\n\nmore\n")
     reader = gateway.follow(answer["data_url"])
-    await world.until(lambda: len(reader.events) == 3)
+    await until(lambda: len(reader.events) == 3)
     assert (await gateway.post("/process/stream/one/stop"))[0] == 200
     await asyncio.wait_for(reader.task, 10)
     assert [each["data"] for each in reader.events[:-1]] == ['["{\\"text\\": \\"hello\\"}"]', "plain text", "more"]
@@ -83,5 +85,5 @@ async def test_the_words_of_a_refusal_come_through(world, status, got):
     code, answer = await gateway.start("one")
     assert (code, answer) == (got, "I would rather not\n")
     await gateway.settled()
-    await world.until(lambda: worker.orchestrator.slots == 0)
+    await until(lambda: worker.orchestrator.slots == 0)
     assert not worker.orchestrator.running.streams._streams

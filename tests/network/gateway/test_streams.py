@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from audio.media import ffmpeg_environment, ffmpeg_path
+from tests.waiting import until
 from whisper_byoc.network.gateway import app as gateway_app
 from whisper_byoc.network.gateway import records, streams
 from whisper_byoc.trickle import TricklePublisher
@@ -161,7 +162,7 @@ async def test_pcm_comes_back_as_text_and_the_end_of_input_ends_the_stream(world
         for number, chunk in enumerate(chunks, 1):
             async with await publisher.next() as writer:
                 await writer.write(chunk)
-            await world.until(lambda number=number: stream.status()["ingest_metrics"]["bytes"] == 3200 * number)
+            await until(lambda number=number: stream.status()["ingest_metrics"]["bytes"] == 3200 * number)
         await publisher.close()
     assert stream.status()["ingest_metrics"] == {"segments": 4, "bytes": 12_800, "missed": 0}
     await gateway.end(answer["publish_url"])
@@ -216,7 +217,7 @@ async def test_stop_while_input_is_being_sent_loses_nothing_that_arrived(world):
             await publisher.publish(bytes(3200))
         writer = await publisher.next()
         await writer.write(bytes(1600))  # a segment that is never finished
-        await world.until(lambda: stream.status()["ingest_metrics"]["bytes"] == 11_200)
+        await until(lambda: stream.status()["ingest_metrics"]["bytes"] == 11_200)
         await gateway.post("/process/stream/one/stop")
     assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 11_200
     await world.over(gateway)
@@ -226,7 +227,7 @@ async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(wor
     gateway = await world.pair(world.Sound())
     _, answer = await gateway.start("one", PCM, ingress=False)
     stopping = asyncio.ensure_future(gateway.post("/process/stream/one/stop"))
-    await world.until(lambda: gateway.running.streams._sessions["one"]._stopper)
+    await until(lambda: gateway.running.streams._sessions["one"]._stopper)
     stopping.cancel()
     await gateway.follow(answer["data_url"]).ended()
     await world.over(gateway)
@@ -262,7 +263,7 @@ async def test_silence_is_kept_alive(world, monkeypatch):
     gateway = await world.pair(world.Sound())
     _, answer = await gateway.start("one", PCM)
     reader = gateway.follow(answer["data_url"])
-    await world.until(lambda: reader.comments > 3)
+    await until(lambda: reader.comments > 3)
     await gateway.post("/process/stream/one/stop")
     await reader.ended()
 
@@ -333,7 +334,7 @@ async def test_shutdown_with_readers_and_input_ends_promptly_with_the_last_words
             await reader.connected.wait()
     for reader in readers:
         assert world.heard(await reader.ended()) == 3200
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world, monkeypatch):
@@ -342,7 +343,7 @@ async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world
     await gateway.publish(answer["publish_url"], bytes(100_000))
     await gateway.post("/process/stream/one/stop")
     trickle = gateway.running.streams._trickle
-    await world.until(lambda: trickle.memory.held == 0)
+    await until(lambda: trickle.memory.held == 0)
     assert (await gateway.json("/process/stream/one/status"))[1]["ingest_metrics"]["bytes"] == 100_000
     monkeypatch.setattr(streams, "KEPT_S", 0.0)
     assert (await gateway.json("/process/stream/one/status"))[0] == 404
@@ -376,4 +377,4 @@ async def test_a_reader_that_does_not_read_does_not_hold_up_a_shutdown(world):
         await gateway.running.drain()
         assert (await gateway.json("/status"))[1]["draining"] is True
     writer.close()
-    await world.until(lambda: orchestrator.slots == 0)
+    await until(lambda: orchestrator.slots == 0)

@@ -6,6 +6,7 @@ import json
 import aiohttp
 import pytest
 
+from tests.waiting import until
 from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
 from whisper_byoc.network.limits import NetworkLimits
@@ -69,7 +70,7 @@ async def test_everything_at_once_leaves_nothing_behind(serving, process, orches
     assert good.table.jobs == ()
     assert (await api.live(b"next"))[:2] == (200, b"NEXT")
     await api.quiet()
-    await kit.until(lambda: len(tasks()) <= before)
+    await until(lambda: len(tasks()) <= before)
 
 
 async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serving, kit, caplog):
@@ -81,18 +82,16 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession() as http:
         async with running(config) as orchestrator:
-            await kit.until(lambda: orchestrator.context.pool.free("test"))
+            await until(lambda: orchestrator.context.pool.free("test"))
             url = f"{orchestrator.url}/live/video-to-video"
             posting = asyncio.ensure_future(http.post(url, data=b"x", headers={"X-Model-Id": "test"}))
-            await kit.until(lambda: container.table.jobs)
+            await until(lambda: container.table.jobs)
         with pytest.raises(aiohttp.ClientError):
             await posting
         assert container.table.jobs == ()
         assert len(orchestrator.context.tasks) == 0
         assert orchestrator.context.pool.jobs == 0
-    await kit.until(
-        lambda: {each for each in asyncio.all_tasks() - before if "RequestHandler" not in repr(each)} == set()
-    )
+    await until(lambda: {each for each in asyncio.all_tasks() - before if "RequestHandler" not in repr(each)} == set())
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 

@@ -8,6 +8,8 @@ import json
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 
 @pytest.fixture
 def answers(scripted, orchestrate):
@@ -279,7 +281,7 @@ async def test_all_containers_busy_is_what_they_say(scripted, orchestrate, statu
     await api.quiet()
 
 
-async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scripted, orchestrate, kit):
+async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scripted, orchestrate):
     go = asyncio.Event()
 
     async def slow(wire):
@@ -289,7 +291,7 @@ async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scri
 
     api = await orchestrate(await scripted(slow), capacity=1)
     first = asyncio.ensure_future(api.batch(b"x"))
-    await kit.until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.pool.jobs == 1)
     status, body, headers = await api.batch(b"x")
     assert (status, body) == (503, b"no capacity for 'test': all 1 places are taken\n")
     assert int(headers["Retry-After"]) >= 1
@@ -301,7 +303,7 @@ async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scri
     await api.quiet()
 
 
-async def test_a_client_that_hangs_up_frees_the_slot_and_ends_the_work(scripted, orchestrate, kit):
+async def test_a_client_that_hangs_up_frees_the_slot_and_ends_the_work(scripted, orchestrate):
     hung_up = asyncio.Event()
 
     async def slow(wire):
@@ -311,7 +313,7 @@ async def test_a_client_that_hangs_up_frees_the_slot_and_ends_the_work(scripted,
 
     api = await orchestrate(await scripted(slow))
     posting = asyncio.ensure_future(api.batch(b"x"))
-    await kit.until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.pool.jobs == 1)
     posting.cancel()
     await asyncio.wait_for(hung_up.wait(), 10)
     await api.quiet()
@@ -330,7 +332,7 @@ async def test_a_client_that_breaks_off_its_body_frees_the_slot(scripted, orches
         f"Livepeer: {kit.job()['Livepeer']}",
     ]
     writer.write("\r\n".join([*lines, "", "part"]).encode())
-    await kit.until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.pool.jobs == 1)
     writer.transport.abort()
     await api.quiet()
     assert all(each.ready for each in api.pool)
@@ -384,13 +386,13 @@ async def test_a_body_over_the_limit_is_413(answers, orchestrate, kit, chunked):
     await small.quiet()
 
 
-async def test_all_bodies_together_have_a_limit(scripted, orchestrate, kit):
+async def test_all_bodies_together_have_a_limit(scripted, orchestrate):
     async def never(wire):
         await asyncio.Event().wait()
 
     api = await orchestrate(await scripted(never), total_bytes=3000)
     first = asyncio.ensure_future(api.batch(bytes(2000)))
-    await kit.until(lambda: api.context.memory.held == 2000)
+    await until(lambda: api.context.memory.held == 2000)
     status, _, headers = await api.batch(bytes(2000))
     assert status == 503
     assert headers["Retry-After"] == "1"

@@ -6,8 +6,10 @@ import logging
 
 import pytest
 
+from tests.waiting import until
 
-async def test_a_container_without_readyz_is_ready_when_its_health_does_not_object(orchestrate, kit):
+
+async def test_a_container_without_readyz_is_ready_when_its_health_does_not_object(orchestrate):
     writers = []
     said = {"/readyz": (404, {}), "/health": (200, {"status": "LOADING"}), "/version": (404, {})}
 
@@ -23,23 +25,23 @@ async def test_a_container_without_readyz_is_ready_when_its_health_does_not_obje
     listener = await asyncio.start_server(run, "127.0.0.1", 0)
     api = await orchestrate(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", wait=False)
     (container,) = api.pool
-    await kit.until(lambda: container.trouble == "its health is LOADING")
+    await until(lambda: container.trouble == "its health is LOADING")
     assert not container.ready
     for good in ("IDLE", "OK", 7, None):
         said["/health"] = (200, {"status": good})
-        await kit.until(lambda: container.ready)
+        await until(lambda: container.ready)
         said["/health"] = (200, {"status": "ERROR"})
-        await kit.until(lambda: not container.ready)
+        await until(lambda: not container.ready)
     said["/health"] = (404, {})  # anybody's container
-    await kit.until(lambda: container.ready)
+    await until(lambda: container.ready)
     said["/health"] = (500, {})
-    await kit.until(lambda: container.trouble == "its health is 500")
+    await until(lambda: container.trouble == "its health is 500")
     said["/readyz"] = (503, {"reasons": ["loading", "stuck"]})
-    await kit.until(lambda: container.trouble == "loading; stuck")
+    await until(lambda: container.trouble == "loading; stuck")
     said["/readyz"] = (503, {})
-    await kit.until(lambda: container.trouble == "it is not ready")
+    await until(lambda: container.trouble == "it is not ready")
     said["/readyz"] = (200, {})
-    await kit.until(lambda: container.ready)
+    await until(lambda: container.ready)
     listener.close()
     for writer in writers:
         writer.transport.abort()
@@ -50,16 +52,16 @@ async def test_a_container_that_loads_and_drains_keeps_its_jobs_and_gets_no_new_
     container = await serving({"test": gate})
     api = await orchestrate(container)
     working = asyncio.ensure_future(api.live(b"x"))
-    await kit.until(lambda: gate.begun == 1)
+    await until(lambda: gate.begun == 1)
     container.table.draining = True
-    await kit.until(lambda: not api.pool.free("test"))
+    await until(lambda: not api.pool.free("test"))
     assert (await api.live(b"y"))[0] == 502
     gate.open.set()
     assert (await working)[:2] == (200, b"x")
     await api.quiet()
 
 
-async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, orchestrate, kit, caplog):
+async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, orchestrate, caplog):
     caplog.set_level(logging.INFO)
 
     async def answer(wire):
@@ -68,7 +70,7 @@ async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, or
     container = await scripted(answer)
     api = await orchestrate(container)
     await container.die()
-    await kit.until(lambda: not api.pool.free("test"))
+    await until(lambda: not api.pool.free("test"))
     assert f"BYOC capability lost: test ({container.url}): " in caplog.text
     status, shown = await api.json("/capabilities")
     assert status == 200
@@ -79,14 +81,14 @@ async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, or
     assert (await api.batch(b"x"))[0] == 200
 
 
-async def test_a_container_that_falls_silent_is_lost_after_three_silences(scripted, orchestrate, kit):
+async def test_a_container_that_falls_silent_is_lost_after_three_silences(scripted, orchestrate):
     async def answer(wire):
         await asyncio.Event().wait()
 
     container = await scripted(answer)
     api = await orchestrate(container, answer_seconds=0.2)
     working = asyncio.ensure_future(api.batch(b"x", timeout=60))
-    await kit.until(lambda: container.asked)
+    await until(lambda: container.asked)
     container.frozen = True
     status, body, _ = await working
     assert status == 502
@@ -96,7 +98,7 @@ async def test_a_container_that_falls_silent_is_lost_after_three_silences(script
     await api.quiet()
 
 
-async def test_one_broken_answer_ends_no_jobs(scripted, orchestrate, kit):
+async def test_one_broken_answer_ends_no_jobs(scripted, orchestrate):
     """Another than a refused connection may be chance; the job sees for itself."""
     go = asyncio.Event()
 
@@ -107,7 +109,7 @@ async def test_one_broken_answer_ends_no_jobs(scripted, orchestrate, kit):
     container = await scripted(answer)
     api = await orchestrate(container, ask_seconds=0.2)
     working = asyncio.ensure_future(api.batch(b"x"))
-    await kit.until(lambda: container.asked)
+    await until(lambda: container.asked)
     for wire in tuple(container._wires):
         if wire.path in ("/readyz", "/version"):
             wire.cut()
@@ -134,7 +136,7 @@ async def test_nonsense_about_itself_neither_ends_the_following_nor_the_jobs(scr
     assert (await api.batch(b"x"))[0] == 200
 
 
-async def test_its_pipelines_are_learned_and_named_in_requests(scripted, orchestrate, kit):
+async def test_its_pipelines_are_learned_and_named_in_requests(scripted, orchestrate):
     queries = []
 
     async def answer(wire):
@@ -155,18 +157,18 @@ async def test_its_pipelines_are_learned_and_named_in_requests(scripted, orchest
     assert "pipeline" not in queries[0]
 
 
-async def test_a_container_that_registered_and_has_been_gone_for_long_is_forgotten(orchestrate, kit, unused_tcp_port):
+async def test_a_container_that_registered_and_has_been_gone_for_long_is_forgotten(orchestrate, unused_tcp_port):
     api = await orchestrate(forget_seconds=0.2)
     await api.register(url=f"http://127.0.0.1:{unused_tcp_port}")
-    await kit.until(lambda: not list(api.pool))
-    await kit.until(lambda: not api.context.follower._tasks)
+    await until(lambda: not list(api.pool))
+    await until(lambda: not api.context.follower._tasks)
     assert (await api.live(b"x"))[0] == 404
 
 
-async def test_one_that_was_named_at_the_start_is_never_forgotten(orchestrate, kit, unused_tcp_port):
+async def test_one_that_was_named_at_the_start_is_never_forgotten(orchestrate, unused_tcp_port):
     api = await orchestrate(f"http://127.0.0.1:{unused_tcp_port}", wait=False, forget_seconds=0.05)
     (container,) = api.pool
-    await kit.until(lambda: "refused" in container.trouble.lower() or "connect" in container.trouble.lower())
+    await until(lambda: "refused" in container.trouble.lower() or "connect" in container.trouble.lower())
     await asyncio.sleep(0.4)
     assert list(api.pool) == [container]
     status, body, _ = await api.live(b"x")

@@ -7,6 +7,8 @@ import json
 import aiohttp
 import pytest
 
+from tests.waiting import until
+
 
 @pytest.fixture
 def live_script(scripted):
@@ -287,7 +289,7 @@ async def test_full_is_503_with_retry_after(serving, orchestrate, kit):
     gate = kit.Gated()
     api = await orchestrate(await serving({"test": gate}), capacity=1)
     first = asyncio.ensure_future(api.live(b"x"))
-    await kit.until(lambda: gate.begun == 1)
+    await until(lambda: gate.begun == 1)
     status, body, headers = await api.live(b"y")
     assert status == 503
     assert json.loads(body) == {"error": "no capacity for 'test': all 1 places are taken"}
@@ -338,13 +340,13 @@ async def test_a_process_killed_before_a_result_is_followed_by_another_container
     dying = await process()
     api = await orchestrate(dying)
     posting = asyncio.ensure_future(api.live(b"please hang"))
-    await kit.until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.pool.jobs == 1)
     await asyncio.sleep(0.1)
     await api.register(url=(await serving({"test": kit.Upper()})).url)
     dying.kill()
     assert (await posting)[:2] == (200, b"PLEASE HANG")
     await api.quiet()
-    await kit.until(lambda: [each.ready for each in api.pool] == [False, True])
+    await until(lambda: [each.ready for each in api.pool] == [False, True])
 
 
 @pytest.mark.parametrize("how", ["cut", "frozen"])
@@ -364,14 +366,14 @@ async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, 
     for chunk in body[:15]:
         feed.send(chunk)
     posting = asyncio.ensure_future(api.live(feed))
-    await kit.until(lambda: sum(map(len, got)) == sum(map(len, body[:15])))
+    await until(lambda: sum(map(len, got)) == sum(map(len, body[:15])))
     mirror = kit.Reverse()
     await api.register(url=(await serving({"test": mirror})).url)
     if how == "cut":
         await dying.die()
     else:
         dying.frozen = True
-    await kit.until(lambda: api.pool.of("test")[1].slots)
+    await until(lambda: api.pool.of("test")[1].slots)
     for chunk in body[15:]:
         feed.send(chunk)
     feed.end()
@@ -487,7 +489,7 @@ async def test_a_feed_that_is_longer_than_what_is_held_is_not_repeated(live_scri
     await api.quiet()
 
 
-async def test_a_401_is_502_and_the_container_stays(live_script, orchestrate, kit):
+async def test_a_401_is_502_and_the_container_stays(live_script, orchestrate):
     async def put(wire):
         await wire.body()
         await wire.answer(401, b"who are you")
@@ -523,13 +525,13 @@ async def test_a_client_that_hangs_up_while_a_frame_is_worked_on_does_too(servin
     container = await serving({"test": gate})
     api = await orchestrate(container)
     posting = asyncio.ensure_future(api.live(b"x"))
-    await kit.until(lambda: gate.begun == 1)
+    await until(lambda: gate.begun == 1)
     posting.cancel()
     await api.quiet()
     assert container.table.jobs == ()
 
 
-async def test_a_reader_that_does_not_read_is_cut_off_and_no_container_is_blamed(live_script, orchestrate, kit):
+async def test_a_reader_that_does_not_read_is_cut_off_and_no_container_is_blamed(live_script, orchestrate):
     async def pour(wire):
         await wire.begin(Content_Type="application/octet-stream")
         while True:
@@ -558,7 +560,7 @@ async def test_jobs_go_where_there_is_most_room(serving, orchestrate, kit):
     api = await orchestrate(small, capacity=1)
     await api.register(url=large.url, capacity=3)
     jobs = [asyncio.ensure_future(api.live(b"x")) for _ in range(4)]
-    await kit.until(lambda: [gate.begun for gate in gates] == [1, 3])
+    await until(lambda: [gate.begun for gate in gates] == [1, 3])
     status, _, _ = await api.live(b"y")
     assert status == 503
     for gate in gates:
@@ -572,7 +574,7 @@ async def test_draining_takes_nothing_new_and_lets_a_feed_come_to_its_end(servin
     feed = kit.Feed()
     async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
         draining = asyncio.ensure_future(api.run.drain())
-        await kit.until(lambda: api.context.draining)
+        await until(lambda: api.context.draining)
         status, body, headers = await api.live(b"x")
         assert (status, json.loads(body)) == (503, {"error": "the orchestrator is shutting down"})
         assert "Retry-After" in headers

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.network.header import NOBODY
 from whisper_byoc.server.capability import Capability, Registration
 from whisper_byoc.server.registration import Registrar
@@ -82,7 +83,7 @@ async def test_registering_again_changes_the_container_and_keeps_its_jobs(servin
     api = await orchestrate()
     await api.register(url=container.url, capacity=1)
     working = asyncio.ensure_future(api.live(b"x"))
-    await kit.until(lambda: gate.begun == 1)
+    await until(lambda: gate.begun == 1)
     await api.register(url=container.url, capacity=2, price_per_unit=3, price_scaling=5)
     (known,) = api.pool
     assert (known.capacity, known.free, known.price) == (2, 1, {"price_per_unit": 3, "price_scaling": 5})
@@ -101,7 +102,7 @@ async def test_a_container_that_unregisters_finishes_what_it_has(serving, orches
     api = await orchestrate()
     await api.register(url=container.url)
     working = asyncio.ensure_future(api.live(b"x"))
-    await kit.until(lambda: gate.begun == 1)
+    await until(lambda: gate.begun == 1)
     assert await unregister(api) == (200, "ok")
     assert (await api.status())["jobs"] == 1
     assert (await api.live(b"y"))[0] == 404

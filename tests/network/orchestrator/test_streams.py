@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 ALL = '{"enable_video_ingress":true,"enable_video_egress":true,"enable_data_output":true}'
@@ -410,12 +411,12 @@ async def test_a_stream_that_the_container_ends_by_itself_is_over(worker, gatewa
     assert [each[0] for each in container.got] == ["start", "stop"]
 
 
-async def test_a_container_that_dies_is_told_as_an_event_before_the_channels_close(worker, gateway, kit):
+async def test_a_container_that_dies_is_told_as_an_event_before_the_channels_close(worker, gateway):
     container = await worker()
     world = await gateway(container)
     await world.start(parameters=ALL)
     events, reading = world.events()
-    await kit.until(lambda: world.api.run.streams._trickle.channels["s1-events"]._slots[0] is not None)
+    await until(lambda: world.api.run.streams._trickle.channels["s1-events"]._slots[0] is not None)
     await container.die()
     await asyncio.wait_for(reading, 10)
     (lost,) = events
@@ -473,14 +474,14 @@ async def test_whoever_deletes_a_channel_ends_the_stream(worker, gateway, kind):
     assert container.got[-1][0] == "stop"
 
 
-async def test_a_gateway_that_hangs_up_during_the_start_leaves_nothing(worker, gateway, kit):
+async def test_a_gateway_that_hangs_up_during_the_start_leaves_nothing(worker, gateway):
     async def never(wire):
         await asyncio.Event().wait()
 
     container = await worker(start=never)
     world = await gateway(container)
     starting = asyncio.ensure_future(world.start())
-    await kit.until(lambda: container.got)
+    await until(lambda: container.got)
     starting.cancel()
     await world.api.quiet()
 

@@ -10,6 +10,7 @@ import pytest
 from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.streams import output as stream_output
 
@@ -31,14 +32,6 @@ def transport_stream(path, codec="aac", video=False):
 
 def segments(data, size=188 * 200):
     return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-async def settled(condition):
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 @pytest.mark.parametrize(("codec", "video"), [("aac", False), ("libopus", False), ("aac", True), ("libopus", True)])
@@ -143,7 +136,7 @@ async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate
         await publisher.publish(bytes(3200))
         await publisher.publish(bytes(3200))
         await publisher.close(delete_channel=True)
-    await settled(lambda: not world.api.server.streams.streams)
+    await until(lambda: not world.api.server.streams.streams)
     world.trickle.close("pcm-data")
     await reading
     assert [each.get("text") for each in data] == ["6400 bytes", None]
@@ -239,7 +232,7 @@ async def test_segments_that_were_missed_are_told_of(orchestrate):
             await publisher.publish(quarter_minute)
         go_on.set()
         await publisher.publish(bytes(640))
-        await settled(lambda: len(data) > 3)
+        await until(lambda: len(data) > 3)
         assert (await world.stop("late"))[0] == 200
     world.trickle.close("late-data")
     await reading
@@ -260,7 +253,7 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
     async with world.publisher("ctl-control", "application/json") as control:
         for message in (b'{"keep":"alive"}', b"not json", b"[1]", b'{"language": "klingon"}', b'{"prompt": "gateway"}'):
             await control.publish(message)
-        await settled(lambda: stream.params.get("prompt") == "gateway")
+        await until(lambda: stream.params.get("prompt") == "gateway")
     assert stream.params.get("language") is None
     status, body = await world.post("/stream/params", {"data_format": "xml"}, "ctl")
     assert (status, body["status"]) == (400, "error")
@@ -291,7 +284,7 @@ async def test_a_channel_closed_early_ends_the_stream_and_nothing_hangs(orchestr
         if kind == "-data":
             await asyncio.sleep(0.1)
             world.api.table.get("cut").end_input()
-        await settled(lambda: not world.api.server.streams.streams)
+        await until(lambda: not world.api.server.streams.streams)
     assert (await world.api.json("/health"))[1] == {"status": "IDLE"}
     assert (await world.stop("cut"))[0] == 200
 
@@ -411,7 +404,7 @@ async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate
     await world.start("quiet", urls, {"input": "pcm16"})
     data, reading = world.follow("quiet", "-data")
     events, listening = world.follow("quiet", "-events")
-    await settled(lambda: len(data) > 8 and len(events) > 8)  # longer than the idle limit
+    await until(lambda: len(data) > 8 and len(events) > 8)  # longer than the idle limit
     assert {each["type"] for each in data} == {"keepalive"}
     async with world.publisher("quiet") as publisher:
         await publisher.publish(bytes(640))
