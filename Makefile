@@ -19,6 +19,7 @@ demo: .venv/ready
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the tests need Python 3.11 or newer: make clean, then make test PYTHON=python3.11")'
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
