@@ -216,7 +216,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _meaningful(lines: deque[bytes]) -> list[str]:
     """Keep what ffmpeg says about the media, without the addresses of its objects and the repetition at the end."""
     texts = (re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip() for line in lines)
-    noise = ("Error opening", "Last message repeated")
+    noise = ("Error opening", f"{_STDIN}: Invalid data", "Last message repeated")  # ffmpeg 6 and newer, and 5
     return [text.replace(_STDIN, "input")[:300] for text in texts if text and not text.startswith(noise)]
 
 
