@@ -66,7 +66,7 @@ class QuietCutter:
 
 
 def quietest_point(samples: NDArray[np.int16]) -> int:
-    """Return the index in the middle of the window of lowest RMS.
+    """Return the index in the middle of the quietest window: the one of lowest variance.
 
     Args:
         samples: int16, shape (n,), n >= `WINDOW`.
@@ -74,11 +74,17 @@ def quietest_point(samples: NDArray[np.int16]) -> int:
     Windows that tie (digital silence) form runs; the answer is the middle of the longest run, so that the cut is
     far from speech, and of equally long runs the last, so that segments are long.
     """
-    # Sums of squares in int64 are exact, so equal windows compare equal.
-    energy_before = np.concatenate(([0], np.cumsum(np.square(samples, dtype=np.int64))))
+    # Sums in int64 are exact, so equal windows compare equal, and the offset of a cheap sound card changes nothing.
+    wide = samples.astype(np.int64)
     starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-    energy = energy_before[starts + WINDOW] - energy_before[starts]
+    total, squares = (before[starts + WINDOW] - before[starts] for before in map(sums_before, (wide, wide * wide)))
+    energy = WINDOW * squares - total * total
     quietest = np.flatnonzero(energy == energy.min())
     runs = np.split(quietest, np.flatnonzero(np.diff(quietest) > 1) + 1)
     longest = max(reversed(runs), key=len)
     return int(starts[longest[0]] + starts[longest[-1]] + WINDOW) // 2
+
+
+def sums_before(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the sum of the values before each one, and of all: shape (n,) to (n + 1,)."""
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))

@@ -80,9 +80,17 @@ def test_of_equally_long_silences_it_takes_the_last():
 
 
 def test_loudness_does_not_overflow():
-    sound = np.full(4 * WINDOW, -32768, dtype=np.int16)
-    sound[WINDOW : 2 * WINDOW] = 32767
+    sound = np.tile(np.array([-32768, 32767], dtype=np.int16), 2 * WINDOW)
+    sound[WINDOW : 2 * WINDOW : 2] = -32767
     assert quietest_point(sound) == 1.5 * WINDOW
+
+
+@given(st.integers(0, 99), st.integers(-20_000, 20_000))
+def test_a_constant_offset_is_no_loudness(seed, offset):
+    sound = noise(RATE, seed=seed)
+    sound[9_000:10_000] //= 20
+    hum = np.round(200 * np.sin(2 * np.pi * 30 / RATE * np.arange(RATE))).astype(np.int16)
+    assert quietest_point(sound + hum + np.int16(offset)) == quietest_point(sound + hum)
 
 
 def test_one_window_is_cut_in_its_middle():
