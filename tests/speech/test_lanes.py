@@ -76,3 +76,16 @@ def test_many_threads_lose_and_double_nothing():
     for each in takers:
         each.join(10)
     assert got == Counter(range(2000))
+
+
+def test_what_is_taken_back_is_neither_given_nor_counted():
+    lanes = Lanes()
+    for item in ("a", "b", "C", "D"):
+        lanes.put(item, may_wait=item.islower())
+    for item in ("a", "C", "gone long ago"):
+        lanes.take_back(item)
+    assert len(lanes) == 2
+    assert lanes.urgent
+    lanes.take_back("D")
+    assert not lanes.urgent
+    assert lanes.get() == "b"

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, Dropped, never
@@ -234,6 +235,19 @@ async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running)
     assert (await scheduler.draft(SOUND, DecodeOptions())).value.text == "so far"
 
 
+async def test_cancelled_drafts_hold_no_memory_while_transcriptions_keep_every_worker_busy(running):
+    engine = Ordered()
+    scheduler, first = await begun(running, engine)
+    drafts = asked(scheduler, *["a"] * 50)
+    await asyncio.sleep(0)
+    for draft in drafts:
+        draft.cancel()
+    await asyncio.wait(drafts)
+    assert len(scheduler._queue) == 0
+    engine.go.set()
+    await first
+
+
 class Patient(Counting):
     """Drafts until it is told to break off, and transcribes with `prompt` "long" as well."""
 
@@ -273,6 +287,7 @@ async def test_a_draft_goes_on_where_a_worker_is_free(running):
     drafts = [asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long"))) for _ in range(2)]
     await asyncio.to_thread(engine.begun.wait, 10)
     await asyncio.wait(drafts, return_when=asyncio.FIRST_COMPLETED)  # the other engine gives its draft at once
+    await until(lambda: scheduler._queue._idle == 1)  # and its worker comes back
     await scheduler.transcribe(SOUND, DecodeOptions())
     assert sum(draft.done() for draft in drafts) == 1
     for draft in drafts:

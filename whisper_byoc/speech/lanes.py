@@ -40,6 +40,13 @@ class Lanes(Generic[T]):
                 return self._first.popleft()
             return None if self._closed else self._second.popleft()
 
+    def take_back(self, item: T) -> None:
+        """Forget an item that still waits; nothing for one that was taken."""
+        with self._changed:
+            for lane in (self._first, self._second):
+                if item in lane:
+                    lane.remove(item)
+
     @property
     def urgent(self) -> bool:
         """Whether an item of the first lane waits for which no thread is free."""

@@ -38,7 +38,7 @@ class Timed(Generic[T]):
     inference_ms: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """One call of an engine that waits for a worker."""
 
@@ -118,6 +118,7 @@ class Scheduler:
             return await asyncio.wrap_future(work.future)
         finally:
             left.set()
+            self._queue.take_back(work)  # its sound, if it still waits: drafts may wait for long
 
     def _run(self, engine: Engine, warm: Future[None]) -> None:
         import torch
