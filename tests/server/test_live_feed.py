@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -266,6 +267,21 @@ async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serv
     assert (await api.get("job"))[1] == b"lull"
     # and a lull does not count as somebody who cares
     assert (await api.records("job"))[-2]["error"].startswith("the job was idle for 2 s")
+
+
+async def test_a_piece_that_comes_in_the_moment_of_the_lull_ends_the_lull(serving, monkeypatch):
+    monkeypatch.setattr(jobs, "LULL_SECONDS", 1.0)
+    listener = Listener()
+    api = await serving(listener)
+    await api.put("job", bytes(640), chunked=True, query="?more=1")
+    await until(lambda: listener.pieces)
+    monkeypatch.setattr(jobs, "LULL_SECONDS", 60)  # for the next one
+    job, loop = api.table.get("job"), asyncio.get_running_loop()
+    loop.call_later(0.1, lambda: job.submit_now(bytes(640), live=True))
+    time.sleep(1.2)  # now both are due in the same turn of the loop, the piece first
+    await until(lambda: len(listener.pieces) == 2)
+    await asyncio.sleep(0.05)
+    assert listener.calls == []
 
 
 async def test_a_piece_that_fails_is_an_error_and_the_feed_goes_on(serving):

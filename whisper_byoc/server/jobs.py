@@ -256,12 +256,17 @@ class Job:
 
     async def _next(self) -> Segment | Pieces | Mark:
         """Wait for what comes next; when a live feed was the last, not longer than for a lull."""
-        lull = self._loop.call_later(LULL_SECONDS, self._inbox.put_nowait, Mark.LULL) if self._heard else None
+        lull = self._loop.call_later(LULL_SECONDS, self._mark_lull) if self._heard else None
         try:
             return await self._inbox.get()
         finally:
             if lull is not None:
                 lull.cancel()
+
+    def _mark_lull(self) -> None:
+        """End the wait, unless something came in this very turn of the loop: that is to be heard first."""
+        if self._inbox.empty():
+            self._inbox.put_nowait(Mark.LULL)
 
     async def _work(self, segment: Segment) -> None:
         """Bring one segment to its outcome: the session's results, or an error record."""
