@@ -368,3 +368,85 @@ async def test_both_policies_show_text(model, policy):
     model.words = lambda samples: "the same words"
     updates = await feed(live_text(model, replace(OPTIONS, policy=policy)), *[speech(2)] * 20)
     assert [each.partial for each in updates] == ["the same words"]
+
+
+async def test_what_was_shown_of_an_utterance_that_failed_hides_nothing_of_the_next(model):
+    model.words = lambda samples: "always this"
+    live = live_text(model)
+    assert [each.partial for each in await feed(live, *[speech(2)] * 8)] == ["always this"]
+    model.free.clear()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(feed(live, silence(20)), 0.1)
+    model.free.set()
+    updates = await feed(live, *[speech(2)] * 8)
+    assert [(each.utterance.number, each.partial) for each in updates] == [(1, "always this")]
+    live.close()
+
+
+async def test_a_draft_does_not_keep_the_final_text_waiting(model):
+    model.drafting_free.clear()
+    live = live_text(model)
+    await feed(live, *[speech(2)] * 8)
+    model.free.clear()
+    ending = asyncio.ensure_future(feed(live, silence(20)))
+    while not model.transcribed:
+        await asyncio.sleep(0.001)
+    assert model.cancelled == 1
+    model.free.set()
+    assert [each.final for each in await ending] == [True]
+
+
+async def test_text_that_was_ready_when_a_later_utterance_was_walked_away_from_is_not_lost(model):
+    live = live_text(model, replace(OPTIONS, partials=False))
+    transcribe = model.transcribe
+
+    async def second_never(samples, options):
+        if len(model.transcribed) == 1:
+            model.free.clear()
+        return await transcribe(samples, options)
+
+    model.transcribe = second_never
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(feed(live, (speech(10) + silence(20)) * 3), 0.1)
+    model.free.set()
+    model.transcribe = transcribe
+    updates = await feed(live, silence(1))
+    assert [(each.utterance.number, each.final, each.error) for each in updates] == [(0, True, None), (2, True, None)]
+
+
+async def test_no_partial_text_overtakes_a_final_one(model):
+    live = live_text(model)
+    model.free.clear()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(live.feed((speech(10) + silence(20)) * 2 + speech(20)), 0.1)
+    assert live.ready() == []
+    await asyncio.sleep(0.01)
+    assert live.ready() == []
+    model.free.set()
+    assert [(each.utterance.number, each.final) for each in await live.finish()] == [(1, True), (2, True)]
+
+
+async def test_a_stream_that_is_behind_gets_no_guesses_between_its_pieces_either(model):
+    live = live_text(model)
+    model.drafting_free.clear()
+    await feed(live, *[speech(2)] * 8)
+    await live.feed(speech(12), behind=True)
+    model.drafting_free.set()
+    await asyncio.sleep(0.01)
+    (update,) = live.ready()
+    assert not update.final
+    await live.feed(silence(6), behind=True)
+    assert live.ready() == []
+    assert (len(model.drafted), len(model.transcribed)) == (1, 0)
+    live.close()
+
+
+async def test_no_partial_text_comes_once_it_is_not_wanted(model):
+    model.drafting_free.clear()
+    live = live_text(model)
+    await feed(live, *[speech(2)] * 8)
+    live.update(DecodeOptions(), replace(OPTIONS, partials=False))
+    model.drafting_free.set()
+    assert await feed(live, *[speech(2)] * 8) == []
+    assert len(model.drafted) == 1
+    live.close()

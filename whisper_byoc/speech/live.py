@@ -98,6 +98,8 @@ class LiveText:
         self._decoding = decoding
         self._language = LanguageChoice(decoding.language)
         self._ended: deque[Utterance] = deque()
+        self._found: list[Update] = []  # final text that waits for that of a later utterance
+        self._behind = False
         self._policy: Policy = POLICIES[options.policy]()
         self._drafted = 0  # position up to which the open utterance was drafted
         self._shown = ""
@@ -109,15 +111,18 @@ class LiveText:
         if decoding.language != self._decoding.language:
             self._language = LanguageChoice(decoding.language)
         self._decoding, self.options, self.listener.options = decoding, options, options.listening
+        if not options.partials:
+            self._drop_draft()
 
     async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
         """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
+        self._behind = behind
         self._ended += await asyncio.to_thread(self.listener.feed, data)
-        return [*await self._finals(), *self._partial(behind=behind)]
+        return [*await self._finals(), *self._partial()]
 
     def ready(self) -> list[Update]:
         """Give the text of a draft that is done, though no sound has come."""
-        return self._partial(behind=False)
+        return self._partial()
 
     async def lull(self) -> list[Update]:
         """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
@@ -131,17 +136,18 @@ class LiveText:
 
     def close(self) -> None:
         """Drop what is at work."""
-        for work in (self._drafting, self._early):
-            if work is not None:
-                work[1].cancel()
-        self._drafting = self._early = None
+        self._drop_draft()
+        if self._early is not None:
+            self._early[1].cancel()
+        self._early = None
 
     async def _finals(self) -> list[Update]:
-        updates = []
+        """Give the text of all that has ended; who is cancelled meanwhile loses that of one utterance only."""
         while self._ended:
-            updates.append(await self._final(self._ended.popleft()))
             self._forget_drafts()
-        return updates
+            self._found.append(await self._final(self._ended.popleft()))
+        found, self._found = self._found, []
+        return found
 
     async def _final(self, utterance: Utterance) -> Update:
         """Transcribe an utterance that has ended, or take what was transcribed of it early."""
@@ -163,16 +169,16 @@ class LiveText:
         language = await self._language.choose(lambda: self._model.language_of(samples), utterance.number, seconds)
         return await self._model.transcribe(samples, replace(self._decoding, language=language))
 
-    def _partial(self, *, behind: bool) -> list[Update]:
+    def _partial(self) -> list[Update]:
         """Collect a draft that is done, and begin what there is to begin."""
         current = self.listener.current()
-        if current is None:
+        if current is None or self._ended:  # the text of those comes first
             return []
         updates = self._collect(current)
         if self._early is not None and not same(self._early[0], current):  # more is being said
             self._early[1].cancel()
             self._early = None
-        if behind:
+        if self._behind:
             return updates
         if self.listener.quiet >= self.listener.kept:
             self._transcribe_early(current)
@@ -219,10 +225,13 @@ class LiveText:
 
     def _forget_drafts(self) -> None:
         """Begin anew for the next utterance."""
+        self._drop_draft()
+        self._policy, self._shown, self._drafted = POLICIES[self.options.policy](), "", 0
+
+    def _drop_draft(self) -> None:
         if self._drafting is not None:
             self._drafting[1].cancel()
         self._drafting = None
-        self._policy, self._shown, self._drafted = POLICIES[self.options.policy](), "", 0
 
     def _samples(self, seconds: float) -> int:
         return int(seconds * SAMPLE_RATE)
