@@ -196,6 +196,13 @@ async def test_drafts_come_twice_as_often_until_a_word_is_shown(model):
     live.close()
 
 
+async def test_the_first_draft_does_not_wait_for_a_pre_roll_that_is_not_there(model):
+    options = replace(OPTIONS, first_after=5 * CHUNK / RATE, listening=replace(LISTENING, pre_roll=0.4))
+    await feed(live := live_text(model, options), *[speech(1)] * 6)  # the stream begins in the middle of a word
+    assert [length for length, _ in model.drafted] == [5 * CHUNK]
+    live.close()
+
+
 async def test_a_draft_that_fails_is_passed_over(model, caplog):
     live = live_text(model)
     model.error = ValueError("no draft")

@@ -36,7 +36,7 @@ class LiveOptions:
     policy: str = "attention"
     """Which words of a draft are shown (`partials.POLICIES`)."""
     first_after: float = 0.45
-    """A first draft is made of so much sound behind the pre-roll …"""
+    """A first draft is made of so much sound from where speech began …"""
     every: float = 0.4
     """… and the next one when so much more has come, at the earliest; half of it while no word is shown yet."""
     listening: ListenerOptions = field(default_factory=ListenerOptions)
@@ -207,9 +207,9 @@ class LiveText:
 
     def _begin_draft(self, current: Utterance) -> None:
         """Draft the open utterance, one draft at a time: under load they come less often."""
-        opening = self._samples(self.options.listening.pre_roll + self.options.first_after)
+        opening = self._samples(self.options.first_after)
         every = self.options.every if self._shown else self.options.every / 2
-        due = max(current.first + opening, self._drafted + self._samples(every))
+        due = max(current.speech_start + opening, self._drafted + self._samples(every))
         if self._drafting is not None or current.end < due:
             return
         options = replace(self._decoding, language=self._language.present)
