@@ -42,7 +42,8 @@ class DecodeOptions:
     def expected(self) -> str:
         """What the model is told before it hears anything; empty for nothing."""
         glossary = f"Glossary: {self.hotwords}." if self.hotwords else ""
-        return " ".join(filter(None, (glossary, self.prompt)))
+        told = " ".join(filter(None, (glossary, self.prompt)))
+        return told.replace("<|", "< |")  # Whisper's tokenizer refuses text that looks like a token of its own
 
 
 @dataclass(frozen=True)
