@@ -269,6 +269,26 @@ def test_an_echo_of_the_prompt_is_decoded_again_without_it(model):
     assert [bool(each.prompt) for each in model.asked] == [True, False]
 
 
+LOOP = "and so on " * 15
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Livepeer, Arbitrum, Orchestrator.", {}),
+        ("thank you for watching", {"avg_logprob": -1.2, "no_speech_prob": 0.7}),
+        (LOOP, {"compression_ratio": 5.0}),
+    ],
+)
+def test_a_draft_shows_no_echo_nothing_invented_and_no_loop(model, text, score):
+    assert scripted(model, (text, score)).draft(SECOND, PROMPTED).words == ()
+
+
+@pytest.mark.parametrize("way", ["transcribe", "draft"])
+def test_a_prompt_may_hold_what_whisper_has_a_token_of_its_own_for(engine, sound, way):
+    assert getattr(engine, way)(sound("demo-stop.wav"), DecodeOptions(prompt="go <|en|>")).text == "stop"
+
+
 def test_text_that_is_no_echo_is_decoded_once(model):
     assert scripted(model, "Livepeer is live").transcribe(SECOND, PROMPTED).text == "Livepeer is live"
     assert len(model.asked) == 1
@@ -289,6 +309,12 @@ def test_of_two_doubtful_texts_the_likelier_one_is_taken(model):
     assert len(model.asked) == 2
 
 
+def test_a_second_try_that_is_an_echo_is_not_taken(model):
+    engine = scripted(model, ("murmur", GUESS), ("Livepeer, Arbitrum, Orchestrator.", {}))
+    assert engine.transcribe(SECOND, PROMPTED).text == "murmur"
+    assert len(model.asked) == 2
+
+
 def test_a_text_without_doubt_is_not_tried_again(model):
     scripted(model, "clear words").transcribe(SECOND, DecodeOptions("en"))
     assert len(model.asked) == 1
@@ -302,8 +328,7 @@ def test_invented_text_is_left_out_and_not_tried_again(model):
 
 
 def test_a_loop_is_cut_and_loses_its_word_times(model):
-    loop = "and so on " * 15
-    heard = scripted(model, (loop, {"compression_ratio": 5.0}), (loop, {"compression_ratio": 5.0})).transcribe(
+    heard = scripted(model, (LOOP, {"compression_ratio": 5.0}), (LOOP, {"compression_ratio": 5.0})).transcribe(
         SECOND, DecodeOptions("en")
     )
     assert heard.text == "and so on"

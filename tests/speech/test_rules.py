@@ -42,6 +42,9 @@ def test_cutting_loops_leaves_every_word_once_and_in_order(words, seconds):
         ("Glossary: Livepeer, Arbitrum.", "Glossary: Livepeer, Arbitrum.", True),
         ("livepeer arbitrum orchestrator", "Glossary: Livepeer, Arbitrum, Orchestrator, Gateway.", True),
         ("arbitrum orchestrator", "Glossary: Livepeer, Arbitrum, Orchestrator.", False),  # two words may be said
+        ("Glossary: Anna.", "Glossary: Anna.", True),  # all of a short prompt
+        ("hello Anna", "Hello, Anna!", True),
+        ("Anna", "Anna", False),  # one word may be said
         ("livepeer orchestrator gateway", "Glossary: Livepeer, Arbitrum, Orchestrator, Gateway.", False),
         ("we use livepeer arbitrum orchestrator", "Livepeer, Arbitrum, Orchestrator", False),
         ("ivepeer arbitrum orchestrat", "Livepeer, Arbitrum, Orchestrator", False),  # whole words only

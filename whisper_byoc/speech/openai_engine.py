@@ -26,6 +26,7 @@ from whisper_byoc.speech.rules import Score, is_echo, token_cap, without_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 if TYPE_CHECKING:
+    from whisper.decoding import DecodingResult
     from whisper.model import Whisper
 
 __all__ = ["OpenAIEngine"]
@@ -71,7 +72,8 @@ class OpenAIEngine:
                 found = self._decode(samples, options, 0.0)
             if any(score_of(each).doubtful for each in found["segments"]):
                 again = self._decode(samples, options, SECOND_TRY)
-                found = max(found, again, key=confidence)
+                if not is_echo(again["text"], options.expected):
+                    found = max(found, again, key=confidence)
         return transcription_of(found, len(samples) / SAMPLE_RATE)
 
     def draft(self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never) -> Draft:
@@ -86,6 +88,8 @@ class OpenAIEngine:
                 sample_len=token_cap(seconds), fp16=False,
             )  # fmt: skip
             found = EncodedTask(self._model, wanted).run(encoded)[0]
+            if misleading(found, options.expected):
+                return Draft((), found.language)
             tokenizer = self._tokenizer(found.language, options.task)
             tokens = whole_characters([token for token in found.tokens if token < tokenizer.eot], tokenizer)
             until = self._heard_until(encoded, tokens, tokenizer, seconds) if tokens else []
@@ -251,6 +255,12 @@ def words_of(tokens: list[int], tokenizer: Tokenizer) -> tuple[list[str], list[l
 def whole(text: str) -> str:
     """Give a text without the character that its end cut in half."""
     return text.replace(CUT_CHARACTER, "")
+
+
+def misleading(found: DecodingResult, prompt: str) -> bool:
+    """Whether a draft is not to be shown: the prompt itself, a loop, or text for sound that has none."""
+    score = Score(found.avg_logprob, found.no_speech_prob, found.compression_ratio)
+    return score.invented or score.repetitive or is_echo(found.text, prompt)
 
 
 def score_of(segment: dict[str, Any]) -> Score:

@@ -37,7 +37,12 @@ class Score:
     @property
     def doubtful(self) -> bool:
         """Whether another try is worth its time."""
-        return not self.invented and (self.compression > MAX_COMPRESSION or self.logprob < MIN_LOGPROB)
+        return not self.invented and (self.repetitive or self.logprob < MIN_LOGPROB)
+
+    @property
+    def repetitive(self) -> bool:
+        """Whether it says the same again and again."""
+        return self.compression > MAX_COMPRESSION
 
     @property
     def invented(self) -> bool:
@@ -80,9 +85,9 @@ def loop_at(words: list[str], at: int) -> tuple[int, int]:
 
 
 def is_echo(text: str, prompt: str) -> bool:
-    """Whether a text is a piece of the prompt: at least three of its words in a row, and nothing else."""
+    """Whether a text is a piece of the prompt: three of its words in a row or all of two, and nothing else."""
     said, expected = plain(text), plain(prompt)
-    return len(said) >= 3 and f" {' '.join(said)} " in f" {' '.join(expected)} "
+    return len(said) >= min(3, max(2, len(expected))) and f" {' '.join(said)} " in f" {' '.join(expected)} "
 
 
 def plain(text: str) -> list[str]:
