@@ -1,6 +1,7 @@
 """Live text with a model that says what the test wants, when the test wants."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from itertools import pairwise
 
@@ -457,3 +458,25 @@ async def test_no_partial_text_comes_once_it_is_not_wanted(model):
     assert await feed(live, *[speech(2)] * 8) == []
     assert len(model.drafted) == 1
     live.close()
+
+
+@pytest.mark.parametrize("then", ["feed", "lull", "finish"])
+async def test_a_piece_that_was_walked_away_from_is_still_heard_and_before_the_next(model, then):
+    go, at_once = threading.Event(), []
+
+    class Slow(Listener):
+        def feed(self, data):
+            at_once.append(go.wait(10))
+            return super().feed(data)
+
+    live = LiveText(model, DecodeOptions(), replace(OPTIONS, partials=False), Slow(LISTENING, judge))
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(live.feed(speech(10) + silence(20) + speech(8)), 0.1)
+    assert live.ready() == []
+    rest = asyncio.ensure_future(live.feed(silence(20)) if then == "feed" else getattr(live, then)())
+    await asyncio.sleep(0.05)
+    assert at_once == []
+    go.set()
+    updates = await rest
+    assert [(each.utterance.number, each.error) for each in updates] == [(0, None), (1, None)]
+    assert updates[1].utterance.speech_end == 38 * CHUNK

@@ -106,6 +106,7 @@ class WhisperSession:
         try:
             results = [self._result(update) for update in await live.finish()]
         finally:
+            self._samples = self._began + live.listener.received
             live.close()
         if live.listener.pending:
             results.append(Result(b"", error="the feed ended in the middle of a 16-bit sample: one byte was left over"))

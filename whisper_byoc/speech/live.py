@@ -100,6 +100,7 @@ class LiveText:
         self._ended: deque[Utterance] = deque()
         self._found: list[Update] = []  # final text that waits for that of a later utterance
         self._behind = False
+        self._listening: asyncio.Task[None] | None = None
         self._policy: Policy = POLICIES[options.policy]()
         self._drafted = 0  # position up to which the open utterance was drafted
         self._shown = ""
@@ -117,21 +118,21 @@ class LiveText:
     async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
         """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
         self._behind = behind
-        self._ended += await asyncio.to_thread(self.listener.feed, data)
+        await self._listen(lambda: self.listener.feed(data))
         return [*await self._finals(), *self._partial()]
 
     def ready(self) -> list[Update]:
         """Give the text of a draft that is done, though no sound has come."""
-        return self._partial()
+        return self._partial() if self._listening is None or self._listening.done() else []
 
     async def lull(self) -> list[Update]:
         """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
-        self._ended += self.listener.lull()
+        await self._listen(self.listener.lull)
         return await self._finals()
 
     async def finish(self) -> list[Update]:
         """Give the text of what is left at the end of the stream."""
-        self._ended += await asyncio.to_thread(self.listener.finish)
+        await self._listen(self.listener.finish)
         return await self._finals()
 
     def close(self) -> None:
@@ -140,6 +141,16 @@ class LiveText:
         if self._early is not None:
             self._early[1].cancel()
         self._early = None
+
+    async def _listen(self, listen: Callable[[], list[Utterance]]) -> None:
+        """Have the listener work in a thread; who is cancelled meanwhile cannot stop that, and the next one waits."""
+        self._listening = spawn(self._listen_after(self._listening, listen))
+        await asyncio.shield(self._listening)
+
+    async def _listen_after(self, before: asyncio.Task[None] | None, listen: Callable[[], list[Utterance]]) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        self._ended += await asyncio.to_thread(listen)
 
     async def _finals(self) -> list[Update]:
         """Give the text of all that has ended; who is cancelled meanwhile loses that of one utterance only."""
