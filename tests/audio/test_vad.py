@@ -24,9 +24,10 @@ def heard(samples, options=PATIENT):
     return listener.feed(data) + listener.finish()
 
 
+@pytest.mark.parametrize("level", [1.0, 0.01])
 @pytest.mark.parametrize("name", CLEAN)
-def test_the_speech_of_a_fixture_is_found_where_it_is(fixtures_dir, texts, name):
-    found = heard(read_wav((fixtures_dir / name).read_bytes()))
+def test_the_speech_of_a_fixture_is_found_where_it_is(fixtures_dir, texts, name, level):
+    found = heard(read_wav((fixtures_dir / name).read_bytes()) * level)
     known = texts[name]["utterances"]
     assert len(found) == len(known)
     for utterance, truth in zip(found, known, strict=True):
@@ -62,7 +63,7 @@ NO_SPEECH = {
 }
 
 
-@pytest.mark.parametrize("level", [0.9, 0.05])
+@pytest.mark.parametrize("level", [0.9, 0.05, 0.003])
 @pytest.mark.parametrize("kind", NO_SPEECH)
 def test_what_is_no_speech_gives_nothing(kind, level):
     assert heard(NO_SPEECH[kind]() * level, ListenerOptions()) == []
