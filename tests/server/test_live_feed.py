@@ -255,6 +255,24 @@ async def test_a_whole_segment_ends_the_feed_before_it_whatever_becomes_of_it(se
     assert listener.job.params == {}
 
 
+async def test_half_a_sample_is_carried_to_the_next_feed_unless_its_own_broke_off(serving):
+    listener = Listener()
+    api = await serving(listener)
+    await api.put("job", b"abc", chunked=True, query="?more=1")
+    await api.put("job", b"def", chunked=True, query="?more=1")
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = b"PUT /live/job/source?more=1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"5\r\nghijk\r\n")
+    await until(lambda: listener.heard.endswith(b"ghij"))
+    writer.transport.abort()
+    await until(lambda: not api.table.get("job")._feeding)
+    await api.put("job", b"mnop", chunked=True)
+    records = await api.records("job")
+    assert listener.heard == b"abcdefghijmnop"
+    assert "in the middle of a 16-bit sample" in records[0]["error"]
+    assert [each["type"] for each in records] == ["error", "transcript", "end"]
+
+
 async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serving, monkeypatch):
     monkeypatch.setattr(jobs, "LULL_SECONDS", 0.05)
     listener = Listener()
@@ -292,7 +310,7 @@ async def test_a_piece_that_fails_is_an_error_and_the_feed_goes_on(serving):
 
     api = await serving(Listener(answer))
     for first in (b"\1", b"\2", b"\3"):
-        await api.put("job", first + bytes(3200), chunked=True, query="?more=1")
+        await api.put("job", first + bytes(3199), chunked=True, query="?more=1")
     await api.end("job")
     records = await api.records("job")
     assert [each["type"] for each in records] == ["error", "error", "transcript", "transcript", "end"]

@@ -60,15 +60,25 @@ class Cutter(Protocol):
 class LivePieces:
     """No cutting: who listens to a live feed hears for itself where utterances begin and end."""
 
-    pending = 0
+    def __init__(self) -> None:
+        self._half = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the other half of their sample."""
+        return len(self._half)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Give what came, in pieces of half a second at most."""
-        return [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
+        """Give what came, in whole samples and in pieces of half a second at most."""
+        data = self._half + data
+        whole = len(data) - len(data) % pcm.SAMPLE_WIDTH
+        self._half = data[whole:]
+        return [data[at : min(at + PIECE_BYTES, whole)] for at in range(0, whole, PIECE_BYTES)]
 
     def finish(self) -> list[bytes]:
-        """Nothing is held back."""
-        return []
+        """Give half a sample: the next feed may have the other half."""
+        half, self._half = self._half, b""
+        return [half] if half else []
 
 
 class AudioFraming:
@@ -85,8 +95,9 @@ class AudioFraming:
         return self._cutter.feed(data)
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the rest; half a sample at the very end is an error."""
-        rest: list[bytes | BadSegment] = list(self._cutter.finish())
+        """Give the rest; half a sample at the very end is an error, unless another live feed may go on from there."""
+        # behind a feed that broke off nobody does: its half would shift all that follows by a byte
+        rest: list[bytes | BadSegment] = list(self._cutter.finish()) if complete or not self.live else []
         if self._cutter.pending:
             rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return rest
