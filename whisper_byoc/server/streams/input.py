@@ -38,7 +38,7 @@ class Sink(Protocol):
         ...
 
     def tails(self) -> list[bytes | BadSegment]:
-        """Give what is left at the very end."""
+        """Give what is left where the input ends, or goes on behind a gap."""
         ...
 
     async def kill(self) -> None:
@@ -66,8 +66,9 @@ class AudioSink:
         await self._decoder.finish()
 
     def tails(self) -> list[bytes | BadSegment]:
-        """Give the last segment."""
-        return self._framing.finish(complete=True)
+        """Give the last segment; half a sample is an error, for what comes next has not its other half."""
+        framing, self._framing = self._framing, AudioFraming(live=self.live)
+        return framing.finish(complete=False)
 
     async def kill(self) -> None:
         """End ffmpeg."""
@@ -103,8 +104,7 @@ class StreamInput:
                 self._lost(f"the input was lost: {error}")
             finally:
                 await self._sink.kill()
-                for tail in self._sink.tails():
-                    self._job.submit_now(tail)
+                self._hand_in_tails()
                 self._job.end_input()
 
     async def _read_until_closing(self) -> None:
@@ -130,6 +130,7 @@ class StreamInput:
                 async for segment in subscriber:
                     if segment.missed:
                         self._lost(f"{segment.missed} segments of the input were gone before they could be read")
+                        self._hand_in_tails()
                     await self._take(segment)
             except ChannelNotFound as error:
                 log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)
@@ -145,6 +146,11 @@ class StreamInput:
         except SegmentBroken as error:
             self._lost(f"a segment of the input broke off: {error}")
             await self._sink.flush()  # what was whole comes out, and the next segment finds a fresh ffmpeg
+            self._hand_in_tails()
+
+    def _hand_in_tails(self) -> None:
+        for tail in self._sink.tails():
+            self._job.submit_now(tail)
 
     def _lost(self, message: str) -> None:
         """Tell the reader of the results, and the orchestrator, of input that was lost."""
