@@ -5,10 +5,14 @@ import json
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.waiting import until
+from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import Result
 from whisper_byoc.server import jobs
+from whisper_byoc.server.framing import AudioFraming
 from whisper_byoc.server.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
 
 SECOND = 32_000
@@ -168,6 +172,16 @@ async def test_small_pieces_become_one_with_the_newest_arrival():
     assert sum(len(data) for data, _ in pieces.pieces) == pieces.reserved == len(pieces) == 5002
     assert [len(data) for data, _ in pieces.pieces] == [PIECE_BYTES, 5002 - PIECE_BYTES]
     assert [arrived for _, arrived in pieces.pieces] == [2.0 + PIECE_BYTES - 3, 2.0 + 4999]
+
+
+@given(st.lists(st.binary(max_size=40_000), max_size=5), st.booleans())
+def test_a_live_feed_is_handed_on_in_whole_samples_however_it_came(chunks, complete):
+    framing, data = AudioFraming(live=True), b"".join(chunks)
+    given_on = [piece for chunk in chunks for piece in framing.feed(chunk)]
+    assert all(0 < len(piece) <= 16_000 and len(piece) % 2 == 0 for piece in given_on)
+    rest = framing.finish(complete=complete)
+    assert [isinstance(each, BadSegment) for each in rest] == [not complete] * (len(data) % 2)
+    assert b"".join([*given_on, *(rest if complete else ())]) == (data if complete else data[: len(data) // 2 * 2])
 
 
 async def talk(api, listener, *texts):
