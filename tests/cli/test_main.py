@@ -1,6 +1,9 @@
 """Wrong usage is one sentence and exit code 2, failure one sentence and 1; never a traceback."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -195,3 +198,24 @@ def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
 )
 def test_a_line_that_begins_with_an_option_names_its_command(line, command):
     assert implied([double_dash(word) for word in line.split()]) == command
+
+
+def test_overview_keeps_names_and_summaries_apart(run):
+    _, out, _ = run("--help")
+    assert all(re.fullmatch(r"  [a-z]+ +\S.*", line) for line in out.splitlines() if line.startswith("  "))
+
+
+def test_program_ends_in_order_though_a_daemon_thread_is_in_the_midst_of_torch(tmp_path):
+    """Python's own end takes such a thread down with `terminate called without an active exception`, exit code 134."""
+    script = tmp_path / "busy.py"
+    script.write_text(
+        "import atexit, sys, threading, torch\n"
+        "atexit.register(print, 'tidied up')\n"
+        "def work():\n    while True:\n        torch.ones(300, 300) @ torch.ones(300, 300)\n"
+        "for _ in range(4):\n    threading.Thread(target=work, daemon=True).start()\n"
+        "sys.exit(0)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "whisper_byoc.cli.main", "run", str(script)], capture_output=True, text=True, timeout=50
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "tidied up\n", "")
