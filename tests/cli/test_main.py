@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from audio import pcm
+from audio.media import load_audio
 from whisper_byoc import __version__
 from whisper_byoc.cli.main import double_dash, implied, main
 
@@ -141,6 +143,21 @@ def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
     )
     assert code == 0
     assert out.split() == texts["demo-long-40s.wav"]["text"].split()
+
+
+def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):
+    path = tmp_path / "hello.pcm"
+    path.write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-hello-world.wav")))
+    assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", "")
+
+
+def test_transcribe_looks_at_its_folder_before_it_works(run, tmp_path):
+    taken, talk, again = tmp_path / "taken", tmp_path / "talk.wav", tmp_path / "talk.mp3"
+    for path in (taken, talk, again):
+        path.write_bytes(b"")
+    refused(run("transcribe", talk, "--output", taken), 2, f"cannot make the folder {taken}")
+    refused(run("transcribe", talk, again, "--output", tmp_path / "out"), 2, str(talk), str(again), "both")
+    assert not (tmp_path / "out").exists()
 
 
 def test_transcribe_what_is_no_sound(run, tmp_path):

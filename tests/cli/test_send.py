@@ -185,6 +185,32 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
 
 
+async def test_stdin_that_is_dev_null_ends_at_once(launch, gateway):
+    await gateway.serve(counting(gateway))
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-", stdin=asyncio.subprocess.DEVNULL)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"all 0\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "told"),
+    [
+        ("folder", None, 2, "folder is a directory; name the files in it"),
+        ("cut.wav", b"RIFF\x00\x00\x00\x00WAVEfmt ", 1, "cut.wav: The WAV header is not complete"),
+        ("odd.pcm", b"abc", 1, "odd.pcm: "),
+    ],
+)
+async def test_what_cannot_be_sent_is_named(send, tmp_path, name, content, code, told):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    got, out, err = await send("--url", "http://127.0.0.1:1", path)
+    assert (got, out) == (code, "")
+    assert told in err
+
+
 async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway):
     await gateway.serve(counting(gateway))
     process = await launch("--gateway", gateway.url, "--pipeline", "x", "-")
