@@ -73,8 +73,9 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            hint = "; another program listens there" if error.errno == errno.EADDRINUSE else ""
-            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
+            taken = "another program listens there; choose another port, or stop it"
+            reason = taken if error.errno == errno.EADDRINUSE else error.strerror or error
+            raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
         bound = int(runner.addresses[0][1])
         log.info("%s listening on port %d", role, bound)
         yield bound
