@@ -222,6 +222,33 @@ def test_overview_keeps_names_and_summaries_apart(run):
     assert all(re.fullmatch(r"  [a-z]+ +\S.*", line) for line in out.splitlines() if line.startswith("  "))
 
 
+def test_an_environment_variable_is_held_to_the_choices_of_its_option(run, monkeypatch):
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    refused(run("serve", "--pipeline", "nothing"), 2, "LOG_LEVEL", "'loud'", "debug, info, warning, error")
+    monkeypatch.setenv("LOG_LEVEL", "INFO")
+    refused(run("serve", "--pipeline", "nothing"), 2, "no pipeline 'nothing'")
+
+
+def test_a_script_need_not_have_arguments(run):
+    code, _, err = run("run")
+    assert (code, err) == (
+        2,
+        "whisper-byoc: the following arguments are required: script (see whisper-byoc run --help)\n",
+    )
+
+
+def test_doctor_wants_a_whole_address(run):
+    refused(run("doctor", "--container", "127.0.0.1:8000"), 2, "'127.0.0.1:8000'", "http://")
+
+
+def test_a_refused_connection_is_told_as_the_system_says_it(run, tmp_path, unused_tcp_port):
+    path = tmp_path / "sound.pcm"
+    path.write_bytes(bytes(3200))
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    told = f"no answer from {url}: Connection refused; is the server running there?"
+    refused(run("send", "--url", url, path), 1, told)
+
+
 def test_program_ends_in_order_though_a_daemon_thread_is_in_the_midst_of_torch(tmp_path):
     """Python's own end takes such a thread down with `terminate called without an active exception`, exit code 134."""
     script = tmp_path / "busy.py"
