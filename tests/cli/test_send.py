@@ -185,6 +185,20 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
 
 
+async def test_a_media_file_on_stdin_is_refused(launch, gateway):
+    await gateway.serve(counting(gateway))
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-")
+    _, err = await process.communicate(b"ID3\x04" + bytes(3200))
+    assert process.returncode == 2, err
+    assert b"stdin is a media file" in err
+
+
+async def test_a_container_is_no_gateway(send, serving, recording):
+    api = await serving(Sound())
+    told = f"whisper-byoc: {api.url} is not a gateway; a container is given with --url\n"
+    assert await send("--gateway", api.url, recording) == (1, "", told)
+
+
 async def test_stdin_that_is_dev_null_ends_at_once(launch, gateway):
     await gateway.serve(counting(gateway))
     process = await launch("--gateway", gateway.url, "--pipeline", "x", "-", stdin=asyncio.subprocess.DEVNULL)

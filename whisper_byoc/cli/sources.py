@@ -7,7 +7,7 @@ import selectors
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from audio.errors import PcmError, WavError
 from audio.media import load_audio
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
+from whisper_byoc.server.framing import begins_like_wav
+from whisper_byoc.server.magic import is_media
 
 __all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "open_source", "to_seconds"]
 
@@ -67,7 +69,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
                 yield Source("microphone", chunks)
     elif name == STDIN:
         with first_interrupt() as stop:
-            yield Source("stdin", from_stdin(stop))
+            yield Source("stdin", raw_or_wav(from_stdin(stop)))
     else:
         data = await asyncio.to_thread(lambda: pcm.encode(load(Path(name))))
         yield Source(Path(name).name, paced(data, realtime), len(data))
@@ -137,6 +139,21 @@ async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
     finally:
         closing.cancel()
         await asyncio.wait({closing})
+
+
+async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Pass chunks on.
+
+    Raises `UsageError` when they begin like a media file that the server would take for noise.
+    """
+    known = False
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if not known and is_media(chunk) and not begins_like_wav(chunk):
+                into = "ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | whisper-byoc send -"
+                raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
+            known = True
+            yield chunk
 
 
 def can_be_awaited(descriptor: int) -> bool:
