@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import io
 import json
 import os
 import pty
@@ -12,9 +13,12 @@ import sys
 import termios
 
 import pytest
+from tqdm import tqdm
 
 from tests.waiting import until
 from whisper_byoc.cli.main import main
+from whisper_byoc.cli.send import BAR, counted
+from whisper_byoc.cli.sources import paced, to_seconds
 
 FIVE_SECONDS = 160_000
 
@@ -171,6 +175,7 @@ async def test_a_gateway_that_dies_is_one_sentence(send, gateway, recording):
     assert out in ("first words\n", "")  # a reset may overtake what was sent before it
     assert err.count("\n") == 1
     assert "no answer from" in err
+    assert "TransferEncodingError" not in err
 
 
 async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
@@ -183,6 +188,14 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
         process = await launch(*words, stdin=file)
         out, err = await process.communicate()
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
+
+
+async def test_the_progress_bar_does_not_go_beyond_its_end():
+    size, shown = 60494, io.StringIO()
+    with tqdm(total=to_seconds(size), bar_format=BAR, file=shown, mininterval=0) as bar:
+        assert sum([len(chunk) async for chunk in counted(paced(bytes(size), realtime=False), bar)]) == size
+        assert bar.n == bar.total
+    assert "100%" in shown.getvalue()
 
 
 async def test_a_media_file_on_stdin_is_refused(launch, gateway):

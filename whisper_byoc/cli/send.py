@@ -128,8 +128,10 @@ async def send(client: TrickleClient | GatewayClient, source: Source, display: D
 
 
 async def counted(source: AsyncGenerator[bytes, None], bar: tqdm[Any]) -> AsyncGenerator[bytes, None]:
-    """Pass bytes on, and move the bar by their seconds."""
+    """Pass bytes on, and move the bar to their seconds."""
+    sent = 0
     async with aclosing(source):
         async for chunk in source:
             yield chunk
-            bar.update(to_seconds(len(chunk)))
+            sent += len(chunk)
+            bar.update(to_seconds(sent) - bar.n)  # a sum of seconds would go beyond the end, of which tqdm warns

@@ -95,7 +95,7 @@ async def transcribe(
             heard = await processor.hear(piece, options)
             parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
-            bar.update(len(piece) / pcm.SAMPLE_RATE)
+            bar.update(at / pcm.SAMPLE_RATE - bar.n)
     return join(parts, options.language or "en")
 
 
