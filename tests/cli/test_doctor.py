@@ -90,7 +90,7 @@ async def test_an_address_that_was_given_must_answer(run, nowhere, monkeypatch):
     assert "does not answer" in found["gateway"]["detail"]
     monkeypatch.setenv("BYOC_URL", nowhere["container"])
     assert (await run())[1]["container"]["state"] == "FAIL"
-    assert (await run("--container", "nonsense"))[1]["container"]["state"] == "FAIL"
+    assert (await run("--container", "http://nonsense.invalid"))[1]["container"]["state"] == "FAIL"
 
 
 async def test_a_container(run, serving):

@@ -1,9 +1,14 @@
 """Wrong usage is one sentence and exit code 2, failure one sentence and 1; never a traceback."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
+from audio import pcm
+from audio.media import load_audio
 from whisper_byoc import __version__
 from whisper_byoc.cli.main import double_dash, implied, main
 
@@ -140,6 +145,21 @@ def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
     assert out.split() == texts["demo-long-40s.wav"]["text"].split()
 
 
+def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):
+    path = tmp_path / "hello.pcm"
+    path.write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-hello-world.wav")))
+    assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", "")
+
+
+def test_transcribe_looks_at_its_folder_before_it_works(run, tmp_path):
+    taken, talk, again = tmp_path / "taken", tmp_path / "talk.wav", tmp_path / "talk.mp3"
+    for path in (taken, talk, again):
+        path.write_bytes(b"")
+    refused(run("transcribe", talk, "--output", taken), 2, f"cannot make the folder {taken}")
+    refused(run("transcribe", talk, again, "--output", tmp_path / "out"), 2, str(talk), str(again), "both")
+    assert not (tmp_path / "out").exists()
+
+
 def test_transcribe_what_is_no_sound(run, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not sound")
@@ -195,3 +215,51 @@ def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
 )
 def test_a_line_that_begins_with_an_option_names_its_command(line, command):
     assert implied([double_dash(word) for word in line.split()]) == command
+
+
+def test_overview_keeps_names_and_summaries_apart(run):
+    _, out, _ = run("--help")
+    assert all(re.fullmatch(r"  [a-z]+ +\S.*", line) for line in out.splitlines() if line.startswith("  "))
+
+
+def test_an_environment_variable_is_held_to_the_choices_of_its_option(run, monkeypatch):
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    refused(run("serve", "--pipeline", "nothing"), 2, "LOG_LEVEL", "'loud'", "debug, info, warning, error")
+    monkeypatch.setenv("LOG_LEVEL", "INFO")
+    refused(run("serve", "--pipeline", "nothing"), 2, "no pipeline 'nothing'")
+
+
+def test_a_script_need_not_have_arguments(run):
+    code, _, err = run("run")
+    assert (code, err) == (
+        2,
+        "whisper-byoc: the following arguments are required: script (see whisper-byoc run --help)\n",
+    )
+
+
+def test_doctor_wants_a_whole_address(run):
+    refused(run("doctor", "--container", "127.0.0.1:8000"), 2, "'127.0.0.1:8000'", "http://")
+
+
+def test_a_refused_connection_is_told_as_the_system_says_it(run, tmp_path, unused_tcp_port):
+    path = tmp_path / "sound.pcm"
+    path.write_bytes(bytes(3200))
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    told = f"no answer from {url}: Connection refused; is the server running there?"
+    refused(run("send", "--url", url, path), 1, told)
+
+
+def test_program_ends_in_order_though_a_daemon_thread_is_in_the_midst_of_torch(tmp_path):
+    """Python's own end takes such a thread down with `terminate called without an active exception`, exit code 134."""
+    script = tmp_path / "busy.py"
+    script.write_text(
+        "import atexit, sys, threading, torch\n"
+        "atexit.register(print, 'tidied up')\n"
+        "def work():\n    while True:\n        torch.ones(300, 300) @ torch.ones(300, 300)\n"
+        "for _ in range(4):\n    threading.Thread(target=work, daemon=True).start()\n"
+        "sys.exit(0)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "whisper_byoc.cli.main", "run", str(script)], capture_output=True, text=True, timeout=50
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "tidied up\n", "")

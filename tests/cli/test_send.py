@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import io
 import json
 import os
 import pty
@@ -12,9 +13,12 @@ import sys
 import termios
 
 import pytest
+from tqdm import tqdm
 
 from tests.waiting import until
 from whisper_byoc.cli.main import main
+from whisper_byoc.cli.send import BAR, counted
+from whisper_byoc.cli.sources import paced, to_seconds
 
 FIVE_SECONDS = 160_000
 
@@ -171,6 +175,7 @@ async def test_a_gateway_that_dies_is_one_sentence(send, gateway, recording):
     assert out in ("first words\n", "")  # a reset may overtake what was sent before it
     assert err.count("\n") == 1
     assert "no answer from" in err
+    assert "TransferEncodingError" not in err
 
 
 async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
@@ -183,6 +188,54 @@ async def test_stdin_as_a_pipe_and_as_a_file(launch, gateway, recording):
         process = await launch(*words, stdin=file)
         out, err = await process.communicate()
     assert (process.returncode, out, err) == (0, b"all %d\n" % FIVE_SECONDS, b"")
+
+
+async def test_the_progress_bar_does_not_go_beyond_its_end():
+    size, shown = 60494, io.StringIO()
+    with tqdm(total=to_seconds(size), bar_format=BAR, file=shown, mininterval=0) as bar:
+        assert sum([len(chunk) async for chunk in counted(paced(bytes(size), realtime=False), bar)]) == size
+        assert bar.n == bar.total
+    assert "100%" in shown.getvalue()
+
+
+async def test_a_media_file_on_stdin_is_refused(launch, gateway):
+    await gateway.serve(counting(gateway))
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-")
+    _, err = await process.communicate(b"ID3\x04" + bytes(3200))
+    assert process.returncode == 2, err
+    assert b"stdin is a media file" in err
+
+
+async def test_a_container_is_no_gateway(send, serving, recording):
+    api = await serving(Sound())
+    told = f"whisper-byoc: {api.url} is not a gateway; a container is given with --url\n"
+    assert await send("--gateway", api.url, recording) == (1, "", told)
+
+
+async def test_stdin_that_is_dev_null_ends_at_once(launch, gateway):
+    await gateway.serve(counting(gateway))
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-", stdin=asyncio.subprocess.DEVNULL)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"all 0\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "told"),
+    [
+        ("folder", None, 2, "folder is a directory; name the files in it"),
+        ("cut.wav", b"RIFF\x00\x00\x00\x00WAVEfmt ", 1, "cut.wav: The WAV header is not complete"),
+        ("odd.pcm", b"abc", 1, "odd.pcm: "),
+    ],
+)
+async def test_what_cannot_be_sent_is_named(send, tmp_path, name, content, code, told):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    got, out, err = await send("--url", "http://127.0.0.1:1", path)
+    assert (got, out) == (code, "")
+    assert told in err
 
 
 async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway):

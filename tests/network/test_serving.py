@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiohttp
 import pytest
 from aiohttp import web
 from hypothesis import given
@@ -132,3 +133,17 @@ async def test_tasks_are_waited_for_then_cancelled_and_their_errors_logged(caplo
     assert ended == [0, 0.02, 60]
     assert "a background task failed" in caplog.text
     assert len(tasks) == 0
+
+
+async def test_a_route_that_there_is_not_says_who_lacks_it():
+    async def here(_):
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/here", here)
+    async with listening(app, "127.0.0.1", 0, "gateway") as port, aiohttp.ClientSession() as http:
+        async with http.put(f"http://127.0.0.1:{port}/live/a/source") as answer:
+            told = {"error": "PUT /live/a/source: this gateway has no such route"}
+            assert (answer.status, await answer.json()) == (404, told)
+        async with http.post(f"http://127.0.0.1:{port}/here") as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")

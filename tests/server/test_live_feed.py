@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audio import pcm
+from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import Result
@@ -373,3 +375,23 @@ async def test_a_session_whose_close_fails_still_ends(serving, broken):
     api = await serving(listener)
     await api.put("job", bytes(640), chunked=True)
     assert (await api.records("job"))[-1]["type"] == "end"
+
+
+@pytest.mark.parametrize("size", [1, 5, 4096])
+async def test_a_feed_that_begins_like_a_wav_is_read_as_one(serving, fixtures_dir, size):
+    data = (fixtures_dir / "demo-stereo-48k.wav").read_bytes()
+    listener = Listener()
+    api = await serving(listener)
+    chunks = [*(data[at : at + size] for at in range(0, 5 * size, size)), data[5 * size :]]
+    assert (await api.put("a", chunks, chunked=True))[0] == 200
+    await api.records("a")
+    assert len(b"".join(listener.pieces)) == len(pcm.encode(read_wav(data)))
+
+
+@pytest.mark.parametrize("data", [b"RIFF", b"RIFF\x00\x00\x00\x00AVI has no sound"])
+async def test_a_feed_that_is_no_wav_after_all_is_pcm(serving, data):
+    listener = Listener()
+    api = await serving(listener)
+    assert (await api.put("a", [data[:3], data[3:]], chunked=True))[0] == 200
+    await api.records("a")
+    assert b"".join(listener.pieces) == data

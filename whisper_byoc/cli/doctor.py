@@ -21,6 +21,7 @@ from whisper_byoc.cli.checks.finding import Finding, fail
 from whisper_byoc.cli.checks.services import DEFAULTS, Services
 from whisper_byoc.cli.options import Parser, seconds
 from whisper_byoc.cli.safetext import printable
+from whisper_byoc.client.http import server_address
 
 __all__ = ["configure", "run"]
 
@@ -40,6 +41,9 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, print what was found, and fail when something must be mended."""
+    for role, _ in ADDRESSES:
+        if url := getattr(args, role):
+            setattr(args, role, server_address(url))
     findings = asyncio.run(examine(args))
     failed = any(each.state == "FAIL" for each in findings)
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from whisper_byoc.cli.options import Parser
 from whisper_byoc.cli.safetext import printable
 from whisper_byoc.errors import ByocError, UsageError
 
-__all__ = ["main"]
+__all__ = ["main", "script"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -35,6 +36,25 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
+
+
+def script() -> None:
+    """Be the program `whisper-byoc`."""
+    code = EXIT_FAILURE
+    atexit.register(lambda: leave(code))  # the first that is registered runs last
+    try:
+        code = main()
+    except SystemExit:  # after --help
+        code = 0
+
+
+def leave(code: int) -> None:
+    """End without Python's own tidying up: a thread that comes back from torch in its midst aborts the process."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = EXIT_FAILURE
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +108,7 @@ def implied(words: list[str]) -> str:
 
 def overview() -> str:
     """Describe all commands."""
-    lines = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
+    lines = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
     return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
 
 
@@ -104,4 +124,4 @@ def complain(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -40,6 +40,8 @@ class Parser(argparse.ArgumentParser):
         for variable in variables:
             if os.environ.get(variable):  # an empty one is none, as compose files write it
                 default = self._from_environment(variable, convert, repeated=repeated)
+                if (choices := rest.get("choices")) and default not in choices:  # argparse looks at the words only
+                    raise UsageError(f"environment variable {variable}: {default!r} is none of {', '.join(choices)}")
                 break
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")
         self.add_argument(*flags, help=text, type=convert, default=default, **rest)

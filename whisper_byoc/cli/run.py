@@ -28,7 +28,8 @@ __all__ = ["configure", "run"]
 def configure(parser: Parser) -> None:
     """Describe the options."""
     parser.add_argument("script", type=Path, help="Python file")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
+    rest.required = False  # so that only the script is said to be missing
     parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
     parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
     parser.option("--class", dest="class_name", help="class to serve, where the script defines several")

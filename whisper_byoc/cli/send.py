@@ -20,7 +20,7 @@ from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.safetext import printable
 from whisper_byoc.cli.sources import MICROPHONE, Source, check, open_source, to_seconds
 from whisper_byoc.client import GatewayClient, TrickleClient
-from whisper_byoc.errors import ClientError, UsageError
+from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 
 __all__ = ["configure", "run"]
 
@@ -91,7 +91,12 @@ async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
         return TrickleClient(args.url, pipeline=args.pipeline, params=params, **options)
     if args.pipeline is None:
         async with GatewayClient(args.gateway, **options) as asking:
-            args.pipeline = the_only_one(await asking.capabilities(), args.gateway)
+            try:
+                args.pipeline = the_only_one(await asking.capabilities(), args.gateway)
+            except ServerRefused as error:
+                if error.status != 404:
+                    raise
+                raise ClientError(f"{args.gateway} is not a gateway; a container is given with --url") from None
     return GatewayClient(args.gateway, args.pipeline, params=params, **options)
 
 
@@ -123,8 +128,10 @@ async def send(client: TrickleClient | GatewayClient, source: Source, display: D
 
 
 async def counted(source: AsyncGenerator[bytes, None], bar: tqdm[Any]) -> AsyncGenerator[bytes, None]:
-    """Pass bytes on, and move the bar by their seconds."""
+    """Pass bytes on, and move the bar to their seconds."""
+    sent = 0
     async with aclosing(source):
         async for chunk in source:
             yield chunk
-            bar.update(to_seconds(len(chunk)))
+            sent += len(chunk)
+            bar.update(to_seconds(sent) - bar.n)  # a sum of seconds would go beyond the end, of which tqdm warns

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from audio import pcm
+from audio.errors import PcmError, WavError
 from audio.media import load_audio
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
+from whisper_byoc.server.framing import begins_like_wav
+from whisper_byoc.server.magic import is_media
 
-__all__ = ["MICROPHONE", "STDIN", "Source", "check", "open_source", "to_seconds"]
+__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "open_source", "to_seconds"]
 
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1
@@ -38,8 +45,16 @@ def check(name: str) -> None:
     """Raise `UsageError` when a source cannot be: no such file, or a keyboard."""
     if name == STDIN and sys.stdin.isatty():
         raise UsageError("stdin is a terminal; pipe PCM16 mono 16 kHz into -, or name a FILE, or use --microphone")
-    if name not in (STDIN, MICROPHONE) and not Path(name).is_file():
-        raise UsageError(f"no such file: {name}")
+    if name not in (STDIN, MICROPHONE):
+        check_file(Path(name))
+
+
+def check_file(path: Path) -> None:
+    """Raise `UsageError` when there is no such file, or something else in its place."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name the files in it")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
 
 
 @asynccontextmanager
@@ -54,9 +69,9 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
                 yield Source("microphone", chunks)
     elif name == STDIN:
         with first_interrupt() as stop:
-            yield Source("stdin", from_stdin(stop))
+            yield Source("stdin", raw_or_wav(from_stdin(stop)))
     else:
-        data = await asyncio.to_thread(load, Path(name))
+        data = await asyncio.to_thread(lambda: pcm.encode(load(Path(name))))
         yield Source(Path(name).name, paced(data, realtime), len(data))
 
 
@@ -84,9 +99,17 @@ def first_interrupt() -> Iterator[asyncio.Event]:
         give_back()
 
 
-def load(path: Path) -> bytes:
-    """Read a file as PCM16 mono 16 kHz; raises `AudioError` when it is not sound."""
-    return path.read_bytes() if path.suffix.lower() in RAW_ENDINGS else pcm.encode(load_audio(path))
+def load(path: Path) -> NDArray[np.float32]:
+    """Read a file as 16 kHz mono samples (n,); `RAW_ENDINGS` are PCM16 of that kind.
+
+    Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
+    """
+    try:
+        return pcm.decode(path.read_bytes()) if path.suffix.lower() in RAW_ENDINGS else load_audio(path)
+    except (WavError, PcmError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
 async def paced(data: bytes, realtime: bool) -> AsyncGenerator[bytes, None]:
@@ -103,12 +126,11 @@ async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
     """Yield what comes on stdin, as it comes, until its end or until `stop` is set."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    try:
-        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    except ValueError:  # stdin is a file, which has its end
+    if not can_be_awaited(sys.stdin.fileno()):
         while not stop.is_set() and (chunk := await asyncio.to_thread(sys.stdin.buffer.read, CHUNK_BYTES)):
             yield chunk
         return
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     closing = asyncio.ensure_future(stop.wait())
     closing.add_done_callback(lambda _: transport.close())  # the reader gives what it has, then its end
     try:
@@ -117,6 +139,31 @@ async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
     finally:
         closing.cancel()
         await asyncio.wait({closing})
+
+
+async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Pass chunks on.
+
+    Raises `UsageError` when they begin like a media file that the server would take for noise.
+    """
+    known = False
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if not known and is_media(chunk) and not begins_like_wav(chunk):
+                into = "ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | whisper-byoc send -"
+                raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
+            known = True
+            yield chunk
+
+
+def can_be_awaited(descriptor: int) -> bool:
+    """Whether the loop can wait for it: a pipe, a socket or a terminal; not a file or /dev/null, which never wait."""
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def to_seconds(size: int) -> float:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from audio import pcm
-from audio.media import load_audio
 from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
+from whisper_byoc.cli.sources import check_file, load
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import PIPELINES
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
@@ -30,24 +30,26 @@ __all__ = ["configure", "run"]
 
 def configure(parser: Parser) -> None:
     """Describe the options."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="WAV, or anything that ffmpeg reads")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
+                        help="anything that ffmpeg reads; .pcm, .raw, .s16le are PCM16 mono 16 kHz")  # fmt: skip
     parser.option("--model", "--pipeline", "--byocModelID", help="model name, pipeline name or .pt file",
                   env=("WHISPER_MODEL",), default="tiny")  # fmt: skip
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--language", help="language spoken, or auto", default="en")
     parser.option("--threads", help="torch threads (default: the CPUs, 4 at most)", convert=count)
     parser.option("--format", help=f"one or more of {', '.join(FORMATS)}, with commas between", convert=formats,
-                  default=["txt"])  # fmt: skip
+                  default="txt")  # fmt: skip
     parser.option("--output", help="folder for the results, FILE.txt and so on (default: stdout)", convert=Path)
 
 
 def run(args: argparse.Namespace) -> int:
     """Transcribe every file."""
-    missing = [str(path) for path in args.files if not path.is_file()]
-    if missing:
-        raise UsageError(f"no such file: {', '.join(missing)}")
+    for path in args.files:
+        check_file(path)
     if args.output is None and len(args.format) > 1:
         raise UsageError("several formats need a folder: --output DIR")
+    if args.output is not None:
+        check_output(args.output, args.files)
     spec = PIPELINES.get(args.model)
     settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
     processor = WhisperProcessor(spec.model if spec and spec.model else args.model, settings)
@@ -55,12 +57,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_output(folder: Path, files: list[Path]) -> None:
+    """Make the folder before any work is done.
+
+    Raises `UsageError` when that cannot be, or when two files would have their text in the same place.
+    """
+    first: dict[str, Path] = {}
+    for path in files:
+        if (other := first.setdefault(path.stem, path)) is not path:
+            raise UsageError(f"{other} and {path} would both be written to {folder / path.stem}.*; do one at a time")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
 async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
     """Load the model once, then take file by file."""
     await processor.initialize()
     options = processor.options()
     for path in args.files:
-        heard = await transcribe(processor, options, load_audio(path), path.name)
+        heard = await transcribe(processor, options, load(path), path.name)
         for kind in args.format:
             write(heard, kind, path, args.output)
     await processor.shutdown()
@@ -78,7 +95,7 @@ async def transcribe(
             heard = await processor.hear(piece, options)
             parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
-            bar.update(len(piece) / pcm.SAMPLE_RATE)
+            bar.update(at / pcm.SAMPLE_RATE - bar.n)
     return join(parts, options.language or "en")
 
 
@@ -98,7 +115,6 @@ def write(heard: Transcription, kind: str, source: Path, folder: Path | None) ->
         return
     target = folder / f"{source.stem}.{kind}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from None

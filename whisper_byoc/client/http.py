@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import aiohttp
 
 from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused, ServerUnreachable, UsageError
 
-__all__ = ["MAX_RECORD_BYTES", "SHORT", "Connection", "lines", "refusal", "whole"]
+__all__ = ["MAX_RECORD_BYTES", "SHORT", "Connection", "lines", "reason_of", "refusal", "server_address", "whole"]
 
 CONNECT_SECONDS = 10.0
 SHORT = aiohttp.ClientTimeout(total=CONNECT_SECONDS)
@@ -32,9 +33,7 @@ class Connection:
     """
 
     def __init__(self, base_url: str, owner: str, token: str | None) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise UsageError(f"{base_url!r} is not the address of a server; it begins with http:// or https://")
-        self.base_url = base_url.rstrip("/")
+        self.base_url = server_address(base_url)
         self._owner = owner
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
@@ -63,9 +62,28 @@ class Connection:
                     raise await refusal(answer)
                 yield answer
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            message = f"no answer from {self.base_url}: {reason}; is the server running there?"
+            message = f"no answer from {self.base_url}: {reason_of(error)}; is the server running there?"
             raise ServerUnreachable(message) from error
+
+
+def server_address(url: str) -> str:
+    """Give the URL without a slash at its end.
+
+    Raises `UsageError` when it is no address of a server.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url!r} is not the address of a server; it begins with http:// or https://")
+    return url.rstrip("/")
+
+
+def reason_of(error: Exception) -> str:
+    """Say why a request failed, as the operating system says it where nobody could be connected to."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number = error.os_error.errno or 0  # that of a name that is not known is negative, and not the system's
+        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke off"
+    return str(error) or type(error).__name__
 
 
 async def refusal(answer: aiohttp.ClientResponse) -> ClientError:

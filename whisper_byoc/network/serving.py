@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from whisper_byoc.errors import StartError, UsageError
 
@@ -63,6 +64,7 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
 
     Raises `StartError` when the address cannot be had.
     """
+    app.middlewares.append(no_such_route(role))
     runner = web.AppRunner(
         app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S,
         max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
@@ -73,13 +75,29 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            hint = "; another program listens there" if error.errno == errno.EADDRINUSE else ""
-            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
+            taken = "another program listens there; choose another port, or stop it"
+            reason = taken if error.errno == errno.EADDRINUSE else error.strerror or error
+            raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
         bound = int(runner.addresses[0][1])
         log.info("%s listening on port %d", role, bound)
         yield bound
     finally:
         await runner.cleanup()
+
+
+def no_such_route(role: str) -> Middleware:
+    """Say who it is that lacks a route: an address of a gateway is soon taken for a container's."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+            allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+            message = f"{request.method} {request.path}: this {role} has no such route"
+            return web.json_response({"error": message}, status=error.status, headers=allowed)
+
+    return answer
 
 
 def open_session() -> aiohttp.ClientSession:

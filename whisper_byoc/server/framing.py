@@ -10,7 +10,16 @@ from audio.quiet import QuietCutter
 from audio.wav import WavReader
 from whisper_byoc.errors import BadSegment, RequestRefused
 
-__all__ = ["PCM_TYPES", "AudioFraming", "Framing", "VideoFraming", "WavFraming", "WholeBody"]
+__all__ = [
+    "PCM_TYPES",
+    "AudioFraming",
+    "Framing",
+    "SoundFraming",
+    "VideoFraming",
+    "WavFraming",
+    "WholeBody",
+    "begins_like_wav",
+]
 
 
 PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
@@ -18,6 +27,7 @@ PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 
 
 PIECE_BYTES = 16_000
+WAV_HEAD_BYTES = 12
 
 
 class Framing(Protocol):
@@ -127,6 +137,44 @@ class WavFraming:
         except AudioError as error:
             return [*self._cutter.finish(), BadSegment(str(error))]
         return [*tail, *self._cutter.finish()]
+
+
+class SoundFraming:
+    """WAV if the feed begins like one, else PCM16."""
+
+    blocking = False
+
+    def __init__(self, *, live: bool = False) -> None:
+        self.live = live
+        self._head = b""
+        self._chosen: Framing | None = None
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Segments that are complete now; nothing until the feed has shown how it begins.
+
+        Raises `audio.errors.WavError` when it is a WAV whose header is not one we read.
+        """
+        if self._chosen is None:
+            self._head += data
+            return self._choose().feed(self._head) if len(self._head) >= WAV_HEAD_BYTES else []
+        return self._chosen.feed(data)
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        """Give the rest, as the kind of feed that it is does."""
+        if self._chosen is not None:
+            return self._chosen.finish(complete=complete)
+        chosen = self._choose()
+        return [*chosen.feed(self._head), *chosen.finish(complete=complete)]
+
+    def _choose(self) -> Framing:
+        self._chosen = WavFraming(live=self.live) if begins_like_wav(self._head) else AudioFraming(live=self.live)
+        self.blocking = self._chosen.blocking
+        return self._chosen
+
+
+def begins_like_wav(data: bytes) -> bool:
+    """Whether bytes begin like a WAV file."""
+    return data[:4] == b"RIFF" and data[8:WAV_HEAD_BYTES] == b"WAVE"
 
 
 class VideoFraming:

@@ -13,7 +13,15 @@ from audio import pcm
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
-from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, Framing, VideoFraming, WavFraming, WholeBody
+from whisper_byoc.server.framing import (
+    PCM_TYPES,
+    Framing,
+    SoundFraming,
+    VideoFraming,
+    WavFraming,
+    WholeBody,
+    begins_like_wav,
+)
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.pipeline import Pipeline
@@ -168,7 +176,7 @@ def make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framin
     Raises `RequestRefused` (400) for video without a usable `?width=&height=`.
     """
     if pipeline.media == "audio":
-        framing = WavFraming if request.content_type.lower() in WAV_TYPES else AudioFraming
+        framing = WavFraming if request.content_type.lower() in WAV_TYPES else SoundFraming
         return framing(live=pipeline.live)
     if pipeline.media == "video" or "width" in request.query:
         width, height = side(request, "width"), side(request, "height")
@@ -190,7 +198,7 @@ def side(request: web.Request, name: str) -> int:
 
 def is_wav(request: web.Request, body: bytes) -> bool:
     """Whether the body says it is a WAV file, or looks like one."""
-    return request.content_type.lower() in WAV_TYPES or (body[:4] == b"RIFF" and body[8:12] == b"WAVE")
+    return request.content_type.lower() in WAV_TYPES or begins_like_wav(body)
 
 
 def wav_to_pcm(body: bytes, limit: int) -> bytes:

@@ -47,8 +47,9 @@ async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterato
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            hint = "; another program listens there" if error.errno == errno.EADDRINUSE else ""
-            raise TrickleError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from error
+            taken = "another program listens there; choose another port, or stop it"
+            reason = taken if error.errno == errno.EADDRINUSE else error.strerror or error
+            raise TrickleError(f"cannot listen on {host}:{port}: {reason}") from error
         bound = runner.addresses[0]
         name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         yield f"http://{name}:{bound[1]}{server.base_path}"

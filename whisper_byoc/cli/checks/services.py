@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from whisper_byoc.cli.checks.finding import Finding, absent, fail, ok
-from whisper_byoc.client.http import whole
+from whisper_byoc.client.http import reason_of, whole
 from whisper_byoc.errors import ServerRefused
 
 __all__ = ["DEFAULTS", "Services"]
@@ -108,9 +108,7 @@ class Services:
         url, named = self._url(role), self._named[role]
         if isinstance(error, aiohttp.ClientConnectorError) and not named:
             return absent(role, f"not running at {url}", f"Start it with `{STARTS[role]}`.")
-        reason = "it is too slow" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ClientConnectorError):
-            reason = error.os_error.strerror or "nobody listens there"
+        reason = "it is too slow" if isinstance(error, asyncio.TimeoutError) else reason_of(error)
         return fail(role, f"{url} does not answer: {reason}", f"Check the address, or start the {role} there.")
 
     def _stranger(self, role: str) -> Finding:
