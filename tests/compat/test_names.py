@@ -7,6 +7,7 @@ import pytest
 from whisper_byoc.client import TrickleClient
 from whisper_byoc.compat.names import tutorial_names
 from whisper_byoc.processors.base import FrameProcessor
+from whisper_byoc.server import hosted
 
 
 async def runner(*_, **__):
@@ -53,6 +54,16 @@ def test_our_names(no_real):
             _ = pytrickle.StreamServer
         with pytest.raises(ImportError):
             from pytrickle import VideoFrame  # noqa: F401
+
+
+def test_a_script_that_takes_run_processor_from_here_is_run_the_same_way():
+    with tutorial_names(runner):
+        from whisper_byoc import run_processor
+
+        assert run_processor is runner
+    from whisper_byoc import run_processor
+
+    assert run_processor is hosted.run_processor
 
 
 def test_the_names_are_gone_afterwards(no_real):

@@ -78,8 +78,10 @@ def write(tmp_path):
     return write
 
 
-async def test_processor_and_client_scripts(command, write):
-    server = await command("run", "--port", "0", "--host", "127.0.0.1", write("processor.py", GREEN_TINT))
+@pytest.mark.parametrize("module", ["pytrickle", "whisper_byoc"])
+async def test_processor_and_client_scripts(command, write, module):
+    script = write("processor.py", GREEN_TINT.replace("from pytrickle", f"from {module}"))
+    server = await command("run", "--port", "0", "--host", "127.0.0.1", script)
     await server.ready()
     client = await command("run", write("client.py", CLIENT.replace("URL", repr(server.url))))
     assert await client.end(None) in (0, 2), client.whole_log

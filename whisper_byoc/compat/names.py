@@ -1,5 +1,7 @@
 """Puts `pytrickle` and `http_trickle` in place for a script, without touching what is installed.
 
+A script may take `run_processor` from `whisper_byoc` as well: whoever runs it decides what that does.
+
 `pytrickle` has our `FrameProcessor` and `run_processor`; every other name, and every submodule, comes from the real
 pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
 """
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import whisper_byoc
 from whisper_byoc.client import TrickleClient
 from whisper_byoc.processors.base import FrameProcessor
 
@@ -24,14 +27,16 @@ Runner = Callable[..., Any]
 
 @contextmanager
 def tutorial_names(run_processor: Runner) -> Iterator[None]:
-    """Have `import pytrickle` and `import http_trickle` find ours while the context lasts."""
+    """Have `import pytrickle` and `import http_trickle` find ours while the context lasts, and all `run_processor`."""
     ours = {"pytrickle": pytrickle_module(run_processor), "http_trickle": ModuleType("http_trickle")}
     vars(ours["http_trickle"]).update(__doc__="whisper-byoc's client", TrickleClient=TrickleClient)
     before = {name: sys.modules.get(name) for name in ours}
     sys.modules.update(ours)
+    whisper_byoc.run_processor = run_processor
     try:
         yield
     finally:
+        del whisper_byoc.run_processor  # the package looks up its own again
         for name, module in before.items():
             if module is None:
                 sys.modules.pop(name, None)

@@ -68,7 +68,9 @@ class JobTable:
         if name is None and len(self.pipelines) == 1:
             return next(iter(self.pipelines.values()))
         if name is None:
-            raise UnknownPipeline(f"this container serves several pipelines; name one with ?pipeline=: {names}")
+            raise UnknownPipeline(
+                f"this container serves several pipelines; name one with ?pipeline= (send --pipeline): {names}"
+            )
         if found := self.named(name):
             return found
         raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
