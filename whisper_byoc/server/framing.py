@@ -156,7 +156,8 @@ class SoundFraming:
         """
         if self._chosen is None:
             self._head += data
-            return self._choose().feed(self._head) if len(self._head) >= WAV_HEAD_BYTES else []
+            undecided = len(self._head) < WAV_HEAD_BYTES and may_become_wav(self._head)
+            return [] if undecided else self._choose().feed(self._head)
         return self._chosen.feed(data)
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
@@ -175,6 +176,11 @@ class SoundFraming:
 def begins_like_wav(data: bytes) -> bool:
     """Whether bytes begin like a WAV file."""
     return data[:4] == b"RIFF" and data[8:WAV_HEAD_BYTES] == b"WAVE"
+
+
+def may_become_wav(data: bytes) -> bool:
+    """Whether so few bytes may be the beginning of a WAV file."""
+    return b"RIFF".startswith(data[:4]) and b"WAVE".startswith(data[8:WAV_HEAD_BYTES])
 
 
 class VideoFraming:

@@ -132,7 +132,9 @@ async def take_feed(request: web.Request, job: Job, framing: Framing, table: Job
                     segments += 1
             complete = not job.closing.is_set()
         except (*BROKEN, asyncio.CancelledError) as error:
-            log.warning("job %s: the feed broke off after %d bytes (%r)", job.info.job_id, size, error)
+            gone = isinstance(error, asyncio.CancelledError)  # aiohttp's way to say so
+            why = "its client has gone" if gone else repr(error)
+            log.warning("job %s: the feed broke off after %d bytes: %s", job.info.job_id, size, why)
             raise
         finally:
             for tail in (*waiting, *framing.finish(complete=complete)):
