@@ -34,7 +34,7 @@ class ListenerOptions:
     """Up to this length the whole `pause` is waited for …"""
     hurried_from: float = 6.0
     """… and from this length the shortest one is enough."""
-    post_roll: float = 0.25
+    post_roll: float = 0.2
     """So much of the silence is kept: the end of the last word."""
     longest: float = 12.0
     """An utterance that goes on for so long is cut at the quietest point of its last third."""
