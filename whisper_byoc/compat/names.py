@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import whisper_byoc
 from whisper_byoc.client import TrickleClient
 from whisper_byoc.processors.base import FrameProcessor
 
@@ -32,11 +31,12 @@ def tutorial_names(run_processor: Runner) -> Iterator[None]:
     vars(ours["http_trickle"]).update(__doc__="whisper-byoc's client", TrickleClient=TrickleClient)
     before = {name: sys.modules.get(name) for name in ours}
     sys.modules.update(ours)
-    whisper_byoc.run_processor = run_processor
+    package = vars(sys.modules["whisper_byoc"])
+    package["run_processor"] = run_processor
     try:
         yield
     finally:
-        del whisper_byoc.run_processor  # the package looks up its own again
+        del package["run_processor"]  # the package looks up its own again
         for name, module in before.items():
             if module is None:
                 sys.modules.pop(name, None)
