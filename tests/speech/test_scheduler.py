@@ -284,14 +284,13 @@ async def test_a_draft_goes_on_where_a_worker_is_free(running):
     engine = Patient()
     engine.replica = Counting
     scheduler = await running(engine, workers=2)
-    drafts = [asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long"))) for _ in range(2)]
-    await asyncio.to_thread(engine.begun.wait, 10)
-    await asyncio.wait(drafts, return_when=asyncio.FIRST_COMPLETED)  # the other engine gives its draft at once
-    await until(lambda: scheduler._queue._idle == 1)  # and its worker comes back
+    while not engine.begun.is_set():  # the other engine, which may be quicker, gives its draft at once
+        draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
+        await asyncio.to_thread(engine.begun.wait, 0.2)
+    await until(lambda: scheduler._queue._idle == 1)  # the other worker has come back
     await scheduler.transcribe(SOUND, DecodeOptions())
-    assert sum(draft.done() for draft in drafts) == 1
-    for draft in drafts:
-        draft.cancel()
+    assert not draft.done()
+    draft.cancel()
 
 
 @pytest.mark.parametrize("way", ["transcribe", "draft"])
