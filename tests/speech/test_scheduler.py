@@ -286,7 +286,7 @@ async def test_a_draft_goes_on_where_a_worker_is_free(running):
     scheduler = await running(engine, workers=2)
     while not engine.begun.is_set():  # the other engine, which may be quicker, gives its draft at once
         draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
-        await asyncio.to_thread(engine.begun.wait, 0.2)
+        await until(lambda draft=draft: draft.done() or engine.begun.is_set())
     await until(lambda: scheduler._queue._idle == 1)  # the other worker has come back
     await scheduler.transcribe(SOUND, DecodeOptions())
     assert not draft.done()
