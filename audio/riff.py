@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 from audio.errors import UnsupportedWav, WavError
 
-__all__ = ["FLOAT", "PCM", "HeaderWalk", "WavFormat", "WavHeader"]
+__all__ = ["FLOAT", "HEAD_BYTES", "PCM", "HeaderWalk", "WavFormat", "WavHeader", "begins_like_wav", "may_become_wav"]
+
+HEAD_BYTES = 12
+"""RIFF, the size of the file, WAVE: what tells a WAV file from anything else."""
 
 RATES = range(8_000, 192_001)  # Hz; what soxr is tried with, and what recorders write
 CHANNELS = range(1, 9)  # up to 7.1
@@ -32,6 +35,16 @@ TAG_NAMES = {
     0x0055: "MP3",
 }
 READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)}
+
+
+def begins_like_wav(data: bytes) -> bool:
+    """Whether bytes begin like a WAV file."""
+    return len(data) >= HEAD_BYTES and may_become_wav(data)
+
+
+def may_become_wav(data: bytes) -> bool:
+    """Whether bytes begin like a WAV file as far as they go."""
+    return b"RIFF".startswith(data[:4]) and b"WAVE".startswith(data[8:HEAD_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +125,15 @@ class HeaderWalk:
         )
 
     def _begin(self) -> bool:
-        start = bytes(self._buffer[:12])
+        start = bytes(self._buffer[:HEAD_BYTES])
         if start[:4] in (b"RF64", b"RIFX"):
             raise UnsupportedWav(f"{_text(start[:4])} files are not read here, only RIFF; convert it with ffmpeg.")
-        if start[:4] != b"RIFF"[: len(start)] or start[8:] != b"WAVE"[: len(start[8:])]:
+        if not may_become_wav(start):
             raise WavError(f"This is not a WAV file: it begins with {_text(start)}, not with RIFF and WAVE.")
-        if len(start) < 12:
+        if len(start) < HEAD_BYTES:
             return False
         (self._riff_size,) = struct.unpack_from("<I", start, 4)
-        self._position = 12
+        self._position = HEAD_BYTES
         return True
 
     def _end(self, body: int, size: int) -> WavHeader:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import PcmError, WavError
 from audio.media import load_audio
+from audio.riff import begins_like_wav
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
-from whisper_byoc.server.framing import begins_like_wav
 from whisper_byoc.server.magic import is_media
 
 __all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "open_source", "to_seconds"]

@@ -7,6 +7,7 @@ from typing import Protocol
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
+from audio.riff import HEAD_BYTES, begins_like_wav, may_become_wav
 from audio.wav import WavReader
 from whisper_byoc.errors import BadSegment, RequestRefused
 
@@ -18,7 +19,6 @@ __all__ = [
     "VideoFraming",
     "WavFraming",
     "WholeBody",
-    "begins_like_wav",
 ]
 
 
@@ -27,7 +27,6 @@ PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 
 
 PIECE_BYTES = 16_000
-WAV_HEAD_BYTES = 12
 
 
 class Framing(Protocol):
@@ -156,7 +155,7 @@ class SoundFraming:
         """
         if self._chosen is None:
             self._head += data
-            undecided = len(self._head) < WAV_HEAD_BYTES and may_become_wav(self._head)
+            undecided = len(self._head) < HEAD_BYTES and may_become_wav(self._head)
             return [] if undecided else self._choose().feed(self._head)
         return self._chosen.feed(data)
 
@@ -171,16 +170,6 @@ class SoundFraming:
         self._chosen = WavFraming(live=self.live) if begins_like_wav(self._head) else AudioFraming(live=self.live)
         self.blocking = self._chosen.blocking
         return self._chosen
-
-
-def begins_like_wav(data: bytes) -> bool:
-    """Whether bytes begin like a WAV file."""
-    return data[:4] == b"RIFF" and data[8:WAV_HEAD_BYTES] == b"WAVE"
-
-
-def may_become_wav(data: bytes) -> bool:
-    """Whether so few bytes may be the beginning of a WAV file."""
-    return b"RIFF".startswith(data[:4]) and b"WAVE".startswith(data[8:WAV_HEAD_BYTES])
 
 
 class VideoFraming:

@@ -13,6 +13,7 @@ from audio import pcm
 from audio.errors import MediaError, UnsupportedWav, WavError
 from audio.media import decode_media
 from audio.quiet import QuietCutter
+from audio.riff import begins_like_wav
 from audio.wav import WavReader, read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.framing import PCM_TYPES
@@ -102,7 +103,7 @@ def encoded_pieces(samples: NDArray[np.float32]) -> Iterator[bytes]:
 
 def decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
     """Decode a media file: float32 (n,), 16 kHz mono."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+    if begins_like_wav(data):
         try:
             return read_wav(data, max_samples)
         except UnsupportedWav:

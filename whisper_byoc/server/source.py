@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from aiohttp import ClientPayloadError, StreamReader, web
 
 from audio import pcm
+from audio.riff import begins_like_wav
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
@@ -20,7 +21,6 @@ from whisper_byoc.server.framing import (
     VideoFraming,
     WavFraming,
     WholeBody,
-    begins_like_wav,
 )
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
