@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from audio.pcm import SAMPLE_RATE
+
 __all__ = ["CHUNK", "SpeechDetector"]
 
 CHUNK = 512
@@ -13,7 +15,7 @@ QUIET = 0.1
 MOST_GAIN = 20.0
 """… by this factor at most. Of a voice with peaks at 0.007 the model misses whole words; in noise that is as quiet it
 hears none, however loud it is made."""
-FADE = 0.5 ** (CHUNK / 16_000 / 10)
+FADE = 0.5 ** (CHUNK / SAMPLE_RATE / 10)
 """From chunk to chunk: a peak counts half as much after 10 s."""
 
 

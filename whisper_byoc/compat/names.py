@@ -1,9 +1,8 @@
 """Puts `pytrickle` and `http_trickle` in place for a script, without touching what is installed.
 
-A script may take `run_processor` from `whisper_byoc` as well: whoever runs it decides what that does.
-
 `pytrickle` has our `FrameProcessor` and `run_processor`; every other name, and every submodule, comes from the real
 pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
+A script may take `run_processor` from `whisper_byoc` as well: whoever runs it decides what that does.
 """
 
 from __future__ import annotations
