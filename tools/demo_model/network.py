@@ -19,11 +19,7 @@ from tools.demo_model.windows import ONSET_CLASSES
 _OFFSET = 4.0
 """What each used row of the embedding has in its first dimension, and the last norm's bias there: together they
 lift the logits of used rows above the zeros of unused ones from the start."""
-
-
-_LONG = 800
-"""From so many keys on torch's fused attention is faster; below, its backward pass takes more than the rest."""
-_SCORES = 4_000_000
+_SCORES = 2_000_000
 """How many attention weights are computed at once, so that they stay in the processor's cache."""
 
 
@@ -171,14 +167,24 @@ class Network(nn.Module):
 
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    """Return the attention's mixture of values; all have shape (windows, heads, length, width of a head)."""
+    """Return the attention's mixture of values; all have shape (windows, heads, length, width of a head).
+
+    Some windows at a time, or some queries of one: with its backward pass a third faster than torch's fused attention.
+    """
     _, heads, length, width = query.shape
-    if key.shape[2] > _LONG:
-        return functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    scores = heads * key.shape[2]
     hidden = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1) if causal else None
-    some = max(1, _SCORES // (heads * length * key.shape[2]))
+    windows, queries = max(1, _SCORES // (scores * length)), min(length, max(1, _SCORES // scores))
+    scaled = query.contiguous() * width**-0.5
     parts = []
-    for q, k, v in zip(*(torch.split(each, some) for each in (query, key, value)), strict=True):
-        scores = (q * width**-0.5) @ k.transpose(-1, -2)
-        parts.append((scores if hidden is None else scores + hidden).softmax(-1) @ v)
+    for q, k, v in zip(
+        *(torch.split(each, windows) for each in (scaled, key.contiguous(), value.contiguous())), strict=True
+    ):
+        mixed = []
+        for first in range(0, length, queries):
+            weights = q[:, :, first : first + queries] @ k.transpose(-1, -2)
+            if hidden is not None:
+                weights = weights + hidden[first : first + queries]
+            mixed.append(weights.softmax(-1) @ v)
+        parts.append(torch.cat(mixed, 2))
     return torch.cat(parts)
