@@ -80,7 +80,7 @@ def reason_of(error: Exception) -> str:
     """Say why a request failed, as the operating system says it where nobody could be connected to."""
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
         number = error.os_error.errno or 0  # that of a name that is not known is negative, and not the system's
-        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error)
+        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection broke off"
     return str(error) or type(error).__name__

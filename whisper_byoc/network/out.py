@@ -13,6 +13,7 @@ from aiohttp import web
 from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
 from whisper_byoc.network.form import Form
 from whisper_byoc.network.tasks import within
+from whisper_byoc.trickle.http import describe
 
 __all__ = ["PEER_ERRORS", "Out", "peer_failed"]
 
@@ -137,4 +138,4 @@ def peer_failed(peer: object, error: BaseException) -> PeerFailed:
     reached = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
     if isinstance(error, aiohttp.ClientPayloadError):
         return PeerFailed(f"{peer} broke off in the middle of its answer")
-    return PeerFailed(f"{peer} failed: {str(error) or type(error).__name__}", reached=reached)
+    return PeerFailed(f"{peer} failed: {describe(error)}", reached=reached)

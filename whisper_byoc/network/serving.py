@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from whisper_byoc.errors import StartError, UsageError
+from whisper_byoc.trickle.standalone import cannot_listen
 
 __all__ = ["Address", "base_url", "listening", "open_session"]
 
@@ -75,9 +75,7 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            taken = "another program listens there; choose another port, or stop it"
-            reason = taken if error.errno == errno.EADDRINUSE else error.strerror or error
-            raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
+            raise StartError(cannot_listen(host, port, error)) from None
         bound = int(runner.addresses[0][1])
         log.info("%s listening on port %d", role, bound)
         yield bound

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import aiohttp
 
 from whisper_byoc.server.capability import Registration, Standing, capability_json, standing_of, token_headers
+from whisper_byoc.trickle.http import describe
 
 __all__ = ["Registrar"]
 
@@ -100,7 +101,7 @@ class Membership:
                 self._registration.leave_seconds,
             )
         except NOT_REACHED as error:
-            log.warning("%s could not be told that %s is gone: %s", self._orchestrator, name, reason(error))
+            log.warning("%s could not be told that %s is gone: %s", self._orchestrator, name, describe(error))
             return
         if status == 200:
             log.info("capability %s unregistered at %s", name, self._orchestrator)
@@ -118,7 +119,7 @@ class Membership:
             try:
                 status, answer = await self._ask("POST", "/capability/register", headers, body)
             except NOT_REACHED as error:
-                self._say("register", logging.WARNING, f"cannot be reached, trying again: {reason(error)}")
+                self._say("register", logging.WARNING, f"cannot be reached, trying again: {describe(error)}")
                 await asyncio.sleep(pause)
                 continue
             if status == 200:
@@ -146,7 +147,7 @@ class Membership:
         try:
             status, body = await self._ask("GET", "/process/token", token_headers(name))
         except NOT_REACHED as error:
-            self._say("probe", logging.WARNING, f"cannot be asked for capability {name}: {reason(error)}")
+            self._say("probe", logging.WARNING, f"cannot be asked for capability {name}: {describe(error)}")
             return False  # whether it has forgotten will be seen when it is back
         standing = standing_of(status, body)
         if standing is Standing.UNTOLD:
@@ -196,8 +197,3 @@ def growing_pauses(first: float, longest: float) -> Iterator[float]:
     while True:
         yield chance.uniform(pause / 2, pause)
         pause = min(pause * 2, longest)
-
-
-def reason(error: BaseException) -> str:
-    """Describe a failed request; a time limit has no text of its own."""
-    return "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__

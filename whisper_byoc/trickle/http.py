@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -177,7 +178,10 @@ def backoff(options: ClientOptions) -> Iterator[float]:
 
 
 def describe(error: BaseException) -> str:
-    """Say what went wrong, also for errors without a text."""
+    """Say what went wrong, also for errors without a text; a failed connection as the operating system says it."""
     if isinstance(error, asyncio.TimeoutError) and not str(error):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number = error.os_error.errno or 0  # that of a name that is not known is negative, and not the system's
+        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
     return str(error) or type(error).__name__

@@ -15,7 +15,7 @@ from aiohttp import web
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.server import TrickleServer
 
-__all__ = ["DEFAULT_PORT", "listening", "main", "serve"]
+__all__ = ["DEFAULT_PORT", "cannot_listen", "listening", "main", "serve"]
 
 log = logging.getLogger("whisper_byoc.trickle")
 
@@ -47,14 +47,18 @@ async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterato
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            taken = "another program listens there; choose another port, or stop it"
-            reason = taken if error.errno == errno.EADDRINUSE else error.strerror or error
-            raise TrickleError(f"cannot listen on {host}:{port}: {reason}") from error
+            raise TrickleError(cannot_listen(host, port, error)) from error
         bound = runner.addresses[0]
         name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         yield f"http://{name}:{bound[1]}{server.base_path}"
     finally:
         await runner.cleanup()
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Say why the address cannot be had."""
+    taken = "another program listens there; choose another port, or stop it"
+    return f"cannot listen on {host}:{port}: {taken if error.errno == errno.EADDRINUSE else error.strerror or error}"
 
 
 async def serve(server: TrickleServer, host: str, port: int, stop: asyncio.Event | None = None) -> None:
