@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.rules import LONGEST_TEXT, Score, is_echo, token_cap, without_loops
+from whisper_byoc.speech.rules import LONGEST_TEXT, UNIT, Score, is_echo, token_cap, without_loops
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,12 @@ from whisper_byoc.speech.rules import LONGEST_TEXT, Score, is_echo, token_cap, w
         ("very " * 3 + "fast words that nobody can say", 0.5, "very very very fast words that nobody can say"),
         ("one two three four five six seven eight nine ten eleven twelve " * 4, 2.0,
          "one two three four five six seven eight nine ten eleven twelve"),
+        ("谢谢" * 20, 1.0, "谢"),  # no blanks between words
+        ("谢谢谢谢", 0.5, "谢谢谢谢"),
+        ("はい、" + "ご視聴ありがとうございました。" * 6, 3.0, "はい、ご視聴ありがとうございました。"),
+        ("ขอบคุณ" * 12, 2.0, "ขอบคุณ"),
+        ("ขอบคุณ" * 4, 2.0, None),  # twelve characters a second are nothing in Thai
+        ("네 " * 40, 2.0, "네"),  # Korean has blanks
         ("", 1.0, ""),
         ("word", 0.0, "word"),
     ],
@@ -28,9 +34,11 @@ def test_loops_are_cut_only_where_nobody_speaks_so_fast(text, seconds, kept):
     assert without_loops(text, seconds) == (text if kept is None else kept)
 
 
-@given(st.lists(st.sampled_from("abcd"), max_size=60), st.floats(0, 30))
-def test_cutting_loops_leaves_every_word_once_and_in_order(words, seconds):
-    kept = without_loops(" ".join(words), seconds).split()
+@given(st.lists(st.sampled_from("abcd谢はข"), max_size=60), st.floats(0, 30), st.sampled_from(("", " ")))
+def test_cutting_loops_leaves_every_word_once_and_in_order(words, seconds, blank):
+    kept = without_loops(blank.join(words), seconds)
+    words = [unit[0].strip() for unit in UNIT.finditer(blank.join(words))]
+    kept = [unit[0].strip() for unit in UNIT.finditer(kept)]
     assert set(kept) == set(words)
     rest = iter(words)
     assert all(word in rest for word in kept)

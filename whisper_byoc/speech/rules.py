@@ -17,9 +17,17 @@ TOKENS_PER_SECOND = 12
 TOKENS_AT_LEAST = 16
 LONGEST_TEXT = 224
 """Tokens of one window (openai-whisper, `n_text_ctx // 2`)."""
-WORDS_PER_SECOND = 6.0
-"""Nobody speaks faster for long: auctioneers reach 4 to 5."""
-LONGEST_LOOP = 12
+WORD_SECONDS = 1 / 6
+"""Nobody speaks faster for long: auctioneers reach 4 to 5 words a second."""
+HAN_OR_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+HAN_OR_KANA_SECONDS = 1 / 12
+"""The fastest Japanese has some 10 morae a second."""
+SOUTH_EAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+SOUTH_EAST_ASIAN_SECONDS = 1 / 24
+"""Thai, Lao, Burmese and Khmer: up to 7 syllables a second, of three or four characters each."""
+UNIT = re.compile(rf"([{HAN_OR_KANA}])\s*|([{SOUTH_EAST_ASIAN}])\s*|[^\s{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]+\s*")
+"""A word, or a character of a script that has no blanks between words; with the blanks that follow."""
+LONGEST_LOOP = 30
 REPEATS = 4
 
 
@@ -58,19 +66,25 @@ def token_cap(seconds: float) -> int:
 def without_loops(text: str, seconds: float) -> str:
     """Cut the repetitions out of a text that nobody can have spoken in so many seconds.
 
-    A phrase of up to 12 words that stands there four times in a row or more is left once. Text at a speed that
-    people speak at is left alone, whatever it repeats.
+    A phrase of up to 30 words (characters, where words have no blanks between them) that stands there four times in a
+    row or more is left once. Text at a speed that people speak at is left alone, whatever it repeats.
     """
-    words = text.split()
-    if len(words) <= WORDS_PER_SECOND * max(seconds, 0.5):
+    units = list(UNIT.finditer(text))
+    if sum(map(seconds_of, units)) <= max(seconds, 0.5):
         return text
+    spoken = [unit[0].rstrip() for unit in units]
     kept: list[str] = []
     at = 0
-    while at < len(words):
-        size, repeats = loop_at(words, at)
-        kept += words[at : at + size]
+    while at < len(units):
+        size, repeats = loop_at(spoken, at)
         at += size * repeats
-    return " ".join(kept)
+        kept += (unit[0] for unit in units[at - size : at])
+    return "".join(kept).strip()
+
+
+def seconds_of(unit: re.Match[str]) -> float:
+    """Give the least time that anybody takes to say a word or character."""
+    return HAN_OR_KANA_SECONDS if unit[1] else SOUTH_EAST_ASIAN_SECONDS if unit[2] else WORD_SECONDS
 
 
 def loop_at(words: list[str], at: int) -> tuple[int, int]:
