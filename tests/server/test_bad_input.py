@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.processors.base import Result
 
 
 class Upper:
@@ -414,6 +415,64 @@ async def test_a_processor_whose_extras_fail_harms_nobody(serving):
     status, body = await api.json("/readyz")
     assert status == 503
     assert "no idea" in body["reasons"][0]
+
+
+NONSENSE = [
+    (None, "a list of Result, but it returned NoneType"),
+    (b"text", "a list of Result, but it returned bytes"),
+    ([b"text"], "a list of Result, but bytes is in it"),
+    ([Result("text")], "the body of a Result must be bytes, but it is str"),
+    ([Result(b"x", {"n": b"x"})], "the record of a Result must be JSON: Object of type bytes"),
+    (
+        [Result(b"x", {"type": "transcript", "text": "a", "is_final": True, "n": {1}})],
+        "must be JSON: Object of type set",
+    ),
+    ([Result(b"x", {"text": "\ud800"})], "must be JSON: 'utf-8' codec can't encode"),
+    ([Result(b"x", "text")], "the record of a Result must be a mapping, but it is str"),
+    ([Result(b"good"), None], "a list of Result, but NoneType is in it"),
+]
+
+
+class Given:
+    """A processor whose session gives what it is told to."""
+
+    def __init__(self, given, summary=None):
+        self.given, self.told = given, summary or {}
+
+    async def process(self, frame):
+        raise AssertionError("there are sessions")
+
+    def open_session(self, job):
+        return self
+
+    async def feed(self, frame):
+        return self.given if frame == b"bad" else [Result(frame)]
+
+    async def finish(self):
+        return self.given
+
+    def summary(self):
+        return self.told
+
+
+@pytest.mark.parametrize(("given", "message"), NONSENSE)
+async def test_a_session_that_gives_nonsense_makes_error_records_and_the_job_goes_on(serving, given, message):
+    api = await serving(Given(given))
+    for frame in (b"bad", b"good"):
+        await api.put("job", frame)
+    await api.end("job")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["error", "result", "error", "end"]
+    assert message in records[0]["error"]
+    assert message in records[2]["error"]
+    assert records[-1]["errors"] == 2
+
+
+async def test_a_summary_that_is_no_json_is_left_out(serving):
+    api = await serving(Given([], {"n": b"x"}))
+    await api.put("job", b"good")
+    await api.end("job")
+    assert (await api.records("job"))[-1] == {"type": "end", "job_id": "job", "seq": 1, "errors": 0}
 
 
 async def test_a_feed_that_is_not_wav_after_all_is_400(serving):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
-from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session
+from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
 from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
@@ -277,11 +277,9 @@ class Job:
         try:
             if isinstance(segment.data, SegmentError):
                 raise segment.data
-            results = await self._limited(self._session.feed(segment.data))
+            await self._publish(await self._limited(self._session.feed(segment.data)))
         except Exception as error:
             await self._fail(error, f"a segment of {len(segment)} bytes")
-        else:
-            await self._publish(results)
         self._at_work = None
         self._note(segment)
 
@@ -305,7 +303,7 @@ class Job:
 
     async def _publish(self, results: list[Result]) -> None:
         """Number results; one that says that there is none becomes an error record."""
-        for result in results:
+        for result in check_results(results):
             if result.error:
                 await self._fail(SegmentError(result.error), "an utterance")
             else:
@@ -368,6 +366,7 @@ class Job:
             if isinstance(self._session, LiveSession):
                 self._session.close()
             summary = dict(self._session.summary())
+            check_json("the summary of a session", summary)
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)
             summary = {}
