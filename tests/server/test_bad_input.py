@@ -490,6 +490,18 @@ async def test_media_that_this_path_does_not_read_is_415(serving, kind):
     assert kind in body["error"]
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("kind", ["audio/L16;rate=44100", "audio/pcm; channels=2", 'audio/L16; rate="8000"'])
+async def test_pcm_of_another_rate_is_415_and_no_text_of_noise(serving, kind, chunked):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", bytes(640), chunked=chunked, headers={"Content-Type": kind})
+    assert status == 415
+    assert "send other sound as a WAV file" in body["error"]
+    assert api.table.jobs == ()
+    same = {"Content-Type": "audio/L16; rate=16000; channels=1"}
+    assert (await api.put("job", bytes(640), chunked=chunked, headers=same))[0] == 200
+
+
 async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):
     class Sometimes:
         async def process(self, frame):

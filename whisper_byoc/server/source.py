@@ -23,6 +23,7 @@ from whisper_byoc.server.framing import (
     VideoFraming,
     WavFraming,
     WholeBody,
+    pcm_trouble,
 )
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
@@ -92,6 +93,8 @@ def check_type(request: web.Request, media: Media) -> None:
     if media != "bytes" and kind.startswith(("audio/", "video/")) and kind not in known:
         wanted = "16 kHz mono PCM16, or WAV as audio/wav" if media == "audio" else "RGB24 frames"
         raise RequestRefused(415, f"this pipeline does not read {kind}; send {wanted}")
+    if media == "audio" and kind in PCM_TYPES and (trouble := pcm_trouble(request.headers["Content-Type"])):
+        raise RequestRefused(415, trouble)
 
 
 async def take_segment(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:

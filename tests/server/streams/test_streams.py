@@ -142,6 +142,21 @@ async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate
     assert [each.get("text") for each in data] == ["6400 bytes", None]
 
 
+async def test_pcm_of_another_rate_is_an_error_and_no_text_of_noise(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("cd", ["-data"])
+    world.trickle.create("cd", "audio/L16;rate=44100")
+    assert (await world.start("cd", {**urls, "subscribe_url": f"{world.base}/ai/trickle/cd"}))[0] == 200
+    data, reading = world.follow("cd", "-data")
+    async with world.publisher("cd") as publisher:
+        await publisher.publish(bytes(3200))
+        await until(lambda: not world.api.server.streams.streams)
+    world.trickle.close("cd-data")
+    await reading
+    assert [each["type"] for each in data] == ["error", "end"]
+    assert "rate=16000 only, not '44100'" in data[0]["error"]
+
+
 async def test_data_in_pytricklesform_is_one_string_a_line(orchestrate):
     world = await orchestrate()
     urls = world.channels("old", ["", "-data"])
