@@ -1,6 +1,7 @@
 """What users and the network do wrong: a clear error, nothing lost, and the next job is served."""
 
 import asyncio
+import gzip
 import json
 import struct
 
@@ -500,6 +501,17 @@ async def test_pcm_of_another_rate_is_415_and_no_text_of_noise(serving, kind, ch
     assert api.table.jobs == ()
     same = {"Content-Type": "audio/L16; rate=16000; channels=1"}
     assert (await api.put("job", bytes(640), chunked=chunked, headers=same))[0] == 200
+
+
+async def test_a_segment_that_is_packed_is_415_and_not_worked_on_by_half(serving):
+    api = await serving(Upper())
+    data = b"hello " * 1000
+    status, body, _ = await api.put("job", gzip.compress(data), headers={"Content-Encoding": "gzip"})
+    assert status == 415
+    assert "'gzip'" in body["error"]
+    assert api.table.jobs == ()
+    assert (await api.put("job", data, headers={"Content-Encoding": "identity"}))[0] == 200
+    assert (await api.get("job"))[1] == data.upper()
 
 
 async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):
