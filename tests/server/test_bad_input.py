@@ -388,6 +388,22 @@ async def test_a_reader_that_does_not_read_is_let_go(serving):
     writer.transport.abort()
 
 
+async def test_a_reader_of_one_result_that_does_not_read_is_let_go_and_the_job_forgotten(serving):
+    class Large(Upper):
+        async def process(self, frame):
+            return bytes(32 << 20)
+
+    api = await serving(Large(), idle_seconds=0.3, linger_seconds=0.1)
+    _, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x")
+    writer.transport.pause_reading()
+    await api.put("job", b"x", chunked=True)  # its end is the input's
+    job = api.table.get("job")
+    await until(lambda: job.results.ended and not job._reading)
+    assert job.results.unread == 1  # it was not written whole
+    await until(lambda: not api.table.jobs)
+    writer.transport.abort()
+
+
 async def test_a_processor_whose_extras_fail_harms_nobody(serving):
     class Session:
         async def feed(self, frame):
