@@ -196,8 +196,9 @@ class Job:
 
     @property
     def busy(self) -> bool:
-        """Whether a feed is connected, or work waits."""
-        return not self.results.ended and (self._feeding or self._room.items > 0)
+        """Whether a feed is connected, or there is work: also that on the last words, when the queue is empty."""
+        at_work = self._computing or self._room.items > 0 or self.closing.is_set()
+        return not self.results.ended and (self._feeding or at_work)
 
     @property
     def queued(self) -> int:
