@@ -178,6 +178,27 @@ async def test_a_processor_that_fails_makes_one_error_record(serving, made, mess
     assert (await api.records("job"))[-1]["errors"] == 1
 
 
+async def test_an_error_of_any_length_and_letters_is_one_that_every_reader_gets(serving):
+    errors = [ValueError("x" * (1 << 20)), OSError("no file \udcff"), ValueError("fine")]
+
+    class Fails:
+        async def process(self, frame):
+            raise errors[int(frame)]
+
+    api = await serving(Fails())
+    for number in range(3):
+        await api.put("job", b"%d" % number)
+    await api.end("job")
+    said = [each.get("error") for each in await api.records("job")]
+    assert len(said[0].encode()) < 8192
+    assert said[0].startswith("the processor failed with ValueError: xxxx")
+    assert said[1:] == [
+        r"the processor failed with OSError: no file \udcff",
+        "the processor failed with ValueError: fine",
+        None,
+    ]
+
+
 async def test_a_processor_that_sleeps_for_ever_is_left_behind(serving):
     gate = Gate()
     api = await serving(gate, segment_seconds=0.05)
