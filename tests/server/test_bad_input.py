@@ -199,6 +199,39 @@ async def test_an_error_of_any_length_and_letters_is_one_that_every_reader_gets(
     ]
 
 
+async def test_a_processor_that_is_cancelled_from_within_is_not_said_to_be_slow(serving):
+    class Cancelled:
+        async def process(self, frame):
+            inner = asyncio.ensure_future(asyncio.Event().wait())
+            inner.cancel()
+            await inner
+
+    api = await serving(Cancelled())
+    await api.put("job", b"x")
+    status, body, _ = await api.get("job")
+    assert status == 500
+    assert "was cancelled from within" in json.loads(body)["error"]
+
+
+async def test_an_error_that_waits_for_room_when_the_job_is_stopped_counts_once(serving):
+    class Fails:
+        async def process(self, frame):
+            if frame == b"bad":
+                raise ValueError("no")
+            return frame
+
+    api = await serving(Fails(), kept_results=1)
+    await api.put("job", b"good")
+    await api.put("job", b"bad")
+    job = api.table.get("job")
+    await until(lambda: job.results.next_seq == 1 and job._at_work and not job._computing)
+    await asyncio.sleep(0.05)  # it waits for room now
+    await job.stop("enough")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["result", "error", "error", "end"]
+    assert records[-1]["errors"] == 2
+
+
 async def test_a_processor_that_sleeps_for_ever_is_left_behind(serving):
     gate = Gate()
     api = await serving(gate, segment_seconds=0.05)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
-from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
+from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
 from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
@@ -325,9 +325,11 @@ class Job:
                 task.cancel()
                 self._orphans.add(task)
                 task.add_done_callback(self._orphan_done)
-        if not task.done() or task.cancelled():
+        if not task.done():
             limit = self._limits.segment_seconds
             raise SegmentTimeout(f"the processor took longer than the segment time limit of {limit:g} s")
+        if task.cancelled():
+            raise ProcessorError("the processor was cancelled from within: a task that it waited for was")
         return task.result()
 
     def _orphan_done(self, task: asyncio.Task[Any]) -> None:
@@ -337,7 +339,6 @@ class Job:
 
     async def _fail(self, error: Exception, what: str) -> None:
         """Log an error with job and sequence number, and record it."""
-        self._count_errors(1)
         seq = self.results.next_seq
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
@@ -346,6 +347,7 @@ class Job:
             message = f"the processor failed with {type(error).__name__}: {error}"
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
+        self._count_errors(1)  # not before: a job that is stopped meanwhile has another error in its place
 
     def _count_errors(self, number: int) -> None:
         self._errors += number
