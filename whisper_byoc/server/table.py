@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from whisper_byoc.errors import RequestRefused, UnknownPipeline
+from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.limits import Limits
@@ -105,8 +105,8 @@ class JobTable:
 
         It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
-        Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or
-        not ready.
+        Raises `RequestRefused`: 400 bad id or parameters, 404 unknown pipeline, 409 other pipeline, 503 draining, at
+        capacity or not ready.
         """
         check_job_id(job_id)
         if self.draining:
@@ -120,7 +120,11 @@ class JobTable:
             return self._jobs[job_id]
         self._make_place()
         info = JobInfo(job_id, pipeline.name, dict(params))
-        job = Job(info, pipeline.open_session(info), pipeline.content_type, self.limits, self._metrics)
+        try:
+            session = pipeline.open_session(info)
+        except SegmentError as error:  # how processors refuse what a client sends
+            raise RequestRefused(400, str(error)) from None
+        job = Job(info, session, pipeline.content_type, self.limits, self._metrics)
         job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
         self._jobs[job_id] = job
         self._opened.notify()
