@@ -210,7 +210,9 @@ class JobTable:
                         self._jobs.pop(job.info.job_id, None)
                 elif job.idle_seconds > self.limits.idle_seconds:
                     log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
-                    await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input and no reader")
+                    await job.stop(
+                        f"the job was idle for {self.limits.idle_seconds:g} s: nothing came in, and nothing was read"
+                    )
                 elif job.alone_seconds > job.alone_limit:
                     log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
                     await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")
