@@ -266,7 +266,14 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
     (stream,) = world.api.server.streams.streams
     events, listening = world.follow("ctl", "-events")
     async with world.publisher("ctl-control", "application/json") as control:
-        for message in (b'{"keep":"alive"}', b"not json", b"[1]", b'{"language": "klingon"}', b'{"prompt": "gateway"}'):
+        for message in (
+            b'{"keep":"alive"}',
+            b"not json",
+            b"[" * 100_000,
+            b"[1]",
+            b'{"language": "klingon"}',
+            b'{"prompt": "gateway"}',
+        ):
             await control.publish(message)
         await until(lambda: stream.params.get("prompt") == "gateway")
     assert stream.params.get("language") is None
@@ -326,9 +333,49 @@ async def test_two_starts_with_one_id(orchestrate):
 async def test_no_place_for_another_stream_is_503(orchestrate):
     world = await orchestrate(jobs=1)
     assert (await world.start("one", world.channels("one", [""])))[0] == 200
-    status, body = await world.start("two", world.channels("two", [""]))
-    assert (status, body["status"]) == (503, "error")
+    async with world.api.http.post(f"{world.api.url}/stream/start", json={"gateway_request_id": "two"}) as answer:
+        assert (answer.status, (await answer.json())["status"]) == (503, "error")
+        assert int(answer.headers["Retry-After"]) >= 1
+    async with world.api.http.get(f"{world.api.url}/metrics") as answer:
+        assert 'byoc_refused_total{status="503"} 1.0' in await answer.text()
     await world.stop("one")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 100_000, "no JSON"),
+        (
+            b'{"gateway_request_id": "x", "params": {"max_framerate": "\xc2\xb2"}}',
+            "max_framerate must be a whole number",
+        ),
+        (b'{"gateway_request_id": "x", "params": {"pipeline": ["a"]}}', "pipeline must be a string, not list"),
+    ],
+)
+async def test_a_start_that_cannot_be_is_400(orchestrate, body, words):
+    world = await orchestrate()
+    headers = {"Content-Type": "application/json"}
+    async with world.api.http.post(f"{world.api.url}/stream/start", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert words in (await answer.json())["message"]
+    assert not world.api.table.jobs
+
+
+async def test_half_an_emoji_in_the_parameters_does_not_end_the_stream(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("cut", ["", "-events", "-data"])
+    events, listening = world.follow("cut", "-events")
+    assert (await world.start("cut", urls, {"input": "pcm16", "note": "\ud83d"}))[0] == 200
+    await until(lambda: any(each["event"]["type"] == "params_updated" for each in events))
+    assert (await world.post("/stream/params", {"note": "\ud83d again"}, "cut"))[0] == 200
+    await until(lambda: [each["event"].get("params", {}).get("note") for each in events].count("? again") == 1)
+    (stream,) = world.api.server.streams.streams
+    assert not stream.job.closing.is_set()
+    assert (await world.post("/stream/start", {"gateway_request_id": "\ud83d"}))[0] == 200  # or in its name
+    for each in world.api.server.streams.streams:
+        await each.stop()
+    world.trickle.close("cut-events")
+    await listening
 
 
 async def test_nobody_at_the_urls(orchestrate, unused_tcp_port):
