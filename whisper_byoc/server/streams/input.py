@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from audio.errors import AudioError
-from whisper_byoc.errors import BadSegment
+from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, pcm_trouble
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder
@@ -107,6 +107,8 @@ class StreamInput:
                 await self._sink.flush()
             except (TrickleError, AudioError, BadSegment) as error:
                 self._lost(f"the input was lost: {error}")
+            except RequestRefused as error:  # the job takes no more: it was stopped
+                log.info("stream %s: %s", self._job.info.job_id, error)
             finally:
                 await self._sink.kill()
                 self._hand_in_tails()
