@@ -10,11 +10,17 @@ import pytest
 from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
+from tests.server.streams.conftest import Sound
 from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.streams import output as stream_output
 
 KINDS = ("", "-out", "-control", "-events", "-data")
+
+
+class Mirror:
+    async def process(self, frame):
+        return frame[::-1]
 
 
 def words(text):
@@ -328,6 +334,26 @@ async def test_two_starts_with_one_id(orchestrate):
     urls = world.channels("same2", ["", "-data"])
     assert (await world.start("same", urls, {"input": "pcm16"}))[0] == 200  # and the id is free again
     await world.stop("same")
+
+
+async def test_a_stream_does_not_take_the_job_of_somebody_else(orchestrate):
+    world = await orchestrate({"sound": Sound(), "mirror": Mirror()})
+    for name, pipeline in (("a", "sound"), ("b", "mirror")):
+        assert (await world.api.put(name, b"abcd", query=f"?pipeline={pipeline}"))[0] == 200
+        async with world.api.http.post(
+            f"{world.api.url}/stream/start?pipeline={pipeline}", json={"gateway_request_id": name}
+        ) as answer:
+            assert answer.status == 400
+            assert "that is no stream" in (await answer.json())["message"]
+    assert (await world.api.get("a"))[1] == b"4 bytes"
+    assert (await world.api.get("b"))[1] == b"dcba"
+    await world.api.end("a")
+    assert (await world.api.records("a"))[-1]["type"] == "end"
+    async with world.api.http.post(
+        f"{world.api.url}/stream/start?pipeline=sound", json={"gateway_request_id": "a"}
+    ) as answer:
+        assert answer.status == 200
+    await world.stop("a")
 
 
 async def test_no_place_for_another_stream_is_503(orchestrate):

@@ -53,13 +53,12 @@ class StreamTable:
         stream_id = request.request_id
         if stream_id in self._streams:
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        job_id = (
-            stream_id
-            if JOB_ID.fullmatch(stream_id)
-            else hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        )
-        with contextlib.suppress(RequestRefused):
-            if self._table.get(job_id).results.ended:  # an earlier stream of that name
+        job_id = job_id_of(stream_id)
+        before = next((job for job in self._table.jobs if job.info.job_id == job_id), None)
+        if before is not None and not before.results.ended:  # not to be shared, and not to be abandoned with the stream
+            raise RequestRefused(400, f"a job {job_id!r} that is no stream is running here; use another id")
+        if before is not None:  # an earlier stream of that name
+            with contextlib.suppress(RequestRefused):
                 await self._table.forget(job_id, "a new stream took its name")
         job = await self._table.open(job_id, pipeline, request.params)
         if stream_id in self._streams:
@@ -114,6 +113,13 @@ class StreamTable:
             "pipeline_state": status,
             "additional_info": {},
         }
+
+
+def job_id_of(stream_id: str) -> str:
+    """Give the id of a stream's job: its own, or a hash of one that cannot be a job's."""
+    if JOB_ID.fullmatch(stream_id):
+        return stream_id
+    return hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def routes(streams: StreamTable) -> list[web.RouteDef]:
