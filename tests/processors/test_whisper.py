@@ -11,7 +11,8 @@ from audio.wav import read_wav
 from whisper_byoc.errors import BadSegment, ModelError, RequestRefused, UnknownModel, UsageError
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.engine import DecodeOptions, Draft
+from whisper_byoc.speech.transcript import Transcription
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +283,44 @@ async def test_two_workers_give_the_same_text(sound, texts):
     heard = await asyncio.gather(*(made.process(pcm.encode(sound(name))) for name in names))
     await made.shutdown()
     assert [words(text.decode()) for text in heard] == [texts[name]["text"].split() for name in names]
+
+
+class Polyglot:
+    """Stands in for a model of many languages, of which there is none here; it takes later sound for another one."""
+
+    multilingual = True
+
+    def __init__(self):
+        self.asked = [("de", 0.95), ("fr", 0.9), ("fr", 0.9)]
+        self.languages = []
+
+    def replica(self):
+        return self
+
+    def language_of(self, samples):
+        return self.asked.pop(0)
+
+    def transcribe(self, samples, options, dropped=lambda: False):
+        language = options.language or self.language_of(samples)[0]
+        self.languages.append(language)
+        return Transcription("ja", language)
+
+    def draft(self, samples, options, dropped=lambda: False):
+        return Draft((), "de")
+
+
+async def test_auto_is_decided_once_for_all_segments_of_a_job(monkeypatch, sound):
+    processor, engine = WhisperProcessor("demo", WhisperSettings(language="auto", workers=1)), Polyglot()
+    monkeypatch.setattr(processor, "_load", lambda: engine)
+    await processor.initialize()
+    engine.languages.clear()  # of the first inference, for warmth
+    session = processor.open_session(job())
+    speech = pcm.encode(sound("demo-numbers.wav"))
+    records = [(await session.feed(speech))[0].record for _ in range(3)]
+    assert [each["language"] for each in records] == ["de", "de", "de"]
+    heard = [*await session.feed_live(speech, 0.0), *await session.end_feed()]
+    assert {each.record["language"] for each in heard} == {"de"}  # nor is it decided anew for a live feed
+    session.update({"language": "fr"})
+    (record,) = await session.feed(speech)
+    assert record.record["language"] == "fr"
+    await processor.shutdown()

@@ -1,6 +1,7 @@
 """What users and the network do wrong: a clear error, nothing lost, and the next job is served."""
 
 import asyncio
+import gzip
 import json
 import struct
 
@@ -8,6 +9,7 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.processors.base import Result
 
 
 class Upper:
@@ -24,6 +26,13 @@ class Sound(Upper):
 
     async def process(self, frame: bytes) -> bytes:
         return b"%d bytes" % len(frame)
+
+
+class Large:
+    """Gives more than sockets hold, for a segment that takes no time on its way."""
+
+    async def process(self, frame: bytes) -> bytes:
+        return bytes(32 << 20)
 
 
 class Gate:
@@ -174,6 +183,60 @@ async def test_a_processor_that_fails_makes_one_error_record(serving, made, mess
     assert (await api.get("job"))[1] == b"good"
     await api.end("job")
     assert (await api.records("job"))[-1]["errors"] == 1
+
+
+async def test_an_error_of_any_length_and_letters_is_one_that_every_reader_gets(serving):
+    errors = [ValueError("x" * (1 << 20)), OSError("no file \udcff"), ValueError("fine")]
+
+    class Fails:
+        async def process(self, frame):
+            raise errors[int(frame)]
+
+    api = await serving(Fails())
+    for number in range(3):
+        await api.put("job", b"%d" % number)
+    await api.end("job")
+    said = [each.get("error") for each in await api.records("job")]
+    assert len(said[0].encode()) < 8192
+    assert said[0].startswith("the processor failed with ValueError: xxxx")
+    assert said[1:] == [
+        r"the processor failed with OSError: no file \udcff",
+        "the processor failed with ValueError: fine",
+        None,
+    ]
+
+
+async def test_a_processor_that_is_cancelled_from_within_is_not_said_to_be_slow(serving):
+    class Cancelled:
+        async def process(self, frame):
+            inner = asyncio.ensure_future(asyncio.Event().wait())
+            inner.cancel()
+            await inner
+
+    api = await serving(Cancelled())
+    await api.put("job", b"x")
+    status, body, _ = await api.get("job")
+    assert status == 500
+    assert "was cancelled from within" in json.loads(body)["error"]
+
+
+async def test_an_error_that_waits_for_room_when_the_job_is_stopped_counts_once(serving):
+    class Fails:
+        async def process(self, frame):
+            if frame == b"bad":
+                raise ValueError("no")
+            return frame
+
+    api = await serving(Fails(), kept_results=1)
+    await api.put("job", b"good")
+    await api.put("job", b"bad")
+    job = api.table.get("job")
+    await until(lambda: job.results.next_seq == 1 and job._at_work and not job._computing)
+    await asyncio.sleep(0.05)  # it waits for room now
+    await job.stop("enough")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["result", "error", "error", "end"]
+    assert records[-1]["errors"] == 2
 
 
 async def test_a_processor_that_sleeps_for_ever_is_left_behind(serving):
@@ -375,14 +438,25 @@ async def test_wav_that_would_become_larger_than_a_segment_is_refused(serving):
 
 
 async def test_a_reader_that_does_not_read_is_let_go(serving):
-    api = await serving(Upper(), idle_seconds=0.3, kept_bytes=1 << 30)
+    api = await serving(Large(), idle_seconds=0.3, kept_bytes=1 << 30)
     _, writer = await raw(api, "GET /live/job/output?follow=1 HTTP/1.1\nHost: x")
     writer.transport.pause_reading()
-    for _ in range(4):
-        await api.put("job", bytes(8 << 20))
+    await api.put("job", b"x")
     await until(lambda: api.table.get("job")._reading)
     await until(lambda: not api.table.get("job")._reading)
     assert api.table.get("job").results.unread > 0
+    writer.transport.abort()
+
+
+async def test_a_reader_of_one_result_that_does_not_read_is_let_go_and_the_job_forgotten(serving):
+    api = await serving(Large(), idle_seconds=0.3, linger_seconds=0.1)
+    _, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x")
+    writer.transport.pause_reading()
+    await api.put("job", b"x", chunked=True)  # its end is the input's
+    job = api.table.get("job")
+    await until(lambda: job.results.ended and not job._reading)
+    assert job.results.unread == 1  # it was not written whole
+    await until(lambda: not api.table.jobs)
     writer.transport.abort()
 
 
@@ -416,6 +490,64 @@ async def test_a_processor_whose_extras_fail_harms_nobody(serving):
     assert "no idea" in body["reasons"][0]
 
 
+NONSENSE = [
+    (None, "a list of Result, but it returned NoneType"),
+    (b"text", "a list of Result, but it returned bytes"),
+    ([b"text"], "a list of Result, but bytes is in it"),
+    ([Result("text")], "the body of a Result must be bytes, but it is str"),
+    ([Result(b"x", {"n": b"x"})], "the record of a Result must be JSON: Object of type bytes"),
+    (
+        [Result(b"x", {"type": "transcript", "text": "a", "is_final": True, "n": {1}})],
+        "must be JSON: Object of type set",
+    ),
+    ([Result(b"x", {"text": "\ud800"})], "must be JSON: 'utf-8' codec can't encode"),
+    ([Result(b"x", "text")], "the record of a Result must be a mapping, but it is str"),
+    ([Result(b"good"), None], "a list of Result, but NoneType is in it"),
+]
+
+
+class Given:
+    """A processor whose session gives what it is told to."""
+
+    def __init__(self, given, summary=None):
+        self.given, self.told = given, summary or {}
+
+    async def process(self, frame):
+        raise AssertionError("there are sessions")
+
+    def open_session(self, job):
+        return self
+
+    async def feed(self, frame):
+        return self.given if frame == b"bad" else [Result(frame)]
+
+    async def finish(self):
+        return self.given
+
+    def summary(self):
+        return self.told
+
+
+@pytest.mark.parametrize(("given", "message"), NONSENSE)
+async def test_a_session_that_gives_nonsense_makes_error_records_and_the_job_goes_on(serving, given, message):
+    api = await serving(Given(given))
+    for frame in (b"bad", b"good"):
+        await api.put("job", frame)
+    await api.end("job")
+    records = await api.records("job")
+    assert [each["type"] for each in records] == ["error", "result", "error", "end"]
+    assert message in records[0]["error"]
+    assert message in records[2]["error"]
+    assert records[-1]["errors"] == 2
+
+
+async def test_a_summary_that_is_no_json_is_left_out(serving):
+    api = await serving(Given([], {"n": b"x"}))
+    await api.put("job", b"good")
+    await api.end("job")
+    assert (await api.records("job"))[-1] == {"type": "end", "job_id": "job", "seq": 1, "errors": 0}
+
+
 async def test_a_feed_that_is_not_wav_after_all_is_400(serving):
     api = await serving(Sound())
     status, body, _ = await api.put("job", b"this is no wav" * 10, chunked=True, headers={"Content-Type": "audio/wav"})
@@ -429,6 +561,29 @@ async def test_media_that_this_path_does_not_read_is_415(serving, kind):
     status, body, _ = await api.put("job", b"ID3", headers={"Content-Type": kind})
     assert status == 415
     assert kind in body["error"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("kind", ["audio/L16;rate=44100", "audio/pcm; channels=2", 'audio/L16; rate="8000"'])
+async def test_pcm_of_another_rate_is_415_and_no_text_of_noise(serving, kind, chunked):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", bytes(640), chunked=chunked, headers={"Content-Type": kind})
+    assert status == 415
+    assert "send other sound as a WAV file" in body["error"]
+    assert api.table.jobs == ()
+    same = {"Content-Type": "audio/L16; rate=16000; channels=1"}
+    assert (await api.put("job", bytes(640), chunked=chunked, headers=same))[0] == 200
+
+
+async def test_a_segment_that_is_packed_is_415_and_not_worked_on_by_half(serving):
+    api = await serving(Upper())
+    data = b"hello " * 1000
+    status, body, _ = await api.put("job", gzip.compress(data), headers={"Content-Encoding": "gzip"})
+    assert status == 415
+    assert "'gzip'" in body["error"]
+    assert api.table.jobs == ()
+    assert (await api.put("job", data, headers={"Content-Encoding": "identity"}))[0] == 200
+    assert (await api.get("job"))[1] == data.upper()
 
 
 async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):

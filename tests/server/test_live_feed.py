@@ -167,6 +167,54 @@ async def test_a_client_that_vanishes_while_the_queue_is_full_loses_nothing_it_s
     assert [each.get("text") for each in await api.records("gone")] == [f"{len(data)} bytes", None]
 
 
+@pytest.mark.parametrize("wav", [False, True])
+async def test_what_a_client_sent_with_its_last_breath_is_heard(serving, fixtures_dir, wav):
+    listener = Listener()
+    api = await serving(listener)
+    data = (fixtures_dir / "demo-stop.wav").read_bytes() if wav else numbered(32_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"%x\r\n%b\r\n" % (1000, data[:1000]))
+    await until(lambda: listener.heard)
+    writer.write(b"%x\r\n%b\r\n" % (len(data) - 1000, data[1000:]))
+    writer.close()  # in the same breath
+    await until(lambda: not api.table.get("gone")._feeding)
+    await api.end("gone")
+    await api.records("gone")
+    assert listener.heard == (pcm.encode(read_wav(data)) if wav else data)
+
+
+async def test_a_feed_whose_client_goes_right_after_its_normal_end_has_ended(serving):
+    listener = Listener()
+    api = await serving(listener)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n")
+    await until(lambda: listener.heard)
+    writer.write(b"4\r\nefgh\r\n0\r\n\r\n")
+    writer.close()
+    assert [each["type"] for each in await api.records("gone")] == ["transcript", "end"]
+    assert listener.heard == b"abcdefgh"
+
+
+async def test_what_waits_behind_a_full_queue_when_the_client_goes_is_heard_too(serving):
+    listener = Listener()
+    listener.go.clear()
+    api = await serving(listener, queue_bytes=20_000)
+    data = numbered(400_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for at in range(0, len(data), 10_000):
+        writer.write(b"%x\r\n%b\r\n" % (10_000, data[at : at + 10_000]))
+    await listener.begun.wait()
+    writer.close()
+    await asyncio.sleep(0.2)  # all is with the server's side, and then the end of the connection
+    listener.go.set()
+    await until(lambda: not api.table.get("gone")._feeding)
+    await api.end("gone")
+    await api.records("gone")
+    assert listener.heard == data
+
+
 async def test_small_pieces_become_one_with_the_newest_arrival():
     pieces = Pieces([(b"ab", 1.0)], 2)
     for n in range(5000):

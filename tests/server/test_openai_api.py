@@ -251,8 +251,10 @@ async def test_the_key_of_the_client_is_the_token(openai, numbers):
                 return (await client.audio.transcriptions.create(model="whisper-1", file=wav(320))).text
 
         assert await ask("secret") == "hello"
-        with pytest.raises(openai.AuthenticationError):
+        with pytest.raises(openai.AuthenticationError) as caught:
             await ask("wrong")
+        assert caught.value.type == "authentication_error"
+        assert "wants its token" in caught.value.body["message"]
 
 
 @pytest.mark.parametrize(

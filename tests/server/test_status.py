@@ -49,6 +49,40 @@ async def test_a_put_during_loading_waits_but_not_for_ever(serving):
     assert headers["Retry-After"]
 
 
+async def test_a_job_is_busy_until_its_last_words_are_there(serving):
+    class Session:
+        def __init__(self, go):
+            self.go, self.finishing = go, asyncio.Event()
+
+        async def feed(self, frame):
+            return []
+
+        async def finish(self):
+            self.finishing.set()
+            await self.go.wait()
+            return []
+
+        def summary(self):
+            return {}
+
+    class Holds(Slow):
+        def open_session(self, job):
+            self.session = Session(self.go)
+            return self.session
+
+    holds = Holds()
+    holds.loaded.set()
+    api = await serving(holds)
+    await api.put("job", b"x", chunked=True)
+    await holds.session.finishing.wait()
+    assert await api.json("/health") == (200, {"status": "OK"})
+    async with api.http.get(f"{api.url}/metrics") as answer:
+        assert "byoc_sessions_active 1.0" in await answer.text()
+    holds.go.set()
+    await api.records("job")
+    assert await api.json("/health") == (200, {"status": "IDLE"})
+
+
 async def test_version(serving):
     slow = Slow()
     api = await serving({"a": slow, "b": slow}, wait=False)

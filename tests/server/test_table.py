@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.errors import BadSegment
 
 
 class Upper:
@@ -130,6 +131,17 @@ async def test_another_name_is_still_unknown(named):
     status, body, _ = await api.put("job", b"ab", query="?pipeline=my-work")
     assert status == 404
     assert "it serves: speech, mirror" in body["error"]
+
+
+async def test_parameters_that_a_session_refuses_are_400_with_its_words(serving):
+    class Picky(Upper):
+        def open_session(self, job):
+            raise BadSegment(f"no language {job.params['language']}")
+
+    api = await serving(Picky())
+    status, body, _ = await api.put("job", b"abc", query="?language=xx")
+    assert (status, body["error"]) == (400, "no language xx")
+    assert api.table.jobs == ()
 
 
 async def test_a_first_put_that_is_refused_leaves_no_job_behind(serving):

@@ -11,6 +11,7 @@ from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.server import websocket
 
 NUMBERS = "seven three nine zero five one"
 
@@ -274,3 +275,21 @@ async def test_a_server_that_shuts_down_sends_what_it_has_and_says_so(serving):
     assert code == 1001
     assert "shutting down" in found[-1]["error"]
     await draining
+
+
+async def test_a_client_that_does_not_read_is_cut_off(serving, monkeypatch):
+    class Talks(Says):
+        async def process(self, frame):
+            return b"x" * (8 << 20)
+
+    monkeypatch.setattr(websocket, "SEND_SECONDS", 0.3)
+    api = await serving(Talks())
+    async with connect(api) as ws:
+        ws._conn.transport.pause_reading()
+        await ws.send_bytes(bytes(32000))
+        await ws.send_str("eos")
+        connections = api.server._runner.server.connections
+        await until(lambda: len(connections) == 1 and api.table.jobs)
+        await until(lambda: not api.table.jobs)
+        await until(lambda: not api.server._runner.server.connections)
+        ws._conn.transport.abort()

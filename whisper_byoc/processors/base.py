@@ -7,6 +7,7 @@ needs memory between the frames of one job, and `trouble` to tell the health rou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -22,6 +23,8 @@ __all__ = [
     "Processor",
     "Result",
     "Session",
+    "check_json",
+    "check_results",
     "session_of",
 ]
 
@@ -163,3 +166,30 @@ def session_of(processor: Processor, job: JobInfo) -> Session:
     """
     open_session = getattr(processor, "open_session", None)
     return cast("Session", open_session(job)) if open_session is not None else PlainSession(processor)
+
+
+def check_results(results: object) -> list[Result]:
+    """Give what a session's `feed` or `finish` returned, if every reader can be given it.
+
+    Raises `ProcessorError` for anything but `Result`s of bytes, with records that can be written as JSON.
+    """
+    if not isinstance(results, (list, tuple)):
+        raise ProcessorError(f"the session must return a list of Result, but it returned {type(results).__name__}")
+    for each in results:
+        if not isinstance(each, Result):
+            raise ProcessorError(f"the session must return a list of Result, but {type(each).__name__} is in it")
+        if not isinstance(each.body, bytes):
+            raise ProcessorError(f"the body of a Result must be bytes, but it is {type(each.body).__name__}")
+        if each.record is not None:
+            check_json("the record of a Result", each.record)
+    return list(results)
+
+
+def check_json(what: str, fields: object) -> None:
+    """Raise `ProcessorError` for what is no mapping that can be written as UTF-8 JSON."""
+    try:
+        good = isinstance(fields, Mapping) and bool(json.dumps(dict(fields), ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProcessorError(f"{what} must be JSON: {error}") from None
+    if not good:
+        raise ProcessorError(f"{what} must be a mapping, but it is {type(fields).__name__}")

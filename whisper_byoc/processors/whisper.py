@@ -17,6 +17,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.whisper_session import WhisperSession, decode_segment, refused
 from whisper_byoc.speech.engine import DecodeOptions, Engine
+from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.live import LiveOptions, LiveText
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
@@ -93,9 +94,11 @@ class WhisperProcessor:
         decoding, live = refused(lambda: (self.options(job.params), self.live_options(job.params)))
         return WhisperSession(self, decoding, live)
 
-    def listen(self, decoding: DecodeOptions, options: LiveOptions, tell: Callable[[], None]) -> LiveText:
+    def listen(
+        self, decoding: DecodeOptions, options: LiveOptions, tell: Callable[[], None], language: LanguageChoice
+    ) -> LiveText:
         """Begin to make text of a live feed; `tell` is called when a draft is done."""
-        return LiveText(self._scheduler, decoding, options, tell=tell)
+        return LiveText(self._scheduler, decoding, options, tell=tell, language=language)
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -105,10 +108,20 @@ class WhisperProcessor:
         """Let the workers go."""
         self._scheduler.stop()
 
-    async def hear(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Transcription]:
-        """Transcribe samples (n,); digital silence is not worth a model's time."""
+    async def hear(
+        self, samples: NDArray[np.float32], options: DecodeOptions, language: LanguageChoice | None = None
+    ) -> Timed[Transcription]:
+        """Transcribe samples (n,); digital silence is not worth a model's time.
+
+        `language` is what is known of the language of the job that they are part of.
+        """
         if pcm.is_silence(samples):
-            return Timed(Transcription("", options.language or "en"), 0.0, 0.0)
+            known = language.present if language is not None else options.language
+            return Timed(Transcription("", known or "en"), 0.0, 0.0)
+        if language is not None:
+            seconds = len(samples) / pcm.SAMPLE_RATE
+            chosen = await language.choose(lambda: self._scheduler.language_of(samples), object(), seconds)
+            options = replace(options, language=chosen)
         return await self._scheduler.transcribe(samples, options)
 
     def options(self, params: Mapping[str, Any] | None = None, base: DecodeOptions | None = None) -> DecodeOptions:

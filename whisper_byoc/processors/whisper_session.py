@@ -14,6 +14,7 @@ from audio import pcm
 from whisper_byoc.errors import BadSegment, ByocError, RequestRefused, UsageError
 from whisper_byoc.processors.base import Result
 from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.live import LiveOptions, LiveText, Update
 from whisper_byoc.speech.transcript import partial_record, transcript_record
 
@@ -38,6 +39,7 @@ class WhisperSession:
         self._processor = processor
         self._decoding = decoding
         self._options = live
+        self._language = LanguageChoice(decoding.language)  # one for all segments and live feeds of the job
         self._samples = 0
         self._transcripts = 0
         self._live: LiveText | None = None
@@ -50,14 +52,17 @@ class WhisperSession:
 
         Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
         """
+        before = self._decoding.language
         self._decoding, self._options = refused(
             lambda: (
                 self._processor.options(params, self._decoding),
                 self._processor.live_options(params, self._options),
             )
         )
+        if self._decoding.language != before:
+            self._language = LanguageChoice(self._decoding.language)
         if self._live is not None:
-            self._live.update(self._decoding, self._options)
+            self._live.update(self._decoding, self._options, self._language)
 
     async def feed(self, frame: bytes) -> list[Result]:
         """Transcribe one segment of PCM16.
@@ -67,7 +72,7 @@ class WhisperSession:
         first = self._samples
         self._samples += len(frame) // pcm.SAMPLE_WIDTH
         samples = decode_segment(frame)
-        heard = await self._processor.hear(samples, self._decoding)
+        heard = await self._processor.hear(samples, self._decoding, self._language)
         self._transcripts += 1
         record = transcript_record(heard.value, first, len(samples), heard.queue_ms, heard.inference_ms)
         return [Result(heard.value.text.encode(), record)]
@@ -75,7 +80,7 @@ class WhisperSession:
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         """Take the next piece of a live feed, and give the text that is ready."""
         if self._live is None:
-            self._live = self._processor.listen(self._decoding, self._options, self._tell)
+            self._live = self._processor.listen(self._decoding, self._options, self._tell, self._language)
             self._began = self._samples
         live = self._live
         behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS

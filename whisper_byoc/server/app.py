@@ -24,7 +24,7 @@ from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.oneshot import INTAKE, Intake
-from whisper_byoc.server.refusals import refuse
+from whisper_byoc.server.refusals import refuse, shape_for
 from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
@@ -65,11 +65,11 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into `{"error": sentence}` with its status; a bug becomes a 500 and a log entry."""
+    """Turn every error into JSON in its route's shape, with its status; a bug becomes a 500 and a log entry."""
     try:
         return await handler(request)
     except RequestRefused as error:
-        return refuse(request, error.status, {"error": str(error)}, error.retry_after)
+        return refuse(request, error.status, shape_for(request)(error), error.retry_after)
     except AudioError as error:
         return refuse(request, 400, {"error": str(error)})
     except web.HTTPException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from email.message import Message
 from typing import Protocol
 
 from audio import pcm
@@ -19,6 +20,7 @@ __all__ = [
     "VideoFraming",
     "WavFraming",
     "WholeBody",
+    "pcm_trouble",
 ]
 
 
@@ -27,6 +29,18 @@ PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 
 
 PIECE_BYTES = 16_000
+
+
+def pcm_trouble(content_type: str) -> str:
+    """Say what is wrong with a type of PCM16 that names another rate or more channels; empty when nothing is."""
+    header = Message()
+    header["Content-Type"] = content_type
+    for name, wanted in (("rate", str(pcm.SAMPLE_RATE)), ("channels", "1")):
+        if (given := header.get_param(name, wanted)) != wanted:
+            return (
+                f"raw PCM16 is read with {name}={wanted} only, not {str(given)[:40]!r}; send other sound as a WAV file"
+            )
+    return ""
 
 
 class Framing(Protocol):

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from audio.errors import AudioError
-from whisper_byoc.errors import ByocError, RequestRefused, SegmentError, SegmentTimeout
-from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session
+from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
+from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
 from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
@@ -196,8 +196,9 @@ class Job:
 
     @property
     def busy(self) -> bool:
-        """Whether a feed is connected, or work waits."""
-        return not self.results.ended and (self._feeding or self._room.items > 0)
+        """Whether a feed is connected, or there is work: also that on the last words, when the queue is empty."""
+        at_work = self._computing or self._room.items > 0 or self.closing.is_set()
+        return not self.results.ended and (self._feeding or at_work)
 
     @property
     def queued(self) -> int:
@@ -277,11 +278,9 @@ class Job:
         try:
             if isinstance(segment.data, SegmentError):
                 raise segment.data
-            results = await self._limited(self._session.feed(segment.data))
+            await self._publish(await self._limited(self._session.feed(segment.data)))
         except Exception as error:
             await self._fail(error, f"a segment of {len(segment)} bytes")
-        else:
-            await self._publish(results)
         self._at_work = None
         self._note(segment)
 
@@ -305,7 +304,7 @@ class Job:
 
     async def _publish(self, results: list[Result]) -> None:
         """Number results; one that says that there is none becomes an error record."""
-        for result in results:
+        for result in check_results(results):
             if result.error:
                 await self._fail(SegmentError(result.error), "an utterance")
             else:
@@ -326,9 +325,11 @@ class Job:
                 task.cancel()
                 self._orphans.add(task)
                 task.add_done_callback(self._orphan_done)
-        if not task.done() or task.cancelled():
+        if not task.done():
             limit = self._limits.segment_seconds
             raise SegmentTimeout(f"the processor took longer than the segment time limit of {limit:g} s")
+        if task.cancelled():
+            raise ProcessorError("the processor was cancelled from within: a task that it waited for was")
         return task.result()
 
     def _orphan_done(self, task: asyncio.Task[Any]) -> None:
@@ -338,7 +339,6 @@ class Job:
 
     async def _fail(self, error: Exception, what: str) -> None:
         """Log an error with job and sequence number, and record it."""
-        self._count_errors(1)
         seq = self.results.next_seq
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
@@ -347,6 +347,7 @@ class Job:
             message = f"the processor failed with {type(error).__name__}: {error}"
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
+        self._count_errors(1)  # not before: a job that is stopped meanwhile has another error in its place
 
     def _count_errors(self, number: int) -> None:
         self._errors += number
@@ -368,6 +369,7 @@ class Job:
             if isinstance(self._session, LiveSession):
                 self._session.close()
             summary = dict(self._session.summary())
+            check_json("the summary of a session", summary)
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)
             summary = {}

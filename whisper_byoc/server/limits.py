@@ -30,7 +30,7 @@ class Limits:
     admission_seconds: float = 30.0
     """Longest wait of a one-segment PUT for room in the queue, before 503."""
     idle_seconds: float = 300.0
-    """A job with no input, no work and no reader for so long is ended."""
+    """A job into which nothing comes, that does nothing, and of which nothing is read for so long is ended."""
     linger_seconds: float = 60.0
     """How long the results of an ended job stay readable."""
     load_seconds: float = 600.0

@@ -55,9 +55,11 @@ async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse
     if record is None:
         return web.Response(status=204)
     response = answer(record)
-    await response.prepare(request)
-    await response.write_eof()
-    job.results.mark_read(record)
+    try:
+        await asyncio.wait_for(write_all(request, response), request.app[TABLE].limits.idle_seconds)
+        job.results.mark_read(record)
+    except asyncio.TimeoutError:
+        cut_off(request, job, "it does not read")
     return response
 
 
@@ -102,10 +104,21 @@ async def follow(
                 await response.write(b": keep-alive\n\n")
         await response.write_eof()
     except (asyncio.TimeoutError, BreakOffError) as error:
-        log.warning("job %s: reader cut off: %s", job.info.job_id, str(error) or "it does not read")
-        if request.transport is not None:
-            request.transport.abort()
+        cut_off(request, job, str(error) or "it does not read")
     return response
+
+
+async def write_all(request: web.Request, response: web.StreamResponse) -> None:
+    """Write a whole answer to the socket."""
+    await response.prepare(request)
+    await response.write_eof()
+
+
+def cut_off(request: web.Request, job: Job, why: str) -> None:
+    """Break an answer off, which frees the job's output for another reader."""
+    log.warning("job %s: reader cut off: %s", job.info.job_id, why)
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def records(job: Job) -> AsyncIterator[Record | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from audio.quiet import QuietCutter
 from audio.riff import begins_like_wav
 from audio.wav import WavReader, read_wav
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.framing import PCM_TYPES
+from whisper_byoc.server.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.server.magic import is_media
 
 __all__ = ["Recording", "read_recording"]
@@ -84,11 +83,8 @@ def raw_pieces(data: bytes, content_type: str, limit: int) -> Iterator[bytes]:
     Raises `RequestRefused`: 400 when a sample is cut in half, 413 over the limit, 415 when the type names another
     rate or more channels.
     """
-    header = Message()
-    header["Content-Type"] = content_type
-    for name, wanted in (("rate", str(pcm.SAMPLE_RATE)), ("channels", "1")):
-        if header.get_param(name, wanted) != wanted:
-            raise RequestRefused(415, f"raw PCM16 is read with {name}={wanted} only; send other sound as a WAV file")
+    if trouble := pcm_trouble(content_type):
+        raise RequestRefused(415, trouble)
     if len(data) % pcm.SAMPLE_WIDTH:
         raise RequestRefused(400, f"{len(data)} bytes are not whole 16-bit samples; send an even number of bytes")
     if len(data) > limit:

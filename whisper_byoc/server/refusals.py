@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -13,12 +14,26 @@ from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.keys import METRICS
 
-__all__ = ["Shape", "refuse", "refusing"]
+__all__ = ["Shape", "refuse", "refusing", "shape_for"]
 
 log = logging.getLogger(__name__)
 
 Shape = Callable[[RequestRefused], object]
 """Makes the JSON body of an error."""
+
+
+SHAPES: WeakKeyDictionary[object, Shape] = WeakKeyDictionary()
+"""Handler -> how its errors look, for those that are found before it is called."""
+
+
+def shape_for(request: web.Request) -> Shape:
+    """Give the shape of errors on the route that was asked."""
+    return SHAPES.get(request.match_info.handler, plain)
+
+
+def plain(error: RequestRefused) -> object:
+    """Build an error body where there is no other convention."""
+    return {"error": str(error)}
 
 
 def refusing(
@@ -42,6 +57,7 @@ def refusing(
                 refusal = RequestRefused(500, "the server failed on this request; its log says why")
             return refuse(request, refusal.status, shape(refusal), refusal.retry_after)
 
+        SHAPES[answer] = shape
         return answer
 
     return decorate

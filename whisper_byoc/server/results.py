@@ -15,6 +15,10 @@ from whisper_byoc.server.pulse import Pulse
 __all__ = ["Record", "ResultRing"]
 
 
+MAX_ERROR = 2000
+"""Characters of an error: what a processor raises may be of any length, and errors do not count against the ring."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One numbered outcome of a job."""
@@ -97,7 +101,9 @@ class ResultRing:
 
     def force_error(self, message: str) -> None:
         """Append an error record at once: for a job that is being ended while its ring is full."""
-        self._append("error", Result(b"", {"error": message}))
+        shown = message if len(message) <= MAX_ERROR else f"{message[:MAX_ERROR]}…"
+        writable = shown.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no UTF-8
+        self._append("error", Result(b"", {"error": writable}))
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Append the end record; nothing comes after it."""

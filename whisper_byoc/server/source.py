@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from contextlib import suppress
 
-from aiohttp import ClientPayloadError, StreamReader, web
+from aiohttp import ClientPayloadError, web
 
 from audio import pcm
+from audio.errors import AudioError
 from audio.riff import begins_like_wav
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
+from whisper_byoc.server.arrivals import Arrivals
 from whisper_byoc.server.framing import (
     PCM_TYPES,
     Framing,
@@ -21,6 +23,7 @@ from whisper_byoc.server.framing import (
     VideoFraming,
     WavFraming,
     WholeBody,
+    pcm_trouble,
 )
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
@@ -77,10 +80,14 @@ async def delete_job(request: web.Request) -> web.Response:
 
 
 def check_length(request: web.Request, limit: int) -> None:
-    """Refuse (413) a one-segment body over the limit before reading any of it."""
+    """Refuse a one-segment body over the limit (413), or whose length is that of something else (415), unread."""
     if (request.content_length or 0) > limit:
         message = f"the segment of {request.content_length} bytes is larger than the limit of {limit} bytes"
         raise RequestRefused(413, f"{message}; send smaller segments, or a chunked body")
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if request.content_length and encoding.strip().lower() != "identity":
+        # aiohttp unpacks it, so that its length says nothing of the bytes that come
+        raise RequestRefused(415, f"a segment in Content-Encoding {encoding[:40]!r} is not read; send it as it is")
 
 
 def check_type(request: web.Request, media: Media) -> None:
@@ -90,6 +97,8 @@ def check_type(request: web.Request, media: Media) -> None:
     if media != "bytes" and kind.startswith(("audio/", "video/")) and kind not in known:
         wanted = "16 kHz mono PCM16, or WAV as audio/wav" if media == "audio" else "RGB24 frames"
         raise RequestRefused(415, f"this pipeline does not read {kind}; send {wanted}")
+    if media == "audio" and kind in PCM_TYPES and (trouble := pcm_trouble(request.headers["Content-Type"])):
+        raise RequestRefused(415, trouble)
 
 
 async def take_segment(request: web.Request, job: Job, media: Media, table: JobTable) -> tuple[int, int]:
@@ -117,26 +126,31 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
 
 async def take_feed(request: web.Request, job: Job, framing: Framing, table: JobTable) -> tuple[int, int]:
     """Take a chunked body as it arrives; whatever arrived is worked on, however the feed ends."""
-    segments, size, complete = 0, 0, False
+    segments, size, complete, rest = 0, 0, False, b""
     waiting: deque[bytes] = deque()
+    arrivals = Arrivals(request.content, job.closing, table.limits.idle_seconds)
     with job.feeding():
         try:
-            async for chunk in chunks(request.content, job.closing, table.limits.idle_seconds):
+            async for chunk in arrivals.chunks():
                 size += len(chunk)
                 job.touch()
-                cut = await asyncio.to_thread(framing.feed, chunk) if framing.blocking else framing.feed(chunk)
-                waiting += cut
+                await cut(framing, chunk, waiting)
                 while waiting:
                     await job.submit(waiting[0], live=framing.live)
                     waiting.popleft()
                     segments += 1
             complete = not job.closing.is_set()
+            rest = b"" if complete else arrivals.rest()
         except (*BROKEN, asyncio.CancelledError) as error:
+            rest, complete = arrivals.rest(), request.content.is_eof()
             gone = isinstance(error, asyncio.CancelledError)  # aiohttp's way to say so
             why = "its client has gone" if gone else repr(error)
-            log.warning("job %s: the feed broke off after %d bytes: %s", job.info.job_id, size, why)
+            log.warning("job %s: the feed broke off after %d bytes: %s", job.info.job_id, size + len(rest), why)
             raise
         finally:
+            size += len(rest)
+            with suppress(AudioError, RequestRefused):  # `finish` tells of what cannot be read
+                waiting += framing.feed(rest) if rest else ()
             for tail in (*waiting, *framing.finish(complete=complete)):
                 job.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
@@ -147,29 +161,17 @@ async def take_feed(request: web.Request, job: Job, framing: Framing, table: Job
     return segments, size
 
 
-async def chunks(content: StreamReader, closing: asyncio.Event, timeout: float) -> AsyncIterator[bytes]:
-    """Yield what arrives until the body ends, or `closing` is set.
-
-    Raises what `content` raises when the body breaks off, and `RequestRefused` (408) after `timeout` seconds of
-    nothing.
-    """
-    stop = asyncio.ensure_future(closing.wait())
-    read: asyncio.Task[bytes] | None = None
+async def cut(framing: Framing, chunk: bytes, into: deque[bytes]) -> None:
+    """Have a framing cut what came, in a thread if it decodes; who is cancelled meanwhile waits for that thread."""
+    if not framing.blocking:
+        into += framing.feed(chunk)
+        return
+    work = asyncio.ensure_future(asyncio.to_thread(framing.feed, chunk))
     try:
-        while not closing.is_set():
-            read = asyncio.ensure_future(content.readany())
-            await asyncio.wait({read, stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not read.done():
-                if closing.is_set():
-                    return
-                raise RequestRefused(408, f"nothing arrived for {timeout:g} s")
-            if not (data := read.result()):
-                return
-            yield data
+        await asyncio.shield(work)
     finally:
-        stop.cancel()
-        if read is not None:
-            read.cancel()
+        await asyncio.wait({work})  # until then the framing is the thread's alone
+        into += work.result() if work.exception() is None else ()
 
 
 def make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from whisper_byoc.errors import RequestRefused, UnknownPipeline
+from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.limits import Limits
@@ -105,8 +105,8 @@ class JobTable:
 
         It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
-        Raises `RequestRefused`: 400 bad id, 404 unknown pipeline, 409 other pipeline, 503 draining, at capacity or
-        not ready.
+        Raises `RequestRefused`: 400 bad id or parameters, 404 unknown pipeline, 409 other pipeline, 503 draining, at
+        capacity or not ready.
         """
         check_job_id(job_id)
         if self.draining:
@@ -120,7 +120,11 @@ class JobTable:
             return self._jobs[job_id]
         self._make_place()
         info = JobInfo(job_id, pipeline.name, dict(params))
-        job = Job(info, pipeline.open_session(info), pipeline.content_type, self.limits, self._metrics)
+        try:
+            session = pipeline.open_session(info)
+        except SegmentError as error:  # how processors refuse what a client sends
+            raise RequestRefused(400, str(error)) from None
+        job = Job(info, session, pipeline.content_type, self.limits, self._metrics)
         job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
         self._jobs[job_id] = job
         self._opened.notify()
@@ -206,7 +210,9 @@ class JobTable:
                         self._jobs.pop(job.info.job_id, None)
                 elif job.idle_seconds > self.limits.idle_seconds:
                     log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
-                    await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input and no reader")
+                    await job.stop(
+                        f"the job was idle for {self.limits.idle_seconds:g} s: nothing came in, and nothing was read"
+                    )
                 elif job.alone_seconds > job.alone_limit:
                     log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
                     await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")

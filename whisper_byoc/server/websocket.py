@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
@@ -55,12 +55,20 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
             await converse(socket, job, table.limits.idle_seconds, live=pipeline.live)
         await socket.close()
     except HangUp as error:
-        with suppress(ConnectionError):
+        try:
             await send(socket, {"error": str(error)})
             await socket.close(code=error.code)
+        except ConnectionError:
+            cut_off(request)
     except ConnectionError:
-        pass  # the client is gone
+        cut_off(request)
     return socket
+
+
+def cut_off(request: web.Request) -> None:
+    """Drop the connection of a client that is gone or does not read: a close frame would wait for it for ever."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:

@@ -17,7 +17,7 @@ class LanguageChoice:
     def __init__(self, fixed: str | None) -> None:
         self.decided = fixed
         self._last: str | None = None
-        self._number = -1  # the utterance of that guess
+        self._number: object = None  # the utterance of that guess
         self._before: str | None = None  # the guess for the utterance before
 
     @property
@@ -25,7 +25,9 @@ class LanguageChoice:
         """What is known so far: the decision, or the best guess."""
         return self.decided or self._last
 
-    async def choose(self, detect: Callable[[], Awaitable[tuple[str, float]]], utterance: int, seconds: float) -> str:
+    async def choose(
+        self, detect: Callable[[], Awaitable[tuple[str, float]]], utterance: object, seconds: float
+    ) -> str:
         """Give the language for an utterance of so many seconds; `detect` is asked until a decision is made.
 
         An utterance may come again, by the same number, when more of it is known: it does not agree with itself.

@@ -89,14 +89,18 @@ class LiveText:
         options: LiveOptions,
         listener: Listener | None = None,
         tell: Callable[[], None] = lambda: None,
+        language: LanguageChoice | None = None,
     ) -> None:
-        """`tell` is called when a draft is done, so that `ready` can be asked for its text."""
+        """`tell` is called when a draft is done, so that `ready` can be asked for its text.
+
+        `language` is what is known of the language already, where the stream is part of something longer.
+        """
         self.options = options
         self._tell = tell
         self.listener = listener or Listener(options.listening)
         self._model = model
         self._decoding = decoding
-        self._language = LanguageChoice(decoding.language)
+        self._language = language or LanguageChoice(decoding.language)
         self._ended: deque[Utterance] = deque()
         self._found: list[Update] = []  # final text that waits for that of a later utterance
         self._behind = False
@@ -107,10 +111,10 @@ class LiveText:
         self._drafting: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
         self._early: tuple[Utterance, asyncio.Task[Timed[Transcription]]] | None = None
 
-    def update(self, decoding: DecodeOptions, options: LiveOptions) -> None:
+    def update(self, decoding: DecodeOptions, options: LiveOptions, language: LanguageChoice | None = None) -> None:
         """Change options from now on."""
-        if decoding.language != self._decoding.language:
-            self._language = LanguageChoice(decoding.language)
+        if language is not None or decoding.language != self._decoding.language:
+            self._language = language or LanguageChoice(decoding.language)
         self._decoding, self.options, self.listener.options = decoding, options, options.listening
         if not options.partials:
             self._drop_draft()

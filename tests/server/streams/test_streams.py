@@ -10,11 +10,17 @@ import pytest
 from audio import pcm
 from audio.media import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
+from tests.server.streams.conftest import Sound
 from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.streams import output as stream_output
 
 KINDS = ("", "-out", "-control", "-events", "-data")
+
+
+class Mirror:
+    async def process(self, frame):
+        return frame[::-1]
 
 
 def words(text):
@@ -142,6 +148,21 @@ async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate
     assert [each.get("text") for each in data] == ["6400 bytes", None]
 
 
+async def test_pcm_of_another_rate_is_an_error_and_no_text_of_noise(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("cd", ["-data"])
+    world.trickle.create("cd", "audio/L16;rate=44100")
+    assert (await world.start("cd", {**urls, "subscribe_url": f"{world.base}/ai/trickle/cd"}))[0] == 200
+    data, reading = world.follow("cd", "-data")
+    async with world.publisher("cd") as publisher:
+        await publisher.publish(bytes(3200))
+        await until(lambda: not world.api.server.streams.streams)
+    world.trickle.close("cd-data")
+    await reading
+    assert [each["type"] for each in data] == ["error", "end"]
+    assert "rate=16000 only, not '44100'" in data[0]["error"]
+
+
 async def test_data_in_pytricklesform_is_one_string_a_line(orchestrate):
     world = await orchestrate()
     urls = world.channels("old", ["", "-data"])
@@ -251,7 +272,14 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
     (stream,) = world.api.server.streams.streams
     events, listening = world.follow("ctl", "-events")
     async with world.publisher("ctl-control", "application/json") as control:
-        for message in (b'{"keep":"alive"}', b"not json", b"[1]", b'{"language": "klingon"}', b'{"prompt": "gateway"}'):
+        for message in (
+            b'{"keep":"alive"}',
+            b"not json",
+            b"[" * 100_000,
+            b"[1]",
+            b'{"language": "klingon"}',
+            b'{"prompt": "gateway"}',
+        ):
             await control.publish(message)
         await until(lambda: stream.params.get("prompt") == "gateway")
     assert stream.params.get("language") is None
@@ -308,12 +336,72 @@ async def test_two_starts_with_one_id(orchestrate):
     await world.stop("same")
 
 
+async def test_a_stream_does_not_take_the_job_of_somebody_else(orchestrate):
+    world = await orchestrate({"sound": Sound(), "mirror": Mirror()})
+    for name, pipeline in (("a", "sound"), ("b", "mirror")):
+        assert (await world.api.put(name, b"abcd", query=f"?pipeline={pipeline}"))[0] == 200
+        async with world.api.http.post(
+            f"{world.api.url}/stream/start?pipeline={pipeline}", json={"gateway_request_id": name}
+        ) as answer:
+            assert answer.status == 400
+            assert "that is no stream" in (await answer.json())["message"]
+    assert (await world.api.get("a"))[1] == b"4 bytes"
+    assert (await world.api.get("b"))[1] == b"dcba"
+    await world.api.end("a")
+    assert (await world.api.records("a"))[-1]["type"] == "end"
+    async with world.api.http.post(
+        f"{world.api.url}/stream/start?pipeline=sound", json={"gateway_request_id": "a"}
+    ) as answer:
+        assert answer.status == 200
+    await world.stop("a")
+
+
 async def test_no_place_for_another_stream_is_503(orchestrate):
     world = await orchestrate(jobs=1)
     assert (await world.start("one", world.channels("one", [""])))[0] == 200
-    status, body = await world.start("two", world.channels("two", [""]))
-    assert (status, body["status"]) == (503, "error")
+    async with world.api.http.post(f"{world.api.url}/stream/start", json={"gateway_request_id": "two"}) as answer:
+        assert (answer.status, (await answer.json())["status"]) == (503, "error")
+        assert int(answer.headers["Retry-After"]) >= 1
+    async with world.api.http.get(f"{world.api.url}/metrics") as answer:
+        assert 'byoc_refused_total{status="503"} 1.0' in await answer.text()
     await world.stop("one")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 100_000, "no JSON"),
+        (
+            b'{"gateway_request_id": "x", "params": {"max_framerate": "\xc2\xb2"}}',
+            "max_framerate must be a whole number",
+        ),
+        (b'{"gateway_request_id": "x", "params": {"pipeline": ["a"]}}', "pipeline must be a string, not list"),
+    ],
+)
+async def test_a_start_that_cannot_be_is_400(orchestrate, body, words):
+    world = await orchestrate()
+    headers = {"Content-Type": "application/json"}
+    async with world.api.http.post(f"{world.api.url}/stream/start", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert words in (await answer.json())["message"]
+    assert not world.api.table.jobs
+
+
+async def test_half_an_emoji_in_the_parameters_does_not_end_the_stream(orchestrate):
+    world = await orchestrate()
+    urls = world.channels("cut", ["", "-events", "-data"])
+    events, listening = world.follow("cut", "-events")
+    assert (await world.start("cut", urls, {"input": "pcm16", "note": "\ud83d"}))[0] == 200
+    await until(lambda: any(each["event"]["type"] == "params_updated" for each in events))
+    assert (await world.post("/stream/params", {"note": "\ud83d again"}, "cut"))[0] == 200
+    await until(lambda: [each["event"].get("params", {}).get("note") for each in events].count("? again") == 1)
+    (stream,) = world.api.server.streams.streams
+    assert not stream.job.closing.is_set()
+    assert (await world.post("/stream/start", {"gateway_request_id": "\ud83d"}))[0] == 200  # or in its name
+    for each in world.api.server.streams.streams:
+        await each.stop()
+    world.trickle.close("cut-events")
+    await listening
 
 
 async def test_nobody_at_the_urls(orchestrate, unused_tcp_port):

@@ -1,5 +1,7 @@
 """Tint pipelines on streams: H.264 in MPEG-TS in and out, the sound passed along."""
 
+import asyncio
+import itertools
 import subprocess
 
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
+from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
 from whisper_byoc.server.streams import video
@@ -101,6 +104,50 @@ async def test_an_encoder_that_dies_is_followed_by_one_without_sound(orchestrate
     published = await through(world, "dies", picture_stream(), outputs=["-out"])
     assert asked == [True, False]
     assert len(frames(b"".join(published))) > 0
+
+
+async def test_a_stream_ends_when_its_job_is_abandoned_while_ffmpeg_is_full_of_pictures(orchestrate):
+    class Stuck:
+        media = "video"
+
+        def __init__(self):
+            self.begun = asyncio.Event()
+
+        async def process(self, frame):
+            self.begun.set()
+            await asyncio.Event().wait()
+
+    stuck = Stuck()
+    world = await orchestrate(stuck, queue_segments=2)
+    assert (await world.start("full", world.channels("full", [""])))[0] == 200
+    ts = picture_stream()
+    async with world.publisher("full") as publisher:
+        for at in range(0, len(ts), 188 * 100):
+            await publisher.publish(ts[at : at + 188 * 100])
+        await stuck.begun.wait()
+        await until(lambda: world.api.table.get("full").queued == 2)
+        async with world.api.http.delete(f"{world.api.url}/live/full") as answer:
+            assert answer.status == 200
+        await until(lambda: not world.api.server.streams.streams)
+
+
+async def test_pictures_that_are_too_large_are_an_error_and_nothing_hangs(orchestrate, monkeypatch):
+    monkeypatch.setattr(video, "MAX_SIDE", 100)
+    world = await orchestrate(GreenTintProcessor())
+    assert (await world.start("wide", world.channels("wide", [""])))[0] == 200
+    ts = picture_stream()
+
+    async def go_on():
+        async with world.publisher("wide") as publisher:
+            for at in itertools.cycle(range(0, len(ts), 188 * 100)):
+                await publisher.publish(ts[at : at + 188 * 100])
+                await asyncio.sleep(0.05)
+
+    sending = asyncio.ensure_future(go_on())
+    await until(lambda: world.api.table.get("wide").results.ended)
+    sending.cancel()
+    assert "are larger than 100x100" in world.api.table.get("wide").results.at(0).error
+    await until(lambda: not world.api.server.streams.streams)
 
 
 async def test_nobody_wants_the_pictures(orchestrate):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from audio.feeds import pcm_from_ts
 from audio.media import ffmpeg_environment
 
-__all__ = ["LiveDecoder"]
+__all__ = ["LiveDecoder", "ended", "tail"]
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,20 @@ class LiveDecoder:
         await self._bury()
 
     async def kill(self) -> None:
-        """End the process at once, whatever is in it."""
+        """End the process at once, whatever is in it, and whatever went wrong with it."""
         if self._reading is not None:
             self._reading.cancel()
-        await self._bury()
+        try:
+            await self._bury()
+        except Exception as error:
+            log.debug("%s: what ffmpeg gave was not taken: %s", self._name, error)
 
     async def _running(self) -> asyncio.subprocess.Process:
-        """Give a process that lives."""
-        if self._process is not None and self._process.returncode is not None:
+        """Give a process that lives, and whose output is taken.
+
+        Raises what `sink` has raised.
+        """
+        if self._process is not None and (self._process.returncode is not None or self._gives_no_more()):
             await self._bury()
         if self._process is None:
             pipe = asyncio.subprocess.PIPE
@@ -81,6 +87,19 @@ class LiveDecoder:
             self._reading = asyncio.ensure_future(self._read(self._process))
             self._errors = asyncio.ensure_future(tail(self._process))
         return self._process
+
+    def _gives_no_more(self) -> bool:
+        return self._reading is not None and self._reading.done()
+
+    async def _taken(self, stdin: asyncio.StreamWriter) -> bool:
+        """Wait until ffmpeg takes its input; False when it died, is stuck, or `sink` takes nothing from it any more."""
+        draining = asyncio.ensure_future(stdin.drain())
+        others = {self._reading} if self._reading is not None else set()
+        try:
+            await asyncio.wait({draining, *others}, timeout=WRITE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            return draining.done() and draining.exception() is None
+        finally:
+            draining.cancel()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -95,19 +114,28 @@ class LiveDecoder:
             return
         if process.returncode is not None and not reading.done():
             await asyncio.wait({reading}, timeout=FLUSH_SECONDS)
-        if process.returncode is None and not reading.done():
+        whole = reading.done() and not reading.cancelled() and reading.exception() is None
+        if process.returncode is None and not whole:  # it would wait for ever for somebody who takes its output
             with suppress(ProcessLookupError):
                 process.kill()
         reading.cancel()
         await asyncio.wait({reading})
         if process.stdin is not None:
             process.stdin.close()
-        code = await process.wait()
+        code = await ended(process)
         said = (await errors).decode("utf-8", "replace").strip()
         if code != 0 or said:
             log.warning("%s: ffmpeg ended with %d: %s", self._name, code, said.splitlines()[-1] if said else "no word")
         if not reading.cancelled() and (error := reading.exception()) is not None:
             raise error
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    """Wait for the end of a process whose output nobody reads any more, and give its exit code."""
+    assert process.stdout is not None
+    while await process.stdout.read(READ_BYTES):  # asyncio waits for its pipes too, of which a full one stays open
+        pass
+    return await process.wait()
 
 
 async def tail(process: asyncio.subprocess.Process) -> bytes:

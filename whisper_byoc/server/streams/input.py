@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from audio.errors import AudioError
-from whisper_byoc.errors import BadSegment
-from whisper_byoc.server.framing import PCM_TYPES, AudioFraming
+from whisper_byoc.errors import BadSegment, RequestRefused
+from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, pcm_trouble
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
@@ -57,8 +57,13 @@ class AudioSink:
         self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._sound)
 
     async def feed(self, data: bytes, content_type: str) -> None:
-        """Take the next bytes."""
+        """Take the next bytes.
+
+        Raises `BadSegment` for PCM16 of another rate, or of more channels.
+        """
         raw = self._pcm or content_type.partition(";")[0].strip().lower() in PCM_TYPES
+        if raw and not self._pcm and (trouble := pcm_trouble(content_type)):
+            raise BadSegment(trouble)
         await (self._sound(data) if raw else self._decoder.feed(data))
 
     async def flush(self) -> None:
@@ -102,6 +107,8 @@ class StreamInput:
                 await self._sink.flush()
             except (TrickleError, AudioError, BadSegment) as error:
                 self._lost(f"the input was lost: {error}")
+            except RequestRefused as error:  # the job takes no more: it was stopped
+                log.info("stream %s: %s", self._job.info.job_id, error)
             finally:
                 await self._sink.kill()
                 self._hand_in_tails()

@@ -79,7 +79,7 @@ class DataWriter:
         deadline = time.monotonic() + LOST_S
         while True:
             try:
-                await publisher.publish(line.encode() + b"\n")
+                await publisher.publish(line.encode("utf-8", "replace") + b"\n")
                 return
             except (ChannelNotFound, ChannelClosed):
                 raise
@@ -122,7 +122,8 @@ class EventWriter:
             self.emit("heartbeat", "stream_heartbeat")
             while (event := await self._next()) is not None:
                 try:
-                    await publisher.publish(json.dumps(event, ensure_ascii=False).encode())
+                    # parameters come back in events, and JSON may hold halves of an emoji, which are no UTF-8
+                    await publisher.publish(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
                 except (ChannelNotFound, ChannelClosed) as error:
                     log.info("stream %s: the events channel has ended: %s", self._stream_id, error)
                     return
@@ -151,7 +152,7 @@ def short_fields(record: Record) -> dict[str, Any]:
     """Give the record's fields, without the parts that would make its line too long for the gateway."""
     fields = record.fields()
     for part in ("words", "segments", "data"):
-        if len(json.dumps(fields, ensure_ascii=False).encode()) <= MAX_LINE:
+        if len(json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")) <= MAX_LINE:
             return fields
         if part == "words":
             fields["segments"] = [

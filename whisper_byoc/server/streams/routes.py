@@ -15,6 +15,7 @@ from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.pipeline import PipelineState
+from whisper_byoc.server.refusals import refuse
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.start_request import StartRequest
 from whisper_byoc.server.streams.stream import Stream
@@ -52,9 +53,12 @@ class StreamTable:
         stream_id = request.request_id
         if stream_id in self._streams:
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        job_id = stream_id if JOB_ID.fullmatch(stream_id) else hashlib.sha256(stream_id.encode()).hexdigest()[:32]
-        with contextlib.suppress(RequestRefused):
-            if self._table.get(job_id).results.ended:  # an earlier stream of that name
+        job_id = job_id_of(stream_id)
+        before = next((job for job in self._table.jobs if job.info.job_id == job_id), None)
+        if before is not None and not before.results.ended:  # not to be shared, and not to be abandoned with the stream
+            raise RequestRefused(400, f"a job {job_id!r} that is no stream is running here; use another id")
+        if before is not None:  # an earlier stream of that name
+            with contextlib.suppress(RequestRefused):
                 await self._table.forget(job_id, "a new stream took its name")
         job = await self._table.open(job_id, pipeline, request.params)
         if stream_id in self._streams:
@@ -111,6 +115,13 @@ class StreamTable:
         }
 
 
+def job_id_of(stream_id: str) -> str:
+    """Give the id of a stream's job: its own, or a hash of one that cannot be a job's."""
+    if JOB_ID.fullmatch(stream_id):
+        return stream_id
+    return hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 def routes(streams: StreamTable) -> list[web.RouteDef]:
     """Give the routes, with and without the `/api` that older registrations have."""
     handlers: list[tuple[str, str, Callable[[web.Request, StreamTable], Awaitable[web.Response]]]] = [
@@ -126,7 +137,8 @@ def routes(streams: StreamTable) -> list[web.RouteDef]:
             try:
                 return await handler(request, streams)
             except RequestRefused as error:
-                return failure(streams, error.status, str(error))
+                body = {"status": "error", "message": str(error), "current_state": streams.state()}
+                return refuse(request, error.status, body, error.retry_after)
 
         return handle
 
@@ -198,7 +210,7 @@ async def json_body(request: web.Request) -> Any:
             raise RequestRefused(413, f"the body is larger than {MAX_BODY} bytes")
     try:
         return json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestRefused(400, f"the body is no JSON: {error}") from None
 
 
@@ -206,9 +218,3 @@ def success(streams: StreamTable, message: str, request_id: str | None) -> web.R
     """Answer in pytrickle's form."""
     body = {"status": "success", "message": message, "request_id": request_id, "current_state": streams.state()}
     return web.json_response(body)
-
-
-def failure(streams: StreamTable, code: int, message: str) -> web.Response:
-    """Answer an error in pytrickle's form."""
-    body = {"status": "error", "message": message, "current_state": streams.state()}
-    return web.json_response(body, status=code)

@@ -54,6 +54,8 @@ def check_params(params: object) -> dict[str, Any]:
         return {}
     if not isinstance(params, dict):
         raise RequestRefused(400, f"params must be a JSON object, not {type(params).__name__}")
+    if not isinstance(params.get("pipeline") or "", str):
+        raise RequestRefused(400, f"pipeline must be a string, not {type(params['pipeline']).__name__}")
     checked = dict(params)
     if ("width" in params) != ("height" in params):
         raise RequestRefused(400, "width and height go together: give both, or neither")
@@ -68,8 +70,9 @@ def check_params(params: object) -> dict[str, Any]:
 def whole_number(value: object, name: str, least: int, most: int) -> int:
     """Read a number that may have come as a string."""
     text = str(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not text.isdigit() or len(text) > 9:
-        raise RequestRefused(400, f"{name} must be a whole number, not {value!r}")
+    digits = text.isascii() and text.isdigit()  # isdigit alone takes ² for one
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not digits or len(text) > 9:
+        raise RequestRefused(400, f"{name} must be a whole number, not {value!r:.40}")
     if not least <= int(text) <= most:
         raise RequestRefused(400, f"{name} must be from {least} to {most}, not {text}")
     return int(text)

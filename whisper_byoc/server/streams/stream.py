@@ -114,7 +114,7 @@ class Stream:
                         message = json.loads(await segment.read(MAX_CONTROL))
                         if isinstance(message, dict) and "keep" not in message:
                             self.update(message.get("params", message))
-                    except (ValueError, RequestRefused, TrickleError) as error:
+                    except Exception as error:  # whatever is wrong with one, the next may be good
                         self._report(f"a control message was not used: {error}")
             except TrickleError as error:
                 log.info("stream %s: the control channel has ended: %s", self.request.request_id, error)

@@ -18,7 +18,7 @@ from enum import Enum
 from audio.media import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.streams.decoder import LiveDecoder, tail
+from whisper_byoc.server.streams.decoder import LiveDecoder, ended, tail
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
@@ -212,7 +212,7 @@ class VideoOutput:
             for task in (sound, published):
                 task.cancel()
             await asyncio.wait({sound, published})
-            await process.wait()
+            await ended(process)
             if words := (await said).decode("utf-8", "replace").strip():
                 log.warning("stream %s: encoder: %s", self._job.info.job_id, words.splitlines()[-1])
 
