@@ -185,9 +185,10 @@ class _Run:
             assert process.stderr is not None
             complaints = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
             clock = threading.Timer(timeout, self._expire, args=(process,))
-            complaints.start()
-            clock.start()
+            clock.daemon = True  # nobody who leaves early, by Ctrl-C, shall wait for it
             try:
+                complaints.start()
+                clock.start()
                 while block := process.stdout.read(_BLOCK):
                     self.pcm += block
                     if len(self.pcm) > max_bytes:
@@ -198,7 +199,8 @@ class _Run:
             finally:
                 clock.cancel()
                 _kill(process)
-                complaints.join()
+                if complaints.is_alive():
+                    complaints.join()
         self.returncode = process.returncode
         self.complaints = _meaningful(lines)
 

@@ -7,8 +7,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
+import subprocess
 import sys
 import termios
 
@@ -60,12 +62,12 @@ def recording(tmp_path):
 
 @pytest.fixture
 def launch(spawn):
-    """Give a function that runs the command in a process."""
+    """Give a function that runs the command, or another one, in a process."""
 
-    async def start(*words, stdin=asyncio.subprocess.PIPE, env=None, **options):
-        command = (sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words))
+    async def start(*words, command="send", stdin=asyncio.subprocess.PIPE, env=None, **options):
+        line = (sys.executable, "-m", "whisper_byoc.cli.main", command, *map(str, words))
         environment = {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | (env or {})
-        return await spawn(*command, stdin=stdin, env=environment, **options)
+        return await spawn(*line, stdin=stdin, env=environment, **options)
 
     return start
 
@@ -404,3 +406,22 @@ async def test_a_keyboard_is_no_sound(launch):
     code, text = await in_terminal(launch, "-")
     assert code == 2
     assert "stdin is a terminal" in text
+
+
+@pytest.mark.parametrize("command", ["send", "transcribe"])
+async def test_ctrl_c_ends_ffmpeg_and_does_not_wait_for_it(launch, programs, tmp_path, command):
+    began, path = tmp_path / "began", tmp_path / "long.mp3"
+    path.write_bytes(b"ID3" + bytes(1000))
+    move, sleep = shutil.which("mv"), shutil.which("sleep")  # PATH has nothing but the program
+    slow = f"#!/bin/sh\necho $$ > {began}.new\n{sleep} 1\n{move} {began}.new {began}\nexec {sleep} 45\n"
+    process = await launch(path, command=command, env=programs(ffmpeg=slow) | {"WHISPER_BYOC_MODEL": "demo"})
+    await until(began.exists)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    pid = began.read_text().strip()
+
+    def state():  # whoever has lost its parent stays a zombie until somebody looks after it
+        return subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
+
+    await until(lambda: not state() or state().startswith("Z"))

@@ -6,6 +6,7 @@ import asyncio
 import selectors
 import signal
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.magic import is_media
 
-__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "open_source", "to_seconds"]
+__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "load_now", "open_source", "to_seconds"]
 
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1
@@ -71,7 +72,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
         with first_interrupt() as stop:
             yield Source("stdin", raw_or_wav(from_stdin(stop)))
     else:
-        data = await asyncio.to_thread(lambda: pcm.encode(load(Path(name))))
+        data = pcm.encode(load_now(Path(name)))
         yield Source(Path(name).name, paced(data, realtime), len(data))
 
 
@@ -110,6 +111,20 @@ def load(path: Path) -> NDArray[np.float32]:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def load_now(path: Path) -> NDArray[np.float32]:
+    """Do `load` for a command that has nothing else to do: it holds up the event loop, and Ctrl-C ends ffmpeg at once.
+
+    A worker thread cannot be interrupted, and asyncio's own handler only asks a task that does not listen.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
+        return load(path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return load(path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def paced(data: bytes, realtime: bool) -> AsyncGenerator[bytes, None]:

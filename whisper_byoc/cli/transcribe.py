@@ -18,7 +18,7 @@ from tqdm import tqdm
 from audio import pcm
 from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
-from whisper_byoc.cli.sources import check_file, load
+from whisper_byoc.cli.sources import check_file, load_now
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import PIPELINES
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
@@ -77,7 +77,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     await processor.initialize()
     options = processor.options()
     for path in args.files:
-        heard = await transcribe(processor, options, load(path), path.name)
+        heard = await transcribe(processor, options, load_now(path), path.name)
         for kind in args.format:
             write(heard, kind, path, args.output)
     await processor.shutdown()
