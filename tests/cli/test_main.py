@@ -1,9 +1,12 @@
 """Wrong usage is one sentence and exit code 2, failure one sentence and 1; never a traceback."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -263,3 +266,31 @@ def test_program_ends_in_order_though_a_daemon_thread_is_in_the_midst_of_torch(t
         [sys.executable, "-m", "whisper_byoc.cli.main", "run", str(script)], capture_output=True, text=True, timeout=50
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "tidied up\n", "")
+
+
+def program(*words, **options):
+    command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
+    return subprocess.run(command, text=True, timeout=50, check=False, **{"stderr": subprocess.PIPE} | options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_sentence(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with Path("/dev/full").open("w") as full:
+        ended = program("pipelines", stdout=full)
+    assert ended.returncode == 1
+    assert ended.stderr == "whisper-byoc: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [(["pipelines"], 0), (["bogus"], 2), (["send", "-"], 1)])
+def test_files_that_are_closed_from_the_start(words, code, unused_tcp_port):
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    line = shlex.join([sys.executable, "-m", "whisper_byoc.cli.main", *words])
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"{line} <&- >&-"], env=os.environ | {"BYOC_URL": url}, text=True, timeout=50,
+        stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "bug" not in ended.stderr

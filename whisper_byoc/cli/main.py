@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 
 from audio.errors import AudioError
@@ -35,11 +37,14 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What writing fails with for reasons outside of this program; a reader that has gone is BrokenPipeError."""
 GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 
 def script() -> None:
     """Be the program `whisper-byoc`."""
+    open_what_is_closed()
     code = EXIT_FAILURE
     atexit.register(lambda: leave(code))  # the first that is registered runs last
     try:
@@ -48,12 +53,21 @@ def script() -> None:
         code = 0
 
 
+def open_what_is_closed() -> None:
+    """Have stdin, stdout and stderr, if only to nowhere: who starts a daemon may have closed them (`<&- >&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+
+
 def leave(code: int) -> None:
     """End without Python's own tidying up: a thread that comes back from torch in its midst aborts the process."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_FAILURE
+    except OSError as error:
+        code = complain(unwritable(error), EXIT_FAILURE)
     os._exit(code)
 
 
@@ -70,13 +84,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return EXIT_FAILURE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            discard_output()
+            return complain(unwritable(error), EXIT_FAILURE)
         if os.environ.get("WHISPER_BYOC_DEBUG"):
             raise
         bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
         return complain(ByocError(bug), EXIT_FAILURE)
+
+
+def discard_output() -> None:
+    """Let what stdout still holds go nowhere: writing it once more would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def unwritable(error: OSError) -> ByocError:
+    """Say that the output cannot be written."""
+    return ByocError(f"the output cannot be written: {error.strerror}")
 
 
 def dispatch(words: list[str]) -> int:
