@@ -294,3 +294,8 @@ def test_files_that_are_closed_from_the_start(words, code, unused_tcp_port):
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert "bug" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["send", "transcribe", "run"])
+def test_a_name_that_cannot_be_looked_up_is_wrong_usage(run, command):
+    refused(run(command, "x" * 300), 2, "cannot be looked up: File name too long")

@@ -39,8 +39,11 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the script, then serve what it defines unless it has served by itself."""
-    if not args.script.is_file():
-        raise UsageError(f"no such script: {args.script}")
+    try:
+        if not args.script.is_file():
+            raise UsageError(f"no such script: {args.script}")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UsageError(f"{args.script} cannot be looked up: {error.strerror}") from None
     log_to_stderr(args.log_level)
     served = False
 

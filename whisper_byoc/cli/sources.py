@@ -52,10 +52,13 @@ def check(name: str) -> None:
 
 def check_file(path: Path) -> None:
     """Raise `UsageError` when there is no such file, or something else in its place."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory; name the files in it")
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory; name the files in it")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UsageError(f"{path} cannot be looked up: {error.strerror}") from None
 
 
 @asynccontextmanager
