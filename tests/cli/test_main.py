@@ -299,3 +299,10 @@ def test_files_that_are_closed_from_the_start(words, code, unused_tcp_port):
 @pytest.mark.parametrize("command", ["send", "transcribe", "run"])
 def test_a_name_that_cannot_be_looked_up_is_wrong_usage(run, command):
     refused(run(command, "x" * 300), 2, "cannot be looked up: File name too long")
+
+
+@pytest.mark.parametrize("address", ["http://", "http://a..b:80", "http://localhost:99999", "http://[::1", "ftp://a"])
+def test_what_is_no_address(run, tmp_path, address):
+    path = tmp_path / "sound.pcm"
+    path.write_bytes(bytes(3200))
+    refused(run("send", "--url", address, path), 2, repr(address), "is not the address of a server")
