@@ -306,3 +306,15 @@ def test_what_is_no_address(run, tmp_path, address):
     path = tmp_path / "sound.pcm"
     path.write_bytes(bytes(3200))
     refused(run("send", "--url", address, path), 2, repr(address), "is not the address of a server")
+
+
+@pytest.mark.parametrize("command", ["preload", "transcribe"])
+def test_pipelines_of_other_models_are_known_by_their_names_too(run, monkeypatch, tmp_path, command):
+    """As `serve --pipeline whisper-base` knows them; here the file is there, and is none."""
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    (tmp_path / "base.pt").mkdir()
+    sound = tmp_path / "sound.pcm"
+    sound.write_bytes(bytes(3200))
+    code, out, err = run(command, "--model", "whisper-base", *([sound] if command == "transcribe" else []))
+    assert (code, out) == (1, ""), err
+    assert "base.pt" in err

@@ -20,7 +20,7 @@ from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.sources import check_file, load_now
 from whisper_byoc.errors import UsageError
-from whisper_byoc.processors.registry import PIPELINES
+from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions
 from whisper_byoc.speech.transcript import FORMATS, Transcription, join
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("several formats need a folder: --output DIR")
     if args.output is not None:
         check_output(args.output, args.files)
-    spec = PIPELINES.get(args.model)
     settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
-    processor = WhisperProcessor(spec.model if spec and spec.model else args.model, settings)
+    processor = WhisperProcessor(model_of(args.model), settings)
     asyncio.run(transcribe_all(processor, args))
     return 0
 
