@@ -10,7 +10,7 @@ from audio import pcm
 from audio.errors import WavError
 from audio.riff import FLOAT, PCM, HeaderWalk, WavFormat
 
-__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_wav", "write_wav"]
+__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_piped_wav", "read_wav", "write_wav"]
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
@@ -130,6 +130,21 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
     sound = header.sound[:promised]
     pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, promised, _BLOCK)]
     return np.concatenate([*pieces, frames.finish()])
+
+
+def read_piped_wav(data: bytes, max_samples: int | None = None) -> NDArray[np.float32]:
+    """Read a WAV whose header may leave its size open, since it was written to a pipe; else as `read_wav`.
+
+    Raises:
+        WavError: it is not that either, or longer than `max_samples`.
+    """
+    reader, pieces, samples = WavReader(), [], 0
+    for at in range(0, len(data), _BLOCK):
+        pieces.append(reader.feed(data[at : at + _BLOCK]))
+        samples += len(pieces[-1])
+        if max_samples is not None and samples > max_samples:
+            raise WavError(f"The WAV holds over {max_samples} samples at 16 kHz, the limit; send it in parts.")
+    return np.concatenate([*pieces, reader.finish()])
 
 
 def write_wav(samples: NDArray[np.float32]) -> bytes:
