@@ -318,3 +318,12 @@ def test_pipelines_of_other_models_are_known_by_their_names_too(run, monkeypatch
     code, out, err = run(command, "--model", "whisper-base", *([sound] if command == "transcribe" else []))
     assert (code, out) == (1, ""), err
     assert "base.pt" in err
+
+
+@pytest.mark.parametrize("before", [[], ["-port", "0"], ["-log-level=info", "--host", "127.0.0.1"]])
+def test_arguments_of_a_script_are_handed_on_as_they_are(run, tmp_path, before):
+    path = tmp_path / "script.py"
+    given = ["-name", "value", "-port", "-x", "--y"]
+    path.write_text(f"import sys\nassert sys.argv[1:] == {given}, sys.argv\nsys.exit(3)\n")
+    told = run("run", *before, path, *given)
+    refused(told, 1, "script.py exited with 3")

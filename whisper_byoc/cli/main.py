@@ -74,7 +74,7 @@ def leave(code: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     lifeline.hold()
-    words = [double_dash(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = spelled(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)
     except UsageError as error:
@@ -137,6 +137,20 @@ def overview() -> str:
     """Describe all commands."""
     lines = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
     return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """Accept Go's spelling of options, but for those of a script, which are its own business."""
+    ours = script_at(words) if words[:1] == ["run"] else len(words)
+    return [*map(double_dash, words[:ours]), *words[ours:]]
+
+
+def script_at(words: Sequence[str]) -> int:
+    """Find the script in a line of `run`: before it are options only, each with a value."""
+    at = 1
+    while at < len(words) and words[at].startswith("-"):
+        at += 1 if "=" in words[at] else 2
+    return min(at, len(words))
 
 
 def double_dash(word: str) -> str:
