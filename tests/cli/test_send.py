@@ -14,13 +14,15 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
+from audio.wav import write_wav
 from tests.waiting import until
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted
-from whisper_byoc.cli.sources import paced, to_seconds
+from whisper_byoc.cli.sources import paced, raw_or_wav, to_seconds
 
 FIVE_SECONDS = 160_000
 
@@ -425,3 +427,20 @@ async def test_ctrl_c_ends_ffmpeg_and_does_not_wait_for_it(launch, programs, tmp
         return subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
 
     await until(lambda: not state() or state().startswith("Z"))
+
+
+async def test_stdin_ends_only_once(send):
+    code, out, err = await send("--url", "http://127.0.0.1:1", "-", "-")
+    assert (code, out) == (2, "")
+    assert "- is there twice" in err
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+async def test_a_wav_on_stdin_may_come_in_pieces(size):
+    wav = write_wav(np.zeros(1600, dtype=np.float32))
+
+    async def pieces():
+        yield wav[:size]
+        yield wav[size:]
+
+    assert b"".join([piece async for piece in raw_or_wav(pieces())]) == wav

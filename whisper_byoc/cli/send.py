@@ -18,7 +18,7 @@ from tqdm import tqdm
 from whisper_byoc.cli.livetext import Display
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.safetext import printable
-from whisper_byoc.cli.sources import MICROPHONE, Source, check, open_source, to_seconds
+from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check, open_source, to_seconds
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Send every source; fails when the server had an error for any segment."""
     if bool(args.files) == args.microphone:
         raise UsageError("give what to send: one or more FILEs, - for PCM16 on stdin, or --microphone alone")
+    if args.files.count(STDIN) > 1:
+        raise UsageError("- is there twice, and stdin can be read to its end once")
     names = [MICROPHONE] if args.microphone else args.files
     for name in names:
         check(name)

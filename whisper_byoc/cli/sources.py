@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import PcmError, WavError
 from audio.media import load_audio
-from audio.riff import begins_like_wav
+from audio.riff import may_become_wav
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.magic import is_media
@@ -167,7 +167,7 @@ async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
     known = False
     async with aclosing(chunks):
         async for chunk in chunks:
-            if not known and is_media(chunk) and not begins_like_wav(chunk):
+            if not known and is_media(chunk) and not may_become_wav(chunk):
                 into = "ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | whisper-byoc send -"
                 raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
             known = True
