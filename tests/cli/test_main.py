@@ -15,6 +15,8 @@ from audio.media import load_audio
 from whisper_byoc import __version__
 from whisper_byoc.cli.main import double_dash, implied, main
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 @pytest.fixture
 def run(capsys, monkeypatch):
@@ -327,3 +329,20 @@ def test_arguments_of_a_script_are_handed_on_as_they_are(run, tmp_path, before):
     path.write_text(f"import sys\nassert sys.argv[1:] == {given}, sys.argv\nsys.exit(3)\n")
     told = run("run", *before, path, *given)
     refused(told, 1, "script.py exited with 3")
+
+
+def test_ctrl_c_while_the_program_is_still_being_imported():
+    entry = re.search(r'^whisper-byoc = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    module, name = entry.groups()
+    source = (
+        "import signal, sys\n"
+        "from importlib import import_module\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'whisper_byoc.cli.options':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.exit(getattr(import_module({module!r}), {name!r})())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
