@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -346,3 +347,21 @@ def test_ctrl_c_while_the_program_is_still_being_imported():
     )
     ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=50, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_help_on_a_terminal_that_has_not_every_character(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ended = program("--help", stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("usage: whisper-byoc COMMAND ?\n")
+
+
+def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, tmp_path):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
+    name = os.fsdecode(b"t\xe9st.wav")
+    shutil.copy(fixtures_dir / "demo-yes.wav", tmp_path / name)
+    words = ("transcribe", tmp_path / name, "--model", "demo", "--output", tmp_path)
+    command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
+    ended = subprocess.run(command, capture_output=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from types import MappingProxyType
 
@@ -45,6 +46,7 @@ GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 def script() -> None:
     """Be the program `whisper-byoc`."""
     open_what_is_closed()
+    write_any_text()
     code = EXIT_FAILURE
     atexit.register(lambda: leave(code))  # the first that is registered runs last
     try:
@@ -58,6 +60,13 @@ def open_what_is_closed() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+
+
+def write_any_text() -> None:
+    """Have stdout take what its encoding has no character for, and the names of files that are no text."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")
 
 
 def leave(code: int) -> None:
