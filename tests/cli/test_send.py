@@ -444,3 +444,12 @@ async def test_a_wav_on_stdin_may_come_in_pieces(size):
         yield wav[size:]
 
     assert b"".join([piece async for piece in raw_or_wav(pieces())]) == wav
+
+
+async def test_the_token_may_be_in_a_file_as_for_the_server(send, gateway, recording, monkeypatch, tmp_path):
+    await gateway.serve(counting(gateway))
+    (tmp_path / "token").write_text("secret\r\n")
+    for value in (str(tmp_path / "token"), "secret\r\n"):
+        monkeypatch.setenv("AUTH_TOKEN", value)
+        assert (await send("--gateway", gateway.url, "--pipeline", "x", recording))[0] == 0
+        assert gateway.requests[-1].headers["Authorization"] == "Bearer secret"
