@@ -365,3 +365,9 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, t
     ended = subprocess.run(command, capture_output=True, timeout=50, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_subtitles_of_several_files_are_not_run_together(run, fixtures_dir, kind):
+    files = (fixtures_dir / "demo-yes.wav", fixtures_dir / "demo-hello-world.wav")
+    refused(run("transcribe", *files, "--model", "demo", "--format", kind), 2, kind, "--output")

@@ -27,6 +27,9 @@ from whisper_byoc.speech.transcript import FORMATS, Transcription, join
 
 __all__ = ["configure", "run"]
 
+ONE_EACH = ("srt", "vtt")
+"""Formats whose files cannot be joined: cues are counted from 1, and a header stands at the beginning."""
+
 
 def configure(parser: Parser) -> None:
     """Describe the options."""
@@ -48,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         check_file(path)
     if args.output is None and len(args.format) > 1:
         raise UsageError("several formats need a folder: --output DIR")
+    if args.output is None and len(args.files) > 1 and (alone := [each for each in args.format if each in ONE_EACH]):
+        raise UsageError(f"{alone[0]} of several files would be no valid {alone[0]} when run together: --output DIR")
     if args.output is not None:
         check_output(args.output, args.files)
     settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
