@@ -371,3 +371,15 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, t
 def test_subtitles_of_several_files_are_not_run_together(run, fixtures_dir, kind):
     files = (fixtures_dir / "demo-yes.wav", fixtures_dir / "demo-hello-world.wav")
     refused(run("transcribe", *files, "--model", "demo", "--format", kind), 2, kind, "--output")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from http_trickle import TrickleClient", "import http_trickle", "from whisper_byoc import GatewayClient"],
+)
+def test_a_script_with_a_client_need_not_define_a_processor(run, tmp_path, source):
+    path = tmp_path / "client.py"
+    path.write_text(f"{source}\nprint('received')\n")
+    assert run("run", path) == (0, "received\n", "")
+    path.write_text(f"{source}\nclass A:\n    async def process(self, frame): ...\nclass B(A): pass\n")
+    refused(run("run", path), 2, "A, B")
