@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+from audio import media
 from audio.wav import write_wav
 from tests.waiting import until
+from whisper_byoc.cli import sources
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted
 from whisper_byoc.cli.sources import paced, raw_or_wav, to_seconds
@@ -453,3 +455,14 @@ async def test_the_token_may_be_in_a_file_as_for_the_server(send, gateway, recor
         monkeypatch.setenv("AUTH_TOKEN", value)
         assert (await send("--gateway", gateway.url, "--pipeline", "x", recording))[0] == 0
         assert gateway.requests[-1].headers["Authorization"] == "Bearer secret"
+
+
+async def test_a_file_of_ones_own_may_take_longer_than_an_upload(send, programs, tmp_path, monkeypatch):
+    path, sleep = tmp_path / "long.mp3", shutil.which("sleep")
+    path.write_bytes(b"ID3" + bytes(1000))
+    monkeypatch.setenv("PATH", programs(ffmpeg=f"#!/bin/sh\nexec {sleep} 30\n")["PATH"])
+    assert sources.DECODE_SECONDS >= 10 * media.TIMEOUT
+    monkeypatch.setattr(sources, "DECODE_SECONDS", 0.5)
+    code, out, err = await send("--url", "http://127.0.0.1:1", path)
+    assert (code, out) == (1, "")
+    assert "was not decoded within 0.5 s" in err

@@ -28,6 +28,8 @@ __all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "load
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1
 CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
+DECODE_SECONDS = 3600.0
+"""Longest time for one file. A server must limit strangers; who decodes a long video of his own has Ctrl-C."""
 RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
 
 
@@ -109,7 +111,9 @@ def load(path: Path) -> NDArray[np.float32]:
     Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
     """
     try:
-        return pcm.decode(path.read_bytes()) if path.suffix.lower() in RAW_ENDINGS else load_audio(path)
+        if path.suffix.lower() in RAW_ENDINGS:
+            return pcm.decode(path.read_bytes())
+        return load_audio(path, timeout=DECODE_SECONDS)
     except (WavError, PcmError) as error:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
