@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import MediaError, UnsupportedWav
-from audio.wav import read_wav
+from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.riff import begins_like_wav
+from audio.wav import read_piped_wav, read_wav
 
 __all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_environment", "ffmpeg_path", "load_audio"]
 
@@ -79,8 +80,9 @@ def load_audio(
 ) -> NDArray[np.float32]:
     """Read any sound file: float32, shape (n,), 16 kHz mono.
 
-    What begins as a WAV is read in process; a WAV of a format that `read_wav` does not know, and everything else, is
-    left to ffmpeg under `timeout` and `max_seconds` (see `decode_media`).
+    What begins as a WAV is read in process, also where its size is left open since it was written to a pipe. A WAV of a
+    format that `read_wav` does not know, and everything else, is left to ffmpeg under `timeout` and `max_seconds` (see
+    `decode_media`).
 
     Raises:
         WavError: a WAV file that is broken or cut off.
@@ -88,11 +90,17 @@ def load_audio(
     """
     with _open(path) as file:
         start = file.read(12)
-    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+    if begins_like_wav(start):
+        data = Path(path).read_bytes()
         try:
-            return read_wav(Path(path).read_bytes())
+            return read_wav(data)
         except UnsupportedWav:
             pass  # ADPCM, mu-law and so on: ffmpeg reads many more
+        except WavError as broken:
+            try:
+                return read_piped_wav(data)
+            except WavError:
+                raise broken from None
     return decode_media(path, timeout=timeout, max_seconds=max_seconds)
 
 
@@ -185,9 +193,10 @@ class _Run:
             assert process.stderr is not None
             complaints = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
             clock = threading.Timer(timeout, self._expire, args=(process,))
-            complaints.start()
-            clock.start()
+            clock.daemon = True  # nobody who leaves early, by Ctrl-C, shall wait for it
             try:
+                complaints.start()
+                clock.start()
                 while block := process.stdout.read(_BLOCK):
                     self.pcm += block
                     if len(self.pcm) > max_bytes:
@@ -198,7 +207,8 @@ class _Run:
             finally:
                 clock.cancel()
                 _kill(process)
-                complaints.join()
+                if complaints.is_alive():
+                    complaints.join()
         self.returncode = process.returncode
         self.complaints = _meaningful(lines)
 

@@ -10,7 +10,7 @@ from audio import pcm
 from audio.errors import WavError
 from audio.riff import FLOAT, PCM, HeaderWalk, WavFormat
 
-__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_wav", "write_wav"]
+__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_piped_wav", "read_wav", "write_wav"]
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
@@ -105,11 +105,13 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
             format that is not read here.
     """
     view = memoryview(data).cast("B")
-    walk = HeaderWalk(limit=None)
-    header = walk.feed(view)
-    if header is None:
-        raise walk.incomplete()
-    promised, there = header.data_size, len(header.sound)
+    walk, header, at = HeaderWalk(limit=None), None, 0
+    while header is None:  # in pieces, as the walk copies what it gets
+        if at >= len(view):
+            raise walk.incomplete()
+        header, at = walk.feed(view[at : at + MAX_LIVE_HEADER]), at + MAX_LIVE_HEADER
+    behind_header = view[min(at, len(view)) - len(header.sound) :]
+    promised, there = header.data_size, len(behind_header)
     # A recorder that died left 0; an empty recording is 0 too, but then the RIFF size agrees with the file.
     unfinished = promised == 0 and there > 0 and header.riff_size + 8 != len(view)
     if promised > there or unfinished:
@@ -125,11 +127,26 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
     samples = promised // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
     if max_samples is not None and samples > max_samples:
         raise WavError(f"The WAV holds {samples} samples at 16 kHz, over the limit of {max_samples}; send it in parts.")
-    _refuse_second_wav(bytes(header.sound[promised : promised + 5]), promised)
+    _refuse_second_wav(bytes(behind_header[promised : promised + 5]), promised)
     frames = _FrameDecoder(header.format)
-    sound = header.sound[:promised]
+    sound = behind_header[:promised]
     pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, promised, _BLOCK)]
     return np.concatenate([*pieces, frames.finish()])
+
+
+def read_piped_wav(data: bytes, max_samples: int | None = None) -> NDArray[np.float32]:
+    """Read a WAV whose header may leave its size open, since it was written to a pipe; else as `read_wav`.
+
+    Raises:
+        WavError: it is not that either, or longer than `max_samples`.
+    """
+    reader, pieces, samples = WavReader(), [], 0
+    for at in range(0, len(data), _BLOCK):
+        pieces.append(reader.feed(data[at : at + _BLOCK]))
+        samples += len(pieces[-1])
+        if max_samples is not None and samples > max_samples:
+            raise WavError(f"The WAV holds over {max_samples} samples at 16 kHz, the limit; send it in parts.")
+    return np.concatenate([*pieces, reader.finish()])
 
 
 def write_wav(samples: NDArray[np.float32]) -> bytes:

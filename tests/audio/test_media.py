@@ -1,4 +1,5 @@
 import logging
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -284,6 +285,15 @@ class TestLoad:
         assert pcm.encode(np.concatenate([reader.feed(piped), reader.finish()])) == pcm.encode(TONE)
         with pytest.raises(WavError, match="promises 4294967295 bytes of sound and 64000"):
             read_wav(piped)
+
+    @pytest.mark.parametrize("size", [0, 0x7FFF_F000, 0xFFFF_FFFF])
+    def test_a_wav_that_was_written_to_a_pipe(self, tmp_path, size):
+        path = tmp_path / "piped.wav"
+        wav = bytearray(write_wav(TONE))
+        struct.pack_into("<I", wav, 4, 0xFFFF_FFFF)
+        struct.pack_into("<I", wav, 40, size)
+        path.write_bytes(wav)
+        assert pcm.encode(load_audio(path)) == pcm.encode(TONE)
 
     def test_limits_are_passed_on(self, make):
         with pytest.raises(MediaError, match="more than 1 s"):

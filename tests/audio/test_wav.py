@@ -312,6 +312,15 @@ class TestStream:
 
 
 class TestHostile:
+    def test_a_large_file_is_not_copied(self):
+        data = riff(fmt(channels=8, rate=48_000, bits=32), chunk(b"data", bytes(8 << 20)))
+        tracemalloc.start()
+        try:
+            assert len(read_wav(data)) == (8 << 20) // 32 // 3
+            assert tracemalloc.get_traced_memory()[1] < 6 << 20
+        finally:
+            tracemalloc.stop()
+
     """Whatever arrives, the outcome is sound that the input can hold, or a WavError."""
 
     @staticmethod

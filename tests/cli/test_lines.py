@@ -1,6 +1,7 @@
 """One log of several processes: whole lines, names before them, nothing that acts on a terminal."""
 
 import io
+import os
 import re
 
 import pytest
@@ -78,3 +79,13 @@ def test_names_have_no_colours_in_a_pipe(monkeypatch):
     out = io.StringIO()
     NamedLog(out).line("gateway", "hello")
     assert out.getvalue() == "gateway      | hello\n"
+
+
+def test_a_reader_that_has_gone_stops_nobody():
+    """As `tee` does at Ctrl-C: an exception here would leave three processes running."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    out = os.fdopen(writing, "w")
+    NamedLog(out).line("up", "stopping; Ctrl-C once more kills")
+    with pytest.raises(BrokenPipeError):  # that is what it was
+        out.close()

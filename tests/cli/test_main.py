@@ -1,9 +1,13 @@
 """Wrong usage is one sentence and exit code 2, failure one sentence and 1; never a traceback."""
 
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,8 @@ from audio import pcm
 from audio.media import load_audio
 from whisper_byoc import __version__
 from whisper_byoc.cli.main import double_dash, implied, main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -263,3 +269,117 @@ def test_program_ends_in_order_though_a_daemon_thread_is_in_the_midst_of_torch(t
         [sys.executable, "-m", "whisper_byoc.cli.main", "run", str(script)], capture_output=True, text=True, timeout=50
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "tidied up\n", "")
+
+
+def program(*words, **options):
+    command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
+    return subprocess.run(command, text=True, timeout=50, check=False, **{"stderr": subprocess.PIPE} | options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_sentence(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with Path("/dev/full").open("w") as full:
+        ended = program("pipelines", stdout=full)
+    assert ended.returncode == 1
+    assert ended.stderr == "whisper-byoc: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [(["pipelines"], 0), (["bogus"], 2), (["send", "-"], 1)])
+def test_files_that_are_closed_from_the_start(words, code, unused_tcp_port):
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    line = shlex.join([sys.executable, "-m", "whisper_byoc.cli.main", *words])
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"{line} <&- >&-"], env=os.environ | {"BYOC_URL": url}, text=True, timeout=50,
+        stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "bug" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["send", "transcribe", "run"])
+def test_a_name_that_cannot_be_looked_up_is_wrong_usage(run, command):
+    refused(run(command, "x" * 300), 2, "cannot be looked up: File name too long")
+
+
+@pytest.mark.parametrize("address", ["http://", "http://a..b:80", "http://localhost:99999", "http://[::1", "ftp://a"])
+def test_what_is_no_address(run, tmp_path, address):
+    path = tmp_path / "sound.pcm"
+    path.write_bytes(bytes(3200))
+    refused(run("send", "--url", address, path), 2, repr(address), "is not the address of a server")
+
+
+@pytest.mark.parametrize("command", ["preload", "transcribe"])
+def test_pipelines_of_other_models_are_known_by_their_names_too(run, monkeypatch, tmp_path, command):
+    """As `serve --pipeline whisper-base` knows them; here the file is there, and is none."""
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    (tmp_path / "base.pt").mkdir()
+    sound = tmp_path / "sound.pcm"
+    sound.write_bytes(bytes(3200))
+    code, out, err = run(command, "--model", "whisper-base", *([sound] if command == "transcribe" else []))
+    assert (code, out) == (1, ""), err
+    assert "base.pt" in err
+
+
+@pytest.mark.parametrize("before", [[], ["-port", "0"], ["-log-level=info", "--host", "127.0.0.1"]])
+def test_arguments_of_a_script_are_handed_on_as_they_are(run, tmp_path, before):
+    path = tmp_path / "script.py"
+    given = ["-name", "value", "-port", "-x", "--y"]
+    path.write_text(f"import sys\nassert sys.argv[1:] == {given}, sys.argv\nsys.exit(3)\n")
+    told = run("run", *before, path, *given)
+    refused(told, 1, "script.py exited with 3")
+
+
+def test_ctrl_c_while_the_program_is_still_being_imported():
+    entry = re.search(r'^whisper-byoc = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    module, name = entry.groups()
+    source = (
+        "import signal, sys\n"
+        "from importlib import import_module\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'whisper_byoc.cli.options':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.exit(getattr(import_module({module!r}), {name!r})())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_help_on_a_terminal_that_has_not_every_character(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ended = program("--help", stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("usage: whisper-byoc COMMAND ?\n")
+
+
+def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, tmp_path):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
+    name = os.fsdecode(b"t\xe9st.wav")
+    shutil.copy(fixtures_dir / "demo-yes.wav", tmp_path / name)
+    words = ("transcribe", tmp_path / name, "--model", "demo", "--output", tmp_path)
+    command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
+    ended = subprocess.run(command, capture_output=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_subtitles_of_several_files_are_not_run_together(run, fixtures_dir, kind):
+    files = (fixtures_dir / "demo-yes.wav", fixtures_dir / "demo-hello-world.wav")
+    refused(run("transcribe", *files, "--model", "demo", "--format", kind), 2, kind, "--output")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from http_trickle import TrickleClient", "import http_trickle", "from whisper_byoc import GatewayClient"],
+)
+def test_a_script_with_a_client_need_not_define_a_processor(run, tmp_path, source):
+    path = tmp_path / "client.py"
+    path.write_text(f"{source}\nprint('received')\n")
+    assert run("run", path) == (0, "received\n", "")
+    path.write_text(f"{source}\nclass A:\n    async def process(self, frame): ...\nclass B(A): pass\n")
+    refused(run("run", path), 2, "A, B")

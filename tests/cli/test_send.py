@@ -7,18 +7,24 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
+import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
+from audio import media
+from audio.wav import write_wav
 from tests.waiting import until
+from whisper_byoc.cli import sources
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted
-from whisper_byoc.cli.sources import paced, to_seconds
+from whisper_byoc.cli.sources import paced, raw_or_wav, to_seconds
 
 FIVE_SECONDS = 160_000
 
@@ -60,12 +66,12 @@ def recording(tmp_path):
 
 @pytest.fixture
 def launch(spawn):
-    """Give a function that runs the command in a process."""
+    """Give a function that runs the command, or another one, in a process."""
 
-    async def start(*words, stdin=asyncio.subprocess.PIPE, env=None, **options):
-        command = (sys.executable, "-m", "whisper_byoc.cli.main", "send", *map(str, words))
+    async def start(*words, command="send", stdin=asyncio.subprocess.PIPE, env=None, **options):
+        line = (sys.executable, "-m", "whisper_byoc.cli.main", command, *map(str, words))
         environment = {"WHISPER_BYOC_DEBUG": "", "TERM": "xterm"} | (env or {})
-        return await spawn(*command, stdin=stdin, env=environment, **options)
+        return await spawn(*line, stdin=stdin, env=environment, **options)
 
     return start
 
@@ -404,3 +410,59 @@ async def test_a_keyboard_is_no_sound(launch):
     code, text = await in_terminal(launch, "-")
     assert code == 2
     assert "stdin is a terminal" in text
+
+
+@pytest.mark.parametrize("command", ["send", "transcribe"])
+async def test_ctrl_c_ends_ffmpeg_and_does_not_wait_for_it(launch, programs, tmp_path, command):
+    began, path = tmp_path / "began", tmp_path / "long.mp3"
+    path.write_bytes(b"ID3" + bytes(1000))
+    move, sleep = shutil.which("mv"), shutil.which("sleep")  # PATH has nothing but the program
+    slow = f"#!/bin/sh\necho $$ > {began}.new\n{sleep} 1\n{move} {began}.new {began}\nexec {sleep} 45\n"
+    process = await launch(path, command=command, env=programs(ffmpeg=slow) | {"WHISPER_BYOC_MODEL": "demo"})
+    await until(began.exists)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    pid = began.read_text().strip()
+
+    def state():  # whoever has lost its parent stays a zombie until somebody looks after it
+        return subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
+
+    await until(lambda: not state() or state().startswith("Z"))
+
+
+async def test_stdin_ends_only_once(send):
+    code, out, err = await send("--url", "http://127.0.0.1:1", "-", "-")
+    assert (code, out) == (2, "")
+    assert "- is there twice" in err
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+async def test_a_wav_on_stdin_may_come_in_pieces(size):
+    wav = write_wav(np.zeros(1600, dtype=np.float32))
+
+    async def pieces():
+        yield wav[:size]
+        yield wav[size:]
+
+    assert b"".join([piece async for piece in raw_or_wav(pieces())]) == wav
+
+
+async def test_the_token_may_be_in_a_file_as_for_the_server(send, gateway, recording, monkeypatch, tmp_path):
+    await gateway.serve(counting(gateway))
+    (tmp_path / "token").write_text("secret\r\n")
+    for value in (str(tmp_path / "token"), "secret\r\n"):
+        monkeypatch.setenv("AUTH_TOKEN", value)
+        assert (await send("--gateway", gateway.url, "--pipeline", "x", recording))[0] == 0
+        assert gateway.requests[-1].headers["Authorization"] == "Bearer secret"
+
+
+async def test_a_file_of_ones_own_may_take_longer_than_an_upload(send, programs, tmp_path, monkeypatch):
+    path, sleep = tmp_path / "long.mp3", shutil.which("sleep")
+    path.write_bytes(b"ID3" + bytes(1000))
+    monkeypatch.setenv("PATH", programs(ffmpeg=f"#!/bin/sh\nexec {sleep} 30\n")["PATH"])
+    assert sources.DECODE_SECONDS >= 10 * media.TIMEOUT
+    monkeypatch.setattr(sources, "DECODE_SECONDS", 0.5)
+    code, out, err = await send("--url", "http://127.0.0.1:1", path)
+    assert (code, out) == (1, "")
+    assert "was not decoded within 0.5 s" in err

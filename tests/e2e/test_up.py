@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -143,3 +144,16 @@ async def test_pipelines_that_there_are_not_are_wrong_usage(command, arguments, 
     assert await running.end(None) == 2
     assert part in running.whole_log
     assert running.whole_log.count("\n") == 1
+
+
+async def test_ctrl_c_ends_all_though_nobody_reads_the_log_any_more(spawn):
+    """As in `whisper-byoc up 2>&1 | tee log`, where Ctrl-C ends `tee` first."""
+    reading, writing = os.pipe()
+    words = ("-m", "whisper_byoc.cli.main", "up", *ANY_PORTS, "--pipelines", "passthrough")
+    process = await spawn(sys.executable, *words, stderr=writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as log:
+        while b" ready: send FILE" not in await asyncio.to_thread(log.readline):
+            pass
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 40) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import TextIO
 
 from whisper_byoc.cli.safetext import printable
@@ -50,10 +51,14 @@ class NamedLog:
         self._colours: dict[str, int] = {}
 
     def line(self, name: str, text: str) -> None:
-        """Write one line, in one piece."""
+        """Write one line, in one piece. A reader that has gone, as `tee` at Ctrl-C, or a full disk is no error here.
+
+        Whoever logs has processes to look after, and to end in order.
+        """
         head = f"{name:<{NAME_WIDTH}}|"
         if self._coloured:
             colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
             head = f"\x1b[{colour}m{head}\x1b[0m"
-        self._out.write(f"{head} {text}\n")
-        self._out.flush()
+        with suppress(OSError):
+            self._out.write(f"{head} {text}\n")
+            self._out.flush()

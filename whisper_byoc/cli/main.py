@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
 from types import MappingProxyType
 
 from audio.errors import AudioError
@@ -35,11 +38,15 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What writing fails with for reasons outside of this program; a reader that has gone is BrokenPipeError."""
 GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 
 def script() -> None:
     """Be the program `whisper-byoc`."""
+    open_what_is_closed()
+    write_any_text()
     code = EXIT_FAILURE
     atexit.register(lambda: leave(code))  # the first that is registered runs last
     try:
@@ -48,19 +55,35 @@ def script() -> None:
         code = 0
 
 
+def open_what_is_closed() -> None:
+    """Have stdin, stdout and stderr, if only to nowhere: who starts a daemon may have closed them (`<&- >&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+
+
+def write_any_text() -> None:
+    """Have stdout take what its encoding has no character for, and the names of files that are no text."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")
+
+
 def leave(code: int) -> None:
     """End without Python's own tidying up: a thread that comes back from torch in its midst aborts the process."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_FAILURE
+    except OSError as error:
+        code = complain(unwritable(error), EXIT_FAILURE)
     os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     lifeline.hold()
-    words = [double_dash(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = spelled(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)
     except UsageError as error:
@@ -70,13 +93,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return EXIT_FAILURE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            discard_output()
+            return complain(unwritable(error), EXIT_FAILURE)
         if os.environ.get("WHISPER_BYOC_DEBUG"):
             raise
         bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
         return complain(ByocError(bug), EXIT_FAILURE)
+
+
+def discard_output() -> None:
+    """Let what stdout still holds go nowhere: writing it once more would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def unwritable(error: OSError) -> ByocError:
+    """Say that the output cannot be written."""
+    return ByocError(f"the output cannot be written: {error.strerror}")
 
 
 def dispatch(words: list[str]) -> int:
@@ -110,6 +146,20 @@ def overview() -> str:
     """Describe all commands."""
     lines = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
     return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """Accept Go's spelling of options, but for those of a script, which are its own business."""
+    ours = script_at(words) if words[:1] == ["run"] else len(words)
+    return [*map(double_dash, words[:ours]), *words[ours:]]
+
+
+def script_at(words: Sequence[str]) -> int:
+    """Find the script in a line of `run`: before it are options only, each with a value."""
+    at = 1
+    while at < len(words) and words[at].startswith("-"):
+        at += 1 if "=" in words[at] else 2
+    return min(at, len(words))
 
 
 def double_dash(word: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from whisper_byoc.cli.options import Parser, seconds
-from whisper_byoc.processors.registry import PIPELINES
+from whisper_byoc.processors.registry import model_of
 from whisper_byoc.speech.models import fetch_model
 
 __all__ = ["configure", "run"]
@@ -23,8 +23,7 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch the model."""
-    spec = PIPELINES.get(args.model)
-    name = spec.model if spec and spec.model else args.model
+    name = model_of(args.model)
     path = fetch_model(name, args.model_dir, timeout=args.timeout, progress=True)
     print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

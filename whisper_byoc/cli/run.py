@@ -2,6 +2,7 @@
 
 The script runs unchanged. `from pytrickle import FrameProcessor, run_processor` and
 `from http_trickle import TrickleClient` give it whisper-byoc's; it may call run_processor itself, or not at all.
+A script that has the client and no processor ends when it is done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from whisper_byoc.cli.options import Parser, add_log_level, port
 from whisper_byoc.cli.serve import add_limits, limits_of, log_to_stderr
+from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat.names import tutorial_names
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.base import FrameProcessor, Processor
@@ -39,8 +41,11 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the script, then serve what it defines unless it has served by itself."""
-    if not args.script.is_file():
-        raise UsageError(f"no such script: {args.script}")
+    try:
+        if not args.script.is_file():
+            raise UsageError(f"no such script: {args.script}")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UsageError(f"{args.script} cannot be looked up: {error.strerror}") from None
     log_to_stderr(args.log_level)
     served = False
 
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     with tutorial_names(serve_it):
         names = execute(args.script, args.arguments)
-        if not served:
+        if not served and not (is_client(names) and args.class_name is None and not processors_in(names)):
             asyncio.run(serve_it(find_processor(names, args.class_name, args.script)))
     return 0
 
@@ -82,12 +87,15 @@ def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
         sys.argv, sys.path[:] = argv, path
 
 
-def find_processor(names: dict[str, Any], class_name: str | None, script: Path) -> Processor:
-    """Make the processor that the script defines, by the shape of its class.
+def is_client(names: dict[str, Any]) -> bool:
+    """Whether a script has one of our clients: such a one has done its work, unless it defines a processor as well."""
+    clients = (TrickleClient, GatewayClient, sys.modules.get("http_trickle", TrickleClient))
+    return any(value is client for value in names.values() for client in clients)
 
-    Raises `UsageError` when there is none, or more than one to choose from.
-    """
-    classes = {
+
+def processors_in(names: dict[str, Any]) -> dict[str, Any]:
+    """Give the classes of a script that have the shape of a processor."""
+    return {
         name: value
         for name, value in names.items()
         if isinstance(value, type)
@@ -95,6 +103,14 @@ def find_processor(names: dict[str, Any], class_name: str | None, script: Path) 
         and inspect.iscoroutinefunction(getattr(value, "process", None))
         and getattr(value, "process", None) is not FrameProcessor.process
     }
+
+
+def find_processor(names: dict[str, Any], class_name: str | None, script: Path) -> Processor:
+    """Make the processor that the script defines, by the shape of its class.
+
+    Raises `UsageError` when there is none, or more than one to choose from.
+    """
+    classes = processors_in(names)
     if class_name is not None:
         classes = {name: value for name, value in classes.items() if name == class_name}
     if not classes:

@@ -15,15 +15,17 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
+from whisper_byoc.cli.joining import take_secret
 from whisper_byoc.cli.livetext import Display
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.safetext import printable
-from whisper_byoc.cli.sources import MICROPHONE, Source, check, open_source, to_seconds
+from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check, open_source, to_seconds
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 
 __all__ = ["configure", "run"]
 
+TOKEN = ("AUTH_TOKEN",)
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
 
@@ -50,7 +52,8 @@ def configure(parser: Parser) -> None:
                   metavar="URL")  # fmt: skip
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
     parser.option("--language", help="language spoken, or auto (default: the server's)")
-    parser.option("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
+    parser.option("--token", help="bearer token, where the server asks for one, or a file that holds it",
+                  env=TOKEN)  # fmt: skip
     parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
     parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
     parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
@@ -60,9 +63,12 @@ def run(args: argparse.Namespace) -> int:
     """Send every source; fails when the server had an error for any segment."""
     if bool(args.files) == args.microphone:
         raise UsageError("give what to send: one or more FILEs, - for PCM16 on stdin, or --microphone alone")
+    if args.files.count(STDIN) > 1:
+        raise UsageError("- is there twice, and stdin can be read to its end once")
     names = [MICROPHONE] if args.microphone else args.files
     for name in names:
         check(name)
+    args.token = take_secret(args, "token", TOKEN)
     return asyncio.run(send_all(names, args))
 
 

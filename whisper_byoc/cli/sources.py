@@ -6,6 +6,7 @@ import asyncio
 import selectors
 import signal
 import sys
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import PcmError, WavError
 from audio.media import load_audio
-from audio.riff import begins_like_wav
+from audio.riff import may_become_wav
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.magic import is_media
 
-__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "open_source", "to_seconds"]
+__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "load_now", "open_source", "to_seconds"]
 
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1
 CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
+DECODE_SECONDS = 3600.0
+"""Longest time for one file. A server must limit strangers; who decodes a long video of his own has Ctrl-C."""
 RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
 
 
@@ -51,10 +54,13 @@ def check(name: str) -> None:
 
 def check_file(path: Path) -> None:
     """Raise `UsageError` when there is no such file, or something else in its place."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory; name the files in it")
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory; name the files in it")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UsageError(f"{path} cannot be looked up: {error.strerror}") from None
 
 
 @asynccontextmanager
@@ -71,7 +77,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
         with first_interrupt() as stop:
             yield Source("stdin", raw_or_wav(from_stdin(stop)))
     else:
-        data = await asyncio.to_thread(lambda: pcm.encode(load(Path(name))))
+        data = pcm.encode(load_now(Path(name)))
         yield Source(Path(name).name, paced(data, realtime), len(data))
 
 
@@ -105,11 +111,27 @@ def load(path: Path) -> NDArray[np.float32]:
     Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
     """
     try:
-        return pcm.decode(path.read_bytes()) if path.suffix.lower() in RAW_ENDINGS else load_audio(path)
+        if path.suffix.lower() in RAW_ENDINGS:
+            return pcm.decode(path.read_bytes())
+        return load_audio(path, timeout=DECODE_SECONDS)
     except (WavError, PcmError) as error:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def load_now(path: Path) -> NDArray[np.float32]:
+    """Do `load` for a command that has nothing else to do: it holds up the event loop, and Ctrl-C ends ffmpeg at once.
+
+    A worker thread cannot be interrupted, and asyncio's own handler only asks a task that does not listen.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
+        return load(path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return load(path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def paced(data: bytes, realtime: bool) -> AsyncGenerator[bytes, None]:
@@ -149,7 +171,7 @@ async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
     known = False
     async with aclosing(chunks):
         async for chunk in chunks:
-            if not known and is_media(chunk) and not begins_like_wav(chunk):
+            if not known and is_media(chunk) and not may_become_wav(chunk):
                 into = "ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | whisper-byoc send -"
                 raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
             known = True

@@ -18,14 +18,17 @@ from tqdm import tqdm
 from audio import pcm
 from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
-from whisper_byoc.cli.sources import check_file, load
+from whisper_byoc.cli.sources import check_file, load_now
 from whisper_byoc.errors import UsageError
-from whisper_byoc.processors.registry import PIPELINES
+from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions
 from whisper_byoc.speech.transcript import FORMATS, Transcription, join
 
 __all__ = ["configure", "run"]
+
+ONE_EACH = ("srt", "vtt")
+"""Formats whose files cannot be joined: cues are counted from 1, and a header stands at the beginning."""
 
 
 def configure(parser: Parser) -> None:
@@ -48,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
         check_file(path)
     if args.output is None and len(args.format) > 1:
         raise UsageError("several formats need a folder: --output DIR")
+    if args.output is None and len(args.files) > 1 and (alone := [each for each in args.format if each in ONE_EACH]):
+        raise UsageError(f"{alone[0]} of several files would be no valid {alone[0]} when run together: --output DIR")
     if args.output is not None:
         check_output(args.output, args.files)
-    spec = PIPELINES.get(args.model)
     settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
-    processor = WhisperProcessor(spec.model if spec and spec.model else args.model, settings)
+    processor = WhisperProcessor(model_of(args.model), settings)
     asyncio.run(transcribe_all(processor, args))
     return 0
 
@@ -77,7 +81,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     await processor.initialize()
     options = processor.options()
     for path in args.files:
-        heard = await transcribe(processor, options, load(path), path.name)
+        heard = await transcribe(processor, options, load_now(path), path.name)
         for kind in args.format:
             write(heard, kind, path, args.output)
     await processor.shutdown()

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -71,8 +72,15 @@ def server_address(url: str) -> str:
 
     Raises `UsageError` when it is no address of a server.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url!r} is not the address of a server; it begins with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # as who connects does; raises for a name that no host can have
+        usable = url.startswith(("http://", "https://")) and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        known = "it begins with http:// or https://, and HOST or HOST:PORT comes next"
+        raise UsageError(f"{url!r} is not the address of a server; {known}")
     return url.rstrip("/")
 
 

@@ -13,7 +13,7 @@ from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor,
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.models import model_names
 
-__all__ = ["PIPELINES", "PipelineSpec", "find"]
+__all__ = ["PIPELINES", "PipelineSpec", "find", "model_of"]
 
 PCM, TEXT, RGB = "PCM16 16 kHz mono", "UTF-8 text", "RGB24 frames"
 
@@ -67,3 +67,11 @@ def find(name: str) -> PipelineSpec:
     if model in model_names():
         return speech(f"whisper-{model}", model, f"Whisper {model}")
     raise UnknownPipeline(f"model not found: there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
+
+
+def model_of(name: str) -> str:
+    """Give the model of a speech pipeline, for commands that take the name of either; any other name as it is."""
+    try:
+        return find(name).model or name
+    except UnknownPipeline:
+        return name

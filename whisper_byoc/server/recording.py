@@ -13,7 +13,7 @@ from audio.errors import MediaError, UnsupportedWav, WavError
 from audio.media import decode_media
 from audio.quiet import QuietCutter
 from audio.riff import begins_like_wav
-from audio.wav import WavReader, read_wav
+from audio.wav import read_piped_wav, read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.server.magic import is_media
@@ -107,17 +107,3 @@ def decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
         except WavError:
             return read_piped_wav(data, max_samples)
     return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE)
-
-
-def read_piped_wav(data: bytes, max_samples: int) -> NDArray[np.float32]:
-    """Read a WAV whose header may leave its size open, since it was written to a pipe.
-
-    Raises `WavError` when it is not that either.
-    """
-    reader, pieces, samples = WavReader(), [], 0
-    for at in range(0, len(data), _BLOCK):
-        pieces.append(reader.feed(data[at : at + _BLOCK]))
-        samples += len(pieces[-1])
-        if samples > max_samples:
-            raise WavError(f"The WAV holds over {max_samples} samples at 16 kHz, the limit; send it in parts.")
-    return np.concatenate([*pieces, reader.finish()])
