@@ -72,10 +72,7 @@ async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_
     await gateway.settled()
 
 
-async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(
-    world, monkeypatch
-):
-    monkeypatch.setattr(session, "SETTLE_S", 0.7)
+async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(world):
     workers = [world.Worker(world) for _ in range(2)]
     scripts = [await world.script(worker) for worker in workers]
     orchestrator = await world.orchestrator(urls=[script.url for script in scripts])
