@@ -243,6 +243,29 @@ async def test_text_that_was_gone_is_told_of(world):
     await gateway.settled()
 
 
+async def test_a_record_that_broke_off_and_is_sent_again_reaches_the_client_once(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    reader = gateway.follow(answer["data_url"])
+    half = b'{"type": "transcript", "seq": 0, "text": "one t'
+    connection = await asyncio.open_connection("127.0.0.1", worker.orchestrator.running.port)
+    path = worker.url("data").split("/", 3)[3]
+    connection[1].write(b"POST /%b/0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+    connection[1].write(b"%x\r\n%b\r\n" % (len(half), half))
+    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    await until(lambda: channel.next_write == 1)
+    connection[1].transport.abort()
+    whole = {"type": "transcript", "seq": 0, "text": "one two"}
+    await worker.say(whole, b"a line of text that is no JSON", {"type": "end", "seq": 1})
+    await asyncio.wait_for(reader.task, 20)
+    lines = [each["data"] for each in reader.events]
+    assert [json.loads(line) for line in (lines[0], *lines[2:])] == [
+        whole, {"type": "end", "seq": 1}, {"type": "stream_ended"},
+    ]  # fmt: skip
+    assert lines[1] == "a line of text that is no JSON"
+    await gateway.settled()
+
+
 async def test_a_go_livepeer_like_orchestrator(world):
     """It has no list of capabilities, another service address, and no routes of ours."""
     api = await world.serving(world.Sound())

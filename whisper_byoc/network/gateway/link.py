@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import aiohttp
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.network.answers import says
 from whisper_byoc.network.gateway.backlog import Backlog
-from whisper_byoc.network.gateway.records import RecordLog
+from whisper_byoc.network.gateway.records import RecordLog, is_fragment
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
 from whisper_byoc.network.reading import json_value, read_answer
@@ -21,6 +22,8 @@ from whisper_byoc.trickle import ClientOptions, LocalPublisher, TrickleError, Tr
 from whisper_byoc.trickle.http import describe
 
 __all__ = ["Link"]
+
+log = logging.getLogger("whisper_byoc.network.gateway")
 
 OPTIONS = ClientOptions(verify=False, answer_seconds=5.0, patience_seconds=8.0, longest_pause=1.0)
 """An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
@@ -156,7 +159,10 @@ class Link:
                         raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
                     if records.produced and backlog is not None:
                         backlog.settle()
-                records.add(rest)
+                if is_fragment(rest):  # a writer that is still there sends all of it again
+                    log.warning("stream %s: a record broke off after %d bytes", self._job.stream_id, len(rest))
+                else:
+                    records.add(rest)
                 if records.produced and backlog is not None:
                     backlog.settle()
                 if records.ended:
