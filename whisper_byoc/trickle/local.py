@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -117,7 +118,7 @@ class LocalSubscriber:
             except SegmentNotFound as error:
                 if self._seq > error.latest:  # early: wait for what is written before it
                     segment = self.channel.for_read(NEXT)
-                    await segment.released
+                    await asyncio.wait((segment.released,))  # others wait for it too: not to be cancelled with us
                     continue
                 oldest = max(self._seq + 1, error.latest - WINDOW)
                 missed += oldest - self._seq
