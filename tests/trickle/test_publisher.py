@@ -432,6 +432,20 @@ async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted
     assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
 
 
+async def test_who_takes_no_index_at_all_is_not_flooded(scripted, quick):
+    """A wrong URL: a web server that answers 200 to whatever it is asked."""
+
+    async def answer(number, method, seq, wire, headers):
+        await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Connection: close")
+        return True
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick(longest_pause=5.0)):
+        await until(lambda: len(script.asked) > 3)
+        await asyncio.sleep(0.5)
+    assert len(script.asked) < 20
+
+
 async def test_a_server_without_next(scripted, quick):
     async def answer(number, method, seq, wire, headers):
         if seq == "next":

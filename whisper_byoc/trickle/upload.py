@@ -130,7 +130,7 @@ class Upload:
 
     async def _run(self) -> None:
         """Try until the segment is delivered, or cannot be."""
-        pauses, failing_since = backoff(self._options), 0.0
+        pauses, idle_pauses, failing_since = backoff(self._options), backoff(self._options), 0.0
         while True:
             began_at = time.monotonic()
             try:
@@ -138,7 +138,8 @@ class Upload:
                     await self._attempt()
                 return
             except IndexTaken:
-                self._index_taken = True
+                self._index_taken = True  # maybe by every index: who answers may be no trickle server
+                await self._pause(next(pauses if self.has_data else idle_pauses))
             except (*CONNECTION_ERRORS, ServerTrouble) as error:
                 log.info("segment %d of %s: %s", self.seq, self._target.url, describe(error))
                 self._doubtful = self._doubtful or self._started
