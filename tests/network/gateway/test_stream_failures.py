@@ -7,7 +7,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.network.gateway import link, session
-from whisper_byoc.trickle import TrickleSubscriber
+from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 PCM = {"input": "pcm16"}
 
@@ -222,6 +222,26 @@ async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
     await until(lambda: not worker.orchestrator.running.streams._starting)
     assert (await gateway.start("one"))[0] == 200
     await gateway.post("/process/stream/one/stop")
+
+
+async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(world):
+    worker, gateway = await world.worker_pair(relayed=True)
+    _, answer = await gateway.start("one", {"input": "pcm16"})
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    channel = worker.orchestrator.running.streams._trickle.get("one")
+    async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
+        async with await publisher.next() as segment:
+            await segment.write(b"abc")  # in the middle of a sample
+            await until(lambda: channel.next_write == 1)
+            await worker.orchestrator.relay.close()
+            await worker.orchestrator.relay.listen()
+            await segment.write(b"defg")
+        await publisher.publish(b"hi")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == b"abcdefghi"
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+    await gateway.settled()
 
 
 async def test_text_that_was_gone_is_told_of(world):

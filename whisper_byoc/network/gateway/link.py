@@ -193,7 +193,8 @@ class Link:
 
     async def _input(self, backlog: Backlog) -> None:
         """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
-        async with TricklePublisher(self._channels["Publish"], "video/MP2T", options=OPTIONS) as publisher:
+        address = self._channels["Publish"]
+        async with TricklePublisher(address, "video/MP2T", continuous=True, options=OPTIONS) as publisher:
             async for segment in backlog.read():
                 async with await publisher.next() as writer:
                     async for data in segment.read():
