@@ -58,6 +58,7 @@ class LocalWriter:
 
     async def close(self) -> None:
         """Finish the segment."""
+        self._segment.whole = True
         self._channel.finish(self._segment)
 
     async def __aenter__(self) -> LocalWriter:

@@ -120,6 +120,7 @@ class TrickleRoutes:
                         closing(written(channel, segment)) if channel.closed else refusal(409, "Too late", close=True)
                     )
                 segment.append(data)
+            segment.whole = True
         finally:
             channel.finish(segment)  # also when the upload broke: nobody is left waiting for the rest
         return written(channel, segment)

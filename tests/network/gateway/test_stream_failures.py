@@ -244,6 +244,36 @@ async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(worl
     await gateway.settled()
 
 
+@pytest.mark.parametrize(("params", "heard"), [({"input": "pcm16"}, b"abc\0abcdef"), ({}, b"abcabcdef")])
+async def test_a_segment_that_its_client_breaks_off_in_mid_sample_does_not_shift_the_next(world, params, heard):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one", params)
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    channel = gateway.running.streams._trickle.get("one")
+    async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
+        segment = await publisher.next()
+        await segment.write(b"abc")
+        await until(lambda: channel.next_write == 1)
+        await segment.abort()
+        await publisher.publish(b"abcdef")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == heard
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+    await gateway.settled()
+
+
+async def test_pcm_in_segments_of_any_size_passes_as_it_is(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one", {"input": "pcm16"})
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    await gateway.publish(answer["publish_url"], b"abc", b"d", b"efg")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == b"abcdefg"
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+
+
 async def test_text_that_was_gone_is_told_of(world):
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")

@@ -42,7 +42,7 @@ LARGEST_DATA = 8 << 20
 class Link:
     """One attempt of a stream at one orchestrator, which has accepted it when `start` returns."""
 
-    def __init__(self, url: str, job: JobHeader, http: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, job: JobHeader, http: aiohttp.ClientSession, *, pcm: bool = False) -> None:
         self.url = url
         self.stopped = False
         """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
@@ -50,6 +50,7 @@ class Link:
         """Whether any video has come back; text is in the records."""
         self._job = job
         self._http = http
+        self._pcm = pcm
         self._channels: dict[str, str] = {}
         self._heard_at = 0.0
         self._trouble = ""
@@ -197,8 +198,12 @@ class Link:
         async with TricklePublisher(address, "video/MP2T", continuous=True, options=OPTIONS) as publisher:
             async for segment in backlog.read():
                 async with await publisher.next() as writer:
+                    size = 0
                     async for data in segment.read():
                         await writer.write(data)
+                        size += len(data)
+                    if self._pcm and size % 2 and not segment.whole:  # who sends it again, or goes on, begins a sample
+                        await writer.write(b"\0")
             await publisher.close(delete_channel=True)
 
     async def _output(self, output: LocalPublisher, backlog: Backlog | None) -> None:

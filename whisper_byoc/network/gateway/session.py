@@ -78,8 +78,12 @@ class Session:
     @property
     def takes_media(self) -> bool:
         """Whether the input is MPEG-TS, and not bare PCM16."""
+        return bool(self.input_name) and not self._pcm
+
+    @property
+    def _pcm(self) -> bool:
         params = self._body.get("params") or {}
-        return bool(self.input_name) and str(params.get("input", "")).lower() not in PCM_NAMES
+        return str(params.get("input", "")).lower() in PCM_NAMES
 
     @property
     def busy(self) -> bool:
@@ -193,7 +197,7 @@ class Session:
         for url in sorted(places, key=lambda each: failed is not None and each == failed.url):
             if ending is not None and failed is not None and url == failed.url:
                 await asyncio.wait({ending})
-            link = Link(url, self._job, self._context.http)
+            link = Link(url, self._job, self._context.http, pcm=self._pcm)
             try:
                 await link.start(self._body)
             except RequestRefused as error:
