@@ -293,6 +293,30 @@ async def test_text_that_was_gone_is_told_of(world):
     await gateway.settled()
 
 
+async def test_text_whose_rest_is_gone_after_an_outage_is_told_of_and_what_follows_comes(world):
+    worker, gateway = await world.worker_pair(relayed=True)
+    _, answer = await gateway.start("one")
+    reader = gateway.follow(answer["data_url"])
+    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    unfinished = channel.for_write(0)
+    channel.begin(unfinished)
+    unfinished.append(b'{"type": "transcript", "seq": 0}\n{"type": "tran')
+    await until(lambda: reader.events)
+    await worker.orchestrator.relay.close()
+    for seq in range(1, 6):  # its place is taken meanwhile
+        segment = channel.for_write(seq)
+        channel.begin(segment)
+        segment.append(json.dumps({"type": "transcript", "seq": seq}).encode())
+        channel.finish(segment)
+    await worker.orchestrator.relay.listen()
+    await until(lambda: len(reader.events) == 7)
+    await worker.say({"type": "end", "seq": 6})
+    found = await reader.ended()
+    assert [record["type"] for record in found] == ["transcript", "error", *["transcript"] * 5, "end"]
+    assert "gone before they could be read" in found[1]["error"]
+    await gateway.settled()
+
+
 async def test_a_record_that_broke_off_and_is_sent_again_reaches_the_client_once(world):
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")

@@ -18,7 +18,14 @@ from whisper_byoc.network.gateway.records import RecordLog, is_fragment
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
 from whisper_byoc.network.reading import json_value, read_answer
-from whisper_byoc.trickle import ClientOptions, LocalPublisher, TrickleError, TricklePublisher, TrickleSubscriber
+from whisper_byoc.trickle import (
+    ClientOptions,
+    LocalPublisher,
+    SegmentBroken,
+    TrickleError,
+    TricklePublisher,
+    TrickleSubscriber,
+)
 from whisper_byoc.trickle.http import describe
 
 __all__ = ["Link"]
@@ -152,14 +159,19 @@ class Link:
                 if segment.missed:
                     records.lost(self._job.stream_id, segment.missed)
                 rest = b""
-                async for data in segment:
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in lines:
-                        records.add(line)
-                    if len(rest) > LARGEST_DATA:
-                        raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
-                    if records.produced and backlog is not None:
-                        backlog.settle()
+                try:
+                    async for data in segment:
+                        *lines, rest = (rest + data).split(b"\n")
+                        for line in lines:
+                            records.add(line)
+                        if len(rest) > LARGEST_DATA:
+                            raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
+                        if records.produced and backlog is not None:
+                            backlog.settle()
+                except SegmentBroken as error:
+                    log.warning("stream %s: %s", self._job.stream_id, error)
+                    records.lost(self._job.stream_id, 1)
+                    continue
                 if is_fragment(rest):  # a writer that is still there sends all of it again
                     log.warning("stream %s: a record broke off after %d bytes", self._job.stream_id, len(rest))
                 else:
