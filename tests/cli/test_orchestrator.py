@@ -190,6 +190,9 @@ def test_containers_are_every_url_with_every_name():
         ("x", "http://a:1"), ("y", "http://a:1"), ("x", "https://b:8000"), ("y", "https://b:8000"),
     ]  # fmt: skip
     assert {(each.capacity, each.token, each.registered) for each in made} == {(3, "token", False)}
+    assert [[other.name + other.url[-1] for other in each.together] for each in made] == [
+        ["x1", "y1"], ["x1", "y1"], ["x0", "y0"], ["x0", "y0"],
+    ]  # fmt: skip
 
 
 def test_the_environment_sets_options(monkeypatch):

@@ -106,6 +106,11 @@ def test_the_end_of_the_sound_is_that_of_the_last_record():
     assert read("lines", records.failed("x", "gone"))[1]["audio_ms"] == 4321
 
 
+def test_a_sentence_with_half_a_character_is_told_all_the_same():
+    error, _ = read("lines", lines().failed("x", "broken \ud83d"))
+    assert error["error"] == "broken ?"
+
+
 def test_an_answer_without_an_end_record_is_not_whole():
     records = lines()
     records.feed(written("lines", transcript(0)))

@@ -30,7 +30,23 @@ def test_addresses(text, scheme, host, port, listen):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "a:b", "a:99999", "a:123456", "ftp://a", "a b:1", "a:1?x", "http://u:p@h", "u@h:1", "::1", "a#b:1"],
+    [
+        "",
+        " ",
+        "a:b",
+        "a:99999",
+        "a:123456",
+        "ftp://a",
+        "a b:1",
+        "a:1?x",
+        "http://u:p@h",
+        "u@h:1",
+        "::1",
+        "a#b:1",
+        "a..b:1",
+        "http://.a",
+        "a" * 64,
+    ],
 )
 def test_what_is_no_address(text):
     with pytest.raises(UsageError, match=r"is not an address such as 127\.0\.0\.1:8936"):

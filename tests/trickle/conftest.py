@@ -93,13 +93,16 @@ class Api:
         )
         return wire
 
-    async def publisher(self, name="ch", mime="text/plain", *, create=False, join=False, keep_bytes=1 << 20, **options):
+    async def publisher(
+        self, name="ch", mime="text/plain", *, create=False, join=False, keep_bytes=1 << 20, continuous=False, **options
+    ):
         publisher = TricklePublisher(
             self.url(name),
             mime,
             create=create,
             join=join,
             keep_bytes=keep_bytes,
+            continuous=continuous,
             options=ClientOptions(**{**QUICK, **options}),
         )
         return await self._stack.enter_async_context(publisher)

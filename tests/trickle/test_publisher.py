@@ -269,6 +269,47 @@ async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed):
     assert await publisher.publish(b"next") == segment.seq + 1
 
 
+async def test_of_a_continuous_stream_nothing_comes_twice(relayed):
+    """An odd number of bytes before the break: sent again, the rest of a stream of PCM16 would be noise."""
+    api, behind, relay = await relayed()
+    publisher = await behind.publisher(continuous=True)
+    async with await publisher.next() as segment:
+        await segment.write(b"one")
+        await until(lambda: api.slot(0) and api.slot(0).size == 3)
+        relay.cut()
+        await segment.write(b"two")
+    assert api.slot(0).closed
+    async with await publisher.next() as segment:
+        await segment.write(b"three")
+        await until(lambda: api.slot(segment.seq) and api.slot(segment.seq).size == 5)
+        relay.cut()  # all of it is there, and then it ends
+    await publisher.publish(b"four")
+    held = [api.slot(seq) for seq in range(publisher._seq)]
+    assert b"".join(chunk for each in held if each for chunk in each.chunks) == b"onetwothreefour"
+
+
+async def test_of_a_continuous_stream_a_segment_that_is_gone_is_sent_again(scripted, quick):
+    stored = {}
+
+    async def answer(number, method, seq, wire, headers):
+        if method == "POST" and seq == "0":
+            await wire.reader.readuntil(b"4\r\ndata\r\n")
+            return True
+        if method == "POST":
+            stored[seq] = await wire.reader.readuntil(b"0\r\n\r\n")
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+        elif method == "GET" and seq != "next":
+            await wire.send("HTTP/1.1 470 Entry not found", "Content-Length: 0")
+        else:
+            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Lp-Trickle-Latest: 1")
+        return False
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, continuous=True, options=quick()) as publisher:
+        assert await publisher.publish(b"data") == 1
+    assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
+
+
 async def test_an_outage_in_mid_segment(relayed):
     api, behind, relay = await relayed()
     publisher = await behind.publisher()
@@ -430,6 +471,20 @@ async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted
     async with TricklePublisher(script.url, options=quick()) as publisher:
         assert await publisher.publish(b"data") == 1
     assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
+
+
+async def test_who_takes_no_index_at_all_is_not_flooded(scripted, quick):
+    """A wrong URL: a web server that answers 200 to whatever it is asked."""
+
+    async def answer(number, method, seq, wire, headers):
+        await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Connection: close")
+        return True
+
+    script = await scripted(answer)
+    async with TricklePublisher(script.url, options=quick(longest_pause=5.0)):
+        await until(lambda: len(script.asked) > 3)
+        await asyncio.sleep(0.5)
+    assert len(script.asked) < 20
 
 
 async def test_a_server_without_next(scripted, quick):

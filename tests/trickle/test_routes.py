@@ -556,6 +556,20 @@ async def test_a_reader_that_takes_nothing_is_cut_and_its_memory_freed(trickle):
     await until(lambda: api.server.sweep() or api.server.memory.held == 0)
 
 
+async def test_a_writer_that_falls_silent_keeps_nothing_beyond_the_end_of_its_channel(trickle):
+    """Its machine may be gone without a word, and the connection then lasts for hours."""
+    api = await trickle(stall_seconds=0.01, sweep_seconds=1000)
+    silent, waiting = await api.preconnect("ch/0"), await api.preconnect("other/0")
+    for wire in (silent, waiting):
+        await wire.write(b"5\r\nhello\r\n")
+    await until(lambda: api.server.memory.held == 10)
+    api.server.sweep()
+    await api.delete("ch")
+    await until(lambda: api.server.sweep() or api.server.memory.held == 5)
+    await waiting.write(b"0\r\n\r\n")
+    assert (await waiting.head())[0] == "HTTP/1.1 200 OK", "readers may still ask for what this one writes"
+
+
 async def test_a_waiting_reader_that_has_gone_is_noticed(trickle):
     api = await trickle(probe_seconds=0.01)
     await api.post("ch")

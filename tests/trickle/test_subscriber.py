@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc.trickle import (
     ChannelNotFound,
     Refused,
@@ -283,6 +284,21 @@ async def test_a_closed_channel_is_no_error_even_at_the_start(answering):
     _, subscriber = await answering(END)
     async with subscriber:
         assert await read_all(subscriber) == []
+
+
+async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        await wire.write(reply())
+        return False
+
+    script = await scripted(answer)
+    async with TrickleSubscriber(script.url, 0, options=quick(early_seconds=5.0)) as subscriber:
+        reading = asyncio.create_task(anext(subscriber))
+        await until(lambda: len(script.asked) > 5)
+        await asyncio.sleep(0.5)
+    assert len(script.asked) < 20
+    with pytest.raises(StopAsyncIteration):
+        await reading
 
 
 async def test_skipped_segments_of_an_older_server(answering):

@@ -81,14 +81,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def containers(args: argparse.Namespace, token: str) -> list[Container]:
-    """Make a container of every pair of URL and name.
+    """Make a container of every pair of URL and name; those of one URL share its capacity.
 
     Raises `UsageError` for one without the other.
     """
     urls, names = args.byocContainerURL or [], args.byocModelID or []
     if bool(urls) != bool(names):
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
-    return [Container(name, base_url(url, CONTAINER_PORT), args.byocCapacity, token) for url in urls for name in names]
+    found: list[Container] = []
+    for url in urls:
+        same = [Container(name, base_url(url, CONTAINER_PORT), args.byocCapacity, token) for name in names]
+        for each in same:
+            each.together = tuple(same)
+        found += same
+    return found
 
 
 def trickle_host(text: str) -> str:

@@ -47,7 +47,7 @@ def answering(handler: Handler, form: Callable[[str], web.Response]) -> Handler:
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             status, message = 500, "the server failed on this request; its log says why"
-        response = form(message)
+        response = form(message.encode("utf-8", "replace").decode())  # a peer's words may hold half a character
         response.set_status(status)
         if retry_after is not None:
             response.headers["Retry-After"] = str(retry_after)

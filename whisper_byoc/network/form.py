@@ -152,7 +152,7 @@ class Records:
 
     def _written(self, record: dict[str, Any]) -> bytes:
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-        return self._template.format(seq=record["seq"], json=text).encode()
+        return self._template.format(seq=record["seq"], json=text).encode("utf-8", "replace")
 
 
 def lines() -> Records:

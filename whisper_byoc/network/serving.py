@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from whisper_byoc.errors import StartError, UsageError
 from whisper_byoc.trickle.standalone import cannot_listen
 
-__all__ = ["Address", "base_url", "listening", "open_session"]
+__all__ = ["Address", "base_url", "listening", "may_be_looked_up", "open_session"]
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -34,7 +34,7 @@ class Address:
     def __init__(self, text: str, default_port: int) -> None:
         """Raise `UsageError` for what is no address."""
         found = ADDRESS.fullmatch(text.strip())
-        if not found or int(found[3] or 0) > 65535 or not text.strip():
+        if not found or int(found[3] or 0) > 65535 or not text.strip() or not may_be_looked_up(found[2]):
             raise UsageError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
         self.scheme = found[1] or ""
         self.host = found[2]
@@ -45,6 +45,15 @@ class Address:
     def listen_host(self) -> str:
         """Where to listen: a number is bound to, a name that others use means all interfaces."""
         return self.host.strip("[]") if self.host and LOCAL.fullmatch(self.host) else "0.0.0.0"
+
+
+def may_be_looked_up(host: str) -> bool:
+    """Whether a host can be asked for at all: none of its labels is empty or too long."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def base_url(text: str, default_port: int) -> str:

@@ -101,7 +101,7 @@ class Fetcher:
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
         """
-        missed = 0
+        missed = skipped = 0
         early_since = 0.0
         while True:
             response, first = await self._answer(seq, self.options.refresh_seconds if refresh else None)
@@ -114,7 +114,9 @@ class Fetcher:
                 if first:
                     self._served = True
                     return Fetched(response, seq, missed, first)
-                seq += 1  # skipped by its publisher
+                seq, skipped = seq + 1, skipped + 1  # by its publisher
+                if skipped > WINDOW:  # or by a server that answers so to everything
+                    await asyncio.sleep(self.options.early_seconds)
             elif response.status == NOT_FOUND:
                 self._known = True
                 latest = header_seq(response, LATEST)

@@ -29,7 +29,10 @@ class TrickleLimits:
     probe_seconds: float = 10.0
     """How often a waiting reader is checked for having gone."""
     stall_seconds: float = 60.0
-    """A reader that takes nothing for so long while bytes wait for it is cut off at the next sweep."""
+    """A reader that takes nothing for so long while bytes wait for it is cut off at the next sweep.
+
+    So is a writer that sends nothing for so long of a segment that nobody can ask for any more.
+    """
 
 
 class Memory:

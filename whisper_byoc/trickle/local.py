@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 
@@ -57,6 +58,7 @@ class LocalWriter:
 
     async def close(self) -> None:
         """Finish the segment."""
+        self._segment.whole = True
         self._channel.finish(self._segment)
 
     async def __aenter__(self) -> LocalWriter:
@@ -117,7 +119,7 @@ class LocalSubscriber:
             except SegmentNotFound as error:
                 if self._seq > error.latest:  # early: wait for what is written before it
                     segment = self.channel.for_read(NEXT)
-                    await segment.released
+                    await asyncio.wait((segment.released,))  # others wait for it too: not to be cancelled with us
                     continue
                 oldest = max(self._seq + 1, error.latest - WINDOW)
                 missed += oldest - self._seq

@@ -31,6 +31,8 @@ class TricklePublisher:
     and closes what another publisher left open there (the Python gateway client's way). With `create` it makes the
     channel first. `keep_bytes` is how much of a segment is kept so that it can be sent again; a larger one that
     breaks raises `SegmentBroken`. A segment that had to be sent again may have another index than the one before + 1.
+    `continuous` is for sound and video, where a segment is no more than a piece of one stream of bytes: what arrived of
+    it before its connection broke is not sent again, which readers would hear twice.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class TricklePublisher:
         create: bool = False,
         join: bool = False,
         keep_bytes: int = 16 << 20,
+        continuous: bool = False,
         options: ClientOptions | None = None,
     ) -> None:
         self.url = channel_url(url)
         self.mime = mime
         self.keep_bytes = keep_bytes
+        self.continuous = continuous
         self.options = options or ClientOptions()
         self.left_open = False
         self._create = create

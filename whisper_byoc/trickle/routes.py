@@ -50,6 +50,7 @@ class TrickleRoutes:
         self._server = server
         self._limits = server.limits
         self._writing: dict[asyncio.Transport, float] = {}  # since when a reader's transport has had bytes to take
+        self._silent: dict[asyncio.Transport, tuple[float, Channel, Segment]] = {}  # since when a writer sends nothing
 
     def add_to(self, app: web.Application) -> None:
         """Add all routes below the base path."""
@@ -62,10 +63,17 @@ class TrickleRoutes:
         app.router.add_delete(segment, answering(self.finish))
 
     def cut_stalled(self) -> None:
-        """Cut off the readers that have taken nothing for `stall_seconds`."""
+        """Cut off the readers that have taken nothing for `stall_seconds`.
+
+        And the writers that have sent nothing for so long of a segment that nobody can ask for any more: they would
+        keep its bytes until their connection ends, and that of a machine which is gone ends after hours.
+        """
         before = time.monotonic() - self._limits.stall_seconds
         for transport, since in list(self._writing.items()):
             if since < before:
+                transport.abort()
+        for transport, (since, channel, segment) in list(self._silent.items()):
+            if since < before and not channel.holds(segment):
                 transport.abort()
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -106,12 +114,13 @@ class TrickleRoutes:
         channel.begin(segment)
         try:
             segment.append(first)
-            while data := await request.content.readany():
+            while data := await self._next_bytes(request, channel, segment):
                 if segment.closed and not channel.holds(segment):  # nobody can ask for it any more
                     return (
                         closing(written(channel, segment)) if channel.closed else refusal(409, "Too late", close=True)
                     )
                 segment.append(data)
+            segment.whole = True
         finally:
             channel.finish(segment)  # also when the upload broke: nobody is left waiting for the rest
         return written(channel, segment)
@@ -178,6 +187,17 @@ class TrickleRoutes:
         finally:
             reading.cancel()
 
+    async def _next_bytes(self, request: web.Request, channel: Channel, segment: Segment) -> bytes:
+        """Wait for more of a body; b"" at its end."""
+        transport = request.transport
+        if transport is None:
+            return await request.content.readany()
+        self._silent[transport] = (time.monotonic(), channel, segment)
+        try:
+            return await request.content.readany()
+        finally:
+            del self._silent[transport]
+
     def _writable(self, request: web.Request, mime: str) -> Channel:
         """Give the channel, created if remote peers may do so."""
         name = self._unreserved(request)
@@ -206,7 +226,8 @@ def answering(handler: Handler) -> Handler:
             return refusal(409, str(error), close=True)
         except LimitReached as error:
             return refusal(error.status, str(error), close=True)
-        except BROKEN:
+        except BROKEN as error:
+            error.__traceback__ = None  # the request keeps the error, and its frames would keep the segment
             return refusal(500, "Server error", close=True)
 
     return answer

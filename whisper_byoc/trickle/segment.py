@@ -22,6 +22,8 @@ class Segment:
         self.seq = seq
         self.size = 0
         self.closed = False
+        self.whole = False
+        """Whether a writer has come to its end; else the segment was closed by somebody, or its upload broke off."""
         self.chunks: list[bytes] = []
         self.changed = Signal()
         self._limit = limit

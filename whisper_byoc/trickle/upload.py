@@ -39,6 +39,8 @@ class Target(Protocol):
     mime: str
     options: ClientOptions
     keep_bytes: int
+    continuous: bool
+    """Readers want the bytes of all segments as one stream, not each segment whole."""
     left_open: bool
     """A segment was given up while the server could not be told; the next POST closes it."""
 
@@ -59,7 +61,8 @@ class Upload:
 
     A connection that breaks before it took a byte costs nothing: the same index is opened again. One that took some
     leaves the index in doubt. Then the index is closed, and read back if everything had been sent; unless the server
-    turns out to have it all, the whole segment goes to the next free index.
+    turns out to have it all, the whole segment goes to the next free index. Of a continuous stream, only what the
+    server does not have goes there.
     """
 
     def __init__(self, target: Target, seq: int, *, reset: bool = False) -> None:
@@ -130,7 +133,7 @@ class Upload:
 
     async def _run(self) -> None:
         """Try until the segment is delivered, or cannot be."""
-        pauses, failing_since = backoff(self._options), 0.0
+        pauses, idle_pauses, failing_since = backoff(self._options), backoff(self._options), 0.0
         while True:
             began_at = time.monotonic()
             try:
@@ -138,7 +141,8 @@ class Upload:
                     await self._attempt()
                 return
             except IndexTaken:
-                self._index_taken = True
+                self._index_taken = True  # maybe by every index: who answers may be no trickle server
+                await self._pause(next(pauses if self.has_data else idle_pauses))
             except (*CONNECTION_ERRORS, ServerTrouble) as error:
                 log.info("segment %d of %s: %s", self.seq, self._target.url, describe(error))
                 self._doubtful = self._doubtful or self._started
@@ -167,8 +171,13 @@ class Upload:
         """Find out what became of the last try; True when the server has the whole segment after all."""
         if self._doubtful:
             was_there = await self._close_segment()  # else readers could wait for the rest for ever
-            if was_there and self._whole and await self._arrived():
-                return True
+            if was_there and (self._whole or self._target.continuous):
+                stored = await self._stored()
+                written = b"".join([*(self._sent or []), *self._queue])
+                if self._whole and stored == written:
+                    return True
+                if self._target.continuous and stored and written.startswith(stored):
+                    self._go_on_with(written[len(stored) :])
         if self._doubtful or self._index_taken:
             self.seq = await self._target.renumber(self)
         self._doubtful = self._index_taken = False
@@ -243,19 +252,21 @@ class Upload:
         async with self._target.http.delete(url, timeout=limited(self._options)) as answer:
             return answer.status == 200
 
-    async def _arrived(self) -> bool:
-        """Read the segment back, and compare."""
-        expected = b"".join([*(self._sent or []), *self._queue])
-        if len(expected) != self._size:
-            return False
+    def _go_on_with(self, rest: bytes) -> None:
+        """Leave the rest to another index."""
+        self._sent, self._queue, self._size = [], [rest] if rest else [], len(rest)
+        self._doubtful, self._index_taken = False, True
+
+    async def _stored(self) -> bytes | None:
+        """Read the segment back; None when that is of no use."""
         url = f"{self._target.url}/{self.seq}"
         async with self._target.http.get(url, timeout=limited(self._options)) as answer:
             got = bytearray()
             async for data in answer.content.iter_any():
                 got += data
-                if len(got) > len(expected):
-                    return False
-            return answer.status == 200 and bytes(got) == expected
+                if len(got) > self._size:
+                    return None
+            return bytes(got) if answer.status == 200 else None
 
     def _check(self) -> None:
         if error := self.error:

@@ -59,7 +59,7 @@ async def test_nobody_can_be_reached(world):
     assert (await gateway.json("/readyz"))[0] == 503
     told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
     assert (told["reachable"], told["capabilities"]) == (False, [])
-    assert "Cannot connect" in told["trouble"]
+    assert told["trouble"] == "Connection refused"
 
 
 async def test_one_that_cannot_be_reached_does_not_hide_the_others(world):
@@ -191,6 +191,27 @@ async def test_an_orchestrator_in_trouble_says_so(world):
     gateway = await world.gateway(script)
     told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
     assert (told["reachable"], told["trouble"]) == (False, "it answered 500")
+
+
+async def test_no_job_waits_for_the_token_of_an_orchestrator_that_gives_no_answers_while_another_has_a_place(world):
+    good = await world.script(ok, world.offering(test=1), {"available_capacity": 1})
+    away = await world.script(ok, None, {"available_capacity": 5})
+    tokens = []
+
+    def answer(writer, body):
+        if body is None:  # what it offers
+            away.answer(writer, 500, b"sorry")
+        else:
+            tokens.append(body)
+            away.answer(writer, 200, json.dumps(body).encode())
+
+    away.answer_json = answer
+    gateway = await world.gateway(away, good)
+    assert (await gateway.batch(b"x"))[1] == good.url.encode()
+    assert tokens == []
+    good.token = {"available_capacity": 0}
+    assert (await gateway.batch(b"x"))[1] == away.url.encode()
+    assert len(tokens) == 1
 
 
 async def test_an_address_that_swallows_connections_does_not_keep_the_job(world, monkeypatch):

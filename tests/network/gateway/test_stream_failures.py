@@ -7,7 +7,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.network.gateway import link, session
-from whisper_byoc.trickle import TrickleSubscriber
+from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 PCM = {"input": "pcm16"}
 
@@ -72,10 +72,7 @@ async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_
     await gateway.settled()
 
 
-async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(
-    world, monkeypatch
-):
-    monkeypatch.setattr(session, "SETTLE_S", 0.7)
+async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(world):
     workers = [world.Worker(world) for _ in range(2)]
     scripts = [await world.script(worker) for worker in workers]
     orchestrator = await world.orchestrator(urls=[script.url for script in scripts])
@@ -227,6 +224,56 @@ async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
     await gateway.post("/process/stream/one/stop")
 
 
+async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(world):
+    worker, gateway = await world.worker_pair(relayed=True)
+    _, answer = await gateway.start("one", {"input": "pcm16"})
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    channel = worker.orchestrator.running.streams._trickle.get("one")
+    async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
+        async with await publisher.next() as segment:
+            await segment.write(b"abc")  # in the middle of a sample
+            await until(lambda: channel.next_write == 1)
+            await worker.orchestrator.relay.close()
+            await worker.orchestrator.relay.listen()
+            await segment.write(b"defg")
+        await publisher.publish(b"hi")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == b"abcdefghi"
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+    await gateway.settled()
+
+
+@pytest.mark.parametrize(("params", "heard"), [({"input": "pcm16"}, b"abc\0abcdef"), ({}, b"abcabcdef")])
+async def test_a_segment_that_its_client_breaks_off_in_mid_sample_does_not_shift_the_next(world, params, heard):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one", params)
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    channel = gateway.running.streams._trickle.get("one")
+    async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
+        segment = await publisher.next()
+        await segment.write(b"abc")
+        await until(lambda: channel.next_write == 1)
+        await segment.abort()
+        await publisher.publish(b"abcdef")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == heard
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+    await gateway.settled()
+
+
+async def test_pcm_in_segments_of_any_size_passes_as_it_is(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one", {"input": "pcm16"})
+    hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
+    await gateway.publish(answer["publish_url"], b"abc", b"d", b"efg")
+    await gateway.end(answer["publish_url"])
+    assert await asyncio.wait_for(hearing, 20) == b"abcdefg"
+    await worker.say({"type": "end", "seq": 0})
+    await gateway.follow(answer["data_url"]).ended()
+
+
 async def test_text_that_was_gone_is_told_of(world):
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")
@@ -243,6 +290,53 @@ async def test_text_that_was_gone_is_told_of(world):
     found = await reader.ended()
     assert "gone before they could be read" in str(found)
     assert [record for record in found if record["type"] == "error"]
+    await gateway.settled()
+
+
+async def test_text_whose_rest_is_gone_after_an_outage_is_told_of_and_what_follows_comes(world):
+    worker, gateway = await world.worker_pair(relayed=True)
+    _, answer = await gateway.start("one")
+    reader = gateway.follow(answer["data_url"])
+    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    unfinished = channel.for_write(0)
+    channel.begin(unfinished)
+    unfinished.append(b'{"type": "transcript", "seq": 0}\n{"type": "tran')
+    await until(lambda: reader.events)
+    await worker.orchestrator.relay.close()
+    for seq in range(1, 6):  # its place is taken meanwhile
+        segment = channel.for_write(seq)
+        channel.begin(segment)
+        segment.append(json.dumps({"type": "transcript", "seq": seq}).encode())
+        channel.finish(segment)
+    await worker.orchestrator.relay.listen()
+    await until(lambda: len(reader.events) == 7)
+    await worker.say({"type": "end", "seq": 6})
+    found = await reader.ended()
+    assert [record["type"] for record in found] == ["transcript", "error", *["transcript"] * 5, "end"]
+    assert "gone before they could be read" in found[1]["error"]
+    await gateway.settled()
+
+
+async def test_a_record_that_broke_off_and_is_sent_again_reaches_the_client_once(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    reader = gateway.follow(answer["data_url"])
+    half = b'{"type": "transcript", "seq": 0, "text": "one t'
+    connection = await asyncio.open_connection("127.0.0.1", worker.orchestrator.running.port)
+    path = worker.url("data").split("/", 3)[3]
+    connection[1].write(b"POST /%b/0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+    connection[1].write(b"%x\r\n%b\r\n" % (len(half), half))
+    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    await until(lambda: channel.next_write == 1)
+    connection[1].transport.abort()
+    whole = {"type": "transcript", "seq": 0, "text": "one two"}
+    await worker.say(whole, b"a line of text that is no JSON", {"type": "end", "seq": 1})
+    await asyncio.wait_for(reader.task, 20)
+    lines = [each["data"] for each in reader.events]
+    assert [json.loads(line) for line in (lines[0], *lines[2:])] == [
+        whole, {"type": "end", "seq": 1}, {"type": "stream_ended"},
+    ]  # fmt: skip
+    assert lines[1] == "a line of text that is no JSON"
     await gateway.settled()
 
 

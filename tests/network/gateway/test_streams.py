@@ -302,6 +302,33 @@ async def test_a_stream_can_be_started_again_under_its_name(world):
         await world.over(gateway)
 
 
+@pytest.mark.parametrize("end", ["by its input", "by a stop"])
+async def test_a_stream_can_be_started_again_at_once(world, end):
+    """Its client has seen the end: that channels are kept for the last readers is no reason to turn it away."""
+    gateway = await world.pair(world.Sound())
+    for _ in range(3):
+        status, answer = await gateway.start("one", PCM)
+        assert status == 200, answer
+        reader = gateway.follow(answer["data_url"])
+        await gateway.publish(answer["publish_url"], bytes(3200))
+        if end == "by a stop":
+            await gateway.post("/process/stream/one/stop")
+        else:
+            await gateway.end(answer["publish_url"])
+        assert world.heard(await reader.ended()) == 3200
+    await world.over(gateway)
+
+
+async def test_of_two_that_start_a_stopped_stream_again_one_gets_it(world):
+    gateway = await world.pair(world.Sound())
+    assert (await gateway.start("one", PCM))[0] == 200
+    await gateway.post("/process/stream/one/stop")
+    answers = await asyncio.gather(*(gateway.start("one", PCM) for _ in range(2)))
+    assert sorted(status for status, _ in answers) == [200, 400]
+    await gateway.post("/process/stream/one/stop")
+    await world.over(gateway)
+
+
 async def test_a_reader_that_does_not_read_is_cut_off(world):
     gateway = await world.pair(world.Sound(), stall_seconds=0.2)
     await gateway.start("one", PCM)

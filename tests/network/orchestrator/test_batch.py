@@ -121,6 +121,14 @@ async def test_words_that_come_in_pieces_are_whole(scripted, orchestrate):
     assert (await api.batch(b"x"))[:2] == (422, b"in three pieces\n")
 
 
+async def test_words_with_half_a_character_are_still_told(answers):
+    """As JavaScript writes them when it cuts a text within an emoji."""
+    api, _ = await answers(422, b'{"error": "no such sound \\ud83d"}')
+    assert (await api.batch(b"x"))[:2] == (422, b"no such sound ?\n")
+    status, body, _ = await api.batch(b"x", capability="\ud83d")
+    assert (status, body[:52]) == (503, b"No capacity available for capability ?: no container")
+
+
 async def test_an_error_without_words_gets_some(answers):
     api, _ = await answers(500)
     assert (await api.batch(b"x"))[:2] == (500, b"the container answered 500\n")

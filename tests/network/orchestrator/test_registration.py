@@ -167,6 +167,7 @@ GOOD = {"name": "test", "url": "http://127.0.0.1:9", "capacity": 1}
                 {"url": ""}, {"url": "127.0.0.1:9"}, {"url": "ftp://x"}, {"url": "http://"}, {"url": "http://[::1"},
                 {"url": "http://x:99999"}, {"url": "http://x:0"}, {"url": "http://user:pw@x"}, {"url": "http://x?a=b"},
                 {"url": "http://x#a"}, {"url": "http://x y"}, {"url": "http://x\r\nA: b"}, {"url": ["x"]},
+                {"url": "http://a..b:1"}, {"url": f"http://{'a' * 64}:1"},
                 {"capacity": -1}, {"capacity": False}, {"name": []},
                 {"capacity": "4"}, {"capacity": 1.5}, {"capacity": True}, {"capacity": 1 << 63},
                 {"token": "a\r\nB: c"}, {"token": "\x00"}, {"token": "\ud800"}, {"token": {}},

@@ -265,6 +265,15 @@ async def test_a_second_start_of_a_stream_is_refused_and_disturbs_nothing(worker
     await world.post("stop")
 
 
+async def test_a_stopped_stream_can_be_started_again_at_once(worker, gateway):
+    world = await gateway(await worker(), linger_seconds=0.5)
+    for _ in range(2):
+        status, body, _ = await world.start(parameters=ALL)
+        assert status == 200, body
+        assert (await world.post("stop"))[0] == 200
+    await world.api.quiet()
+
+
 async def test_two_starts_at_once_give_one_stream(worker, gateway):
     async def slowly(wire):
         await asyncio.sleep(0.1)

@@ -118,17 +118,20 @@ class Directory:
     async def with_places(self, capability: str, filters: object) -> list[str]:
         """Ask for tokens as go-livepeer's gateway does, and give the service addresses of those with a place, in order.
 
-        `filters` is `orchestrators` of a job's parameters: URLs to `include` or to `exclude`.
+        `filters` is `orchestrators` of a job's parameters: URLs to `include` or to `exclude`. Those that gave no answer
+        last time are asked only when no other has a place: each job would wait for them.
         Raises `RequestRefused` (400) when there are none.
         """
         if not capability.isprintable():
             raise RequestRefused(400, f"{capability!r:.80} cannot be the name of a capability")
         asked = [each for each in self.ranked(capability) if wanted(each.url, filters)]
-        found = await asyncio.gather(*(self._token(each, capability) for each in asked))
-        places = sorted((place for place in found if place[0] > 0), key=lambda place: -place[0])
-        if not places:
-            raise RequestRefused(400, f"no orchestrator has a place for {capability!r}: {self._troubles(asked)}")
-        return list(dict.fromkeys(address for _, address in places))
+        here, away = ([each for each in asked if each.reachable is is_here] for is_here in (True, False))
+        for some in (here, away):
+            found = await asyncio.gather(*(self._token(each, capability) for each in some))
+            places = sorted((place for place in found if place[0] > 0), key=lambda place: -place[0])
+            if places:
+                return list(dict.fromkeys(address for _, address in places))
+        raise RequestRefused(400, f"no orchestrator has a place for {capability!r}: {self._troubles(asked)}")
 
     def _troubles(self, asked: Sequence[Orchestrator]) -> str:
         if not asked:

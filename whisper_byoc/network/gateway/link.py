@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,14 +14,23 @@ import aiohttp
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.network.answers import says
 from whisper_byoc.network.gateway.backlog import Backlog
-from whisper_byoc.network.gateway.records import RecordLog
+from whisper_byoc.network.gateway.records import RecordLog, is_fragment
 from whisper_byoc.network.header import HEADER, JobHeader
 from whisper_byoc.network.out import PEER_ERRORS, peer_failed
 from whisper_byoc.network.reading import json_value, read_answer
-from whisper_byoc.trickle import ClientOptions, LocalPublisher, TrickleError, TricklePublisher, TrickleSubscriber
+from whisper_byoc.trickle import (
+    ClientOptions,
+    LocalPublisher,
+    SegmentBroken,
+    TrickleError,
+    TricklePublisher,
+    TrickleSubscriber,
+)
 from whisper_byoc.trickle.http import describe
 
 __all__ = ["Link"]
+
+log = logging.getLogger("whisper_byoc.network.gateway")
 
 OPTIONS = ClientOptions(verify=False, answer_seconds=5.0, patience_seconds=8.0, longest_pause=1.0)
 """An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
@@ -39,7 +49,7 @@ LARGEST_DATA = 8 << 20
 class Link:
     """One attempt of a stream at one orchestrator, which has accepted it when `start` returns."""
 
-    def __init__(self, url: str, job: JobHeader, http: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, job: JobHeader, http: aiohttp.ClientSession, *, pcm: bool = False) -> None:
         self.url = url
         self.stopped = False
         """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
@@ -47,6 +57,7 @@ class Link:
         """Whether any video has come back; text is in the records."""
         self._job = job
         self._http = http
+        self._pcm = pcm
         self._channels: dict[str, str] = {}
         self._heard_at = 0.0
         self._trouble = ""
@@ -148,15 +159,23 @@ class Link:
                 if segment.missed:
                     records.lost(self._job.stream_id, segment.missed)
                 rest = b""
-                async for data in segment:
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in lines:
-                        records.add(line)
-                    if len(rest) > LARGEST_DATA:
-                        raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
-                    if records.produced and backlog is not None:
-                        backlog.settle()
-                records.add(rest)
+                try:
+                    async for data in segment:
+                        *lines, rest = (rest + data).split(b"\n")
+                        for line in lines:
+                            records.add(line)
+                        if len(rest) > LARGEST_DATA:
+                            raise PeerFailed(f"the container wrote a line of more than {LARGEST_DATA} bytes")
+                        if records.produced and backlog is not None:
+                            backlog.settle()
+                except SegmentBroken as error:
+                    log.warning("stream %s: %s", self._job.stream_id, error)
+                    records.lost(self._job.stream_id, 1)
+                    continue
+                if is_fragment(rest):  # a writer that is still there sends all of it again
+                    log.warning("stream %s: a record broke off after %d bytes", self._job.stream_id, len(rest))
+                else:
+                    records.add(rest)
                 if records.produced and backlog is not None:
                     backlog.settle()
                 if records.ended:
@@ -187,11 +206,16 @@ class Link:
 
     async def _input(self, backlog: Backlog) -> None:
         """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
-        async with TricklePublisher(self._channels["Publish"], "video/MP2T", options=OPTIONS) as publisher:
+        address = self._channels["Publish"]
+        async with TricklePublisher(address, "video/MP2T", continuous=True, options=OPTIONS) as publisher:
             async for segment in backlog.read():
                 async with await publisher.next() as writer:
+                    size = 0
                     async for data in segment.read():
                         await writer.write(data)
+                        size += len(data)
+                    if self._pcm and size % 2 and not segment.whole:  # who sends it again, or goes on, begins a sample
+                        await writer.write(b"\0")
             await publisher.close(delete_channel=True)
 
     async def _output(self, output: LocalPublisher, backlog: Backlog | None) -> None:

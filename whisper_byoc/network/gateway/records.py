@@ -10,7 +10,7 @@ from typing import Any
 from whisper_byoc.network.reading import json_value
 from whisper_byoc.trickle.signal import Signal
 
-__all__ = ["RecordLog"]
+__all__ = ["RecordLog", "is_fragment"]
 
 MOST_LINES = 1000
 MOST_BYTES = 4 << 20
@@ -125,6 +125,11 @@ def records_in(line: bytes) -> list[dict[str, Any]]:
     found = decoded(line)
     each = [decoded(part) if isinstance(part, str) else part for part in found] if isinstance(found, list) else [found]
     return [record if isinstance(record, dict) else {} for record in each or [found]]
+
+
+def is_fragment(rest: bytes) -> bool:
+    """Whether what has no line break behind it is the beginning of a record, and its writer broke off."""
+    return rest.lstrip()[:1] in (b"{", b"[") and decoded(rest) is None
 
 
 def decoded(text: str | bytes) -> Any:

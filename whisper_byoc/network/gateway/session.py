@@ -29,8 +29,6 @@ LAST_WORDS_S = 4.0
 """After the container's answer to a stop: longest wait for its end record."""
 LINGER_S = 0.5
 """The video channel stays open for so long after the end: readers ask for what was written last."""
-SETTLE_S = 1.0
-"""An orchestrator keeps the channels of a stream that was stopped for about half of this."""
 CUT = "the stream was stopped, and its last words did not come in time"
 
 
@@ -57,6 +55,7 @@ class Session:
         self._intake: asyncio.Task[None] | None = None
         self._output: LocalPublisher | None = None
         self._stopper: asyncio.Task[bytes] | None = None
+        self._farewell: asyncio.Task[None] | None = None
         self._said: dict[str, Any] = {}
         self._error = ""
         self._orchestrator = ""
@@ -79,13 +78,28 @@ class Session:
     @property
     def takes_media(self) -> bool:
         """Whether the input is MPEG-TS, and not bare PCM16."""
+        return bool(self.input_name) and not self._pcm
+
+    @property
+    def _pcm(self) -> bool:
         params = self._body.get("params") or {}
-        return bool(self.input_name) and str(params.get("input", "")).lower() not in PCM_NAMES
+        return str(params.get("input", "")).lower() in PCM_NAMES
 
     @property
     def busy(self) -> bool:
         """Whether anything of it is still going on."""
         return not self.over.done() or (self._stopper is not None and not self._stopper.done())
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is over, or will be soon: all has been said, or somebody is stopping it."""
+        return self.ended_at is not None or self.records.ended or self._stopper is not None
+
+    async def gone(self) -> None:
+        """Wait until nothing is left of it, at its orchestrator either; its name is free then."""
+        await asyncio.wait({self.over})
+        if self._farewell is not None:
+            await asyncio.wait({self._farewell})
 
     async def start(self) -> None:
         """Find an orchestrator and a container, and begin.
@@ -183,8 +197,7 @@ class Session:
         for url in sorted(places, key=lambda each: failed is not None and each == failed.url):
             if ending is not None and failed is not None and url == failed.url:
                 await asyncio.wait({ending})
-                await asyncio.sleep(SETTLE_S)
-            link = Link(url, self._job, self._context.http)
+            link = Link(url, self._job, self._context.http, pcm=self._pcm)
             try:
                 await link.start(self._body)
             except RequestRefused as error:
@@ -229,7 +242,7 @@ class Session:
             self.records.fail(self.id, reason)
         self.records.close()
         if not link.stopped:
-            self._end(link)
+            self._farewell = self._end(link)
         try:
             if self._output is not None and self._output.channel.next_write:
                 await asyncio.sleep(LINGER_S)

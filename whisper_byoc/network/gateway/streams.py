@@ -65,8 +65,8 @@ class Streams:
         fields = json_object(await read_small(request, LARGEST_BODY))
         stream_id = id_for(fields)
         self._forget_old()
-        known = self._sessions.get(stream_id)
-        if stream_id in self._starting or (known is not None and known.ended_at is None):
+        before = self._sessions.get(stream_id)
+        if stream_id in self._starting or (before is not None and not before.ending):
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
         if len(self) + len(self._starting) >= self._context.limits.jobs:
             raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
@@ -74,6 +74,8 @@ class Streams:
         with self._context:
             self._starting.add(stream_id)
             try:
+                if before is not None:
+                    await before.gone()
                 await session.start()
                 self._sessions[stream_id] = session
             finally:
@@ -143,8 +145,7 @@ class Streams:
     def _forget_old(self) -> None:
         ended = sorted((each.ended_at, name) for name, each in self._sessions.items() if each.ended_at is not None)
         before = time.monotonic() - KEPT_S
-        for at, name in ended[: max(0, len(ended) - MOST_KEPT)] + [each for each in ended if each[0] < before]:
-            del at
+        for _, name in ended[: max(0, len(ended) - MOST_KEPT)] + [each for each in ended if each[0] < before]:
             self._sessions.pop(name, None)
 
     def _host(self, request: web.Request) -> str:

@@ -134,7 +134,7 @@ def shown(container: Container) -> dict[str, Any]:
         "url": container.url,
         "ready": container.ready,
         "capacity": container.capacity,
-        "load": len(container.slots),
+        "load": container.load,
         "registered": container.registered,
         "trouble": container.trouble,
     }

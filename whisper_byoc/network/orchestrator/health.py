@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -13,8 +12,8 @@ from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.out import PEER_ERRORS
 from whisper_byoc.network.reading import json_value, read_answer
-from whisper_byoc.network.tasks import within
 from whisper_byoc.trickle.http import describe
+from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["Follower"]
 
@@ -33,14 +32,14 @@ class Follower:
         self._http = http
         self._limits = limits
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._hurry: dict[str, asyncio.Event] = {}
+        self._hurry: dict[str, Signal] = {}
 
     def follow(self, url: str) -> None:
         """Begin to ask the container at a URL; when it is followed already, ask it now."""
         if url in self._tasks and not self._tasks[url].done():
-            self._hurry[url].set()
+            self._hurry[url].wake()
             return
-        self._hurry[url] = asyncio.Event()
+        self._hurry[url] = Signal()
         self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url, self._hurry[url]))
 
     def doubt(self, container: Container) -> None:
@@ -53,7 +52,7 @@ class Follower:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _follow(self, url: str, hurry: asyncio.Event) -> None:
+    async def _follow(self, url: str, hurry: Signal) -> None:
         silences = 0
         while self._at(url):
             try:
@@ -72,9 +71,7 @@ class Follower:
                     self._gone(url, f"{silences} times in a row it gave no answer: {describe(error)}")
                 if not isinstance(error, PEER_ERRORS):  # a bug here must not end the following
                     log.exception("asking %s how it is failed", url)
-            hurry.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._limits.ask_seconds, hurry.wait())
+            await hurry.wait(self._limits.ask_seconds)
         self._tasks.pop(url, None)
         self._hurry.pop(url, None)
 

@@ -17,7 +17,7 @@ log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 @dataclass(eq=False)
 class Container:
-    """One container that offers one capability."""
+    """One container under the name of one capability that it offers."""
 
     name: str
     url: str
@@ -41,11 +41,18 @@ class Container:
     gone_at: float = field(default_factory=time.monotonic)
     """Since when it has not been ready."""
     slots: set[Slot] = field(default_factory=set)
+    together: Collection[Container] = field(default=(), repr=False)
+    """The names of one container, this one among them, that share its capacity; empty: this one has its own."""
+
+    @property
+    def load(self) -> int:
+        """Jobs that take up its capacity."""
+        return sum(len(each.slots) for each in self.together or (self,))
 
     @property
     def free(self) -> int:
         """Jobs that it could take now."""
-        return max(0, self.capacity - len(self.slots)) if self.ready and not self.leaving else 0
+        return max(0, self.capacity - self.load) if self.ready and not self.leaving else 0
 
     @property
     def headers(self) -> dict[str, str]:

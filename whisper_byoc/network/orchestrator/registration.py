@@ -15,6 +15,7 @@ from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.orchestrator.health import Follower
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.reading import json_object, json_value, read_small
+from whisper_byoc.network.serving import may_be_looked_up
 
 __all__ = ["Registration"]
 
@@ -107,6 +108,7 @@ def is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = good and may_be_looked_up(parts.hostname or "")
     except ValueError:
         return False
     return good and not any(each in url for each in "@?#\\ ")

@@ -101,6 +101,11 @@ class Stream:
         self._ending = asyncio.Event()
         self._stopping: asyncio.Task[tuple[int, bytes, str]] | None = None
 
+    @property
+    def ending(self) -> bool:
+        """Whether it will be over soon: somebody has ended it, or its container is gone."""
+        return self._ending.is_set()
+
     async def start(self, body: Mapping[str, Any], seconds: float) -> None:
         """Tell the container to begin; when it does not, channels and place are freed.
 

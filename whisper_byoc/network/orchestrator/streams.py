@@ -71,10 +71,14 @@ class Streams:
         if not STREAM_ID.fullmatch(stream_id):
             raise RequestRefused(400, f"bad stream id {stream_id!r:.60}: use 1-128 characters of A-Z a-z 0-9 . _ ~ -")
         body = json_object(await read_small(request, LARGEST_BODY))
-        if stream_id in self._streams or stream_id in self._starting:
+        before = self._streams.get(stream_id)
+        if stream_id in self._starting or (before is not None and not before.ending):
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
         self._starting.add(stream_id)
         try:
+            if before is not None:  # it was stopped, and its channels are still there for its last readers
+                await asyncio.wait({before.over})
+                self._context.check_draining()
             stream, channels = await self._on_some_container(job, stream_id, body)
         finally:
             self._starting.discard(stream_id)
