@@ -40,13 +40,13 @@ format: .venv/ready-for-tests
 fixtures: .venv/ready
 	$(BIN)/python tools/make_fixtures.py --check
 
-# Trains the demo model anew: an hour and a half on two free processors. Needs espeak-ng, and flite for its voices. The
-# result stays in build/demo-model; tools/demo_model/README.md says how to ship it.
+# Trains the demo model anew: some three hours on two free processors, up to 2.5 of them training. Needs espeak-ng, and
+# flite for its voices. The result stays in build/demo-model; tools/demo_model/README.md says how to ship it.
 demo-model: .venv/ready
 	$(BIN)/python -m tools.demo_model.generate --folder build/demo-model
 	$(BIN)/python -m tools.demo_model.train --folder build/demo-model
 	mkdir -p build/demo-model/packed
-	$(BIN)/python -m tools.demo_model.pack build/demo-model/demo.pt build/demo-model/packed/demo.pt
+	$(BIN)/python -m tools.demo_model.pack build/demo-model/wide.pt build/demo-model/packed/demo.pt
 	$(BIN)/python -m tools.demo_model.evaluate build/demo-model/packed/demo.pt --json build/demo-model/figures.json
 
 # Needs an engine (Docker, Podman), or a command that builds without one: make image-test IMAGE_BUILDER=COMMAND

@@ -2,13 +2,14 @@
 
 import random
 import zipfile
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 import torch
 import whisper
 
-from tools.demo_model import train
+from tools.demo_model import generate, schedule, train
 from tools.demo_model.batches import Batch
 from tools.demo_model.losses import guided_layers, loss
 from tools.demo_model.network import Network, Shape, _mix
@@ -116,18 +117,38 @@ def test_training_goes_on_where_it_stopped(tmp_path):
         assert torch.equal(value, resumed.average[name]), name
 
 
-def test_learning_rates_rise_stay_and_fall():
-    scales = [train.rate_scale(step, 6000) for step in range(6000)]
+def test_the_first_step_has_the_weights_it_begins_with(tmp_path):
+    """Up to half precision, in which they are exported."""
+    before = network()
+    before.export(tmp_path / "small.pt")
+    after = train.Training(before.shape, TOKENS, tmp_path / "small.pt").network
+    for name, value in before.checkpoint()["model_state_dict"].items():
+        other = after.checkpoint()["model_state_dict"][name]
+        assert torch.allclose(other.float(), value.float(), atol=4e-3), name
+
+
+@pytest.mark.parametrize("which", schedule.ROUNDS)
+def test_learning_rates_rise_stay_and_fall(which):
+    scales = np.array([which.rate_scale(step) for step in range(which.steps)])
+    top = int(scales.argmax())
     assert scales[0] < 0.01
-    assert max(scales) == scales[1000] == 1.0
-    assert 0 < scales[-1] <= 0.01
-    assert np.all(np.diff(scales[3700:]) <= 0)
+    assert scales[top] == which.rate
+    assert 0 < scales[-1] <= 0.01 * which.rate
+    assert np.all(np.diff(scales[top:]) <= 0)
 
 
-def test_the_stages_end_with_the_training_and_fill_their_batches():
-    assert [stage.until for stage in train.STAGES] == sorted(stage.until for stage in train.STAGES)
-    assert train.STAGES[-1].until == 1.0
-    assert all(train.BATCH_FRAMES // frames // 2 >= 1 for stage in train.STAGES for frames in stage.frames)
+@pytest.mark.parametrize("which", schedule.ROUNDS)
+def test_the_stages_end_with_the_round_and_fill_their_batches(which):
+    assert [stage.until for stage in which.stages] == sorted(stage.until for stage in which.stages)
+    assert which.stage(0) == which.stages[0]
+    assert which.stage(which.steps - 1) == which.stages[-1]
+    assert all(schedule.BATCH_FRAMES // frames // 2 >= 1 for stage in which.stages for frames in stage.frames)
+
+
+def test_each_part_of_the_training_is_heard_in_one_round():
+    for part in generate.PARTS:
+        hearing = [w.name for w in schedule.ROUNDS if fnmatch(part.name, f"{part.engine}-{w.parts}")]
+        assert len(hearing) == (not part.name.startswith("watch-")), part.name
 
 
 def test_packing_keeps_the_contents_and_is_repeatable(tmp_path):

@@ -77,7 +77,8 @@ def test_words_are_said_within_their_spans(speaker, most_shifts):
     rng = random.Random(5)
     for _ in range(20):
         words = rng.choices(WORDS, k=5)
-        spoken = speaker.espeak(words, voices.espeak_voice(rng, held_out=False), rng, most_shifts=most_shifts)
+        accent = voices.invented_accent(rng, most_shifts, consonants=0.5) if most_shifts else None
+        spoken = speaker.espeak(words, voices.espeak_voice(rng, held_out=False), rng, accent)
         edges = np.array(spoken.spans).flatten()
         assert spoken.words == words
         assert len(spoken.spans) == 5

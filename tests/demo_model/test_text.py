@@ -63,8 +63,13 @@ def test_held_out_voices_are_no_voices_of_the_training():
     assert voices.HELD_OUT_FLITE_VOICE not in voices.FLITE_VOICES
 
 
-def test_an_invented_accent_changes_whole_vowels_only():
+def test_an_invented_accent_changes_whole_sounds_only():
     accent = voices.Accent({"a": "E", "I": "i"})
     assert accent.apply("k'at") == "k'Et"
     assert accent.apply("t'aIm") == "t'aIm"  # neither its a nor its I
     assert accent.apply("s'ItI2") == "s'itI2"
+
+
+def test_an_invented_accent_drops_or_fronts_consonants():
+    assert voices.Accent({"h": ""}).apply("h@l'oU") == "@l'oU"
+    assert voices.Accent({"T": "f"}).apply("T'3:ti#") == "f'3:ti#"

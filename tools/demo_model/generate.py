@@ -44,6 +44,8 @@ class Part:
     """The share of espeak-ng's that is spoken in accents that nobody has."""
     most_shifts: int = 4
     """How many vowels such an accent shifts at most."""
+    consonants: float = 0.0
+    """The share of such accents that change a consonant, too."""
     held_out: bool = False
     """Spoken by the voices that are kept for evaluation: never trained on, only watched."""
 
@@ -60,6 +62,18 @@ PARTS = (
     Part("flite-2", "flite", 202, 3500, 0.7),
     Part("flite-3", "flite", 203, 3500, 0.7),
     Part("flite-4", "flite", 204, 3500, 0.7),
+    # espeak-ng 1.51 crashes on what seed 102 makes of these settings
+    Part("espeak-wide-0", "espeak", 100, 11000, 0.4, invented_accents=0.4, consonants=0.4),
+    Part("espeak-wide-1", "espeak", 101, 11000, 0.4, invented_accents=0.4, consonants=0.4),
+    Part("espeak-wide-2", "espeak", 112, 11000, 0.4, invented_accents=0.4, consonants=0.4),
+    Part("espeak-wide-3", "espeak", 103, 11000, 0.4, invented_accents=0.4, consonants=0.4),
+    Part("espeak-wide-4", "espeak", 104, 11000, 0.5, invented_accents=0.8, most_shifts=10, consonants=0.4),
+    Part("espeak-wide-5", "espeak", 105, 11000, 0.5, invented_accents=0.8, most_shifts=10, consonants=0.4),
+    Part("flite-wide-0", "flite", 200, 5000, 0.3),
+    Part("flite-wide-1", "flite", 201, 5000, 0.3),
+    Part("flite-wide-2", "flite", 202, 5000, 0.7),
+    Part("flite-wide-3", "flite", 203, 5000, 0.7),
+    Part("flite-wide-4", "flite", 204, 5000, 0.7),
     Part("watch-heard", "espeak", 900, 300),
     Part("watch-held-out", "espeak", 901, 300, held_out=True),
     Part("watch-flite", "flite", 902, 150, held_out=True),
@@ -104,7 +118,8 @@ def _say(speaker: Speaker, part: Part, rng: random.Random) -> Spoken | None:
         return speaker.flite(words, voice, rng)
     invented = not part.held_out and rng.random() < part.invented_accents
     voice = voices.espeak_voice(rng, part.held_out)
-    return speaker.espeak(words, voice, rng, most_shifts=part.most_shifts if invented else 0)
+    accent = voices.invented_accent(rng, part.most_shifts, part.consonants) if invented else None
+    return speaker.espeak(words, voice, rng, accent)
 
 
 def write(part: Part, path: Path, *, progress: bool = False) -> float:

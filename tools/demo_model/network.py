@@ -1,7 +1,7 @@
 """The model in training: Whisper's own blocks, run so that their attention can be guided, and extra heads."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -158,6 +158,26 @@ class Network(nn.Module):
         state |= {f"decoder.ln.{name}": value for name, value in self.norm.state_dict().items()}
         halves = {name: value.detach().half().clone() for name, value in state.items()}
         return {"dims": asdict(self.shape.dimensions()), "model_state_dict": halves}
+
+    @torch.no_grad()
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of a checkpoint over (its `model_state_dict`); the three extra heads are not in there."""
+        state = {name: value.float() for name, value in state.items()}
+
+        def of(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        self.encoder.load_state_dict(of("encoder."))
+        self.decoder.load_state_dict(of("decoder.blocks."))
+        self.norm.load_state_dict(of("decoder.ln."))
+        self.positions.copy_(state["decoder.positional_embedding"])
+        rows = state["decoder.token_embedding.weight"][self.tokens.rows]
+        self.pieces.copy_(rows[: self.tokens.first_timestamp])
+        # the layer that made the timestamps' rows: the smallest one that does
+        times = torch.cat([self.times, torch.ones(len(self.times), 1)], 1)
+        solved = torch.linalg.lstsq(times, rows[self.tokens.first_timestamp :], rcond=1e-4, driver="gelsd").solution
+        self.timestamps.weight.copy_(solved[:-1].T)
+        self.timestamps.bias.copy_(solved[-1])
 
     def export(self, path: Path) -> None:
         """Write the model as a checkpoint of openai-whisper's."""

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from tools.demo_model import voices
 from tools.demo_model.espeak import Espeak, Phoneme
 from tools.demo_model.flite import Flite
 from tools.demo_model.vocabulary import SPOKEN
+from tools.demo_model.voices import Accent
 
 RATE = 16_000
 """Samples a second, what Whisper hears."""
@@ -75,14 +75,10 @@ class Speaker:
         self._flite = Flite()
         self._pronunciations: dict[tuple[str, str], str] = {}
 
-    def espeak(self, words: list[str], voice: str, rng: random.Random, *, most_shifts: int = 0) -> Spoken:
-        """Say the words with espeak-ng at a random tempo, pitch and gap.
-
-        With `most_shifts`, in an invented accent with up to so many shifted vowels.
-        """
+    def espeak(self, words: list[str], voice: str, rng: random.Random, accent: Accent | None = None) -> Spoken:
+        """Say the words with espeak-ng at a random tempo, pitch and gap, in an invented accent if there is one."""
         spelled = [SPOKEN.get(word, word) for word in words]
-        if most_shifts:
-            accent = voices.invented_accent(rng, most_shifts)
+        if accent:
             language = voice.partition("+")[0]
             spelled = [f"[[{accent.apply(self._pronunciation(word, language))}]]" for word in spelled]
         text = " ".join(spelled)

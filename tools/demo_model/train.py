@@ -2,9 +2,9 @@
 
     python -m tools.demo_model.train --folder build/demo-model
 
-It goes on from the folder's last checkpoint, and stops with one at Ctrl-C or SIGTERM. Every batch comes from the seed
-and its number, so a run that was stopped takes the same steps as one that was not. The model is exported in
-openai-whisper's format with each checkpoint.
+It has the rounds of `schedule`. It goes on from a round's last checkpoint, and stops with one at Ctrl-C or SIGTERM.
+Every batch comes from the seed and its number, so a run that was stopped takes the same steps as one that was not. The
+model is exported in openai-whisper's format with each checkpoint; the last round's, `wide.pt`, is the result.
 
 Two processes with one thread each share every batch and exchange gradients once a step: on a busy machine that is much
 faster than one process with two threads, which wait for each other thousands of times a step.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
@@ -35,65 +35,31 @@ from tools.demo_model.corpus import Corpus
 from tools.demo_model.generate import log_mel
 from tools.demo_model.losses import loss
 from tools.demo_model.network import Network, Shape
+from tools.demo_model.schedule import BATCH_FRAMES, ROUNDS, Round, Stage, most_segments
 from tools.demo_model.targets import PROMPT_TOKENS, Writer
 from tools.demo_model.tokens import Tokens
 from tools.demo_model.windows import WINDOW_FRAMES, Composer
 
 SEED = 5
 NOISES = 96
-BATCH_FRAMES = 19_200
-"""How many frames of 10 ms a batch has, all processes together, whatever the length of its windows."""
 MATRIX_RATE, OTHER_RATE = 0.02, 1.5e-3
-WARM_UP_STEPS = 150
-DECAY_SHARE = 0.45
-"""The share of the steps, the last ones, over which the learning rates fall linearly."""
 AVERAGING = 0.998
-CHECKPOINT_STEPS = 200
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training: how long its windows are, and what they hold."""
-
-    until: float
-    """The share of all steps at which it ends."""
-    frames: tuple[int, ...]
-    """Lengths of windows, each as likely; divisors of BATCH_FRAMES where possible."""
-    short_prompt_share: float
-    long_prompt_share: float
-    """Of the windows of 30 s."""
-    vary: bool = True
-    """Whether utterances are varied and spectra masked: a model that has not heard all of them once needs neither."""
-
-
-STAGES = (
-    Stage(0.24, (300, 400, 600), 0.05, 0.0, vary=False),
-    Stage(0.42, (300, 400, 600, 1000, 1000, 1500), 0.1, 0.0),
-    Stage(0.54, (300, 400, 600, 1000, 1500, 3000), 0.12, 0.3),
-    Stage(1.0, (300, 400, 600, 1000, 1500, 3000, 3000, 3000), 0.12, 0.4),
-)
-"""First to hear words, then to find the place among several utterances, then 30 s."""
-
-
-def most_segments(frames: int) -> int:
-    """Return how many utterances a window has at most: 14 in 30 s, where not all of them fit as a rule."""
-    return max(2, min(14, frames // 160))
+CHECKPOINT_STEPS = 500
 
 
 class Batches:
     """Batch number n of the training."""
 
-    def __init__(self, corpus: Corpus, tokens: Tokens, seed: int) -> None:
+    def __init__(self, corpus: Corpus, tokens: Tokens, seed: int, warp: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
         samples = WINDOW_FRAMES * 160
         noises = [log_mel(noise.varied(samples, rng)).astype(np.float32)[:WINDOW_FRAMES] for _ in range(NOISES)]
-        self._composer = Composer(corpus, noises)
+        self._composer = Composer(corpus, noises, warp=warp)
         self._writer = Writer(tokens)
         self._seed = seed
 
-    def training(self, step: int, progress: float, team: "Team") -> Batch:
-        """Return this process's part of the batch of a step at that share of the whole training."""
-        stage = next((stage for stage in STAGES if progress < stage.until), STAGES[-1])
+    def training(self, step: int, stage: Stage, team: "Team") -> Batch:
+        """Return this process's part of the batch of a step, which belongs to the stage."""
         frames = random.Random(f"{self._seed} {step}").choice(stage.frames)
         prompts = stage.long_prompt_share if frames == WINDOW_FRAMES else stage.short_prompt_share
         rng = random.Random(f"{self._seed} {step} {team.rank}")
@@ -131,13 +97,21 @@ class Team:
             start += gradient.numel()
         return bool(flat[-1])
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
 
 class Training:
     """Network, optimisers and averaged weights, as one thing to step, save and load."""
 
-    def __init__(self, shape: Shape, tokens: Tokens) -> None:
+    def __init__(self, shape: Shape, tokens: Tokens, begin_with: Path | None = None) -> None:
+        """Begin with nothing, or with the weights of an exported model."""
         torch.manual_seed(SEED)
         self.network = Network(shape, tokens)
+        if begin_with:
+            self.network.adopt(torch.load(begin_with, weights_only=True)["model_state_dict"])
         named = list(self.network.named_parameters())
         matrices = [p for name, p in named if p.ndim == 2 and name.startswith(("encoder.blocks.", "decoder."))]
         chosen = {id(parameter) for parameter in matrices}
@@ -201,12 +175,6 @@ class Training:
         self.step, self.cpu_seconds = state["step"], state["cpu_seconds"]
 
 
-def rate_scale(step: int, steps: int) -> float:
-    """Return what the learning rates are multiplied by: a warm-up, a plateau, a linear decline to 1 %."""
-    remaining = (steps - step) / steps
-    return min(1.0, (step + 1) / WARM_UP_STEPS, max(0.01, remaining / DECAY_SHARE))
-
-
 @torch.no_grad()
 def watch(network: Network, batches: dict[str, Batch]) -> dict[str, float]:
     """Return for each batch that is watched how many of its pieces of words are right, given what came before."""
@@ -229,38 +197,39 @@ def watched(folder: Path, corpus: Corpus, tokens: Tokens) -> dict[str, Batch]:
     return found
 
 
-def train(folder: Path, steps: int, team: Team) -> None:
-    """Train to that many steps in all, from the last checkpoint in the folder if there is one."""
+def train(folder: Path, which: Round, begin_with: Path | None, team: Team) -> bool:
+    """Train a round, from its last checkpoint in the folder if there is one; return whether it came to its end."""
     tokens = Tokens()
-    corpus = Corpus([path for name in ("espeak", "flite") for path in sorted(folder.glob(f"{name}-*.pt"))])
-    training = Training(Shape(phonemes=len(corpus.phonemes)), tokens)
-    checkpoint = folder / "training.ckpt"
+    corpus = Corpus([path for name in ("espeak", "flite") for path in sorted(folder.glob(f"{name}-{which.parts}.pt"))])
+    training = Training(Shape(phonemes=len(corpus.phonemes)), tokens, begin_with)
+    checkpoint = folder / f"{which.name}.ckpt"
     if checkpoint.exists():
         training.load(checkpoint)
-    batches = Batches(corpus, tokens, SEED)
-    report = _Report(folder, corpus, tokens) if team.rank == 0 else None
+    batches = Batches(corpus, tokens, SEED, which.warp)
+    report = _Report(folder / f"{which.name}.pt", corpus, tokens) if team.rank == 0 else None
     asked = _Stop()
     stop = False
     before = time.process_time()
-    with tqdm(total=steps, initial=training.step, unit="step", disable=None if report else True) as bar:
-        while training.step < steps and not stop:
-            batch = batches.training(training.step, training.step / steps, team)
-            parts, stop = training.advance(batch, rate_scale(training.step, steps), team, asked.now)
+    with tqdm(total=which.steps, initial=training.step, unit="step", disable=None if report else True) as bar:
+        while training.step < which.steps and not stop:
+            batch = batches.training(training.step, which.stage(training.step), team)
+            parts, stop = training.advance(batch, which.rate_scale(training.step), team, asked.now)
             training.cpu_seconds += team.size * (-before + (before := time.process_time()))
             bar.update()
             if report:
                 report.step(training, parts)
-                if stop or training.step in (steps, *range(0, steps, CHECKPOINT_STEPS)):
-                    training.save(checkpoint, corpus.phonemes)
+                if stop or training.step in (which.steps, *range(0, which.steps, CHECKPOINT_STEPS)):
                     report.watch(training)
+                    training.save(checkpoint, corpus.phonemes)
+    return training.step == which.steps
 
 
 class _Report:
     """What the first process tells: a line of JSON now and then, and the model so far."""
 
-    def __init__(self, folder: Path, corpus: Corpus, tokens: Tokens) -> None:
-        self._folder = folder
-        self._watched = watched(folder, corpus, tokens)
+    def __init__(self, model: Path, corpus: Corpus, tokens: Tokens) -> None:
+        self._model = model
+        self._watched = watched(model.parent, corpus, tokens)
         self._recent: defaultdict[str, list[float]] = defaultdict(list)
         self._log({"utterances": len(corpus), "tokens": len(tokens.rows)})
 
@@ -274,14 +243,14 @@ class _Report:
 
     def watch(self, training: Training) -> None:
         network = training.averaged()
-        network.export(self._folder / "demo.pt")
+        network.export(self._model)
         self._log({"step": training.step, "watched": watch(network, self._watched)})
 
     def _log(self, entry: dict[str, object]) -> None:
         line = json.dumps({"time": time.strftime("%H:%M:%S"), **entry})
         tqdm.write(line)
         sys.stdout.flush()
-        with (self._folder / "training.jsonl").open("a", encoding="utf-8") as file:
+        with self._model.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -297,17 +266,23 @@ class _Stop:
         self.now = True
 
 
-def _join(rank: int, size: int, meeting: Path, folder: Path, steps: int) -> None:
+def _join(rank: int, size: int, meeting: Path, folder: Path, start_from: Path | None) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")  # room for the kernels of all shapes
-    train(folder, steps, Team(rank, size, meeting))
+    team = Team(rank, size, meeting)
+    begin_with = start_from
+    for which in ROUNDS if start_from is None else ROUNDS[1:]:
+        if not train(folder, which, begin_with, team):
+            return
+        team.wait()
+        begin_with = folder / f"{which.name}.pt"
 
 
 def main() -> int:
     """Run the command line; 0 is success."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--start-from", type=Path, help="leave out the first round: this model is its result")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     if not list(arguments.folder.glob("espeak-*.pt")):
@@ -315,7 +290,7 @@ def main() -> int:
         return 1
     size = arguments.processes
     with tempfile.TemporaryDirectory() as meeting_folder:
-        job = (size, Path(meeting_folder) / "meeting", arguments.folder, arguments.steps)
+        job = (size, Path(meeting_folder) / "meeting", arguments.folder, arguments.start_from)
         helpers = [
             get_context("spawn").Process(target=_join, args=(rank, *job), daemon=True) for rank in range(1, size)
         ]

@@ -40,25 +40,34 @@ _SHIFTS = (
 )  # fmt: skip
 """Vowels that some accent says in another's place, in espeak-ng's mnemonics."""
 
-_VOWEL = re.compile(
-    r"aI@|aU@|aI3|aI|aU|a#|aa|a|A:|A@|eI|e@|e:|E#|E|3:|3|i@3|i@|i:|i|I2|I#|I|0#|0|V|U@|U|u:|o@|oU|OI|O:|O@|@2|@5|@L|@"
+_CONSONANTS = (("h", ""), ("T", "f"), ("T", "t"), ("D", "d"), ("D", "v"))
+"""Likewise consonants: `h` dropped, `th` fronted or stopped."""
+
+_SOUND = re.compile(
+    r"h|T|D|aI@|aU@|aI3|aI|aU|a#|aa|a|A:|A@|eI|e@|e:|E#|E|3:|3|i@3|i@|i:|i|I2|I#|I|0#|0|V|U@|U|u:|o@|oU|OI|O:|O@|@2|@5|@L|@"
 )
 
 
 @dataclass(frozen=True)
 class Accent:
-    """Changes of vowels that one speaker makes throughout."""
+    """Changes of vowels and consonants that one speaker makes throughout."""
 
     shifts: dict[str, str]
 
     def apply(self, phonemes: str) -> str:
         """Return the phonemes (espeak-ng's mnemonics) as the accent has them."""
-        return _VOWEL.sub(lambda vowel: self.shifts.get(vowel[0], vowel[0]), phonemes)
+        return _SOUND.sub(lambda sound: self.shifts.get(sound[0], sound[0]), phonemes)
 
 
-def invented_accent(rng: random.Random, most_shifts: int) -> Accent:
-    """Return an accent that nobody has: one vowel or more shifted, so that the model does not rely on any of them."""
-    return Accent(dict(rng.sample(_SHIFTS, rng.randint(1, most_shifts))))
+def invented_accent(rng: random.Random, most_shifts: int, consonants: float = 0.0) -> Accent:
+    """Return an accent that nobody has: one vowel or more shifted, so that the model does not rely on any of them.
+
+    `consonants` is how likely it is that a consonant changes, too.
+    """
+    shifts = dict(rng.sample(_SHIFTS, rng.randint(1, most_shifts)))
+    if consonants and rng.random() < consonants:
+        shifts |= dict([rng.choice(_CONSONANTS)])
+    return Accent(shifts)
 
 
 def espeak_voice(rng: random.Random, held_out: bool) -> str:

@@ -38,7 +38,7 @@ __all__ = [
     "model_names",
 ]
 
-DEMO_SHA256 = "e30d2f4264a5513f46446f47a8562da68bb8a33fef93d5d84f848c189beb42b1"
+DEMO_SHA256 = "e1cfce0721c07c2c0230e1c869d18c1e3d06baa4256854c81ce9aaa20ff054c7"
 _DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 MAX_CHECKPOINT_BYTES = 4 << 30
