@@ -16,7 +16,7 @@ from whisper_byoc.server.keys import METRICS
 from whisper_byoc.server.refusals import Shape
 from whisper_byoc.speech.transcript import FORMATS, Transcription
 
-__all__ = ["CONTENT_TYPES", "MAX_LINE_BYTES", "EventStream", "render", "segments_in_seconds", "to_line"]
+__all__ = ["CONTENT_TYPES", "MAX_LINE_BYTES", "EventStream", "drop", "render", "segments_in_seconds", "to_line"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,12 @@ def to_line(fields: object) -> bytes:
     return text.replace(DONE, "\\u005bDONE]").encode("utf-8", "replace")  # only ever within a JSON string
 
 
+def drop(request: web.Request) -> None:
+    """Drop the connection of a client that is gone or does not read: an end in order would wait for it for ever."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
 class EventStream:
     """Server-sent events of JSON, ended by `data: [DONE]`. An error on the way becomes an event in `shape`."""
 
@@ -114,6 +120,5 @@ class EventStream:
         try:
             await asyncio.wait_for(self.response.write(data), self._timeout)
         except asyncio.TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            drop(self._request)
             raise ConnectionResetError("the reader does not read") from None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
+from whisper_byoc.server.answers import drop
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.query import number, whole
@@ -117,8 +118,7 @@ async def write_all(request: web.Request, response: web.StreamResponse) -> None:
 def cut_off(request: web.Request, job: Job, why: str) -> None:
     """Break an answer off, which frees the job's output for another reader."""
     log.warning("job %s: reader cut off: %s", job.info.job_id, why)
-    if request.transport is not None:
-        request.transport.abort()
+    drop(request)
 
 
 async def records(job: Job) -> AsyncIterator[Record | None]:

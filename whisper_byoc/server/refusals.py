@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable
-from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -22,13 +21,10 @@ Shape = Callable[[RequestRefused], object]
 """Makes the JSON body of an error."""
 
 
-SHAPES: WeakKeyDictionary[object, Shape] = WeakKeyDictionary()
-"""Handler -> how its errors look, for those that are found before it is called."""
-
-
 def shape_for(request: web.Request) -> Shape:
-    """Give the shape of errors on the route that was asked."""
-    return SHAPES.get(request.match_info.handler, plain)
+    """Give the shape of errors on the route that was asked, for those that are found before its handler is called."""
+    shape: Shape = getattr(request.match_info.handler, "shape", plain)
+    return shape
 
 
 def plain(error: RequestRefused) -> object:
@@ -57,7 +53,7 @@ def refusing(
                 refusal = RequestRefused(500, "the server failed on this request; its log says why")
             return refuse(request, refusal.status, shape(refusal), refusal.retry_after)
 
-        SHAPES[answer] = shape
+        answer.shape = shape  # type: ignore[attr-defined]  # for `shape_for`
         return answer
 
     return decorate

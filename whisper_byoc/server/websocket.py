@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from whisper_byoc.errors import ByocError, RequestRefused
+from whisper_byoc.server.answers import drop
 from whisper_byoc.server.framing import AudioFraming
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
@@ -59,16 +60,10 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
             await send(socket, {"error": str(error)})
             await socket.close(code=error.code)
         except ConnectionError:
-            cut_off(request)
+            drop(request)
     except ConnectionError:
-        cut_off(request)
+        drop(request)
     return socket
-
-
-def cut_off(request: web.Request) -> None:
-    """Drop the connection of a client that is gone or does not read: a close frame would wait for it for ever."""
-    if request.transport is not None:
-        request.transport.abort()
 
 
 async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
