@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.errors import MediaError, UnsupportedWav
 from audio.riff import begins_like_wav
-from audio.wav import read_piped_wav, read_wav
+from audio.wav import read_wav
 
 __all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_environment", "ffmpeg_path", "load_audio"]
 
@@ -91,16 +92,8 @@ def load_audio(
     with _open(path) as file:
         start = file.read(12)
     if begins_like_wav(start):
-        data = Path(path).read_bytes()
-        try:
-            return read_wav(data)
-        except UnsupportedWav:
-            pass  # ADPCM, mu-law and so on: ffmpeg reads many more
-        except WavError as broken:
-            try:
-                return read_piped_wav(data)
-            except WavError:
-                raise broken from None
+        with suppress(UnsupportedWav):  # ADPCM, mu-law and so on: ffmpeg reads many more
+            return read_wav(Path(path).read_bytes(), open_ended=True)
     return decode_media(path, timeout=timeout, max_seconds=max_seconds)
 
 

@@ -10,7 +10,7 @@ from audio import pcm
 from audio.errors import WavError
 from audio.riff import FLOAT, PCM, HeaderWalk, WavFormat
 
-__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_piped_wav", "read_wav", "write_wav"]
+__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_wav", "write_wav"]
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
@@ -85,7 +85,9 @@ class WavReader:
         return self._frames.finish()
 
 
-def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = None) -> NDArray[np.float32]:
+def read_wav(
+    data: bytes | bytearray | memoryview, max_samples: int | None = None, *, open_ended: bool = False
+) -> NDArray[np.float32]:
     """Read a whole WAV file.
 
     Args:
@@ -94,6 +96,8 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
             which many programs get wrong, does not.
         max_samples: refuse, before decoding it, sound that would be longer at 16 kHz; 64 MiB of 8-bit sound at
             8 kHz would become 512 MiB.
+        open_ended: take sizes that mean "until the end" for that (see `WavReader`), as of a file that was written to a
+            pipe, and leave out a frame that the end cuts off.
 
     Returns:
         float32, shape (n,), 16 kHz mono: the mean of the channels, resampled by soxr (HQ) if need be. 16-bit mono
@@ -114,7 +118,9 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
     promised, there = header.data_size, len(behind_header)
     # A recorder that died left 0; an empty recording is 0 too, but then the RIFF size agrees with the file.
     unfinished = promised == 0 and there > 0 and header.riff_size + 8 != len(view)
-    if promised > there or unfinished:
+    if open_ended and (unfinished or (promised > there and promised >= UNTIL_THE_END)):
+        promised = there - there % header.format.frame_bytes
+    elif promised > there or unfinished:
         raise WavError(
             f"The WAV header promises {promised} bytes of sound and {there} are there: the file is cut off, or was "
             "written to a pipe; send all of it, or correct the header with `ffmpeg -i in.wav out.wav`."
@@ -132,21 +138,6 @@ def read_wav(data: bytes | bytearray | memoryview, max_samples: int | None = Non
     sound = behind_header[:promised]
     pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, promised, _BLOCK)]
     return np.concatenate([*pieces, frames.finish()])
-
-
-def read_piped_wav(data: bytes, max_samples: int | None = None) -> NDArray[np.float32]:
-    """Read a WAV whose header may leave its size open, since it was written to a pipe; else as `read_wav`.
-
-    Raises:
-        WavError: it is not that either, or longer than `max_samples`.
-    """
-    reader, pieces, samples = WavReader(), [], 0
-    for at in range(0, len(data), _BLOCK):
-        pieces.append(reader.feed(data[at : at + _BLOCK]))
-        samples += len(pieces[-1])
-        if max_samples is not None and samples > max_samples:
-            raise WavError(f"The WAV holds over {max_samples} samples at 16 kHz, the limit; send it in parts.")
-    return np.concatenate([*pieces, reader.finish()])
 
 
 def write_wav(samples: NDArray[np.float32]) -> bytes:

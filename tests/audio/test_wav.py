@@ -221,6 +221,21 @@ class TestBroken:
         with pytest.raises(WavError, match=r"ffmpeg -i in\.wav out\.wav"):
             read_wav(wav(FRAMES)[:-2])
 
+    @pytest.mark.parametrize("size", [0, 0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF])
+    @pytest.mark.parametrize("cut", [0, 1])
+    def test_a_file_written_to_a_pipe_goes_on_to_its_end_where_that_is_wanted(self, size, cut):
+        tag = chunk(b"LIST", bytes(2 * MAX_LIVE_HEADER))
+        data = riff(fmt(), tag, chunk(b"data", FRAMES, size=size), size=0xFFFF_FFFF) + bytes(cut)
+        assert np.array_equal(read_wav(data, len(FRAMES) // 2, open_ended=True), pcm.decode(FRAMES))
+        with pytest.raises(WavError, match="over the limit"):
+            read_wav(data, len(FRAMES) // 2 - 1, open_ended=True)
+        with pytest.raises(WavError, match="written to a pipe"):
+            read_wav(data)
+
+    def test_a_file_that_is_cut_off_is_an_error_whatever_is_wanted(self):
+        with pytest.raises(WavError, match="cut off"):
+            read_wav(wav(FRAMES)[:-2], open_ended=True)
+
 
 class TestStream:
     @given(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.errors import MediaError, UnsupportedWav
 from audio.media import decode_media
 from audio.quiet import QuietCutter
 from audio.riff import begins_like_wav
-from audio.wav import read_piped_wav, read_wav
+from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.server.magic import is_media
@@ -100,10 +101,6 @@ def encoded_pieces(samples: NDArray[np.float32]) -> Iterator[bytes]:
 def decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
     """Decode a media file: float32 (n,), 16 kHz mono."""
     if begins_like_wav(data):
-        try:
-            return read_wav(data, max_samples)
-        except UnsupportedWav:
-            pass  # ADPCM and so on are left to ffmpeg
-        except WavError:
-            return read_piped_wav(data, max_samples)
+        with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
+            return read_wav(data, max_samples, open_ended=True)
     return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE)
