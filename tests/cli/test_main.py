@@ -94,7 +94,7 @@ def test_environment_sets_options_and_the_command_line_wins(run, monkeypatch):
     monkeypatch.setenv("PORT", "")  # as good as none
     refused(run("serve", "--pipeline", "neither"), 2, "'neither'")
     monkeypatch.setenv("PORT", "80")
-    monkeypatch.setenv("WHISPER_BYOC_PIPELINE", "passthrough,nothing")
+    monkeypatch.setenv("WHISPER_BYOC_PIPELINE", "passthrough, nothing")
     refused(run("serve"), 2, "'nothing'")
     refused(run("serve", "--pipeline", "neither"), 2, "'neither'")
 
@@ -170,6 +170,18 @@ def test_transcribe_what_is_no_sound(run, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not sound")
     refused(run("transcribe", path, "--model", "demo"), 1, "notes.txt")
+
+
+def test_files_that_cannot_be_read_do_not_keep_others_from_being_transcribed(run, fixtures_dir, tmp_path):
+    broken, cut = tmp_path / "broken.mp3", tmp_path / "cut.wav"
+    broken.write_bytes(bytes(100))
+    cut.write_bytes((fixtures_dir / "demo-hello-world.wav").read_bytes()[:-2])
+    code, out, err = run("transcribe", "--model", "demo", broken, cut, fixtures_dir / "demo-hello-world.wav")
+    assert code == 1
+    assert out == "hello world\n"
+    assert "2 of 3 files could not be read" in err
+    assert str(broken) in err
+    assert str(cut) in err
 
 
 def test_several_formats_need_a_folder(run, fixtures_dir):

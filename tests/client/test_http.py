@@ -90,3 +90,9 @@ async def test_an_error_answer_that_breaks_off_still_has_its_status(gateway):
 def test_what_is_no_address_is_refused_at_once(url):
     with pytest.raises(UsageError, match="begins with http://"):
         GatewayClient(url, "x")
+
+
+def test_a_token_beside_a_user_in_the_address_is_wrong_usage():
+    with pytest.raises(UsageError, match="only one of them"):
+        GatewayClient("http://user:secret@localhost:1", token="another")
+    GatewayClient("http://user:secret@localhost:1")

@@ -316,6 +316,7 @@ BAD_FORMS = [
     (form_of((b"Content-Type: audio/wav", b"ab")), 400, "no name"),
     (form_of((FIELD, b"e" * 9000)), 413, "language is longer"),
     (form_of((FIELD, b"\xff\xfe")), 400, "multipart form"),
+    (form_of(*[(FIELD, b"en")] * 64), 400, "no recording"),
     (form_of(*[(FIELD, b"en")] * 65), 400, "more than 64 fields"),
     (form_of((FILE + b"\r\nContent-Transfer-Encoding: base64", b"YWI=")), 415, "encoded"),
     (form_of((FILE + b"\r\nContent-Encoding: gzip", b"ab")), 415, "encoded"),

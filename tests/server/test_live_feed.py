@@ -248,6 +248,13 @@ async def talk(api, listener, *texts):
         await until(lambda number=number: len(listener.pieces) > number)
 
 
+@pytest.mark.parametrize(("query", "ended"), [("", True), ("?more=0", True), ("?more=1", False)])
+async def test_a_feed_ends_the_input_unless_more_is_to_come(serving, query, ended):
+    api = await serving(Listener())
+    await api.put("job", bytes(640), chunked=True, query=query)
+    assert api.table.get("job").closing.is_set() == ended
+
+
 async def test_followers_of_records_see_partial_text(serving):
     listener = Listener()
     api = await serving(listener)

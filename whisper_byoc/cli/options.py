@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
     def _from_environment(self, variable: str, convert: Callable[[str], Any], *, repeated: bool) -> Any:
         value = os.environ[variable]
         try:
-            return [convert(part) for part in value.split(",")] if repeated else convert(value)
+            return [convert(part.strip()) for part in value.split(",")] if repeated else convert(value)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UsageError(f"environment variable {variable}: {error}") from None
 

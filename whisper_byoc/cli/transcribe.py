@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from audio import pcm
+from audio.errors import AudioError
 from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.sources import check_file, load_now
-from whisper_byoc.errors import UsageError
+from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions
@@ -77,14 +78,27 @@ def check_output(folder: Path, files: list[Path]) -> None:
 
 
 async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
-    """Load the model once, then take file by file."""
+    """Load the model once, then take file by file. One that cannot be read does not keep the others waiting.
+
+    Raises `AudioError`, `UsageError` when the only file cannot be read, `ByocError` when some of several cannot.
+    """
     await processor.initialize()
     options = processor.options()
+    unread: list[str] = []
     for path in args.files:
-        heard = await transcribe(processor, options, load_now(path), path.name)
+        try:
+            samples = load_now(path)
+        except (AudioError, UsageError) as error:
+            if len(args.files) == 1:
+                raise
+            unread.append(str(error))
+            continue
+        heard = await transcribe(processor, options, samples, path.name)
         for kind in args.format:
             write(heard, kind, path, args.output)
     await processor.shutdown()
+    if unread:
+        raise ByocError(f"{len(unread)} of {len(args.files)} files could not be read: {' '.join(unread)}")
 
 
 async def transcribe(

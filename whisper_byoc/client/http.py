@@ -30,12 +30,14 @@ class Connection:
     """An HTTP session to one server; every way in which a request can fail comes out as a `ClientError`.
 
     `owner` is the class that its user must enter; `token` is the bearer token to show, if any. Raises `UsageError`
-    when `base_url` is no address of a server.
+    when `base_url` is no address of a server, or names a user beside a token.
     """
 
     def __init__(self, base_url: str, owner: str, token: str | None) -> None:
         self.base_url = server_address(base_url)
         self._owner = owner
+        if token and urlsplit(self.base_url).username is not None:
+            raise UsageError("the server's address names a user, and there is a token; only one of them can be shown")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._session: aiohttp.ClientSession | None = None
 

@@ -113,12 +113,12 @@ async def read_parts(request: web.Request, limit: int) -> Upload | None:
     """Read the parts of a form, each under its own limit; None when there was no recording among them."""
     found: tuple[bytes, str] | None = None
     fields = MultiDict[str]()
+    count = 0
     reader = await request.multipart()
-    for _ in range(MAX_FIELDS):
-        part = await reader.next()
-        if part is None:
-            fields.extend((name, value) for name, value in request.query.items() if name not in fields)
-            return None if found is None else Upload(*found, in_form=True, fields=fields)
+    while (part := await reader.next()) is not None:
+        count += 1
+        if count > MAX_FIELDS:
+            raise RequestRefused(400, f"the form has more than {MAX_FIELDS} fields")
         if not isinstance(part, BodyPartReader) or not part.name:
             raise RequestRefused(400, "a part of the form has no name, or is a form itself")
         check_encoding(part)
@@ -132,7 +132,8 @@ async def read_parts(request: web.Request, limit: int) -> Upload | None:
             message = f"{part.name} is longer than {MAX_FIELD_BYTES} bytes"
             value = await read_part(part, MAX_FIELD_BYTES, FieldRefused(part.name, message, 413))
             fields.add(part.name, value.decode())
-    raise RequestRefused(400, f"the form has more than {MAX_FIELDS} fields")
+    fields.extend((name, value) for name, value in request.query.items() if name not in fields)
+    return None if found is None else Upload(*found, in_form=True, fields=fields)
 
 
 async def read_part(part: BodyPartReader, limit: int, refusal: RequestRefused) -> bytes:

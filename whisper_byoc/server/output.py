@@ -11,7 +11,7 @@ from aiohttp import web
 from whisper_byoc.server.answers import drop
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.query import number, whole
+from whisper_byoc.server.query import number, switch, whole
 from whisper_byoc.server.results import Record
 
 __all__ = ["get_output"]
@@ -41,7 +41,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
             return await follow(request, job, "text/event-stream", as_event)
         if "application/x-ndjson" in accept:
             return await follow(request, job, "application/x-ndjson", as_line)
-        if request.query.get("follow") == "1":
+        if switch(request, "follow"):
             encode = as_text if job.content_type.startswith("text/") else as_body
             return await follow(request, job, job.content_type, encode)
         return await one(request, job, left)

@@ -1,4 +1,4 @@
-"""Numbers in a URL's query."""
+"""Numbers and switches in a URL's query."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
 
-__all__ = ["number", "whole"]
+__all__ = ["number", "switch", "whole"]
 
 
 def number(request: web.Request, name: str, default: float, most: float) -> float:
@@ -24,6 +24,11 @@ def number(request: web.Request, name: str, default: float, most: float) -> floa
     if not 0 <= value <= most:
         raise RequestRefused(400, f"{name} must be a number from 0 to {most:g}, not {text!r}")
     return value
+
+
+def switch(request: web.Request, name: str) -> bool:
+    """Tell whether the query turns something on, as `?more=1` does."""
+    return request.query.get(name, "0").lower() not in ("0", "false", "off", "no")
 
 
 def whole(request: web.Request, name: str) -> int:

@@ -28,7 +28,7 @@ from whisper_byoc.server.framing import (
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.pipeline import Pipeline
-from whisper_byoc.server.query import number
+from whisper_byoc.server.query import number, switch
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["delete_job", "delete_source", "put_source"]
@@ -154,7 +154,7 @@ async def take_feed(request: web.Request, job: Job, framing: Framing, table: Job
             for tail in (*waiting, *framing.finish(complete=complete)):
                 job.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
-            if complete and "more" not in request.query:
+            if complete and not switch(request, "more"):
                 job.end_input()
     if not complete and table.draining:
         raise RequestRefused(503, f"the server is shutting down; {size} bytes of the feed were taken", retry_after=5)
