@@ -208,6 +208,7 @@ async def test_unknown_route_and_method_answer_json(api):
     assert (await api.json("/nothing/here"))[0] == 404
     async with api.http.post(f"{api.url}/live/job/source") as answer:
         assert answer.status == 405
+        assert answer.headers["Allow"] == "DELETE,PUT"
         assert "error" in await answer.json()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +12,10 @@ from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.keys import METRICS
-from whisper_byoc.server.refusals import Shape
+from whisper_byoc.server.refusals import Shape, refusal
 from whisper_byoc.speech.transcript import FORMATS, Transcription
 
 __all__ = ["CONTENT_TYPES", "MAX_LINE_BYTES", "EventStream", "drop", "render", "segments_in_seconds", "to_line"]
-
-log = logging.getLogger(__name__)
 
 CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -105,11 +102,9 @@ class EventStream:
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         """Send the error, if there was one, and the end. Nothing when the reader is gone."""
         if isinstance(error, Exception) and not isinstance(error, ConnectionError):
-            if not isinstance(error, RequestRefused):
-                log.error("%s %s failed", self._request.method, self._request.path, exc_info=error)
-                error = RequestRefused(500, "the server failed on this request; its log says why")
-            self._request.app[METRICS].refused(error.status)
-            await self.send(self._shape(RequestRefused(error.status, str(error)[:MAX_ERROR_CHARACTERS])))
+            refused = refusal(self._request, error)
+            self._request.app[METRICS].refused(refused.status)
+            await self.send(self._shape(RequestRefused(refused.status, str(refused)[:MAX_ERROR_CHARACTERS])))
         elif error is not None:
             return False
         await self._write(b"data: %b\n\n" % DONE.encode())

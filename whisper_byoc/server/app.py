@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from audio.errors import AudioError
-from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server import (
     audio_to_text,
     batch,
@@ -24,14 +20,12 @@ from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.oneshot import INTAKE, Intake
-from whisper_byoc.server.refusals import refuse, shape_for
+from whisper_byoc.server.refusals import refusal, refuse, shape_for
 from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
 
 __all__ = ["build_app"]
-
-log = logging.getLogger(__name__)
 
 
 def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
@@ -68,14 +62,13 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Turn every error into JSON in its route's shape, with its status; a bug becomes a 500 and a log entry."""
     try:
         return await handler(request)
-    except RequestRefused as error:
-        return refuse(request, error.status, shape_for(request)(error), error.retry_after)
-    except AudioError as error:
-        return refuse(request, 400, {"error": str(error)})
     except web.HTTPException as error:
-        return refuse(request, error.status, {"error": f"{request.method} {request.path}: {error.reason}"})
+        answer = refuse(request, error.status, {"error": f"{request.method} {request.path}: {error.reason}"})
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
     except ConnectionError:
         raise  # the client is gone: there is nobody to answer
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return refuse(request, 500, {"error": "the server failed on this request; its log says why"})
+    except Exception as error:
+        refused = refusal(request, error)
+        return refuse(request, refused.status, shape_for(request)(refused), refused.retry_after)

@@ -13,7 +13,7 @@ from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.keys import METRICS
 
-__all__ = ["Shape", "refuse", "refusing", "shape_for"]
+__all__ = ["Shape", "refusal", "refuse", "refusing", "shape_for"]
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +42,26 @@ def refusing(
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 return await handler(request)
-            except RequestRefused as error:
-                refusal = error
-            except AudioError as error:
-                refusal = RequestRefused(unreadable, str(error))
             except ConnectionError:
                 raise  # the client is gone: there is nobody to answer
-            except Exception:
-                log.exception("%s %s failed", request.method, request.path)
-                refusal = RequestRefused(500, "the server failed on this request; its log says why")
-            return refuse(request, refusal.status, shape(refusal), refusal.retry_after)
+            except Exception as error:
+                refused = refusal(request, error, unreadable)
+                return refuse(request, refused.status, shape(refused), refused.retry_after)
 
         answer.shape = shape  # type: ignore[attr-defined]  # for `shape_for`
         return answer
 
     return decorate
+
+
+def refusal(request: web.Request, error: Exception, unreadable: int = 400) -> RequestRefused:
+    """Give what the client is told of an error on its request; one that nobody foresaw is for the log."""
+    if isinstance(error, RequestRefused):
+        return error
+    if isinstance(error, AudioError):
+        return RequestRefused(unreadable, str(error))
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return RequestRefused(500, "the server failed on this request; its log says why")
 
 
 def refuse(request: web.Request, status: int, body: object, retry_after: int | None = None) -> web.Response:
