@@ -112,7 +112,7 @@ async def test_pieces_that_wait_share_a_place_in_the_queue(serving):
     job = api.table.get("job")
     status, body, _ = await feeding  # all of it has a place, though nothing was worked on
     assert (status, body["bytes"]) == (200, len(data))
-    assert job.queued <= 3
+    assert job.inbox.items <= 3
     listener.go.set()
     assert [each.get("text") for each in await api.records("job")] == [f"{len(data)} bytes", None]
     assert listener.heard == data
@@ -133,17 +133,17 @@ async def test_no_more_waits_than_the_queue_may_hold(serving):
     await listener.begun.wait()
     job = api.table.get("job")
     before = -1
-    while job._room._bytes != before:  # until it takes no more
-        before = job._room._bytes
+    while job.inbox._room._bytes != before:  # until it takes no more
+        before = job.inbox._room._bytes
         await asyncio.sleep(0.1)
     assert not feeding.done()
     assert JOINED_BYTES - 16_000 <= before <= 2 * JOINED_BYTES
-    assert job.queued <= 2
+    assert job.inbox.items <= 2
     listener.go.set()
     assert (await feeding)[0] == 200
     await api.records("job")
     assert listener.heard == data
-    assert (job.queued, job._room._bytes) == (0, 0)
+    assert (job.inbox.items, job.inbox._room._bytes) == (0, 0)
 
 
 async def test_a_client_that_vanishes_while_the_queue_is_full_loses_nothing_it_sent(serving):
@@ -366,7 +366,7 @@ async def test_a_piece_that_comes_in_the_moment_of_the_lull_ends_the_lull(servin
     await until(lambda: listener.pieces)
     monkeypatch.setattr(jobs, "LULL_SECONDS", 60)  # for the next one
     job, loop = api.table.get("job"), asyncio.get_running_loop()
-    loop.call_later(0.1, lambda: job.submit_now(bytes(640), live=True))
+    loop.call_later(0.1, lambda: job.inbox.submit_now(bytes(640), live=True))
     time.sleep(1.2)  # now both are due in the same turn of the loop, the piece first
     await until(lambda: len(listener.pieces) == 2)
     await asyncio.sleep(0.05)
@@ -402,7 +402,7 @@ async def test_abandoning_a_job_tells_of_every_place_and_lets_the_session_go(ser
     await api.put("job", bytes(640), chunked=True, query="?more=1")
     await api.put("job", bytes(320))
     await api.table.forget("job", "enough")
-    assert (job.queued, job._room._bytes, listener.closed) == (0, 0, 1)
+    assert (job.inbox.items, job.inbox._room._bytes, listener.closed) == (0, 0, 1)
     errors = [job.results.at(seq).error for seq in range(job.results.next_seq - 1)]
     assert errors == ["not processed: enough"] * 3 + ["enough"]
 

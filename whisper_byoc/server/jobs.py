@@ -14,11 +14,10 @@ from typing import Any, TypeVar, cast
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
-from whisper_byoc.server.inbox import JOINED_BYTES, Mark, Pieces, Segment
+from whisper_byoc.server.inbox import Inbox, Mark, Pieces, Segment
 from whisper_byoc.server.limits import Limits
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.results import ResultRing
-from whisper_byoc.server.room import Room
 from whisper_byoc.server.transcript_log import TranscriptLog
 
 __all__ = ["Job"]
@@ -38,6 +37,7 @@ class Job:
     def __init__(self, info: JobInfo, session: Session, content_type: str, limits: Limits, metrics: Metrics) -> None:
         self.info = info
         self.content_type = content_type
+        self.inbox = Inbox(info.job_id, limits, self.touch)
         self.results = ResultRing(info.job_id, content_type, limits.kept_results, limits.kept_bytes)
         self.transcript = TranscriptLog()
         self.closing = asyncio.Event()
@@ -48,9 +48,6 @@ class Job:
         self._session = session
         self._limits = limits
         self._metrics = metrics
-        self._room = Room(limits.queue_segments, limits.queue_bytes)
-        self._inbox: asyncio.Queue[Segment | Pieces | Mark] = asyncio.Queue()  # bounded by the room
-        self._joinable: Pieces | None = None  # the newest of the inbox, if it is of a live feed
         self._loop = asyncio.get_running_loop()
         self._errors = 0
         self._at_work: Segment | Pieces | None = None
@@ -63,65 +60,9 @@ class Job:
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
         self._orphans: set[asyncio.Task[Any]] = set()
         if isinstance(session, LiveSession):
-            session.when_ready(lambda: self._inbox.put_nowait(Mark.READY))
+            session.when_ready(lambda: self.inbox.mark(Mark.READY))
 
     # -- input ---------------------------------------------------------------------------------------------
-
-    async def reserve(self, size: int, timeout: float | None = None) -> bool:
-        """Wait for room for a segment of `size` bytes; False when none came in time or input has ended."""
-        self.touch()
-        return await self._room.take(size, timeout)
-
-    def release(self, size: int) -> None:
-        """Give back a reservation that was not used."""
-        self._room.give(size)
-
-    def enqueue(self, data: bytes | SegmentError, reserved: int) -> None:
-        """Accept a segment for which `reserved` bytes of room were taken."""
-        self.touch()
-        if self._room.closed:  # ended between the reservation and now
-            self._room.give(reserved)
-            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
-        self._joinable = None
-        self._inbox.put_nowait(Segment(data, reserved, self._loop.time()))
-
-    async def submit(self, data: bytes, *, live: bool = False) -> None:
-        """Wait for room, then accept a segment, or a piece of a live feed.
-
-        Raises `RequestRefused` (409) when the input ends meanwhile.
-        """
-        self.touch()
-        joining = live and self._may_join(len(data))
-        if not await self._room.take(len(data), items=0 if joining else 1):
-            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
-        if live:
-            self._join_or_add(data, joining=joining)
-        else:
-            self.enqueue(data, len(data))
-
-    def _join_or_add(self, data: bytes, *, joining: bool) -> None:
-        """Put a piece, for which room was taken, to those that wait, or behind them."""
-        if joining and self._joinable is not None:
-            self._joinable.add(data, self._loop.time())
-            return
-        if joining:  # those were taken to work while this piece waited for room
-            self._room.take_now(0)
-        self._joinable = Pieces([(data, self._loop.time())], len(data))
-        self._inbox.put_nowait(self._joinable)
-
-    def _may_join(self, size: int) -> bool:
-        return self._joinable is not None and self._joinable.reserved + size <= JOINED_BYTES
-
-    def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
-        """Accept a segment without waiting: the tail of a feed that is over. Nothing when the job was stopped."""
-        if self._room.closed:
-            return
-        size = 0 if isinstance(data, SegmentError) else len(data)
-        self._room.take_now(size)
-        if live and not isinstance(data, SegmentError):
-            self._join_or_add(data, joining=False)
-        else:
-            self.enqueue(data, size)
 
     def update(self, params: Mapping[str, Any]) -> None:
         """Change the session's parameters from the next segment on.
@@ -136,12 +77,7 @@ class Job:
         """Let a connected feed hand in its tail, the queue run dry, then finish. Harmless when repeated."""
         self.closing.set()
         if not self._feeding:
-            self._close_input()
-
-    def _close_input(self) -> None:
-        if not self._room.closed:
-            self._room.close()
-            self._inbox.put_nowait(Mark.END)
+            self.inbox.close()
 
     # -- who is there --------------------------------------------------------------------------------------
 
@@ -152,7 +88,7 @@ class Job:
         Raises `RequestRefused` (409) when another feed has it, or the input has ended.
         """
         if self.closing.is_set():
-            raise RequestRefused(409, f"the input of job {self.info.job_id} has ended; use a new job id")
+            raise self.inbox.over()
         if self._feeding:
             raise RequestRefused(409, f"job {self.info.job_id} is being fed by another request", retry_after=1)
         self._feeding = True
@@ -162,7 +98,7 @@ class Job:
             self._feeding = False
             self.touch()
             if self.closing.is_set():
-                self._close_input()
+                self.inbox.close()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -197,13 +133,8 @@ class Job:
     @property
     def busy(self) -> bool:
         """Whether a feed is connected, or there is work: also that on the last words, when the queue is empty."""
-        at_work = self._computing or self._room.items > 0 or self.closing.is_set()
+        at_work = self._computing or self.inbox.items > 0 or self.closing.is_set()
         return not self.results.ended and (self._feeding or at_work)
-
-    @property
-    def queued(self) -> int:
-        """Segments that wait or are at work."""
-        return self._room.items
 
     @property
     def settled(self) -> bool:
@@ -224,15 +155,12 @@ class Job:
         if self.results.ended:
             return
         self.closing.set()
-        self._room.close()
+        waiting = self.inbox.drain()
         self._task.cancel()
         await asyncio.wait({self._task})
         if self.results.ended:  # it came to its own end first
             return
-        waiting: list[Segment | Pieces] = [self._at_work] if self._at_work else []
-        while not self._inbox.empty():
-            came = self._inbox.get_nowait()
-            waiting += [] if isinstance(came, Mark) else [came]
+        waiting = [*([self._at_work] if self._at_work else ()), *waiting]
         for segment in waiting:
             self._note(segment)
             self.results.force_error(f"not processed: {reason}")
@@ -241,7 +169,7 @@ class Job:
         self._end()
 
     async def _run(self) -> None:
-        while (came := await self._next()) is not Mark.END:
+        while (came := await self.inbox.next(LULL_SECONDS if self._heard else None)) is not Mark.END:
             if came is Mark.READY:
                 await self._attempt(cast("LiveSession", self._session).ready(), "a partial text")
                 continue
@@ -254,20 +182,6 @@ class Job:
             self._heard = isinstance(came, Pieces)
         await self._attempt(self._session.finish(), "the end of the stream")
         self._end()
-
-    async def _next(self) -> Segment | Pieces | Mark:
-        """Wait for what comes next; when a live feed was the last, not longer than for a lull."""
-        lull = self._loop.call_later(LULL_SECONDS, self._mark_lull) if self._heard else None
-        try:
-            return await self._inbox.get()
-        finally:
-            if lull is not None:
-                lull.cancel()
-
-    def _mark_lull(self) -> None:
-        """End the wait, unless something came in this very turn of the loop: that is to be heard first."""
-        if self._inbox.empty():
-            self._inbox.put_nowait(Mark.LULL)
 
     async def _work(self, segment: Segment) -> None:
         """Bring one segment to its outcome: the session's results, or an error record."""
@@ -286,8 +200,6 @@ class Job:
 
     async def _listen(self, pieces: Pieces) -> None:
         """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
-        if self._joinable is pieces:
-            self._joinable = None
         self._at_work, self._listening = pieces, True
         session = cast("LiveSession", self._session)
         for piece, arrived in pieces.pieces:
@@ -355,7 +267,7 @@ class Job:
 
     def _note(self, segment: Segment | Pieces) -> None:
         """Free the segment's room and count it."""
-        self._room.give(segment.reserved)
+        self.inbox.release(segment.reserved)
         if isinstance(segment, Pieces):
             self._metrics.received(self.info.pipeline, segment.reserved)
             return

@@ -142,7 +142,7 @@ class Run:
         try:
             with self.job.feeding():
                 for segment in self.recording.segments:
-                    await self.job.submit(segment)
+                    await self.job.inbox.submit(segment)
                 self.job.end_input()
         except RequestRefused:
             raise RequestRefused(429, "the server is shutting down, or waited too long", BUSY_SECONDS) from None

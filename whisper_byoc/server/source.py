@@ -69,7 +69,7 @@ async def delete_source(request: web.Request) -> web.Response:
     """End the input; the tail is worked on, results stay readable."""
     job = request.app[TABLE].get(request.match_info["job_id"])
     job.end_input()
-    return web.json_response({"job_id": job.info.job_id, "queued": job.queued})
+    return web.json_response({"job_id": job.info.job_id, "queued": job.inbox.items})
 
 
 async def delete_job(request: web.Request) -> web.Response:
@@ -105,22 +105,22 @@ async def take_segment(request: web.Request, job: Job, media: Media, table: JobT
     """Take a body with a length as one segment; a broken one is dropped whole."""
     size = request.content_length or 0
     if job.closing.is_set():
-        raise RequestRefused(409, f"the input of job {job.info.job_id} has ended; use a new job id")
-    if not await job.reserve(size, table.limits.admission_seconds):
-        message = f"job {job.info.job_id} has {job.queued} segments waiting; read its output, or send more slowly"
+        raise job.inbox.over()
+    if not await job.inbox.reserve(size, table.limits.admission_seconds):
+        message = f"job {job.info.job_id} has {job.inbox.items} segments waiting; read its output, or send more slowly"
         raise RequestRefused(503, message, retry_after=1)
     try:
         body = await asyncio.wait_for(request.content.readexactly(size), table.limits.idle_seconds)
         if media == "audio" and is_wav(request, body):
             body = await asyncio.to_thread(wav_to_pcm, body, table.limits.segment_bytes)
     except BaseException as error:
-        job.release(size)
+        job.inbox.release(size)
         if isinstance(error, (*BROKEN, asyncio.CancelledError)):
             log.warning("job %s: dropped a segment whose body of %d bytes broke off", job.info.job_id, size)
         if isinstance(error, BROKEN):
             raise RequestRefused(400, f"the body broke off before its {size} bytes were there") from None
         raise
-    job.enqueue(body, size)
+    job.inbox.enqueue(body, size)
     return 1, size
 
 
@@ -136,7 +136,7 @@ async def take_feed(request: web.Request, job: Job, framing: Framing, table: Job
                 job.touch()
                 await cut(framing, chunk, waiting)
                 while waiting:
-                    await job.submit(waiting[0], live=framing.live)
+                    await job.inbox.submit(waiting[0], live=framing.live)
                     waiting.popleft()
                     segments += 1
             complete = not job.closing.is_set()
@@ -152,7 +152,7 @@ async def take_feed(request: web.Request, job: Job, framing: Framing, table: Job
             with suppress(AudioError, RequestRefused):  # `finish` tells of what cannot be read
                 waiting += framing.feed(rest) if rest else ()
             for tail in (*waiting, *framing.finish(complete=complete)):
-                job.submit_now(tail, live=framing.live)
+                job.inbox.submit_now(tail, live=framing.live)
                 segments += isinstance(tail, bytes)
             if complete and not switch(request, "more"):
                 job.end_input()

@@ -52,7 +52,7 @@ class JobTable:
     @property
     def queued(self) -> int:
         """Segments of all jobs that wait or are at work."""
-        return sum(job.queued for job in self._jobs.values())
+        return sum(job.inbox.items for job in self._jobs.values())
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -182,8 +182,8 @@ class JobTable:
             self._sweeper.cancel()
             await asyncio.wait({self._sweeper})
         for job in self.jobs:
-            if job.queued:
-                log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.queued)
+            if job.inbox.items:
+                log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.inbox.items)
             await job.stop("the server shut down")
 
     def _make_place(self) -> None:

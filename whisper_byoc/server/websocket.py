@@ -99,9 +99,9 @@ async def hear(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, 
             async with aclosing(sound(socket, job, idle_seconds)) as messages:
                 async for data in messages:
                     for segment in framing.feed(data):
-                        await job.submit(segment, live=live)
+                        await job.inbox.submit(segment, live=live)
             for tail in framing.finish(complete=True):
-                job.submit_now(tail, live=live)
+                job.inbox.submit_now(tail, live=live)
             ended_here = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:

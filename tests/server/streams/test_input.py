@@ -16,6 +16,7 @@ class Job:
     info = SimpleNamespace(job_id="job")
 
     def __init__(self):
+        self.inbox = self
         self.given = []
 
     def touch(self):

@@ -13,8 +13,8 @@ from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
-from whisper_byoc.server.streams import video
-from whisper_byoc.server.streams.video import FrameSplitter
+from whisper_byoc.server.streams import pictures, video
+from whisper_byoc.server.streams.pictures import FrameSplitter
 
 SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
 
@@ -125,14 +125,14 @@ async def test_a_stream_ends_when_its_job_is_abandoned_while_ffmpeg_is_full_of_p
         for at in range(0, len(ts), 188 * 100):
             await publisher.publish(ts[at : at + 188 * 100])
         await stuck.begun.wait()
-        await until(lambda: world.api.table.get("full").queued == 2)
+        await until(lambda: world.api.table.get("full").inbox.items == 2)
         async with world.api.http.delete(f"{world.api.url}/live/full") as answer:
             assert answer.status == 200
         await until(lambda: not world.api.server.streams.streams)
 
 
 async def test_pictures_that_are_too_large_are_an_error_and_nothing_hangs(orchestrate, monkeypatch):
-    monkeypatch.setattr(video, "MAX_SIDE", 100)
+    monkeypatch.setattr(pictures, "MAX_SIDE", 100)
     world = await orchestrate(GreenTintProcessor())
     assert (await world.start("wide", world.channels("wide", [""])))[0] == 200
     ts = picture_stream()

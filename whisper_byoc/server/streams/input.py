@@ -81,7 +81,7 @@ class AudioSink:
 
     async def _sound(self, pcm: bytes) -> None:
         for segment in self._framing.feed(pcm):
-            await self._job.submit(segment, live=self.live)
+            await self._job.inbox.submit(segment, live=self.live)
 
 
 class StreamInput:
@@ -157,9 +157,9 @@ class StreamInput:
 
     def _hand_in_tails(self) -> None:
         for tail in self._sink.tails():
-            self._job.submit_now(tail)
+            self._job.inbox.submit_now(tail)
 
     def _lost(self, message: str) -> None:
         """Tell the reader of the results, and the orchestrator, of input that was lost."""
         self._report(message)
-        self._job.submit_now(BadSegment(message))
+        self._job.inbox.submit_now(BadSegment(message))
