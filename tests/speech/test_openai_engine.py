@@ -7,7 +7,7 @@ import pytest
 import torch
 import whisper
 from whisper.decoding import DecodingResult
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import ModelDimensions, Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from audio.wav import read_wav
@@ -67,8 +67,11 @@ def test_drafts_of_any_length(engine, samples):
     assert all(0 < word.until <= 30 for word in draft.words)
 
 
-@pytest.mark.parametrize("way", ["transcribe", "draft"])
-def test_work_is_broken_off_between_any_two_blocks(engine, sound, way):
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [("transcribe", DecodeOptions()), ("transcribe", DecodeOptions(words=True)), ("draft", DecodeOptions())],
+)
+def test_work_is_broken_off_between_any_two_blocks(engine, sound, way, options):
     samples, asked = sound("demo-stop.wav"), 0
 
     def count():
@@ -77,15 +80,15 @@ def test_work_is_broken_off_between_any_two_blocks(engine, sound, way):
         return asked > last
 
     last = 1_000_000
-    whole = getattr(engine, way)(samples, DecodeOptions(), count)
+    whole = getattr(engine, way)(samples, options, count)
     assert asked >= 8  # the blocks of the encoder, and those of the decoder for each token
     for last in range(0, asked, 3):
         asked = 0
         with pytest.raises(Dropped):
-            getattr(engine, way)(samples, DecodeOptions(), count)
+            getattr(engine, way)(samples, options, count)
         assert asked == last + 1
     asked, last = 0, 1_000_000
-    assert getattr(engine, way)(samples, DecodeOptions(), count) == whole
+    assert getattr(engine, way)(samples, options, count) == whole
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine._model.modules())
 
 
@@ -135,6 +138,15 @@ def test_two_replicas_in_two_threads_find_word_times_at_once(engine, sound, text
         each.join(50)
     assert found == expected
     assert [word.text for word in found[0].segments[0].words] == texts[names[0]]["text"].split()
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_the_switch_that_other_threads_turn_changes_nothing(engine, sound, words):
+    samples, options = sound("demo-numbers.wav"), DecodeOptions(words=words)
+    expected, draft = engine.transcribe(samples, options), engine.draft(samples, options)
+    with disable_sdpa():
+        assert engine.transcribe(samples, options) == expected
+        assert engine.draft(samples, options) == draft
 
 
 def test_a_replica_shares_the_weights_and_nothing_else(engine):
@@ -361,10 +373,8 @@ def test_the_second_try_of_the_same_sound_gives_the_same_text(engine):
     assert engine._decode(noise, DecodeOptions(), 0.0)["text"] == engine._decode(noise, DecodeOptions(), 0.0)["text"]
 
 
-@pytest.mark.parametrize(
-    ("words", "temperature", "alone"), [(True, 0.0, True), (False, 0.4, True), (False, 0.0, False)]
-)
-def test_what_is_global_to_the_process_is_used_by_one_thread_at_a_time(engine, monkeypatch, words, temperature, alone):
+@pytest.mark.parametrize(("temperature", "alone"), [(0.4, True), (0.0, False)])
+def test_what_is_global_to_the_process_is_used_by_one_thread_at_a_time(engine, monkeypatch, temperature, alone):
     seen = []
 
     def transcribe(*_, **__):
@@ -372,5 +382,5 @@ def test_what_is_global_to_the_process_is_used_by_one_thread_at_a_time(engine, m
         return {"text": "", "segments": [], "language": "en"}
 
     monkeypatch.setattr(module.whisper, "transcribe", transcribe)
-    engine._decode(SECOND, DecodeOptions(words=words), temperature)
+    engine._decode(SECOND, DecodeOptions(words=True), temperature)
     assert seen == [alone]

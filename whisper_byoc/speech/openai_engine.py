@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import string
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
+from whisper_byoc.speech.attention import collected, shown, stay_fused
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, Dropped, never
 from whisper_byoc.speech.rules import Score, is_echo, token_cap, without_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
@@ -49,6 +49,7 @@ class OpenAIEngine:
     """Defines what is right. Sound over 30 s goes through openai-whisper's own windows."""
 
     def __init__(self, model: Whisper, alone: threading.Lock | None = None) -> None:
+        stay_fused(model)
         self._model = model
         self._alone = alone or threading.Lock()
 
@@ -64,8 +65,7 @@ class OpenAIEngine:
 
         What looks wrong (`rules`) is decoded a second time, and the better text is taken.
         """
-        # while it looks for the times of words, openai-whisper cannot be broken off: it would leave its hooks behind
-        with self._broken_off(never if options.words else dropped), self._encoded_once():
+        with self._broken_off(dropped), self._encoded_once(), shown(self._model) if options.words else nullcontext():
             found = self._decode(samples, options, 0.0)
             if is_echo(found["text"], options.expected):
                 options = replace(options, prompt="", hotwords="")
@@ -119,9 +119,7 @@ class OpenAIEngine:
         return OpenAIEngine(model, self._alone)
 
     def _decode(self, samples: NDArray[np.float32], options: DecodeOptions, temperature: float) -> dict[str, Any]:
-        # openai-whisper finds the times of words with a switch that is global to the process; torch's dice are as well
-        alone: AbstractContextManager[Any] = self._alone if options.words or temperature else nullcontext()
-        with alone:
+        with self._alone if temperature else nullcontext():  # torch's dice are the process's own
             if temperature:
                 torch.manual_seed(0)  # the same sound gives the same text, at the second try too
             found: dict[str, Any] = whisper.transcribe(
@@ -141,15 +139,25 @@ class OpenAIEngine:
 
     @contextmanager
     def _broken_off(self, dropped: Callable[[], bool]) -> Iterator[None]:
-        """Raise `Dropped` between two blocks of the model once `dropped` is true."""
+        """Raise `Dropped` between two blocks of the model once `dropped` is true.
+
+        Not in the decoder without its cache, where openai-whisper looks for the times of words: it would leave its
+        hooks behind.
+        """
 
         def check(*_: object) -> None:
             if dropped():
                 raise Dropped
 
+        def check_decoding(block: object, inputs: object, options: dict[str, Any]) -> None:
+            if options.get("kv_cache") is not None:
+                check()
+
         with ExitStack() as stack:
-            for block in (*self._model.encoder.blocks, *self._model.decoder.blocks):
+            for block in self._model.encoder.blocks:
                 stack.callback(block.register_forward_pre_hook(check).remove)
+            for block in self._model.decoder.blocks:
+                stack.callback(block.register_forward_pre_hook(check_decoding, with_kwargs=True).remove)
             yield
 
     @contextmanager
@@ -201,14 +209,7 @@ class OpenAIEngine:
         """
         sequence = torch.tensor([[*tokenizer.sot_sequence_including_notimestamps, *tokens]])
         positions = max(1, min(int(seconds / SECONDS_PER_POSITION), encoded.shape[1]))
-        heads: dict[int, list[int]] = {}
-        for layer, head in self._model.alignment_heads.indices().T.tolist():
-            heads.setdefault(layer, []).append(head)
-        found: list[torch.Tensor] = []
-        with ExitStack() as stack:
-            for layer, chosen in heads.items():
-                collect = functools.partial(collect_attention, found, chosen)
-                stack.callback(self._model.decoder.blocks[layer].cross_attn.register_forward_hook(collect).remove)
+        with collected(self._model) as found:
             self._model.decoder(sequence, encoded)
         weights = torch.cat(found)[:, :, :positions].softmax(-1).mean(0)
         first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # the output there is the first token
@@ -221,16 +222,6 @@ class EncodedTask(DecodingTask):  # type: ignore[misc]  # openai-whisper has no 
 
     def _get_audio_features(self, mel: torch.Tensor) -> torch.Tensor:
         return mel
-
-
-def collect_attention(
-    found: list[torch.Tensor], heads: list[int], module: Any, inputs: tuple[torch.Tensor, ...], _: object
-) -> None:
-    """Add the attention of some heads before softmax, (heads, tokens, positions), whatever kernel the module uses."""
-    query, key = module.query(inputs[0])[0], module.key(inputs[1])[0]
-    width = query.shape[-1] // module.n_head
-    queries, keys = (each.view(each.shape[0], module.n_head, width)[:, heads].transpose(0, 1) for each in (query, key))
-    found.append(queries @ keys.transpose(1, 2) * width**-0.5)
 
 
 def whole_characters(tokens: list[int], tokenizer: Tokenizer) -> list[int]:

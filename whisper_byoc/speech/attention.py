@@ -1,0 +1,72 @@
+"""The attention of one model, computed in one way whatever other threads do, and shown to find the times of words.
+
+openai-whisper chooses between two kernels by a switch of the whole process (`whisper.model.disable_sdpa`), and turns it
+to find the times of words: only one of the two gives weights. Threads would turn it under one another's hands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from whisper.model import MultiHeadAttention
+
+if TYPE_CHECKING:
+    from whisper.model import Whisper
+
+__all__ = ["collected", "shown", "stay_fused"]
+
+
+def stay_fused(model: Whisper) -> None:
+    """Have all attention of a model use the fused kernel from now on, however the switch stands."""
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.qkv_attention = functools.partial(attend, module.n_head)
+
+
+@contextmanager
+def shown(model: Whisper) -> Iterator[None]:
+    """Have the decoder's attention to the sound give its weights before softmax: (1, heads, tokens, positions)."""
+    modules = [block.cross_attn for block in model.decoder.blocks]
+    for module in modules:
+        module.qkv_attention = functools.partial(attend, module.n_head, weights=True)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.qkv_attention = functools.partial(attend, module.n_head)
+
+
+@contextmanager
+def collected(model: Whisper) -> Iterator[list[torch.Tensor]]:
+    """Collect these weights for the alignment heads of each layer, (heads, tokens, positions), in one pass."""
+    heads: dict[int, list[int]] = {}
+    for layer, head in model.alignment_heads.indices().T.tolist():
+        heads.setdefault(layer, []).append(head)
+    found: list[torch.Tensor] = []
+
+    def add(chosen: list[int], _module: object, _inputs: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        found.append(output[1][0, chosen])
+
+    with shown(model), ExitStack() as stack:
+        for layer, chosen in heads.items():
+            collect = functools.partial(add, chosen)
+            stack.callback(model.decoder.blocks[layer].cross_attn.register_forward_hook(collect).remove)
+        yield found
+
+
+def attend(
+    heads: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None, *, weights: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do `MultiHeadAttention.qkv_attention` with torch's fused kernel; all are (windows, length, width).
+
+    `mask` says that a token attends to those before it only, as in openai-whisper; its values are not read.
+    """
+    query, key, value = (each.view(*each.shape[:2], heads, -1).transpose(1, 2) for each in (query, key, value))
+    mixed = scaled_dot_product_attention(query, key, value, is_causal=mask is not None and query.shape[2] > 1)
+    found = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 if weights else None
+    return mixed.transpose(1, 2).flatten(2), found
