@@ -1,4 +1,4 @@
-"""Who may import whom, as docs/architecture says; and that a plain import stays cheap."""
+"""Who may import whom, as docs/architecture.md says; and that a plain import stays cheap."""
 
 import ast
 import subprocess
