@@ -170,3 +170,25 @@ def test_flite_tells_when_words_are_said(speaker):
     assert all(loud(spoken, start, end) > 0.02 for start, end in spoken.spans)
     assert " ".join(name for _, _, name in spoken.phonemes) == "h @ l oU w 3: l d E k s r eI"
     assert spoken.phonemes[-1][:2] == pytest.approx((edges[-1] - 0.28, edges[-1]), abs=0.05)
+
+
+@needs_flite
+@needs_espeak
+def test_a_woman_of_flites_speaks_at_a_mans_pitch_where_any_is_wanted(speaker):
+    by_nature, any_pitch = (
+        [
+            pitch(speaker.flite(["alpha", "yellow"], "slt", random.Random(seed), any_pitch=anything))
+            for seed in range(20)
+        ]
+        for anything in (False, True)
+    )
+    assert min(by_nature) > 140
+    assert min(any_pitch) < 110
+
+
+def pitch(spoken):
+    """The pitch in Hz of the middle of the utterance: how much later it is most alike to itself."""
+    middle = spoken.samples[len(spoken.samples) // 4 : -len(spoken.samples) // 4]
+    shortest, longest = RATE // 300, RATE // 60
+    likeness = np.correlate(middle, middle, "full")[len(middle) - 1 :]
+    return RATE / (shortest + int(likeness[shortest:longest].argmax()))

@@ -18,6 +18,8 @@ import numpy.typing as npt
 _PAUSE = "pau"
 _TIMEOUT_SECONDS = 30
 _HIGH_VOICES = ("slt",)
+_LOW, _HIGH = (75, 170), (150, 240)
+"""Pitches of men and of women, in Hz."""
 
 PHONEMES = {
     "aa": "A:", "ae": "a", "ah": "V", "ao": "O:", "aw": "aU", "ax": "@", "ay": "aI", "b": "b", "ch": "tS", "d": "d",
@@ -53,15 +55,18 @@ class Flite:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
 
-    def say(self, words: list[str], voice: str, rng: random.Random) -> Said | None:
-        """Say the words at a tempo and pitch by `rng`.
+    def say(self, words: list[str], voice: str, rng: random.Random, *, any_pitch: bool = False) -> Said | None:
+        """Say the words at a tempo and pitch by `rng`, which is one that the voice may have by nature or any.
 
         None when the words' phonemes together are not those of the whole (some words are said differently in a
         sentence): their times are unknown then.
         """
         settings = [f"duration_stretch={rng.uniform(0.75, 1.3):.2f}"]
         if rng.random() < 0.6:
-            settings.append(f"int_f0_target_mean={rng.randint(*((150, 240) if voice in _HIGH_VOICES else (75, 170)))}")
+            lowest, highest = _HIGH if voice in _HIGH_VOICES else _LOW
+            if any_pitch:
+                lowest, highest = _LOW[0], _HIGH[1]
+            settings.append(f"int_f0_target_mean={rng.randint(lowest, highest)}")
         samples, rate, phonemes = _run(" ".join(words), voice, settings)
         spoken: list[tuple[float, float, str]] = []
         start = 0.0

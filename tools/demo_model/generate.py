@@ -46,6 +46,8 @@ class Part:
     """How many vowels such an accent shifts at most."""
     consonants: float = 0.0
     """The share of such accents that change a consonant, too."""
+    any_pitch: bool = False
+    """Whether flite's voices speak at the pitches of women and men alike."""
     held_out: bool = False
     """Spoken by the voices that are kept for evaluation: never trained on, only watched."""
 
@@ -74,6 +76,10 @@ PARTS = (
     Part("flite-wide-2", "flite", 202, 5000, 0.7),
     Part("flite-wide-3", "flite", 203, 5000, 0.7),
     Part("flite-wide-4", "flite", 204, 5000, 0.7),
+    Part("flite-wide-5", "flite", 205, 5000, 0.8, any_pitch=True),
+    Part("flite-wide-6", "flite", 206, 5000, 0.8, any_pitch=True),
+    Part("flite-wide-7", "flite", 207, 5000, 0.8, any_pitch=True),
+    Part("flite-wide-8", "flite", 208, 5000, 0.8, any_pitch=True),
     Part("watch-heard", "espeak", 900, 300),
     Part("watch-held-out", "espeak", 901, 300, held_out=True),
     Part("watch-flite", "flite", 902, 150, held_out=True),
@@ -115,7 +121,7 @@ def _say(speaker: Speaker, part: Part, rng: random.Random) -> Spoken | None:
     words = grammar.text(rng)
     if part.engine == "flite":
         voice = voices.HELD_OUT_FLITE_VOICE if part.held_out else rng.choice(voices.FLITE_VOICES)
-        return speaker.flite(words, voice, rng)
+        return speaker.flite(words, voice, rng, any_pitch=part.any_pitch)
     invented = not part.held_out and rng.random() < part.invented_accents
     voice = voices.espeak_voice(rng, part.held_out)
     accent = voices.invented_accent(rng, part.most_shifts, part.consonants) if invented else None

@@ -104,9 +104,9 @@ class Speaker:
             self._pronunciations[language, word] = self._espeak.phonemes(word, language)
         return self._pronunciations[language, word]
 
-    def flite(self, words: list[str], voice: str, rng: random.Random) -> Spoken | None:
-        """Say the words with flite, or return None where it does not tell their times."""
-        said = self._flite.say([SPOKEN.get(word, word) for word in words], voice, rng)
+    def flite(self, words: list[str], voice: str, rng: random.Random, *, any_pitch: bool = False) -> Spoken | None:
+        """Say the words with flite (see `Flite.say`), or return None where it does not tell their times."""
+        said = self._flite.say([SPOKEN.get(word, word) for word in words], voice, rng, any_pitch=any_pitch)
         if said is None:
             return None
         samples = _resample(said.samples, said.rate, RATE)

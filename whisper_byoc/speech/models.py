@@ -38,7 +38,7 @@ __all__ = [
     "model_names",
 ]
 
-DEMO_SHA256 = "e1cfce0721c07c2c0230e1c869d18c1e3d06baa4256854c81ce9aaa20ff054c7"
+DEMO_SHA256 = "5f75c514ba7ea41a74b1b0c0c4fa5beb1f0de32487da30a3e5a41fd79131a4b1"
 _DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 MAX_CHECKPOINT_BYTES = 4 << 30
