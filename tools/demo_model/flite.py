@@ -63,10 +63,8 @@ class Flite:
         """
         settings = [f"duration_stretch={rng.uniform(0.75, 1.3):.2f}"]
         if rng.random() < 0.6:
-            lowest, highest = _HIGH if voice in _HIGH_VOICES else _LOW
-            if any_pitch:
-                lowest, highest = _LOW[0], _HIGH[1]
-            settings.append(f"int_f0_target_mean={rng.randint(lowest, highest)}")
+            pitches = (_LOW[0], _HIGH[1]) if any_pitch else _HIGH if voice in _HIGH_VOICES else _LOW
+            settings.append(f"int_f0_target_mean={rng.randint(*pitches)}")
         samples, rate, phonemes = _run(" ".join(words), voice, settings)
         spoken: list[tuple[float, float, str]] = []
         start = 0.0

@@ -20,7 +20,7 @@ from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
 from whisper_byoc.server.oneshot import INTAKE, Intake
-from whisper_byoc.server.refusals import refusal, refuse, shape_for
+from whisper_byoc.server.refusals import answer_to, refuse
 from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.server.table import JobTable
@@ -70,5 +70,4 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # the client is gone: there is nobody to answer
     except Exception as error:
-        refused = refusal(request, error)
-        return refuse(request, refused.status, shape_for(request)(refused), refused.retry_after)
+        return answer_to(request, error)

@@ -155,12 +155,12 @@ class Job:
         if self.results.ended:
             return
         self.closing.set()
-        waiting = self.inbox.drain()
+        left = self.inbox.drain()
         self._task.cancel()
         await asyncio.wait({self._task})
         if self.results.ended:  # it came to its own end first
             return
-        waiting = [*([self._at_work] if self._at_work else ()), *waiting]
+        waiting = [self._at_work, *left] if self._at_work else left
         for segment in waiting:
             self._note(segment)
             self.results.force_error(f"not processed: {reason}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -13,18 +13,13 @@ from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.keys import METRICS
 
-__all__ = ["Shape", "refusal", "refuse", "refusing", "shape_for"]
+__all__ = ["Shape", "answer_to", "refusal", "refuse", "refusing"]
 
 log = logging.getLogger(__name__)
 
 Shape = Callable[[RequestRefused], object]
 """Makes the JSON body of an error."""
-
-
-def shape_for(request: web.Request) -> Shape:
-    """Give the shape of errors on the route that was asked, for those that are found before its handler is called."""
-    shape: Shape = getattr(request.match_info.handler, "shape", plain)
-    return shape
+H = TypeVar("H", bound=Handler)
 
 
 def plain(error: RequestRefused) -> object:
@@ -32,36 +27,34 @@ def plain(error: RequestRefused) -> object:
     return {"error": str(error)}
 
 
-def refusing(
-    shape: Shape, unreadable: int = 400
-) -> Callable[[Handler], Callable[[web.Request], Awaitable[web.StreamResponse]]]:
-    """Make a decorator that has a route answer errors in `shape`; sound that cannot be read has status `unreadable`."""
+def refusing(shape: Shape, unreadable: int = 400) -> Callable[[H], H]:
+    """Make a decorator by which a route's errors are answered in `shape`; sound that cannot be read has a status.
 
-    def decorate(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        @functools.wraps(handler)
-        async def answer(request: web.Request) -> web.StreamResponse:
-            try:
-                return await handler(request)
-            except ConnectionError:
-                raise  # the client is gone: there is nobody to answer
-            except Exception as error:
-                refused = refusal(request, error, unreadable)
-                return refuse(request, refused.status, shape(refused), refused.retry_after)
+    It marks the handler only: whoever answers errors finds the mark, also of those before the handler is called.
+    """
 
-        answer.shape = shape  # type: ignore[attr-defined]  # for `shape_for`
-        return answer
+    def mark(handler: H) -> H:
+        handler.shape, handler.unreadable = shape, unreadable  # type: ignore[attr-defined]
+        return handler
 
-    return decorate
+    return mark
 
 
-def refusal(request: web.Request, error: Exception, unreadable: int = 400) -> RequestRefused:
+def refusal(request: web.Request, error: Exception) -> RequestRefused:
     """Give what the client is told of an error on its request; one that nobody foresaw is for the log."""
     if isinstance(error, RequestRefused):
         return error
     if isinstance(error, AudioError):
-        return RequestRefused(unreadable, str(error))
+        return RequestRefused(getattr(request.match_info.handler, "unreadable", 400), str(error))
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return RequestRefused(500, "the server failed on this request; its log says why")
+
+
+def answer_to(request: web.Request, error: Exception) -> web.Response:
+    """Answer with an error in the shape of the route that was asked."""
+    shape: Shape = getattr(request.match_info.handler, "shape", plain)
+    refused = refusal(request, error)
+    return refuse(request, refused.status, shape(refused), refused.retry_after)
 
 
 def refuse(request: web.Request, status: int, body: object, retry_after: int | None = None) -> web.Response:

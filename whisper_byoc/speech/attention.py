@@ -25,7 +25,12 @@ def stay_fused(model: Whisper) -> None:
     """Have all attention of a model use the fused kernel from now on, however the switch stands."""
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):
-            module.qkv_attention = functools.partial(attend, module.n_head)
+            fuse(module)
+
+
+def fuse(module: Any, *, weights: bool = False) -> None:
+    """Have a module attend by `attend`."""
+    module.qkv_attention = functools.partial(attend, module.n_head, weights=weights)
 
 
 @contextmanager
@@ -33,12 +38,12 @@ def shown(model: Whisper) -> Iterator[None]:
     """Have the decoder's attention to the sound give its weights before softmax: (1, heads, tokens, positions)."""
     modules = [block.cross_attn for block in model.decoder.blocks]
     for module in modules:
-        module.qkv_attention = functools.partial(attend, module.n_head, weights=True)
+        fuse(module, weights=True)
     try:
         yield
     finally:
         for module in modules:
-            module.qkv_attention = functools.partial(attend, module.n_head)
+            fuse(module)
 
 
 @contextmanager
@@ -60,7 +65,13 @@ def collected(model: Whisper) -> Iterator[list[torch.Tensor]]:
 
 
 def attend(
-    heads: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None, *, weights: bool = False
+    heads: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: object = None,
+    *,
+    weights: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Do `MultiHeadAttention.qkv_attention` with torch's fused kernel; all are (windows, length, width).
 
