@@ -96,7 +96,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
         process.send_signal(signal.SIGTERM)
     try:
         await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         process.kill()
         await process.wait()
 

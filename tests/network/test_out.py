@@ -157,7 +157,7 @@ async def test_a_reader_who_has_gone_is_not_the_peers_fault(caplog):
 @pytest.mark.parametrize(
     ("error", "status", "reached"),
     [
-        (asyncio.TimeoutError(), 504, True), (aiohttp.ServerTimeoutError(), 504, True),
+        (TimeoutError(), 504, True), (aiohttp.ServerTimeoutError(), 504, True),
         (aiohttp.ConnectionTimeoutError("no route"), 502, False),
         (aiohttp.ClientConnectorError(aiohttp.client_reqrep.ConnectionKey("h", 1, False, True, None, None, None),
                                       OSError(111, "refused")), 502, False),

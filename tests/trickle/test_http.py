@@ -38,5 +38,5 @@ async def test_a_peer_that_does_not_speak_tls_is_told():
 
 
 def test_errors_without_a_text_have_a_name():
-    assert describe(asyncio.TimeoutError()) == "no answer in time"
+    assert describe(TimeoutError()) == "no answer in time"
     assert describe(ConnectionResetError()) == "ConnectionResetError"

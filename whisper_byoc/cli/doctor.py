@@ -73,7 +73,7 @@ async def limited(name: str, check: Coroutine[Any, Any, Finding], timeout: float
     """Run one check; whatever goes wrong with it is a finding too."""
     try:
         return await asyncio.wait_for(check, timeout)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return fail(name, f"no answer within {timeout:g} s", "Look at what is there, or allow more with --timeout.")
     except Exception as error:
         return fail(name, f"the check itself failed: {type(error).__name__}: {error}", "This is a bug; report it.")

@@ -58,7 +58,7 @@ async def beginning(process: Process) -> bytes:
     assert process.stdout is not None
     try:
         return await asyncio.wait_for(process.stdout.read(CHUNK_BYTES), FIRST_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return b""
 
 
@@ -82,7 +82,7 @@ async def end_when(stop: asyncio.Event, process: Process) -> None:
         process.terminate()
         try:
             await asyncio.wait_for(process.wait(), LEAVE_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await kill(process)
 
 

@@ -53,6 +53,6 @@ async def find_recorders() -> list[Recorder]:
         ffmpeg = ffmpeg_path()
         _, listing = await output_of((ffmpeg, "-hide_banner", "-devices"), LIST_SECONDS)
         named = (await output_of(dshow_listing(ffmpeg), LIST_SECONDS))[1] if sys.platform == "win32" else ""
-    except (MediaError, OSError, asyncio.TimeoutError):  # none, or none that runs: others may do
+    except (TimeoutError, MediaError, OSError):  # none, or none that runs: others may do
         return recorders(None, ())
     return recorders(ffmpeg, ffmpeg_devices(listing), dshow=dshow_microphone(named))

@@ -180,7 +180,7 @@ async def all_ready(path: Path, names: list[str]) -> None:
 
     try:
         await asyncio.wait_for(asking(), READY_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise StartError(f"not all of the three were ready after {READY_S:g} s; their log says more") from None
 
 
@@ -195,7 +195,7 @@ async def is_ready(http: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with http.get(f"{url}/readyz") as answer:
             return answer.status == 200
-    except (aiohttp.ClientError, asyncio.TimeoutError):
+    except (TimeoutError, aiohttp.ClientError):
         return False
 
 
@@ -204,7 +204,7 @@ async def offers(http: aiohttp.ClientSession, gateway: str, names: list[str]) ->
     try:
         async with http.get(f"{gateway}/capabilities") as answer:
             known = (await answer.json())["capabilities"]
-    except (aiohttp.ClientError, asyncio.TimeoutError):
+    except (TimeoutError, aiohttp.ClientError):
         return False
     return set(names) <= {each["name"] for each in known if each["available"]}
 

@@ -70,7 +70,7 @@ class GatewayClient:
         """
         try:
             return await asyncio.wait_for(self._process(frame), self._timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise ServerUnreachable(f"{self._http.base_url} had no result within {self._timeout:g} s") from None
 
     def stream(

@@ -64,7 +64,7 @@ class Connection:
                 if answer.status >= 400:
                     raise await refusal(answer)
                 yield answer
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             message = f"no answer from {self.base_url}: {reason_of(error)}; is the server running there?"
             raise ServerUnreachable(message) from error
 
@@ -100,7 +100,7 @@ async def refusal(answer: aiohttp.ClientResponse) -> ClientError:
     """Make the server's error answer an exception; one that breaks off still has its status."""
     try:
         text = (await asyncio.wait_for(whole(answer, MAX_REFUSAL_BYTES), CONNECT_SECONDS)).decode(errors="replace")
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ServerRefused):
+    except (TimeoutError, aiohttp.ClientError, OSError, ServerRefused):
         text = ""
     try:
         body = json.loads(text)

@@ -66,7 +66,7 @@ class TrickleClient:
                 await self._start_afresh()
             try:
                 return await asyncio.wait_for(self._process(frame), self._timeout)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise ServerUnreachable(f"{self._http.base_url} had no result within {self._timeout:g} s") from None
 
     async def stream(

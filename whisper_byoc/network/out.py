@@ -114,14 +114,14 @@ class Out:
         assert self._response is not None
         try:
             await within(self._stall, self._response.write(data))
-        except (asyncio.TimeoutError, ConnectionError):
+        except (TimeoutError, ConnectionError):
             self._cut()
             raise ReaderGone("the reader is gone, or does not read") from None
 
     async def _ended(self, response: web.StreamResponse) -> web.StreamResponse:
         try:
             await within(self._stall, response.write_eof())
-        except (asyncio.TimeoutError, ConnectionError):
+        except (TimeoutError, ConnectionError):
             self._cut()
             raise ReaderGone("the reader is gone, or does not read") from None
         return response

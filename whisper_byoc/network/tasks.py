@@ -28,7 +28,7 @@ async def within(seconds: float | None, work: Coroutine[Any, Any, T]) -> T:
     finally:
         if not task.done():
             await ended(task)
-    raise asyncio.TimeoutError
+    raise TimeoutError
 
 
 async def ended(task: asyncio.Future[Any]) -> None:

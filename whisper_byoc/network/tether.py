@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -56,6 +55,6 @@ class Tether:
             try:
                 yield
             except asyncio.CancelledError:
-                if self.lost is None or (sys.version_info >= (3, 11) and task.uncancel() > 0):
+                if self.lost is None or task.uncancel() > 0:
                     raise  # somebody else wants this task to end
                 raise self.failure() from None

@@ -114,6 +114,6 @@ class EventStream:
     async def _write(self, data: bytes) -> None:
         try:
             await asyncio.wait_for(self.response.write(data), self._timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             drop(self._request)
             raise ConnectionResetError("the reader does not read") from None

@@ -76,7 +76,7 @@ async def read_upload(request: web.Request, limits: Limits) -> Upload:
     reading = read_form(request, limits.segment_bytes) if in_form else read_plain(request, limits.segment_bytes)
     try:
         upload = await asyncio.wait_for(reading, limits.idle_seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise RequestRefused(408, f"the body was not complete after {limits.idle_seconds:g} s") from None
     except BROKEN as error:
         raise RequestRefused(400, f"the body broke off or is malformed: {type(error).__name__}") from None

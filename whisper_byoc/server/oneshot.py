@@ -72,7 +72,7 @@ class Intake:
         )
         try:
             return await asyncio.wait_for(work, self._patience)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             message = f"the recording was not decoded within {self._patience:g} s, as there were others"
             raise RequestRefused(429, message, BUSY_SECONDS) from None
 

@@ -59,7 +59,7 @@ async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse
     try:
         await asyncio.wait_for(write_all(request, response), request.app[TABLE].limits.idle_seconds)
         job.results.mark_read(record)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         cut_off(request, job, "it does not read")
     return response
 
@@ -104,7 +104,7 @@ async def follow(
             elif encode is as_event:
                 await response.write(b": keep-alive\n\n")
         await response.write_eof()
-    except (asyncio.TimeoutError, BreakOffError) as error:
+    except (TimeoutError, BreakOffError) as error:
         cut_off(request, job, str(error) or "it does not read")
     return response
 

@@ -65,7 +65,7 @@ class Pipeline:
         try:
             if initialize is not None:
                 await asyncio.wait_for(initialize(), timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._set(PipelineState.FAILED)
             raise StartError(f"pipeline {self.name} did not initialize within {timeout:.0f} s") from None
         except ByocError:
@@ -94,7 +94,7 @@ class Pipeline:
             return
         try:
             await asyncio.wait_for(shutdown(), timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             log.warning("pipeline %s did not shut down within %.0f s", self.name, timeout)
         except Exception:
             log.exception("pipeline %s failed to shut down", self.name)

@@ -168,7 +168,7 @@ async def send(socket: web.WebSocketResponse, fields: dict[str, Any]) -> None:
     """
     try:
         await asyncio.wait_for(socket.send_str(json.dumps(fields, ensure_ascii=False)), SEND_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise ConnectionResetError("the client does not read") from None
 
 

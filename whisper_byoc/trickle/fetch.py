@@ -18,7 +18,6 @@ from whisper_byoc.trickle.http import (
     header_seq,
     next_write,
     persist,
-    timeout,
 )
 from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
 
@@ -172,7 +171,7 @@ class Fetcher:
             if pause := next(pauses):
                 await asyncio.sleep(pause)
             try:
-                async with timeout(refresh):
+                async with asyncio.timeout(refresh):
                     response, first = await self._get(seq)
                 if response.status < 500:
                     return response, first
@@ -181,7 +180,7 @@ class Fetcher:
                 self._give_up_or_go_on(error, since)
             except aiohttp.ServerTimeoutError as slow:
                 self._give_up_or_go_on(slow, since)
-            except asyncio.TimeoutError:  # silence; by its index nothing is lost in asking again
+            except TimeoutError:  # silence; by its index nothing is lost in asking again
                 pauses, since = backoff(self.options), time.monotonic()
             except CONNECTION_ERRORS as broken:
                 if time.monotonic() - since > self.options.refresh_seconds:

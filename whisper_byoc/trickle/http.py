@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -30,13 +29,7 @@ __all__ = [
     "next_write",
     "open_session",
     "persist",
-    "timeout",
 ]
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp brings it where Python has none
 
 T = TypeVar("T")
 

@@ -212,7 +212,7 @@ class Upload:
             still = time.monotonic() - self._moved_at
             servers_turn = self._whole or self._unsent > 0
             if servers_turn and still >= limit:
-                raise asyncio.TimeoutError(f"the server did nothing for {limit:g} s")
+                raise TimeoutError(f"the server did nothing for {limit:g} s")
             await asyncio.wait((posting,), timeout=limit - still if servers_turn else limit)
 
     async def _judge(self, answer: aiohttp.ClientResponse) -> None:

@@ -32,7 +32,7 @@ async def ffmpeg() -> Finding:
     try:
         code, text = await output_of((path, "-version"), RUN_SECONDS)
         _, protocols = await output_of((path, "-hide_banner", "-protocols"), RUN_SECONDS)
-    except (OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, OSError) as error:
         return fail("ffmpeg", f"{path} does not run: {str(error) or 'no answer'}", f"Remove it, then {install}.")
     version = re.match(r"ffmpeg version (\S+)", text)
     if code or version is None:

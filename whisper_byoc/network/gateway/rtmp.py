@@ -146,14 +146,14 @@ class Entry:
                 return
             try:
                 await within(MAKE_WAY_S, self._one_at_a_time.acquire())
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 log.warning("stream %s: a second RTMP publisher was turned away", self._stream_id)
                 return
             try:
                 await self._put_through(hello, reader, writer)
             finally:
                 self._one_at_a_time.release()
-        except (OSError, TrickleError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError, TrickleError) as error:
             log.warning("stream %s: RTMP ended: %s", self._stream_id, describe(error))
         finally:
             writer.close()
@@ -200,7 +200,7 @@ async def ended(process: asyncio.subprocess.Process) -> None:
     """Wait for a process that has lost its input, and kill it if it does not end, or if nobody waits any longer."""
     try:
         await within(END_S, process.wait())
-    except asyncio.TimeoutError:
+    except TimeoutError:
         log.debug("ffmpeg is killed")
     finally:
         if process.returncode is None:
@@ -226,7 +226,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silen
         while data := await within(silence, reader.read(READ_BYTES)):
             writer.write(data)
             await within(STALL_S, writer.drain())
-    except (OSError, asyncio.TimeoutError):
+    except (TimeoutError, OSError):
         pass  # one side has gone; the other notices by the end of it
     finally:
         writer.close()

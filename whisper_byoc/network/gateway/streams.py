@@ -125,7 +125,7 @@ class Streams:
                 await within(self._context.limits.stall_seconds, response.write(event))
             await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
             await response.write_eof()
-        except (asyncio.TimeoutError, ConnectionError):  # the reader does not read, or is gone
+        except (TimeoutError, ConnectionError):  # the reader does not read, or is gone
             if request.transport is not None:
                 request.transport.abort()
         return response

@@ -103,7 +103,7 @@ class Attempt:
                     await self._copy(answer, out, sending)
                     await asyncio.wait({sending}, timeout=self._context.limits.stall_seconds)
                     if not sending.done():
-                        raise asyncio.TimeoutError
+                        raise TimeoutError
                     sending.result()
                     return await out.finish()
         except PEER_ERRORS as error:
@@ -174,7 +174,7 @@ class Attempt:
                     sending.result()
                     await asyncio.wait({opening}, timeout=patience)
                 if not opening.done():
-                    raise asyncio.TimeoutError
+                    raise TimeoutError
             finally:
                 await ended(opening)
             answer = opening.result()

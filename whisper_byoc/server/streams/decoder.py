@@ -48,7 +48,7 @@ class LiveDecoder:
             try:
                 process.stdin.write(data)
                 await asyncio.wait_for(process.stdin.drain(), WRITE_SECONDS)
-            except (ConnectionError, asyncio.TimeoutError):
+            except (TimeoutError, ConnectionError):
                 await self._bury()
             else:
                 return

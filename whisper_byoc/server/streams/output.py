@@ -143,7 +143,7 @@ class EventWriter:
     async def _next(self) -> dict[str, Any] | None:
         try:
             return await asyncio.wait_for(self._events.get(), HEARTBEAT_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.emit("heartbeat", "stream_heartbeat")
             return self._events.get_nowait()
 

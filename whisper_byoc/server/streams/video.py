@@ -212,7 +212,7 @@ async def feed_pictures(
                 return Ending.DIED
             encoder.write(picture)
             await asyncio.wait_for(encoder.drain(), STALL_S)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return Ending.STALLED
     except ConnectionError:
         return Ending.DIED
