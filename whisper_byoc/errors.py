@@ -3,7 +3,8 @@
 ByocError
 ├── UsageError            the caller asked for what cannot be: an option, a script, a file
 │   ├── UnknownPipeline   no pipeline of that name
-│   └── UnknownModel      no model of that name, and no file at that path
+│   ├── UnknownModel      no model of that name, and no file at that path
+│   └── BadParam          a parameter has a value that it cannot have; carries its name
 ├── ModelError            a checkpoint that cannot be had, is not what its hash says, or does not load
 ├── StartError            the server could not start: port in use, a processor failed to initialize
 ├── SegmentError          one segment has no result; other segments and jobs go on
@@ -24,27 +25,6 @@ Sound that cannot be read is `audio.errors.AudioError` (that package imports not
 
 from __future__ import annotations
 
-__all__ = [
-    "BadSegment",
-    "ByocError",
-    "ClientError",
-    "ModelError",
-    "PeerBusy",
-    "PeerFailed",
-    "ProcessorError",
-    "ReaderGone",
-    "RequestRefused",
-    "SegmentError",
-    "SegmentFailed",
-    "SegmentTimeout",
-    "ServerRefused",
-    "ServerUnreachable",
-    "StartError",
-    "UnknownModel",
-    "UnknownPipeline",
-    "UsageError",
-]
-
 
 class ByocError(Exception):
     """Root of the tree; its text is one sentence for the user."""
@@ -60,6 +40,14 @@ class UnknownPipeline(UsageError):
 
 class UnknownModel(UsageError):
     """No model of that name, and no file at that path."""
+
+
+class BadParam(UsageError):
+    """The parameter `name` has a value that it cannot have; a server answers 400."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class ModelError(ByocError):

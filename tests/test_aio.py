@@ -1,0 +1,180 @@
+"""Waiting, cancelling and owning tasks."""
+
+import asyncio
+import logging
+import os
+import signal
+
+import pytest
+
+from tests.waiting import until
+from whisper_byoc.aio import Changed, Tasks, cancel, every, first_of, race, stop_on_signals
+
+
+async def test_changed_wakes_everyone_who_waits():
+    changed, woken = Changed(), []
+
+    async def wait(name):
+        woken.append((name, await changed.wait()))
+
+    waiters = [asyncio.create_task(wait(name)) for name in "ab"]
+    await asyncio.sleep(0)
+    changed.notify()
+    await asyncio.gather(*waiters)
+    assert sorted(woken) == [("a", True), ("b", True)]
+
+
+async def test_a_wait_ends_with_its_time():
+    changed = Changed()
+    assert not await changed.wait(0.001)
+    assert not await changed.until(lambda: False, 0.001)
+    assert await changed.until(lambda: True, 0)
+
+
+async def test_until_looks_again_at_every_change():
+    changed, values = Changed(), []
+    waiter = asyncio.create_task(changed.until(lambda: len(values) == 2, 30))
+    for value in range(2):
+        await asyncio.sleep(0)
+        assert not waiter.done()
+        values.append(value)
+        changed.notify()
+    assert await waiter
+
+
+async def test_a_cancelled_wait_passes_the_cancellation_on_and_is_forgotten():
+    changed = Changed()
+    waiter = asyncio.create_task(changed.until(lambda: False))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    changed.notify()
+
+
+async def test_first_of_takes_no_result_and_cancels_nothing():
+    forever = asyncio.get_running_loop().create_future()
+    failed = asyncio.get_running_loop().create_future()
+    failed.set_exception(ValueError("left to the owner"))
+    assert await first_of(forever, failed)
+    assert not await first_of(forever, timeout=0.001)
+    assert not forever.done()
+    with pytest.raises(ValueError, match="left to the owner"):
+        failed.result()
+
+
+async def test_race_returns_what_the_first_one_returned_and_cancels_the_rest():
+    ended = []
+
+    async def slow():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("slow")
+
+    async def quick():
+        await asyncio.sleep(0)
+        return "quick"
+
+    assert await race(slow(), quick()) == "quick"
+    assert ended == ["slow"]
+
+
+async def test_race_raises_what_the_first_one_raised():
+    async def fails():
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        await race(asyncio.Event().wait(), fails())
+
+
+async def test_cancel_waits_until_tasks_have_cleaned_up_and_drops_their_errors():
+    steps = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+            raise ValueError("nobody wants to know")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await cancel(task)
+    assert steps == ["cleaned up"]
+    await cancel()
+    await cancel(task)
+
+
+async def test_cancel_lets_the_callers_own_cancellation_through():
+    async def stubborn():
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if release.is_set():
+                    raise
+
+    release = asyncio.Event()
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    caller = asyncio.create_task(cancel(task))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    release.set()
+    await cancel(task)
+
+
+async def test_background_tasks_are_owned_and_their_failures_logged(caplog):
+    tasks, ended = Tasks(), []
+
+    async def fails():
+        raise ValueError("in the background")
+
+    async def waits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    tasks.start(fails(), "the failing one")
+    tasks.start(waits())
+    await until(lambda: len(tasks) == 1)
+    assert "the failing one failed" in caplog.text
+    assert "in the background" in caplog.text
+    await tasks.close(0.001)
+    assert ended == ["cancelled"]
+    assert len(tasks) == 0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_is_done_every_so_often_survives_its_failures(caplog, asynchronous):
+    calls = []
+
+    def action():
+        calls.append(None)
+        if len(calls) == 1:
+            raise ValueError("the first time")
+
+    async def async_action():
+        action()
+
+    task = asyncio.create_task(every(0.001, async_action if asynchronous else action, "the sweep"))
+    await until(lambda: len(calls) >= 3)
+    await cancel(task)
+    assert [record.levelno for record in caplog.records if record.name == "whisper_byoc.aio"] == [logging.ERROR]
+    assert "the sweep failed" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_stops_and_the_second_has_its_usual_effect(number):
+    loop = asyncio.get_running_loop()
+    stop = stop_on_signals()
+    os.kill(os.getpid(), number)
+    async with asyncio.timeout(10):
+        await stop.wait()
+    assert not loop.remove_signal_handler(signal.SIGTERM)
+    assert not loop.remove_signal_handler(signal.SIGINT)

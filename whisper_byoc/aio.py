@@ -1,0 +1,141 @@
+"""Waiting, cancelling and owning tasks: what asyncio leaves to its users."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Changed:
+    """Wakes everyone who waits each time something has changed.
+
+    Unlike `asyncio.Condition` it needs no lock, and `notify` creates no task.
+    """
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Wake all who wait now."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the next `notify`; return False when `timeout` seconds passed first."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=timeout)
+        finally:
+            self._waiters.discard(waiter)
+        return waiter.done()
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `condition()` holds; return False when `timeout` seconds passed first."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        while not condition():
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                return False
+            await self.wait(left)
+        return True
+
+
+async def first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> bool:
+    """Wait until one of the futures is done; return False when `timeout` seconds passed first.
+
+    Nothing is cancelled and no result is taken: both are left to the owner of the futures.
+    """
+    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
+
+
+async def cancel(*futures: asyncio.Future[Any]) -> None:
+    """Cancel tasks that are no longer needed, and wait until they have ended. Their errors are dropped."""
+    for future in futures:
+        future.cancel()
+    if futures:
+        await asyncio.wait(futures)
+    for future in futures:
+        if not future.cancelled():
+            future.exception()  # marks it as retrieved
+
+
+async def race(*work: Coroutine[Any, Any, T]) -> T:
+    """Run coroutines until the first one ends, cancel the others, and return or raise what it did."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        await first_of(*tasks)
+        return next(task.result() for task in tasks if task.done())
+    finally:
+        await cancel(*tasks)
+
+
+class Tasks:
+    """Background tasks that outlive the call that started them: each runs to its end, or until `close`."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+        """Run `work` in the background; an exception that it raises is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def close(self, grace_seconds: float = 0.0) -> None:
+        """Give the tasks `grace_seconds` to end, then cancel the rest."""
+        if self._tasks and grace_seconds:
+            await asyncio.wait(self._tasks, timeout=grace_seconds)
+        await cancel(*self._tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background task %s failed", task.get_name(), exc_info=error)
+
+
+async def every(seconds: float, action: Callable[[], Awaitable[object] | object], what: str) -> None:
+    """Call `action` every so many seconds until cancelled; `what` names it in the log when it raises."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            outcome = action()
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception:  # one failure must not end what has to go on for months
+            log.exception("%s failed; the next try is in %g s", what, seconds)
+
+
+def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:
+    """Return an event that the first of the signals sets (default: SIGTERM and SIGINT).
+
+    The second one has its usual effect at once.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = numbers or (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    return stop

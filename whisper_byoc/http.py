@@ -1,0 +1,212 @@
+"""HTTP as every part of this project does it: addresses, sessions, listeners, bounded bodies, lines and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+
+from whisper_byoc.errors import RequestRefused, StartError, UsageError
+
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+"""What a request raises when the server is gone, breaks off or is too slow: another try may do better."""
+
+CONNECT_SECONDS = 10.0
+SMALL_BODY = 64 * 1024
+"""Bytes; enough for what peers tell each other in JSON."""
+
+
+def base_url(text: str, *, scheme: str = "", port: int | None = None, credentials: bool = False) -> str:
+    """Check the address of a server, and return it as a URL without a slash at its end.
+
+    `scheme` and `port` are added where the text has none; without `scheme` the text must begin with one. A user name
+    and password are refused unless `credentials` is true. Raises `UsageError`.
+    """
+    url = text.strip()
+    if scheme and "://" not in url:
+        url = f"{scheme}://{url}"
+    if "@" in url and not credentials:  # first, as other messages show the address
+        raise UsageError("the address of a server must not have a user name or password in it")
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # raises for names that no host can have
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or any(each in url for each in " ?#\\"):
+        example = f"{scheme or 'http'}://localhost:{port or 8000}"
+        raise UsageError(f"{text[:200]!r} is not the address of a server, such as {example}")
+    if port is not None and parts.port is None:
+        url = parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
+    return url.rstrip("/")
+
+
+def bracketed(host: str) -> str:
+    """Write a host as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def open_session(
+    *,
+    verify: bool = True,
+    connect_seconds: float = CONNECT_SECONDS,
+    total_seconds: float | None = None,
+    headers: Mapping[str, str] | None = None,
+    buffer_bytes: int = 64 * 1024,
+) -> aiohttp.ClientSession:
+    """Open a session that takes bytes as they are, keeps no cookies and has no limit on connections.
+
+    go-livepeer's orchestrators sign their own certificates: `verify` is false towards them.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=verify),
+        timeout=aiohttp.ClientTimeout(total=total_seconds, sock_connect=connect_seconds),
+        headers={"Accept-Encoding": "identity", **(headers or {})},
+        skip_auto_headers=("Content-Type", "User-Agent"),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=buffer_bytes,
+    )
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    app: web.Application, host: str, port: int, *, keep_alive_seconds: float, shutdown_seconds: float, **options: Any
+) -> AsyncIterator[int]:
+    """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
+
+    Bodies arrive as they were sent: a compressed one is not unpacked. `options` are for `aiohttp.web.AppRunner`.
+    Raises `StartError` when the address cannot be had.
+    """
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=keep_alive_seconds,
+        shutdown_timeout=shutdown_seconds,
+        **options,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                message = (
+                    f"port {port} on {host} is in use; choose another port, or stop the program that listens there"
+                )
+                raise StartError(message) from None
+            raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a request failed; a failed connection as the operating system says it."""
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        number = error.os_error.errno or 0  # a name that cannot be looked up has a negative one, not the system's
+        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke off"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+def abort(request: web.Request) -> None:
+    """Drop the connection of a client that is gone or does not read: an orderly end could wait for ever."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def read_body(
+    content: aiohttp.StreamReader, limit: int = SMALL_BODY, too_large: Exception | None = None
+) -> bytes:
+    """Read a body to its end.
+
+    Beyond `limit` bytes raise `too_large`; without it, return the first `limit` bytes and leave the rest unread.
+    """
+    body = bytearray()
+    while chunk := await content.readany():
+        body += chunk
+        if len(body) > limit:
+            if too_large is not None:
+                raise too_large
+            return bytes(body[:limit])
+    return bytes(body)
+
+
+class LineSplitter:
+    """Cuts bytes, in whatever chunks they come, into lines without their ends.
+
+    A line of more than `limit` bytes raises `too_long`.
+    """
+
+    def __init__(self, limit: int, too_long: Exception) -> None:
+        self._limit = limit
+        self._too_long = too_long
+        self._rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that are complete now."""
+        *complete, last = chunk.split(b"\n")
+        lines = []
+        for part in complete:
+            self._add(part)
+            lines.append(bytes(self._rest))
+            self._rest.clear()
+        self._add(last)
+        return lines
+
+    def finish(self) -> list[bytes]:
+        """Return the last line if it has no end."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return [rest] if rest else []
+
+    def _add(self, part: bytes) -> None:
+        self._rest += part
+        if len(self._rest) > self._limit:
+            raise self._too_long
+
+
+async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -> AsyncIterator[bytes]:
+    """Cut chunks into lines, as `LineSplitter` does."""
+    splitter = LineSplitter(limit, too_long)
+    async for chunk in chunks:
+        for line in splitter.feed(chunk):
+            yield line
+    for line in splitter.finish():
+        yield line
+
+
+def json_value(text: str | bytes) -> Any:
+    """Decode JSON from outside.
+
+    Raises `ValueError`, also for what is nested more deeply than Python follows.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def json_object(body: str | bytes) -> dict[str, Any]:
+    """Decode a request's body that is a JSON object; an empty body is an empty object.
+
+    Raises `RequestRefused` (400).
+    """
+    try:
+        found = json_value(body or b"{}")
+    except ValueError as error:
+        raise RequestRefused(400, f"the body is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RequestRefused(400, f"the body must be a JSON object, not {type(found).__name__}")
+    return found
