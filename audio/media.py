@@ -7,7 +7,6 @@ output limit. Everything here blocks: call it from a worker thread.
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,16 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import MediaError, UnsupportedWav
+from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, pcm_from_file
 from audio.riff import begins_like_wav
 from audio.wav import read_wav
-
-__all__ = ["MAX_SECONDS", "TIMEOUT", "decode_media", "ffmpeg_environment", "ffmpeg_path", "load_audio"]
 
 TIMEOUT = 60.0
 """Default limit for one call, in seconds: ffmpeg decodes some hundred times faster than real time."""
@@ -34,46 +31,8 @@ TIMEOUT = 60.0
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
 
-CONTAINERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
-    "mxf,nistsphere,nut,ogg,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
-)
-"""ffmpeg's names of the demuxers that may be used. Each reads the one file it is given. Playlists and scripts are not
-among them (hls, dash, concat, imf, sdp, lavfi …), because these open other files and addresses."""
-
-_STDIN = "file:/dev/stdin"  # opened anew, so it can be seeked in: an MP4 may have its index (moov) at the end
 _BLOCK = 1 << 20  # bytes read from ffmpeg at a time
 _log = logging.getLogger(__name__)
-
-
-def ffmpeg_path() -> str:
-    """Return the ffmpeg to run: the one on PATH, or else the one in the imageio-ffmpeg wheel.
-
-    Raises:
-        MediaError: there is neither.
-    """
-    on_path = shutil.which("ffmpeg")
-    if on_path:
-        return on_path
-    try:
-        import imageio_ffmpeg  # only here: an image with its own ffmpeg can leave the wheel out
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        raise MediaError(
-            "There is no ffmpeg to decode this with: install ffmpeg on PATH or the Python package imageio-ffmpeg, "
-            "or send WAV or raw PCM16, which need neither."
-        ) from None
-
-
-def ffmpeg_environment() -> dict[str, str]:
-    """Return the environment to run ffmpeg in: ours, and a guard for the binary in the wheel.
-
-    That one is static and made on Debian 10. Where it converts text (the service name in MPEG-TS) it loads the
-    system's gconv modules, and with a newer glibc dies of signal 11. A GCONV_PATH of its own turns off the cache
-    that leads it there; an ffmpeg that fits the system finds its modules all the same.
-    """
-    return {**os.environ, "GCONV_PATH": ""}
 
 
 def load_audio(
@@ -140,7 +99,7 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
 def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
-    command = _command()
+    command = pcm_from_file()
     max_bytes = int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
     try:
         run = _Run(command, file, timeout, max_bytes)
@@ -157,17 +116,6 @@ def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> N
     if run.complaints:
         _log.warning("%s was decoded, but ffmpeg says: %s", name, run.complaints[-1])
     return pcm.decode(run.pcm)
-
-
-def _command() -> list[str]:
-    source = ffmpeg.input(_STDIN, protocol_whitelist="file", format_whitelist=CONTAINERS)
-    # The first audio stream that ffmpeg thinks best, nothing else: no video, subtitles, data.
-    pcm16 = source.output(
-        "pipe:", format="s16le", acodec="pcm_s16le", ac=1, ar=pcm.SAMPLE_RATE, vn=None, sn=None, dn=None
-    )
-    quiet = pcm16.global_args("-nostdin", "-hide_banner", "-loglevel", "error")
-    command: list[str] = quiet.compile(cmd=ffmpeg_path())
-    return command
 
 
 class _Run:
@@ -219,8 +167,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _meaningful(lines: deque[bytes]) -> list[str]:
     """Keep what ffmpeg says about the media, without the addresses of its objects and the repetition at the end."""
     texts = (re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip() for line in lines)
-    noise = ("Error opening", f"{_STDIN}: Invalid data", "Last message repeated")  # ffmpeg 6 and newer, and 5
-    return [text.replace(_STDIN, "input")[:300] for text in texts if text and not text.startswith(noise)]
+    noise = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")  # ffmpeg 6 and newer, and 5
+    return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(noise)]
 
 
 def _why(name: str, run: _Run) -> str:

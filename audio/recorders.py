@@ -1,6 +1,6 @@
 """Command lines that record the default microphone as PCM16 mono 16 kHz on stdout.
 
-Only the command lines, as in `audio.feeds`: who runs them is not this package's business.
+Only the command lines, as in `audio.ffmpeg`: running them is left to the caller.
 """
 
 import re
@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from audio import pcm
-
-__all__ = ["Recorder", "dshow_listing", "dshow_microphone", "ffmpeg_devices", "recorders"]
+from audio.ffmpeg import pcm_from_device
 
 RATE = str(pcm.SAMPLE_RATE)
 SOX_RAW = ("-t", "raw", "-e", "signed-integer", "-b", "16", "-L", "-c", "1", "-r", RATE)
@@ -55,17 +54,8 @@ def recorders(
         sources["dshow"] = f"audio={dshow}"
     usable = [each for each in PLATFORM_DEVICES.get(platform, ()) if each in devices and each in sources]
     if ffmpeg:
-        found += [Recorder(f"ffmpeg ({each})", by_ffmpeg(ffmpeg, each, sources[each])) for each in usable]
+        found += [Recorder(f"ffmpeg ({each})", tuple(pcm_from_device(each, sources[each], ffmpeg))) for each in usable]
     return found
-
-
-def by_ffmpeg(ffmpeg: str, device: str, source: str) -> tuple[str, ...]:
-    """Have ffmpeg record from a device."""
-    return (
-        *(ffmpeg, "-hide_banner", "-loglevel", "error", "-nostdin"),
-        *("-f", device, "-i", source),
-        *("-ac", "1", "-ar", RATE, "-f", "s16le", "-flush_packets", "1", "pipe:1"),
-    )
 
 
 def ffmpeg_devices(listing: str) -> frozenset[str]:

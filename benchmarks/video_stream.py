@@ -23,7 +23,7 @@ from report import emit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.run import Server, ServerConfig

@@ -1,7 +1,6 @@
 import logging
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from audio import pcm
 from audio.errors import MediaError, WavError
-from audio.media import decode_media, ffmpeg_environment, ffmpeg_path, load_audio
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from audio.media import decode_media, load_audio
 from audio.wav import WavReader, read_wav, write_wav
 
 HZ = 1000
@@ -259,7 +259,7 @@ class TestPlaylists:
 
 class TestLoad:
     def test_a_wav_is_read_in_process_whatever_its_name(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("audio.media.ffmpeg_path", lambda: pytest.fail("ffmpeg was asked for"))
+        monkeypatch.setattr("audio.media.pcm_from_file", lambda: pytest.fail("ffmpeg was asked for"))
         for name in ("a.wav", "b.bin"):
             (tmp_path / name).write_bytes(write_wav(TONE))
             assert np.array_equal(load_audio(str(tmp_path / name)), read_wav(write_wav(TONE)))
@@ -298,23 +298,3 @@ class TestLoad:
     def test_limits_are_passed_on(self, make):
         with pytest.raises(MediaError, match="more than 1 s"):
             load_audio(make("-f", "mp3"), max_seconds=1)
-
-
-class TestFfmpegPath:
-    def test_the_one_on_path_wins(self, stand_in):
-        path = stand_in("exit 0")
-        assert ffmpeg_path() == str(path)
-
-    def test_else_the_one_in_the_wheel(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("PATH", str(tmp_path))
-        assert "imageio_ffmpeg" in ffmpeg_path()
-
-    def test_neither_names_the_ways_out(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-        with pytest.raises(MediaError, match="install ffmpeg on PATH or the Python package imageio-ffmpeg"):
-            ffmpeg_path()
-
-    def test_the_package_alone_does_not_load_ffmpeg(self):
-        code = "import sys, audio, audio.pcm, audio.quiet; sys.exit('ffmpeg' in sys.modules)"
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

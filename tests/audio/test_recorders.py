@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.recorders import dshow_listing, dshow_microphone, ffmpeg_devices, recorders
 
 LINUX = """\
@@ -34,15 +34,16 @@ def test_best_first_on_linux():
     assert [each.name for each in found] == ["parec", "arecord", "rec", "sox", "ffmpeg (pulse)", "ffmpeg (alsa)"]
     assert found[1].command == ("/bin/arecord", "-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", "16000")
     assert found[4].command == (
-        "/bin/ffmpeg", "-hide_banner", "-loglevel", "error", "-nostdin", "-f", "pulse", "-i", "default",
-        "-ac", "1", "-ar", "16000", "-f", "s16le", "-flush_packets", "1", "pipe:1",
+        "/bin/ffmpeg", "-f", "pulse", "-i", "default",
+        "-f", "s16le", "-ac", "1", "-acodec", "pcm_s16le", "-ar", "16000", "-flush_packets", "1", "pipe:1",
+        "-hide_banner", "-loglevel", "error", "-nostdin",
     )  # fmt: skip
 
 
 def test_elsewhere():
     assert names("f", {"avfoundation"}, platform="darwin", which=everything) == ["rec", "sox", "ffmpeg (avfoundation)"]
     (found,) = recorders("f", {"dshow"}, platform="win32", which=lambda _: None, dshow="Mic (USB)")
-    assert found.command[6:9] == ("dshow", "-i", "audio=Mic (USB)")
+    assert found.command[2:5] == ("dshow", "-i", "audio=Mic (USB)")
 
 
 @pytest.mark.parametrize("ffmpeg", [None, "/bin/ffmpeg"])

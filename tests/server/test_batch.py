@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio import pcm
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings

@@ -9,7 +9,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import write_wav
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.run import Server, ServerConfig

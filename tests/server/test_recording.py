@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from audio import pcm
 from audio.errors import AudioError
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav, write_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.magic import is_media

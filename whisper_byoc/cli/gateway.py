@@ -9,8 +9,7 @@ import argparse
 import asyncio
 
 from audio.errors import MediaError
-from audio.feeds import ts_from_rtmp
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path, ts_from_rtmp
 from whisper_byoc.cli.go_flags import accept_others, go_option, go_switch, log_ignored
 from whisper_byoc.cli.options import Parser, add_log_level
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT

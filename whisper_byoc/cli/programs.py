@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from audio.errors import MediaError
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.recorders import Recorder, dshow_listing, dshow_microphone, ffmpeg_devices, recorders
 
 __all__ = ["find_recorders", "kill", "output_of"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audio.feeds import ts_from_rtmp
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path, ts_from_rtmp
 from tests.waiting import until
 from whisper_byoc.network.gateway import rtmp
 from whisper_byoc.network.gateway.rtmp import RtmpConfig

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.waiting import until
 from whisper_byoc.processors.tint import GreenTintProcessor
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.waiting import until
 from whisper_byoc.network.gateway import app as gateway_app
 from whisper_byoc.network.gateway import records, streams

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from audio import pcm
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from tests.server.streams.conftest import Sound
 from tests.waiting import until

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio.media import decode_media, ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from audio.media import decode_media
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor

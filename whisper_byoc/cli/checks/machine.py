@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from audio.errors import MediaError
-from audio.media import ffmpeg_path
+from audio.ffmpeg import ffmpeg_path
 from whisper_byoc.cli.checks.finding import Finding, absent, fail, ok
 from whisper_byoc.cli.programs import find_recorders, output_of
 from whisper_byoc.errors import ModelError

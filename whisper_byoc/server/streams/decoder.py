@@ -7,8 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from audio.feeds import pcm_from_ts
-from audio.media import ffmpeg_environment
+from audio.ffmpeg import ffmpeg_environment, pcm_from_ts
 
 __all__ = ["LiveDecoder", "ended", "tail"]
 

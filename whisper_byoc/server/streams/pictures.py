@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from audio.media import ffmpeg_path
+from audio.ffmpeg import ffmpeg_path
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
 
-from audio.media import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.streams.decoder import ended, tail
 from whisper_byoc.trickle.errors import TrickleError

@@ -1,0 +1,110 @@
+"""ffmpeg: where it is, the environment it runs in, and every command line it is run with.
+
+ffmpeg-python builds the command lines; running them is left to the caller. What reads bytes from outside names the
+one protocol that it may use.
+"""
+
+import os
+import shutil
+from typing import Any
+
+import ffmpeg
+
+from audio import pcm
+from audio.errors import MediaError
+
+CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
+    "mxf,nistsphere,nut,ogg,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
+)
+"""The demuxers that may read a file, by ffmpeg's names. Each reads only the file it is given. Playlists and scripts
+(hls, dash, concat, imf, sdp, lavfi …) are left out because they open other files and addresses."""
+
+STDIN_FILE = "file:/dev/stdin"
+"""stdin opened as a file, so that ffmpeg can seek in it: an MP4 may have its index (moov) at the end."""
+
+PROBE = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
+"""Bytes and microseconds of a live stream in which ffmpeg must find the sound: it may begin well after the video."""
+
+PCM16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
+LIVE = {"flush_packets": 1}
+
+
+def ffmpeg_path() -> str:
+    """Return the ffmpeg to run: the one on PATH, or else the one in the imageio-ffmpeg wheel.
+
+    Raises:
+        MediaError: there is neither.
+    """
+    on_path = shutil.which("ffmpeg")
+    if on_path:
+        return on_path
+    try:
+        import imageio_ffmpeg  # only here: an image with its own ffmpeg can leave the wheel out
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        raise MediaError(
+            "There is no ffmpeg to decode this with: install ffmpeg on PATH or the Python package imageio-ffmpeg, "
+            "or send WAV or raw PCM16, which need neither."
+        ) from None
+
+
+def ffmpeg_environment() -> dict[str, str]:
+    """Return the environment to run ffmpeg in: ours, with a safeguard for the binary in the wheel.
+
+    That binary is static and built on Debian 10. Where it converts text (the service name in MPEG-TS) it loads the
+    system's gconv modules, and crashes with signal 11 when glibc is newer. Setting GCONV_PATH turns off the cache that
+    leads it there; an ffmpeg that fits the system still finds its modules.
+    """
+    return {**os.environ, "GCONV_PATH": ""}
+
+
+def pcm_from_file() -> list[str]:
+    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz mono PCM16.
+
+    Raises:
+        MediaError: there is no ffmpeg.
+    """
+    source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", format_whitelist=CONTAINERS)
+    return command(source.output("pipe:1", **PCM16, vn=None, sn=None, dn=None))
+
+
+def pcm_from_ts() -> list[str]:
+    """Decode live MPEG-TS (AAC, Opus or any other sound, with or without video) to 16 kHz mono PCM16.
+
+    Video is dropped before it is decoded. Broken packets are dropped, and a gap in the time stamps, such as a lost
+    segment leaves, is not filled.
+
+    Raises:
+        MediaError: there is no ffmpeg.
+    """
+    source = ffmpeg.input(
+        "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", err_detect="ignore_err", **PROBE
+    )
+    return command(source["a:0"].output("pipe:1", **PCM16, **LIVE, vn=None, sn=None, dn=None))
+
+
+def pcm_from_device(device: str, source: str, path: str) -> list[str]:
+    """Record `source` of an input device (`pulse`, `alsa` …) as 16 kHz mono PCM16, with the ffmpeg at `path`."""
+    return command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
+
+
+def ts_from_rtmp(port: int) -> list[str]:
+    """Wait on loopback for one RTMP publisher, and copy what it sends into MPEG-TS without decoding it.
+
+    Raises:
+        MediaError: there is no ffmpeg.
+    """
+    source = ffmpeg.input(f"rtmp://127.0.0.1:{port}/live", format="flv", listen=1, **PROBE)
+    return command(ffmpeg.output(source["a?"], source["v?"], "pipe:1", format="mpegts", codec="copy", **LIVE))
+
+
+def command(output: Any, path: str | None = None) -> list[str]:
+    """Return the command line for an output of ffmpeg-python: quiet but for errors, and deaf to keys on stdin.
+
+    `path` is the ffmpeg to run, by default `ffmpeg_path()`, which raises `MediaError` when there is none.
+    """
+    quiet = output.global_args("-hide_banner", "-loglevel", "error", "-nostdin")
+    words: list[str] = quiet.compile(cmd=path or ffmpeg_path())
+    return words

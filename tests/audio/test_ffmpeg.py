@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from audio.errors import MediaError
+from audio.ffmpeg import CONTAINERS, ffmpeg_environment, ffmpeg_path, pcm_from_device, pcm_from_file, pcm_from_ts
+
+QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
+
+
+def run(command, data=b""):
+    return subprocess.run(command, input=data, capture_output=True, timeout=30, env=ffmpeg_environment(), check=True)
+
+
+@pytest.fixture(scope="module")
+def ts():
+    """Two seconds of a tone of 1 kHz, with video."""
+    tone, video = ["-f", "lavfi", "-i", "sine=f=1000:d=2"], ["-f", "lavfi", "-i", "testsrc=size=64x64:d=2"]
+    return run([ffmpeg_path(), *QUIET, *tone, *video, "-c:a", "aac", "-c:v", "mpeg2video", "-f", "mpegts", "-"]).stdout
+
+
+def options(command, before="-i"):
+    """The options of the input and their values."""
+    words = command[1 : command.index(before)]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_what_reads_bytes_from_outside_is_confined():
+    file, live = options(pcm_from_file()), options(pcm_from_ts())
+    assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
+    assert (live["-protocol_whitelist"], live["-f"]) == ("pipe", "mpegts")
+
+
+def test_no_playlist_is_among_the_containers():
+    assert not {"hls", "dash", "concat", "imf", "sdp", "lavfi", "image2"} & set(CONTAINERS.split(","))
+
+
+@pytest.mark.parametrize("command", [pcm_from_file(), pcm_from_ts(), pcm_from_device("pulse", "default", "/bin/f")])
+def test_errors_only_and_no_keys(command):
+    assert command[-len(QUIET) :] == QUIET
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_sound_of_a_live_stream(ts, damaged):
+    data = ts[:20_000] + b"\xff" * 3000 + ts[23_000:] if damaged else ts
+    samples = np.frombuffer(run(pcm_from_ts(), data).stdout, "<i2")
+    assert len(samples) / 16_000 == pytest.approx(2.0, abs=0.5 if damaged else 0.15)
+    assert np.abs(np.fft.rfft(samples[:16_000])).argmax() == pytest.approx(1000, abs=2)
+
+
+def test_the_ffmpeg_on_path_wins(tmp_path, monkeypatch):
+    path = tmp_path / "ffmpeg"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ffmpeg_path() == pcm_from_ts()[0] == str(path)
+
+
+def test_else_the_one_in_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "imageio_ffmpeg" in ffmpeg_path()
+
+
+def test_neither_names_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MediaError, match="install ffmpeg on PATH or the Python package imageio-ffmpeg"):
+        ffmpeg_path()
+
+
+def test_the_package_alone_does_not_load_ffmpeg():
+    code = "import sys, audio, audio.pcm, audio.quiet; sys.exit('ffmpeg' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
