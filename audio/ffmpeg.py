@@ -90,16 +90,6 @@ def pcm_from_device(device: str, source: str, path: str) -> list[str]:
     return command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
 
 
-def ts_from_rtmp(port: int) -> list[str]:
-    """Wait on loopback for one RTMP publisher, and copy what it sends into MPEG-TS without decoding it.
-
-    Raises:
-        MediaError: there is no ffmpeg.
-    """
-    source = ffmpeg.input(f"rtmp://127.0.0.1:{port}/live", format="flv", listen=1, **PROBE)
-    return command(ffmpeg.output(source["a?"], source["v?"], "pipe:1", format="mpegts", codec="copy", **LIVE))
-
-
 def command(output: Any, path: str | None = None) -> list[str]:
     """Return the command line for an output of ffmpeg-python: quiet but for errors, and deaf to keys on stdin.
 

@@ -221,8 +221,7 @@ def script(tmp_path):
 @pytest.mark.parametrize(
     ("text", "state", "part"),
     [
-        ("echo ffmpeg version 6.1", "ok", "6.1, without RTMP"),
-        ("echo ffmpeg version 6.1; echo '  rtmp'", "ok", "6.1, with RTMP"),
+        ("echo ffmpeg version 6.1", "ok", "6.1 ("),
         ("exit 127", "FAIL", "ends with 127"),
         ("echo hello", "FAIL", "does not run"),
         ("sleep 30", "FAIL", "no answer"),

@@ -40,7 +40,7 @@ def test_the_tutorials_command_line(run):
     code, err, config = run(TUTORIAL)
     assert (code, err) == (0, "")
     assert config.orchestrators == ["http://127.0.0.1:8936"]
-    assert (config.listen.host, config.listen.port, config.rtmp, config.public_host) == ("127.0.0.1", 8935, None, "")
+    assert (config.listen.host, config.listen.port, config.public_host) == ("127.0.0.1", 8935, "")
 
 
 def test_everything_has_a_default(run):
@@ -52,13 +52,11 @@ def test_everything_has_a_default(run):
 def test_all_flags(run):
     _, _, config = run(
         "--gateway=true -orchAddr https://a:1,b, -httpAddr 0.0.0.0:0 -gatewayHost gw.example:7 "
-        "-rtmpAddr 127.0.0.1:1936 --job-timeout 3 --drain-timeout 4"
+        "--job-timeout 3 --drain-timeout 4"
     )
     assert config.orchestrators == ["https://a:1", "http://b:8936"]
     assert (config.listen.listen_host, config.listen.port) == ("0.0.0.0", 0)
     assert config.public_host == "gw.example:7"
-    assert config.rtmp.address.port == 1936
-    assert "rtmp://127.0.0.1:55/live" in config.rtmp.command(55)
     assert (config.limits.job_seconds, config.limits.drain_seconds) == (3, 4)
 
 
@@ -86,7 +84,6 @@ def test_flags_without_a_meaning_are_named_in_one_line(run, caplog):
         ("-httpAddr x:y", ["'x:y'"]),
         ("-httpAddr https://a:1", ["-httpAddr", "plain HTTP"]),
         ("-gatewayHost :7", ["-gatewayHost", "':7'"]),
-        ("-rtmpAddr a:b", ["'a:b'"]),
         ("-gateway=perhaps", ["'perhaps'"]),
         ("--job-timeout -1", ["-1"]),
     ],
@@ -99,16 +96,6 @@ def test_errors_are_one_sentence(run, words, parts):
     assert err.count("\n") == 1
     for part in parts:
         assert part in err
-
-
-def test_rtmp_without_ffmpeg_is_refused_at_the_start(run, monkeypatch):
-    def none():
-        raise command.MediaError("there is no ffmpeg")
-
-    monkeypatch.setattr(command, "ffmpeg_path", none)
-    code, err, _ = run("-rtmpAddr :1935")
-    assert code == 2
-    assert err == "whisper-byoc: -rtmpAddr :1935: there is no ffmpeg\n"
 
 
 GATEWAY = (sys.executable, "-m", "whisper_byoc.cli.main", "gateway")

@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import json
+import shlex
+import sys
 
 import pytest
 
 from audio import pcm
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from whisper_byoc import GatewayClient, TrickleClient
 from whisper_byoc.trickle import TricklePublisher
@@ -17,6 +20,9 @@ TINTED = {
     "grayscale-cpu": bytes([1, 1, 1, 252, 252, 252]),
     "passthrough": FRAME,
 }
+DETAILS = {"enable_video_ingress": True, "enable_data_output": True}
+HEADER = {"request": "{}", "parameters": json.dumps(DETAILS), "capability": "whisper-demo", "timeout_seconds": 30}
+JOB = {"Livepeer": base64.b64encode(json.dumps(HEADER).encode()).decode()}
 
 
 class Hops:
@@ -130,31 +136,54 @@ async def test_a_model_that_there_is_not_is_404_with_the_names_there_are(hops, h
     assert "whisper-demo" in message
 
 
-async def test_a_stream_of_pcm_segments_is_heard_word_for_word(hops, http, fixtures_dir, texts):
-    data = sound(fixtures_dir, name := "demo-long-40s.wav")
-    details = {"enable_video_ingress": True, "enable_data_output": True}
-    header = {"request": "{}", "parameters": json.dumps(details), "capability": "whisper-demo", "timeout_seconds": 30}
-    sent = {"Livepeer": base64.b64encode(json.dumps(header).encode()).decode()}
-    body = {"stream_name": "hops", "params": json.dumps({"input": "pcm16"})}
-    async with http.post(f"{hops.gateway.url}/process/stream/start", json=body, headers=sent) as answer:
-        assert answer.status == 200, await answer.text()
-        urls = await answer.json()
+@pytest.fixture
+def start_stream(hops, http):
+    """Give a function that starts a stream with these parameters: its URLs, and a task for its events."""
 
-    async def listen():
-        async with http.get(urls["data_url"]) as answer:
+    async def start(name, **params):
+        body = {"stream_name": name, "params": json.dumps(params)}
+        async with http.post(f"{hops.gateway.url}/process/stream/start", json=body, headers=JOB) as answer:
+            assert answer.status == 200, await answer.text()
+            urls = await answer.json()
+        return urls, asyncio.ensure_future(listen(urls["data_url"]))
+
+    async def listen(url):
+        async with http.get(url) as answer:
             lines = [line async for line in answer.content if line.startswith(b"data:")]
             return [json.loads(line[5:]) for line in lines]
 
-    listening = asyncio.ensure_future(listen())
+    return start
+
+
+def words(records):
+    assert not [each for each in records if each["type"] == "error"]
+    assert [each["type"] for each in records[-2:]] == ["end", "stream_ended"]
+    texts = [each["text"] for each in records if each["type"] == "transcript" and each.get("is_final", True)]
+    return " ".join(texts).split()
+
+
+async def test_a_stream_of_pcm_segments_is_heard_word_for_word(start_stream, http, fixtures_dir, texts):
+    data = sound(fixtures_dir, name := "demo-long-40s.wav")
+    urls, listening = await start_stream("hops", input="pcm16")
     async with TricklePublisher(urls["publish_url"], "audio/L16") as publisher:
         for at in range(0, len(data), 64000):
             await publisher.publish(data[at : at + 64000])
             await asyncio.sleep(0.1)  # a channel keeps five segments; nobody speaks 2 s in less
         await publisher.close(delete_channel=True)
-    records = await asyncio.wait_for(listening, 40)
-    assert not [each for each in records if each["type"] == "error"]
-    words = " ".join(each["text"] for each in records if each["type"] == "transcript" and each.get("is_final", True))
-    assert words.split() == texts[name]["text"].split()
-    assert [each["type"] for each in records[-2:]] == ["end", "stream_ended"]
-    async with http.post(urls["stop_url"], headers=sent) as answer:
+    assert words(await asyncio.wait_for(listening, 40)) == texts[name]["text"].split()
+    async with http.post(urls["stop_url"], headers=JOB) as answer:
         assert answer.status == 200
+
+
+async def test_what_ffmpeg_pipes_into_trickle_pub_is_heard_word_for_word(start_stream, spawn, fixtures_dir, texts):
+    """As docs/network.md has it."""
+    name = "demo-pipeline.wav"
+    urls, listening = await start_stream("pipe")
+    pipe = f"{shlex.quote(ffmpeg_path())} -re -i {name} -c:a aac -f mpegts - | {{}} trickle pub --delete {{}}"
+    command = shlex.join([sys.executable, "-m", "whisper_byoc.cli.main"])
+    shell = await spawn(
+        "sh", "-c", pipe.format(command, shlex.quote(urls["publish_url"])), cwd=fixtures_dir, env=ffmpeg_environment()
+    )
+    _, errors = await asyncio.wait_for(shell.communicate(), 40)
+    assert shell.returncode == 0, errors.decode()
+    assert words(await asyncio.wait_for(listening, 40)) == texts[name]["text"].split()

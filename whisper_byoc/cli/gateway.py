@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from audio.errors import MediaError
-from audio.ffmpeg import ffmpeg_environment, ffmpeg_path, ts_from_rtmp
 from whisper_byoc.cli.go_flags import accept_others, go_option, go_switch, log_ignored
 from whisper_byoc.cli.options import Parser, add_log_level
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
@@ -17,14 +15,12 @@ from whisper_byoc.cli.orchestrator import add_times, limits_of, plain
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.network.gateway.app import GatewayConfig, serve
-from whisper_byoc.network.gateway.rtmp import RtmpConfig
 from whisper_byoc.network.serving import Address, base_url
 
 __all__ = ["configure", "run"]
 
 DEFAULT_PORT = 8935
-RTMP_PORT = 1935
-KNOWN = ("gateway", "orchAddr", "httpAddr", "httpIngest", "gatewayHost", "rtmpAddr")
+KNOWN = ("gateway", "orchAddr", "httpAddr", "httpIngest", "gatewayHost")
 
 
 def configure(parser: Parser) -> None:
@@ -35,8 +31,6 @@ def configure(parser: Parser) -> None:
               metavar="HOST:PORT[,…]")  # fmt: skip
     go_option(parser, "httpAddr", help="where to listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT")
     go_option(parser, "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT")
-    go_option(parser, "rtmpAddr", help="where the first stream can be published by RTMP, others at the next ports"
-              " (default: nowhere)", metavar="HOST:PORT")  # fmt: skip
     add_times(parser)
     accept_others(parser, KNOWN)
     add_log_level(parser)
@@ -53,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
         listen=Address(plain(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
         public_host=public_host_of(args.gatewayHost),
-        rtmp=rtmp_of(args.rtmpAddr),
         limits=limits_of(args),
     )
     asyncio.run(serve(config))
@@ -68,17 +61,3 @@ def public_host_of(address: str | None) -> str:
     if address and not Address(address, DEFAULT_PORT).host:
         raise UsageError(f"-gatewayHost {address!r} names no host; write it as gateway.example:{DEFAULT_PORT}")
     return (address or "").rstrip("/")
-
-
-def rtmp_of(address: str | None) -> RtmpConfig | None:
-    """Give the settings for RTMP, if it is wanted.
-
-    Raises `UsageError` where it cannot be had.
-    """
-    if not address:
-        return None
-    try:
-        ffmpeg_path()
-    except MediaError as error:
-        raise UsageError(f"-rtmpAddr {address}: {error}") from None
-    return RtmpConfig(Address(address, RTMP_PORT), ts_from_rtmp, ffmpeg_environment())

@@ -47,8 +47,6 @@ class Plan:
     container_port: int = 0
     orchestrator_port: int = 0
     gateway_port: int = 0
-    rtmp: str = ""
-    """Where the gateway takes RTMP, as HOST:PORT; empty is nowhere."""
     drain_seconds: float = 10.0
 
 
@@ -72,8 +70,6 @@ def configure(parser: Parser) -> None:
         ("--gateway-port", "gateway", GATEWAY_PORT),
     ):
         parser.option(flag, help=f"port of the {role}; 0 lets the system choose", convert=port, default=number)
-    parser.option("--rtmp", help="where the first stream can be published by RTMP, others at the next ports"
-                  " (default: nowhere)", metavar="HOST:PORT")  # fmt: skip
     parser.option("--drain-timeout", help="longest time that each gives its jobs at the end, in seconds",
                   convert=seconds, default=10.0)  # fmt: skip
 
@@ -85,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--pipelines names no pipeline (see `whisper-byoc pipelines`)")
     plan = Plan(
         tuple(dict.fromkeys(names)),
-        args.host, args.port, args.orchestrator_port, args.gateway_port, args.rtmp or "", args.drain_timeout,
+        args.host, args.port, args.orchestrator_port, args.gateway_port, args.drain_timeout,
     )  # fmt: skip
     return asyncio.run(until_stopped(plan, NamedLog(sys.stderr).line))
 
@@ -158,7 +154,7 @@ async def started(plan: Plan, processes: Processes) -> Path:
     )  # fmt: skip
     gateway = await start(
         "gateway", "-gateway", "-httpIngest", "-orchAddr", orchestrator,
-        "-httpAddr", f"{bracketed(plan.host)}:{plan.gateway_port}", *(("-rtmpAddr", plan.rtmp) if plan.rtmp else ()),
+        "-httpAddr", f"{bracketed(plan.host)}:{plan.gateway_port}",
     )  # fmt: skip
     path = Path(container, orchestrator, gateway)
     await first_of(all_ready(path, names), processes.any_death())

@@ -394,23 +394,22 @@ class World:
         script.url = f"http://127.0.0.1:{script.port}"
         return script
 
-    async def gateway(self, *orchestrators, rtmp=None, public_host="", stack=None, **limits):
+    async def gateway(self, *orchestrators, public_host="", stack=None, **limits):
         config = gateway_app.GatewayConfig(
             listen=ANYWHERE,
             orchestrators=[each if isinstance(each, str) else each.url for each in orchestrators],
             public_host=public_host,
-            rtmp=rtmp,
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
         running = await (stack or self.stack).enter_async_context(gateway_app.running(config))
         await running.context.directory.ask()
         return Gateway(running, self.http, self.stack)
 
-    async def pair(self, processor, *, capacity=8, rtmp=None, container=None, **limits):
+    async def pair(self, processor, *, capacity=8, container=None, **limits):
         """One of each."""
         api = await self.serving(processor, **(container or {}))
         orchestrator = await self.orchestrator(api, capacity=capacity)
-        gateway = await self.gateway(orchestrator, rtmp=rtmp, **limits)
+        gateway = await self.gateway(orchestrator, **limits)
         gateway.api, gateway.orchestrator = api, orchestrator
         return gateway
 

@@ -23,7 +23,7 @@ UNREADABLE = "make the file readable, or set MODEL_DIR to another folder"
 
 
 async def ffmpeg() -> Finding:
-    """Find ffmpeg, run it, and see whether it takes RTMP."""
+    """Find ffmpeg, and run it."""
     install = "install ffmpeg on PATH, or `pip install imageio-ffmpeg`"
     try:
         path = ffmpeg_path()
@@ -31,14 +31,12 @@ async def ffmpeg() -> Finding:
         return fail("ffmpeg", "there is none: only WAV and raw PCM16 can be read", f"{install}.")
     try:
         code, text = await output_of((path, "-version"), RUN_SECONDS)
-        _, protocols = await output_of((path, "-hide_banner", "-protocols"), RUN_SECONDS)
     except (TimeoutError, OSError) as error:
         return fail("ffmpeg", f"{path} does not run: {str(error) or 'no answer'}", f"Remove it, then {install}.")
     version = re.match(r"ffmpeg version (\S+)", text)
     if code or version is None:
         return fail("ffmpeg", f"{path} does not run: it ends with {code}", f"Remove it, then {install}.")
-    rtmp = "with RTMP" if re.search(r"^ *rtmp$", protocols, re.MULTILINE) else "without RTMP, so -rtmpAddr cannot work"
-    return ok("ffmpeg", f"{version[1]}, {rtmp} ({path})")
+    return ok("ffmpeg", f"{version[1]} ({path})")
 
 
 async def model(directory: Path | None) -> Finding:

@@ -16,7 +16,6 @@ from aiohttp.typedefs import Handler
 from whisper_byoc.network.gateway.context import Context
 from whisper_byoc.network.gateway.directory import Directory
 from whisper_byoc.network.gateway.jobs import Jobs
-from whisper_byoc.network.gateway.rtmp import RtmpConfig, RtmpPorts
 from whisper_byoc.network.gateway.streams import Streams
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.serving import Address, listening, open_session
@@ -45,7 +44,6 @@ class GatewayConfig:
     """Base URLs."""
     public_host: str = ""
     """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
-    rtmp: RtmpConfig | None = None
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
@@ -84,7 +82,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[Running]:
     trickle = TrickleServer(BASE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
     async with open_session() as http, Directory(config.orchestrators, http) as directory:
         context = Context(directory, http, Memory(limits.total_bytes), limits)
-        streams = Streams(context, trickle, RtmpPorts(config.rtmp), config.public_host)
+        streams = Streams(context, trickle, config.public_host)
 
         def counts() -> dict[str, Any]:
             return {"jobs": context.jobs, "streams": len(streams), "draining": context.draining}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
@@ -43,8 +43,6 @@ class Session:
         self.id = stream_id
         self.records = RecordLog()
         self.ended_at: float | None = None
-        self.before_stop: Callable[[], Awaitable[None]] | None = None
-        """Called by a stop before it ends the input: whoever else writes to that has more to hand over."""
         self._job = job.asking(stream_id=stream_id)
         self._body = dict(body)
         self._context = context
@@ -74,11 +72,6 @@ class Session:
     def has_data(self) -> bool:
         """Whether the client wanted text."""
         return bool(self._job.options.get("enable_data_output"))
-
-    @property
-    def takes_media(self) -> bool:
-        """Whether the input is MPEG-TS, and not bare PCM16."""
-        return bool(self.input_name) and not self._pcm
 
     @property
     def _pcm(self) -> bool:
@@ -160,8 +153,6 @@ class Session:
     async def _stop(self, body: bytes, content_type: str) -> bytes:
         if self.over.done() or self._link is None:
             return b""
-        if self.before_stop is not None:
-            await self.before_stop()
         self._close(self._input)
         await self._flush()
         answer = b""

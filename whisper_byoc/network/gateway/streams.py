@@ -14,7 +14,6 @@ from aiohttp import web
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.answers import as_text
 from whisper_byoc.network.gateway.context import Context
-from whisper_byoc.network.gateway.rtmp import RtmpPorts
 from whisper_byoc.network.gateway.session import Session
 from whisper_byoc.network.header import HEADER, JobHeader, object_in
 from whisper_byoc.network.reading import json_object, read_small
@@ -37,10 +36,9 @@ MOST_KEPT = 256
 class Streams:
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
-    def __init__(self, context: Context, trickle: TrickleServer, rtmp: RtmpPorts, public_host: str = "") -> None:
+    def __init__(self, context: Context, trickle: TrickleServer, public_host: str = "") -> None:
         self._context = context
         self._trickle = trickle
-        self._rtmp = rtmp
         self._public_host = public_host
         self._sessions: dict[str, Session] = {}
         self._starting: set[str] = set()
@@ -80,12 +78,7 @@ class Streams:
                 self._sessions[stream_id] = session
             finally:
                 self._starting.discard(stream_id)
-            try:
-                rtmp_url = await self._rtmp.open(session, self._trickle, self._host(request))
-            except BaseException:  # the client has gone, and never learns that there is a stream
-                self._context.tasks.start(stopped(session))
-                raise
-        return web.json_response(self._urls(request, session) | {"rtmp_url": rtmp_url})
+        return web.json_response(self._urls(request, session))
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a stream; the answer comes when its last words can be read."""
@@ -133,7 +126,6 @@ class Streams:
     async def stop_all(self) -> None:
         """End all streams."""
         await asyncio.gather(*(stopped(session) for session in self._sessions.values() if session.busy))
-        await self._rtmp.close()
 
     def _find(self, request: web.Request) -> Session:
         stream_id = request.match_info["stream_id"]
