@@ -11,7 +11,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SHARED = {
     f"whisper_byoc.{name}"
-    for name in ("aio", "aiohttp_internals", "cpu", "errors", "http", "livepeer", "params", "process", "signals")
+    for name in (
+        "aio",
+        "aiohttp_internals",
+        "cpu",
+        "errors",
+        "http",
+        "livepeer",
+        "params",
+        "process",
+        "shadowing",
+        "signals",
+    )
 }
 """Modules that every part but `audio` may import."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from whisper_byoc.shadowing import check_audio
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from whisper_byoc.server.hosted import run_processor
 
 __all__ = ["FrameProcessor", "GatewayClient", "JobInfo", "Result", "TrickleClient", "__version__", "run_processor"]
+
+check_audio()
 
 _HOMES = {
     "FrameProcessor": "whisper_byoc.processors.base",

@@ -23,6 +23,7 @@ from whisper_byoc.compat.names import tutorial_names
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.base import FrameProcessor, Processor
 from whisper_byoc.server.hosted import run_processor
+from whisper_byoc.shadowing import check_audio
 
 __all__ = ["configure", "run"]
 
@@ -69,9 +70,14 @@ def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
 
     Raises `ByocError` when it fails; its own traceback goes to stderr, for it is the author's to mend.
     """
+    folder = str(script.resolve().parent)
+    try:
+        check_audio(folder)
+    except ImportError as error:
+        raise UsageError(str(error)) from None
     argv, path = sys.argv, list(sys.path)
     sys.argv = [str(script), *arguments]
-    sys.path.insert(0, str(script.resolve().parent))
+    sys.path.insert(0, folder)
     try:
         return runpy.run_path(str(script), run_name="__main__")
     except (ByocError, KeyboardInterrupt):
