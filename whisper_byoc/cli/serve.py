@@ -48,7 +48,6 @@ def configure(parser: Parser) -> None:
         "--port", help="port to listen on; 0 lets the system choose", env=("PORT",), convert=port, default=8000
     )
     parser.option("--language", help="language spoken, as an ISO 639-1 code, or auto", default="en")
-    parser.option("--engine", help="what runs the model", choices=("auto", "openai"), default="auto")
     parser.option("--partial-policy", help="which words of an utterance that goes on are shown",
                   choices=sorted(POLICIES), default="attention")  # fmt: skip
     parser.option("--workers", help="worker threads, each with the model (default: CPUs / threads)", convert=count)
@@ -66,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level)
     registration, token = registration_of(args), auth_token_of(args)
     settings = WhisperSettings(
-        args.language, args.engine, args.workers, args.threads, args.model_dir, args.partial_policy
+        language=args.language,
+        workers=args.workers,
+        threads=args.threads,
+        model_dir=args.model_dir,
+        policy=args.partial_policy,
     )
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):

@@ -43,7 +43,6 @@ class WhisperSettings:
 
     language: str = "en"
     """ISO 639-1 code, or `auto`."""
-    engine: str = "auto"
     workers: int | None = None
     threads: int | None = None
     model_dir: Path | None = None
