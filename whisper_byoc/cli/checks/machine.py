@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from audio.errors import MediaError
-from audio.ffmpeg import ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.cli.checks.finding import Finding, absent, fail, ok
-from whisper_byoc.cli.programs import find_recorders, output_of
+from whisper_byoc.cli.microphone import find_recorders
 from whisper_byoc.errors import ModelError
+from whisper_byoc.process import output_of
 
 __all__ = ["ffmpeg", "microphone", "model", "port"]
 
@@ -30,7 +31,7 @@ async def ffmpeg() -> Finding:
     except MediaError:
         return fail("ffmpeg", "there is none: only WAV and raw PCM16 can be read", f"{install}.")
     try:
-        code, text = await output_of((path, "-version"), RUN_SECONDS)
+        code, text = await output_of((path, "-version"), RUN_SECONDS, ffmpeg_environment())
     except (TimeoutError, OSError) as error:
         return fail("ffmpeg", f"{path} does not run: {str(error) or 'no answer'}", f"Remove it, then {install}.")
     version = re.match(r"ffmpeg version (\S+)", text)
