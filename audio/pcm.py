@@ -10,18 +10,6 @@ from numpy.typing import NDArray
 
 from audio.errors import PcmError
 
-__all__ = [
-    "FULL_SCALE",
-    "SAMPLE_RATE",
-    "SAMPLE_WIDTH",
-    "PcmDecoder",
-    "dbfs",
-    "decode",
-    "duration_ms",
-    "encode",
-    "is_silence",
-]
-
 SAMPLE_RATE = 16_000
 """Samples per second. Whisper is trained on this rate (`SAMPLE_RATE` in openai-whisper's `audio.py`)."""
 
@@ -76,23 +64,23 @@ def encode(samples: NDArray[np.float32]) -> bytes:
     return steps.clip(max=FULL_SCALE - 1).astype("<i2").tobytes()
 
 
-class PcmDecoder:
-    """Decodes PCM16 that arrives in pieces of any length; an odd byte waits for the next piece."""
+class FrameAligner:
+    """Passes on a byte stream in whole frames; the incomplete frame at the end of a piece waits for the next piece."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, frame_bytes: int = SAMPLE_WIDTH) -> None:
+        """A frame is one PCM16 sample by default."""
+        self.rest = b""
+        """The beginning of a frame, shorter than `frame_bytes`."""
+        self._frame_bytes = frame_bytes
 
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the second half of their sample: 0 or 1."""
-        return len(self._rest)
-
-    def feed(self, data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
-        """Return the samples that `data` completes: float32, shape (n,), in [-1, 1); n may be 0."""
-        joined = self._rest + bytes(data)
-        whole = len(joined) - len(joined) % SAMPLE_WIDTH
-        self._rest = joined[whole:]
-        return decode(memoryview(joined)[:whole])
+    def feed(self, data: bytes | bytearray | memoryview) -> memoryview:
+        """Return the frames that `data` completes; there may be none. The view may be one of `data` itself."""
+        view = memoryview(data).cast("B")
+        if self.rest:
+            view = memoryview(self.rest + view)
+        whole = len(view) - len(view) % self._frame_bytes
+        self.rest = bytes(view[whole:])
+        return view[:whole]
 
 
 def dbfs(samples: NDArray[np.float32]) -> float:

@@ -43,7 +43,7 @@ class WavReader:
     @property
     def pending(self) -> int:
         """Bytes that wait for the rest of their frame. After `finish`, what was cut off."""
-        return self._frames.pending if self._frames else 0
+        return len(self._frames.aligner.rest) if self._frames else 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
         """Return the sound that `data` completes: float32, shape (n,), 16 kHz mono; n may be 0.
@@ -165,20 +165,12 @@ class _FrameDecoder:
 
     def __init__(self, fmt: WavFormat) -> None:
         self.format = fmt
-        self._rest = b""
+        self.aligner = pcm.FrameAligner(fmt.frame_bytes)
         same_rate = fmt.rate == pcm.SAMPLE_RATE
         self._resampler = None if same_rate else soxr.ResampleStream(fmt.rate, pcm.SAMPLE_RATE, 1, quality="HQ")
 
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the rest of their frame."""
-        return len(self._rest)
-
     def feed(self, data: memoryview) -> NDArray[np.float32]:
-        joined = memoryview(self._rest + bytes(data)) if self._rest else data
-        whole = len(joined) - len(joined) % self.format.frame_bytes
-        self._rest = bytes(joined[whole:])
-        return self._resample(_to_mono(joined[:whole], self.format), last=False)
+        return self._resample(_to_mono(self.aligner.feed(data), self.format), last=False)
 
     def finish(self) -> NDArray[np.float32]:
         return self._resample(np.empty(0, dtype=np.float32), last=True)

@@ -1,6 +1,7 @@
-"""Utterances, with a judge whose opinion is written in the sound: samples from LOUD up are speech."""
+"""Utterances, with a detector that reads the answer from the sound: samples from LOUD up are speech."""
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,19 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio.utterances import Listener, ListenerOptions
-from audio.vad import CHUNK
+from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
 
 RATE = 16_000
 LOUD = 1000
-SHORT = ListenerOptions(
-    pre_roll=0.1, pause=0.3, shortest_pause=0.1, patient_for=0.5, hurried_from=1.0, post_roll=0.05, longest=1.5
+SHORT = SplitterOptions(
+    pre_roll=0.1,
+    pause=0.3,
+    shortest_pause=0.1,
+    full_pause_until=0.5,
+    shortest_pause_from=1.0,
+    post_roll=0.05,
+    longest=1.5,
 )
 DIRECT = replace(SHORT, shortest_pause=SHORT.pause)
 """The same pause for utterances of every length."""
 
 
-def judge(chunk):
+def detect(chunk):
     assert chunk.shape == (CHUNK,)
     assert chunk.dtype == np.int16
     return 0.9 if np.abs(chunk.astype(np.int32)).max() >= LOUD else 0.1
@@ -38,17 +44,15 @@ def stretches(*lengths):
     return np.concatenate([*each, np.empty(0, np.int16)])
 
 
-def listen(sound, options=SHORT, sizes=(10**9,), judge=judge):
-    listener, data, found, at = Listener(options, judge), sound.astype("<i2").tobytes(), [], 0
+def split(sound, options=SHORT, sizes=(10**9,), detector=detect):
+    splitter, data, found, at = UtteranceSplitter(options, detector), sound.astype("<i2").tobytes(), [], 0
     for size in itertools.cycle(sizes):
         if at >= len(data):
             break
-        found += listener.feed(data[at : at + size])
+        found += splitter.feed(data[at : at + size])
         at += size
-        longest = options.longest + options.pre_roll + 1
-        assert len(listener._buffer) <= longest * RATE + 2 * CHUNK
-    found += listener.finish()
-    assert listener.received == len(data) // 2
+    found += splitter.finish()
+    assert splitter.received == len(data) // 2
     return found
 
 
@@ -59,7 +63,7 @@ def spans(found):
 def spoken_chunks(sound):
     """Positions of the chunks of speech, the last one padded."""
     padded = np.pad(sound, (0, -len(sound) % CHUNK))
-    return [at for at in range(0, len(padded), CHUNK) if judge(padded[at : at + CHUNK]) > 0.5]
+    return [at for at in range(0, len(padded), CHUNK) if detect(padded[at : at + CHUNK]) > 0.5]
 
 
 sounds = st.builds(
@@ -73,22 +77,22 @@ odd_sizes = st.lists(st.integers(1, 40_000), min_size=1, max_size=5).filter(lamb
 @settings(deadline=None, max_examples=60)
 @given(sounds, odd_sizes)
 def test_utterances_do_not_depend_on_how_the_stream_was_cut(sound, sizes):
-    whole, cut = listen(sound), listen(sound, sizes=sizes)
+    whole, cut = split(sound), split(sound, sizes=sizes)
     assert spans(cut) == spans(whole)
     assert all(np.array_equal(one.samples, other.samples) for one, other in zip(whole, cut, strict=True))
 
 
 @settings(deadline=None, max_examples=100)
-@given(sounds, st.sampled_from([SHORT, DIRECT, replace(SHORT, chunks_to_begin=1), replace(SHORT, pre_roll=0.0)]))
+@given(sounds, st.sampled_from([SHORT, DIRECT, replace(SHORT, min_speech_chunks=1), replace(SHORT, pre_roll=0.0)]))
 def test_utterances_are_exact_in_order_and_hold_all_speech(sound, options):
-    found = listen(sound, options)
+    found = split(sound, options)
     assert [each.number for each in found] == list(range(len(found)))
     for each in found:
         assert np.array_equal(each.samples, sound[each.first : each.end])
         assert each.first <= each.speech_start < each.speech_end <= each.end
         assert len(each.samples) <= options.longest * RATE + CHUNK
         # nothing but silence before its speech and behind it
-        assert judge(np.resize(sound[each.speech_start :], CHUNK)) > 0.5 or each.first == each.speech_start
+        assert detect(np.resize(sound[each.speech_start :], CHUNK)) > 0.5 or each.first == each.speech_start
         assert np.all(sound[each.first : each.speech_start] < LOUD)
         assert np.all(sound[each.speech_end : each.end] < LOUD)
     for before, after in itertools.pairwise(found):
@@ -99,7 +103,7 @@ def test_utterances_are_exact_in_order_and_hold_all_speech(sound, options):
     runs = [list(run) for run in in_a_row(spoken_chunks(sound))]
     for run in runs:
         at_the_end = run[-1] + CHUNK >= len(sound)
-        if len(run) >= options.chunks_to_begin or at_the_end:
+        if len(run) >= options.min_speech_chunks or at_the_end:
             assert covered[run[0] : min(run[-1] + CHUNK, len(sound))].all(), run
 
 
@@ -116,7 +120,7 @@ def in_a_row(positions):
 
 
 def test_pre_roll_and_post_roll_are_sample_exact():
-    (found,) = listen(stretches(20, 10, 20), DIRECT)
+    (found,) = split(stretches(20, 10, 20), DIRECT)
     assert found.speech_start == 20 * CHUNK
     assert found.speech_end == 30 * CHUNK
     assert found.first == found.speech_start - int(0.1 * RATE)
@@ -125,31 +129,31 @@ def test_pre_roll_and_post_roll_are_sample_exact():
 
 
 def test_a_stream_that_begins_with_speech_has_no_pre_roll():
-    (found,) = listen(stretches(0, 10))
+    (found,) = split(stretches(0, 10))
     assert (found.first, found.speech_start, found.end, found.ended_by) == (0, 0, 10 * CHUNK, "end")
 
 
 def test_the_pre_roll_never_reaches_into_the_utterance_before():
     options = replace(DIRECT, pre_roll=0.3, post_roll=0.25, longest=5)
-    first, second = listen(stretches(20, 10, 10, 10, 20), options)
+    first, second = split(stretches(20, 10, 10, 10, 20), options)
     assert first.end == first.speech_end + int(0.25 * RATE)
     assert second.first == first.end > second.speech_start - int(0.3 * RATE)
 
 
 def test_a_short_silence_does_not_end_an_utterance_and_a_pause_does():
     pause = int(DIRECT.pause * RATE) // CHUNK  # 9 chunks are shorter, 10 are not
-    assert len(listen(stretches(5, 5, pause, 5, 30), DIRECT)) == 1
-    assert len(listen(stretches(5, 5, pause + 1, 5, 30), DIRECT)) == 2
+    assert len(split(stretches(5, 5, pause, 5, 30), DIRECT)) == 1
+    assert len(split(stretches(5, 5, pause + 1, 5, 30), DIRECT)) == 2
 
 
 def test_the_pause_is_shorter_in_a_long_utterance():
     quiet = int(SHORT.shortest_pause * RATE) // CHUNK + 2
-    assert len(listen(stretches(5, 8, quiet, 8, 30))) == 1
-    assert len(listen(stretches(5, 36, quiet, 8, 30))) == 2
+    assert len(split(stretches(5, 8, quiet, 8, 30))) == 1
+    assert len(split(stretches(5, 36, quiet, 8, 30))) == 2
 
 
 def test_a_click_is_no_speech():
-    assert listen(stretches(10, 1, 30, 1, 30)) == []
+    assert split(stretches(10, 1, 30, 1, 30)) == []
 
 
 def test_speech_goes_on_at_a_lower_probability_than_it_begins_at():
@@ -157,29 +161,29 @@ def test_speech_goes_on_at_a_lower_probability_than_it_begins_at():
         return {0: 0.1, 1: 0.9, 2: 0.4}[int(chunk[0])]
 
     sound = np.repeat([0, 2, 1, 2, 0], [10 * CHUNK, 5 * CHUNK, 2 * CHUNK, 5 * CHUNK, 20 * CHUNK]).astype(np.int16)
-    (found,) = listen(sound, judge=half)
+    (found,) = split(sound, detector=half)
     assert (found.speech_start, found.speech_end) == (15 * CHUNK, 22 * CHUNK)
 
 
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 1600])
 def test_a_clip_of_a_tenth_of_a_second_is_heard_at_the_end_of_the_stream(length):
     sound = np.concatenate((chunks(20, speech=False), chunks(4, speech=True)[:length]))
-    (found,) = listen(sound)
+    (found,) = split(sound)
     assert found.speech_start == 20 * CHUNK
     assert found.speech_end == found.end == len(sound)
     assert np.array_equal(found.samples, sound[found.first :])
 
 
 def test_a_clip_that_is_all_there_is():
-    (found,) = listen(chunks(4, speech=True)[:1600])
+    (found,) = split(chunks(4, speech=True)[:1600])
     assert (found.first, found.speech_start, found.end) == (0, 0, 1600)
 
 
 def test_the_end_of_a_stream_gives_the_words_before_it():
-    (found,) = listen(stretches(10, 10, 2))
+    (found,) = split(stretches(10, 10, 2))
     assert found.ended_by == "end"
     assert found.end == 20 * CHUNK + int(0.05 * RATE)  # 0.05 s of the silence
-    (found,) = listen(stretches(10, 10, 1))
+    (found,) = split(stretches(10, 10, 1))
     assert found.end == 21 * CHUNK  # and no more than there is
 
 
@@ -188,7 +192,7 @@ def test_endless_speech_is_cut_at_its_quietest_points_and_nothing_is_lost_or_dou
     sound[: 10 * CHUNK] = 0
     dip = 10 * CHUNK + int(1.2 * RATE)  # in the last third of the first utterance
     sound[dip : dip + 1600] //= 8
-    found = listen(sound, judge=lambda chunk: 0.9 if chunk.any() else 0.1)
+    found = split(sound, detector=lambda chunk: 0.9 if chunk.any() else 0.1)
     assert len(found) > 8
     assert [each.ended_by for each in found] == ["cut"] * (len(found) - 1) + ["end"]
     assert dip < found[0].end < dip + 1600
@@ -200,7 +204,7 @@ def test_endless_speech_is_cut_at_its_quietest_points_and_nothing_is_lost_or_dou
 def test_a_cut_behind_the_last_word_leaves_no_utterance_of_silence():
     options = replace(DIRECT, pause=0.6, shortest_pause=0.6, longest=1.5)
     speech = int(1.0 * RATE) // CHUNK + 1  # with the pre-roll, the limit comes before the pause is over
-    (found,) = listen(stretches(20, speech, 40), options)
+    (found,) = split(stretches(20, speech, 40), options)
     assert found.ended_by == "cut"
     assert found.speech_end == (20 + speech) * CHUNK
     assert found.end == found.speech_end + int(0.05 * RATE)
@@ -210,97 +214,109 @@ def test_speech_that_resumes_behind_such_a_cut_keeps_its_pre_roll():
     options = replace(DIRECT, pause=0.6, shortest_pause=0.6, longest=1.5)
     speech = int(1.0 * RATE) // CHUNK + 1
     sound = stretches(20, speech, 16, 10, 40)
-    first, second = listen(sound, options)
+    first, second = split(sound, options)
     assert second.first == second.speech_start - int(0.1 * RATE) >= first.end
     assert second.speech_start == (20 + speech + 16) * CHUNK
 
 
 def test_positions_are_exact_after_hours():
-    listener = Listener(SHORT, judge)
-    hour = bytes(3600 * RATE * 2)
-    assert listener.feed(b"\0" + hour) == []
-    assert len(listener._buffer) <= (SHORT.pre_roll + 1) * RATE + CHUNK
+    splitter = UtteranceSplitter(SHORT, detect)
+    assert splitter.feed(b"\0" + bytes(3600 * RATE * 2)) == []
     sound = stretches(0, 7, 33, 9)
-    found = listener.feed(b"\0" + sound.tobytes()) + listener.finish()
+    found = splitter.feed(b"\0" + sound.tobytes()) + splitter.finish()
     start = 3600 * RATE + 1
     # chunks lie where they lie, so that speech begins within one
     assert [start - CHUNK < each.speech_start <= start for each in found[:1]] == [True]
-    assert found[1].end == listener.received == start + len(sound)
+    assert found[1].end == splitter.received == start + len(sound)
     for each in found:
         silence = start - each.first
         expected = sound[max(0, -silence) : each.end - start]
         assert np.array_equal(each.samples[max(0, silence) :], expected)
 
 
+@pytest.mark.parametrize("level", [0, LOUD])
+def test_memory_is_bounded(level):
+    splitter, minute = UtteranceSplitter(SHORT, detect), np.full(60 * RATE, level, "<i2").tobytes()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            splitter.feed(minute)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(minute)
+        assert tracemalloc.get_traced_memory()[0] < 4 * SHORT.longest * RATE
+    finally:
+        tracemalloc.stop()
+
+
 def test_what_is_open_can_be_looked_at():
-    listener = Listener(DIRECT, judge)
+    splitter = UtteranceSplitter(DIRECT, detect)
     sound = stretches(10, 10, 5, 4)
-    listener.feed(sound[: 10 * CHUNK].tobytes())
-    assert listener.current() is None
-    listener.feed(sound[10 * CHUNK : 20 * CHUNK].tobytes())
-    current = listener.current()
-    assert (current.number, current.ended_by, current.end, listener.quiet) == (0, "open", 20 * CHUNK, 0)
-    listener.feed(sound[20 * CHUNK : 25 * CHUNK].tobytes())
-    now = listener.current()
-    assert (now.end, now.speech_end, listener.quiet) == (20 * CHUNK + int(0.05 * RATE), 20 * CHUNK, 5 * CHUNK)
-    listener.feed(sound[25 * CHUNK :].tobytes())
-    assert listener.current().end == 29 * CHUNK
-    (last,) = listener.finish()
+    splitter.feed(sound[: 10 * CHUNK].tobytes())
+    assert splitter.open_utterance() is None
+    splitter.feed(sound[10 * CHUNK : 20 * CHUNK].tobytes())
+    current = splitter.open_utterance()
+    assert (current.number, current.ended_by, current.end, splitter.silence) == (0, "open", 20 * CHUNK, 0)
+    splitter.feed(sound[20 * CHUNK : 25 * CHUNK].tobytes())
+    now = splitter.open_utterance()
+    assert (now.end, now.speech_end, splitter.silence) == (20 * CHUNK + int(0.05 * RATE), 20 * CHUNK, 5 * CHUNK)
+    splitter.feed(sound[25 * CHUNK :].tobytes())
+    assert splitter.open_utterance().end == 29 * CHUNK
+    (last,) = splitter.finish()
     assert np.array_equal(last.samples, sound[current.first : 29 * CHUNK])
 
 
 def test_a_lull_ends_what_is_open_and_the_stream_goes_on():
-    listener = Listener(DIRECT, judge)
-    assert listener.lull() == []
+    splitter = UtteranceSplitter(DIRECT, detect)
+    assert splitter.flush() == []
     sound = stretches(10, 10, 2)
-    assert listener.feed(sound.tobytes() + b"\0") == []
-    (first,) = listener.lull()
+    assert splitter.feed(sound.tobytes() + b"\0") == []
+    (first,) = splitter.flush()
     assert (first.ended_by, first.end) == ("end", 20 * CHUNK + int(0.05 * RATE))
-    assert listener.lull() == []
-    assert listener.current() is None
+    assert splitter.flush() == []
+    assert splitter.open_utterance() is None
     more = chunks(10, speech=True)
-    listener.feed(b"\0" + more.tobytes())
-    (second,) = listener.finish()
+    splitter.feed(b"\0" + more.tobytes())
+    (second,) = splitter.finish()
     assert (second.number, second.first) == (1, first.end)
     assert second.end == len(sound) + 1 + len(more)
 
 
 def test_options_that_change_count_at_once():
-    listener = Listener(replace(DIRECT, pause=1.0, shortest_pause=1.0, longest=20.0), judge)
-    assert listener.feed(stretches(10, 150, 20).tobytes()) == []
-    listener.options = DIRECT
-    ended = listener.feed(chunks(1, speech=False).tobytes())
+    splitter = UtteranceSplitter(replace(DIRECT, pause=1.0, shortest_pause=1.0, longest=20.0), detect)
+    assert splitter.feed(stretches(10, 150, 20).tobytes()) == []
+    splitter.options = DIRECT
+    ended = splitter.feed(chunks(1, speech=False).tobytes())
     assert [each.ended_by for each in ended] == ["pause"]
 
 
 def test_half_a_sample_is_told():
-    listener = Listener(judge=judge)
-    assert listener.feed(b"") == []
-    assert listener.feed(b"\1") == []
-    assert (listener.received, listener.pending) == (0, 1)
-    listener.feed(b"\0\1")
-    assert (listener.received, listener.pending) == (1, 1)
-    assert listener.finish() == []
+    splitter = UtteranceSplitter(detector=detect)
+    assert splitter.feed(b"") == []
+    assert splitter.feed(b"\1") == []
+    assert (splitter.received, splitter.pending) == (0, 1)
+    splitter.feed(b"\0\1")
+    assert (splitter.received, splitter.pending) == (1, 1)
+    assert splitter.finish() == []
 
 
 def test_nothing_in_nothing_out():
-    assert Listener(judge=judge).finish() == []
+    assert UtteranceSplitter(detector=detect).finish() == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pause": 0.1}, "pause of 0.1 s"),
-        ({"pause": float("nan")}, "pause"),
-        ({"post_roll": -1.0}, "pause"),
-        ({"post_roll": float("nan")}, "pause"),
-        ({"pre_roll": -0.1}, "pre-roll of -0.1 s"),
-        ({"pre_roll": float("nan")}, "pre-roll"),
-        ({"chunks_to_begin": 0}, "0 chunks"),
-        ({"begins_at": 1.5}, "probability of 1.5"),
-        ({"begins_at": 0.3}, "end at 0.35"),
-        ({"goes_on_at": 0.0}, "end at 0.0"),
-        ({"patient_for": 6.0}, "patience"),
+        ({"pause": 0.1}, "pause=0.1"),
+        ({"pause": float("nan")}, "pause=nan"),
+        ({"shortest_pause": -0.1}, "shortest_pause=-0.1"),
+        ({"post_roll": -1.0}, "post_roll=-1.0"),
+        ({"post_roll": float("nan")}, "post_roll=nan"),
+        ({"pre_roll": -0.1}, "pre_roll=-0.1"),
+        ({"pre_roll": float("nan")}, "pre_roll=nan"),
+        ({"min_speech_chunks": 0}, "min_speech_chunks=0"),
+        ({"speech_threshold": 1.5}, "speech_threshold=1.5"),
+        ({"speech_threshold": 0.3}, "silence_threshold=0.35 <= speech_threshold=0.3"),
+        ({"silence_threshold": 0.0}, "silence_threshold=0.0"),
+        ({"full_pause_until": 6.0}, "full_pause_until=6.0"),
         ({"longest": 0.5}, "longest utterance must be 1.8 to 30 s"),
         ({"longest": 30.5}, "to 30 s"),
         ({"longest": float("nan")}, "to 30 s"),
@@ -309,4 +325,4 @@ def test_nothing_in_nothing_out():
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
-        ListenerOptions(**options)
+        SplitterOptions(**options)

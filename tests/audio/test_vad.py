@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from audio.utterances import Listener, ListenerOptions
-from audio.vad import CHUNK, SpeechDetector
+from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter, VoiceActivityDetector
 from audio.wav import read_wav
 
 RATE = 16_000
@@ -14,20 +13,20 @@ CLEAN = [
     *("demo-stereo-48k.wav", "demo-numbers-noise-15db.wav", "demo-long-40s.wav"),
     *("tiny-weather.wav", "tiny-train.wav", "tiny-meeting.wav", "tiny-fox-fast.wav", "tiny-garden.wav"),
 ]
-PATIENT = ListenerOptions(pause=0.6, shortest_pause=0.6, longest=28.0)
+PATIENT = SplitterOptions(pause=0.6, shortest_pause=0.6, longest=28.0)
 """Breaths within an utterance of the fixtures do not end it."""
 
 
-def heard(samples, options=PATIENT):
-    listener = Listener(options)
+def utterances(samples, options=PATIENT):
+    splitter = UtteranceSplitter(options)
     data = np.clip(samples * 32768, -32768, 32767).astype("<i2").tobytes()
-    return listener.feed(data) + listener.finish()
+    return splitter.feed(data) + splitter.finish()
 
 
 @pytest.mark.parametrize("level", [1.0, 0.01])
 @pytest.mark.parametrize("name", CLEAN)
 def test_the_speech_of_a_fixture_is_found_where_it_is(fixtures_dir, texts, name, level):
-    found = heard(read_wav((fixtures_dir / name).read_bytes()) * level)
+    found = utterances(read_wav((fixtures_dir / name).read_bytes()) * level)
     known = texts[name]["utterances"]
     assert len(found) == len(known)
     for utterance, truth in zip(found, known, strict=True):
@@ -66,21 +65,21 @@ NO_SPEECH = {
 @pytest.mark.parametrize("level", [0.9, 0.05, 0.003])
 @pytest.mark.parametrize("kind", NO_SPEECH)
 def test_what_is_no_speech_gives_nothing(kind, level):
-    assert heard(NO_SPEECH[kind]() * level, ListenerOptions()) == []
+    assert utterances(NO_SPEECH[kind]() * level, SplitterOptions()) == []
 
 
 def test_a_detector_remembers_only_its_own_stream(fixtures_dir):
     sound = read_wav((fixtures_dir / "demo-numbers.wav").read_bytes())
     sound = (sound * 32767).astype(np.int16)[: len(sound) // CHUNK * CHUNK].reshape(-1, CHUNK)
-    alone = [SpeechDetector().judge(each) for each in sound[:1]]
-    one, other = SpeechDetector(), SpeechDetector()
-    first = [one.judge(each) for each in sound]
+    alone = [VoiceActivityDetector()(each) for each in sound[:1]]
+    one, other = VoiceActivityDetector(), VoiceActivityDetector()
+    first = [one(each) for each in sound]
     assert first[0] == alone[0]
     assert max(first) > 0.9
     silence = np.zeros(CHUNK, np.int16)
     mixed = []
     for each in sound:
-        mixed.append(other.judge(each))
-        one.judge(silence)
+        mixed.append(other(each))
+        one(silence)
     assert mixed == first
     assert all(0 <= each <= 1 for each in first)

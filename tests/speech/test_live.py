@@ -8,16 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from audio.utterances import Listener, ListenerOptions
-from audio.vad import CHUNK
+from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
 from whisper_byoc.speech.live import LiveOptions, LiveText
 from whisper_byoc.speech.scheduler import Timed
 from whisper_byoc.speech.transcript import TextSegment, Transcription
 
 RATE = 16_000
-LISTENING = ListenerOptions(
-    pre_roll=0.1, pause=0.3, shortest_pause=0.3, post_roll=0.1, patient_for=1.0, hurried_from=2.0, longest=2.0
+LISTENING = SplitterOptions(
+    pre_roll=0.1,
+    pause=0.3,
+    shortest_pause=0.3,
+    post_roll=0.1,
+    full_pause_until=1.0,
+    shortest_pause_from=2.0,
+    longest=2.0,
 )
 OPTIONS = LiveOptions(partials=True, first_after=0.1, every=0.1, listening=LISTENING)
 
@@ -84,7 +89,7 @@ def model():
 
 
 def live_text(model, options=OPTIONS, decoding=None, **more):
-    return LiveText(model, decoding or DecodeOptions(), options, Listener(options.listening, judge), **more)
+    return LiveText(model, decoding or DecodeOptions(), options, UtteranceSplitter(options.listening, judge), **more)
 
 
 async def feed(live, *pieces):
@@ -145,7 +150,7 @@ async def test_one_draft_at_a_time_so_that_they_come_less_often_under_load(model
     model.drafting_free.set()
     await asyncio.sleep(0.01)
     (late,) = await feed(live, speech(2))
-    assert late.utterance.end < live.listener.received  # it says to which sound it belongs
+    assert late.utterance.end < live.splitter.received  # it says to which sound it belongs
     live.close()
 
 
@@ -275,7 +280,7 @@ async def test_no_text_is_told_of_an_utterance_after_its_final_one(model):
     for each in updates:
         assert each.utterance.number == last + 1
         last += each.final
-    assert last + 1 == live.listener._number > 5
+    assert last + 1 == live.splitter._number > 5
 
 
 async def test_an_error_in_one_utterance_does_not_lose_the_next(model):
@@ -464,7 +469,7 @@ async def test_no_partial_text_comes_once_it_is_not_wanted(model):
 async def test_a_piece_that_was_walked_away_from_is_still_heard_and_before_the_next(model, then):
     go, at_once = threading.Event(), []
 
-    class Slow(Listener):
+    class Slow(UtteranceSplitter):
         def feed(self, data):
             at_once.append(go.wait(10))
             return super().feed(data)

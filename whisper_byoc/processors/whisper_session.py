@@ -87,7 +87,7 @@ class WhisperSession:
         try:
             updates = await live.feed(piece, behind=behind)
         finally:
-            self._samples = self._began + live.listener.received
+            self._samples = self._began + live.splitter.received
             self._note_arrival(arrived)
         return [self._result(update) for update in updates]
 
@@ -111,9 +111,9 @@ class WhisperSession:
         try:
             results = [self._result(update) for update in await live.finish()]
         finally:
-            self._samples = self._began + live.listener.received
+            self._samples = self._began + live.splitter.received
             live.close()
-        if live.listener.pending:
+        if live.splitter.pending:
             results.append(Result(b"", error="the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return results
 

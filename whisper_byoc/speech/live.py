@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE
-from audio.utterances import Listener, ListenerOptions, Utterance
+from audio.utterances import SplitterOptions, Utterance, UtteranceSplitter
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Dropped
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.partials import POLICIES, Policy
@@ -39,7 +39,7 @@ class LiveOptions:
     """A first draft is made of so much sound from where speech began …"""
     every: float = 0.4
     """… and the next one when so much more has come, at the earliest; half of it while no word is shown yet."""
-    listening: ListenerOptions = field(default_factory=ListenerOptions)
+    listening: SplitterOptions = field(default_factory=SplitterOptions)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LiveText:
         model: Model,
         decoding: DecodeOptions,
         options: LiveOptions,
-        listener: Listener | None = None,
+        splitter: UtteranceSplitter | None = None,
         tell: Callable[[], None] = lambda: None,
         language: LanguageChoice | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class LiveText:
         """
         self.options = options
         self._tell = tell
-        self.listener = listener or Listener(options.listening)
+        self.splitter = splitter or UtteranceSplitter(options.listening)
         self._model = model
         self._decoding = decoding
         self._language = language or LanguageChoice(decoding.language)
@@ -115,14 +115,14 @@ class LiveText:
         """Change options from now on."""
         if language is not None or decoding.language != self._decoding.language:
             self._language = language or LanguageChoice(decoding.language)
-        self._decoding, self.options, self.listener.options = decoding, options, options.listening
+        self._decoding, self.options, self.splitter.options = decoding, options, options.listening
         if not options.partials:
             self._drop_draft()
 
     async def feed(self, data: bytes, *, behind: bool = False) -> list[Update]:
         """Take PCM16, and give the text that is ready; for a stream that is `behind`, nothing is done twice."""
         self._behind = behind
-        await self._listen(lambda: self.listener.feed(data))
+        await self._listen(lambda: self.splitter.feed(data))
         return [*await self._finals(), *self._partial()]
 
     def ready(self) -> list[Update]:
@@ -131,12 +131,12 @@ class LiveText:
 
     async def lull(self) -> list[Update]:
         """Give the text of the utterance that is open: nothing has come for a while, and nothing may follow."""
-        await self._listen(self.listener.lull)
+        await self._listen(self.splitter.flush)
         return await self._finals()
 
     async def finish(self) -> list[Update]:
         """Give the text of what is left at the end of the stream."""
-        await self._listen(self.listener.finish)
+        await self._listen(self.splitter.finish)
         return await self._finals()
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class LiveText:
         self._early = None
 
     async def _listen(self, listen: Callable[[], list[Utterance]]) -> None:
-        """Have the listener work in a thread; who is cancelled meanwhile cannot stop that, and the next one waits."""
+        """Have the splitter work in a thread; who is cancelled meanwhile cannot stop that, and the next one waits."""
         self._listening = spawn(self._listen_after(self._listening, listen))
         await asyncio.shield(self._listening)
 
@@ -186,7 +186,7 @@ class LiveText:
 
     def _partial(self) -> list[Update]:
         """Collect a draft that is done, and begin what there is to begin."""
-        current = self.listener.current()
+        current = self.splitter.open_utterance()
         if current is None or self._ended:  # the text of those comes first
             return []
         updates = self._collect(current)
@@ -195,7 +195,7 @@ class LiveText:
             self._early = None
         if self._behind:
             return updates
-        if self.listener.quiet >= self.listener.kept:
+        if self.splitter.silence >= self.splitter.kept_silence:
             self._transcribe_early(current)
         elif self.options.partials:
             self._begin_draft(current)
