@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from whisper_byoc.trickle.errors import MemoryFull, SegmentTooLarge
 from whisper_byoc.trickle.limits import Memory
 from whisper_byoc.trickle.segment import MERGED_BYTES, Segment
-from whisper_byoc.trickle.signal import Signal
 
 PIECES = st.lists(st.one_of(st.binary(max_size=20), st.binary(min_size=MERGED_BYTES - 3, max_size=MERGED_BYTES + 3)))
 
@@ -108,16 +107,3 @@ def new_closed():
     segment = new()
     segment.close()
     return segment
-
-
-async def test_signal_wakes_all_who_wait_and_forgets_who_left():
-    signal = Signal()
-    waiting = [asyncio.create_task(signal.wait()) for _ in range(3)]
-    leaving = asyncio.create_task(signal.wait())
-    await asyncio.sleep(0)
-    leaving.cancel()
-    await asyncio.wait((leaving,))
-    signal.wake()
-    assert await asyncio.gather(*waiting) == [True] * 3
-    assert not await signal.wait(0.001)
-    assert not signal._waiters

@@ -12,7 +12,7 @@ import sys
 
 from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
-from whisper_byoc.errors import ClientError, StartError, UsageError
+from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
 from whisper_byoc.trickle.byhand import Cut, by_line, by_size, by_time, chunks_of, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
@@ -58,10 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what the action says."""
     if args.action == "serve":
         log_to_stderr("info")
-        try:
-            asyncio.run(serve(TrickleServer(args.base_path, autocreate=not args.no_autocreate), args.host, args.port))
-        except TrickleError as error:
-            raise StartError(str(error)) from error
+        asyncio.run(serve(TrickleServer(args.base_path, autocreate=not args.no_autocreate), args.host, args.port))
         return 0
     if not args.url.startswith(("http://", "https://")):
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")

@@ -17,6 +17,8 @@ TrickleError
 
 from __future__ import annotations
 
+from whisper_byoc.errors import ByocError
+
 __all__ = [
     "BadSequence",
     "ChannelClosed",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 
-class TrickleError(Exception):
+class TrickleError(ByocError):
     """Root of the tree; its text is one sentence for the user."""
 
 

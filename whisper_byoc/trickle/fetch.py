@@ -8,12 +8,11 @@ import time
 
 import aiohttp
 
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.trickle.errors import ChannelNotFound, Refused, Unreachable
 from whisper_byoc.trickle.http import (
-    CONNECTION_ERRORS,
     ClientOptions,
     backoff,
-    describe,
     error_of,
     header_seq,
     next_write,
@@ -196,6 +195,6 @@ class Fetcher:
             raise
 
     def _give_up_or_go_on(self, error: BaseException, since: float) -> None:
-        log.info("%s: %s", self._url, describe(error))
+        log.info("%s: %s", self._url, reason_of(error))
         if self._late(since):
-            raise Unreachable(f"{self._url}: {describe(error)}") from error
+            raise Unreachable(f"{self._url}: {reason_of(error)}") from error

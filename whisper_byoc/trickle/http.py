@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -12,17 +11,18 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
+from whisper_byoc import http
+from whisper_byoc.errors import UsageError
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
 from whisper_byoc.trickle.protocol import EXPECT_CONTENT, LATEST, parse_seq
 
 __all__ = [
-    "CONNECTION_ERRORS",
     "ClientOptions",
     "ServerTrouble",
     "backoff",
     "channel_url",
     "create_channel",
-    "describe",
     "error_of",
     "header_seq",
     "limited",
@@ -33,8 +33,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-CONNECTION_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
-"""What may pass when one tries again."""
 LONGEST_TEXT = 200
 SHORT_SECONDS = 2.0
 
@@ -72,15 +70,8 @@ class ClientOptions:
 
 
 def open_session(options: ClientOptions) -> aiohttp.ClientSession:
-    """Open a session that waits for as long as it must, and takes bytes as they are."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=options.verify),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_seconds),
-        headers={"Accept-Encoding": "identity"},
-        skip_auto_headers=("Content-Type",),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
+    """Open a session that waits for as long as it must."""
+    return http.open_session(verify=options.verify, connect_seconds=options.connect_seconds)
 
 
 def channel_url(url: str) -> str:
@@ -89,12 +80,12 @@ def channel_url(url: str) -> str:
     Raises `TrickleError`.
     """
     try:
-        parts = URL(url)
-    except ValueError:
-        parts = URL()
-    if parts.scheme not in ("http", "https") or not parts.host or len(parts.path) < 2:
+        checked = http.base_url(url, credentials=True)
+    except UsageError:
+        checked = ""
+    if len(URL(checked).path) < 2:
         raise TrickleError(f"{url!r} is not the URL of a channel, such as http://localhost:2939/ai/trickle/NAME")
-    return url.rstrip("/")
+    return checked
 
 
 def limited(options: ClientOptions) -> aiohttp.ClientTimeout:
@@ -102,23 +93,23 @@ def limited(options: ClientOptions) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=options.answer_seconds, sock_connect=options.connect_seconds)
 
 
-async def create_channel(http: aiohttp.ClientSession, url: str, mime: str, options: ClientOptions) -> None:
+async def create_channel(session: aiohttp.ClientSession, url: str, mime: str, options: ClientOptions) -> None:
     """Create a channel, or find that it exists.
 
     Raises `ChannelNotFound` when the server does not let peers create channels, `Refused`, or `ServerTrouble`.
     """
     headers = {EXPECT_CONTENT: mime}
-    async with http.post(url, headers=headers, timeout=limited(options), allow_redirects=False) as answer:
+    async with session.post(url, headers=headers, timeout=limited(options), allow_redirects=False) as answer:
         if answer.status != 200:
             raise await error_of(answer, url)
 
 
-async def next_write(http: aiohttp.ClientSession, url: str, options: ClientOptions) -> int | None:
+async def next_write(session: aiohttp.ClientSession, url: str, options: ClientOptions) -> int | None:
     """Ask which index is written next; None from a server that does not tell.
 
     Raises `ChannelNotFound`, `Refused` or `ServerTrouble`.
     """
-    async with http.get(f"{url}/next", timeout=limited(options), allow_redirects=False) as answer:
+    async with session.get(f"{url}/next", timeout=limited(options), allow_redirects=False) as answer:
         if answer.status == 400:  # a server older than go-livepeer 0.8.11 takes `next` for a bad index
             return None
         if answer.status != 200:
@@ -138,7 +129,7 @@ async def persist(request: Callable[[], Awaitable[T]], options: ClientOptions) -
             return await request()
         except (*CONNECTION_ERRORS, ServerTrouble) as error:
             if time.monotonic() - began_at > options.patience_seconds:
-                raise Unreachable(describe(error)) from error
+                raise Unreachable(reason_of(error)) from error
 
 
 def header_seq(answer: aiohttp.ClientResponse, name: str) -> int | None:
@@ -170,11 +161,4 @@ def backoff(options: ClientOptions) -> Iterator[float]:
         pause = pause * 2 or 0.1
 
 
-def describe(error: BaseException) -> str:
-    """Say what went wrong, also for errors without a text; a failed connection as the operating system says it."""
-    if isinstance(error, asyncio.TimeoutError) and not str(error):
-        return "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-        number = error.os_error.errno or 0  # that of a name that is not known is negative, and not the system's
-        return os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-    return str(error) or type(error).__name__
+describe = reason_of  # until those who import it from here have moved

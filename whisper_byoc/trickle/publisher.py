@@ -8,9 +8,9 @@ from types import TracebackType
 
 import aiohttp
 
+from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import ChannelNotFound, TrickleError
 from whisper_byoc.trickle.http import (
-    CONNECTION_ERRORS,
     ClientOptions,
     channel_url,
     create_channel,

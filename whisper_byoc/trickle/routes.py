@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from whisper_byoc.aiohttp_internals import LateHeadResponse, send_continue
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import (
     BadSequence,
@@ -30,17 +31,10 @@ __all__ = ["TrickleRoutes"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 SMALL_BYTES = 64 << 10
 """A finished segment up to this size is answered in one piece."""
 BROKEN = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 """What reading a request body raises when it does not come to its end."""
-
-
-class SegmentResponse(web.StreamResponse):
-    """Its head waits for the first bytes, so that both go out in one packet; without aiohttp's switch, in two."""
-
-    _send_headers_immediately = False
 
 
 class TrickleRoutes:
@@ -145,7 +139,7 @@ class TrickleRoutes:
             headers[LATEST] = str(latest)
         if segment.closed and segment.size <= SMALL_BYTES:
             return web.Response(body=b"".join(segment.chunks), headers=headers)
-        return await self._stream(request, segment, SegmentResponse(headers=headers))
+        return await self._stream(request, segment, LateHeadResponse(headers=headers))
 
     async def _stream(self, request: web.Request, segment: Segment, response: web.StreamResponse) -> web.StreamResponse:
         """Write what is there and what comes; a slow reader holds up nobody else."""
@@ -181,8 +175,7 @@ class TrickleRoutes:
                 waiting = (reading, segment.released)
                 done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 if not done and request.version >= (1, 1):
-                    await request.writer.write(INTERIM)
-                    request.writer.output_size = 0  # what counts is the answer that follows
+                    await send_continue(request)
             return reading.result() if reading.done() else b""
         finally:
             reading.cancel()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.trickle.errors import SegmentTooLarge
 from whisper_byoc.trickle.limits import Memory
-from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["Cursor", "Segment"]
 
@@ -25,7 +25,7 @@ class Segment:
         self.whole = False
         """Whether a writer has come to its end; else the segment was closed by somebody, or its upload broke off."""
         self.chunks: list[bytes] = []
-        self.changed = Signal()
+        self.changed = Changed()
         self._limit = limit
         self._share = memory.share(self)
         self._released: asyncio.Future[None] | None = None
@@ -45,12 +45,12 @@ class Segment:
             self.chunks[-1] += data
         else:
             self.chunks.append(bytes(data))
-        self.changed.wake()
+        self.changed.notify()
 
     def close(self) -> None:
         """Let readers come to the end, and release a publisher that has sent nothing yet."""
         self.closed = True
-        self.changed.wake()
+        self.changed.notify()
         if self._released and not self._released.done():
             self._released.set_result(None)
 

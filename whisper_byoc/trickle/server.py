@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -12,6 +11,7 @@ from types import MappingProxyType
 
 from aiohttp import web
 
+from whisper_byoc.aio import cancel, every
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import ChannelNotFound, TooManyChannels, TrickleError
 from whisper_byoc.trickle.limits import Memory, TrickleLimits
@@ -120,16 +120,15 @@ class TrickleServer:
 
     async def start(self) -> None:
         """Begin to sweep; an application that has our routes does this itself."""
-        self._sweeper = self._sweeper or asyncio.create_task(self._sweep_for_ever())
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self.sweep, "sweeping the channels"))
 
     async def stop(self) -> None:
-        """Stop sweeping, and end every channel."""
+        """End every channel, and stop sweeping."""
+        self.close_all()
         sweeper, self._sweeper = self._sweeper, None
         if sweeper:
-            sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sweeper
-        self.close_all()
+            await cancel(sweeper)
 
     async def __aenter__(self) -> TrickleServer:
         await self.start()
@@ -143,11 +142,6 @@ class TrickleServer:
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             channel.close()
-
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self.limits.sweep_seconds)
-            self.sweep()
 
     def _tell(self, what: str, name: str) -> None:
         feed = self._changes

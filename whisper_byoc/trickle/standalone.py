@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import errno
 import logging
-import signal
 from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import web
 
-from whisper_byoc.trickle.errors import TrickleError
+from whisper_byoc import http
+from whisper_byoc.aio import stop_on_signals
+from whisper_byoc.errors import StartError
 from whisper_byoc.trickle.server import TrickleServer
 
 __all__ = ["DEFAULT_PORT", "cannot_listen", "listening", "main", "serve"]
@@ -31,28 +32,13 @@ SHUTDOWN_S = 1.0
 async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterator[str]:
     """Serve while the context lasts, and give the URL that channel names are added to; port 0 takes a free one.
 
-    Raises `TrickleError` when the address cannot be had.
+    Raises `StartError` when the address cannot be had.
     """
     app = web.Application()
     server.add_routes(app)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=KEEP_ALIVE_S,
-        shutdown_timeout=SHUTDOWN_S,
-        auto_decompress=False,  # bytes are bytes, whatever their sender calls them
-    )
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise TrickleError(cannot_listen(host, port, error)) from error
-        bound = runner.addresses[0]
-        name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        yield f"http://{name}:{bound[1]}{server.base_path}"
-    finally:
-        await runner.cleanup()
+    listener = http.listening(app, host, port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S)
+    async with listener as bound:
+        yield f"http://{http.bracketed(host)}:{bound}{server.base_path}"
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> str:
@@ -64,12 +50,9 @@ def cannot_listen(host: str, port: int, error: OSError) -> str:
 async def serve(server: TrickleServer, host: str, port: int, stop: asyncio.Event | None = None) -> None:
     """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end.
 
-    Raises `TrickleError` when the address cannot be had.
+    Raises `StartError` when the address cannot be had.
     """
-    if stop is None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop or stop_on_signals()
     async with listening(server, host, port) as url:
         log.info("trickle server listening on %s (auto-create %s)", url, "on" if server.autocreate else "off")
         await stop.wait()
@@ -89,6 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = TrickleServer(args.base_path, autocreate=not args.no_autocreate, changefeed=args.changefeed)
     try:
         asyncio.run(serve(server, args.host, args.port))
-    except TrickleError as error:
+    except StartError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     return 0

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 
+from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import SegmentBroken, SegmentTooLarge, TrickleError
 from whisper_byoc.trickle.fetch import Fetched, Fetcher
-from whisper_byoc.trickle.http import CONNECTION_ERRORS, ClientOptions, backoff, channel_url, open_session
+from whisper_byoc.trickle.http import ClientOptions, backoff, channel_url, open_session
 from whisper_byoc.trickle.protocol import CURRENT
 
 __all__ = ["SegmentReader", "TrickleSubscriber"]

@@ -11,18 +11,17 @@ from typing import Protocol
 
 import aiohttp
 
+from whisper_byoc.aio import Changed
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.trickle.errors import ChannelClosed, SegmentBroken, TrickleError, Unreachable
 from whisper_byoc.trickle.http import (
-    CONNECTION_ERRORS,
     ClientOptions,
     ServerTrouble,
     backoff,
-    describe,
     error_of,
     limited,
 )
 from whisper_byoc.trickle.protocol import CLOSED, RESET
-from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["Target", "Upload"]
 
@@ -78,7 +77,7 @@ class Upload:
         self._started = False  # the present connection took bytes
         self._doubtful = False  # a connection broke after it took bytes
         self._index_taken = False
-        self._changed = Signal()
+        self._changed = Changed()
         self._moved_at = time.monotonic()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
@@ -144,17 +143,17 @@ class Upload:
                 self._index_taken = True  # maybe by every index: who answers may be no trickle server
                 await self._pause(next(pauses if self.has_data else idle_pauses))
             except (*CONNECTION_ERRORS, ServerTrouble) as error:
-                log.info("segment %d of %s: %s", self.seq, self._target.url, describe(error))
+                log.info("segment %d of %s: %s", self.seq, self._target.url, reason_of(error))
                 self._doubtful = self._doubtful or self._started
                 now, patience = time.monotonic(), self._options.patience_seconds
-                lived = now - began_at > patience and not isinstance(error, asyncio.TimeoutError)
+                lived = now - began_at > patience and not isinstance(error, TimeoutError)
                 if not failing_since or lived or not self.has_data:  # when idle, only `abandon` ends this
                     failing_since = now
                 if lived:
                     pauses = backoff(self._options)
                 if now - failing_since > patience:
                     self._target.left_open = True
-                    raise Unreachable(f"segment {self.seq} of {self._target.url}: {describe(error)}") from error
+                    raise Unreachable(f"segment {self.seq} of {self._target.url}: {reason_of(error)}") from error
                 await self._pause(next(pauses))
             if self._started and self._sent is None:
                 self._target.left_open = True
@@ -274,10 +273,10 @@ class Upload:
 
     def _move(self) -> None:
         self._moved_at = time.monotonic()
-        self._changed.wake()
+        self._changed.notify()
 
     def _ended(self, _: object) -> None:
-        self._changed.wake()
+        self._changed.notify()
         error = self.error  # also marks it as seen: an idle upload may fail without anybody asking
         if error and not isinstance(error, TrickleError):
-            log.error("segment %d of %s: %s", self.seq, self._target.url, describe(error))
+            log.error("segment %d of %s: %s", self.seq, self._target.url, reason_of(error))
