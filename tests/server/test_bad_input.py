@@ -7,9 +7,11 @@ import struct
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
+from whisper_byoc.server import output
 
 
 class Upper:
@@ -458,6 +460,39 @@ async def test_a_reader_of_one_result_that_does_not_read_is_let_go_and_the_job_f
     assert job.results.unread == 1  # it was not written whole
     await until(lambda: not api.table.jobs)
     writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("query", "accept"), [("?follow=1", "*/*"), ("", "application/x-ndjson"), ("", "text/event-stream")]
+)
+async def test_followers_that_stop_reading_before_the_end_do_not_keep_their_jobs(serving, monkeypatch, query, accept):
+    async def never(response, data=b"", whole=web.StreamResponse.write_eof):
+        await (whole(response, data) if isinstance(response, web.Response) else asyncio.Event().wait())
+
+    api = await serving(Upper(), jobs=2, idle_seconds=0.2, linger_seconds=0.1)
+    monkeypatch.setattr(web.StreamResponse, "write_eof", never)  # as at a socket whose buffer is just full
+    writers = []
+    for name in ("a", "b"):
+        await api.put(name, b"x")
+        writers.append((await raw(api, f"GET /live/{name}/output{query} HTTP/1.1\nHost: x\nAccept: {accept}"))[1])
+        await until(lambda name=name: api.table.get(name).results.unread == 0)
+        await api.end(name)
+    await until(lambda: not api.table.jobs)
+    for writer in writers:
+        writer.close()
+
+
+async def test_a_keep_alive_that_is_not_read_lets_the_follower_go(serving, monkeypatch):
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    api = await serving(Upper(), idle_seconds=0.2)
+    monkeypatch.setattr(output, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(web.StreamResponse, "write", never)
+    await api.put("job")
+    reader, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x\nAccept: text/event-stream")
+    await asyncio.wait_for(reader.read(), 10)
+    writer.close()
 
 
 async def test_a_processor_whose_extras_fail_harms_nobody(serving):

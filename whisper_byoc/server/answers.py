@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,18 @@ from whisper_byoc.server.keys import METRICS
 from whisper_byoc.server.refusals import Shape, refusal
 from whisper_byoc.speech.transcript import FORMATS, Transcription
 
-__all__ = ["CONTENT_TYPES", "MAX_LINE_BYTES", "EventStream", "drop", "render", "segments_in_seconds", "to_line"]
+__all__ = [
+    "CONTENT_TYPES",
+    "MAX_LINE_BYTES",
+    "EventStream",
+    "drop",
+    "render",
+    "segments_in_seconds",
+    "taken_within",
+    "to_line",
+]
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -74,6 +86,20 @@ def drop(request: web.Request) -> None:
         request.transport.abort()
 
 
+async def taken_within(seconds: float, request: web.Request, writing: Awaitable[None]) -> None:
+    """Wait until the client's socket has taken what is written.
+
+    Raises `ConnectionResetError`, and drops the connection, when that takes longer than `seconds`.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await writing
+    except TimeoutError:
+        log.warning("%s %s: dropped, its client has read nothing for %g s", request.method, request.path, seconds)
+        drop(request)
+        raise ConnectionResetError("the reader does not read") from None
+
+
 class EventStream:
     """Server-sent events of JSON, ended by `data: [DONE]`. An error on the way becomes an event in `shape`."""
 
@@ -108,12 +134,8 @@ class EventStream:
         elif error is not None:
             return False
         await self._write(b"data: %b\n\n" % DONE.encode())
-        await self.response.write_eof()
+        await taken_within(self._timeout, self._request, self.response.write_eof())
         return True
 
     async def _write(self, data: bytes) -> None:
-        try:
-            await asyncio.wait_for(self.response.write(data), self._timeout)
-        except TimeoutError:
-            drop(self._request)
-            raise ConnectionResetError("the reader does not read") from None
+        await taken_within(self._timeout, self._request, self.response.write(data))

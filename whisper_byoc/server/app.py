@@ -16,6 +16,7 @@ from whisper_byoc.server import (
     transcript,
     websocket,
 )
+from whisper_byoc.server.answers import drop
 from whisper_byoc.server.auth import protect
 from whisper_byoc.server.keys import METRICS, TABLE
 from whisper_byoc.server.metrics import Metrics
@@ -67,7 +68,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
-    except ConnectionError:
-        raise  # the client is gone: there is nobody to answer
+    except ConnectionError:  # the client is gone: there is nobody to answer
+        drop(request)
+        return web.Response(status=400)
     except Exception as error:
         return answer_to(request, error)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from whisper_byoc.server.answers import drop
+from whisper_byoc.server.answers import drop, taken_within
 from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.keys import TABLE
 from whisper_byoc.server.query import number, switch, whole
@@ -56,11 +56,9 @@ async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse
     if record is None:
         return web.Response(status=204)
     response = answer(record)
-    try:
-        await asyncio.wait_for(write_all(request, response), request.app[TABLE].limits.idle_seconds)
-        job.results.mark_read(record)
-    except TimeoutError:
-        cut_off(request, job, "it does not read")
+    await response.prepare(request)
+    await taken_within(request.app[TABLE].limits.idle_seconds, request, response.write_eof())
+    job.results.mark_read(record)
     return response
 
 
@@ -98,27 +96,16 @@ async def follow(
     try:
         async for record in records(job):
             if record is not None:
-                await asyncio.wait_for(response.write(encode(record)), limit)
+                await taken_within(limit, request, response.write(encode(record)))
                 job.results.mark_read(record)
                 job.touch()
             elif encode is as_event:
-                await response.write(b": keep-alive\n\n")
-        await response.write_eof()
-    except (TimeoutError, BreakOffError) as error:
-        cut_off(request, job, str(error) or "it does not read")
+                await taken_within(limit, request, response.write(b": keep-alive\n\n"))
+        await taken_within(limit, request, response.write_eof())
+    except BreakOffError as error:
+        log.warning("job %s: reader cut off: %s", job.info.job_id, error)
+        drop(request)
     return response
-
-
-async def write_all(request: web.Request, response: web.StreamResponse) -> None:
-    """Write a whole answer to the socket."""
-    await response.prepare(request)
-    await response.write_eof()
-
-
-def cut_off(request: web.Request, job: Job, why: str) -> None:
-    """Break an answer off, which frees the job's output for another reader."""
-    log.warning("job %s: reader cut off: %s", job.info.job_id, why)
-    drop(request)
 
 
 async def records(job: Job) -> AsyncIterator[Record | None]:
