@@ -90,6 +90,38 @@ def pcm_from_device(device: str, source: str, path: str) -> list[str]:
     return command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
 
 
+def frames_from_ts(rate: int) -> list[str]:
+    """Decode live MPEG-TS to PPM pictures, `rate` of them a second.
+
+    Raises:
+        MediaError: there is no ffmpeg.
+    """
+    source = ffmpeg.input(
+        "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", **PROBE | {"probesize": "1M"}
+    )
+    ppm = {"format": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "vf": f"fps={rate}"}
+    return command(source["v:0"].output("pipe:1", **ppm, **LIVE, an=None, sn=None, dn=None))
+
+
+def ts_from_frames(rate: int, sound: int | None) -> list[str]:
+    """Encode the PPM pictures on stdin, `rate` of them a second, as H.264 in MPEG-TS.
+
+    `sound` is a file descriptor with MPEG-TS whose sound is copied beside the pictures, if it has any.
+
+    Raises:
+        MediaError: there is no ffmpeg.
+    """
+    pictures = ffmpeg.input("pipe:0", format="image2pipe", vcodec="ppm", framerate=rate, protocol_whitelist="pipe")
+    streams = [pictures["v"]]
+    if sound is not None:
+        probe = {"probesize": 256 * 1024, "analyzeduration": 500_000}
+        copied = ffmpeg.input(f"pipe:{sound}", format="mpegts", protocol_whitelist="pipe", **probe)
+        streams.append(copied["a?"])
+    h264 = {"vcodec": "libx264", "preset": "ultrafast", "tune": "zerolatency", "pix_fmt": "yuv420p", "g": rate}
+    mpegts = {"format": "mpegts", "pat_period": 0.5, "acodec": "copy"}
+    return command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **LIVE))
+
+
 def command(output: Any, path: str | None = None) -> list[str]:
     """Return the command line for an output of ffmpeg-python: quiet but for errors, and deaf to keys on stdin.
 

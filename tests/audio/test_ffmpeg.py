@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from audio.errors import MediaError
-from audio.ffmpeg import CONTAINERS, ffmpeg_environment, ffmpeg_path, pcm_from_device, pcm_from_file, pcm_from_ts
+from audio.ffmpeg import (
+    CONTAINERS,
+    ffmpeg_environment,
+    ffmpeg_path,
+    frames_from_ts,
+    pcm_from_device,
+    pcm_from_file,
+    pcm_from_ts,
+    ts_from_frames,
+)
 
 QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
 
@@ -28,16 +37,21 @@ def options(command, before="-i"):
 
 
 def test_what_reads_bytes_from_outside_is_confined():
-    file, live = options(pcm_from_file()), options(pcm_from_ts())
+    file = options(pcm_from_file())
     assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
-    assert (live["-protocol_whitelist"], live["-f"]) == ("pipe", "mpegts")
+    for live in (pcm_from_ts(), frames_from_ts(30)):
+        assert (options(live)["-protocol_whitelist"], options(live)["-f"]) == ("pipe", "mpegts")
+    both = ts_from_frames(30, sound=7)
+    assert [both[at + 1] for at, word in enumerate(both) if word == "-protocol_whitelist"] == ["pipe", "pipe"]
 
 
 def test_no_playlist_is_among_the_containers():
     assert not {"hls", "dash", "concat", "imf", "sdp", "lavfi", "image2"} & set(CONTAINERS.split(","))
 
 
-@pytest.mark.parametrize("command", [pcm_from_file(), pcm_from_ts(), pcm_from_device("pulse", "default", "/bin/f")])
+@pytest.mark.parametrize(
+    "command", [pcm_from_file(), pcm_from_ts(), pcm_from_device("pulse", "default", "/bin/f"), frames_from_ts(30)]
+)
 def test_errors_only_and_no_keys(command):
     assert command[-len(QUIET) :] == QUIET
 

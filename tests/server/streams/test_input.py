@@ -48,7 +48,7 @@ async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_o
     reading = StreamInput(job, None, sink, ClientOptions(), lambda message: None)
     await reading._take(Segment(b"abc", SegmentBroken("gone", 0)))
     await reading._take(Segment(b"defg"))
-    reading._hand_in_tails()
+    reading._submit_rest()
     await sink.kill()
     assert [each for each in job.given if isinstance(each, bytes)] == [b"ab", b"defg"]
     errors = [each for each in job.given if isinstance(each, str)]

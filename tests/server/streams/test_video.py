@@ -3,6 +3,9 @@
 import asyncio
 import itertools
 import subprocess
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +17,9 @@ from audio.media import decode_media
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
-from whisper_byoc.server.streams import pictures, video
-from whisper_byoc.server.streams.pictures import FrameSplitter
+from whisper_byoc.server.streams import video
+from whisper_byoc.server.streams.video import PpmSplitter
+from whisper_byoc.trickle.http import ClientOptions
 
 SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
 
@@ -34,6 +38,10 @@ def picture_stream(sound=True, start=0):
         source += ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-c:a", "aac"]
     coded = ["-t", str(SECONDS), "-c:v", "libx264", "-preset", "ultrafast", "-g", str(RATE)]
     return ffmpeg(*source, *coded, "-output_ts_offset", str(start), "-f", "mpegts", "pipe:1")
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def frames(ts):
@@ -107,6 +115,41 @@ async def test_an_encoder_that_dies_is_followed_by_one_without_sound(orchestrate
     assert len(frames(b"".join(published))) > 0
 
 
+async def test_an_encoder_that_cannot_be_started_leaves_nothing_open(orchestrate, monkeypatch):
+    class OnePicture:
+        info = SimpleNamespace(job_id="job")
+        reading = nullcontext
+
+        def __init__(self):
+            self.results = self
+
+        async def next_unread(self, timeout):
+            return SimpleNamespace(kind="result", result=SimpleNamespace(body=bytes(3)))
+
+        def mark_read(self, record):
+            pass
+
+    monkeypatch.setattr(video, "ts_from_frames", lambda *_: ["/nowhere/ffmpeg"])
+    world = await orchestrate(GreenTintProcessor())
+    url = world.channels("never", ["-out"])["publish_url"]
+    before = open_files()
+    output = video.VideoOutput(OnePicture(), url, RATE, ClientOptions(), print)
+    output.sizes.append((1, 1))
+    with pytest.raises(FileNotFoundError):
+        await output.run()
+    await until(lambda: open_files() == before)
+
+
+@pytest.mark.parametrize("command", ["frames_from_ts", "ts_from_frames"])
+async def test_without_ffmpeg_a_stream_fails(orchestrate, monkeypatch, command):
+    monkeypatch.setattr(video, command, lambda *_: ["/nowhere/ffmpeg"])
+    world = await orchestrate(GreenTintProcessor())
+    await through(world, "fails", picture_stream(), outputs=["-out"])
+    assert not world.api.server.streams.streams
+    results = world.api.table.get("fails").results
+    assert results.at(results.next_seq - 2).error == "the stream failed; the server's log says why"
+
+
 async def test_a_stream_ends_when_its_job_is_abandoned_while_ffmpeg_is_full_of_pictures(orchestrate):
     class Stuck:
         media = "video"
@@ -133,7 +176,7 @@ async def test_a_stream_ends_when_its_job_is_abandoned_while_ffmpeg_is_full_of_p
 
 
 async def test_pictures_that_are_too_large_are_an_error_and_nothing_hangs(orchestrate, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_SIDE", 100)
+    monkeypatch.setattr(video, "MAX_SIDE", 100)
     world = await orchestrate(GreenTintProcessor())
     assert (await world.start("wide", world.channels("wide", [""])))[0] == 200
     ts = picture_stream()
@@ -177,7 +220,7 @@ def ppm(width, height, fill):
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 255)), max_size=6), st.data())
 def test_pictures_are_found_in_any_chunking(pictures, data):
     stream = b"".join(ppm(*picture) for picture in pictures)
-    splitter, found, at = FrameSplitter(), [], 0
+    splitter, found, at = PpmSplitter(), [], 0
     while at < len(stream):
         size = data.draw(st.integers(1, 300))
         found += splitter.feed(stream[at : at + size])
@@ -189,4 +232,4 @@ def test_pictures_are_found_in_any_chunking(pictures, data):
 def test_what_is_no_picture_is_refused(data):
     with pytest.raises(BadSegment):
         for _ in range(3):
-            FrameSplitter().feed(data + bytes(40))
+            PpmSplitter().feed(data + bytes(40))

@@ -37,7 +37,7 @@ class Sink(Protocol):
         """Hand over what is still inside a decoder."""
         ...
 
-    def tails(self) -> list[bytes | BadSegment]:
+    def take_rest(self) -> list[bytes | BadSegment]:
         """Give what is left where the input ends, or goes on behind a gap."""
         ...
 
@@ -70,7 +70,7 @@ class AudioSink:
         """Have ffmpeg hand over what it has."""
         await self._decoder.finish()
 
-    def tails(self) -> list[bytes | BadSegment]:
+    def take_rest(self) -> list[bytes | BadSegment]:
         """Give the last segment; half a sample is an error, for what comes next has not its other half."""
         framing, self._framing = self._framing, AudioFraming(live=self.live)
         return framing.finish(complete=False)
@@ -111,7 +111,7 @@ class StreamInput:
                 log.info("stream %s: %s", self._job.info.job_id, error)
             finally:
                 await self._sink.kill()
-                self._hand_in_tails()
+                self._submit_rest()
                 self._job.end_input()
 
     async def _read_until_closing(self) -> None:
@@ -137,7 +137,7 @@ class StreamInput:
                 async for segment in subscriber:
                     if segment.missed:
                         self._lost(f"{segment.missed} segments of the input were gone before they could be read")
-                        self._hand_in_tails()
+                        self._submit_rest()
                     await self._take(segment)
             except ChannelNotFound as error:
                 log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)
@@ -153,10 +153,10 @@ class StreamInput:
         except SegmentBroken as error:
             self._lost(f"a segment of the input broke off: {error}")
             await self._sink.flush()  # what was whole comes out, and the next segment finds a fresh ffmpeg
-            self._hand_in_tails()
+            self._submit_rest()
 
-    def _hand_in_tails(self) -> None:
-        for tail in self._sink.tails():
+    def _submit_rest(self) -> None:
+        for tail in self._sink.take_rest():
             self._job.inbox.submit_now(tail)
 
     def _lost(self, message: str) -> None:

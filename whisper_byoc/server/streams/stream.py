@@ -11,9 +11,8 @@ from whisper_byoc.server.jobs import Job
 from whisper_byoc.server.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
-from whisper_byoc.server.streams.pictures import VideoSink
 from whisper_byoc.server.streams.start_request import StartRequest, check_params
-from whisper_byoc.server.streams.video import VideoOutput
+from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber

@@ -1,40 +1,111 @@
-"""The way out of a video stream: the job's frames to H.264 in MPEG-TS, with the sound passed along as it is.
+"""Video streams: MPEG-TS to frames for the processor, and its frames to H.264 in MPEG-TS with the sound as it came.
 
-ffmpeg encodes from PPM at a constant frame rate, as `pictures` decodes, which keeps picture and sound together.
+Both ways ffmpeg deals in PPM, in which every picture says its size, at a constant frame rate, which keeps picture and
+sound together.
 """
 
-from __future__ import annotations
-
 import asyncio
-import contextlib
 import logging
-import os
+import re
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
 
-from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from audio.ffmpeg import ffmpeg_environment, frames_from_ts, ts_from_frames
+from whisper_byoc.aio import Changed, cancel
+from whisper_byoc.errors import BadSegment
+from whisper_byoc.process import Program
 from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.streams.decoder import ended, tail
+from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 
-__all__ = ["VideoOutput"]
-
 log = logging.getLogger(__name__)
 
+PPM_HEADER = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
+MAX_PPM_HEADER = 24
+MAX_SIDE = 4096
 MAX_SIZES = 256
-PACKET = 188
-"""Bytes of an MPEG-TS packet (ISO 13818-1); segments begin and end with whole ones."""
+TS_PACKET = 188
+"""Bytes of an MPEG-TS packet (ISO 13818-1); a segment holds whole ones."""
 SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
-"""Bytes of sound that may wait for their pictures; more is dropped, as when there is no sound in the stream at all."""
+"""Bytes of the input that may wait for the encoder to take their sound; what comes then is dropped."""
 FLUSH_S = 5.0
 STALL_S = 3.0
 """An encoder that takes no picture for so long waits for something that will not come."""
 MAX_STALLS = 3
 READ_BYTES = 256 * 1024
+
+
+class PpmSplitter:
+    """Cuts a stream of PPM pictures into RGB24 frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._size: tuple[int, int] | None = None
+
+    def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """Return the frames that are complete now: width, height and RGB24 bytes.
+
+        Raises `BadSegment` for bytes that are no PPM.
+        """
+        self._buffer += data
+        frames: list[tuple[int, int, bytes]] = []
+        while True:
+            self._size = self._size or self._take_header()
+            if self._size is None:
+                return frames
+            width, height = self._size
+            size = width * height * 3
+            if len(self._buffer) < size:
+                return frames
+            frames.append((width, height, bytes(memoryview(self._buffer)[:size])))
+            del self._buffer[:size]
+            self._size = None
+
+    def _take_header(self) -> tuple[int, int] | None:
+        found = PPM_HEADER.match(self._buffer)
+        if found is None:
+            if len(self._buffer) >= MAX_PPM_HEADER:
+                raise BadSegment("the output of ffmpeg is no picture")
+            return None
+        width, height = int(found[1]), int(found[2])
+        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+            raise BadSegment(f"pictures of {width}x{height} are larger than {MAX_SIDE}x{MAX_SIDE}")
+        del self._buffer[: found.end()]
+        return width, height
+
+
+class VideoSink:
+    """Decodes MPEG-TS into the job's frames, and passes the same bytes to the output for their sound."""
+
+    def __init__(self, job: Job, output: "VideoOutput", rate: int) -> None:
+        self._job = job
+        self._output = output
+        self._splitter = PpmSplitter()
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, lambda: frames_from_ts(rate))
+
+    async def feed(self, data: bytes, _: str) -> None:
+        self._output.take_sound(data)
+        await self._decoder.feed(data)
+
+    async def flush(self) -> None:
+        await self._decoder.finish()
+        self._splitter = PpmSplitter()
+
+    def take_rest(self) -> list[bytes | BadSegment]:
+        return []
+
+    async def kill(self) -> None:
+        await self._decoder.kill()
+
+    async def _submit(self, data: bytes) -> None:
+        for width, height, frame in self._splitter.feed(data):
+            self._output.sizes.append((width, height))
+            await self._job.inbox.submit(frame)
 
 
 class Ending(Enum):
@@ -46,7 +117,7 @@ class Ending(Enum):
 
 
 class VideoOutput:
-    """Encodes the job's results and publishes them; a frame that failed is shown as the one before it."""
+    """Encodes the job's results and publishes them; the picture before one that failed is shown again."""
 
     def __init__(
         self, job: Job, url: str | None, rate: int, options: ClientOptions, report: Callable[[str], None]
@@ -60,15 +131,15 @@ class VideoOutput:
         self._report = report
         self._sound: deque[bytes] = deque()
         self._sound_bytes = 0
-        self._sound_came = asyncio.Event()
-        self._sound_over = False
+        self._sound_ended = False
+        self._sound_changed = Changed()
 
     def take_sound(self, data: bytes) -> None:
-        """Keep the stream's bytes until the encoder takes them."""
+        """Keep MPEG-TS until the encoder takes it."""
         if self._url is not None and self._sound_bytes + len(data) <= MAX_SOUND:
             self._sound.append(data)
             self._sound_bytes += len(data)
-            self._sound_came.set()
+            self._sound_changed.notify()
 
     async def run(self) -> None:
         """Publish everything until the job's end. A channel that is gone ends the input."""
@@ -81,7 +152,7 @@ class VideoOutput:
                 except TrickleError as error:
                     self._report(f"the output is gone: {error}")
                     self._job.end_input()
-            async for _ in pictures:  # what nobody wants must not hold up the job
+            async for _ in pictures:  # results that nobody takes would hold up the job
                 pass
 
     async def _encode_all(self, pictures: AsyncIterator[bytes], publisher: TricklePublisher) -> None:
@@ -103,39 +174,27 @@ class VideoOutput:
         self, first: bytes, pictures: AsyncIterator[bytes], publisher: TricklePublisher, *, with_sound: bool
     ) -> Ending:
         """Run one encoder, from `first` to the last picture or its own end."""
-        sound_in, sound_out = os.pipe()
-        pipe = asyncio.subprocess.PIPE
-        command = await asyncio.to_thread(ts_from_frames, self._rate, sound_in if with_sound else None)
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=(sound_in,), env=ffmpeg_environment()
-        )
-        os.close(sound_in)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        said = asyncio.ensure_future(tail(process))
-        sound = asyncio.ensure_future(self._pass_sound(sound_out))
-        published = asyncio.ensure_future(self._publish(process.stdout, publisher))
-        try:
-            ending = await feed_pictures(process.stdin, first, pictures, published)
-            if ending is Ending.DONE:
-                process.stdin.close()
-                self._sound_over = True
-                self._sound_came.set()
-                await asyncio.wait({published}, timeout=FLUSH_S)
-            if published.done():
-                published.result()
+        ours, theirs = socket.socketpair()  # ffmpeg reads the sound from it as from a pipe
+        with ours, theirs:
+            command = await asyncio.to_thread(ts_from_frames, self._rate, theirs.fileno() if with_sound else None)
+            async with Program(command, environment=ffmpeg_environment(), pass_fds=(theirs.fileno(),)) as encoder:
+                theirs.close()
+                sound = asyncio.create_task(self._pass_sound(ours))
+                published = asyncio.create_task(self._publish(encoder.stdout, publisher))
+                try:
+                    ending = await _feed_pictures(encoder.stdin, first, pictures, published)
+                    if ending is Ending.DONE:
+                        encoder.stdin.close()
+                        self._sound_ended = True
+                        self._sound_changed.notify()
+                        await asyncio.wait({published}, timeout=FLUSH_S)
+                    if published.done():
+                        published.result()
+                finally:
+                    await cancel(sound, published)
+            if encoder.last_error:
+                log.warning("stream %s: encoder: %s", self._job.info.job_id, encoder.last_error)
             return ending
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            process.stdin.close()
-            for task in (sound, published):
-                task.cancel()
-            await asyncio.wait({sound, published})
-            await ended(process)
-            if words := (await said).decode("utf-8", "replace").strip():
-                log.warning("stream %s: encoder: %s", self._job.info.job_id, words.splitlines()[-1])
 
     async def _pictures(self) -> AsyncIterator[bytes]:
         """Yield each result as a PPM picture, in order."""
@@ -157,26 +216,22 @@ class VideoOutput:
                 return width, height
         return None
 
-    async def _pass_sound(self, pipe: int) -> None:
-        """Write the kept bytes to the encoder's second input."""
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(pipe, "wb"))
-        writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    async def _pass_sound(self, connection: socket.socket) -> None:
+        _, writer = await asyncio.open_connection(sock=connection)
         try:
-            while True:
+            while not self._sound_ended or self._sound:
+                await self._sound_changed.until(lambda: bool(self._sound) or self._sound_ended)
                 while self._sound:
                     data = self._sound.popleft()
                     self._sound_bytes -= len(data)
                     writer.write(data)
                     await writer.drain()
-                if self._sound_over:
-                    return
-                self._sound_came.clear()
-                await self._sound_came.wait()
+            writer.close()
+            await writer.wait_closed()
         except ConnectionError:
             return  # the encoder needs no more of it
         finally:
-            transport.abort()
+            writer.transport.abort()
 
     async def _publish(self, encoded: asyncio.StreamReader, publisher: TricklePublisher) -> None:
         """Cut an encoder's output into trickle segments."""
@@ -185,7 +240,7 @@ class VideoOutput:
         began, rest = 0.0, b""
         while data := await encoded.read(READ_BYTES):
             data = rest + data
-            whole = len(data) - len(data) % PACKET
+            whole = len(data) - len(data) % TS_PACKET
             data, rest = data[:whole], data[whole:]
             if writer is not None and loop.time() - began >= SEGMENT_S:
                 await writer.close()
@@ -197,7 +252,7 @@ class VideoOutput:
             await writer.close()
 
 
-async def feed_pictures(
+async def _feed_pictures(
     encoder: asyncio.StreamWriter, first: bytes, pictures: AsyncIterator[bytes], published: asyncio.Task[None]
 ) -> Ending:
     """Write pictures until the last, or until the encoder takes no more.
@@ -211,25 +266,10 @@ async def feed_pictures(
             if published.done():
                 return Ending.DIED
             encoder.write(picture)
-            await asyncio.wait_for(encoder.drain(), STALL_S)
+            async with asyncio.timeout(STALL_S):
+                await encoder.drain()
     except TimeoutError:
         return Ending.STALLED
     except ConnectionError:
         return Ending.DIED
     return Ending.DONE
-
-
-def ts_from_frames(rate: int, sound: int | None) -> list[str]:
-    """PPM pictures on stdin, and MPEG-TS with the sound on file descriptor `sound` if there is one, to MPEG-TS.
-
-    Raises `MediaError` when there is no ffmpeg.
-    """
-    second = ("-probesize", "256k", "-analyzeduration", "500000", "-f", "mpegts", "-i", f"pipe:{sound}")
-    return [
-        *(ffmpeg_path(), "-hide_banner", "-loglevel", "error", "-nostdin", "-protocol_whitelist", "pipe"),
-        *("-f", "image2pipe", "-c:v", "ppm", "-framerate", str(rate), "-i", "pipe:0"),
-        *(second if sound is not None else ()),
-        *("-map", "0:v", *(("-map", "1:a?", "-c:a", "copy") if sound is not None else ())),
-        *("-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-pix_fmt", "yuv420p", "-g", str(rate)),
-        *("-f", "mpegts", "-pat_period", "0.5", "-flush_packets", "1", "pipe:1"),
-    ]

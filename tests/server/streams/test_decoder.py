@@ -1,0 +1,101 @@
+"""The decoder of a live feed, with programs in place of ffmpeg that die, hang, or whose output nobody wants."""
+
+import asyncio
+import os
+
+import pytest
+
+from tests.waiting import until
+from whisper_byoc.errors import BadSegment
+from whisper_byoc.server.streams import decoder as module
+from whisper_byoc.server.streams.decoder import LiveDecoder
+
+
+@pytest.fixture
+def decode(tmp_path):
+    """Give a function that makes a decoder of a shell command; its output, and the process ids that it had."""
+
+    def make(command, sink=None):
+        output, pids = [], tmp_path / "pids"
+        pids.touch()
+
+        async def collect(data):
+            output.append(data)
+
+        full = ["sh", "-c", f"echo $$ >> {pids}; {command}"]
+        decoder = LiveDecoder("test", sink or collect, lambda: full)
+        return decoder, output, lambda: [int(line) for line in pids.read_text().split()]
+
+    return make
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_what_goes_in_comes_out(decode):
+    decoder, output, _ = decode("exec cat")
+    await decoder.finish()
+    await decoder.feed(b"ab")
+    await decoder.feed(b"cd")
+    await decoder.finish()
+    assert b"".join(output) == b"abcd"
+    await decoder.kill()
+
+
+async def test_a_feed_ends_at_once_when_its_sink_fails(decode):
+    blocked = asyncio.Event()
+
+    async def fails(_):
+        await blocked.wait()
+        raise BadSegment("no")
+
+    decoder, _, pids = decode("echo x; exec sleep 600", fails)
+    feeding = asyncio.ensure_future(decoder.feed(bytes(1 << 20)))  # more than a pipe holds
+    await until(pids)
+    blocked.set()
+    async with asyncio.timeout(20):
+        with pytest.raises(BadSegment):
+            await feeding
+    assert not is_there(*pids())
+
+
+async def test_the_next_ffmpeg_takes_over_from_one_that_died(decode, caplog):
+    decoder, output, pids = decode("echo once; echo why >&2; exit 3")
+    await decoder.feed(bytes(1 << 20))
+    await decoder.finish()
+    assert len(pids()) == 2
+    assert b"".join(output) == b"once\nonce\n"  # what they had decoded is not lost with them
+    assert "ffmpeg ended with 3: why" in caplog.text
+    assert f"{1 << 20} bytes of the feed are lost" in caplog.text
+
+
+async def test_an_ffmpeg_that_takes_nothing_is_replaced(decode, monkeypatch):
+    monkeypatch.setattr(module, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)
+    decoder, _, pids = decode("exec sleep 600")
+    await decoder.feed(bytes(1 << 20))
+    assert len(pids()) == 2
+    assert not any(map(is_there, pids()))
+
+
+@pytest.mark.parametrize("end", [LiveDecoder.finish, LiveDecoder.kill])
+async def test_nobody_is_left_when_its_end_is_cancelled(decode, end):
+    decoder, _, pids = decode("exec sleep 600")
+    await decoder.feed(b"x")
+    await until(pids)
+    ending = asyncio.ensure_future(end(decoder))
+    asyncio.get_running_loop().call_soon(ending.cancel)
+    await asyncio.wait({ending})
+    await until(lambda: not is_there(*pids()))
+
+
+async def test_no_ffmpeg():
+    decoder = LiveDecoder("test", None, lambda: ["/nowhere/ffmpeg"])
+    with pytest.raises(FileNotFoundError):
+        await decoder.feed(b"x")
+    await decoder.kill()
