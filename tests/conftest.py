@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import Server, ServerConfig
 
 ROOT = Path(__file__).resolve().parent.parent

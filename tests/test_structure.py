@@ -49,7 +49,7 @@ ALLOWED = {
 
 
 def part(module: str) -> str:
-    """`whisper_byoc.server.jobs` belongs to `whisper_byoc.server`, and so on."""
+    """`whisper_byoc.server.core.job` belongs to `whisper_byoc.server`, and so on."""
     if module == "whisper_byoc.speech.transcript":
         return module
     names = module.split(".")

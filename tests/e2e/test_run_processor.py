@@ -73,7 +73,7 @@ class Blocking(Upper):
             time.sleep(1000)
         return frame.upper()
 
-from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.core.limits import Limits
 limits = Limits(segment_seconds=0.5, drain_seconds=1)
 asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
 """

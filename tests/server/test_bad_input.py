@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server import output
+from whisper_byoc.server.routes import output
 
 
 class Upper:

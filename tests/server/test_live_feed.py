@@ -13,9 +13,9 @@ from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server import jobs
-from whisper_byoc.server.framing import AudioFraming
-from whisper_byoc.server.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
+from whisper_byoc.server.core import job as jobs
+from whisper_byoc.server.core.inbox import JOINED_BYTES, PIECE_BYTES, Pieces
+from whisper_byoc.server.ingest.framing import AudioFraming
 
 SECOND = 32_000
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.capability import Capability, Registration, Standing, standing_of
-from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import Registrar, growing_pauses
 from whisper_byoc.server.run import Server, ServerConfig, own_address
 

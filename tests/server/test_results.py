@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.results import ResultRing
+from whisper_byoc.server.core.results import ResultRing
 
 
 def ring(most=100, most_bytes=10**6):

@@ -11,8 +11,8 @@ from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server.results import Record
-from whisper_byoc.server.transcript_log import TranscriptLog
+from whisper_byoc.server.core.results import Record
+from whisper_byoc.server.core.transcript_log import TranscriptLog
 
 HELLO, NUMBERS = "hello world", "seven three nine zero five one"
 

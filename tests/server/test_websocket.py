@@ -11,7 +11,7 @@ from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server import websocket
+from whisper_byoc.server.routes import websocket
 
 NUMBERS = "seven three nine zero five one"
 

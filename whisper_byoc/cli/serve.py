@@ -16,7 +16,7 @@ from whisper_byoc.cli.options import Parser, Repeated, add_log_level, byte_count
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
-from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.speech.partials import POLICIES
 

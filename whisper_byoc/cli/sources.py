@@ -21,7 +21,7 @@ from audio.media import load_audio
 from audio.riff import may_become_wav
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import UsageError
-from whisper_byoc.server.magic import is_media
+from whisper_byoc.server.ingest.sniff import is_media
 
 __all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "load_now", "open_source", "to_seconds"]
 

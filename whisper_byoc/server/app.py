@@ -5,26 +5,26 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from whisper_byoc.server import (
+from whisper_byoc.server.core.metrics import Metrics
+from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.ingest.recording_job import INTAKE, Intake
+from whisper_byoc.server.routes import (
     audio_to_text,
     batch,
     hardware,
-    openai_api,
+    openai,
     output,
     source,
     status,
     transcript,
     websocket,
 )
-from whisper_byoc.server.answers import drop
-from whisper_byoc.server.auth import protect
-from whisper_byoc.server.keys import METRICS, TABLE
-from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.oneshot import INTAKE, Intake
-from whisper_byoc.server.refusals import answer_to, refuse
+from whisper_byoc.server.routes.answers import drop
+from whisper_byoc.server.routes.auth import protect
+from whisper_byoc.server.routes.errors import answer_to, refuse
+from whisper_byoc.server.routes.keys import METRICS, TABLE
 from whisper_byoc.server.streams import routes as stream_routes
 from whisper_byoc.server.streams.routes import StreamTable
-from whisper_byoc.server.table import JobTable
 
 __all__ = ["build_app"]
 
@@ -49,7 +49,7 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
             *status.routes(),
             *hardware.routes(),
             *stream_routes.routes(streams),
-            *openai_api.routes(),
+            *openai.routes(),
             *audio_to_text.routes(),
             *websocket.routes(),
             *batch.routes(),  # last: it takes every path of one segment

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Result, Session, session_of
-from whisper_byoc.server.limits import Limits
+from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, check_processor, serve
 
 __all__ = ["HostedProcessor", "run_processor"]

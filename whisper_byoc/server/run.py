@@ -16,12 +16,12 @@ from whisper_byoc.errors import StartError
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
 from whisper_byoc.server.capability import Registration
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.metrics import Metrics
+from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.registration import Registrar
 from whisper_byoc.server.streams.routes import StreamTable
-from whisper_byoc.server.table import JobTable
 from whisper_byoc.signals import stop_on_signals
 
 __all__ = ["Server", "ServerConfig", "serve"]

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from audio.errors import AudioError
 from whisper_byoc.errors import BadSegment, RequestRefused
-from whisper_byoc.server.framing import PCM_TYPES, AudioFraming, pcm_trouble
-from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.ingest.framing import PCM_TYPES, AudioFraming, pcm_trouble
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.http import ClientOptions

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.results import Record
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.results import Record
 from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import TricklePublisher

@@ -14,12 +14,12 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.pipeline import PipelineState
-from whisper_byoc.server.refusals import refuse
+from whisper_byoc.server.core.pipeline import PipelineState
+from whisper_byoc.server.core.table import JOB_ID, JobTable
+from whisper_byoc.server.routes.errors import refuse
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.start_request import StartRequest
 from whisper_byoc.server.streams.stream import Stream
-from whisper_byoc.server.table import JOB_ID, JobTable
 from whisper_byoc.trickle.http import ClientOptions
 
 __all__ = ["StreamTable", "routes"]

@@ -7,8 +7,8 @@ import json
 import logging
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.pipeline import Pipeline
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.start_request import StartRequest, check_params

@@ -16,7 +16,7 @@ from audio.ffmpeg import ffmpeg_environment, frames_from_ts, ts_from_frames
 from whisper_byoc.aio import Changed, cancel
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.process import Program
-from whisper_byoc.server.jobs import Job
+from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions

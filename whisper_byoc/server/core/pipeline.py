@@ -8,7 +8,7 @@ from enum import Enum
 
 from whisper_byoc.errors import ByocError, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
-from whisper_byoc.server.pulse import Pulse
+from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["Pipeline", "PipelineState"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from whisper_byoc.server.status import identity
+from whisper_byoc.server.routes.status import identity
 
 __all__ = ["routes"]
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar, cast
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
-from whisper_byoc.server.inbox import Inbox, Mark, Pieces, Segment
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.results import ResultRing
-from whisper_byoc.server.transcript_log import TranscriptLog
+from whisper_byoc.server.core.inbox import Inbox, Mark, Pieces, Segment
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.metrics import Metrics
+from whisper_byoc.server.core.results import ResultRing
+from whisper_byoc.server.core.transcript_log import TranscriptLog
 
 __all__ = ["Job"]
 

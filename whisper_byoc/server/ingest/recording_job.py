@@ -17,14 +17,14 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.forms import Upload, read_upload
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.pipeline import Pipeline, PipelineState
-from whisper_byoc.server.recording import Recording, read_recording
-from whisper_byoc.server.results import Record
-from whisper_byoc.server.table import JobTable
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
+from whisper_byoc.server.core.results import Record
+from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.ingest.forms import Upload, read_upload
+from whisper_byoc.server.ingest.recordings import Recording, read_recording
+from whisper_byoc.server.routes.keys import TABLE
 from whisper_byoc.speech.transcript import Transcription, from_records
 
 __all__ = ["INTAKE", "Intake", "Run", "opened", "received", "running", "speech_pipeline"]

@@ -9,9 +9,9 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.answers import CONTENT_TYPES, render, segments_in_seconds
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.query import number
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds
+from whisper_byoc.server.routes.keys import TABLE
+from whisper_byoc.server.routes.query import number
 from whisper_byoc.speech.transcript import from_records
 
 __all__ = ["get_transcript"]

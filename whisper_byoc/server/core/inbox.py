@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from whisper_byoc.errors import RequestRefused, SegmentError
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.room import Room
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.room import Room
 
 __all__ = ["JOINED_BYTES", "PIECE_BYTES", "Inbox", "Mark", "Pieces", "Segment"]
 

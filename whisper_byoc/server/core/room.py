@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whisper_byoc.server.pulse import Pulse
+from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["Room"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
 from whisper_byoc.processors.base import JobInfo
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.pipeline import Pipeline
-from whisper_byoc.server.pulse import Pulse
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.metrics import Metrics
+from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["JobTable"]
 

@@ -15,8 +15,10 @@ from audio.riff import begins_like_wav
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import Media
-from whisper_byoc.server.arrivals import Arrivals
-from whisper_byoc.server.framing import (
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.ingest.framing import (
     PCM_TYPES,
     Framing,
     SoundFraming,
@@ -25,11 +27,9 @@ from whisper_byoc.server.framing import (
     WholeBody,
     pcm_trouble,
 )
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.pipeline import Pipeline
-from whisper_byoc.server.query import number, switch
-from whisper_byoc.server.table import JobTable
+from whisper_byoc.server.ingest.live_input import Arrivals
+from whisper_byoc.server.routes.keys import TABLE
+from whisper_byoc.server.routes.query import number, switch
 
 __all__ = ["delete_job", "delete_source", "put_source"]
 

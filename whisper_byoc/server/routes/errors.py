@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.keys import METRICS
+from whisper_byoc.server.routes.keys import METRICS
 
 __all__ = ["Shape", "answer_to", "refusal", "refuse", "refusing"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from whisper_byoc.server.metrics import Metrics
-from whisper_byoc.server.table import JobTable
+from whisper_byoc.server.core.metrics import Metrics
+from whisper_byoc.server.core.table import JobTable
 
 __all__ = ["METRICS", "TABLE"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from whisper_byoc.server.results import Record
+from whisper_byoc.server.core.results import Record
 
 __all__ = ["TranscriptLog"]
 

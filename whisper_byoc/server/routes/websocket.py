@@ -11,13 +11,13 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from whisper_byoc.errors import ByocError, RequestRefused
-from whisper_byoc.server.answers import drop
-from whisper_byoc.server.framing import AudioFraming
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.oneshot import opened, speech_pipeline
-from whisper_byoc.server.output import records
-from whisper_byoc.server.results import Record
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.results import Record
+from whisper_byoc.server.ingest.framing import AudioFraming
+from whisper_byoc.server.ingest.recording_job import opened, speech_pipeline
+from whisper_byoc.server.routes.answers import drop
+from whisper_byoc.server.routes.keys import TABLE
+from whisper_byoc.server.routes.output import records
 
 __all__ = ["routes"]
 

@@ -13,11 +13,11 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
-from whisper_byoc.server.forms import FieldRefused, Upload, on_or_off
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.oneshot import Run, received, running, speech_pipeline
-from whisper_byoc.server.refusals import refusing
+from whisper_byoc.server.ingest.forms import FieldRefused, Upload, on_or_off
+from whisper_byoc.server.ingest.recording_job import Run, received, running, speech_pipeline
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
+from whisper_byoc.server.routes.errors import refusing
+from whisper_byoc.server.routes.keys import TABLE
 from whisper_byoc.speech.transcript import Transcription
 
 __all__ = ["routes"]

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from whisper_byoc.server.answers import drop, taken_within
-from whisper_byoc.server.jobs import Job
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.query import number, switch, whole
-from whisper_byoc.server.results import Record
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.results import Record
+from whisper_byoc.server.routes.answers import drop, taken_within
+from whisper_byoc.server.routes.keys import TABLE
+from whisper_byoc.server.routes.query import number, switch, whole
 
 __all__ = ["get_output"]
 

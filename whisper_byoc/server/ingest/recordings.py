@@ -16,8 +16,8 @@ from audio.quiet import QuietCutter
 from audio.riff import begins_like_wav
 from audio.wav import read_wav
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.framing import PCM_TYPES, pcm_trouble
-from whisper_byoc.server.magic import is_media
+from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
+from whisper_byoc.server.ingest.sniff import is_media
 
 __all__ = ["Recording", "read_recording"]
 

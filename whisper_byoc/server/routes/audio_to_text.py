@@ -8,11 +8,11 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.answers import CONTENT_TYPES
-from whisper_byoc.server.forms import FieldRefused
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.oneshot import received, running, speech_pipeline
-from whisper_byoc.server.refusals import refusing
+from whisper_byoc.server.ingest.forms import FieldRefused
+from whisper_byoc.server.ingest.recording_job import received, running, speech_pipeline
+from whisper_byoc.server.routes.answers import CONTENT_TYPES
+from whisper_byoc.server.routes.errors import refusing
+from whisper_byoc.server.routes.keys import TABLE
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 __all__ = ["routes"]

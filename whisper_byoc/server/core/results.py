@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.pulse import Pulse
+from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["Record", "ResultRing"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.keys import METRICS
-from whisper_byoc.server.refusals import Shape, refusal
+from whisper_byoc.server.routes.errors import Shape, refusal
+from whisper_byoc.server.routes.keys import METRICS
 from whisper_byoc.speech.transcript import FORMATS, Transcription
 
 __all__ = [

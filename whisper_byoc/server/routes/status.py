@@ -7,9 +7,9 @@ import os
 from aiohttp import web
 
 from whisper_byoc import __version__
-from whisper_byoc.server.keys import METRICS, TABLE
-from whisper_byoc.server.pipeline import PipelineState
-from whisper_byoc.server.table import JobTable
+from whisper_byoc.server.core.pipeline import PipelineState
+from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.routes.keys import METRICS, TABLE
 
 __all__ = ["identity", "routes"]
 

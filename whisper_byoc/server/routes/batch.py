@@ -9,12 +9,12 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
-from whisper_byoc.server.forms import FieldRefused, Upload
-from whisper_byoc.server.keys import TABLE
-from whisper_byoc.server.oneshot import Run, gives_text, received, running, speech_pipeline
-from whisper_byoc.server.pipeline import Pipeline
-from whisper_byoc.server.table import JobTable
+from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.ingest.forms import FieldRefused, Upload
+from whisper_byoc.server.ingest.recording_job import Run, gives_text, received, running, speech_pipeline
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
+from whisper_byoc.server.routes.keys import TABLE
 
 __all__ = ["routes"]
 

@@ -11,8 +11,8 @@ from aiohttp.http import HttpProcessingError
 from multidict import MultiDict
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.limits import Limits
-from whisper_byoc.server.source import BROKEN
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.routes.source import BROKEN
 
 __all__ = ["FieldRefused", "Upload", "on_or_off", "read_upload"]
 

@@ -1,0 +1,1 @@
+"""Jobs: what comes in, what comes out, and which pipeline works on it."""
