@@ -6,9 +6,9 @@ import asyncio
 import logging
 from enum import Enum
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.errors import ByocError, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
-from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["Pipeline", "PipelineState"]
 
@@ -30,7 +30,7 @@ class Pipeline:
         self.name = name
         self.state = PipelineState.LOADING
         self._processor = processor
-        self._changed = Pulse()
+        self._changed = Changed()
 
     @property
     def media(self) -> Media:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["Record", "ResultRing"]
 
@@ -77,7 +77,7 @@ class ResultRing:
         self._unread_bytes = 0
         self._read_up_to = 0
         self._handed_out = 0  # a reader has, or has had, everything below
-        self._pulse = Pulse()
+        self._changed = Changed()
         self.next_seq = 0
         """What trickle calls latest: the number of the newest record plus one."""
         self.ended = False
@@ -91,12 +91,12 @@ class ResultRing:
         """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next."""
         if self._kept and self._kept[-1].result.partial and self._kept[-1].seq >= self._handed_out:
             self._take_back()
-        await self._pulse.until(lambda: self._has_room(len(result.body)))
+        await self._changed.until(lambda: self._has_room(len(result.body)))
         return self._append("result", result)
 
     async def add_error(self, message: str) -> None:
         """Append an error record, after waiting for room."""
-        await self._pulse.until(lambda: self._has_room(0))
+        await self._changed.until(lambda: self._has_room(0))
         self.force_error(message)
 
     def force_error(self, message: str) -> None:
@@ -109,22 +109,22 @@ class ResultRing:
         """Append the end record; nothing comes after it."""
         self._append("end", Result(b"", summary))
         self.ended = True
-        self._pulse.notify()
+        self._changed.notify()
 
     async def next_unread(self, timeout: float | None) -> Record | None:
         """Wait for the oldest unread record (the end record again and again); None when `timeout` passed."""
-        if not await self._pulse.until(lambda: self.ended or self._read_up_to < self.next_seq, timeout):
+        if not await self._changed.until(lambda: self.ended or self._read_up_to < self.next_seq, timeout):
             return None
         return self._hand_out(self._read_up_to)
 
     async def wait_for(self, seq: int, timeout: float) -> Record | None:
         """Wait for record `seq` by number; None when it did not come in time or is no longer kept."""
-        await self._pulse.until(lambda: self.ended or seq < self.next_seq, timeout)
+        await self._changed.until(lambda: self.ended or seq < self.next_seq, timeout)
         return self._hand_out(seq)
 
     async def until_ended(self, timeout: float) -> bool:
         """Wait for the end; False when `timeout` passed."""
-        return await self._pulse.until(lambda: self.ended, timeout)
+        return await self._changed.until(lambda: self.ended, timeout)
 
     def at(self, seq: int) -> Record | None:
         """Record `seq`, if it is kept."""
@@ -138,7 +138,7 @@ class ResultRing:
             self._read_up_to += 1
             self._unread_bytes -= record.size
             self._trim()
-            self._pulse.notify()
+            self._changed.notify()
 
     def _hand_out(self, seq: int) -> Record | None:
         record = self.at(seq)
@@ -160,7 +160,7 @@ class ResultRing:
         self._unread_bytes += record.size
         self.next_seq += 1
         self._trim()
-        self._pulse.notify()
+        self._changed.notify()
         return record
 
     def _has_room(self, size: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whisper_byoc.server.core.pulse import Pulse
+from whisper_byoc.aio import Changed
 
 __all__ = ["Room"]
 
@@ -14,7 +14,7 @@ class Room:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._freed = Pulse()
+        self._freed = Changed()
         self.closed = False
         self.items = 0
 

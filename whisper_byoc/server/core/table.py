@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.core.pulse import Pulse
 
 __all__ = ["JobTable"]
 
@@ -40,7 +40,7 @@ class JobTable:
         self.draining = False
         self._metrics = metrics
         self._jobs: dict[str, Job] = {}
-        self._opened = Pulse()
+        self._opened = Changed()
         self._sweeper: asyncio.Task[None] | None = None
         metrics.watch(lambda: sum(job.busy for job in self._jobs.values()), lambda: self.queued)
 
