@@ -78,6 +78,9 @@ def test_flags_without_a_meaning_are_named_in_one_line(run, caplog):
     ("words", "parts"),
     [
         ("-bogus", ["--bogus", "--help"]),
+        ("--prot 8000", ["--prot 8000"]),
+        ("-orchAdr 127.0.0.1:8936", ["-orchAdr", "did you mean -orchAddr?"]),
+        ("-monitor false stray", ["stray"]),
         ("-orchAddr ,", ["-orchAddr", "no orchestrator"]),
         ("-orchAddr a:99999", ["'a:99999'"]),
         ("-orchAddr :5", ["':5'", "no host"]),

@@ -14,7 +14,7 @@ import pytest
 from audio import pcm
 from audio.media import load_audio
 from whisper_byoc import __version__
-from whisper_byoc.cli.main import double_dash, implied, main
+from whisper_byoc.cli.main import implied_command, main, two_dashes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -83,8 +83,8 @@ def test_wrong_usage(run, tmp_path):
     refused(run("serve", "--pipeline", "nothing"), 2, "'nothing'", "whisper-tiny")
     refused(run("transcribe"), 2, "FILE")
     refused(run("transcribe", tmp_path / "none.wav"), 2, "no such file")
-    refused(run("transcribe", "x", "--format", "doc"), 2, "no format 'doc'", "srt")
-    refused(run("run", tmp_path / "none.py"), 2, "no such script")
+    refused(run("transcribe", __file__, "--format", "doc"), 2, "no format 'doc'", "srt")
+    refused(run("run", tmp_path / "none.py"), 2, "no such file")
     refused(run("preload", "--model", "enormous"), 2, "'enormous'", "tiny")
 
 
@@ -118,7 +118,7 @@ def test_every_option_of_serve_has_a_variable(capsys):
     ],
 )  # fmt: skip
 def test_go_spelling(word, expected):
-    assert double_dash(word) == expected
+    assert two_dashes(word) == expected
 
 
 def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
@@ -232,7 +232,7 @@ def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
     ],
 )
 def test_a_line_that_begins_with_an_option_names_its_command(line, command):
-    assert implied([double_dash(word) for word in line.split()]) == command
+    assert implied_command([two_dashes(word) for word in line.split()]) == command
 
 
 def test_overview_keeps_names_and_summaries_apart(run):

@@ -11,8 +11,7 @@ import urllib.request
 import pytest
 
 from whisper_byoc.cli import orchestrator as command
-from whisper_byoc.cli.go_flags import SWITCHES, VALUES
-from whisper_byoc.cli.main import double_dash, main
+from whisper_byoc.cli.main import main, two_dashes
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.errors import UsageError
 
@@ -20,7 +19,7 @@ from whisper_byoc.errors import UsageError
 def parsed(*words):
     parser = Parser(prog="whisper-byoc orchestrator")
     command.configure(parser)
-    return parser.parse_args([double_dash(word) for word in words])
+    return parser.read([two_dashes(word) for word in words])
 
 
 class Running:
@@ -113,23 +112,37 @@ async def test_the_secret_is_in_a_file_and_not_in_the_log(run, tmp_path):
 
 
 MEANT = ("orchestrator", "byoc", "serviceAddr", "httpAddr", "orchSecret", "liveAITrickleHostForRunner")
-LIVEPEER_BYOC_DOCS = (
-    "aiModels aiServiceRegistry aiWorker cliAddr config dataDir datadir ethAcctAddr ethOrchAddr ethPassword "
-    "ethUrl extraNodes "
-    "gateway gatewayHost httpIngest livePaymentInterval "
-    "liveOutSegmentTimeout maxFaceValue maxPricePerUnit maxSessions "
-    "metricsPerStream monitor network nvidia orchAddr orchWebhookUrl pixelsPerUnit pricePerUnit reward rtmpAddr "
-    "startupAvailabilityCheck ticketEV transcoder useLiveRunners"
-)
+SWITCHES = """
+aiServiceRegistry aiVerboseLogs aiWorker autoAdjustPrice broadcaster byoc currentManifest gateway hevcDecoding
+httpIngest ignoreMaxPriceIfNeeded ignoreSenderReserve initializeRound localVerify
+metricsClientIP metricsPerStream monitor orchestrator redeemer remoteDiscovery remoteSigner reward
+startupAvailabilityCheck testTranscoder transcoder useLiveRunners
+"""
+VALUES = """
+aiMinRunnerVersion aiModels aiModelsDir aiProcessingRetryTimeout aiRunnerContainersPerGPU aiRunnerImage
+aiRunnerImageOverrides authWebhookUrl blockPollingInterval cliAddr config datadir dataDir depositMultiplier
+discoveryTimeout ethAcctAddr ethController ethKeystorePath ethOrchAddr ethPassword ethUrl extraNodes FVfailGsbucket
+FVfailGskey gasLimit gatewayHost httpAddr initializeRoundMaxDelay kafkaBootstrapServers kafkaGatewayTopic
+kafkaPassword kafkaUsername liveAIAuthApiKey liveAIAuthWebhookUrl liveAICapRefreshModels liveAIHeartbeatHeaders
+liveAIHeartbeatInterval liveAIHeartbeatURL liveAISaveNSegments liveAITrickleHostForRunner liveOutSegmentTimeout
+livePaymentInterval liveRunnerConfig maxAttempts maxFaceValue maxGasPrice maxPricePerCapability maxPricePerUnit
+maxSessions maxTicketEV maxTotalEV maxTransactionReplacements mediaMTXApiPassword metadataAmqpExchange
+metadataPublishTimeout metadataQueueUri minGasPrice minPerfScore netint network nodes nvidia objectStore orchAddr
+orchBlocklist orchMinLivepeerVersion orchPerfStatsUrl orchSecret orchWebhookUrl pixelsPerUnit priceFeedAddr
+pricePerBroadcaster pricePerGateway pricePerUnit recordStore redeemerAddr region remoteSignerUrl rtmpAddr
+selectPriceExpFactor selectPriceWeight selectRandFreq selectStakeWeight serviceAddr ticketEV transactionTimeout
+transcodingOptions v verifierPath verifierUrl vmodule
+"""
+"""All flags of go-livepeer 0.9 (cmd/livepeer/starter/flags.go), and `-byoc` of the tutorial."""
 
 
 def test_every_flag_of_go_livepeer_is_accepted_and_those_without_a_meaning_are_named(caplog):
     switches = [name for name in SWITCHES.split() if name not in MEANT]
     values = [name for name in VALUES.split() if name not in MEANT]
-    assert set(LIVEPEER_BYOC_DOCS.split()) <= {*switches, *values}
     words = [word for name in switches for word in (f"-{name}", f"-{name}=false")]
-    words += [word for name in values for word in (f"-{name}", "1")]
-    args = parsed(*words)
+    words += [word for name in values for word in (f"-{name}", "-1")]
+    args = parsed(*words, "-byocModelID", "x")
+    assert args.byocModelID == ["x"]
     caplog.set_level("INFO")
     command.log_ignored(args)
     (line,) = [each.message for each in caplog.records]
@@ -185,7 +198,7 @@ def test_wrong_usage_is_one_sentence(refused, tmp_path):
 def test_containers_are_every_url_with_every_name():
     words = "-byocContainerURL a:1 -byocContainerURL https://b -byocModelID x -byocModelID y -byocCapacity 3"
     args = parsed(*words.split())
-    made = command.containers(args, "token")
+    made = command.containers(args.byocContainerURL, args.byocModelID, args.byocCapacity, "token")
     assert [(each.name, each.url) for each in made] == [
         ("x", "http://a:1"), ("y", "http://a:1"), ("x", "https://b:8000"), ("y", "https://b:8000"),
     ]  # fmt: skip
@@ -201,7 +214,7 @@ def test_the_environment_sets_options(monkeypatch):
     monkeypatch.setenv("LP_BYOCMODELID", "x")
     args = parsed()
     assert args.serviceAddr == "1.2.3.4:5"
-    assert [each.url for each in command.containers(args, "")] == ["http://a:1", "http://b:2"]
+    assert args.byocContainerURL == ["a:1", "b:2"]
     assert parsed("-serviceAddr", "x:1").serviceAddr == "x:1"
 
 

@@ -14,25 +14,19 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from whisper_byoc.cli.checks import machine
-from whisper_byoc.cli.checks.finding import Finding, fail
-from whisper_byoc.cli.checks.services import DEFAULTS, Services
+from whisper_byoc.cli import checks
+from whisper_byoc.cli.checks import Finding, fail
 from whisper_byoc.cli.options import Parser, seconds
-from whisper_byoc.cli.safetext import printable
-from whisper_byoc.client.http import server_address
-
-__all__ = ["configure", "run"]
+from whisper_byoc.cli.terminal import printable
+from whisper_byoc.http import base_url, open_session
 
 ADDRESSES = (("container", "BYOC_URL"), ("orchestrator", "BYOC_ORCHESTRATOR"), ("gateway", "BYOC_GATEWAY"))
 PORTS = ((8000, "container"), (8936, "orchestrator"), (8935, "gateway"))
 
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
     for role, variable in ADDRESSES:
-        text = f"the {role}, which must answer (default: {DEFAULTS[role]}, which may)"
+        text = f"the {role}, which must answer (default: {checks.DEFAULTS[role]}, which may)"
         parser.option(f"--{role}", help=text, metavar="URL", env=(variable,))
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--timeout", help="longest time for one check, in seconds", convert=seconds, default=30.0)
@@ -40,11 +34,8 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, print what was found, and fail when something must be mended."""
-    for role, _ in ADDRESSES:
-        if url := getattr(args, role):
-            setattr(args, role, server_address(url))
-    findings = asyncio.run(examine(args))
+    urls = {role: base_url(url, credentials=True) for role, _ in ADDRESSES if (url := getattr(args, role))}
+    findings = asyncio.run(examine(urls, args.model_dir, args.timeout))
     failed = any(each.state == "FAIL" for each in findings)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(each) for each in findings]}))
@@ -53,26 +44,27 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def examine(args: argparse.Namespace) -> list[Finding]:
+async def examine(urls: dict[str, str], model_dir: Path | None, timeout: float) -> list[Finding]:
     """Run all checks at once, each under its time limit."""
-    async with aiohttp.ClientSession() as http:
-        services = Services(http, {role: getattr(args, role) for role, _ in ADDRESSES})
-        checks: dict[str, Coroutine[Any, Any, Finding]] = {
-            "ffmpeg": machine.ffmpeg(),
-            "model": machine.model(args.model_dir),
-            **{f"port {number}": machine.port(number, role, services.identify) for number, role in PORTS},
+    async with open_session(total_seconds=checks.ANSWER_SECONDS) as http:
+        services = checks.Services(http, urls)
+        work: dict[str, Coroutine[Any, Any, Finding]] = {
+            "ffmpeg": checks.ffmpeg(),
+            "model": asyncio.to_thread(checks.model, model_dir),
+            **{f"port {number}": checks.port(number, role, services.identify) for number, role in PORTS},
             "container": services.container(),
             "orchestrator": services.orchestrator(),
             "gateway": services.gateway(),
-            "microphone": machine.microphone(),
+            "microphone": checks.microphone(),
         }
-        return await asyncio.gather(*(limited(name, check, args.timeout) for name, check in checks.items()))
+        return await asyncio.gather(*(limited(name, check, timeout) for name, check in work.items()))
 
 
 async def limited(name: str, check: Coroutine[Any, Any, Finding], timeout: float) -> Finding:
     """Run one check; whatever goes wrong with it is a finding too."""
     try:
-        return await asyncio.wait_for(check, timeout)
+        async with asyncio.timeout(timeout):
+            return await check
     except TimeoutError:
         return fail(name, f"no answer within {timeout:g} s", "Look at what is there, or allow more with --timeout.")
     except Exception as error:

@@ -8,56 +8,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from whisper_byoc.cli.go_flags import accept_others, go_option, go_switch, log_ignored
-from whisper_byoc.cli.options import Parser, add_log_level
+from whisper_byoc.cli.options import Parser, add_log_level, log_ignored
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
-from whisper_byoc.cli.orchestrator import add_times, limits_of, plain
+from whisper_byoc.cli.orchestrator import add_times, limits_of, without_tls
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.network.gateway.app import GatewayConfig, serve
 from whisper_byoc.network.serving import Address, base_url
 
-__all__ = ["configure", "run"]
-
 DEFAULT_PORT = 8935
-KNOWN = ("gateway", "orchAddr", "httpAddr", "httpIngest", "gatewayHost")
 
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
-    go_switch(parser, "gateway", help="as go-livepeer has it; true here in any case")
-    go_switch(parser, "httpIngest", help="as go-livepeer has it; true here in any case")
-    go_option(parser, "orchAddr", help="orchestrators, with commas between", default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
-              metavar="HOST:PORT[,…]")  # fmt: skip
-    go_option(parser, "httpAddr", help="where to listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT")
-    go_option(parser, "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT")
+    parser.go_switch("gateway")
+    parser.go_switch("httpIngest")
+    parser.go_option(
+        "orchAddr",
+        help="orchestrators, with commas between",
+        default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
+        metavar="HOST:PORT[,…]",
+    )
+    parser.go_option("httpAddr", help="where to listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT")
+    parser.go_option(
+        "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT", default=""
+    )
     add_times(parser)
-    accept_others(parser, KNOWN)
     add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it until SIGTERM or Ctrl-C."""
     log_to_stderr(args.log_level)
     log_ignored(args)
     urls = [base_url(each, ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
     if not urls:
         raise UsageError("-orchAddr names no orchestrator")
     config = GatewayConfig(
-        listen=Address(plain(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
+        listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
-        public_host=public_host_of(args.gatewayHost),
+        public_host=public_host(args.gatewayHost),
         limits=limits_of(args),
     )
     asyncio.run(serve(config))
     return 0
 
 
-def public_host_of(address: str | None) -> str:
-    """Check how clients reach the gateway; with a scheme where a proxy with TLS stands in front of it.
-
-    Raises `UsageError`.
-    """
+def public_host(address: str) -> str:
+    """Check how clients reach the gateway; with a scheme where a proxy with TLS stands in front of it."""
     if address and not Address(address, DEFAULT_PORT).host:
         raise UsageError(f"-gatewayHost {address!r} names no host; write it as gateway.example:{DEFAULT_PORT}")
-    return (address or "").rstrip("/")
+    return address.rstrip("/")

@@ -15,12 +15,10 @@ from types import MappingProxyType
 
 from audio.errors import AudioError
 from whisper_byoc import __version__
-from whisper_byoc.cli import lifeline
 from whisper_byoc.cli.options import Parser
-from whisper_byoc.cli.safetext import printable
+from whisper_byoc.cli.processes import end_with_parent
+from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ByocError, UsageError
-
-__all__ = ["main", "script"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -37,88 +35,94 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "doctor": "check this machine and what runs on it, and say what to do",
     }
 )
+"""Every command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""What writing fails with for reasons outside of this program; a reader that has gone is BrokenPipeError."""
+WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why stdout cannot be written, for no fault of this program. A reader that has gone is BrokenPipeError."""
 GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 
 def script() -> None:
     """Be the program `whisper-byoc`."""
-    open_what_is_closed()
-    write_any_text()
+    open_closed_streams()
+    allow_any_text()
     code = EXIT_FAILURE
-    atexit.register(lambda: leave(code))  # the first that is registered runs last
+    atexit.register(lambda: exit_at_once(code))  # the first one registered runs last
     try:
         code = main()
     except SystemExit:  # after --help
         code = 0
 
 
-def open_what_is_closed() -> None:
-    """Have stdin, stdout and stderr, if only to nowhere: who starts a daemon may have closed them (`<&- >&-`)."""
+def open_closed_streams() -> None:
+    """Open stdin, stdout and stderr on /dev/null where the parent has closed them (`<&- >&-`), as for daemons."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
 
 
-def write_any_text() -> None:
-    """Have stdout take what its encoding has no character for, and the names of files that are no text."""
+def allow_any_text() -> None:
+    """Let stdout replace characters that its encoding lacks, and write file names that are not text as they are."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")
 
 
-def leave(code: int) -> None:
-    """End without Python's own tidying up: a thread that comes back from torch in its midst aborts the process."""
+def exit_at_once(code: int) -> None:
+    """Exit without Python's own cleanup: a thread that is inside torch then would abort the process."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_FAILURE
     except OSError as error:
-        code = complain(unwritable(error), EXIT_FAILURE)
+        code = print_error(output_error(error), EXIT_FAILURE)
     os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    lifeline.hold()
-    words = spelled(sys.argv[1:] if argv is None else argv)
+    """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    end_with_parent()
+    words = with_two_dashes(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)
     except UsageError as error:
-        return complain(error, EXIT_USAGE)
+        return print_error(error, EXIT_USAGE)
     except (ByocError, AudioError) as error:
-        return complain(error, EXIT_FAILURE)
+        return print_error(error, EXIT_FAILURE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         discard_output()
         return EXIT_FAILURE
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             discard_output()
-            return complain(unwritable(error), EXIT_FAILURE)
+            return print_error(output_error(error), EXIT_FAILURE)
         if os.environ.get("WHISPER_BYOC_DEBUG"):
             raise
         bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
-        return complain(ByocError(bug), EXIT_FAILURE)
+        return print_error(ByocError(bug), EXIT_FAILURE)
 
 
 def discard_output() -> None:
-    """Let what stdout still holds go nowhere: writing it once more would fail once more."""
+    """Send what stdout still holds to /dev/null: writing it again would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def unwritable(error: OSError) -> ByocError:
-    """Say that the output cannot be written."""
+def output_error(error: OSError) -> ByocError:
     return ByocError(f"the output cannot be written: {error.strerror}")
 
 
+def print_error(error: Exception, code: int) -> int:
+    """Print one sentence on stderr, without what a server may have put into it to act on the terminal."""
+    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
+    return code
+
+
 def dispatch(words: list[str]) -> int:
-    """Hand the words to the command they name."""
+    """Run the command that the words name."""
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
-        words = [implied(words), *words]
+        words = [implied_command(words), *words]
     name = words[0] if words else "--help"
     if name == "--version":
         print(f"whisper-byoc {__version__}")
@@ -131,46 +135,38 @@ def dispatch(words: list[str]) -> int:
     module = import_module(f"whisper_byoc.cli.{name}")
     parser = Parser(prog=f"whisper-byoc {name}", description=module.__doc__)
     module.configure(parser)
-    return int(module.run(parser.parse_args(words[1:])))
+    return int(module.run(parser.read(words[1:])))
 
 
-def implied(words: list[str]) -> str:
+def implied_command(words: list[str]) -> str:
     """Name the command of a line that begins with an option, as in `docker run IMAGE -byocModelID whisper-tiny`.
 
-    go-livepeer has one program for its nodes, whose flag says which it is: `-orchestrator` or `-gateway`.
+    go-livepeer has one program for its nodes; a flag says which one it is: `-orchestrator` or `-gateway`.
     """
     return next((role for role in ("orchestrator", "gateway") if f"--{role}" in words), "serve")
 
 
 def overview() -> str:
-    """Describe all commands."""
     lines = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
     return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
 
 
-def spelled(words: Sequence[str]) -> list[str]:
-    """Accept Go's spelling of options, but for those of a script, which are its own business."""
-    ours = script_at(words) if words[:1] == ["run"] else len(words)
-    return [*map(double_dash, words[:ours]), *words[ours:]]
+def with_two_dashes(words: Sequence[str]) -> list[str]:
+    """Accept Go's spelling of options, `-port 8000`; what comes after a script belongs to the script."""
+    ours = script_index(words) if words[:1] == ["run"] else len(words)
+    return [*map(two_dashes, words[:ours]), *words[ours:]]
 
 
-def script_at(words: Sequence[str]) -> int:
-    """Find the script in a line of `run`: before it are options only, each with a value."""
+def script_index(words: Sequence[str]) -> int:
+    """Find the script in a line of `run`: before it there are only options, each with a value."""
     at = 1
     while at < len(words) and words[at].startswith("-"):
         at += 1 if "=" in words[at] else 2
     return min(at, len(words))
 
 
-def double_dash(word: str) -> str:
-    """Accept Go's spelling of long options: `-port 8000` for `--port 8000`."""
+def two_dashes(word: str) -> str:
     return f"-{word}" if GO_FLAG.fullmatch(word) else word
-
-
-def complain(error: Exception, code: int) -> int:
-    """Print one sentence on stderr; a server may have a part in it."""
-    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

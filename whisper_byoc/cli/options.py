@@ -1,15 +1,31 @@
-"""Options that can also be set by environment variables, and the kinds of values they take."""
+"""Options that environment variables set as well, the kinds of values they take, and go-livepeer's flags."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from whisper_byoc import params
 from whisper_byoc.errors import UsageError
 
-__all__ = ["Parser", "Repeated", "add_log_level", "byte_count", "count", "port", "seconds"]
+LARGEST_SECRET_FILE = 4096
+GO_FLAG = re.compile(
+    r"--?(\w*[a-z][A-Z]\w*|broadcaster|byoc|config|datadir|gateway|monitor|netint|network|nodes|nvidia|orchestrator"
+    r"|redeemer|region|reward|transcoder|v|vmodule)(=.*)?",
+    re.DOTALL,
+)
+"""A flag that may be go-livepeer's: it is in camelCase, or it is one of the few that are a single word (0.9,
+cmd/livepeer/starter/flags.go)."""
+TYPO = 0.77
+"""A flag that is so similar to one of ours was meant to be that one (`difflib`, 1 is equal)."""
+
+log = logging.getLogger("whisper_byoc.network")
 
 
 class Repeated(argparse.Action):
@@ -18,7 +34,6 @@ class Repeated(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
     ) -> None:
-        """Take one value."""
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, [*([] if before is self.default else before), values])
 
@@ -28,61 +43,123 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._secrets: list[str] = []
+        self._go_names: list[str] = []
 
     def option(
         self, *flags: str, help: str, env: tuple[str, ...] = (), convert: Callable[[str], Any] = str, **rest: Any
     ) -> None:
         """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
-        variables = (*env, "WHISPER_BYOC_" + flags[0].lstrip("-").replace("-", "_").upper())
+        variables = (*env, _variable(flags[0]))
         default = rest.pop("default", None)
-        repeated = rest.get("action") is Repeated
-        shown = "" if default is None else f"default {default}; "
+        shown = "" if default in (None, "") else f"default {default}; "
         for variable in variables:
-            if os.environ.get(variable):  # an empty one is none, as compose files write it
-                default = self._from_environment(variable, convert, repeated=repeated)
-                if (choices := rest.get("choices")) and default not in choices:  # argparse looks at the words only
-                    raise UsageError(f"environment variable {variable}: {default!r} is none of {', '.join(choices)}")
+            if value := os.environ.get(variable):  # compose files set a variable to nothing to leave it out
+                default = _from_environment(variable, value, convert, rest)
                 break
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")
         self.add_argument(*flags, help=text, type=convert, default=default, **rest)
 
+    def secret(self, flag: str, *, help: str, env: tuple[str, ...]) -> None:
+        """Add an option for a secret or a file that holds it, and take its variables out of the environment.
+
+        Child processes would inherit them, and whoever may read their environment.
+        """
+        self._secrets.append(flag)
+        self.option(flag, help=f"{help}, or a file that holds it", env=env)
+        for variable in (*env, _variable(flag)):
+            os.environ.pop(variable, None)
+
     def switch(self, flag: str, *, help: str) -> None:
         """Add `--name`, which is on or off; `WHISPER_BYOC_NAME=1` turns it on too."""
-        variable = "WHISPER_BYOC_" + flag.lstrip("-").replace("-", "_").upper()
-        on = os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+        variable = _variable(flag)
+        value = os.environ.get(variable)
+        on = params.switch(f"environment variable {variable}", value) if value else False
         self.add_argument(flag, help=f"{help} [env {variable}]", action="store_true", default=on)
 
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError` instead of printing the usage and exiting."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
+    def go_option(self, name: str, *, help: str, **rest: Any) -> None:
+        """Add `-name VALUE` as go-livepeer has it, with its environment variable `LP_NAME`."""
+        self._go_names.append(name)
+        self.option(f"--{name}", help=help, env=(f"LP_{name.upper()}",), **{"metavar": "VALUE"} | rest)
 
-    def _from_environment(self, variable: str, convert: Callable[[str], Any], *, repeated: bool) -> Any:
-        value = os.environ[variable]
-        try:
-            return [convert(part.strip()) for part in value.split(",")] if repeated else convert(value)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise UsageError(f"environment variable {variable}: {error}") from None
+    def go_switch(self, name: str) -> None:
+        """Add `-name`, which go-livepeer needs to be told what it is; it also takes `-name=false`."""
+        self._go_names.append(name)
+        self.add_argument(
+            f"--{name}", help="accepted; true here in any case", nargs="?", const=True, type=_go_bool, metavar="BOOL"
+        )
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a command line. A command with flags of go-livepeer's takes all of them, and logs those it ignores.
+
+        Raises `UsageError`.
+        """
+        args, rest = self.parse_known_args(words)
+        ignored, unknown = _split_go_flags(rest) if self._go_names else ([], rest)
+        for name in ignored:
+            if similar := difflib.get_close_matches(name, self._go_names, 1, TYPO):
+                self.error(f"there is no flag -{name}; did you mean -{similar[0]}?")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.ignored = ignored
+        for flag in self._secrets:
+            name = flag.lstrip("-").replace("-", "_")
+            setattr(args, name, _secret(flag, getattr(args, name) or ""))
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def add_log_level(parser: Parser) -> None:
-    """Add the option that says how much is logged."""
     levels = ("debug", "info", "warning", "error")
-    parser.option("--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels,
-                  default="info")  # fmt: skip
+    parser.option(
+        "--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels, default="info"
+    )
+
+
+def log_ignored(args: argparse.Namespace) -> None:
+    """Name the flags that were accepted and ignored, in one line."""
+    if args.ignored:
+        flags = " ".join(f"-{name}" for name in dict.fromkeys(args.ignored))
+        log.info("without a meaning off-chain, and ignored: %s", flags)
+
+
+def existing_file(text: str) -> Path:
+    """A file that is there."""
+    path = Path(text)
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory; name the files in it")
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UsageError(f"{path} cannot be looked up: {error.strerror}") from None
+    return path
 
 
 def port(text: str) -> int:
     """A TCP port; 0 lets the system choose."""
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0-65535)")
-    return int(text)
+    return _whole(text, range(65536), "a port (0-65535)")
 
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    return _whole(text, range(1, 2**63), "a whole number of at least 1")
+
+
+def amount(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, range(2**63), "a whole number of at least 0")
+
+
+def byte_count(text: str) -> int:
+    """A size such as `1048576`, `512k`, `64M` or `1G` (powers of 1024)."""
+    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
+    digits = text if factor == 1 else text[:-1]
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1048576, 512k or 64M")
+    return int(digits) * factor
 
 
 def seconds(text: str) -> float:
@@ -96,10 +173,66 @@ def seconds(text: str) -> float:
     return value
 
 
-def byte_count(text: str) -> int:
-    """A size such as `1048576`, `512k`, `64M` or `1G` (powers of 1024)."""
-    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
-    digits = text if factor == 1 else text[:-1]
-    if not digits.isdigit() or int(digits) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1048576, 512k or 64M")
-    return int(digits) * factor
+def _whole(text: str, bounds: range, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) in bounds):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return int(text)
+
+
+def _variable(flag: str) -> str:
+    return "WHISPER_BYOC_" + flag.lstrip("-").replace("-", "_").upper()
+
+
+def _from_environment(variable: str, value: str, convert: Callable[[str], Any], options: dict[str, Any]) -> Any:
+    try:
+        if options.get("action") is Repeated:
+            return [convert(part.strip()) for part in value.split(",")]
+        found = convert(value)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UsageError(f"environment variable {variable}: {error}") from None
+    if (choices := options.get("choices")) and found not in choices:  # argparse does not check defaults
+        raise UsageError(f"environment variable {variable}: {found!r} is none of {', '.join(choices)}")
+    return found
+
+
+def _secret(flag: str, text: str) -> str:
+    """Return a secret, or what is in the file of that name, as go-livepeer does for `-orchSecret`."""
+    try:
+        path = Path(text)
+        if not text or not path.is_file():
+            return text.strip()
+    except OSError:  # longer than a path can be
+        return text.strip()
+    try:
+        with path.open("rb") as file:
+            found = file.read(LARGEST_SECRET_FILE + 1).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag}: {path} cannot be read: {error}") from None
+    if not found or len(found) > LARGEST_SECRET_FILE:
+        raise UsageError(f"{flag}: {path} must hold 1 to {LARGEST_SECRET_FILE} characters")
+    return found
+
+
+def _go_bool(text: str) -> bool:
+    """Go's `strconv.ParseBool`."""
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _split_go_flags(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of go-livepeer's flags, whose values are dropped, and the words that are neither."""
+    names: list[str] = []
+    others: list[str] = []
+    takes_value = False
+    for word in words:
+        if found := GO_FLAG.fullmatch(word):
+            names.append(found[1])
+            takes_value = found[2] is None
+        elif takes_value and not word.startswith("--"):
+            takes_value = False
+        else:
+            others.append(word)
+    return names, others

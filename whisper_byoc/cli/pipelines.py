@@ -1,21 +1,16 @@
 """List the pipelines there are."""
 
-from __future__ import annotations
-
 import argparse
 
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.processors.registry import PIPELINES
 
-__all__ = ["configure", "run"]
 
-
-def configure(parser: Parser) -> None:
-    """No options."""
+def configure(_: Parser) -> None:
+    pass
 
 
 def run(_: argparse.Namespace) -> int:
-    """Print the table."""
     rows = [("NAME", "READS", "GIVES", "WHAT IT DOES")]
     rows += [(spec.name, spec.reads, spec.gives, spec.summary) for spec in PIPELINES.values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,6 +1,4 @@
-"""Download a model once, check its hash, and say where it lies. Does nothing when it is there already."""
-
-from __future__ import annotations
+"""Download a model once, check its hash, and say where it is. Does nothing when it is there already."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +7,8 @@ from whisper_byoc.cli.options import Parser, seconds
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.speech.models import fetch_model
 
-__all__ = ["configure", "run"]
-
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
     parser.option(
         "--model", "--pipeline", "--byocModelID", help="model or pipeline name", env=("MODEL",), default="tiny"
     )
@@ -22,7 +17,6 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch the model."""
     name = model_of(args.model)
     path = fetch_model(name, args.model_dir, timeout=args.timeout, progress=True)
     print(f"{name}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,146 +1,207 @@
-"""Commands of ours as child processes that live and die together."""
+"""Commands of ours as child processes that start and end together, with one log."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import codecs
+import io
 import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import NoReturn, Self, TextIO
 
-from whisper_byoc.cli import lifeline
-from whisper_byoc.cli.lines import Lines
+from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import StartError
+from whisper_byoc.process import Program
 
-__all__ = ["Child", "Processes", "Show"]
-
-Show = Callable[[str, str], object]
+LogLine = Callable[[str, str], object]
 """Takes the name of a process and a line of its log."""
+
+COMMAND = (sys.executable, "-P", "-m", "whisper_byoc.cli.main")
+"""Without the current folder on the path (-P): an `audio.py` there would hide ours."""
 LISTENING = re.compile(r"listening on port (\d+)$")
-COMMAND = (sys.executable, "-m", "whisper_byoc.cli.main")
 READ_BYTES = 64 * 1024
-OUTPUT_S = 1.0
-"""A process that has ended may have left so much to read."""
+OUTPUT_SECONDS = 1.0
+"""Time for what a process that has ended left to read."""
+
+PARENT_PIPE = "WHISPER_BYOC_PARENT_PIPE"
+"""Set in the environment of a child that is to end when its stdin does."""
+PARENT_GRACE_SECONDS = 5.0
+"""Time for a child to clean up after its parent has died."""
+
+LONGEST_LINE = 16 * 1024
+"""Characters; a longer line is cut into several."""
+NAME_WIDTH = 13
+COLOURS = (36, 35, 33, 32)
+"""Cyan, magenta, yellow, green: legible on black and on white."""
+
+
+class Processes:
+    """Child processes within `async with`; leaving it stops them, the newest first.
+
+    `log` gets every line that they write; each may take `stop_seconds` to end.
+    """
+
+    def __init__(self, log: LogLine, stop_seconds: float) -> None:
+        self.children: list[Child] = []
+        self._log = log
+        self._stop_seconds = stop_seconds
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self.stop()
+        finally:
+            self.kill()
+
+    async def start(self, name: str, *arguments: str) -> int:
+        """Start `whisper-byoc ARGUMENTS`, and return the port it listens on.
+
+        Raises `StartError` when it ends before that.
+        """
+        environment = {**os.environ, PARENT_PIPE: "1"}
+        program = Program([*COMMAND, *arguments], environment=environment, merge_stderr=True)
+        await program.start()
+        child = Child(name, program, self._log)
+        self.children.append(child)
+        await first_of(child.port, child.ended)
+        if child.ended.done():
+            raise StartError(child.outcome)
+        return child.port.result()
+
+    async def first_end(self) -> NoReturn:
+        """Wait until one of them ends, and raise `StartError`, which names it and its last line."""
+        await first_of(*(child.ended for child in self.children))
+        raise StartError(next(child.outcome for child in self.children if child.ended.done()))
+
+    async def stop(self) -> None:
+        """Stop one after the other, the newest first."""
+        for child in reversed(self.children):
+            await child.stop(self._stop_seconds)
+
+    def kill(self) -> None:
+        """Kill all that still run."""
+        for child in self.children:
+            child.kill()
 
 
 class Child:
-    """One of our commands in a process and a session of its own; a terminal's Ctrl-C does not reach it."""
+    """One of our commands as a program that runs."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, show: Show) -> None:
+    def __init__(self, name: str, program: Program, log: LogLine) -> None:
         self.name = name
         self.port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """The port it listens on, once it does."""
         self._last_line = ""
-        self._process = process
-        self._show = show
+        self._program = program
+        self._log = log
         self._reading = asyncio.create_task(self._read())
         self.ended = asyncio.create_task(self._end())
-        """Done when the process has ended and all that it said was shown."""
-
-    @classmethod
-    async def begin(cls, name: str, arguments: tuple[str, ...], show: Show) -> Child:
-        """Start `whisper-byoc ARGUMENTS`."""
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, lifeline.VARIABLE: "1"}, start_new_session=True,
-        )  # fmt: skip
-        return cls(name, process, show)
+        """Done when the process has ended and all its output was logged."""
 
     @property
-    def epitaph(self) -> str:
-        """What became of it, in one sentence."""
-        code = self._process.returncode
+    def outcome(self) -> str:
+        """How it ended, with its last line, in one sentence."""
+        code = self._program.returncode
         how = f"exit code {code}" if code is None or code >= 0 else f"signal {signal.Signals(-code).name}"
-        said = self._last_line.removeprefix("whisper-byoc: ")
-        return f"the {self.name} ended with {how}" + (f": {said}" if said else " and said nothing")
+        last = self._last_line.removeprefix("whisper-byoc: ")
+        return f"the {self.name} ended with {how}" + (f": {last}" if last else " and said nothing")
 
     async def stop(self, seconds: float) -> None:
         """Ask it to end, and kill it if it has not done so within `seconds`."""
-        if not self.ended.done():
-            self._signal(signal.SIGTERM)
-            await asyncio.wait({self.ended}, timeout=seconds)
-        if not self.ended.done():
-            self._show(self.name, f"(killed: it had not ended within {seconds:g} s)")
+        self._program.terminate()
+        if not await first_of(self.ended, timeout=seconds):
+            self._log(self.name, f"(killed: it had not ended within {seconds:g} s)")
             self.kill()
         await self.ended
 
     def kill(self) -> None:
-        """End it, and what it has started, at once."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(self._process.pid, number)
-            else:
-                self._process.send_signal(number)
+        """Kill it, and what it has started, if it still runs."""
+        self._program.kill()
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None
-        lines = Lines()
-        while data := await self._process.stdout.read(READ_BYTES):
+        lines = LogLines()
+        while data := await self._program.stdout.read(READ_BYTES):
             for line in lines.feed(data):
                 self._take(line)
-        for line in lines.close():
+        for line in lines.feed(b"", final=True):
             self._take(line)
 
     def _take(self, line: str) -> None:
         self._last_line = line if line.strip() else self._last_line
         if (found := LISTENING.search(line)) and not self.port.done():
             self.port.set_result(int(found[1]))
-        self._show(self.name, line)
+        self._log(self.name, line)
 
     async def _end(self) -> None:
-        await self._process.wait()
-        await asyncio.wait({self._reading}, timeout=OUTPUT_S)  # a grandchild may hold the pipe open
-        self._reading.cancel()
+        await self._program.wait()
+        await first_of(self._reading, timeout=OUTPUT_SECONDS)  # a grandchild may hold the pipe open
+        await cancel(self._reading)
+        await self._program.close()
         self.port.cancel()
 
 
-class Processes:
-    """Children within `async with`; leaving it stops them, the newest first.
+class LogLines:
+    """Cuts the bytes that a process writes into lines of text that a terminal can show."""
 
-    `show` gets every line of their logs; each may take `stop_seconds` to end.
-    """
+    def __init__(self) -> None:
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)  # a carriage return ends a line, too
+        self._rest = ""
 
-    def __init__(self, show: Show, stop_seconds: float) -> None:
-        self._show = show
-        self._stop_seconds = stop_seconds
-        self._children: list[Child] = []
+    def feed(self, data: bytes, *, final: bool = False) -> list[str]:
+        """Return the lines that are complete by now, but for empty ones; if `final`, the rest as well."""
+        *lines, self._rest = (self._rest + self._decoder.decode(data, final)).split("\n")
+        if final or len(self._rest) >= LONGEST_LINE:
+            lines.append(self._rest)
+            self._rest = ""
+        parts = [line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE)]
+        return [printable(part) for part in parts]
 
-    async def __aenter__(self) -> Processes:
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for child in reversed(self._children):
-            await child.stop(self._stop_seconds)
+class NamedLog:
+    """Writes lines with their process's name before them, in colour on a terminal unless NO_COLOR is set."""
 
-    async def start(self, name: str, *arguments: str) -> int:
-        """Start a command, and give the port it listens on.
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._coloured = out.isatty() and not os.environ.get("NO_COLOR")
+        self._colours: dict[str, int] = {}
 
-        Raises `StartError` when it ends before that.
+    def line(self, name: str, text: str) -> None:
+        """Write one line at once. Ignores a reader that has gone, as `tee` at Ctrl-C, and a full disk.
+
+        The caller has processes to stop in order, whatever becomes of the log.
         """
-        child = await Child.begin(name, arguments, self._show)
-        self._children.append(child)
-        first: set[asyncio.Future[Any]] = {child.port, child.ended}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if child.ended.done():
-            raise StartError(child.epitaph)
-        return child.port.result()
+        head = f"{name:<{NAME_WIDTH}}|"
+        if self._coloured:
+            colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
+            head = f"\x1b[{colour}m{head}\x1b[0m"
+        with suppress(OSError):
+            self._out.write(f"{head} {text}\n")
+            self._out.flush()
 
-    async def any_death(self) -> NoReturn:
-        """Wait until one of them ends, and raise `StartError`, which names it and its last words."""
-        await asyncio.wait({child.ended for child in self._children}, return_when=asyncio.FIRST_COMPLETED)
-        raise StartError(next(child.epitaph for child in self._children if child.ended.done()))
 
-    def kill(self) -> None:
-        """End all of them at once."""
-        for child in self._children:
-            child.kill()
+def end_with_parent() -> None:
+    """End this process when its stdin ends, if its parent has asked for that.
+
+    The kernel closes the parent's end of the pipe whatever the parent dies of, SIGKILL included, on every Unix.
+    """
+    if os.environ.pop(PARENT_PIPE, ""):
+        threading.Thread(target=_wait_for_parent, name="parent-pipe", daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    for _ in range(2):  # the second signal ends it at once
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PARENT_GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)

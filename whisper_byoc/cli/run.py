@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from whisper_byoc.cli.options import Parser, add_log_level, port
+from whisper_byoc.cli.options import Parser, add_log_level, existing_file, port
 from whisper_byoc.cli.serve import add_limits, limits_of, log_to_stderr
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat.names import tutorial_names
@@ -25,12 +25,9 @@ from whisper_byoc.processors.base import FrameProcessor, Processor
 from whisper_byoc.server.hosted import run_processor
 from whisper_byoc.shadowing import check_audio
 
-__all__ = ["configure", "run"]
-
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
-    parser.add_argument("script", type=Path, help="Python file")
+    parser.add_argument("script", type=existing_file, help="Python file")
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
     rest.required = False  # so that only the script is said to be missing
     parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
@@ -42,33 +39,27 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the script, then serve what it defines unless it has served by itself."""
-    try:
-        if not args.script.is_file():
-            raise UsageError(f"no such script: {args.script}")
-    except OSError as error:  # a folder that may not be entered, a name that is too long
-        raise UsageError(f"{args.script} cannot be looked up: {error.strerror}") from None
     log_to_stderr(args.log_level)
     served = False
 
-    async def serve_it(processor: Processor, *positional: Any, **named: Any) -> None:
+    async def serve(processor: Processor, *positional: Any, **named: Any) -> None:
         nonlocal served
         served = True
-        chosen = {"host": args.host, "port": args.port}
         given = inspect.signature(run_processor).bind_partial(processor, *positional, **named).arguments
-        options = given | {name: value for name, value in chosen.items() if value is not None}
-        await run_processor(**{"limits": limits_of(args), **options})
+        options = {name: value for name, value in (("host", args.host), ("port", args.port)) if value is not None}
+        await run_processor(**{"limits": limits_of(args), **given, **options})
 
-    with tutorial_names(serve_it):
+    with tutorial_names(serve):
         names = execute(args.script, args.arguments)
         if not served and not (is_client(names) and args.class_name is None and not processors_in(names)):
-            asyncio.run(serve_it(find_processor(names, args.class_name, args.script)))
+            asyncio.run(serve(find_processor(names, args.class_name, args.script)))
     return 0
 
 
 def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
-    """Run the script as `python script.py` would, and give the names it defined.
+    """Run the script as `python script.py` would, and return the names that it defined.
 
-    Raises `ByocError` when it fails; its own traceback goes to stderr, for it is the author's to mend.
+    Raises `ByocError` when it fails; its traceback goes to stderr, as the mistake is its author's.
     """
     folder = str(script.resolve().parent)
     try:
@@ -94,13 +85,13 @@ def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
 
 
 def is_client(names: dict[str, Any]) -> bool:
-    """Whether a script has one of our clients: such a one has done its work, unless it defines a processor as well."""
+    """Whether a script has one of our clients: without a processor of its own, it has done its work then."""
     clients = (TrickleClient, GatewayClient, sys.modules.get("http_trickle", TrickleClient))
     return any(value is client for value in names.values() for client in clients)
 
 
 def processors_in(names: dict[str, Any]) -> dict[str, Any]:
-    """Give the classes of a script that have the shape of a processor."""
+    """Return the classes of a script that have the shape of a processor."""
     return {
         name: value
         for name, value in names.items()
@@ -112,7 +103,7 @@ def processors_in(names: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_processor(names: dict[str, Any], class_name: str | None, script: Path) -> Processor:
-    """Make the processor that the script defines, by the shape of its class.
+    """Make the processor that the script defines.
 
     Raises `UsageError` when there is none, or more than one to choose from.
     """

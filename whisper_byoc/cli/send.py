@@ -15,17 +15,12 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from whisper_byoc.cli.joining import take_secret
-from whisper_byoc.cli.livetext import Display
 from whisper_byoc.cli.options import Parser, count
-from whisper_byoc.cli.safetext import printable
-from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check, open_source, to_seconds
+from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check_source, open_source, to_seconds
+from whisper_byoc.cli.terminal import Display, printable
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 
-__all__ = ["configure", "run"]
-
-TOKEN = ("AUTH_TOKEN",)
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
 
@@ -36,7 +31,6 @@ class Where(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
     ) -> None:
-        """Take one address."""
         if getattr(namespace, "where", self.dest) != self.dest:
             parser.error("--url is a container's address and --gateway a gateway's; give one of them")
         namespace.where = self.dest
@@ -44,16 +38,15 @@ class Where(argparse.Action):
 
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for PCM16 on stdin")
     parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
     parser.option("--url", help="container", env=("BYOC_URL",), default="http://localhost:8000", action=Where)
-    parser.option("--gateway", help="gateway to go through, instead of --url", env=("BYOC_GATEWAY",), action=Where,
-                  metavar="URL")  # fmt: skip
+    parser.option(
+        "--gateway", help="gateway to go through, instead of --url", env=("BYOC_GATEWAY",), action=Where, metavar="URL"
+    )
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
     parser.option("--language", help="language spoken, or auto (default: the server's)")
-    parser.option("--token", help="bearer token, where the server asks for one, or a file that holds it",
-                  env=TOKEN)  # fmt: skip
+    parser.secret("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
     parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
     parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
     parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
@@ -67,13 +60,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("- is there twice, and stdin can be read to its end once")
     names = [MICROPHONE] if args.microphone else args.files
     for name in names:
-        check(name)
-    args.token = take_secret(args, "token", TOKEN)
+        check_source(name)
     return asyncio.run(send_all(names, args))
 
 
 async def send_all(names: list[str], args: argparse.Namespace) -> int:
-    """Send source by source over one client."""
+    """Send source by source over one client, and return the exit code."""
     display = Display(sys.stdout, sys.stderr, as_json=args.json)
     errors = 0
     try:
@@ -120,11 +112,11 @@ def the_only_one(known: dict[str, Any], gateway: str) -> str:
 
 
 async def send(client: TrickleClient | GatewayClient, source: Source, display: Display) -> int:
-    """Stream one source, show what comes back, and give the number of errors."""
+    """Stream one source, show what comes back, and return the number of errors."""
     errors = 0
     total = None if source.size is None else to_seconds(source.size)
-    form = OPEN_BAR if total is None else BAR
-    with tqdm(total=total, desc=printable(source.name), disable=None, leave=False, bar_format=form) as bar:
+    bar_format = OPEN_BAR if total is None else BAR
+    with tqdm(total=total, desc=printable(source.name), disable=None, leave=False, bar_format=bar_format) as bar:
         records = cast("AsyncGenerator[dict[str, Any], None]", client.stream(counted(source.chunks, bar)))
         async with aclosing(records):
             async for record in records:

@@ -11,16 +11,14 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from whisper_byoc.cli.joining import add_joining, auth_token_of, registration_of
-from whisper_byoc.cli.options import Parser, Repeated, add_log_level, byte_count, count, port, seconds
+from whisper_byoc.cli.options import Parser, Repeated, add_log_level, amount, byte_count, count, port, seconds
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
+from whisper_byoc.server.capability import Capability, Registration
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.speech.partials import POLICIES
-
-__all__ = ["add_limits", "configure", "limits_of", "log_to_stderr", "run"]
 
 LIMITS = (
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),
@@ -34,36 +32,57 @@ LIMITS = (
     ("--linger", "linger_seconds", seconds, "seconds for which results of an ended job stay"),
     ("--drain-timeout", "drain_seconds", seconds, "longest time from SIGTERM to exit, in seconds"),
 )
+CAPABILITY = (
+    ("NAME", "CAPABILITY_NAME", "name", str, "", "name to register (default: the first pipeline's)"),
+    ("DESCRIPTION", "CAPABILITY_DESCRIPTION", "description", str, "", "description to register"),
+    ("URL", "CAPABILITY_URL", "url", str, "", "where orchestrators reach this server (default: http://HOSTNAME:PORT)"),
+    ("CAPACITY", "CAPACITY", "capacity", amount, 0, "jobs at once; 0 is the most that may be open"),
+    ("PRICE_PER_UNIT", "PRICE_PER_UNIT", "price_per_unit", amount, 0, "price of a second"),
+    ("PRICE_SCALING", "PRICE_SCALING", "price_scaling", count, 1, "divides the price"),
+    ("PRICE_CURRENCY", "PRICE_CURRENCY", "currency", str, "", "of the price; empty is wei"),
+)
+"""What follows CAPABILITY_ and LIVEPEER_ in the variables, the field of `Capability`, type, default and help."""
 
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
     parser.option(
-        "--pipeline", "--model", "--byocModelID", dest="pipelines", metavar="NAME", action=Repeated,
+        "--pipeline",
+        "--model",
+        "--byocModelID",
+        dest="pipelines",
+        metavar="NAME",
+        action=Repeated,
         env=("MODEL_ID",),
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
-    )  # fmt: skip
+    )
     parser.option("--host", help="address to listen on", env=("HOST",), default="0.0.0.0")
     parser.option(
         "--port", help="port to listen on; 0 lets the system choose", env=("PORT",), convert=port, default=8000
     )
     parser.option("--language", help="language spoken, as an ISO 639-1 code, or auto", default="en")
-    parser.option("--partial-policy", help="which words of an utterance that goes on are shown",
-                  choices=sorted(POLICIES), default="attention")  # fmt: skip
+    parser.option(
+        "--partial-policy",
+        help="which words of an utterance that goes on are shown",
+        choices=sorted(POLICIES),
+        default="attention",
+    )
     parser.option("--workers", help="worker threads, each with the model (default: CPUs / threads)", convert=count)
     parser.option("--threads", help="torch threads in each worker (default: the CPUs, 4 at most)", convert=count)
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
     )
-    add_joining(parser)
+    parser.secret(
+        "--auth-token",
+        help="bearer token that clients must show",
+        env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN", "AUTH_KEY"),
+    )
+    add_registration(parser)
     add_limits(parser)
     add_log_level(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve."""
     log_to_stderr(args.log_level)
-    registration, token = registration_of(args), auth_token_of(args)
     settings = WhisperSettings(
         language=args.language,
         workers=args.workers,
@@ -74,23 +93,53 @@ def run(args: argparse.Namespace) -> int:
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
-    processors = {spec.name: spec.make(settings) for spec in specs}
-    asyncio.run(serve(processors, ServerConfig(args.host, args.port, limits_of(args), registration, token)))
+    config = ServerConfig(args.host, args.port, limits_of(args), registration_of(args), args.auth_token)
+    asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
     return 0
 
 
+def add_registration(parser: Parser) -> None:
+    """Add the options for registration at orchestrators."""
+    parser.option(
+        "--orch-url",
+        env=("ORCH_URL", "LIVEPEER_ORCH_URL"),
+        metavar="URL[,URL]",
+        help="orchestrators to register at; none, if not set",
+    )
+    parser.secret("--orch-secret", help="their -orchSecret", env=("ORCH_SECRET", "LIVEPEER_ORCH_SECRET"))
+    parser.switch("--orch-verify-tls", help="check the certificates of orchestrators, which are usually self-signed")
+    for name, livepeer_name, field, convert, default, text in CAPABILITY:
+        env = (f"CAPABILITY_{name}", f"LIVEPEER_{livepeer_name}")
+        flag = f"--capability-{name.lower().replace('_', '-')}"
+        parser.option(flag, dest=f"capability_{field}", help=text, env=env, convert=convert, default=default)
+    parser.option(
+        "--reg-interval",
+        help="seconds between checks that the registration stands",
+        env=("REG_INTERVAL_SECONDS", "LIVEPEER_REG_INTERVAL_SECONDS"),
+        convert=seconds,
+        default=60.0,
+    )
+
+
+def registration_of(args: argparse.Namespace) -> Registration | None:
+    """Return the registration that the options ask for; None without an orchestrator."""
+    urls = tuple(each for each in (args.orch_url or "").split(",") if each.strip())
+    if not urls:
+        return None
+    capability = Capability(**{field: getattr(args, f"capability_{field}") for _, _, field, *_ in CAPABILITY})
+    return Registration(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
+
+
 def add_limits(parser: Parser) -> None:
-    """Add an option for every bound of the server."""
+    """Add an option for every bound of the server that operators may set."""
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
     for flag, name, convert, text in LIMITS:
         parser.option(flag, dest=name, help=text, convert=convert, default=defaults[name], metavar="N")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
-    """Collect the bounds from the parsed options."""
     return Limits(**{name: getattr(args, name) for _, name, _, _ in LIMITS})
 
 
 def log_to_stderr(level: str) -> None:
-    """Log to stderr from `level` on."""
     logging.basicConfig(level=level.upper(), format=LOG_FORMAT)

@@ -19,23 +19,23 @@ from audio import pcm
 from audio.errors import PcmError, WavError
 from audio.media import load_audio
 from audio.riff import may_become_wav
+from whisper_byoc.aio import cancel, stop_on_signals
 from whisper_byoc.cli.microphone import microphone
+from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.ingest.sniff import is_media
 
-__all__ = ["MICROPHONE", "STDIN", "Source", "check", "check_file", "load", "load_now", "open_source", "to_seconds"]
-
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1
-CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
 DECODE_SECONDS = 3600.0
-"""Longest time for one file. A server must limit strangers; who decodes a long video of his own has Ctrl-C."""
+"""Longest time for one file. A server must limit strangers; who decodes a long video of their own has Ctrl-C."""
 RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
+CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
 
 
 @dataclass(frozen=True)
 class Source:
-    """Sound on its way."""
+    """Sound to send."""
 
     name: str
     chunks: AsyncGenerator[bytes, None]
@@ -44,23 +44,12 @@ class Source:
     """Bytes in all, where that is known beforehand."""
 
 
-def check(name: str) -> None:
+def check_source(name: str) -> None:
     """Raise `UsageError` when a source cannot be: no such file, or a keyboard."""
     if name == STDIN and sys.stdin.isatty():
         raise UsageError("stdin is a terminal; pipe PCM16 mono 16 kHz into -, or name a FILE, or use --microphone")
     if name not in (STDIN, MICROPHONE):
-        check_file(Path(name))
-
-
-def check_file(path: Path) -> None:
-    """Raise `UsageError` when there is no such file, or something else in its place."""
-    try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a directory; name the files in it")
-        if not path.is_file():
-            raise UsageError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
-    except OSError as error:  # a folder that may not be entered, a name that is too long
-        raise UsageError(f"{path} cannot be looked up: {error.strerror}") from None
+        existing_file(name)
 
 
 @asynccontextmanager
@@ -77,39 +66,42 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
         with first_interrupt() as stop:
             yield Source("stdin", raw_or_wav(from_stdin(stop)))
     else:
-        data = pcm.encode(load_now(Path(name)))
-        yield Source(Path(name).name, paced(data, realtime), len(data))
+        data = pcm.encode(load_sound(Path(name)))
+        yield Source(Path(name).name, paced(data, realtime=realtime), len(data))
 
 
 @contextmanager
 def first_interrupt() -> Iterator[asyncio.Event]:
-    """Give an event that the first Ctrl-C sets instead of doing what it usually does."""
-    loop, stop, before = asyncio.get_running_loop(), asyncio.Event(), signal.getsignal(signal.SIGINT)
-
-    def give_back() -> None:
-        if loop.remove_signal_handler(signal.SIGINT):
-            signal.signal(signal.SIGINT, before)
-
-    def on_interrupt() -> None:
-        give_back()
-        stop.set()
-
+    """Yield an event that the first Ctrl-C sets instead of doing what it usually does."""
+    before = signal.getsignal(signal.SIGINT)
     try:
-        loop.add_signal_handler(signal.SIGINT, on_interrupt)
+        stop = stop_on_signals(signal.SIGINT)
     except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-        yield stop
+        yield asyncio.Event()
         return
     try:
         yield stop
     finally:
-        give_back()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
 
 
-def load(path: Path) -> NDArray[np.float32]:
+def load_sound(path: Path) -> NDArray[np.float32]:
     """Read a file as 16 kHz mono samples (n,); `RAW_ENDINGS` are PCM16 of that kind.
 
-    Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
+    Blocks, so that Ctrl-C ends ffmpeg at once: a worker thread cannot be interrupted, and the handler of asyncio only
+    cancels a task. Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
     """
+    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
+        return _load(path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _load(path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _load(path: Path) -> NDArray[np.float32]:
     try:
         if path.suffix.lower() in RAW_ENDINGS:
             return pcm.decode(path.read_bytes())
@@ -120,22 +112,8 @@ def load(path: Path) -> NDArray[np.float32]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
-def load_now(path: Path) -> NDArray[np.float32]:
-    """Do `load` for a command that has nothing else to do: it holds up the event loop, and Ctrl-C ends ffmpeg at once.
-
-    A worker thread cannot be interrupted, and asyncio's own handler only asks a task that does not listen.
-    """
-    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
-        return load(path)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return load(path)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-async def paced(data: bytes, realtime: bool) -> AsyncGenerator[bytes, None]:
-    """Yield small chunks, each when its sound would have been spoken if `realtime`."""
+async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
+    """Yield small chunks; if `realtime`, each of them when its sound would have been spoken."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     for at in range(0, len(data), CHUNK_BYTES):
@@ -145,7 +123,7 @@ async def paced(data: bytes, realtime: bool) -> AsyncGenerator[bytes, None]:
 
 
 async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    """Yield what comes on stdin, as it comes, until its end or until `stop` is set."""
+    """Yield what arrives on stdin until its end, or until `stop` is set."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     if not can_be_awaited(sys.stdin.fileno()):
@@ -154,19 +132,18 @@ async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
         return
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     closing = asyncio.ensure_future(stop.wait())
-    closing.add_done_callback(lambda _: transport.close())  # the reader gives what it has, then its end
+    closing.add_done_callback(lambda _: transport.close())  # the reader returns what it has, then its end
     try:
         while chunk := await reader.read(CHUNK_BYTES):
             yield chunk
     finally:
-        closing.cancel()
-        await asyncio.wait({closing})
+        await cancel(closing)
 
 
 async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """Pass chunks on.
 
-    Raises `UsageError` when they begin like a media file that the server would take for noise.
+    Raises `UsageError` when they begin like a media file, which the server would take for noise.
     """
     known = False
     async with aclosing(chunks):
@@ -179,7 +156,7 @@ async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 
 def can_be_awaited(descriptor: int) -> bool:
-    """Whether the loop can wait for it: a pipe, a socket or a terminal; not a file or /dev/null, which never wait."""
+    """Whether the loop can wait for it: a pipe, a socket or a terminal, but neither a file nor /dev/null."""
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)

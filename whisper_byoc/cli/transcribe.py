@@ -18,38 +18,44 @@ from tqdm import tqdm
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
-from whisper_byoc.cli.options import Parser, count
-from whisper_byoc.cli.sources import check_file, load_now
+from whisper_byoc.cli.options import Parser, count, existing_file
+from whisper_byoc.cli.sources import load_sound
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions
 from whisper_byoc.speech.transcript import FORMATS, Transcription, join
 
-__all__ = ["configure", "run"]
-
 ONE_EACH = ("srt", "vtt")
 """Formats whose files cannot be joined: cues are counted from 1, and a header stands at the beginning."""
 
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
-                        help="anything that ffmpeg reads; .pcm, .raw, .s16le are PCM16 mono 16 kHz")  # fmt: skip
-    parser.option("--model", "--pipeline", "--byocModelID", help="model name, pipeline name or .pt file",
-                  env=("WHISPER_MODEL",), default="tiny")  # fmt: skip
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=existing_file,
+        metavar="FILE",
+        help="anything that ffmpeg reads; .pcm, .raw, .s16le are PCM16 mono 16 kHz",
+    )
+    parser.option(
+        "--model",
+        "--pipeline",
+        "--byocModelID",
+        help="model name, pipeline name or .pt file",
+        env=("WHISPER_MODEL",),
+        default="tiny",
+    )
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--language", help="language spoken, or auto", default="en")
     parser.option("--threads", help="torch threads (default: the CPUs, 4 at most)", convert=count)
-    parser.option("--format", help=f"one or more of {', '.join(FORMATS)}, with commas between", convert=formats,
-                  default="txt")  # fmt: skip
+    parser.option(
+        "--format", help=f"one or more of {', '.join(FORMATS)}, with commas between", convert=formats, default="txt"
+    )
     parser.option("--output", help="folder for the results, FILE.txt and so on (default: stdout)", convert=Path)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Transcribe every file."""
-    for path in args.files:
-        check_file(path)
     if args.output is None and len(args.format) > 1:
         raise UsageError("several formats need a folder: --output DIR")
     if args.output is None and len(args.files) > 1 and (alone := [each for each in args.format if each in ONE_EACH]):
@@ -87,15 +93,15 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     unread: list[str] = []
     for path in args.files:
         try:
-            samples = load_now(path)
+            samples = load_sound(path)
         except (AudioError, UsageError) as error:
             if len(args.files) == 1:
                 raise
             unread.append(str(error))
             continue
-        heard = await transcribe(processor, options, samples, path.name)
+        transcription = await transcribe(processor, options, samples, path.name)
         for kind in args.format:
-            write(heard, kind, path, args.output)
+            write(transcription, kind, path, args.output)
     await processor.shutdown()
     if unread:
         raise ByocError(f"{len(unread)} of {len(args.files)} files could not be read: {' '.join(unread)}")
@@ -107,8 +113,8 @@ async def transcribe(
     """Transcribe piece by piece, cut as a live feed is, with a progress bar in seconds of sound."""
     parts, at = [], 0
     total = len(samples) / pcm.SAMPLE_RATE
-    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc=name, disable=None, bar_format=form, leave=False) as bar:
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
         for piece in pieces(samples):
             heard = await processor.hear(piece, options)
             parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
@@ -124,9 +130,9 @@ def pieces(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         yield pcm.decode(segment)
 
 
-def write(heard: Transcription, kind: str, source: Path, folder: Path | None) -> None:
+def write(transcription: Transcription, kind: str, source: Path, folder: Path | None) -> None:
     """Write one form of the text to stdout, or into the folder."""
-    text = FORMATS[kind](heard)
+    text = FORMATS[kind](transcription)
     if folder is None:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -19,11 +19,8 @@ from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
 from whisper_byoc.trickle.standalone import DEFAULT_PORT, serve
 from whisper_byoc.trickle.subscriber import SegmentReader
 
-__all__ = ["configure", "run"]
-
 
 def configure(parser: Parser) -> None:
-    """Describe the options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="pub|sub|serve")
     pub = actions.add_parser("pub", description="Send stdin to a channel.", help="send stdin to a channel")
     add_client(pub)
@@ -48,14 +45,12 @@ def configure(parser: Parser) -> None:
 
 
 def add_client(parser: argparse.ArgumentParser) -> None:
-    """Add what `pub` and `sub` share."""
     parser.add_argument("url", help="URL of the channel")
     parser.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
     parser.add_argument("--patience", type=seconds, default=30.0, help="how long to try again in a row (default: 30)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the action says."""
     if args.action == "serve":
         log_to_stderr("info")
         asyncio.run(serve(TrickleServer(args.base_path, autocreate=not args.no_autocreate), args.host, args.port))
@@ -70,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def pub(args: argparse.Namespace) -> None:
-    """Send stdin."""
     publisher = TricklePublisher(args.url, args.mime, create=args.create, join=args.join, options=options(args))
     async with publisher:
         with os.fdopen(sys.stdin.fileno(), "rb", closefd=False) as source:
@@ -79,26 +73,22 @@ async def pub(args: argparse.Namespace) -> None:
 
 
 async def sub(args: argparse.Namespace) -> None:
-    """Write to stdout."""
     async with TrickleSubscriber(args.url, args.start, options=options(args)) as subscriber:
-        await subscribe(subscriber, sys.stdout.buffer, tell if args.verbose else None)
+        await subscribe(subscriber, sys.stdout.buffer, report if args.verbose else None)
 
 
-def tell(segment: SegmentReader, size: int) -> None:
-    """Print one line about a segment."""
+def report(segment: SegmentReader, size: int) -> None:
     missed = f", {segment.missed} missed before it" if segment.missed else ""
     print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
 
 
 def cutting(args: argparse.Namespace) -> Cut:
-    """Choose how stdin is cut."""
     if args.lines:
         return by_line()
     return by_size(args.size) if args.size else by_time(args.seconds)
 
 
 def options(args: argparse.Namespace) -> ClientOptions:
-    """Collect the client's options."""
     wait = getattr(args, "wait", 0.0)
     return ClientOptions(verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait)
 

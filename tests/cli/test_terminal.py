@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_byoc.cli.livetext import Display, LiveText
-from whisper_byoc.cli.safetext import fit, json_line, printable, width
+from whisper_byoc.cli.terminal import Display, LiveText, fit, json_line, printable, width
 
 HOSTILE = "\x1b[2Ja\x9b31mb\x07\x7f\u202ec\u2028d\r\ne\ud800\x00"
 

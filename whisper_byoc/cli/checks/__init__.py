@@ -1,1 +1,0 @@
-"""What `whisper-byoc doctor` looks at."""

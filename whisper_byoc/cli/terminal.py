@@ -1,0 +1,138 @@
+"""What a terminal shows: text made safe and fitting, and partial text that is rewritten in place until it is final."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are written with them
+EMOJI_STYLE = "\ufe0f"  # takes no room, but may make the character before it a wide one
+HANGUL_TAILS = range(0x1160, 0x1200)  # drawn into the syllable before them
+NOT_ASCII_TEXT = re.compile(r"[^\x20-\x7e]")
+UP, ERASE, DIM, PLAIN = "\x1b[A", "\r\x1b[J", "\x1b[2m", "\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Make text safe for a terminal, in one line: no control, no escape, nothing that changes the writing direction.
+
+    White space becomes a space, other controls and unassigned characters become U+FFFD, invisible marks are removed.
+    """
+    return NOT_ASCII_TEXT.sub(lambda found: _safe(found[0]), text)
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Write a record as one line of JSON, in which everything that `printable` would change is escaped."""
+
+    def escape(found: re.Match[str]) -> str:
+        return found[0] if _safe(found[0]) == found[0] else json.dumps(found[0])[1:-1]
+
+    return NOT_ASCII_TEXT.sub(escape, json.dumps(record, ensure_ascii=False))
+
+
+def width(char: str) -> int:
+    """Columns that a printable character takes: 0, 1 or 2."""
+    if unicodedata.category(char) in ("Mn", "Me", "Cf") or ord(char) in HANGUL_TAILS:
+        return int(char == EMOJI_STYLE)
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def fit(text: str, columns: int) -> str:
+    """Cut printable text to at most `columns`; the end is the newest, so the beginning is replaced by `…`."""
+    if sum(map(width, text)) <= columns:
+        return text
+    room, start = columns - 1, len(text)
+    while start and width(text[start - 1]) <= room:
+        start -= 1
+        room -= width(text[start])
+    while start < len(text) and width(text[start]) == 0:  # it belongs to the character that was cut off
+        start += 1
+    return "…" + text[start:] if columns > 0 else ""
+
+
+def _safe(char: str) -> str:
+    kind = unicodedata.category(char)
+    if char.isspace():
+        return " "
+    if kind == "Cf":
+        return char if char in JOINERS else ""
+    return "\ufffd" if kind in ("Cc", "Cs", "Co", "Cn") else char
+
+
+class LiveText:
+    """Turns records into what is to be written, byte for byte.
+
+    On a `terminal` a partial line is rewritten in place, dimmed if `color`; the cursor waits on the line below it,
+    where a progress bar may be. Elsewhere there are only final lines, and no escape sequence.
+    """
+
+    def __init__(self, *, terminal: bool, color: bool) -> None:
+        self._terminal = terminal
+        self._color = color
+        self._shown = False
+
+    def show(self, record: Mapping[str, Any], columns: int) -> str:
+        """Return what to write for a record, on a terminal of so many columns."""
+        text = printable(str(record.get("text") or "")).strip()
+        if record.get("is_final", True):
+            return self.erase() + (f"{text}\n" if text else "")
+        if not self._terminal:
+            return ""
+        before = self.erase()
+        text = fit(text, columns - 1)  # some terminals wrap as soon as the last column is written
+        self._shown = bool(text)
+        if self._color and text:
+            text = f"{DIM}{text}{PLAIN}"
+        return before + (f"{text}\n" if text else "")
+
+    def erase(self) -> str:
+        """Return what removes the partial line."""
+        if not self._terminal:
+            return ""
+        before, self._shown = self._shown, False
+        return (UP if before else "") + ERASE
+
+
+class Display:
+    """Shows records on `out` and errors on `err`, above a progress bar."""
+
+    def __init__(self, out: TextIO, err: TextIO, *, as_json: bool = False) -> None:
+        self._out = out
+        self._err = err
+        self._as_json = as_json
+        terminal = out.isatty() and os.environ.get("TERM") != "dumb" and not as_json
+        self._live = LiveText(terminal=terminal, color=not os.environ.get("NO_COLOR"))
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """Show one record. Blocks while the reader of our output does not read."""
+        if self._as_json:
+            self._write(self._out, json_line(record) + "\n")
+            return
+        self._write(self._out, self._live.show(record, _columns(self._out)))
+        if record["type"] == "error":
+            reason = printable(str(record.get("error")))
+            self._write(self._err, f"segment {record.get('seq')} failed: {reason}\n")
+
+    def close(self) -> None:
+        """Remove a partial line that no final one has replaced."""
+        self._write(self._out, self._live.erase())
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        from tqdm import tqdm  # here, as every command imports this module for its messages
+
+        if not text:
+            return
+        with tqdm.external_write_mode():  # removes the bar, and draws it again
+            encoding = stream.encoding or "utf-8"
+            stream.write(text.encode(encoding, "replace").decode(encoding))
+            stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
