@@ -146,7 +146,7 @@ async def test_what_cannot_be_is_one_sentence(send, recording, tmp_path, unused_
         ((), 2, "give what to send"),
         (("--microphone", recording), 2, "give what to send"),
         (("--url", "http://a", "--gateway", "http://b", recording), 2, "give one of them"),
-        (("--gateway", "b", recording), 2, "begins with http://"),
+        (("--gateway", "b", recording), 2, "is not the address of a server"),
         ((tmp_path / "none.wav",), 2, "no such file"),
         (("--gateway", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),
         (("--url", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),

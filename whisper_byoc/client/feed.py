@@ -1,17 +1,16 @@
-"""A live feed from the client's side: bytes on their way out, records on their way in, and whose turn it is."""
+"""A live feed as the client sees it: bytes go out, records come in, and the server has a time limit for its turn."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from whisper_byoc.client.http import lines
+from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.client.connection import MAX_RECORD_BYTES
 from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
-
-__all__ = ["Outgoing", "Record", "exchange", "records_of"]
+from whisper_byoc.http import json_value, lines
 
 CHUNK_BYTES = 64 * 1024
 SETTLE_SECONDS = 1.0
@@ -20,55 +19,55 @@ Record = dict[str, Any]
 
 
 class Outgoing:
-    """The body of a feed: passes the source's bytes on, and remembers what became of the source.
+    """The body of a feed: passes the bytes of a source on.
 
-    A source that raises ends the body in the usual way, so that what did arrive is worked on; `error` keeps its
-    exception.
+    A source that raises ends the body in the usual way, so that the server works on what did arrive; its exception is
+    kept in `error`.
     """
 
     def __init__(self, source: AsyncIterable[bytes] | bytes) -> None:
         self.error: Exception | None = None
         self.answered = False
-        """Whether the server has begun to answer; for its user to set."""
+        """Whether the server has begun to answer; set by the reader of the answer."""
         self.ended = False
-        self._source = aiter(pieces(source) if isinstance(source, bytes) else source)
+        self._source = aiter(_pieces(source) if isinstance(source, bytes) else source)
         self._began_at: float | None = None
-        self._given_at: float | None = None
+        self._passed_at: float | None = None
         self._reading = asyncio.Lock()
 
     @property
     def waiting_since(self) -> float | None:
-        """Time of the loop since which it is the server's turn; None while the source makes its next bytes."""
-        return self._given_at if self.answered or self.ended else self._began_at
+        """Time of the loop since which the server has something to do; None while the source makes its next bytes."""
+        return self._passed_at if self.answered or self.ended else self._began_at
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        self._given_at = None
+        self._passed_at = None
         async with self._reading:
             chunk = b"" if self.ended else await self._next()
         if not chunk:
             self.end()
             raise StopAsyncIteration
-        self._given_at = asyncio.get_running_loop().time()
-        self._began_at = self._began_at or self._given_at
+        self._passed_at = asyncio.get_running_loop().time()
+        self._began_at = self._began_at or self._passed_at
         return chunk
 
     def end(self) -> None:
-        """Nothing more will be sent: it is the server's turn from now on."""
+        """Send nothing more."""
         self.ended = True
-        self._given_at = asyncio.get_running_loop().time()
+        self._passed_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """End the source too, if it is a generator: its `finally` runs now, not when memory is tidied up."""
+        """Close the source too, if it is a generator: its `finally` runs now, not when it is garbage-collected."""
         self.end()
-        async with self._reading:  # whoever is reading has been cancelled, and takes a moment to leave
+        async with self._reading:  # a reader that was cancelled takes a moment to leave
             if isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
 
     async def _next(self) -> bytes:
-        """Give the next bytes, b"" at the end; an empty chunk of the source would end an HTTP body."""
+        """Return the next bytes, b"" at the end; an empty chunk of the source would end an HTTP body."""
         try:
             async for chunk in self._source:
                 if chunk:
@@ -78,8 +77,7 @@ class Outgoing:
         return b""
 
 
-async def pieces(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Cut bytes into chunks."""
+async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
     for at in range(0, len(data), CHUNK_BYTES):
         yield data[at : at + CHUNK_BYTES]
 
@@ -89,12 +87,13 @@ async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Record]:
 
     Raises `ServerRefused` when a line is no record.
     """
-    async for line in lines(chunks):
+    too_long = ServerRefused(200, f"the server sent a record of more than {MAX_RECORD_BYTES} bytes")
+    async for line in lines(chunks, MAX_RECORD_BYTES, too_long):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = json_value(line)
+        except ValueError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("type"), str):
             raise ServerRefused(200, f"the server sent a line that is no record: {line[:80].decode(errors='replace')}")
@@ -112,31 +111,30 @@ async def exchange(
     """Yield each record as it comes, up to and with the `end` record; whatever happens, nothing stays open.
 
     `feed` is the request that takes `outgoing` along, where `records` come from another one. Raises
-    `ServerUnreachable` when `records` end too early, what `next_record` raises, and at the end what befell the feed
+    `ServerUnreachable` when `records` end too early, what `_next_record` raises, and at the end what befell the feed
     or its source.
     """
     ended = False
     try:
         while not ended:
-            record = await next_record(records, outgoing, timeout, server)
+            record = await _next_record(records, outgoing, timeout, server)
             if record is None:
                 raise ServerUnreachable(f"{server} ended its answer before the end of the job")
             ended = record["type"] == "end"
             yield record
-        await settle(records)
+        await _settle(records)
         if feed is not None:
             await feed
         if outgoing.error is not None:
             raise outgoing.error
     finally:
         if feed is not None:
-            feed.cancel()
-            await asyncio.wait({feed})
+            await cancel(feed)
         await records.aclose()
         await outgoing.close()
 
 
-async def next_record(
+async def _next_record(
     records: AsyncGenerator[Record, None], outgoing: Outgoing, timeout: float, server: str
 ) -> Record | None:
     """Wait for a record, None at their end: `timeout` seconds while it is the server's turn, else without limit.
@@ -151,22 +149,21 @@ async def next_record(
             since = outgoing.waiting_since
             left = timeout if since is None else max(since, began_at) + timeout - loop.time()
             if left <= 0:
-                raise ServerUnreachable(silence(outgoing, timeout, server))
-            await asyncio.wait({coming}, timeout=left)
+                raise ServerUnreachable(_silence(outgoing, timeout, server))
+            await first_of(coming, timeout=left)
         return coming.result()
     finally:
-        if not coming.done():
-            coming.cancel()
-            await asyncio.wait({coming})
+        await cancel(coming)
 
 
-async def settle(records: AsyncGenerator[Record, None]) -> None:
+async def _settle(records: AsyncGenerator[Record, None]) -> None:
     """After the `end` record, let the answer end in order, which keeps the connection; one that lingers is cut off."""
-    with suppress(ClientError, asyncio.TimeoutError):
-        await asyncio.wait_for(anext(records, None), SETTLE_SECONDS)
+    with suppress(ClientError, TimeoutError):
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await anext(records, None)
 
 
-def silence(outgoing: Outgoing, timeout: float, server: str) -> str:
+def _silence(outgoing: Outgoing, timeout: float, server: str) -> str:
     """Say what the server did not do in time."""
     if outgoing.ended:
         return f"{server} sent no record for {timeout:g} s after the end of the feed"

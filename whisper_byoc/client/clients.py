@@ -1,0 +1,223 @@
+"""The two clients: of a container, which has a route for what goes in and one for what comes out, and of a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from typing import Any
+
+import aiohttp
+
+from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.client.connection import SHORT, Connection, whole_body
+from whisper_byoc.client.feed import Outgoing, Record, exchange, records_of
+from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused
+from whisper_byoc.http import json_value
+from whisper_byoc.livepeer import MODEL
+
+ROUTE = "/live/video-to-video"
+"""The network's one route for live jobs, whatever goes through it."""
+BYTES = "application/octet-stream"
+RECORDS = "application/x-ndjson"
+CLOSED = "Lp-Trickle-Closed"
+
+
+class GatewayClient(Connection):
+    """Speaks to one model behind a gateway, as `async with GatewayClient("http://localhost:8935", "whisper-tiny")`.
+
+    `model` is the exact name of the capability (`capabilities` needs none); `params` go along with every job
+    (`language`, …); `timeout` bounds, in seconds, every wait for the gateway; `token` is for one that asks for it.
+    Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost:8935",
+        model: str = "",
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+        token: str | None = None,
+    ) -> None:
+        super().__init__(base_url, token, timeout)
+        self._query = dict(params or {})
+        self._model = model
+
+    async def capabilities(self) -> dict[str, Any]:
+        """Ask which models there are, as `{"capabilities": [{"name": …, "available": …}, …], "orchestrators": […]}`."""
+        async with self._request("GET", "/capabilities", timeout=SHORT) as answer:
+            text = await whole_body(answer)
+        try:
+            known: dict[str, Any] = json_value(text)
+            named = all(isinstance(each["name"], str) for each in known["capabilities"])
+        except (ValueError, TypeError, KeyError):
+            named = False
+        if not named:
+            raise ServerRefused(200, f"{self.base_url}/capabilities does not answer as a gateway does")
+        return known
+
+    async def process_frame(self, frame: bytes) -> bytes:
+        """Send one frame or segment and return its result; an empty frame is a keep-alive and returns b"".
+
+        Calls at the same time go side by side.
+        """
+        async with self._time_limit(), self._post(io.BytesIO(frame), self._query, {"Content-Type": BYTES}) as answer:
+            return await whole_body(answer)
+
+    def stream(
+        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
+    ) -> AsyncIterator[Record]:
+        """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
+
+        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
+        source comes after the records of what did arrive.
+        """
+        outgoing = Outgoing(source)
+        records = self._records(outgoing, self._query | query, content_type)
+        return exchange(outgoing, records, self._timeout, self.base_url)
+
+    async def _records(
+        self, outgoing: Outgoing, query: Mapping[str, str], content_type: str
+    ) -> AsyncGenerator[Record, None]:
+        async with self._post(outgoing, query, {"Content-Type": content_type, "Accept": RECORDS}) as answer:
+            outgoing.answered = True
+            async for record in records_of(answer.content.iter_any()):
+                yield record
+
+    def _post(
+        self, body: object, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a frame or a feed for the model."""
+        return self._request("POST", ROUTE, data=body, params=query, headers={MODEL: self._model, **headers})
+
+
+class TrickleClient(Connection):
+    """Speaks to one server, as `async with TrickleClient("http://localhost:8000") as client`.
+
+    `pipeline` chooses one where the server has several; `params` go along when a job is opened (`language`, …);
+    `timeout` bounds, in seconds, the wait for the result of one frame; `token` is for a server that asks for one.
+    Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost:8000",
+        *,
+        pipeline: str | None = None,
+        params: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+        token: str | None = None,
+    ) -> None:
+        super().__init__(base_url, token, timeout)
+        self._query = dict(params or {}) | ({"pipeline": pipeline} if pipeline else {})
+        self._job = _new_job_id()
+        self._job_open = False
+        self._result_due = False
+        self._one_at_a_time = asyncio.Lock()
+
+    async def __aexit__(self, *details: object) -> None:
+        if self._job_open:
+            with suppress(ClientError):  # leaving must not fail because the server is gone
+                await self._delete(self._job)
+        await super().__aexit__(*details)
+
+    async def process_frame(self, frame: bytes) -> bytes:
+        """Send one frame or segment and wait for its result; an empty frame is a keep-alive and returns b"".
+
+        Calls at the same time are taken one after the other. Raises `SegmentFailed` when the server has an error
+        for this frame.
+        """
+        async with self._one_at_a_time:
+            if self._result_due:  # nobody waits for it any more, and it would be taken for that of this frame
+                with suppress(ClientError):
+                    await self._delete(self._job)
+                self._job, self._job_open, self._result_due = _new_job_id(), False, False
+            async with self._time_limit():
+                return await self._process(frame)
+
+    async def stream(
+        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
+    ) -> AsyncIterator[Record]:
+        """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
+
+        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
+        source comes after the records of what did arrive.
+        """
+        job = _new_job_id()
+        outgoing = Outgoing(source)
+        feed = asyncio.ensure_future(self._feed(job, outgoing, content_type, self._query | query))
+        output = self._records(job, outgoing, feed)
+        records = exchange(outgoing, output, self._timeout, self.base_url, feed=feed)
+        ended = False
+        try:
+            async for record in records:
+                ended = record["type"] == "end"
+                yield record
+        finally:
+            await records.aclose()
+            if not ended:
+                with suppress(ClientError):
+                    await self._delete(job)
+
+    async def _feed(self, job: str, outgoing: Outgoing, content_type: str, query: Mapping[str, str]) -> None:
+        """Send the body. When that fails, end the input, so that the reader gets what did arrive, and its end."""
+        try:
+            await self._put(job, outgoing, query, content_type)
+        except ClientError:
+            with suppress(ClientError):
+                await self._delete(f"{job}/source")
+            raise
+        finally:
+            outgoing.end()
+
+    async def _records(self, job: str, outgoing: Outgoing, feed: asyncio.Task[None]) -> AsyncGenerator[Record, None]:
+        """Follow the output, unless the feed is refused before there is one."""
+        async with AsyncExitStack() as stack:
+            request = self._request("GET", f"/live/{job}/output", headers={"Accept": RECORDS}, params={"wait": "300"})
+            opening = asyncio.ensure_future(stack.enter_async_context(request))
+            try:
+                await first_of(opening, feed)
+                if not opening.done() and feed.exception() is not None:
+                    feed.result()
+                answer = await opening
+            finally:
+                await cancel(opening)
+            outgoing.answered = True
+            async for record in records_of(answer.content.iter_any()):
+                yield record
+
+    async def _process(self, frame: bytes) -> bytes:
+        self._result_due = True
+        try:
+            await self._put(self._job, io.BytesIO(frame), self._query, BYTES)
+            self._job_open = True
+            result = await self._next_result() if frame else b""
+        except (ServerRefused, SegmentFailed):
+            self._result_due = False
+            raise
+        self._result_due = False
+        return result
+
+    async def _next_result(self) -> bytes:
+        while True:
+            async with self._request("GET", f"/live/{self._job}/output") as answer:
+                if answer.status == 200:
+                    return await whole_body(answer)
+                if CLOSED in answer.headers:
+                    raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
+
+    async def _put(self, job: str, body: object, query: Mapping[str, str], content_type: str) -> None:
+        headers = {"Content-Type": content_type}
+        async with self._request("PUT", f"/live/{job}/source", data=body, params=query, headers=headers) as answer:
+            await whole_body(answer)
+
+    async def _delete(self, path: str) -> None:
+        async with self._request("DELETE", f"/live/{path}", timeout=SHORT) as answer:
+            await whole_body(answer)
+
+
+def _new_job_id() -> str:
+    return uuid.uuid4().hex
