@@ -23,16 +23,17 @@ from whisper_byoc.server.routes.answers import drop
 from whisper_byoc.server.routes.auth import protect
 from whisper_byoc.server.routes.errors import answer_to, refuse
 from whisper_byoc.server.routes.keys import METRICS, TABLE
-from whisper_byoc.server.streams import routes as stream_routes
-from whisper_byoc.server.streams.routes import StreamTable
+from whisper_byoc.server.streams import routes as streams
+from whisper_byoc.server.streams.routes import STREAMS, StreamTable
 
 __all__ = ["build_app"]
 
 
-def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
+def build_app(table: JobTable, stream_table: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
     """Build the application around the jobs; with a token, work is for those who show it."""
     app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
+    app[STREAMS] = stream_table
     app[METRICS] = metrics
     app[INTAKE] = Intake(table.limits)
     app.on_cleanup.append(app[INTAKE].close)
@@ -48,7 +49,8 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
             web.delete("/live/{job_id:.+}", source.delete_job),
             *status.routes(),
             *hardware.routes(),
-            *stream_routes.routes(streams),
+            *stream_routes(""),
+            *stream_routes("/api"),  # older registrations have it
             *openai.routes(),
             *audio_to_text.routes(),
             *websocket.routes(),
@@ -56,6 +58,16 @@ def build_app(table: JobTable, streams: StreamTable, metrics: Metrics, token: st
         ]
     )
     return app
+
+
+def stream_routes(prefix: str) -> list[web.RouteDef]:
+    return [
+        web.post(f"{prefix}/stream/start", streams.start_stream),
+        web.post(f"{prefix}/live-video-to-video", streams.start_stream),
+        web.post(f"{prefix}/stream/stop", streams.stop_stream),
+        web.post(f"{prefix}/stream/params", streams.update_stream),
+        web.get(f"{prefix}/stream/status", streams.stream_status, allow_head=False),
+    ]
 
 
 @web.middleware

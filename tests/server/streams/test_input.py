@@ -1,36 +1,44 @@
 """What a stream reads, where a gap is in it."""
 
-from types import SimpleNamespace
+import asyncio
+from contextlib import nullcontext
 
 import pytest
 
 from whisper_byoc.errors import BadSegment
+from whisper_byoc.server.streams import input as module
 from whisper_byoc.server.streams.input import AudioSink, StreamInput
 from whisper_byoc.trickle.errors import SegmentBroken
 from whisper_byoc.trickle.http import ClientOptions
 
 
 class Job:
-    """Keeps what it is given."""
+    """Keeps what is submitted."""
 
-    info = SimpleNamespace(job_id="job")
+    feeding = nullcontext
 
     def __init__(self):
-        self.inbox = self
-        self.given = []
+        self.info = self.inbox = self
+        self.job_id = "job"
+        self.closing = asyncio.Event()
+        self.submitted = []
 
     def touch(self):
         pass
 
+    def end_input(self):
+        self.closing.set()
+
     async def submit(self, data, *, live):
-        self.given.append(data)
+        self.submitted.append(data)
 
     def submit_now(self, data):
-        self.given.append(str(data) if isinstance(data, BadSegment) else data)
+        self.submitted.append(str(data) if isinstance(data, BadSegment) else data)
 
 
 class Segment:
     content_type = "audio/pcm"
+    missed = 0
 
     def __init__(self, data, error=None):
         self.data, self.error = data, error
@@ -41,17 +49,31 @@ class Segment:
             raise self.error
 
 
+class Channel:
+    """In place of a subscriber: a segment that breaks off, and one that does not."""
+
+    def __init__(self, url, options):
+        pass
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def __aiter__(self):
+        yield Segment(b"abc", SegmentBroken("gone", 0))
+        yield Segment(b"defg")
+
+
 @pytest.mark.parametrize("live", [True, False])
-async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(live):
-    job = Job()
-    sink = AudioSink(job, pcm=True, live=live)
-    reading = StreamInput(job, None, sink, ClientOptions(), lambda message: None)
-    await reading._take(Segment(b"abc", SegmentBroken("gone", 0)))
-    await reading._take(Segment(b"defg"))
-    reading._submit_rest()
-    await sink.kill()
-    assert [each for each in job.given if isinstance(each, bytes)] == [b"ab", b"defg"]
-    errors = [each for each in job.given if isinstance(each, str)]
+async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(monkeypatch, live):
+    monkeypatch.setattr(module, "TrickleSubscriber", Channel)
+    job, reports = Job(), []
+    await StreamInput(job, "url", AudioSink(job, pcm=True, live=live), ClientOptions(), reports.append).run()
+    assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
+    errors = [each for each in job.submitted if isinstance(each, str)]
     assert len(errors) == 2
     assert "broke off" in errors[0]
     assert "in the middle of a 16-bit sample" in errors[1]
+    assert reports == errors[:1]

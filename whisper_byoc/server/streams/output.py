@@ -4,14 +4,12 @@ Limits of the readers (go-livepeer's gateway): a line of at most 64 KiB, few lin
 30 s, and nothing that is written before a reader can be there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
@@ -19,20 +17,17 @@ from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, TrickleE
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import TricklePublisher
 
-__all__ = ["DATA_FORMATS", "DataWriter", "EventWriter"]
-
 log = logging.getLogger(__name__)
 
 MAX_LINE = 60 * 1024
 KEEP_ALIVE_S = 20.0
 HEARTBEAT_S = 10.0
 FIRST_LINE_S = 1.0
-"""Readers subscribe to what comes next, after the start was answered: before that time nothing is written."""
+"""Readers subscribe, to what comes next, after the start was answered: nothing is written before that time."""
 LOST_S = 300.0
 """A data channel that takes nothing for so long is given up."""
 MAX_EVENTS = 64
-FLUSH_S = 1.0
-DATA_FORMATS = ("object", "pytrickle")
+DATA_FORMATS: Final = ("object", "pytrickle")
 """One JSON object a line; or, as pytrickle does it, an array of strings a line, of exactly one string."""
 
 
@@ -46,7 +41,7 @@ class DataWriter:
         self._options = options
 
     async def run(self) -> None:
-        """Deliver everything. A channel that is gone ends the input, and what comes then is dropped."""
+        """Publish everything. A channel that is gone ends the input, and later records are dropped."""
         with self._job.reading():
             if self._url is None:
                 await self._drop_rest()
@@ -54,32 +49,30 @@ class DataWriter:
             async with TricklePublisher(self._url, "application/jsonl", options=self._options) as publisher:
                 await asyncio.sleep(FIRST_LINE_S)
                 try:
-                    await self._publish(publisher)
+                    await self._publish_all(publisher)
                 except TrickleError as error:
                     log.warning("stream %s: the data channel is gone: %s", self._job.info.job_id, error)
                     self._job.end_input()
                     await self._drop_rest()
 
-    async def _publish(self, publisher: TricklePublisher) -> None:
+    async def _publish_all(self, publisher: TricklePublisher) -> None:
+        keep_alive = _json({"type": "keepalive", "job_id": self._job.info.job_id})
         while True:
             record = await self._job.results.next_unread(KEEP_ALIVE_S)
             if record is None:
-                await self._deliver(publisher, {"type": "keepalive", "job_id": self._job.info.job_id})
+                await self._publish(publisher, self._line(keep_alive))
                 continue
-            await self._deliver(publisher, short_fields(record))
+            await self._publish(publisher, self._short_line(record))
             self._job.results.mark_read(record)
             if record.kind == "end":
                 return
 
-    async def _deliver(self, publisher: TricklePublisher, fields: Mapping[str, Any]) -> None:
-        """Publish one line; a server that is away is waited for."""
-        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-        if self.data_format == "pytrickle":
-            line = json.dumps([line], ensure_ascii=False)
+    async def _publish(self, publisher: TricklePublisher, line: bytes) -> None:
+        """Publish one line; wait for a server that is away."""
         deadline = time.monotonic() + LOST_S
         while True:
             try:
-                await publisher.publish(line.encode("utf-8", "replace") + b"\n")
+                await publisher.publish(line)
                 return
             except (ChannelNotFound, ChannelClosed):
                 raise
@@ -89,11 +82,27 @@ class DataWriter:
                 log.warning("stream %s: a line is sent again: %s", self._job.info.job_id, error)
 
     async def _drop_rest(self) -> None:
-        """Take the results as they come, so that the job is not held up by a reader who is not there."""
+        """Take the results as they come: unread ones would hold up the job."""
         while (record := await self._job.results.next_unread(None)) is not None:
             self._job.results.mark_read(record)
             if record.kind == "end":
                 return
+
+    def _short_line(self, record: Record) -> bytes:
+        """Return the line of a record, without the parts that would make it too long for the gateway."""
+        encoded = record.json()
+        line = self._line(encoded)
+        if len(line) > MAX_LINE:
+            for shorter in _shortened(json.loads(encoded)):
+                line = self._line(_json(shorter))
+                if len(line) <= MAX_LINE:
+                    break
+        return line
+
+    def _line(self, encoded: bytes) -> bytes:
+        if self.data_format == "pytrickle":
+            encoded = _json([encoded.decode()])
+        return encoded + b"\n"
 
 
 class EventWriter:
@@ -106,60 +115,57 @@ class EventWriter:
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_EVENTS)
 
     def emit(self, kind: str, queue_type: str = "ai_stream_events", **fields: Any) -> None:
-        """Queue an event; when nobody takes them, the newest are dropped."""
+        """Queue an event; drop it while the channel takes none."""
         event = {"type": kind, "stream_id": self._stream_id, "timestamp": int(time.time() * 1000), **fields}
         try:
             self._events.put_nowait({"event": event, "queue_event_type": queue_type})
         except asyncio.QueueFull:
             log.warning("stream %s: event %s dropped, the events channel does not take them", self._stream_id, kind)
 
+    def finish(self) -> None:
+        """Have `run` return once it has published what is queued."""
+        if self._events.full():
+            self._events.get_nowait()
+        self._events.put_nowait(None)
+
     async def run(self) -> None:
         """Publish until `finish`; return early when the channel is gone, which is how a session ends."""
         if self._url is None:
-            await asyncio.Event().wait()
-        async with TricklePublisher(str(self._url), "application/json", options=self._options) as publisher:
+            while await self._events.get() is not None:
+                pass
+            return
+        async with TricklePublisher(self._url, "application/json", options=self._options) as publisher:
             await asyncio.sleep(FIRST_LINE_S)
             self.emit("heartbeat", "stream_heartbeat")
             while (event := await self._next()) is not None:
                 try:
-                    # parameters come back in events, and JSON may hold halves of an emoji, which are no UTF-8
-                    await publisher.publish(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
+                    await publisher.publish(_json(event))
                 except (ChannelNotFound, ChannelClosed) as error:
                     log.info("stream %s: the events channel has ended: %s", self._stream_id, error)
                     return
                 except TrickleError as error:
                     log.warning("stream %s: an event was not delivered: %s", self._stream_id, error)
 
-    async def finish(self, task: asyncio.Task[None]) -> None:
-        """Let `run`, which is `task`, deliver what is queued, for a short time."""
-        if self._events.full():
-            self._events.get_nowait()
-        self._events.put_nowait(None)
-        if self._url is not None:
-            await asyncio.wait({task}, timeout=FLUSH_S)
-        task.cancel()
-        await asyncio.wait({task})
-
     async def _next(self) -> dict[str, Any] | None:
         try:
-            return await asyncio.wait_for(self._events.get(), HEARTBEAT_S)
+            async with asyncio.timeout(HEARTBEAT_S):
+                return await self._events.get()
         except TimeoutError:
             self.emit("heartbeat", "stream_heartbeat")
             return self._events.get_nowait()
 
 
-def short_fields(record: Record) -> dict[str, Any]:
-    """Give the record's fields, without the parts that would make its line too long for the gateway."""
-    fields = record.fields()
-    for part in ("words", "segments", "data"):
-        if len(json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")) <= MAX_LINE:
-            return fields
-        if part == "words":
-            fields["segments"] = [
-                {name: value for name, value in segment.items() if name != "words"}
-                for segment in fields.get("segments", ())
-            ]
-        else:
-            fields.pop(part, None)
-        fields["shortened"] = True
-    return fields
+def _json(value: object) -> bytes:
+    # parameters come back in events, and JSON may hold one half of a surrogate pair, which UTF-8 cannot
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _shortened(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the fields of a record without words, then without segments, then without data."""
+    fields["shortened"] = True
+    for segment in fields.get("segments", ()):
+        segment.pop("words", None)
+    yield fields
+    for part in ("segments", "data"):
+        fields.pop(part, None)
+        yield fields

@@ -1,33 +1,88 @@
 """One BYOC stream: a job between the channels that an orchestrator made for it."""
 
-from __future__ import annotations
-
 import asyncio
-import json
 import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from whisper_byoc.errors import RequestRefused
+from whisper_byoc.aio import cancel, every
+from whisper_byoc.errors import BadParam
+from whisper_byoc.http import json_value
+from whisper_byoc.params import choice, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
-from whisper_byoc.server.streams.start_request import StartRequest, check_params
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
-__all__ = ["Stream"]
-
 log = logging.getLogger(__name__)
 
 STOP_S = 8.0
 """A stop is answered within this time; an orchestrator waits 10 s for it."""
-BEAT_S = 5.0
+FLUSH_S = 1.0
+"""Longest time for the last events."""
+TOUCH_S = 5.0
 MAX_CONTROL = 1 << 20
 PCM_NAMES = ("pcm16", "s16le", "pcm")
 DEFAULT_RATE = 30
 """Frames a second, where `max_framerate` does not say."""
+URLS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
+MOST = {"width": 16384, "height": 16384, "max_framerate": 60}
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """Who wants a stream, and the channels that the orchestrator made for it; any may be missing."""
+
+    stream_id: str
+    subscribe_url: str | None = None
+    publish_url: str | None = None
+    control_url: str | None = None
+    events_url: str | None = None
+    data_url: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, body: object, stream_id: str | None = None) -> Self:
+        """Check the body of a start as pytrickle does; `stream_id` is the `X-Stream-Id` header.
+
+        Raises `BadParam`.
+        """
+        if not isinstance(body, dict):
+            raise BadParam("body", "the body must be a JSON object")
+        request_id = body.get("gateway_request_id")
+        if not isinstance(request_id, str) or not request_id:
+            raise BadParam("gateway_request_id", "gateway_request_id must be a string that is not empty")
+        urls = {name: body.get(name) or None for name in URLS}
+        for name, url in urls.items():
+            if not isinstance(url, str | None):
+                raise BadParam(name, f"{name} must be a string, not {url!r:.40}")
+        return cls(stream_id or request_id, **urls, params=check_params(body.get("params")))
+
+
+def check_params(params: object) -> dict[str, Any]:
+    """Check and convert the parameters of a stream that are not the processor's; None stands for none.
+
+    Raises `BadParam`.
+    """
+    if params is None:
+        return {}
+    if not isinstance(params, dict):
+        raise BadParam("params", f"params must be a JSON object, not {type(params).__name__}")
+    if not isinstance(params.get("pipeline") or "", str):
+        raise BadParam("pipeline", f"pipeline must be a string, not {type(params['pipeline']).__name__}")
+    if ("width" in params) != ("height" in params):
+        raise BadParam("width", "width and height go together: give both, or neither")
+    checked = params | {name: whole(name, params[name], 1, most) for name, most in MOST.items() if name in params}
+    if "partials" in params:
+        checked["partials"] = switch("partials", params["partials"])
+    if "data_format" in params:
+        choice("data_format", params["data_format"], DATA_FORMATS)
+    return checked
 
 
 class Stream:
@@ -41,91 +96,86 @@ class Stream:
         self.params = dict(request.params)
         self._pipeline = pipeline
         self._options = options
-        self._events = EventWriter(request.request_id, request.events_url, options)
+        self._events = EventWriter(request.stream_id, request.events_url, options)
         self._data = DataWriter(job, request.data_url, data_format, options)
         if request.params:
             self.update(request.params)
         self.over = asyncio.ensure_future(self._run())
 
     async def stop(self, limit: float = STOP_S) -> None:
-        """Take in what has arrived, deliver the last words and the end record, then end."""
+        """Take in what has arrived, deliver the last results and the end record, then end; within `limit` seconds."""
         self.job.end_input()
         patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
         await asyncio.wait({self.over}, timeout=patience)
         if not self.over.done():
-            log.warning("stream %s: not finished within %g s", self.request.request_id, patience)
-            await self.job.stop(f"the stream was stopped, and its last words were not ready within {patience:g} s")
+            log.warning("stream %s: not finished within %g s", self.request.stream_id, patience)
+            await self.job.stop(f"the stream was stopped, and its last results were not ready within {patience:g} s")
             await asyncio.wait({self.over}, timeout=limit * 0.1)
-            self.over.cancel()
-            await asyncio.wait({self.over})
+        await cancel(self.over)
 
     def update(self, params: object) -> None:
         """Change parameters from the next segment on.
 
-        Raises `RequestRefused` (400) and changes nothing then.
+        Raises `BadParam` or `RequestRefused` (400) and changes nothing then.
         """
         checked = check_params(params)
-        data_format = checked.get("data_format", self._data.data_format)
-        if data_format not in DATA_FORMATS:
-            raise RequestRefused(400, f"data_format must be one of {', '.join(DATA_FORMATS)}, not {data_format!r}")
-        if not isinstance(checked.get("partials", True), bool):
-            raise RequestRefused(400, f"partials must be true or false, not {checked['partials']!r}")
         self.job.update(checked)
-        self._data.data_format = data_format
+        self._data.data_format = checked.get("data_format", self._data.data_format)
         self.params |= checked
         self._events.emit("params_updated", params=checked)
 
     async def _run(self) -> None:
-        sink, output = self._ends()
-        source = StreamInput(self.job, self.request.subscribe_url, sink, self._options, self._report)
-        events = asyncio.ensure_future(self._events.run())
-        helpers = {events, *map(asyncio.ensure_future, (self._control(), self._keep_awake()))}
+        events = asyncio.create_task(self._events.run())
         events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
+        control = asyncio.create_task(self._follow_control())
+        # a stream may be silent for as long as it lives, and its job is not idle then
+        touching = asyncio.create_task(every(TOUCH_S, self.job.touch, "keeping a stream's job from being idle"))
         self._events.emit("stream_started")
         try:
-            await asyncio.gather(source.run(), output.run())
-        except Exception:
-            log.exception("stream %s failed", self.request.request_id)
-            await self.job.stop("the stream failed; the server's log says why")
-        finally:
+            sink, output = self._sink_and_output()
+            source = StreamInput(self.job, self.request.subscribe_url, sink, self._options, self._report)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._or_stop_job(source.run()))
+                both.create_task(self._or_stop_job(output.run()))
             self._events.emit("stream_stopped")
-            for task in helpers - {events}:
-                task.cancel()
-            await self._events.finish(events)
-            await asyncio.wait(helpers)
+            self._events.finish()
+            await asyncio.wait({events}, timeout=FLUSH_S)
+        finally:
+            await cancel(events, control, touching)
 
-    def _ends(self) -> tuple[Sink, DataWriter | VideoOutput]:
-        """Choose what becomes of the input and of the results, by the kind of pipeline."""
+    async def _or_stop_job(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of one end; when it fails, stop the job, which lets the other end come to its own."""
+        try:
+            await work
+        except Exception:
+            log.exception("stream %s failed", self.request.stream_id)
+            await self.job.stop("the stream failed; the server's log says why")
+
+    def _sink_and_output(self) -> tuple[Sink, DataWriter | VideoOutput]:
         if self._pipeline.media == "video":
             rate = self.params.get("max_framerate", DEFAULT_RATE)
             output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
             return VideoSink(self.job, output, rate), output
         raw = str(self.params.get("input", "")).lower() in PCM_NAMES
-        return AudioSink(self.job, raw, live=self._pipeline.live), self._data
+        return AudioSink(self.job, pcm=raw, live=self._pipeline.live), self._data
 
-    async def _control(self) -> None:
-        """Apply parameters that come on the control channel; what is no such thing is passed over."""
+    async def _follow_control(self) -> None:
+        """Apply the parameters that come on the control channel, whose end is that of the session."""
         if self.request.control_url is None:
             return
         async with TrickleSubscriber(self.request.control_url, options=self._options) as subscriber:
             try:
                 async for segment in subscriber:
                     try:
-                        message = json.loads(await segment.read(MAX_CONTROL))
+                        message = json_value(await segment.read(MAX_CONTROL))
                         if isinstance(message, dict) and "keep" not in message:
                             self.update(message.get("params", message))
                     except Exception as error:  # whatever is wrong with one, the next may be good
                         self._report(f"a control message was not used: {error}")
             except TrickleError as error:
-                log.info("stream %s: the control channel has ended: %s", self.request.request_id, error)
+                log.info("stream %s: the control channel has ended: %s", self.request.stream_id, error)
         self.job.end_input()
 
-    async def _keep_awake(self) -> None:
-        """Keep the job from being ended as idle: a stream may be silent for as long as it lives."""
-        while True:
-            self.job.touch()
-            await asyncio.sleep(BEAT_S)
-
     def _report(self, message: str) -> None:
-        log.warning("stream %s: %s", self.request.request_id, message)
+        log.warning("stream %s: %s", self.request.stream_id, message)
         self._events.emit("error", message=message)

@@ -88,7 +88,7 @@ class VideoSink:
         self._splitter = PpmSplitter()
         self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, lambda: frames_from_ts(rate))
 
-    async def feed(self, data: bytes, _: str) -> None:
+    async def feed(self, data: bytes, content_type: str) -> None:
         self._output.take_sound(data)
         await self._decoder.feed(data)
 
@@ -96,8 +96,8 @@ class VideoSink:
         await self._decoder.finish()
         self._splitter = PpmSplitter()
 
-    def take_rest(self) -> list[bytes | BadSegment]:
-        return []
+    def submit_rest(self) -> None:
+        pass  # there is nothing between frames
 
     async def kill(self) -> None:
         await self._decoder.kill()
