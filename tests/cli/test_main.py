@@ -244,6 +244,9 @@ def test_an_environment_variable_is_held_to_the_choices_of_its_option(run, monke
     monkeypatch.setenv("LOG_LEVEL", "loud")
     refused(run("serve", "--pipeline", "nothing"), 2, "LOG_LEVEL", "'loud'", "debug, info, warning, error")
     monkeypatch.setenv("LOG_LEVEL", "INFO")
+    monkeypatch.setenv("DATA_FORMAT", "xml")
+    refused(run("serve", "--pipeline", "nothing"), 2, "DATA_FORMAT", "'xml'", "object, pytrickle")
+    monkeypatch.setenv("DATA_FORMAT", "pytrickle")
     refused(run("serve", "--pipeline", "nothing"), 2, "no pipeline 'nothing'")
 
 

@@ -18,6 +18,7 @@ from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.capability import Capability, Registration
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
+from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.partials import POLICIES
 
 LIMITS = (
@@ -76,6 +77,13 @@ def configure(parser: Parser) -> None:
         help="bearer token that clients must show",
         env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN", "AUTH_KEY"),
     )
+    parser.option(
+        "--data-format",
+        help="lines on the data channel of a stream that does not say",
+        env=("DATA_FORMAT",),
+        choices=DATA_FORMATS,
+        default="object",
+    )
     add_registration(parser)
     add_limits(parser)
     add_log_level(parser)
@@ -93,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
-    config = ServerConfig(args.host, args.port, limits_of(args), registration_of(args), args.auth_token)
+    config = ServerConfig(
+        args.host, args.port, limits_of(args), registration_of(args), args.auth_token, args.data_format
+    )
     asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
     return 0
 

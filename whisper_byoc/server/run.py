@@ -45,6 +45,8 @@ class ServerConfig:
     """At which orchestrators to register, if any."""
     token: str = field(default="", repr=False)
     """Bearer token that clients must show; empty is none."""
+    data_format: str = "object"
+    """Lines on the data channel of a stream that does not say (`server.streams.output.DATA_FORMATS`)."""
 
 
 async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop: asyncio.Event | None = None) -> None:
@@ -85,7 +87,7 @@ class Server:
             {name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics,
             capability or os.environ.get("CAPABILITY_NAME", ""),
         )  # fmt: skip
-        self.streams = StreamTable(self.table)
+        self.streams = StreamTable(self.table, config.data_format)
         self._runner = web.AppRunner(
             build_app(self.table, self.streams, metrics, config.token),
             access_log=None,
