@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
     config = ServerConfig(
-        args.host, args.port, limits_of(args), registration_of(args), args.auth_token, args.data_format
+        args.host, args.port, limits_of(args), registration_of(args), args.auth_token, data_format=args.data_format
     )
     asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
     return 0
