@@ -6,6 +6,8 @@ import importlib.util
 import io
 import json
 import os
+import re
+import signal
 import sys
 import types
 from contextlib import AsyncExitStack
@@ -114,6 +116,69 @@ async def spawn():
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+class Running:
+    """A command that runs, what it has logged, and the port it listens on."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.out = b""
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def logged(self, pattern: str) -> re.Match:
+        """Wait for a line of the log that ends as `pattern` says."""
+        async with asyncio.timeout(50):
+            while line := (await self.process.stderr.readline()).decode():
+                self.log.append(line)
+                if found := re.search(pattern + "$", line.rstrip()):
+                    return found
+        raise AssertionError(f"no {pattern!r} in its log: {self.log}")
+
+    async def listening(self) -> "Running":
+        """Wait for the exact log line of the tutorial, and take the port from it."""
+        self.port = int((await self.logged(r"Trickle server listening on port (\d+)"))[1])
+        return self
+
+    async def ready(self) -> "Running":
+        """Wait until every pipeline is warm."""
+        await self.listening()
+        await self.logged(r"ready: .*")
+        return self
+
+    async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
+        """Send the signal, wait for the exit, keep the rest of the log."""
+        if number is not None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(50):
+            self.out, rest = await self.process.communicate()
+        self.log.append(rest.decode())
+        return self.process.returncode
+
+    @property
+    def whole_log(self) -> str:
+        return "".join(self.log)
+
+
+@pytest.fixture
+def launch(spawn):
+    """Give a function that runs Python with these arguments."""
+
+    async def start(*arguments: str, **environment: str) -> Running:
+        return Running(await spawn(sys.executable, *arguments, env=environment))
+
+    return start
+
+
+@pytest.fixture
+def command(launch):
+    """Give a function that runs `whisper-byoc` with these arguments."""
+    return lambda *arguments, **environment: launch("-m", "whisper_byoc.cli.main", *arguments, **environment)
 
 
 @pytest.fixture

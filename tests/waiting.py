@@ -10,3 +10,8 @@ async def until(condition, seconds=20.0):
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it did not happen")
+
+
+async def forever():
+    """Wait for what never happens: a peer, a source or a processor that hangs."""
+    await asyncio.Event().wait()

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,72 +14,11 @@ import aiohttp
 import pytest
 
 
-class Running:
-    """A command that runs, what it has logged, and the port it listens on."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.log: list[str] = []
-        self.out = b""
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def logged(self, pattern: str) -> re.Match:
-        """Wait for a line of the log that ends as `pattern` says."""
-        while line := (await asyncio.wait_for(self.process.stderr.readline(), 50)).decode():
-            self.log.append(line)
-            if found := re.search(pattern + "$", line.rstrip()):
-                return found
-        raise AssertionError(f"no {pattern!r} in its log: {self.log}")
-
-    async def listening(self) -> "Running":
-        """Wait for the exact log line of the tutorial, and take the port from it."""
-        self.port = int((await self.logged(r"Trickle server listening on port (\d+)"))[1])
-        return self
-
-    async def ready(self) -> "Running":
-        """Wait until every pipeline is warm."""
-        await self.listening()
-        await self.logged(r"ready: .*")
-        return self
-
-    async def end(self, number: signal.Signals | None = signal.SIGTERM) -> int:
-        """Send the signal, wait for the exit, keep the rest of the log."""
-        if number is not None:
-            self.process.send_signal(number)
-        self.out, rest = await asyncio.wait_for(self.process.communicate(), 50)
-        self.log.append(rest.decode())
-        return self.process.returncode
-
-    @property
-    def whole_log(self) -> str:
-        return "".join(self.log)
-
-
-@pytest.fixture
-def launch(spawn):
-    """Give a function that runs Python with these arguments."""
-
-    async def start(*arguments: str, **environment: str) -> Running:
-        return Running(await spawn(sys.executable, *arguments, env=environment))
-
-    return start
-
-
-@pytest.fixture
-def command(launch):
-    """Give a function that runs `whisper-byoc` with these arguments."""
-    return lambda *arguments, **environment: launch("-m", "whisper_byoc.cli.main", *arguments, **environment)
-
-
 @pytest.fixture
 def script(launch, tmp_path):
     """Give a function that writes a script and runs it."""
 
-    async def start(source: str) -> Running:
+    async def start(source):
         path = tmp_path / f"script{len(list(tmp_path.iterdir()))}.py"
         path.write_text(source)
         return await launch(str(path))

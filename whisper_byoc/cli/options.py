@@ -83,11 +83,9 @@ class Parser(argparse.ArgumentParser):
         self.option(f"--{name}", help=help, env=(f"LP_{name.upper()}",), **{"metavar": "VALUE"} | rest)
 
     def go_switch(self, name: str) -> None:
-        """Add `-name`, which go-livepeer needs to be told what it is; it also takes `-name=false`."""
+        """Add `-name`, by which go-livepeer is told what it is; it takes a value, which changes nothing here."""
         self._go_names.append(name)
-        self.add_argument(
-            f"--{name}", help="accepted; true here in any case", nargs="?", const=True, type=_go_bool, metavar="BOOL"
-        )
+        self.add_argument(f"--{name}", help="accepted; true here in any case", nargs="?", metavar="BOOL")
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a command line. A command with flags of go-livepeer's takes all of them, and logs those it ignores.
@@ -211,15 +209,6 @@ def _secret(flag: str, text: str) -> str:
     if not found or len(found) > LARGEST_SECRET_FILE:
         raise UsageError(f"{flag}: {path} must hold 1 to {LARGEST_SECRET_FILE} characters")
     return found
-
-
-def _go_bool(text: str) -> bool:
-    """Go's `strconv.ParseBool`."""
-    if text in ("1", "t", "T", "true", "TRUE", "True"):
-        return True
-    if text in ("0", "f", "F", "false", "FALSE", "False"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def _split_go_flags(words: Iterable[str]) -> tuple[list[str], list[str]]:
