@@ -8,6 +8,7 @@ import socket
 import pytest
 from aiohttp import web
 
+from tests.waiting import forever
 from whisper_byoc.cli import checks, doctor
 from whisper_byoc.cli.main import main
 
@@ -102,7 +103,7 @@ async def test_a_container(run, serving):
 async def test_a_container_that_loads(run, serving):
     class Slow(Upper):
         async def initialize(self):
-            await asyncio.sleep(50)
+            await forever()
 
     api = await serving({"upper": Slow()}, wait=False)
     code, found = await run("--container", api.url)
@@ -145,7 +146,7 @@ async def test_strangers(run, answering, answer):
 
 async def test_a_service_that_never_answers(run, answering, monkeypatch):
     async def never(_):
-        await asyncio.sleep(30)
+        await forever()
 
     monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.1)
     url = await answering({"/capabilities": never, "/readyz": never})
@@ -155,7 +156,7 @@ async def test_a_service_that_never_answers(run, answering, monkeypatch):
 
 
 async def test_a_check_has_a_time_limit():
-    found = await doctor.limited("microphone", asyncio.sleep(30), 0.05)
+    found = await doctor.limited("microphone", forever(), 0.05)
     assert (found.state, found.detail) == ("FAIL", "no answer within 0.05 s")
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from audio import media
 from audio.wav import write_wav
-from tests.waiting import until
+from tests.waiting import forever, until
 from whisper_byoc.cli import sources
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted
@@ -302,7 +302,7 @@ async def test_a_second_ctrl_c_gives_up(launch, gateway, programs):
         while not request.content.at_eof():
             await request.content.readany()
         stuck.set()
-        await asyncio.sleep(60)
+        await forever()
         return answer
 
     await gateway.serve(never_ends)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import forever, until
 from whisper_byoc.client.feed import Outgoing, records_of
 from whisper_byoc.errors import ServerRefused
 
@@ -77,8 +78,7 @@ async def test_whose_turn_it_is():
     outgoing.answered = True
     assert outgoing.waiting_since is not None
     coming = asyncio.ensure_future(anext(outgoing))
-    await asyncio.sleep(0)
-    assert outgoing.waiting_since is None  # the source's
+    await until(lambda: outgoing.waiting_since is None)  # it is the source's turn
     go.set()
     assert await coming == b"b"
     assert outgoing.waiting_since is not None
@@ -88,21 +88,23 @@ async def test_whose_turn_it_is():
 
 
 async def test_closing_waits_for_a_reader_that_was_cancelled():
-    closed = []
+    reading, leave, closed = asyncio.Event(), asyncio.Event(), []
 
     async def source():
         try:
             yield b"a"
-            await asyncio.sleep(60)
+            reading.set()
+            await forever()
         finally:
-            await asyncio.sleep(0.01)
+            await leave.wait()
             closed.append(True)
 
     outgoing = Outgoing(source())
     await anext(outgoing)
     reader = asyncio.ensure_future(anext(outgoing))
-    await asyncio.sleep(0)
+    await reading.wait()
     reader.cancel()
+    asyncio.get_running_loop().call_later(0.01, leave.set)
     await outgoing.close()
     assert closed == [True]
     assert [chunk async for chunk in outgoing] == []

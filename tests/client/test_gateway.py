@@ -5,13 +5,14 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from tests.waiting import until
+from tests.waiting import forever, until
 from whisper_byoc import GatewayClient
+from whisper_byoc.client import feed
 from whisper_byoc.errors import ServerRefused, ServerUnreachable, UsageError
 
 
 async def never_answers(_):
-    await asyncio.sleep(60)
+    await forever()
 
 
 async def drain(records):
@@ -37,7 +38,7 @@ async def test_stream_sends_while_it_receives(gateway):
 
     async def source():
         yield b"abc"
-        await asyncio.wait_for(seen.wait(), 10)  # the first result must come before the second chunk is sent
+        await seen.wait()  # the first result must come before the second chunk is sent
         yield b""
         yield b"def"
 
@@ -82,7 +83,6 @@ async def test_leaving_early_ends_the_request_and_the_source(gateway):
         try:
             while True:
                 yield b"x" * 1000
-                await asyncio.sleep(0)
         finally:
             closed.append(True)
 
@@ -101,7 +101,7 @@ async def test_cancelling_a_reader_ends_the_request_and_the_source(gateway, answ
     async def silent():
         try:
             yield b"x"
-            await asyncio.sleep(60)
+            await forever()
         finally:
             closed.set()
 
@@ -137,7 +137,7 @@ async def test_a_refusal_while_the_source_is_silent(gateway):
 
     async def source():
         yield b"x"
-        await asyncio.sleep(60)
+        await forever()
 
     await gateway.serve(refuse)
     async with GatewayClient(gateway.url, "y") as client:
@@ -155,7 +155,7 @@ async def test_a_gateway_that_dies_in_the_middle(gateway):
 
     async def source():
         yield b"x"
-        await asyncio.sleep(60)
+        await forever()
 
     await gateway.serve(dies)
     got = []
@@ -181,11 +181,13 @@ async def test_an_answer_without_an_end(gateway):
     assert got == ["a"]
 
 
-async def test_an_answer_that_lingers_after_its_end_holds_nobody(gateway):
+async def test_an_answer_that_lingers_after_its_end_holds_nobody(gateway, monkeypatch):
+    monkeypatch.setattr(feed, "SETTLE_SECONDS", 0.1)
+
     async def lingers(request):
         answer = await gateway.begin(request)
         await gateway.tell(answer, type="end")
-        await asyncio.sleep(60)
+        await forever()
         return answer
 
     await gateway.serve(lingers)
@@ -199,7 +201,7 @@ async def test_garbage_in_the_answer(gateway):
         answer = await gateway.begin(request)
         await gateway.tell(answer, type="result", text="a")
         await answer.write(b"\n<html>\x1b[2J\n")
-        await asyncio.sleep(60)
+        await forever()
         return answer
 
     await gateway.serve(garbage)
@@ -210,10 +212,9 @@ async def test_garbage_in_the_answer(gateway):
 
 
 async def test_slow_gateways(gateway):
-    async def endless():
-        while True:
-            yield b"x"
-            await asyncio.sleep(0.01)
+    async def silent():
+        yield b"x"
+        await forever()
 
     await gateway.serve(never_answers)
     async with GatewayClient(gateway.url, "name", timeout=0.2) as client:
@@ -222,7 +223,7 @@ async def test_slow_gateways(gateway):
         with pytest.raises(ServerUnreachable, match=r"for 0\.2 s after the end"):
             await drain(client.stream(b"x"))
         with pytest.raises(ServerUnreachable, match=r"did not begin to answer within 0\.2 s"):
-            await drain(client.stream(endless()))
+            await drain(client.stream(silent()))
     await until(lambda: gateway.running == 0)
 
 
@@ -230,7 +231,7 @@ async def test_a_gateway_that_stops_reading(gateway):
     async def stops(request):
         answer = await gateway.begin(request)
         await gateway.tell(answer, type="result", text="a")
-        await asyncio.sleep(60)
+        await forever()
         return answer
 
     async def much():
@@ -246,7 +247,7 @@ async def test_a_gateway_that_stops_reading(gateway):
 async def test_a_source_may_be_silent_for_longer_than_the_time_limit(gateway):
     async def source():
         yield b"a"
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # it is time that must pass
         yield b"b"
 
     await gateway.serve(gateway.upper)
