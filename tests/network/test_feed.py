@@ -122,7 +122,7 @@ async def test_a_peer_that_does_not_read_keeps_the_sender_waiting(monkeypatch):
         first = feed.chunks()
         await anext(first)
         await asyncio.sleep(0.3)
-        held.append(feed._share.size)
+        held.append(feed._held)
         return str(len(await joined(feed))).encode()
 
     big = [bytes(50_000)] * 60

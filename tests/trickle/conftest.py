@@ -10,7 +10,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.standalone import listening
+from whisper_byoc.trickle.server import listening
 
 QUICK = {
     "patience_seconds": 5.0,
@@ -114,10 +114,7 @@ class Api:
     def slot(self, seq, name="ch"):
         """The segment that the server holds at this index, if any."""
         channel = self.server.channels.get(name)
-        for segment in channel._slots if channel else ():
-            if segment and segment.seq == seq:
-                return segment
-        return None
+        return next((each for each in channel.segments if each.seq == seq), None) if channel else None
 
     async def slot_there(self, seq, name="ch"):
         await until(lambda: self.slot(seq, name) is not None)
@@ -206,8 +203,10 @@ class Script:
     def __init__(self, answer):
         self.answer = answer
         self.asked = []
+        self.connections = 0
 
     async def handle(self, reader, writer):
+        self.connections += 1
         try:
             while True:
                 lines = (await reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
@@ -221,6 +220,7 @@ class Script:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self.connections -= 1
             writer.transport.abort()
 
 

@@ -147,7 +147,7 @@ async def test_a_slow_subscriber_is_told_what_it_missed_and_holds_up_nobody(tric
 @pytest.mark.parametrize("kind", ["publisher", "subscriber"])
 async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted, quick, kind):
     async def silent(number, method, seq, wire, headers):
-        await asyncio.sleep(30)
+        await wire.reader.read()
 
     script = await scripted(silent)
     if kind == "publisher":
@@ -159,13 +159,12 @@ async def test_whoever_is_cancelled_while_it_closes_leaves_nothing_open(scripted
         await end.start()
         reading = asyncio.ensure_future(anext(end))
     await until(lambda: script.asked)
-    http = end._http
     closing = asyncio.ensure_future(end.close())
     await asyncio.sleep(0)
     closing.cancel()
     await asyncio.wait({closing})
     assert closing.cancelled()
-    assert http.closed
+    await until(lambda: not script.connections)
     if kind == "subscriber":
         with pytest.raises(StopAsyncIteration):
             await reading

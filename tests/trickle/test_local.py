@@ -65,15 +65,6 @@ async def test_a_local_reader_that_is_early_and_empty_segments(channel):
     assert (await reading).seq == 5
 
 
-async def test_a_local_reader_that_was_early_and_leaves_disturbs_nobody(channel):
-    reading = asyncio.create_task(anext(LocalSubscriber(channel, 4)))
-    await asyncio.sleep(0)
-    released = channel.for_write(0).released  # a publisher waits for its first byte, and for this
-    reading.cancel()
-    await asyncio.wait({reading})
-    assert not released.done()
-
-
 async def test_the_end(channel):
     reader = LocalSubscriber(channel)
     reading = asyncio.create_task(anext(reader))

@@ -20,7 +20,7 @@ from whisper_byoc.trickle import (
     TrickleServer,
     Unreachable,
 )
-from whisper_byoc.trickle.standalone import listening
+from whisper_byoc.trickle.server import listening
 
 
 async def collect(api, name="ch"):
@@ -165,15 +165,16 @@ async def test_the_channel_ends_in_mid_segment(trickle):
         await segment.close()
 
 
-async def test_an_exception_breaks_the_segment_off(trickle):
+@pytest.mark.parametrize("data", [b"part", b""])
+async def test_an_exception_breaks_the_segment_off(trickle, data):
     api = await trickle()
     publisher = await api.publisher()
     with pytest.raises(KeyError):
         async with await publisher.next() as segment:
-            await segment.write(b"part")
-            await until(lambda: api.slot(0) and api.slot(0).size == 4)
+            await segment.write(data)
+            await until(lambda: api.slot(0) and api.slot(0).size == len(data))
             raise KeyError
-    assert api.slot(0).closed
+    assert api.slot(0).closed, "nobody waits for the rest"
     assert await publisher.publish(b"x") == 1
 
 

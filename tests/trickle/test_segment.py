@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whisper_byoc.trickle.channel import MERGED_BYTES, Segment
 from whisper_byoc.trickle.errors import MemoryFull, SegmentTooLarge
 from whisper_byoc.trickle.limits import Memory
-from whisper_byoc.trickle.segment import MERGED_BYTES, Segment
 
 PIECES = st.lists(st.one_of(st.binary(max_size=20), st.binary(min_size=MERGED_BYTES - 3, max_size=MERGED_BYTES + 3)))
 
@@ -91,19 +91,3 @@ def test_memory_is_shared_and_given_back():
     gc.collect()
     assert memory.held == 40
     two.append(bytes(60))
-
-
-async def test_released_tells_of_the_end_before_and_after():
-    segment = new()
-    waiting = segment.released
-    assert not waiting.done()
-    segment.close()
-    segment.close()
-    assert waiting.done()
-    assert new_closed().released.done()
-
-
-def new_closed():
-    segment = new()
-    segment.close()
-    return segment

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.waiting import until
 from whisper_byoc.errors import StartError
 from whisper_byoc.trickle import TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber, Unreachable
-from whisper_byoc.trickle.byhand import by_line, by_size, by_time, chunks_of, publish, subscribe
-from whisper_byoc.trickle.standalone import listening, serve
+from whisper_byoc.trickle.pipe import by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.server import listening, serve
 
 
 @contextlib.asynccontextmanager

@@ -14,9 +14,9 @@ from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.byhand import Cut, by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.pipe import Cut, by_line, by_size, by_time, chunks_of, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
-from whisper_byoc.trickle.standalone import DEFAULT_PORT, serve
+from whisper_byoc.trickle.server import DEFAULT_PORT, serve
 from whisper_byoc.trickle.subscriber import SegmentReader
 
 

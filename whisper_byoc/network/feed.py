@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.trickle.limits import Memory
-from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["Feed"]
 
@@ -36,14 +36,15 @@ class Feed:
         self._content = request.content
         self._most = most_bytes
         self._hold = hold_bytes
-        self._share = memory.share(self)
+        self._memory = memory
+        self._held = 0
         self._kept: deque[bytes] = deque()
         self._first = 0  # number of the oldest chunk that is kept
         self._turn = 0
         self._taken = 0  # chunks that the present peer has taken
         self._unsent = 0
         self._whole = False
-        self._changed = Signal()
+        self._changed = Changed()
         self._task: asyncio.Task[None] | None = None
         if most_bytes is not None and (self.length or 0) > most_bytes:
             raise RequestRefused(413, f"the body of {self.length} bytes is larger than the limit of {most_bytes} bytes")
@@ -54,13 +55,14 @@ class Feed:
 
     async def __aexit__(self, *_: object) -> None:
         self._turn += 1
-        self._changed.wake()
+        self._changed.notify()
         try:
             if self._task:
                 self._task.cancel()
                 await asyncio.wait({self._task})
         finally:  # a client that hangs up cancels this, too
-            self._share.free()
+            self._memory.give(self._held)
+            self._held = 0
 
     @property
     def empty(self) -> bool:
@@ -81,7 +83,7 @@ class Feed:
         self._turn += 1
         turn, self._taken = self._turn, self._first
         self._unsent = sum(map(len, self._kept))
-        self._changed.wake()
+        self._changed.notify()
         if self.length is None:
             yield b""  # aiohttp sends a request's head with the first chunk, and this feed may begin with a pause
         while turn == self._turn:
@@ -94,7 +96,7 @@ class Feed:
                 yield chunk
                 if turn == self._turn:
                     self._unsent -= len(chunk)
-                    self._changed.wake()
+                    self._changed.notify()
             elif self.error:
                 raise self.error
             elif self._whole:
@@ -114,12 +116,13 @@ class Feed:
                 size += len(data)
                 if self._most is not None and size > self._most:
                     raise RequestRefused(413, f"the body is larger than the limit of {self._most} bytes")
-                self._share.take(len(data))
+                self._memory.take(len(data))
+                self._held += len(data)
                 self._kept.append(data)
                 self._unsent += len(data)
-                if self._share.size > self._hold:
+                if self._held > self._hold:
                     self.settle()
-                self._changed.wake()
+                self._changed.notify()
                 while self._unsent > UNSENT_BYTES:
                     await self._changed.wait()
             self._whole = True
@@ -129,9 +132,11 @@ class Feed:
             self.error = error
         except Exception as error:  # the bounds of the memory
             self.error = RequestRefused(503, str(error), retry_after=1)
-        self._changed.wake()
+        self._changed.notify()
 
     def _drop(self) -> None:
         while not self.replayable and self._kept and self._first < self._taken:
-            self._share.give(len(self._kept.popleft()))
+            size = len(self._kept.popleft())
+            self._memory.give(size)
+            self._held -= size
             self._first += 1

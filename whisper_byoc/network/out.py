@@ -11,9 +11,9 @@ import aiohttp
 from aiohttp import web
 
 from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
+from whisper_byoc.http import reason_of as describe
 from whisper_byoc.network.form import Form
 from whisper_byoc.network.tasks import within
-from whisper_byoc.trickle.http import describe
 
 __all__ = ["PEER_ERRORS", "Out", "peer_failed"]
 

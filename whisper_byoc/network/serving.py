@@ -11,8 +11,8 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from whisper_byoc.errors import StartError, UsageError
-from whisper_byoc.trickle.standalone import cannot_listen
+from whisper_byoc import http
+from whisper_byoc.errors import UsageError
 
 __all__ = ["Address", "base_url", "listening", "may_be_looked_up", "open_session"]
 
@@ -74,22 +74,13 @@ async def listening(app: web.Application, host: str, port: int, role: str) -> As
     Raises `StartError` when the address cannot be had.
     """
     app.middlewares.append(no_such_route(role))
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=SHUTDOWN_S,
+    listener = http.listening(
+        app, host, port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S, handler_cancellation=True,
         max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
-        auto_decompress=False,  # bytes are bytes, whatever their sender calls them
     )  # fmt: skip
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise StartError(cannot_listen(host, port, error)) from None
-        bound = int(runner.addresses[0][1])
+    async with listener as bound:
         log.info("%s listening on port %d", role, bound)
         yield bound
-    finally:
-        await runner.cleanup()
 
 
 def no_such_route(role: str) -> Middleware:

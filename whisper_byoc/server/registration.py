@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 import aiohttp
 
+from whisper_byoc.http import reason_of as describe
 from whisper_byoc.server.capability import Registration, Standing, capability_json, standing_of, token_headers
-from whisper_byoc.trickle.http import describe
 
 __all__ = ["Registrar"]
 

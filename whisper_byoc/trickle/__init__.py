@@ -1,7 +1,5 @@
 """The trickle protocol: numbered segments of bytes in named channels, over HTTP. See docs/trickle.md."""
 
-from __future__ import annotations
-
 from whisper_byoc.trickle.errors import (
     BadSequence,
     ChannelClosed,
@@ -17,11 +15,11 @@ from whisper_byoc.trickle.errors import (
     TrickleError,
     Unreachable,
 )
-from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.limits import TrickleLimits
 from whisper_byoc.trickle.local import LocalPublisher, LocalSubscriber
 from whisper_byoc.trickle.protocol import CURRENT, NEXT
 from whisper_byoc.trickle.publisher import TricklePublisher
+from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.server import TrickleServer
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 

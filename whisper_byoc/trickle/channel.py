@@ -1,34 +1,126 @@
-"""One channel: a window of the newest segments, and which index is written next."""
-
-from __future__ import annotations
+"""A channel: the newest segments of a stream, which are read while they are still being written."""
 
 import time
+from collections.abc import AsyncIterator
 
-from whisper_byoc.trickle.errors import BadSequence, ChannelClosed, SegmentFinished, SegmentNotFound
-from whisper_byoc.trickle.limits import Memory, TrickleLimits
+from whisper_byoc.aio import Changed
+from whisper_byoc.trickle.errors import (
+    BadSequence,
+    ChannelClosed,
+    SegmentFinished,
+    SegmentNotFound,
+    SegmentTooLarge,
+)
+from whisper_byoc.trickle.limits import Memory
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, WINDOW
-from whisper_byoc.trickle.segment import Segment
 
-__all__ = ["Channel"]
+MERGED_BYTES = 4096
+"""Pieces up to this size are joined, so that a peer that sends single bytes costs no object for each."""
+
+
+class Segment:
+    """The bytes of one index. They only grow, and writers never wait for readers."""
+
+    def __init__(self, seq: int, memory: Memory, limit: int) -> None:
+        self.seq = seq
+        self.size = 0
+        self.closed = False
+        self.whole = False
+        """Whether a writer came to its end; a segment that is closed and not whole was cut short."""
+        self.chunks: list[bytes] = []
+        self.changed = Changed()
+        self._memory = memory
+        self._limit = limit
+
+    def __del__(self) -> None:
+        self._memory.give(self.size)  # not earlier: what has left its window may still be read
+
+    def append(self, data: bytes) -> None:
+        """Add bytes. As in go-livepeer, what comes after `close` is kept for later readers.
+
+        Raises `SegmentTooLarge` or `MemoryFull`.
+        """
+        if not data:
+            return
+        if self.size + len(data) > self._limit:
+            raise SegmentTooLarge(f"segment {self.seq} has more than {self._limit} bytes; cut it into smaller ones")
+        self._memory.take(len(data))
+        self.size += len(data)
+        if self.chunks and len(self.chunks[-1]) + len(data) <= MERGED_BYTES:
+            self.chunks[-1] += data
+        else:
+            self.chunks.append(bytes(data))
+        self.changed.notify()
+
+    def close(self) -> None:
+        """End the segment for its readers, and for writers that have not begun."""
+        self.closed = True
+        self.changed.notify()
+
+    def read(self) -> "Cursor":
+        """Start reading at the first byte."""
+        return Cursor(self)
+
+
+class Cursor:
+    """One reader's place in a segment."""
+
+    __slots__ = ("_index", "_offset", "segment")
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self._index = 0
+        self._offset = 0
+
+    def take(self) -> bytes:
+        """Return the next bytes, or b"" when there are none now."""
+        chunks = self.segment.chunks
+        while self._index < len(chunks):
+            data = chunks[self._index][self._offset :]
+            if self._index + 1 == len(chunks):  # only the last chunk can still grow
+                self._offset += len(data)
+                return data
+            self._index, self._offset = self._index + 1, 0
+            if data:
+                return data
+        return b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield bytes as they arrive, until the segment is closed."""
+        while True:
+            if data := self.take():
+                yield data
+            elif self.segment.closed:
+                return
+            else:
+                await self.segment.changed.wait()
 
 
 class Channel:
-    """A named row of segments of one MIME type, which is fixed at creation."""
+    """A window of numbered segments of one MIME type.
 
-    def __init__(self, name: str, mime: str, limits: TrickleLimits, memory: Memory) -> None:
+    `next_write` is the index after the newest segment that was begun.
+    """
+
+    def __init__(self, name: str, mime: str, segment_bytes: int, memory: Memory) -> None:
         self.name = name
         self.mime = mime
         self.next_write = 0
         self.closed = False
-        self.left: tuple[Segment, ...] = ()
+        self.remaining: list[Segment] = []
         """What was in the window when the channel was closed, for readers in this process."""
         self.active_at = time.monotonic()
-        self._limits = limits
+        self._segment_bytes = segment_bytes
         self._memory = memory
         self._slots: list[Segment | None] = [None] * WINDOW
 
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments in the window, the oldest first."""
+        return sorted(filter(None, self._slots), key=lambda segment: segment.seq)
+
     def for_write(self, seq: int) -> Segment:
-        """Give the segment to write to; a new one also far ahead, but never one that was written or left behind.
+        """Return the segment to write to. It may be new, also far ahead, but not one that was finished or left behind.
 
         Raises `BadSequence`, `SegmentFinished` or `ChannelClosed`.
         """
@@ -40,12 +132,12 @@ class Channel:
         if held and held.seq == seq and not held.closed:
             return held
         passed = held and held.seq >= seq and seq < self.next_write
-        if passed or seq < self.next_write - WINDOW:  # a late one whose place is free may come after a later one
+        if passed or seq < self.next_write - WINDOW:  # a late one whose slot is free may come after a later one
             raise SegmentFinished(f"segment {seq} takes nothing more; the next one is {self.next_write}")
         return self._place(seq)
 
     def for_read(self, seq: int) -> Segment:
-        """Give the segment to read, which may still be empty: the reader may come before the publisher.
+        """Return the segment to read, which may still be empty: the reader may come before the publisher.
 
         Raises `BadSequence`, `SegmentNotFound` or `ChannelClosed`.
         """
@@ -56,12 +148,11 @@ class Channel:
             seq = max(self.next_write - 1, 0)
         if seq < 0:
             raise BadSequence(f"segment {seq} cannot be read; -1 is the next one and -2 the current one")
-        held = self._held(seq)
-        if held:
+        if held := self._held(seq):
             return held
         if seq == self.next_write or (seq == 1 and self.next_write == 0):
             return self._place(seq)
-        raise SegmentNotFound(f"segment {seq} is not there; the next one is {self.next_write}", self.next_write)
+        raise self._not_found(seq)
 
     def begin(self, segment: Segment) -> None:
         """Note that the first byte of a segment arrived."""
@@ -69,7 +160,7 @@ class Channel:
         self.active_at = time.monotonic()
 
     def finish(self, segment: Segment) -> None:
-        """Close a segment, whether it was written or is skipped; its index is used up."""
+        """Close a segment, written or skipped: its index is used up."""
         if self.holds(segment):
             self.begin(segment)
         segment.close()
@@ -83,25 +174,25 @@ class Channel:
             raise BadSequence(f"segment {seq} cannot be closed")
         held = self._held(seq)
         if held is None:
-            raise SegmentNotFound(f"segment {seq} is not there; the next one is {self.next_write}", self.next_write)
+            raise self._not_found(seq)
         self.finish(held)
 
     def finish_below(self, seq: int) -> None:
-        """Close every segment in the window with a lower index; higher ones may be somebody's next."""
-        for segment in self._slots:
-            if segment and segment.seq < seq and not segment.closed:
+        """Close every segment in the window with a lower index; a higher one may be somebody's next."""
+        for segment in self.segments:
+            if segment.seq < seq and not segment.closed:
                 self.finish(segment)
 
     def holds(self, segment: Segment) -> bool:
-        """Whether readers can still ask for it."""
+        """Whether readers can still ask for the segment."""
         return self._slots[segment.seq % WINDOW] is segment
 
     def close(self) -> None:
-        """End the channel; readers get what was written, then the end."""
+        """End the channel: its readers get what was written, then the end."""
         self.closed = True
-        segments = sorted(filter(None, self._slots), key=lambda segment: segment.seq)
+        segments = self.segments
         self._slots = [None] * WINDOW
-        self.left = tuple(segment for segment in segments if segment.size)
+        self.remaining = [segment for segment in segments if segment.size]
         for segment in segments:
             segment.close()
 
@@ -109,13 +200,16 @@ class Channel:
         if self.closed:
             raise ChannelClosed(f"channel {self.name!r} is closed")
 
+    def _not_found(self, seq: int) -> SegmentNotFound:
+        return SegmentNotFound(f"segment {seq} is not there; the next one is {self.next_write}", self.next_write)
+
     def _held(self, seq: int) -> Segment | None:
         segment = self._slots[seq % WINDOW]
         return segment if segment and segment.seq == seq else None
 
     def _place(self, seq: int) -> Segment:
         evicted = self._slots[seq % WINDOW]
-        segment = self._slots[seq % WINDOW] = Segment(seq, self._memory, self._limits.segment_bytes)
+        segment = self._slots[seq % WINDOW] = Segment(seq, self._memory, self._segment_bytes)
         if evicted:
             evicted.close()
         return segment

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Each message is one sentence that a user can act on.
+"""The errors of trickle: a branch of the tree in `whisper_byoc.errors`. Each message is one sentence for the user.
 
 TrickleError
 ├── BadSequence          an index that is not a number, or a negative one without a meaning (400)
@@ -7,37 +7,19 @@ TrickleError
 ├── SegmentNotFound      the channel is there, the segment is not, or not yet (470); carries `latest`
 ├── SegmentFinished      the index was written before, or was left behind, and takes nothing more (409)
 ├── SegmentBroken        a segment could not be sent, or read, to its end; the next one can
-├── LimitReached         a bound of ours; carries the HTTP status to answer
+├── LimitReached         a limit of this server; carries the HTTP status to answer
 │   ├── SegmentTooLarge  (413)
 │   ├── TooManyChannels  (503)
 │   └── MemoryFull       (503)
-├── Unreachable          nobody answered, or the connection kept breaking, for as long as one is ready to wait
+├── Unreachable          nobody answered, or connections kept breaking, for `patience_seconds`
 └── Refused              the server answered with an error status; carries it in `status`
 """
 
-from __future__ import annotations
-
 from whisper_byoc.errors import ByocError
-
-__all__ = [
-    "BadSequence",
-    "ChannelClosed",
-    "ChannelNotFound",
-    "LimitReached",
-    "MemoryFull",
-    "Refused",
-    "SegmentBroken",
-    "SegmentFinished",
-    "SegmentNotFound",
-    "SegmentTooLarge",
-    "TooManyChannels",
-    "TrickleError",
-    "Unreachable",
-]
 
 
 class TrickleError(ByocError):
-    """Root of the tree; its text is one sentence for the user."""
+    """Root of the branch."""
 
 
 class BadSequence(TrickleError):
@@ -73,7 +55,7 @@ class SegmentBroken(TrickleError):
 
 
 class LimitReached(TrickleError):
-    """A bound of ours was reached; `status` is the HTTP status to answer."""
+    """A limit of this server was reached; `status` is the HTTP status to answer."""
 
     status = 503
 
@@ -93,7 +75,7 @@ class MemoryFull(LimitReached):
 
 
 class Unreachable(TrickleError):
-    """Nobody answered, or the connection kept breaking."""
+    """Nobody answered, or connections kept breaking, for as long as the options say."""
 
 
 class Refused(TrickleError):

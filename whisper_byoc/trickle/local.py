@@ -1,17 +1,12 @@
-"""The in-process ends of a channel; they have the methods of `TricklePublisher` and `TrickleSubscriber`."""
+"""The two ends of a channel in this process. They have the methods of `TricklePublisher` and `TrickleSubscriber`."""
 
-from __future__ import annotations
-
-import asyncio
 from collections.abc import AsyncIterator
-from types import TracebackType
+from typing import Self
 
-from whisper_byoc.trickle.channel import Channel
-from whisper_byoc.trickle.errors import ChannelClosed, SegmentNotFound, SegmentTooLarge
+from whisper_byoc.trickle.channel import Channel, Cursor, Segment
+from whisper_byoc.trickle.errors import ChannelClosed, SegmentNotFound
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, WINDOW
-from whisper_byoc.trickle.segment import Cursor, Segment
-
-__all__ = ["LocalPublisher", "LocalSegment", "LocalSubscriber", "LocalWriter"]
+from whisper_byoc.trickle.subscriber import LARGEST_READ, read_whole
 
 
 class LocalPublisher:
@@ -20,8 +15,8 @@ class LocalPublisher:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
-    async def next(self) -> LocalWriter:
-        """Give the next segment to write.
+    async def next(self) -> "LocalWriter":
+        """Return the next segment to write.
 
         Raises `ChannelClosed`.
         """
@@ -30,7 +25,7 @@ class LocalPublisher:
         return LocalWriter(self.channel, segment)
 
     async def publish(self, data: bytes) -> int:
-        """Write one whole segment, and give its index.
+        """Write one whole segment, and return its index.
 
         Raises `ChannelClosed`, `SegmentTooLarge` or `MemoryFull`.
         """
@@ -48,7 +43,7 @@ class LocalWriter:
         self._segment = segment
 
     async def write(self, data: bytes) -> None:
-        """Add bytes; nobody waits for readers.
+        """Add bytes, without waiting for readers.
 
         Raises `ChannelClosed`, `SegmentTooLarge` or `MemoryFull`.
         """
@@ -61,22 +56,23 @@ class LocalWriter:
         self._segment.whole = True
         self._channel.finish(self._segment)
 
-    async def __aenter__(self) -> LocalWriter:
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
 class LocalSegment:
-    """One segment being read, as its bytes arrive."""
+    """One segment being read, as its bytes arrive.
+
+    `missed` says how many segments before it had left the window before they were asked for.
+    """
 
     def __init__(self, channel: Channel, cursor: Cursor, missed: int) -> None:
         self.seq = cursor.segment.seq
         self.missed = missed
-        self.whole = cursor.segment
+        self.segment = cursor.segment
         """The segment itself, for readers that keep it."""
         self.content_type = channel.mime
         self._cursor = cursor
@@ -84,31 +80,25 @@ class LocalSegment:
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._cursor.__aiter__()
 
-    async def read(self, limit: int = 64 << 20) -> bytes:
-        """Wait for the end of the segment and give all of it that was not read yet.
+    async def read(self, limit: int = LARGEST_READ) -> bytes:
+        """Wait for the end of the segment, and return all of it that was not read yet.
 
         Raises `SegmentTooLarge` beyond `limit` bytes.
         """
-        data = bytearray()
-        async for chunk in self:
-            data += chunk
-            if len(data) > limit:
-                raise SegmentTooLarge(f"segment {self.seq} has more than {limit} bytes; read it piece by piece")
-        return bytes(data)
+        return await read_whole(self, self.seq, limit)
 
 
 class LocalSubscriber:
     """Iterates over the segments of a channel of a server in this process, until the channel is closed.
 
-    A segment without a byte is passed over. `missed` counts what had left the window before it was asked for. What was
-    in the window when the channel was closed is still given.
+    A segment without a byte is passed over. What was in the window when the channel was closed can still be read.
     """
 
     def __init__(self, channel: Channel, start: int = CURRENT) -> None:
         self.channel = channel
         self._seq = start
 
-    def __aiter__(self) -> LocalSubscriber:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> LocalSegment:
@@ -118,8 +108,9 @@ class LocalSubscriber:
                 segment = self.channel.for_read(self._seq)
             except SegmentNotFound as error:
                 if self._seq > error.latest:  # early: wait for what is written before it
-                    segment = self.channel.for_read(NEXT)
-                    await asyncio.wait((segment.released,))  # others wait for it too: not to be cancelled with us
+                    earlier = self.channel.for_read(NEXT)
+                    while not earlier.closed:
+                        await earlier.changed.wait()
                     continue
                 oldest = max(self._seq + 1, error.latest - WINDOW)
                 missed += oldest - self._seq
@@ -131,16 +122,12 @@ class LocalSubscriber:
             self._seq = segment.seq + 1
             if segment.size:
                 return LocalSegment(self.channel, cursor, missed)
-        return self._left()
+        return self._next_remaining()
 
-    def _left(self) -> LocalSegment:
-        """Give the next segment of a channel that has been closed.
-
-        Raises `StopAsyncIteration` when there is none.
-        """
+    def _next_remaining(self) -> LocalSegment:
         end = self.channel.next_write
         wanted = {NEXT: end, CURRENT: max(end - 1, 0)}.get(self._seq, self._seq)
-        for segment in self.channel.left:
+        for segment in self.channel.remaining:
             if segment.seq >= wanted:
                 self._seq = segment.seq + 1
                 return LocalSegment(self.channel, segment.read(), max(0, end - WINDOW - wanted))

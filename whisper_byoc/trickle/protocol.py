@@ -1,26 +1,9 @@
 """The names and numbers of the trickle protocol, as go-livepeer 0.9.1 (package `trickle`) has them."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 
 from whisper_byoc.trickle.errors import BadSequence
-
-__all__ = [
-    "CHANGES",
-    "CLOSED",
-    "CURRENT",
-    "EXPECT_CONTENT",
-    "LATEST",
-    "NEXT",
-    "NOT_FOUND",
-    "RESET",
-    "SEQ",
-    "TERMINATED",
-    "WINDOW",
-    "parse_seq",
-]
 
 SEQ: Final = "Lp-Trickle-Seq"
 """Index of the segment that was served or written."""
@@ -43,10 +26,10 @@ NOT_FOUND: Final = 470
 WINDOW: Final = 5
 """Segments that a channel keeps: index N is in slot N mod 5."""
 CHANGES: Final = "_changes"
-"""The channel that tells which channels come and go."""
+"""The channel that reports which channels come and go."""
 
 DECIMAL = re.compile(r"[+-]?[0-9]{1,19}")
-LARGEST = 2**63 - 1
+LARGEST_SEQ = 2**63 - 1
 
 
 def parse_seq(text: str) -> int:
@@ -54,6 +37,6 @@ def parse_seq(text: str) -> int:
 
     Raises `BadSequence`.
     """
-    if DECIMAL.fullmatch(text) and -LARGEST <= (seq := int(text)) < LARGEST:
+    if DECIMAL.fullmatch(text) and -LARGEST_SEQ <= (seq := int(text)) < LARGEST_SEQ:
         return seq
     raise BadSequence(f"{text[:40]!r} is not a segment index")

@@ -1,27 +1,25 @@
 """The writing end of a channel on any trickle server."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
-from types import TracebackType
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Self
 
 import aiohttp
 
-from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.trickle.errors import ChannelNotFound, TrickleError
-from whisper_byoc.trickle.http import (
-    ClientOptions,
-    channel_url,
-    create_channel,
-    limited,
-    next_write,
-    open_session,
-    persist,
-)
-from whisper_byoc.trickle.upload import Upload
+from whisper_byoc.aio import Changed, cancel
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
+from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, SegmentBroken, TrickleError, Unreachable
+from whisper_byoc.trickle.protocol import CLOSED, RESET
+from whisper_byoc.trickle.remote import RETRIED, ClientOptions, RemoteChannel, Retry
 
-__all__ = ["SegmentWriter", "TricklePublisher"]
+log = logging.getLogger("whisper_byoc.trickle")
+
+UNSENT_BYTES = 1 << 20
+"""A writer waits while more bytes than this are not on their way yet."""
 
 
 class TricklePublisher:
@@ -46,63 +44,55 @@ class TricklePublisher:
         continuous: bool = False,
         options: ClientOptions | None = None,
     ) -> None:
-        self.url = channel_url(url)
         self.mime = mime
         self.keep_bytes = keep_bytes
         self.continuous = continuous
-        self.options = options or ClientOptions()
+        self.channel = RemoteChannel(url, options or ClientOptions())
         self.left_open = False
+        """A segment was given up while the server could not be told; the next POST closes it."""
         self._create = create
         self._join = join
-        self._http: aiohttp.ClientSession | None = None
         self._seq = 0
-        self._waiting: Upload | None = None
-        self._writing: set[Upload] = set()
+        self._waiting: SegmentWriter | None = None
+        self._writing: list[SegmentWriter] = []
         self._numbering = asyncio.Lock()
-
-    @property
-    def http(self) -> aiohttp.ClientSession:
-        """The session; there is one between `start` and `close`."""
-        if self._http is None:
-            raise TrickleError("the publisher is not open: use `async with`, or `start` and `close`")
-        return self._http
 
     async def start(self) -> None:
         """Create or join the channel if asked to, and open the first POST.
 
         Raises `ChannelNotFound`, `Refused` or `Unreachable`, but only where there is something to ask.
         """
-        if self._http is not None:
+        if self.channel.opened:
             return
-        self._http = open_session(self.options)
+        self.channel.open()
         try:
             if self._create:
-                await persist(lambda: create_channel(self.http, self.url, self.mime, self.options), self.options)
+                await self.channel.persist(lambda: self.channel.create(self.mime))
             if self._join:
-                latest = await persist(lambda: next_write(self.http, self.url, self.options), self.options)
+                latest = await self.channel.persist(self.channel.next_write)
                 self._seq = latest or 0
         except BaseException:
             await self.close()
             raise
         self._waiting = self._open(reset=self._join)
 
-    async def next(self) -> SegmentWriter:
-        """Give the next segment to write, and open the POST of the one after it.
+    async def next(self) -> "SegmentWriter":
+        """Return the next segment to write, and open the POST of the one after it.
 
         Raises `ChannelNotFound`, `ChannelClosed` or `Refused` when the open POST has ended so; another call tries
         again.
         """
         async with self._numbering:
-            upload, self._waiting = self._waiting or self._open(), None
-            if error := upload.error:
-                self._seq = upload.seq
+            writer, self._waiting = self._waiting or self._open(), None
+            if error := writer.error:
+                self._seq = writer.seq
                 raise error
-            self._writing.add(upload)
+            self._writing = [each for each in self._writing if not each.done] + [writer]
             self._waiting = self._open()
-        return SegmentWriter(self, upload)
+        return writer
 
     async def publish(self, data: bytes) -> int:
-        """Write one whole segment, wait until the server has it, and give its index.
+        """Write one whole segment, wait until the server has it, and return its index.
 
         Raises what `next` and `SegmentWriter` raise.
         """
@@ -111,98 +101,241 @@ class TricklePublisher:
         return segment.seq
 
     async def close(self, *, delete_channel: bool = False) -> None:
-        """Let go of the channel, or end it for everybody; a segment that is still open is broken off."""
-        http = self._http
-        if http is None:
+        """Leave the channel, or end it for everybody; a segment that is still open is broken off."""
+        if not self.channel.opened:
             return
-        uploads = [*self._writing, *([self._waiting] if self._waiting else [])]
-        for upload in uploads:
-            upload.drop()
+        waiting = [self._waiting.drop()] if self._waiting else []
         try:
-            for upload in uploads:
-                await self.forget(upload, abandon=True)
+            await asyncio.gather(*waiting, *(each.abort() for each in self._writing if not each.done))
             self._waiting = None
             if delete_channel:
                 if self._seq > 1:
-                    await asyncio.sleep(self.options.linger_seconds)
+                    await asyncio.sleep(self.channel.options.linger_seconds)
                 with contextlib.suppress(*CONNECTION_ERRORS):
-                    async with http.delete(self.url, timeout=limited(self.options)):
-                        pass
+                    await self.channel.delete()
         finally:  # also when the caller is cancelled meanwhile
-            self._http = None
-            await http.close()
+            await self.channel.close()
 
-    async def __aenter__(self) -> TricklePublisher:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def renumber(self, upload: Upload) -> int:
-        """Give a free index in place of the upload's own, and to the waiting POST the one after it."""
+    async def renumber(self, writer: "SegmentWriter") -> int:
+        """Return a free index in place of the writer's own; the waiting POST gets the one after it."""
         async with self._numbering:
             waiting = self._waiting
-            if waiting and waiting is not upload:
+            if waiting and waiting is not writer:
                 self._waiting, self._seq = None, waiting.seq
-                await waiting.abandon()
-            with contextlib.suppress(ChannelNotFound):  # a POST creates it where it may, and tells where it may not
-                self._seq = max(self._seq, await next_write(self.http, self.url, self.options) or 0)
+                await waiting.drop()
+            with contextlib.suppress(ChannelNotFound):  # a POST creates it where it may, and fails where it may not
+                self._seq = max(self._seq, await self.channel.next_write() or 0)
             seq, self._seq = self._seq, self._seq + 1
             self._waiting = self._waiting or self._open()
             return seq
 
-    async def forget(self, upload: Upload, *, abandon: bool = False) -> None:
-        """Note that nobody writes to this upload any more."""
-        self._writing.discard(upload)
-        if abandon:
-            await upload.abandon()
-
-    def _open(self, *, reset: bool = False) -> Upload:
+    def _open(self, *, reset: bool = False) -> "SegmentWriter":
         seq, self._seq = self._seq, self._seq + 1
-        return Upload(self, seq, reset=reset)
+        return SegmentWriter(self, seq, reset=reset)
+
+
+class _IndexTaken(Exception):
+    """The server takes nothing more for this index."""
 
 
 class SegmentWriter:
-    """One segment being written; leaving `async with` finishes it, by an exception breaks it off."""
+    """One segment being written. Leaving `async with` finishes it; by an exception, breaks it off.
 
-    def __init__(self, publisher: TricklePublisher, upload: Upload) -> None:
+    Its POST is opened before there are bytes to send, and opened again when it breaks. A connection that breaks before
+    it took a byte costs nothing: the same index is opened again. One that took some leaves the index in doubt. Then the
+    index is closed, and read back if everything had been sent; unless the server turns out to have it all, the whole
+    segment goes to the next free index. Of a continuous stream, only what the server does not have goes there.
+    """
+
+    def __init__(self, publisher: TricklePublisher, seq: int, *, reset: bool) -> None:
+        self.seq = seq
+        """The segment's index; it can change until `close` has returned."""
         self._publisher = publisher
-        self._upload = upload
+        self._channel = publisher.channel
+        self._reset = reset
+        self._chunks: list[bytes] = []  # what was written, as long as it is kept
+        self._next = 0  # the first chunk that the present connection did not take yet
+        self._size = 0
+        self._unsent = 0
+        self._whole = False
+        self._replayable = True  # all that was written is kept
+        self._started = False  # the present connection took bytes
+        self._doubtful = False  # a connection broke after it took bytes
+        self._index_taken = False
+        self._changed = Changed()
+        self._deadline: asyncio.Timeout | None = None
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
 
     @property
-    def seq(self) -> int:
-        """The segment's index; it can change until `close` has returned."""
-        return self._upload.seq
+    def done(self) -> bool:
+        """Whether nothing more will be sent: the server has the segment, or will not get it."""
+        return self._task.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the segment, if it did not end well."""
+        if not self._task.done():
+            return None
+        return ChannelClosed("the publisher was closed") if self._task.cancelled() else self._task.exception()
 
     async def write(self, data: bytes) -> None:
         """Send bytes now; waits while the server takes less than is written.
 
         Raises `ChannelNotFound`, `ChannelClosed`, `SegmentBroken`, `Unreachable` or `Refused`.
         """
-        await self._upload.write(data)
+        if data:
+            self._chunks.append(bytes(data))
+            self._size += len(data)
+            self._unsent += len(data)
+            self._progress()
+        await self._changed.until(lambda: self._unsent <= UNSENT_BYTES or self.done)
+        self._check()
 
     async def close(self) -> None:
         """Finish the segment, and wait until the server has it. Raises what `write` raises."""
+        self._whole = True
+        self._progress()
         try:
-            await self._upload.finish()
+            await asyncio.wait((self._task,))
         except asyncio.CancelledError:
             await self.abort()
             raise
-        finally:
-            await self._publisher.forget(self._upload)
+        self._check()
 
     async def abort(self) -> None:
         """Break the segment off: readers get what was sent, then its end."""
-        await self._publisher.forget(self._upload, abandon=True)
+        await self.drop()
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            await self._channel.finish(self.seq)  # also of a segment without a byte, for which readers may wait
 
-    async def __aenter__(self) -> SegmentWriter:
+    async def drop(self) -> None:
+        """Drop the connection, and leave the index as it is."""
+        await cancel(self._task)
+
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             await self.close()
         else:
             await self.abort()
+
+    @property
+    def _idle(self) -> bool:
+        return self._size == 0 and not self._whole
+
+    async def _run(self) -> None:
+        """Try until the segment is delivered, or cannot be. As long as it is idle, only `abort` ends this."""
+        retry, idle_retry = Retry(self._channel.options), Retry(self._channel.options, math.inf)
+        while True:
+            began_at = time.monotonic()
+            try:
+                if not await self._recover():
+                    await self._attempt()
+                return
+            except (*RETRIED, _IndexTaken) as error:
+                if isinstance(error, _IndexTaken):
+                    self._index_taken = True
+                else:
+                    self._doubtful = self._doubtful or self._started
+                what = f"segment {self.seq} of {self._channel.url}"
+                pause = (idle_retry if self._idle else retry).pause_after(error, began_at, what)
+            if self._idle:
+                await self._changed.wait(pause)  # the first byte that is written ends the pause
+            else:
+                await asyncio.sleep(pause)
+            if not self._replayable:
+                raise SegmentBroken(f"segment {self.seq} broke after {self._size} bytes, too many to keep", self.seq)
+
+    async def _recover(self) -> bool:
+        """Find out what became of the last try; return True when the server has the whole segment after all."""
+        if self._doubtful:
+            was_there = await self._channel.finish(self.seq)  # else readers could wait for the rest for ever
+            if was_there and (self._whole or self._publisher.continuous):
+                stored = await self._channel.stored(self.seq, self._size)
+                written = b"".join(self._chunks)
+                if self._whole and stored == written:
+                    return True
+                if self._publisher.continuous and stored and written.startswith(stored):
+                    self._chunks = [written[len(stored) :]]  # the rest goes to another index
+                    self._size = len(self._chunks[0])
+                    self._doubtful, self._index_taken = False, True
+        if self._doubtful or self._index_taken:
+            self.seq = await self._publisher.renumber(self)
+        self._doubtful = self._index_taken = False
+        return False
+
+    async def _attempt(self) -> None:
+        """Open the POST, send what there is and what comes, and read the answer."""
+        self._next, self._started, self._unsent = 0, False, self._size
+        headers = {"Content-Type": self._publisher.mime}
+        reset = self._reset or self._publisher.left_open
+        if reset:
+            headers[RESET] = "1"
+        url = f"{self._channel.url}/{self.seq}"
+        post = self._channel.session.post(url, data=self._body(), headers=headers, allow_redirects=False)
+        try:
+            async with asyncio.timeout(None) as self._deadline:
+                self._progress()
+                async with post as answer:
+                    await self._judge(answer)
+        finally:
+            self._deadline = None
+        if reset:
+            self._publisher.left_open = False
+
+    async def _judge(self, answer: aiohttp.ClientResponse) -> None:
+        """Return when the segment is stored."""
+        if answer.headers.get(CLOSED):
+            raise ChannelClosed(f"channel {self._channel.url} was closed")
+        if answer.status == 409 or (answer.status == 200 and not (self._whole and self._unsent == 0)):
+            raise _IndexTaken(f"it was answered {answer.status}, and takes nothing more")
+        if answer.status != 200:
+            raise await self._channel.error_of(answer)
+        if self._size and answer.headers.get("Connection", "").lower() == "close":
+            raise aiohttp.ClientConnectionError("the server may have answered before it read the segment")
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        yield b""  # aiohttp holds the head back until there is a chunk: this one puts it on the wire
+        while True:
+            if data := b"".join(self._chunks[self._next :]):
+                self._next = len(self._chunks)
+                self._started = True
+                if self._size > self._publisher.keep_bytes:
+                    self._chunks, self._next, self._replayable = [], 0, False
+                yield data
+                self._unsent -= len(data)
+                self._progress()
+            elif self._whole:
+                return
+            else:
+                await self._changed.wait()
+
+    def _progress(self) -> None:
+        """Wake whoever waits, and give the server its time to act, if it is the server's turn."""
+        self._changed.notify()
+        if self._deadline and not self._deadline.expired():
+            seconds = self._channel.options.answer_seconds
+            servers_turn = self._whole or self._unsent > 0
+            self._deadline.reschedule(asyncio.get_running_loop().time() + seconds if servers_turn else None)
+
+    def _check(self) -> None:
+        if error := self.error:
+            raise error
+
+    def _ended(self, _: object) -> None:
+        self._changed.notify()
+        error = self.error  # this also marks it as retrieved: an idle POST may fail without anybody asking
+        if isinstance(error, Unreachable | SegmentBroken):
+            self._publisher.left_open = True
+        elif error and not isinstance(error, TrickleError):
+            log.error("segment %d of %s: %s", self.seq, self._channel.url, reason_of(error))

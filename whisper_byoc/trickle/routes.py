@@ -1,18 +1,17 @@
-"""The HTTP face of a trickle server, as go-livepeer's peers expect it."""
-
-from __future__ import annotations
+"""The HTTP routes of a trickle server, as go-livepeer's peers expect them."""
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from whisper_byoc.aiohttp_internals import LateHeadResponse, send_continue
-from whisper_byoc.trickle.channel import Channel
+from whisper_byoc.trickle.channel import Channel, Segment
 from whisper_byoc.trickle.errors import (
     BadSequence,
     ChannelClosed,
@@ -21,53 +20,58 @@ from whisper_byoc.trickle.errors import (
     SegmentFinished,
     SegmentNotFound,
 )
+from whisper_byoc.trickle.limits import TrickleLimits
 from whisper_byoc.trickle.protocol import CLOSED, EXPECT_CONTENT, LATEST, NOT_FOUND, RESET, SEQ, TERMINATED, parse_seq
-from whisper_byoc.trickle.segment import Segment
-
-if TYPE_CHECKING:
-    from whisper_byoc.trickle.server import TrickleServer
-
-__all__ = ["TrickleRoutes"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SMALL_BYTES = 64 << 10
 """A finished segment up to this size is answered in one piece."""
-BROKEN = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
-"""What reading a request body raises when it does not come to its end."""
+BROKEN_BODY = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
+"""What reading a request body raises when it breaks off."""
+
+
+class ChannelTable(Protocol):
+    """What the routes need of their server."""
+
+    autocreate: bool
+    limits: TrickleLimits
+
+    def create(self, name: str, mime: str) -> Channel: ...
+
+    def get(self, name: str) -> Channel: ...
+
+    def close(self, name: str) -> None: ...
+
+    def is_reserved(self, name: str) -> bool: ...
 
 
 class TrickleRoutes:
-    """Parses, asks the table of channels, and writes."""
+    """Answers the requests for the channels of a table."""
 
-    def __init__(self, server: TrickleServer) -> None:
-        self._server = server
-        self._limits = server.limits
-        self._writing: dict[asyncio.Transport, float] = {}  # since when a reader's transport has had bytes to take
-        self._silent: dict[asyncio.Transport, tuple[float, Channel, Segment]] = {}  # since when a writer sends nothing
+    def __init__(self, table: ChannelTable) -> None:
+        self._table = table
+        self._waiting: dict[asyncio.Transport, tuple[float, Callable[[], bool]]] = {}
+        """Connections whose peer has to act, since when, and whether it may be cut off if it does not."""
 
-    def add_to(self, app: web.Application) -> None:
+    def add_to(self, app: web.Application, base_path: str) -> None:
         """Add all routes below the base path."""
-        channel = self._server.base_path + "{name:[^/]+}"
+        channel = base_path + "{name:[^/]+}"
         segment = channel + "/{seq:[^/]+}"
-        app.router.add_post(channel, answering(self.create))
-        app.router.add_delete(channel, answering(self.delete))
-        app.router.add_get(segment, answering(self.read), allow_head=False)
-        app.router.add_post(segment, answering(self.write))
-        app.router.add_delete(segment, answering(self.finish))
+        app.router.add_post(channel, _answering(self.create))
+        app.router.add_delete(channel, _answering(self.delete))
+        app.router.add_get(segment, _answering(self.read), allow_head=False)
+        app.router.add_post(segment, _answering(self.write))
+        app.router.add_delete(segment, _answering(self.finish))
 
     def cut_stalled(self) -> None:
-        """Cut off the readers that have taken nothing for `stall_seconds`.
+        """Cut off the peers that have taken or sent nothing for `stall_seconds`.
 
-        And the writers that have sent nothing for so long of a segment that nobody can ask for any more: they would
-        keep its bytes until their connection ends, and that of a machine which is gone ends after hours.
+        They keep segments in memory until their connection ends, and that of a machine that is gone ends after hours.
         """
-        before = time.monotonic() - self._limits.stall_seconds
-        for transport, since in list(self._writing.items()):
-            if since < before:
-                transport.abort()
-        for transport, (since, channel, segment) in list(self._silent.items()):
-            if since < before and not channel.holds(segment):
+        before = time.monotonic() - self._table.limits.stall_seconds
+        for transport, (since, may_be_cut) in list(self._waiting.items()):
+            if since < before and may_be_cut():
                 transport.abort()
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -78,50 +82,50 @@ class TrickleRoutes:
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """Close a channel."""
         try:
-            self._server.close(self._unreserved(request))
+            self._table.close(self._unreserved(request))
         except ChannelNotFound:
-            return refusal(400, "Invalid stream")
+            return _refusal(400, "Invalid stream")
         return web.Response()
 
     async def finish(self, request: web.Request) -> web.StreamResponse:
         """Close a segment."""
-        channel = self._server.get(self._unreserved(request))
+        channel = self._table.get(self._unreserved(request))
         try:
             channel.finish_seq(parse_seq(request.match_info["seq"]))
         except SegmentNotFound:
-            return refusal(400, "Nonexistent segment")
+            return _refusal(400, "Nonexistent segment")
         return web.Response()
 
     async def write(self, request: web.Request) -> web.StreamResponse:
         """Write a segment as its bytes arrive."""
-        if not self._server.autocreate:
-            self._server.get(self._unreserved(request))
+        if not self._table.autocreate:
+            self._table.get(self._unreserved(request))
         seq = parse_seq(request.match_info["seq"])  # before a channel is created for it
         channel = self._writable(request, request.headers.get("Content-Type", ""))
         segment = channel.for_write(seq)
         if request.headers.get(RESET):
             channel.finish_below(segment.seq)
-        first = await self._first_bytes(request, segment)
-        if not first:
+        data = await self._first_bytes(request, segment)
+        if not data:
             channel.finish(segment)
-            return closing(written(channel, segment))
+            return _closing(_written(channel, segment))
         channel.begin(segment)
         try:
-            segment.append(first)
+            segment.append(data)
             while data := await self._next_bytes(request, channel, segment):
                 if segment.closed and not channel.holds(segment):  # nobody can ask for it any more
-                    return (
-                        closing(written(channel, segment)) if channel.closed else refusal(409, "Too late", close=True)
-                    )
+                    if channel.closed:
+                        return _closing(_written(channel, segment))
+                    return _refusal(409, "Too late", close=True)
                 segment.append(data)
             segment.whole = True
         finally:
             channel.finish(segment)  # also when the upload broke: nobody is left waiting for the rest
-        return written(channel, segment)
+        return _written(channel, segment)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
-        """Serve a segment from its first byte, while it is still being written."""
-        channel = self._server.get(request.match_info["name"])
+        """Send a segment from its first byte, while it is still being written."""
+        channel = self._table.get(request.match_info["name"])
         text = request.match_info["seq"]
         if text == "next":
             return web.Response(text=str(channel.next_write), headers={LATEST: str(channel.next_write)})
@@ -133,7 +137,9 @@ class TrickleRoutes:
             headers = {LATEST: str(latest), SEQ: str(seq)}
             return web.Response(status=NOT_FOUND, reason="Entry not found", text="Entry not found", headers=headers)
         if not await self._more(request, segment, 0):
-            return empty(channel, segment)
+            response = _written(channel, segment)  # skipped, or the end of the channel
+            response.headers[LATEST] = str(channel.next_write)
+            return response
         headers = {SEQ: str(segment.seq), "Content-Type": channel.mime}
         if latest != segment.seq:
             headers[LATEST] = str(latest)
@@ -142,112 +148,101 @@ class TrickleRoutes:
         return await self._stream(request, segment, LateHeadResponse(headers=headers))
 
     async def _stream(self, request: web.Request, segment: Segment, response: web.StreamResponse) -> web.StreamResponse:
-        """Write what is there and what comes; a slow reader holds up nobody else."""
-        transport = request.transport
-        if transport is None:
-            return response
         await response.prepare(request)
         cursor = segment.read()
         sent = 0
         while await self._more(request, segment, sent):
             while data := cursor.take():
                 sent += len(data)
-                self._writing[transport] = time.monotonic()
-                try:
+                with self._watched(request, lambda: True):
                     await response.write(data)
-                finally:
-                    del self._writing[transport]
         return response
 
     async def _more(self, request: web.Request, segment: Segment, sent: int) -> bool:
-        """Wait for more than `sent` bytes; False at the end of the segment, or when the reader has gone."""
+        """Wait for more than `sent` bytes; return False at the end of the segment, or when the reader has gone."""
         while segment.size <= sent and not segment.closed:
-            if not await segment.changed.wait(self._limits.probe_seconds) and request.transport is None:
+            if not await segment.changed.wait(self._table.limits.probe_seconds) and request.transport is None:
                 return False
         return segment.size > sent
 
     async def _first_bytes(self, request: web.Request, segment: Segment) -> bytes:
-        """Wait for the first bytes of a body; b"" when it has none, or the segment is closed meanwhile."""
+        """Wait for the first bytes of a body; return b"" when it has none, or the segment is closed first."""
         reading = asyncio.ensure_future(request.content.readany())
+        reading.add_done_callback(lambda _: segment.changed.notify())
+        interim_seconds = self._table.limits.interim_seconds
         try:
-            while not reading.done() and not segment.closed:
-                timeout = self._limits.interim_seconds
-                waiting = (reading, segment.released)
-                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                if not done and request.version >= (1, 1):
+            while not await segment.changed.until(lambda: reading.done() or segment.closed, interim_seconds):
+                if request.version >= (1, 1):
                     await send_continue(request)
             return reading.result() if reading.done() else b""
         finally:
             reading.cancel()
 
     async def _next_bytes(self, request: web.Request, channel: Channel, segment: Segment) -> bytes:
-        """Wait for more of a body; b"" at its end."""
+        with self._watched(request, lambda: not channel.holds(segment)):
+            return await request.content.readany()
+
+    @contextlib.contextmanager
+    def _watched(self, request: web.Request, may_be_cut: Callable[[], bool]) -> Iterator[None]:
         transport = request.transport
         if transport is None:
-            return await request.content.readany()
-        self._silent[transport] = (time.monotonic(), channel, segment)
+            yield
+            return
+        self._waiting[transport] = (time.monotonic(), may_be_cut)
         try:
-            return await request.content.readany()
+            yield
         finally:
-            del self._silent[transport]
+            del self._waiting[transport]
 
     def _writable(self, request: web.Request, mime: str) -> Channel:
-        """Give the channel, created if remote peers may do so."""
+        """Return the channel, created if remote peers may do so."""
         name = self._unreserved(request)
-        return self._server.create(name, mime) if self._server.autocreate else self._server.get(name)
+        return self._table.create(name, mime) if self._table.autocreate else self._table.get(name)
 
     def _unreserved(self, request: web.Request) -> str:
-        """Give the channel's name, unless only the server itself may change the channel."""
+        """Return the channel's name, unless only the server itself may change the channel."""
         name: str = request.match_info["name"]
-        if self._server.is_reserved(name):
+        if self._table.is_reserved(name):
             raise web.HTTPForbidden(text="Reserved channel\n")
         return name
 
 
-def answering(handler: Handler) -> Handler:
-    """Turn our errors into the answers go-livepeer gives, and into clear ones where it has none."""
+def _answering(handler: Handler) -> Handler:
+    """Turn our errors into the answers that go-livepeer gives, and into clear ones where it has none."""
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except (ChannelNotFound, ChannelClosed):
-            return refusal(404, "Stream not found", close=request.method == "POST")
+            return _refusal(404, "Stream not found", close=request.method == "POST")
         except BadSequence:
-            return refusal(400, "Invalid idx")
+            return _refusal(400, "Invalid idx")
         except SegmentFinished as error:
-            return refusal(409, str(error), close=True)
+            return _refusal(409, str(error), close=True)
         except LimitReached as error:
-            return refusal(error.status, str(error), close=True)
-        except BROKEN as error:
+            return _refusal(error.status, str(error), close=True)
+        except BROKEN_BODY as error:
             error.__traceback__ = None  # the request keeps the error, and its frames would keep the segment
-            return refusal(500, "Server error", close=True)
+            return _refusal(500, "Server error", close=True)
 
     return answer
 
 
-def written(channel: Channel, segment: Segment) -> web.Response:
-    """Answer to a POST that came to its end."""
+def _written(channel: Channel, segment: Segment) -> web.Response:
     headers = {SEQ: str(segment.seq)}
     if channel.closed:
         headers[CLOSED] = TERMINATED
     return web.Response(headers=headers)
 
 
-def empty(channel: Channel, segment: Segment) -> web.Response:
-    """Answer to a GET of a segment that ended without a byte: skipped, or the end of the channel."""
-    response = written(channel, segment)
-    response.headers[LATEST] = str(channel.next_write)
-    return response
-
-
-def closing(response: web.Response) -> web.Response:
+def _closing(response: web.Response) -> web.Response:
     """Add `Connection: close`, which wakes a client that is stuck in writing."""
     response.force_close()
     return response
 
 
-def refusal(status: int, reason: str, *, close: bool = False) -> web.Response:
+def _refusal(status: int, reason: str, *, close: bool = False) -> web.Response:
     """Answer with a sentence, as Go's `http.Error` does."""
     response = web.Response(status=status, text=reason + "\n", headers={"X-Content-Type-Options": "nosniff"})
-    return closing(response) if close else response
+    return _closing(response) if close else response

@@ -1,28 +1,33 @@
-"""The trickle server: a table of channels, used over HTTP and in process."""
-
-from __future__ import annotations
+"""The trickle server: channels by name, used over HTTP and in this process."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
+from typing import Self
 
 from aiohttp import web
 
-from whisper_byoc.aio import cancel, every
+from whisper_byoc import http
+from whisper_byoc.aio import cancel, every, stop_on_signals
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import ChannelNotFound, TooManyChannels, TrickleError
 from whisper_byoc.trickle.limits import Memory, TrickleLimits
 from whisper_byoc.trickle.protocol import CHANGES
 from whisper_byoc.trickle.routes import TrickleRoutes
 
-__all__ = ["TrickleServer"]
-
 log = logging.getLogger("whisper_byoc.trickle")
 
+DEFAULT_PORT = 2939
+"""That of http-trickle's stand-alone server."""
 DEFAULT_MIME = "application/octet-stream"
+KEEP_ALIVE_S = 600.0
+"""go-livepeer's idle timeout between two requests."""
+SHUTDOWN_S = 1.0
+"""Longest wait for a publisher that is sending a segment; whoever only waits is released at once."""
 
 
 class TrickleServer:
@@ -53,11 +58,11 @@ class TrickleServer:
 
     @property
     def channels(self) -> Mapping[str, Channel]:
-        """The channels there are, by name."""
+        """The open channels by name."""
         return MappingProxyType(self._channels)
 
     def create(self, name: str, mime: str = DEFAULT_MIME) -> Channel:
-        """Give the channel of that name, new if need be; `mime` is fixed at creation.
+        """Return the channel of that name, new if need be; `mime` is fixed at creation.
 
         Raises `TooManyChannels`.
         """
@@ -65,13 +70,14 @@ class TrickleServer:
             return channel
         if len(self._channels) >= self.limits.channels:
             raise TooManyChannels(f"{len(self._channels)} channels are open, which is all this server takes")
-        channel = self._channels[name] = Channel(name, mime or DEFAULT_MIME, self.limits, self.memory)
+        channel = Channel(name, mime or DEFAULT_MIME, self.limits.segment_bytes, self.memory)
+        self._channels[name] = channel
         log.info("channel %r created (%s)", name, channel.mime)
-        self._tell("added", name)
+        self._report_change("added", name)
         return channel
 
     def get(self, name: str) -> Channel:
-        """Give the channel of that name.
+        """Return the channel of that name.
 
         Raises `ChannelNotFound`.
         """
@@ -80,7 +86,7 @@ class TrickleServer:
         raise ChannelNotFound(f"there is no channel {name!r}")
 
     def close(self, name: str) -> None:
-        """End a channel: whoever reads or writes it is told so, and the name is free again.
+        """End a channel: its readers and writers are told, and the name is free again.
 
         Raises `ChannelNotFound`.
         """
@@ -88,14 +94,20 @@ class TrickleServer:
         del self._channels[name]
         channel.close()
         log.info("channel %r closed", name)
-        self._tell("removed", name)
+        self._report_change("removed", name)
+
+    def close_all(self) -> None:
+        """End every channel. The change feed ends with them and reports none of it."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.close()
 
     def is_reserved(self, name: str) -> bool:
         """Whether only the server itself writes to the channel."""
         return self._changes is not None and name == CHANGES
 
     def sweep(self) -> None:
-        """Close the channels that had no new segment for `idle_seconds`, and cut off stalled readers."""
+        """Close the channels that had no new segment for `idle_seconds`, and cut off stalled connections."""
         before = time.monotonic() - self.limits.idle_seconds
         for name, channel in list(self._channels.items()):
             if channel.active_at < before and not name.startswith("_"):
@@ -105,12 +117,11 @@ class TrickleServer:
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the channels under `base_path`, sweep while the application runs, and end them when it stops."""
-        self._routes.add_to(app)
+        self._routes.add_to(app, self.base_path)
 
         async def until_stopped(_: web.Application) -> AsyncIterator[None]:
-            await self.start()
-            yield
-            await self.stop()
+            async with self:
+                yield
 
         async def on_shutdown(_: web.Application) -> None:  # comes first: open requests keep a shutdown waiting
             self.close_all()
@@ -130,20 +141,14 @@ class TrickleServer:
         if sweeper:
             await cancel(sweeper)
 
-    async def __aenter__(self) -> TrickleServer:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def close_all(self) -> None:
-        """End every channel; the change feed ends with them and does not tell."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            channel.close()
-
-    def _tell(self, what: str, name: str) -> None:
+    def _report_change(self, what: str, name: str) -> None:
         feed = self._changes
         if feed is None or feed.closed:
             return
@@ -153,3 +158,28 @@ class TrickleServer:
         except TrickleError as error:
             log.warning("change feed: %s", error)
         feed.finish(segment)
+
+
+@contextlib.asynccontextmanager
+async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterator[str]:
+    """Serve while the context lasts, and yield the URL that channel names are added to. Port 0 takes a free one.
+
+    Raises `StartError` when the address cannot be had.
+    """
+    app = web.Application()
+    server.add_routes(app)
+    listener = http.listening(app, host, port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S)
+    async with listener as bound:
+        yield f"http://{http.bracketed(host)}:{bound}{server.base_path}"
+
+
+async def serve(server: TrickleServer, host: str, port: int, stop: asyncio.Event | None = None) -> None:
+    """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end.
+
+    Raises `StartError` when the address cannot be had.
+    """
+    stop = stop or stop_on_signals()
+    async with listening(server, host, port) as url:
+        log.info("trickle server listening on %s (auto-create %s)", url, "on" if server.autocreate else "off")
+        await stop.wait()
+        log.info("shutting down: %d channels end", len(server.channels))

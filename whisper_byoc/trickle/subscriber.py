@@ -1,20 +1,21 @@
 """The reading end of a channel on any trickle server."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import logging
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from typing import Self
 
 import aiohttp
 
+from whisper_byoc.aio import cancel
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.trickle.errors import SegmentBroken, SegmentTooLarge, TrickleError
-from whisper_byoc.trickle.fetch import Fetched, Fetcher
-from whisper_byoc.trickle.http import ClientOptions, backoff, channel_url, open_session
-from whisper_byoc.trickle.protocol import CURRENT
+from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge
+from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
+from whisper_byoc.trickle.remote import ClientOptions, RemoteChannel, Retry, backoff, header_seq
 
-__all__ = ["SegmentReader", "TrickleSubscriber"]
+log = logging.getLogger("whisper_byoc.trickle")
 
 LARGEST_READ = 64 << 20
 RESUMES = 5
@@ -30,20 +31,17 @@ class TrickleSubscriber:
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:
-        self.url = channel_url(url)
-        self.options = options or ClientOptions()
+        self._channel = RemoteChannel(url, options or ClientOptions())
+        self._fetcher = _Fetcher(self._channel)
         self._start = start
-        self._http: aiohttp.ClientSession | None = None
-        self._fetcher: Fetcher | None = None
-        self._ahead: asyncio.Task[Fetched | None] | None = None
+        self._ahead: asyncio.Task[_Fetched | None] | None = None
         self._current: SegmentReader | None = None
         self._ended = False
 
     async def start(self) -> None:
         """Open the session."""
-        if self._http is None:
-            self._http = open_session(self.options)
-            self._fetcher = Fetcher(self._http, self.url, self.options)
+        if not self._channel.opened:
+            self._channel.open()
 
     async def close(self) -> None:
         """Drop all connections; the iteration ends."""
@@ -52,46 +50,40 @@ class TrickleSubscriber:
             self._current.discard()
         try:
             if ahead := self._ahead:
-                ahead.cancel()
-                await asyncio.wait((ahead,))
+                await cancel(ahead)
                 if not ahead.cancelled() and not ahead.exception() and (fetched := ahead.result()):
                     fetched.response.close()
         finally:  # also when the caller is cancelled meanwhile
-            if self._http:
-                await self._http.close()
+            await self._channel.close()
 
-    async def __aenter__(self) -> TrickleSubscriber:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def __aiter__(self) -> TrickleSubscriber:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> SegmentReader:
+    async def __anext__(self) -> "SegmentReader":
         """Wait for the next segment.
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
         """
-        if self._fetcher is None:
-            raise TrickleError("the subscriber is not open: use `async with`, or `start` and `close`")
         if self._current:
             self._current.discard()
         if self._ended:
             raise StopAsyncIteration
         ahead = self._ahead = self._ahead or asyncio.create_task(self._fetcher.first(self._start))
-        if not ahead.done():
-            await asyncio.wait((ahead,))  # a caller who stops waiting can come back
+        await asyncio.wait((ahead,))  # a caller who stops waiting can come back
         self._ahead = None
         fetched = None if ahead.cancelled() else ahead.result()
         if fetched is None:
             self._ended = True
             raise StopAsyncIteration
-        self._start = fetched.seq + 1
-        self._ahead = asyncio.create_task(self._fetcher.fetch(self._start))
-        self._ahead.add_done_callback(seen)
+        self._ahead = asyncio.create_task(self._fetcher.fetch(fetched.seq + 1))
+        self._ahead.add_done_callback(_retrieve)
         self._current = SegmentReader(self._fetcher, fetched)
         return self._current
 
@@ -102,15 +94,15 @@ class SegmentReader:
     `missed` says how many segments before it had left the server's window before they were asked for.
     """
 
-    def __init__(self, fetcher: Fetcher, fetched: Fetched) -> None:
+    def __init__(self, fetcher: "_Fetcher", fetched: "_Fetched") -> None:
         self.seq = fetched.seq
         self.missed = fetched.missed
         self.content_type = fetched.response.headers.get("Content-Type", "application/octet-stream")
         self._fetcher = fetcher
-        self._fetched: Fetched | None = fetched
+        self._options = fetcher.options
+        self._fetched: _Fetched | None = fetched
         self._received = 0
-        self._resumed_at = 0
-        self._resumes = 0
+        self._pauses = self._new_pauses()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield bytes as they arrive. A broken connection is opened again, and nothing comes twice.
@@ -118,9 +110,8 @@ class SegmentReader:
         Raises `SegmentBroken` when the server no longer has the rest, or `Unreachable`.
         """
         while self._fetched:
-            fetched = self._fetched
             try:
-                data = await fetched.more(self._fetcher.options.stall_seconds)
+                data = await self._fetched.more(self._options.stall_seconds)
             except CONNECTION_ERRORS as error:
                 self.discard()
                 self._fetched = await self._resume(error)
@@ -129,20 +120,15 @@ class SegmentReader:
                 self.discard()
                 return
             self._received += len(data)
+            self._pauses = self._new_pauses()
             yield data
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
-        """Wait for the end of the segment, and give all of it that was not read yet.
+        """Wait for the end of the segment, and return all of it that was not read yet.
 
         Raises `SegmentTooLarge` beyond `limit` bytes, `SegmentBroken` or `Unreachable`.
         """
-        data = bytearray()
-        async for chunk in self:
-            data += chunk
-            if len(data) > limit:
-                self.discard()
-                raise SegmentTooLarge(f"segment {self.seq} has more than {limit} bytes; read it piece by piece")
-        return bytes(data)
+        return await read_whole(self, self.seq, limit)
 
     def discard(self) -> None:
         """Give up what was not read."""
@@ -150,17 +136,18 @@ class SegmentReader:
             self._fetched.response.close()
             self._fetched = None
 
-    async def _resume(self, cause: BaseException) -> Fetched:
+    def _new_pauses(self) -> Iterator[float]:
+        return itertools.islice(backoff(self._options.longest_pause), RESUMES)
+
+    async def _resume(self, cause: BaseException) -> "_Fetched":
         """Ask for the segment again, and pass over what was received."""
-        self._resumes = self._resumes + 1 if self._received == self._resumed_at else 1
-        self._resumed_at = self._received
-        for pause in itertools.islice(backoff(self._fetcher.options), max(RESUMES - self._resumes, 0)):
+        for pause in self._pauses:
             await asyncio.sleep(pause)
             fetched = await self._fetcher.again(self.seq)
             if fetched is None:
                 break
             try:
-                if await fetched.skip(self._received, self._fetcher.options.stall_seconds):
+                if await fetched.skip(self._received, self._options.stall_seconds):
                     return fetched
             except CONNECTION_ERRORS as error:
                 cause = error
@@ -169,7 +156,175 @@ class SegmentReader:
         raise SegmentBroken(broken, self.seq) from cause
 
 
-def seen(task: asyncio.Task[Fetched | None]) -> None:
-    """Mark an error as seen: the subscriber may be closed before it comes to it."""
+async def read_whole(segment: AsyncIterable[bytes], seq: int, limit: int) -> bytes:
+    """Read a segment to its end.
+
+    Raises `SegmentTooLarge` beyond `limit` bytes.
+    """
+    data = bytearray()
+    async for chunk in segment:
+        data += chunk
+        if len(data) > limit:
+            raise SegmentTooLarge(f"segment {seq} has more than {limit} bytes; read it piece by piece")
+    return bytes(data)
+
+
+class _Fetched:
+    """A segment whose first bytes are there."""
+
+    def __init__(self, response: aiohttp.ClientResponse, seq: int, missed: int, first: bytes) -> None:
+        self.response = response
+        self.seq = seq
+        self.missed = missed
+        self._first = first
+
+    async def more(self, stall_seconds: float) -> bytes:
+        """Return the next bytes; b"" at the end.
+
+        Raises one of `CONNECTION_ERRORS`, also when nothing comes for `stall_seconds`.
+        """
+        content = self.response.content
+        data, self._first = self._first, b""
+        data = data or content.read_nowait()
+        if data or content.at_eof():
+            return data
+        stalled = asyncio.get_running_loop().call_later(stall_seconds, self.response.close)  # makes the wait fail
+        try:
+            return await content.readany()
+        finally:
+            stalled.cancel()
+
+    async def skip(self, size: int, stall_seconds: float) -> bool:
+        """Pass over the first `size` bytes; return False when there are fewer."""
+        while size:
+            data = await self.more(stall_seconds)
+            if not data:
+                return False
+            self._first, size = data[size:], size - min(size, len(data))
+        return True
+
+
+class _Fetcher:
+    """Asks for segments: when to wait, when to ask again, when to jump, and when it is over."""
+
+    def __init__(self, channel: RemoteChannel) -> None:
+        self.options = channel.options
+        self._channel = channel
+        self._known = False  # the server had this channel when it was asked
+        self._served = False
+
+    async def first(self, start: int) -> _Fetched | None:
+        """Wait for the first segment; None when the channel ends before it.
+
+        Raises `ChannelNotFound`, `Unreachable` or `Refused`.
+        """
+        absent_since = time.monotonic()
+        while True:
+            try:
+                return await self._first(start)
+            except ChannelNotFound:
+                if time.monotonic() - absent_since >= self.options.absent_seconds:
+                    raise
+            await asyncio.sleep(self.options.absent_pause)
+
+    async def _first(self, start: int) -> _Fetched | None:
+        if start >= 0:
+            return await self.fetch(start)
+        latest = await self._channel.persist(self._channel.next_write)
+        self._known = True
+        if latest is None:  # a server without /next: asking again could pass over what was written in between
+            return await self.fetch(start, refresh=False)
+        return await self.fetch(max(latest - 1, 0) if start == CURRENT else latest)
+
+    async def fetch(self, seq: int, *, refresh: bool = True) -> _Fetched | None:
+        """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends.
+
+        Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
+        """
+        missed = skipped = 0
+        early_since: float | None = None
+        while True:
+            response, first = await self._answer(seq, self.options.refresh_seconds if refresh else None)
+            if response.headers.get(CLOSED) or (response.status == 404 and self._known):
+                response.close()
+                return None
+            if response.status not in (200, NOT_FOUND):
+                error = await self._channel.error_of(response)
+                response.close()
+                raise error
+            self._known = True
+            latest = header_seq(response, LATEST)
+            if response.status == 200:
+                seq = seq if seq >= 0 else self._served_seq(response, seq)
+                if first:
+                    self._served = True
+                    return _Fetched(response, seq, missed, first)
+                early_since = None
+                seq, skipped = seq + 1, skipped + 1  # by its publisher
+                if skipped > WINDOW:  # or by a server that answers so to everything
+                    await asyncio.sleep(self.options.early_seconds)
+                continue
+            response.close()
+            if latest is not None and seq < latest:
+                oldest = max(seq + 1, latest - WINDOW)
+                log.info("%s: segment %d has gone, going on at %d", self._channel.url, seq, oldest)
+                missed += oldest - seq if seq >= 0 else 0
+                seq = oldest
+                continue
+            early_since = early_since or time.monotonic()
+            await asyncio.sleep(self.options.early_seconds)
+            if self._served and latest is not None and time.monotonic() - early_since > self.options.patience_seconds:
+                log.warning("%s: began anew, going on at %d", self._channel.url, latest)
+                seq = latest
+
+    async def again(self, seq: int) -> _Fetched | None:
+        """Ask once more for a segment that was there; None when it is there no longer.
+
+        Raises `Unreachable`.
+        """
+        response, first = await self._answer(seq, self.options.refresh_seconds)
+        if response.status == 200 and first and not response.headers.get(CLOSED):
+            return _Fetched(response, seq, 0, first)
+        response.close()
+        return None
+
+    def _served_seq(self, response: aiohttp.ClientResponse, asked: int) -> int:
+        served = header_seq(response, SEQ)
+        if served is None:
+            response.close()
+            raise Refused(200, f"{self._channel.url}/{asked} was answered without {SEQ}")
+        return served
+
+    async def _answer(self, seq: int, refresh_seconds: float | None) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Ask until there is an answer, and, if it is a segment, until its first byte or its end is there."""
+        retry = Retry(self.options)
+        while True:
+            began_at = time.monotonic()
+            error: Exception
+            try:
+                async with asyncio.timeout(refresh_seconds) as limit:
+                    response, first = await self._get(seq)
+                if response.status < 500:
+                    return response, first
+                error = await self._channel.error_of(response)
+                response.close()
+            except CONNECTION_ERRORS as broken:
+                error = broken
+            if limit.expired():  # silence is no failure, and by its index nothing is lost in asking again
+                retry.restart()
+            else:
+                await asyncio.sleep(retry.pause_after(error, began_at, self._channel.url))
+
+    async def _get(self, seq: int) -> tuple[aiohttp.ClientResponse, bytes]:
+        response = await self._channel.session.get(f"{self._channel.url}/{seq}", allow_redirects=False)
+        try:
+            return response, await response.content.readany() if response.status == 200 else b""
+        except BaseException:
+            response.close()
+            raise
+
+
+def _retrieve(task: asyncio.Task[_Fetched | None]) -> None:
+    """Mark an error as retrieved: the subscriber may be closed before it comes to it."""
     if not task.cancelled():
         task.exception()

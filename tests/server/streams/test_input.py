@@ -9,7 +9,7 @@ from whisper_byoc.errors import BadSegment
 from whisper_byoc.server.streams import input as module
 from whisper_byoc.server.streams.input import AudioSink, StreamInput
 from whisper_byoc.trickle.errors import SegmentBroken
-from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.remote import ClientOptions
 
 
 class Job:

@@ -19,7 +19,7 @@ from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
 from whisper_byoc.server.streams import video
 from whisper_byoc.server.streams.video import PpmSplitter
-from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.remote import ClientOptions
 
 SECONDS, RATE, WIDTH, HEIGHT = 4, 30, 160, 120
 

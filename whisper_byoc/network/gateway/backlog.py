@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.trickle import LocalSubscriber
-from whisper_byoc.trickle.segment import Segment
-from whisper_byoc.trickle.signal import Signal
+from whisper_byoc.trickle.channel import Segment
 
 __all__ = ["Backlog"]
 
@@ -34,7 +34,7 @@ class Backlog:
         self._turn = 0
         self._ended = False
         self._dropped_bytes = 0
-        self._changed = Signal()
+        self._changed = Changed()
 
     async def run(self) -> None:
         """Take segments as they begin, until the channel ends."""
@@ -45,21 +45,21 @@ class Backlog:
                     self.missed += segment.missed
                     self._on_missed(segment.missed)
                 self.segments += 1
-                self._kept.append(segment.whole)
-                self._changed.wake()
+                self._kept.append(segment.segment)
+                self._changed.notify()
                 while self._held > self._hold:
                     self.settle()
                     if self._held > self._hold:
                         await self._changed.wait()
         finally:
             self._ended = True
-            self._changed.wake()
+            self._changed.notify()
 
     async def read(self) -> AsyncIterator[Segment]:
         """Yield segments, the oldest that is kept first; a call ends the iterators of earlier ones."""
         self._turn += 1
         turn, self._taken = self._turn, self._first
-        self._changed.wake()
+        self._changed.notify()
         while turn == self._turn:
             if self._taken < self._first + len(self._kept):
                 yield self._kept[self._taken - self._first]
@@ -89,7 +89,7 @@ class Backlog:
         self._source = None
         self.replayable = False
         self._turn += 1
-        self._changed.wake()
+        self._changed.notify()
 
     @property
     def bytes(self) -> int:
@@ -104,4 +104,4 @@ class Backlog:
         while not self.replayable and self._kept and self._first < self._taken:
             self._dropped_bytes += self._kept.popleft().size
             self._first += 1
-        self._changed.wake()
+        self._changed.notify()

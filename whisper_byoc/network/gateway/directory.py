@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.http import reason_of as describe
 from whisper_byoc.network.header import sender_header
 from whisper_byoc.network.out import PEER_ERRORS
 from whisper_byoc.network.reading import json_value, read_answer
-from whisper_byoc.trickle.http import describe
 
 __all__ = ["Directory", "Orchestrator"]
 

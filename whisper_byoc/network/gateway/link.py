@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+from whisper_byoc.http import reason_of as describe
 from whisper_byoc.network.answers import says
 from whisper_byoc.network.gateway.backlog import Backlog
 from whisper_byoc.network.gateway.records import RecordLog, is_fragment
@@ -26,7 +27,6 @@ from whisper_byoc.trickle import (
     TricklePublisher,
     TrickleSubscriber,
 )
-from whisper_byoc.trickle.http import describe
 
 __all__ = ["Link"]
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.network.reading import json_value
-from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["RecordLog", "is_fragment"]
 
@@ -35,7 +35,7 @@ class RecordLog:
         self._lines: deque[bytes] = deque()
         self._first = 0
         self._bytes = 0
-        self._changed = Signal()
+        self._changed = Changed()
 
     def add(self, line: bytes) -> None:
         """Take one line; a container's sign of life is not kept, nor is anything after the end record."""
@@ -73,7 +73,7 @@ class RecordLog:
     def close(self) -> None:
         """Let readers come to the end."""
         self.ended = True
-        self._changed.wake()
+        self._changed.notify()
 
     async def read(self, start: int = 0) -> AsyncIterator[tuple[int, bytes] | None]:
         """Yield numbered lines from `start` on until the end; None for every 15 s of silence.
@@ -114,7 +114,7 @@ class RecordLog:
         while len(self._lines) > MOST_LINES or (self._bytes > MOST_BYTES and len(self._lines) > 1):
             self._bytes -= len(self._lines.popleft())
             self._first += 1
-        self._changed.wake()
+        self._changed.notify()
 
 
 def records_in(line: bytes) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ import time
 
 import aiohttp
 
+from whisper_byoc.aio import Changed
+from whisper_byoc.http import reason_of as describe
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator.pool import Container, Pool
 from whisper_byoc.network.out import PEER_ERRORS
 from whisper_byoc.network.reading import json_value, read_answer
-from whisper_byoc.trickle.http import describe
-from whisper_byoc.trickle.signal import Signal
 
 __all__ = ["Follower"]
 
@@ -32,14 +32,14 @@ class Follower:
         self._http = http
         self._limits = limits
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._hurry: dict[str, Signal] = {}
+        self._hurry: dict[str, Changed] = {}
 
     def follow(self, url: str) -> None:
         """Begin to ask the container at a URL; when it is followed already, ask it now."""
         if url in self._tasks and not self._tasks[url].done():
-            self._hurry[url].wake()
+            self._hurry[url].notify()
             return
-        self._hurry[url] = Signal()
+        self._hurry[url] = Changed()
         self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url, self._hurry[url]))
 
     def doubt(self, container: Container) -> None:
@@ -52,7 +52,7 @@ class Follower:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _follow(self, url: str, hurry: Signal) -> None:
+    async def _follow(self, url: str, hurry: Changed) -> None:
         silences = 0
         while self._at(url):
             try:

@@ -12,7 +12,7 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.ingest.framing import PCM_TYPES, AudioFraming, pcm_trouble
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
-from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 log = logging.getLogger(__name__)

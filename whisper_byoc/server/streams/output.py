@@ -14,8 +14,8 @@ from typing import Any, Final
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, TrickleError
-from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import TricklePublisher
+from whisper_byoc.trickle.remote import ClientOptions
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.errors import refuse
 from whisper_byoc.server.streams.stream import StartRequest, Stream
-from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.remote import ClientOptions
 
 MAX_BODY = 1 << 20
 REMEMBERED = 256

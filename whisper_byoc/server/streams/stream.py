@@ -16,7 +16,7 @@ from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
-from whisper_byoc.trickle.http import ClientOptions
+from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from whisper_byoc.process import Program
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import TrickleError
-from whisper_byoc.trickle.http import ClientOptions
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
+from whisper_byoc.trickle.remote import ClientOptions
 
 log = logging.getLogger(__name__)
 

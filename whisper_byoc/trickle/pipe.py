@@ -1,6 +1,4 @@
-"""Move bytes between a channel and a pair of files: what `whisper-byoc trickle pub` and `sub` do."""
-
-from __future__ import annotations
+"""From a file to a channel and back: what `whisper-byoc trickle pub` and `sub` do."""
 
 import asyncio
 import io
@@ -11,22 +9,16 @@ from typing import Protocol
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
-__all__ = ["by_line", "by_size", "by_time", "chunks_of", "publish", "subscribe"]
-
 CHUNK_BYTES = 64 << 10
 
-Cut = Callable[[AsyncIterator[bytes]], AsyncIterator["tuple[bytes, bool]"]]
+Cut = Callable[[AsyncIterator[bytes]], AsyncIterator[tuple[bytes, bool]]]
 """Turns a stream into pieces; the flag says that a segment ends after the piece."""
 
 
 class Sink(Protocol):
-    """What bytes can be written to."""
+    def write(self, data: bytes, /) -> object: ...
 
-    def write(self, data: bytes, /) -> object:
-        """Write all of it."""
-
-    def flush(self) -> None:
-        """Do not hold it back."""
+    def flush(self) -> None: ...
 
 
 async def chunks_of(source: io.BufferedIOBase) -> AsyncIterator[bytes]:
@@ -76,15 +68,16 @@ def by_time(seconds: float, clock: Callable[[], float] = time.monotonic) -> Cut:
         began_at: float | None = None
         async for data in source:
             began_at = clock() if began_at is None else began_at
-            end = clock() - began_at >= seconds
-            yield data, end
-            began_at = None if end else began_at
+            last = clock() - began_at >= seconds
+            yield data, last
+            if last:
+                began_at = None
 
     return cut
 
 
 async def publish(source: AsyncIterator[bytes], publisher: TricklePublisher, cut: Cut) -> int:
-    """Send a stream as segments to an open publisher, and give how many there were.
+    """Send a stream as segments to an open publisher, and return how many there were.
 
     Raises what the publisher raises.
     """
@@ -92,41 +85,40 @@ async def publish(source: AsyncIterator[bytes], publisher: TricklePublisher, cut
     count = 0
     try:
         async for data, last in cut(source):
-            segment = segment or await publisher.next()
+            if segment is None:
+                segment, count = await publisher.next(), count + 1
             await segment.write(data)
             if last:
-                count, closing, segment = count + 1, segment, None
-                await closing.close()
+                ended, segment = segment, None
+                await ended.close()
     except BaseException:
         if segment:
             await segment.abort()
         raise
     if segment:
         await segment.close()
-        count += 1
     return count
 
 
 async def subscribe(
-    subscriber: TrickleSubscriber, sink: Sink, told: Callable[[SegmentReader, int], None] | None = None
+    subscriber: TrickleSubscriber, sink: Sink, on_segment: Callable[[SegmentReader, int], None] | None = None
 ) -> int:
-    """Write all segments to `sink` as they arrive, and give how many there were; `told` hears of each and its size.
+    """Write all segments to `sink` as they arrive, and return how many there were.
 
-    Raises what the subscriber raises.
+    `on_segment` is called after each, with its size. Raises what the subscriber raises.
     """
     count = 0
     async for segment in subscriber:
         size = 0
         async for data in segment:
-            await asyncio.to_thread(write, sink, data)
+            await asyncio.to_thread(_write, sink, data)  # a slow reader of our output blocks nobody else
             size += len(data)
         count += 1
-        if told:
-            told(segment, size)
+        if on_segment:
+            on_segment(segment, size)
     return count
 
 
-def write(sink: Sink, data: bytes) -> None:
-    """Write and flush; a reader of our output that is slow holds up nobody else."""
+def _write(sink: Sink, data: bytes) -> None:
     sink.write(data)
     sink.flush()

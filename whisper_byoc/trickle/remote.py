@@ -1,0 +1,210 @@
+"""A channel on any trickle server, as its clients see it: options, small requests, and when to try again."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import aiohttp
+from yarl import URL
+
+from whisper_byoc.errors import UsageError
+from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, reason_of
+from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
+from whisper_byoc.trickle.protocol import EXPECT_CONTENT, LATEST, parse_seq
+
+T = TypeVar("T")
+
+log = logging.getLogger("whisper_byoc.trickle")
+
+LONGEST_TEXT = 200
+"""Bytes of an error's body that are quoted."""
+ERROR_TEXT_S = 2.0
+FIRST_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """How a publisher or a subscriber treats its server. All times in seconds."""
+
+    verify: bool = True
+    """Check certificates; go-livepeer's orchestrators sign their own."""
+    connect_seconds: float = 10.0
+    """Longest wait for a connection. One that breaks after it lasted longer was working: failing begins anew."""
+    answer_seconds: float = 30.0
+    """Longest wait for the answer to a whole request, and for a server to take the next bytes."""
+    patience_seconds: float = 30.0
+    """How long a request that failed is tried again before `Unreachable` is raised."""
+    longest_pause: float = 5.0
+    """The longest pause between two tries."""
+    refresh_seconds: float = 25.0
+    """A subscriber asks again for a segment that has not begun after this long."""
+    early_seconds: float = 0.25
+    """A subscriber that asked too early asks again after this long (as the Python gateway client does)."""
+    absent_seconds: float = 0.0
+    """How long a subscriber waits for a channel that does not exist yet."""
+    absent_pause: float = 0.25
+    """How often it looks for it meanwhile."""
+    linger_seconds: float = 0.5
+    """A publisher waits this long before it deletes its channel: afterwards nobody can ask for the last segment."""
+    stall_seconds: float = 300.0
+    """A segment that sends nothing for this long is asked for again; a server sweeps such a channel."""
+
+
+class ServerTrouble(Exception):
+    """The server answered with a 5xx status: worth another try."""
+
+
+RETRIED = (*CONNECTION_ERRORS, ServerTrouble)
+
+
+class Retry:
+    """When to try again: after ever longer pauses, until `patience_seconds` (those of the options) have passed."""
+
+    def __init__(self, options: ClientOptions, patience_seconds: float | None = None) -> None:
+        self._options = options
+        self._patience = options.patience_seconds if patience_seconds is None else patience_seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the failures so far: the server did what it should."""
+        self._pauses = backoff(self._options.longest_pause)
+        self._failing_since: float | None = None
+
+    def pause_after(self, error: BaseException, began_at: float, what: str) -> float:
+        """Return how many seconds to wait after a try that began at `began_at` (`time.monotonic`) and failed.
+
+        Raises `Unreachable`, which says `what` failed, when there were failures for too long.
+        """
+        log.info("%s: %s", what, reason_of(error))
+        now = time.monotonic()
+        broke = isinstance(error, CONNECTION_ERRORS) and not isinstance(error, TimeoutError)
+        if broke and now - began_at > self._options.connect_seconds:  # a connection that had worked
+            self.restart()
+        if self._failing_since is None:
+            self._failing_since = now
+        if now - self._failing_since > self._patience:
+            raise Unreachable(f"{what}: {reason_of(error)}") from error
+        return next(self._pauses)
+
+
+def backoff(longest: float) -> Iterator[float]:
+    """Yield pauses between tries: none, then longer and longer ones."""
+    pause = 0.0
+    while True:
+        yield min(pause, longest)
+        pause = pause * 2 or FIRST_PAUSE_S
+
+
+class RemoteChannel:
+    """The small requests that a channel takes. `open` it before, and `close` it afterwards."""
+
+    def __init__(self, url: str, options: ClientOptions) -> None:
+        """Raise `TrickleError` for what is not the URL of a channel."""
+        try:
+            self.url = base_url(url, credentials=True)
+        except UsageError:
+            self.url = ""
+        if len(URL(self.url).path) < 2:
+            raise TrickleError(f"{url!r} is not the URL of a channel, such as http://localhost:2939/ai/trickle/NAME")
+        self.options = options
+        self._session: aiohttp.ClientSession | None = None
+        self._limited = aiohttp.ClientTimeout(total=options.answer_seconds, sock_connect=options.connect_seconds)
+
+    @property
+    def opened(self) -> bool:
+        return self._session is not None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session, which has no limit of time. Raises `TrickleError` unless the channel is open."""
+        if self._session is None:
+            raise TrickleError("the publisher or subscriber is not open: use `async with`, or `start` and `close`")
+        return self._session
+
+    def open(self) -> None:
+        self._session = open_session(verify=self.options.verify, connect_seconds=self.options.connect_seconds)
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session:
+            await session.close()
+
+    async def create(self, mime: str) -> None:
+        """Create the channel, or find that it exists.
+
+        Raises `ChannelNotFound` when the server does not let peers create channels, `Refused`, or what is `RETRIED`.
+        """
+        headers = {EXPECT_CONTENT: mime}
+        async with self.session.post(self.url, headers=headers, timeout=self._limited, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise await self.error_of(answer)
+
+    async def next_write(self) -> int | None:
+        """Ask which index is written next; None from a server that does not tell.
+
+        Raises `ChannelNotFound`, `Refused`, or what is `RETRIED`.
+        """
+        async with self.session.get(f"{self.url}/next", timeout=self._limited, allow_redirects=False) as answer:
+            if answer.status == 400:  # a server older than go-livepeer 0.8.11 takes `next` for a bad index
+                return None
+            if answer.status != 200:
+                raise await self.error_of(answer)
+            return header_seq(answer, LATEST)
+
+    async def delete(self) -> None:
+        """End the channel for everybody, if it is there."""
+        async with self.session.delete(self.url, timeout=self._limited):
+            pass
+
+    async def finish(self, seq: int) -> bool:
+        """Close a segment; return False when the server does not have it."""
+        async with self.session.delete(f"{self.url}/{seq}", timeout=self._limited) as answer:
+            return answer.status == 200
+
+    async def stored(self, seq: int, most: int) -> bytes | None:
+        """Read a closed segment back; None when there is none of at most `most` bytes."""
+        async with self.session.get(f"{self.url}/{seq}", timeout=self._limited) as answer:
+            body = bytearray()
+            async for data in answer.content.iter_any():
+                body += data
+                if len(body) > most:
+                    return None
+            return bytes(body) if answer.status == 200 else None
+
+    async def error_of(self, answer: aiohttp.ClientResponse) -> "ChannelNotFound | Refused | ServerTrouble":
+        """Return the error that an answer other than 200 stands for."""
+        if answer.status == 404:
+            return ChannelNotFound(f"there is no channel at {self.url}")
+        try:
+            async with asyncio.timeout(ERROR_TEXT_S):
+                text = await answer.content.read(LONGEST_TEXT)
+        except CONNECTION_ERRORS:
+            text = b""
+        words = text.decode("utf-8", "replace").strip()
+        message = f"{answer.method} {answer.url} was answered {answer.status} {words!r}"
+        return ServerTrouble(message) if answer.status >= 500 else Refused(answer.status, message)
+
+    async def persist(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request until it is answered.
+
+        Raises `Unreachable`, and what `request` raises beside `RETRIED`.
+        """
+        retry = Retry(self.options)
+        while True:
+            began_at = time.monotonic()
+            try:
+                return await request()
+            except RETRIED as error:
+                await asyncio.sleep(retry.pause_after(error, began_at, self.url))
+
+
+def header_seq(answer: aiohttp.ClientResponse, name: str) -> int | None:
+    """Read an index from a header; None when there is none."""
+    try:
+        seq = parse_seq(answer.headers.get(name, ""))
+    except BadSequence:
+        return None
+    return seq if seq >= 0 else None
