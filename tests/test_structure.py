@@ -32,8 +32,8 @@ ALLOWED = {
     "whisper_byoc.client": set(),
     "whisper_byoc.trickle": set(),
     "whisper_byoc.speech": {"audio", "whisper_byoc.speech.transcript"},
-    # the form of a record is no business of a model's: whoever writes records or subtitles may know it
-    "whisper_byoc.speech.transcript": {"audio", "whisper_byoc.speech"},
+    # not a model's business: whoever writes records or subtitles may know them
+    "whisper_byoc.speech.transcript": {"audio"},
     "whisper_byoc.processors": {"audio", "whisper_byoc.speech", "whisper_byoc.speech.transcript"},
     "whisper_byoc.server": {
         "audio",
@@ -50,8 +50,8 @@ ALLOWED = {
 
 def part(module: str) -> str:
     """`whisper_byoc.server.core.job` belongs to `whisper_byoc.server`, and so on."""
-    if module == "whisper_byoc.speech.transcript":
-        return module
+    if module in ("whisper_byoc.speech.formats", "whisper_byoc.speech.transcript"):
+        return "whisper_byoc.speech.transcript"
     names = module.split(".")
     if module in SHARED:
         return "whisper_byoc.shared"

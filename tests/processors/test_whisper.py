@@ -8,10 +8,13 @@ import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.errors import BadSegment, ModelError, RequestRefused, UnknownModel, UsageError
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.processors.whisper_session import ArrivalTimes
 from whisper_byoc.speech.engine import DecodeOptions, Draft
+from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 
 
@@ -57,11 +60,12 @@ async def test_session_keeps_the_clock(processor, sound):
     assert session.summary() == {"audio_ms": 2 * ms, "transcripts": 2}
 
 
-async def test_digital_silence_never_reaches_the_model(processor, monkeypatch):
-    async def fail(*_):
-        raise AssertionError("the model was asked")
+async def failing(*_):
+    raise ValueError("broken weights")
 
-    monkeypatch.setattr(processor._scheduler, "transcribe", fail)
+
+async def test_digital_silence_never_reaches_the_model(processor, monkeypatch):
+    monkeypatch.setattr(Scheduler, "transcribe", failing)
     session = processor.open_session(job())
     (result,) = await session.feed(bytes(32_000))
     assert (result.body, result.record["text"], result.record["segments"]) == (b"", "", [])
@@ -82,7 +86,7 @@ async def test_short_and_long_segments_work(processor, seconds):
 
 async def test_more_than_30_s_goes_through_all_windows(processor, sound, texts):
     whole = sound("demo-long-40s.wav")
-    heard = await processor.hear(whole, DecodeOptions())
+    heard = await processor.transcribe(whole, DecodeOptions())
     assert words(heard.value.text) == texts["demo-long-40s.wav"]["text"].split()
     assert heard.value.segments[-1].start >= 30  # where the second window begins
     assert heard.value.segments[-1].end <= len(whole) / 16_000
@@ -96,9 +100,9 @@ async def test_odd_number_of_bytes_is_an_error(processor):
 
 
 async def test_languages(processor):
-    assert processor.options() == DecodeOptions("en")
-    assert processor.options({"language": "en", "other": [1]}) == DecodeOptions("en")
-    assert processor.options({"language": "auto"}) == DecodeOptions("en")  # the demo model knows English only
+    assert processor.options().decoding == DecodeOptions("en")
+    assert processor.options({"language": "en", "other": [1]}).decoding == DecodeOptions("en")
+    assert processor.options({"language": "auto"}).decoding == DecodeOptions("en")  # the demo model knows English only
     with pytest.raises(UsageError, match="English only"):
         processor.options({"language": "de"})
     with pytest.raises(UsageError, match="unknown language 'klingon'"):
@@ -113,7 +117,7 @@ async def test_languages(processor):
     [
         ({"language": 7}, "unknown language 7"),
         ({"language": ["en"]}, "unknown language"),
-        ({"task": "sing"}, "unknown task 'sing'"),
+        ({"task": "sing"}, "task must be one of transcribe, translate, not 'sing'"),
         ({"task": "translate"}, "cannot translate"),
         ({"prompt": 5}, "prompt must be text"),
         ({"prompt": "x" * 1001}, "at most 1000 characters"),
@@ -122,27 +126,27 @@ async def test_languages(processor):
         ({"hotwords": "x" * 1001}, "at most 1000 characters"),
         ({"partials": "perhaps"}, "partials must be true or false, not 'perhaps'"),
         ({"partials": None}, "partials must be true or false"),
-        ({"pause": "soon"}, "pause must be from 0.2 to 3 seconds, not 'soon'"),
-        ({"pause": 0.1}, "pause must be from 0.2"),
-        ({"pause": True}, "pause must be from 0.2"),
-        ({"pause": None}, "pause must be from 0.2"),
-        ({"pause": "nan"}, "pause must be from 0.2"),
-        ({"pause": 10**400}, "pause must be from 0.2"),
-        ({"pause": [1]}, "pause must be from 0.2"),
-        ({"longest": 2}, "longest must be from 3 to 28 seconds, not 2"),
-        ({"longest": "inf"}, "longest must be from 3"),
+        ({"pause": "soon"}, "pause must be a number from 0.2 to 3, not 'soon'"),
+        ({"pause": 0.1}, "pause must be a number from 0.2"),
+        ({"pause": True}, "pause must be a number from 0.2"),
+        ({"pause": None}, "pause must be a number from 0.2"),
+        ({"pause": "nan"}, "pause must be a number from 0.2"),
+        ({"pause": 10**400}, "pause must be a number from 0.2"),
+        ({"pause": [1]}, "pause must be a number from 0.2"),
+        ({"longest": 2}, "longest must be a number from 3 to 28, not 2"),
+        ({"longest": "inf"}, "longest must be a number from 3"),
         ({"pause": 3, "longest": 3}, "with a pause of 3 s the longest utterance must be 6.8 to 30 s"),
     ],
 )
 def test_parameters_that_cannot_be(processor, params, message):
     session = processor.open_session(job(prompt="gateway", pause="0.7"))
-    before = session._decoding, session._options
+    before = session.options
     with pytest.raises(RequestRefused, match=message) as caught:
         session.update(params)
     assert caught.value.status == 400
-    assert (session._decoding, session._options) == before
-    assert before[0] == DecodeOptions("en", prompt="gateway")
-    assert before[1].listening.pause == 0.7
+    assert session.options == before
+    assert before.decoding == DecodeOptions("en", prompt="gateway")
+    assert before.live.splitter.pause == 0.7
 
 
 def test_parameters_as_a_query_and_as_json_have_them(processor):
@@ -150,12 +154,13 @@ def test_parameters_as_a_query_and_as_json_have_them(processor):
         {"partials": "true", "pause": "0.3", "longest": "5", "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
         {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
     ):
-        live, decoding = processor.live_options(params), processor.options(params)
-        assert (live.partials, live.listening.pause, live.listening.longest) == (True, 0.3, 5.0)
-        assert decoding.expected == "Glossary: Livepeer, Arbitrum. we met"
-    assert not processor.live_options({}).partials
-    kept = processor.live_options({"partials": "0"}, live)
-    assert (kept.partials, kept.listening) == (False, live.listening)
+        options = processor.options(params)
+        live = options.live
+        assert (live.partials, live.splitter.pause, live.splitter.longest) == (True, 0.3, 5.0)
+        assert options.decoding.initial_prompt == "Glossary: Livepeer, Arbitrum. we met"
+    assert not processor.options({}).live.partials
+    kept = processor.options({"partials": "0"}, options)
+    assert (kept.decoding, kept.live.partials, kept.live.splitter) == (options.decoding, False, live.splitter)
 
 
 async def test_a_live_feed_and_whole_segments_share_one_clock(processor, sound, texts):
@@ -188,21 +193,30 @@ async def test_a_sample_may_be_cut_in_half_between_pieces_but_not_at_the_end(pro
     assert session.summary()["audio_ms"] == len(data) // 32
 
 
-async def test_silence_on_a_live_feed_gives_no_record_and_keeps_little(processor):
+async def test_silence_on_a_live_feed_gives_no_record(processor):
     session = processor.open_session(job(partials="true"))
-    for n in range(70):
+    for n in range(5):
         assert await session.feed_live(bytes(32_000), float(n)) == []
-    assert len(session._arrivals) <= 61  # those of the last minute
     assert await session.finish() == []
-    assert session.summary() == {"audio_ms": 70_000, "transcripts": 0}
+    assert session.summary() == {"audio_ms": 5000, "transcripts": 0}
 
 
-async def test_tiny_pieces_keep_few_times_of_arrival(processor):
-    session = processor.open_session(job())
-    for n in range(600):
-        await session.feed_live(bytes(2), float(n))
-    assert len(session._arrivals) <= 600 // 160 + 3
-    assert session._arrivals[-1] == (600, 599.0)
+def test_times_of_arrival_are_kept_for_a_minute():
+    times = ArrivalTimes()
+    assert times.at(0) is None
+    for second in range(1, 200):
+        times.add(second * 16_000, float(second))
+    assert len(times) == 61
+    assert [times.at(position) for position in (0, 180 * 16_000, 180 * 16_000 + 1, 10**9)] == [139, 180, 181, 199]
+    assert len(times) == 1
+
+
+def test_tiny_pieces_keep_few_times_of_arrival():
+    times = ArrivalTimes()
+    for n in range(1, 601):
+        times.add(n, float(n))
+    assert len(times) <= 600 // 160 + 3
+    assert times.at(600) == 600.0
 
 
 async def test_the_lag_is_that_of_the_last_sound_of_the_text(processor, sound):
@@ -221,11 +235,8 @@ async def test_the_lag_is_that_of_the_last_sound_of_the_text(processor, sound):
 
 
 async def test_an_utterance_without_text_is_an_error_that_says_where(processor, sound, monkeypatch):
-    async def fail(*_):
-        raise ValueError("broken weights")
-
     session = processor.open_session(job())
-    monkeypatch.setattr(processor._scheduler, "transcribe", fail)
+    monkeypatch.setattr(Scheduler, "transcribe", failing)
     found = [*await session.feed_live(pcm.encode(sound("demo-stop.wav")), 0.0), *await session.finish()]
     (result,) = found
     assert "ms of speech at" in result.error
@@ -240,8 +251,7 @@ async def test_a_session_that_is_closed_leaves_no_task(processor, sound):
     for at in range(0, len(data), 6400):
         await session.feed_live(data[at : at + 6400], asyncio.get_running_loop().time())
     session.close()
-    await asyncio.sleep(0.01)
-    assert asyncio.all_tasks() == before
+    await until(lambda: asyncio.all_tasks() == before)
 
 
 async def test_update_counts_from_the_next_segment(processor, sound, texts):
@@ -297,21 +307,24 @@ class Polyglot:
     def replica(self):
         return self
 
-    def language_of(self, samples):
+    def use_threads(self, number):
+        pass
+
+    def detect_language(self, samples):
         return self.asked.pop(0)
 
-    def transcribe(self, samples, options, dropped=lambda: False):
-        language = options.language or self.language_of(samples)[0]
+    def transcribe(self, samples, options, is_cancelled=lambda: False):
+        language = options.language or self.detect_language(samples)[0]
         self.languages.append(language)
         return Transcription("ja", language)
 
-    def draft(self, samples, options, dropped=lambda: False):
+    def draft(self, samples, options, is_cancelled=lambda: False):
         return Draft((), "de")
 
 
 async def test_auto_is_decided_once_for_all_segments_of_a_job(monkeypatch, sound):
     processor, engine = WhisperProcessor("demo", WhisperSettings(language="auto", workers=1)), Polyglot()
-    monkeypatch.setattr(processor, "_load", lambda: engine)
+    monkeypatch.setattr(processor, "load_engine", lambda: engine)
     await processor.initialize()
     engine.languages.clear()  # of the first inference, for warmth
     session = processor.open_session(job())

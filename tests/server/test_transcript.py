@@ -170,8 +170,8 @@ async def test_parameters_of_live_text_in_the_query(demo, sound):
     assert status == 200
     records = await demo.records("job")
     assert [each["text"] for each in records if each.get("is_final") and each["text"]] == [NUMBERS]
-    live = demo.table.get("job")._session._options
-    assert (live.partials, live.listening.pause, live.listening.longest) == (True, 0.3, 5.0)
+    live = demo.table.get("job")._session.options.live
+    assert (live.partials, live.splitter.pause, live.splitter.longest) == (True, 0.3, 5.0)
 
 
 async def test_two_feeds_with_half_a_sample_between_them_are_one_stream(demo, sound):

@@ -1,6 +1,6 @@
 """The language of a stream: decided once."""
 
-from whisper_byoc.speech.language import SECONDS, SURE, LanguageChoice
+from whisper_byoc.speech.language import SURE_PROBABILITY, SURE_SECONDS, LanguageChoice
 
 
 async def choose(choice, number, language, probability, seconds=5.0):
@@ -22,14 +22,14 @@ async def test_what_the_client_says_is_never_asked():
 async def test_a_sure_guess_decides():
     choice = LanguageChoice(None)
     assert choice.present is None
-    assert await choose(choice, 0, "de", SURE) == ("de", True)
+    assert await choose(choice, 0, "de", SURE_PROBABILITY) == ("de", True)
     assert choice.present == choice.decided == "de"
     assert await choose(choice, 1, "fr", 1.0) == ("de", False)
 
 
 async def test_a_short_sound_is_no_proof_however_sure():
     choice = LanguageChoice(None)
-    assert await choose(choice, 0, "cy", 0.99, SECONDS - 0.1) == ("cy", True)
+    assert await choose(choice, 0, "cy", 0.99, SURE_SECONDS - 0.1) == ("cy", True)
     assert (choice.decided, choice.present) == (None, "cy")
 
 

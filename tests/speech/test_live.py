@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
+from tests.waiting import until
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
-from whisper_byoc.speech.live import LiveOptions, LiveText
+from whisper_byoc.speech.language import LanguageChoice
+from whisper_byoc.speech.live import LiveOptions, LiveTranscriber
 from whisper_byoc.speech.scheduler import Timed
 from whisper_byoc.speech.transcript import TextSegment, Transcription
 
 RATE = 16_000
-LISTENING = SplitterOptions(
+SPLITTING = SplitterOptions(
     pre_roll=0.1,
     pause=0.3,
     shortest_pause=0.3,
@@ -24,10 +26,10 @@ LISTENING = SplitterOptions(
     shortest_pause_from=2.0,
     longest=2.0,
 )
-OPTIONS = LiveOptions(partials=True, first_after=0.1, every=0.1, listening=LISTENING)
+OPTIONS = LiveOptions(partials=True, first_draft_after=0.1, draft_every=0.1, splitter=SPLITTING)
 
 
-def judge(chunk):
+def detect(chunk):
     return 0.9 if chunk.any() else 0.1
 
 
@@ -52,6 +54,7 @@ class Model:
         self.free.set()
         self.drafting_free = asyncio.Event()
         self.drafting_free.set()
+        self.drafts_done = 0
 
     async def wait(self, event):
         try:
@@ -75,10 +78,11 @@ class Model:
         await self.wait(self.drafting_free)
         if self.error is not None:
             raise self.error
+        self.drafts_done += 1
         words = tuple(DraftWord(f" {word}", -1.0) for word in self.words(samples).split())
         return Timed(Draft(words, options.language or "en"), 3.0, 4.0)
 
-    async def language_of(self, samples):
+    async def detect_language(self, samples):
         self.asked_language += 1
         return self.language
 
@@ -89,7 +93,12 @@ def model():
 
 
 def live_text(model, options=OPTIONS, decoding=None, **more):
-    return LiveText(model, decoding or DecodeOptions(), options, UtteranceSplitter(options.listening, judge), **more)
+    splitter = UtteranceSplitter(options.splitter, detect)
+    return LiveTranscriber(model, decoding or DecodeOptions(), options, splitter=splitter, **more)
+
+
+def text_of(update):
+    return update.result.value.text
 
 
 async def feed(live, *pieces):
@@ -102,6 +111,15 @@ async def feed(live, *pieces):
     return found
 
 
+async def abandon(work, once):
+    """Start work, and cancel it as soon as a condition holds."""
+    task = asyncio.ensure_future(work)
+    await until(once)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def tasks():
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
@@ -111,13 +129,14 @@ async def test_partial_text_is_replaced_and_then_final(model):
     updates = await feed(live, silence(10), *[speech(2)] * 12, *[silence(2)] * 8)
     *partials, final = updates
     assert len(partials) >= 3
-    assert all(not each.final and each.utterance.number == 0 for each in partials)
-    assert [each.partial for each in partials] == list(dict.fromkeys(each.partial for each in partials))
+    assert all(not each.is_final and each.utterance.number == 0 for each in partials)
+    assert [text_of(each) for each in partials] == list(dict.fromkeys(text_of(each) for each in partials))
     assert all(each.utterance.first == final.utterance.first for each in partials)
-    assert (partials[0].queue_ms, partials[0].inference_ms, partials[0].language) == (3.0, 4.0, "en")
-    assert final.final
+    first = partials[0].result
+    assert (first.queue_ms, first.inference_ms, first.value.language) == (3.0, 4.0, "en")
+    assert final.is_final
     assert final.error is None
-    assert final.heard.value.text == model.words(final.utterance.samples)
+    assert text_of(final) == model.words(final.utterance.samples)
     assert final.utterance.ended_by == "pause"
     assert await live.finish() == []
 
@@ -125,14 +144,14 @@ async def test_partial_text_is_replaced_and_then_final(model):
 async def test_no_partials_unless_wanted(model):
     live = live_text(model, replace(OPTIONS, partials=False))
     updates = await feed(live, *[speech(2)] * 12, silence(20))
-    assert [each.final for each in updates] == [True]
+    assert [each.is_final for each in updates] == [True]
     assert model.drafted == []
 
 
 async def test_the_same_partial_text_is_not_told_twice(model):
     model.words = lambda samples: "always this"
     updates = await feed(live_text(model), *[speech(2)] * 20)
-    assert [each.partial for each in updates] == ["always this"]
+    assert [text_of(each) for each in updates] == ["always this"]
 
 
 async def test_silence_never_reaches_the_model(model):
@@ -148,7 +167,7 @@ async def test_one_draft_at_a_time_so_that_they_come_less_often_under_load(model
     assert await feed(live, *[speech(2)] * 12) == []
     assert len(model.drafted) == 1
     model.drafting_free.set()
-    await asyncio.sleep(0.01)
+    await until(lambda: model.drafts_done)
     (late,) = await feed(live, speech(2))
     assert late.utterance.end < live.splitter.received  # it says to which sound it belongs
     live.close()
@@ -158,7 +177,7 @@ async def test_a_draft_that_comes_after_the_end_of_its_utterance_is_not_shown(mo
     model.drafting_free.clear()
     live = live_text(model)
     updates = await feed(live, *[speech(2)] * 8, silence(20), *[speech(2)] * 3)
-    assert [each.final for each in updates] == [True]
+    assert [each.is_final for each in updates] == [True]
     assert model.cancelled == 1
     model.drafting_free.set()
     updates = await feed(live, *[speech(2)] * 6)
@@ -169,21 +188,21 @@ async def test_a_draft_that_comes_after_the_end_of_its_utterance_is_not_shown(mo
 async def test_a_draft_can_be_shown_as_soon_as_it_is_done(model):
     model.drafting_free.clear()
     done = asyncio.Event()
-    live = live_text(model, tell=done.set)
+    live = live_text(model, on_draft=done.set)
     assert await feed(live, *[speech(2)] * 8) == []
     assert live.ready() == []
     assert not done.is_set()
     model.drafting_free.set()
     await asyncio.wait_for(done.wait(), 5)
     (update,) = live.ready()
-    assert (update.final, update.partial) == (False, model.words(update.utterance.samples))
+    assert (update.is_final, text_of(update)) == (False, model.words(update.utterance.samples))
     live.close()
 
 
 async def test_nothing_is_told_of_a_draft_that_is_dropped(model):
     model.drafting_free.clear()
     told = []
-    live = live_text(model, tell=lambda: told.append(True))
+    live = live_text(model, on_draft=lambda: told.append(True))
     await feed(live, *[speech(2)] * 8, silence(20))
     assert model.cancelled == 1
     assert told == []
@@ -191,7 +210,7 @@ async def test_nothing_is_told_of_a_draft_that_is_dropped(model):
 
 
 async def test_drafts_come_twice_as_often_until_a_word_is_shown(model):
-    options = replace(OPTIONS, every=8 * CHUNK / RATE)
+    options = replace(OPTIONS, draft_every=8 * CHUNK / RATE)
     model.words = lambda samples: "" if len(samples) < 20 * CHUNK else "at last"
     await feed(live := live_text(model, options), *[speech(1)] * 60)
     lengths = [length // CHUNK for length, _ in model.drafted]
@@ -203,7 +222,7 @@ async def test_drafts_come_twice_as_often_until_a_word_is_shown(model):
 
 
 async def test_the_first_draft_does_not_wait_for_a_pre_roll_that_is_not_there(model):
-    options = replace(OPTIONS, first_after=5 * CHUNK / RATE, listening=replace(LISTENING, pre_roll=0.4))
+    options = replace(OPTIONS, first_draft_after=5 * CHUNK / RATE, splitter=replace(SPLITTING, pre_roll=0.4))
     await feed(live := live_text(model, options), *[speech(1)] * 6)  # the stream begins in the middle of a word
     assert [length for length, _ in model.drafted] == [5 * CHUNK]
     live.close()
@@ -216,8 +235,8 @@ async def test_a_draft_that_fails_is_passed_over(model, caplog):
     assert "no draft" in caplog.text
     model.error = None
     updates = await feed(live, *[speech(2)] * 6, silence(20))
-    assert updates[-1].final
-    assert not updates[0].final
+    assert updates[-1].is_final
+    assert not updates[0].is_final
 
 
 async def test_what_is_transcribed_early_is_used_when_nothing_more_is_said(model):
@@ -227,14 +246,14 @@ async def test_what_is_transcribed_early_is_used_when_nothing_more_is_said(model
     (final,) = await feed(live, silence(10))
     assert len(model.transcribed) == 1
     assert model.transcribed[0][0] == len(final.utterance.samples)
-    assert final.heard.value.text == model.words(final.utterance.samples)
+    assert text_of(final) == model.words(final.utterance.samples)
 
 
 async def test_what_is_transcribed_early_is_used_at_the_end_of_the_stream(model):
     live = live_text(model)
     await feed(live, speech(10), silence(5))
     (final,) = await live.finish()
-    assert (final.final, len(model.transcribed)) == (True, 1)
+    assert (final.is_final, len(model.transcribed)) == (True, 1)
 
 
 async def test_an_early_transcription_is_cancelled_when_speech_goes_on(model):
@@ -247,7 +266,7 @@ async def test_an_early_transcription_is_cancelled_when_speech_goes_on(model):
     model.free.set()
     (final,) = await feed(live, silence(20))
     assert model.transcribed[-1][0] == len(final.utterance.samples) > model.transcribed[0][0]
-    assert final.heard.value.text == model.words(final.utterance.samples)
+    assert text_of(final) == model.words(final.utterance.samples)
 
 
 async def test_a_stream_that_is_behind_gets_no_guesses_and_all_its_finals(model):
@@ -257,7 +276,7 @@ async def test_a_stream_that_is_behind_gets_no_guesses_and_all_its_finals(model)
         await asyncio.sleep(0)
     found += await live.finish()
     assert model.drafted == []
-    assert [each.final for each in found] == [True, True]
+    assert [each.is_final for each in found] == [True, True]
     assert len(model.transcribed) == 2
 
 
@@ -265,10 +284,9 @@ async def test_every_utterance_has_one_final_text_however_much_comes_at_once(mod
     live = live_text(model)
     sound = (speech(10) + silence(20)) * 5 + speech(10)
     updates = [*await live.feed(sound), *await live.finish()]
-    finals = [each for each in updates if each.final]
+    finals = [each for each in updates if each.is_final]
     assert [each.utterance.number for each in finals] == list(range(6))
     assert [each.utterance.ended_by for each in finals] == ["pause"] * 5 + ["end"]
-    assert not any(each.partial for each in finals)
     live.close()
 
 
@@ -279,18 +297,18 @@ async def test_no_text_is_told_of_an_utterance_after_its_final_one(model):
     last = -1
     for each in updates:
         assert each.utterance.number == last + 1
-        last += each.final
-    assert last + 1 == live.splitter._number > 5
+        last += each.is_final
+    assert last == 6
 
 
 async def test_an_error_in_one_utterance_does_not_lose_the_next(model):
     live = live_text(model, replace(OPTIONS, partials=False))
     model.error = ValueError("broken weights")
     updates = await feed(live, speech(10) + silence(20) + speech(12) + silence(20))
-    assert [(each.final, each.error is None) for each in updates] == [(True, False), (True, True)]
+    assert [(each.is_final, each.error is None) for each in updates] == [(True, False), (True, True)]
     assert "broken weights" in str(updates[0].error)
-    assert updates[0].heard is None
-    assert updates[1].heard.value.text == model.words(updates[1].utterance.samples)
+    assert updates[0].result is None
+    assert text_of(updates[1]) == model.words(updates[1].utterance.samples)
 
 
 async def test_an_early_transcription_that_fails_is_one_error(model):
@@ -303,18 +321,18 @@ async def test_an_early_transcription_that_fails_is_one_error(model):
 async def test_finish_gives_the_tail(model):
     live = live_text(model)
     await feed(live, silence(5), speech(10))
-    (final,) = [each for each in await live.finish() if each.final]
+    (final,) = [each for each in await live.finish() if each.is_final]
     assert final.utterance.end == 15 * CHUNK
     assert final.utterance.ended_by == "end"
 
 
-async def test_a_lull_gives_the_tail_and_the_stream_goes_on(model):
+async def test_a_flush_gives_the_tail_and_the_stream_goes_on(model):
     live = live_text(model)
     await feed(live, speech(10))
-    assert [(each.final, each.utterance.number) for each in await live.lull()] == [(True, 0)]
-    assert await live.lull() == []
+    assert [(each.is_final, each.utterance.number) for each in await live.flush()] == [(True, 0)]
+    assert await live.flush() == []
     await feed(live, speech(10))
-    assert [(each.final, each.utterance.number) for each in await live.finish()] == [(True, 1)]
+    assert [(each.is_final, each.utterance.number) for each in await live.finish()] == [(True, 1)]
 
 
 @pytest.mark.parametrize("quiet", [0, 5])
@@ -327,16 +345,14 @@ async def test_close_leaves_no_task(model, quiet):
     assert len(tasks() - before) >= 1
     live.close()
     live.close()
-    await asyncio.sleep(0.01)
-    assert tasks() == before
+    await until(lambda: tasks() == before)
     assert model.cancelled >= 1
 
 
 async def test_a_final_that_is_walked_away_from_is_cancelled_and_the_next_one_comes(model):
     live = live_text(model, replace(OPTIONS, partials=False))
     model.free.clear()
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(feed(live, speech(10), silence(20)), 0.1)
+    await abandon(feed(live, speech(10), silence(20)), lambda: model.transcribed)
     assert model.cancelled == 1
     model.free.set()
     updates = await feed(live, speech(12), silence(20))
@@ -346,13 +362,13 @@ async def test_a_final_that_is_walked_away_from_is_cancelled_and_the_next_one_co
 async def test_options_count_from_now_on(model):
     live = live_text(model, replace(OPTIONS, partials=False))
     await feed(live, speech(10), silence(20))
-    patient = replace(LISTENING, pause=0.8, shortest_pause=0.8, longest=10.0)
-    live.update(DecodeOptions("en", prompt="names"), replace(OPTIONS, listening=patient))
+    patient = replace(SPLITTING, pause=0.8, shortest_pause=0.8, longest=10.0)
+    live.update(DecodeOptions("en", prompt="names"), replace(OPTIONS, splitter=patient))
     updates = await feed(live, *[speech(2)] * 8, silence(15), speech(5))
     assert updates
-    assert not any(each.final for each in updates)
+    assert not any(each.is_final for each in updates)
     assert model.drafted[-1][1].prompt == "names"
-    assert [each.final for each in await feed(live, silence(30))][-1]
+    assert [each.is_final for each in await feed(live, silence(30))][-1]
     assert model.transcribed[-1][1].prompt == "names"
     live.close()
 
@@ -361,38 +377,38 @@ async def test_auto_asks_for_the_language_until_it_is_decided(model):
     live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None))
     for expected in (1, 2, 2):
         (final,) = await feed(live, speech(10) + silence(20))
-        assert final.language == "de"
+        assert final.result.value.language == "de"
         assert model.asked_language == expected
     assert [options.language for _, options in model.transcribed] == ["de"] * 3
     live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False))
     (final,) = await feed(live, speech(10) + silence(20))
-    assert final.language == "fr"
+    assert final.result.value.language == "fr"
 
 
 async def test_an_utterance_heard_twice_is_no_agreement_on_the_language(model):
-    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None))
+    language = LanguageChoice(None)
+    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None), language=language)
     await feed(live, speech(10), silence(6), speech(5), silence(6), speech(5), silence(20))
-    assert model.asked_language == 3  # each time that somebody fell silent
-    assert live._language.decided is None
+    assert model.asked_language == 3  # each time that the speaker paused
+    assert language.decided is None
 
 
 @pytest.mark.parametrize("policy", ["attention", "agreement"])
 async def test_both_policies_show_text(model, policy):
     model.words = lambda samples: "the same words"
     updates = await feed(live_text(model, replace(OPTIONS, policy=policy)), *[speech(2)] * 20)
-    assert [each.partial for each in updates] == ["the same words"]
+    assert [text_of(each) for each in updates] == ["the same words"]
 
 
 async def test_what_was_shown_of_an_utterance_that_failed_hides_nothing_of_the_next(model):
     model.words = lambda samples: "always this"
     live = live_text(model)
-    assert [each.partial for each in await feed(live, *[speech(2)] * 8)] == ["always this"]
+    assert [text_of(each) for each in await feed(live, *[speech(2)] * 8)] == ["always this"]
     model.free.clear()
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(feed(live, silence(20)), 0.1)
+    await abandon(feed(live, silence(20)), lambda: model.transcribed)
     model.free.set()
     updates = await feed(live, *[speech(2)] * 8)
-    assert [(each.utterance.number, each.partial) for each in updates] == [(1, "always this")]
+    assert [(each.utterance.number, text_of(each)) for each in updates] == [(1, "always this")]
     live.close()
 
 
@@ -402,11 +418,10 @@ async def test_a_draft_does_not_keep_the_final_text_waiting(model):
     await feed(live, *[speech(2)] * 8)
     model.free.clear()
     ending = asyncio.ensure_future(feed(live, silence(20)))
-    while not model.transcribed:
-        await asyncio.sleep(0.001)
+    await until(lambda: model.transcribed)
     assert model.cancelled == 1
     model.free.set()
-    assert [each.final for each in await ending] == [True]
+    assert [each.is_final for each in await ending] == [True]
 
 
 async def test_text_that_was_ready_when_a_later_utterance_was_walked_away_from_is_not_lost(model):
@@ -419,24 +434,23 @@ async def test_text_that_was_ready_when_a_later_utterance_was_walked_away_from_i
         return await transcribe(samples, options)
 
     model.transcribe = second_never
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(feed(live, (speech(10) + silence(20)) * 3), 0.1)
+    await abandon(feed(live, (speech(10) + silence(20)) * 3), lambda: len(model.transcribed) == 2)
     model.free.set()
     model.transcribe = transcribe
     updates = await feed(live, silence(1))
-    assert [(each.utterance.number, each.final, each.error) for each in updates] == [(0, True, None), (2, True, None)]
+    assert [(each.utterance.number, each.is_final, each.error) for each in updates] == [
+        (0, True, None),
+        (2, True, None),
+    ]
 
 
 async def test_no_partial_text_overtakes_a_final_one(model):
     live = live_text(model)
     model.free.clear()
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(live.feed((speech(10) + silence(20)) * 2 + speech(20)), 0.1)
-    assert live.ready() == []
-    await asyncio.sleep(0.01)
+    await abandon(live.feed((speech(10) + silence(20)) * 2 + speech(20)), lambda: model.transcribed)
     assert live.ready() == []
     model.free.set()
-    assert [(each.utterance.number, each.final) for each in await live.finish()] == [(1, True), (2, True)]
+    assert [(each.utterance.number, each.is_final) for each in await live.finish()] == [(1, True), (2, True)]
 
 
 async def test_a_stream_that_is_behind_gets_no_guesses_between_its_pieces_either(model):
@@ -445,9 +459,9 @@ async def test_a_stream_that_is_behind_gets_no_guesses_between_its_pieces_either
     await feed(live, *[speech(2)] * 8)
     await live.feed(speech(12), behind=True)
     model.drafting_free.set()
-    await asyncio.sleep(0.01)
+    await until(lambda: model.drafts_done)
     (update,) = live.ready()
-    assert not update.final
+    assert not update.is_final
     await live.feed(silence(6), behind=True)
     assert live.ready() == []
     assert (len(model.drafted), len(model.transcribed)) == (1, 0)
@@ -465,21 +479,21 @@ async def test_no_partial_text_comes_once_it_is_not_wanted(model):
     live.close()
 
 
-@pytest.mark.parametrize("then", ["feed", "lull", "finish"])
+@pytest.mark.parametrize("then", ["feed", "flush", "finish"])
 async def test_a_piece_that_was_walked_away_from_is_still_heard_and_before_the_next(model, then):
-    go, at_once = threading.Event(), []
+    started, go, at_once = threading.Event(), threading.Event(), []
 
     class Slow(UtteranceSplitter):
         def feed(self, data):
+            started.set()
             at_once.append(go.wait(10))
             return super().feed(data)
 
-    live = LiveText(model, DecodeOptions(), replace(OPTIONS, partials=False), Slow(LISTENING, judge))
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(live.feed(speech(10) + silence(20) + speech(8)), 0.1)
+    live = LiveTranscriber(model, DecodeOptions(), replace(OPTIONS, partials=False), splitter=Slow(SPLITTING, detect))
+    await abandon(live.feed(speech(10) + silence(20) + speech(8)), started.is_set)
     assert live.ready() == []
     rest = asyncio.ensure_future(live.feed(silence(20)) if then == "feed" else getattr(live, then)())
-    await asyncio.sleep(0.05)
+    await asyncio.wait({rest}, timeout=0.05)
     assert at_once == []
     go.set()
     updates = await rest

@@ -1,6 +1,7 @@
 """The reference engine: the demo model on the fixtures, and models that say what the test wants."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from whisper.model import ModelDimensions, Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from audio.wav import read_wav
+from whisper_byoc.speech import hallucination
 from whisper_byoc.speech import openai_engine as module
-from whisper_byoc.speech import rules
-from whisper_byoc.speech.engine import DecodeOptions, Dropped
+from whisper_byoc.speech.engine import Cancelled, DecodeOptions
+from whisper_byoc.speech.hallucination import max_tokens
 from whisper_byoc.speech.models import load_model
-from whisper_byoc.speech.openai_engine import SECOND_TRY, OpenAIEngine
-from whisper_byoc.speech.rules import token_cap
+from whisper_byoc.speech.openai_engine import RETRY_TEMPERATURE, OpenAIEngine
 
 RATE = 16_000
 # openai-whisper leaves the file of its tokenizer to the garbage collector
@@ -44,34 +45,34 @@ def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, te
     (truth,) = texts[name]["utterances"]
     draft = engine.draft(sound(name), DecodeOptions())
     assert (draft.text, draft.language) == (truth["text"], "en")
-    until = [word.until for word in draft.words]
-    assert len(until) == len(truth["text"].split())
-    assert until == sorted(until)
-    assert truth["start"] - 0.1 < until[0]
-    assert truth["end"] - 0.9 < until[-1] < truth["end"] + 0.1
+    ends_of_draft = [word.end for word in draft.words]
+    assert len(ends_of_draft) == len(truth["text"].split())
+    assert ends_of_draft == sorted(ends_of_draft)
+    assert truth["start"] - 0.1 < ends_of_draft[0]
+    assert truth["end"] - 0.9 < ends_of_draft[-1] < truth["end"] + 0.1
     heard = engine.transcribe(sound(name), DecodeOptions(words=True))
     ends = [word.end for segment in heard.segments for word in segment.words]
     if len(ends) > 1:  # openai-whisper has no end for a word that is alone
-        assert until == pytest.approx(ends, abs=0.6)  # it looks into the word, at the latest at its end
+        assert ends_of_draft == pytest.approx(ends, abs=0.6)  # it looks into the word, at the latest at its end
 
 
 def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
     draft = engine.draft(sound("demo-numbers.wav")[: int(1.75 * RATE)], DecodeOptions())
     assert draft.text.startswith("seven three")
-    assert draft.words[-1].until <= 1.75
+    assert draft.words[-1].end <= 1.75
 
 
 @pytest.mark.parametrize("samples", [1, 100, 1600, 30 * RATE])
 def test_drafts_of_any_length(engine, samples):
     draft = engine.draft(np.zeros(samples, np.float32), DecodeOptions())
-    assert all(0 < word.until <= 30 for word in draft.words)
+    assert all(0 < word.end <= 30 for word in draft.words)
 
 
 @pytest.mark.parametrize(
     ("way", "options"),
     [("transcribe", DecodeOptions()), ("transcribe", DecodeOptions(words=True)), ("draft", DecodeOptions())],
 )
-def test_work_is_broken_off_between_any_two_blocks(engine, sound, way, options):
+def test_work_is_cancelled_between_any_two_blocks(engine, sound, way, options):
     samples, asked = sound("demo-stop.wav"), 0
 
     def count():
@@ -84,12 +85,14 @@ def test_work_is_broken_off_between_any_two_blocks(engine, sound, way, options):
     assert asked >= 8  # the blocks of the encoder, and those of the decoder for each token
     for last in range(0, asked, 3):
         asked = 0
-        with pytest.raises(Dropped):
+        with pytest.raises(Cancelled):
             getattr(engine, way)(samples, options, count)
         assert asked == last + 1
     asked, last = 0, 1_000_000
     assert getattr(engine, way)(samples, options, count) == whole
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine._model.modules())
+    asked = 0
+    assert getattr(engine, way)(samples, options) == whole
+    assert asked == 0  # nothing is left on the model
 
 
 @pytest.mark.parametrize("way", ["a second try", "the times of words"])
@@ -97,14 +100,14 @@ def test_a_window_is_encoded_once_whatever_is_done_with_it(engine, sound, monkey
     samples, encoded = sound("demo-stop.wav"), []
     expected = engine.transcribe(samples, DecodeOptions())
     if way == "a second try":
-        monkeypatch.setattr(rules, "MIN_LOGPROB", 1.0)
-    hook = engine._model.encoder.conv1.register_forward_hook(lambda *_: encoded.append(1))
+        monkeypatch.setattr(hallucination, "MIN_LOGPROB", 1.0)
+    hook = engine.model.encoder.conv1.register_forward_hook(lambda *_: encoded.append(1))
     try:
         heard = engine.transcribe(samples, DecodeOptions(words=way == "the times of words"))
     finally:
         hook.remove()
     assert (heard.text, len(encoded)) == (expected.text, 1)
-    assert "forward" not in vars(engine._model.encoder)
+    assert "forward" not in vars(engine.model.encoder)
 
 
 def test_another_window_is_encoded_anew(engine, sound, texts):
@@ -116,7 +119,7 @@ def test_another_window_is_encoded_anew(engine, sound, texts):
 
 def test_drafts_leave_nothing_on_the_model(engine, sound):
     engine.draft(sound("demo-stop.wav"), DecodeOptions())
-    assert not any(each._forward_hooks for each in engine._model.modules())
+    assert not any(each._forward_hooks for each in engine.model.modules())
 
 
 def test_two_replicas_in_two_threads_find_word_times_at_once(engine, sound, texts):
@@ -151,11 +154,10 @@ def test_the_switch_that_other_threads_turn_changes_nothing(engine, sound, words
 
 def test_a_replica_shares_the_weights_and_nothing_else(engine):
     replica = engine.replica()
-    mine, its = engine._model, replica._model
+    mine, its = engine.model, replica.model
     assert mine is not its
     assert [each.data_ptr() for each in its.parameters()] == [each.data_ptr() for each in mine.parameters()]
     assert its.decoder.blocks[0].cross_attn is not mine.decoder.blocks[0].cross_attn
-    assert replica._alone is engine._alone
 
 
 # A model of whisper-tiny's languages that writes whatever the test wants
@@ -190,7 +192,7 @@ class Scripted(Whisper):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(module.EncodedTask, "run", lambda task, encoded: task.model.decode(encoded, task.options))
+    monkeypatch.setattr(module._EncodedTask, "run", lambda task, encoded: task.model.decode(encoded, task.options))
     return Scripted()
 
 
@@ -253,13 +255,13 @@ def test_punctuation_stays_with_its_word(model):
 def test_a_language_nobody_named_is_the_models_choice(model):
     draft = scripted(model, "bonjour").draft(SECOND, DecodeOptions(None))
     assert draft.language == "fr"
-    language, probability = OpenAIEngine(model).language_of(SECOND)
+    language, probability = OpenAIEngine(model).detect_language(SECOND)
     assert language in whisper.tokenizer.LANGUAGES
     assert 0 < probability <= 1
 
 
 def test_an_english_model_is_not_asked_for_the_language(engine):
-    assert engine.language_of(SECOND) == ("en", 1.0)
+    assert engine.detect_language(SECOND) == ("en", 1.0)
     assert not engine.multilingual
 
 
@@ -312,7 +314,7 @@ GUESS = {"avg_logprob": -1.5}
 def test_doubtful_text_gets_one_retry_and_the_better_one_is_taken(model):
     engine = scripted(model, ("murmur", GUESS), ("clear words", {"avg_logprob": -0.5}))
     assert engine.transcribe(SECOND, DecodeOptions("en")).text == "clear words"
-    assert [each.temperature for each in model.asked] == [0.0, SECOND_TRY]
+    assert [each.temperature for each in model.asked] == [0.0, RETRY_TEMPERATURE]
 
 
 def test_of_two_doubtful_texts_the_likelier_one_is_taken(model):
@@ -350,7 +352,7 @@ def test_the_cap_on_tokens_is_that_of_the_length(model):
     engine = scripted(model, "a", "a")
     engine.transcribe(SECOND, DecodeOptions("en"))
     engine.draft(SECOND[:RATE], DecodeOptions("en"))
-    assert [each.sample_len for each in model.asked] == [token_cap(4), token_cap(1)]
+    assert [each.sample_len for each in model.asked] == [max_tokens(4), max_tokens(1)]
 
 
 def test_nothing_is_carried_from_one_sound_to_the_next(model):
@@ -365,22 +367,49 @@ def test_times_never_leave_the_sound(model):
     assert [(each.start, each.end) for each in heard.segments] == [(0.0, 4.0)]
 
 
-def test_the_second_try_of_the_same_sound_gives_the_same_text(engine):
-    """Other threads throw dice as well, which are the process's own."""
-    noise = np.random.default_rng(5).standard_normal(RATE).astype(np.float32) / 10
-    tries = [engine._decode(noise, DecodeOptions(), SECOND_TRY)["text"] for _ in range(3)]
-    assert len(set(tries)) == 1
-    assert engine._decode(noise, DecodeOptions(), 0.0)["text"] == engine._decode(noise, DecodeOptions(), 0.0)["text"]
+NOISE = np.random.default_rng(5).standard_normal(RATE).astype(np.float32) / 10
 
 
-@pytest.mark.parametrize(("temperature", "alone"), [(0.4, True), (0.0, False)])
-def test_what_is_global_to_the_process_is_used_by_one_thread_at_a_time(engine, monkeypatch, temperature, alone):
-    seen = []
+@pytest.fixture
+def attempts(monkeypatch):
+    """Make every text doubtful, and collect the temperature and the text of each attempt."""
+    monkeypatch.setattr(hallucination, "MIN_LOGPROB", 1.0)
+    monkeypatch.setattr(hallucination, "MAX_NO_SPEECH", 1.0)
+    real, found = whisper.transcribe, []
 
-    def transcribe(*_, **__):
-        seen.append(engine._alone.locked())
-        return {"text": "", "segments": [], "language": "en"}
+    def transcribe(*arguments, **options):
+        result = real(*arguments, **options)
+        found.append((options["temperature"], result["text"]))
+        return result
 
     monkeypatch.setattr(module.whisper, "transcribe", transcribe)
-    engine._decode(SECOND, DecodeOptions(words=True), temperature)
-    assert seen == [alone]
+    return found
+
+
+def test_the_retry_of_the_same_sound_gives_the_same_text(engine, attempts):
+    for seed in range(3):
+        torch.manual_seed(seed)  # other threads use the random generator as well, which is the process's own
+        engine.transcribe(NOISE, DecodeOptions())
+    assert [temperature for temperature, _ in attempts] == [0.0, RETRY_TEMPERATURE] * 3
+    assert len(set(attempts)) == 2
+
+
+def test_replicas_retry_one_at_a_time(engine, attempts, monkeypatch):
+    """The random generator is global to the process."""
+    real, retrying, together = module.whisper.transcribe, threading.Lock(), threading.Barrier(2, timeout=20)
+
+    def transcribe(*arguments, **options):
+        if not options["temperature"]:
+            together.wait()
+            return real(*arguments, **options)
+        assert retrying.acquire(blocking=False), "two retries at once"
+        try:
+            return real(*arguments, **options)
+        finally:
+            retrying.release()
+
+    monkeypatch.setattr(module.whisper, "transcribe", transcribe)
+    with ThreadPoolExecutor(2) as pool:
+        texts = list(pool.map(lambda each: each.transcribe(NOISE, DecodeOptions()), (engine, engine.replica())))
+    assert texts[0] == texts[1]
+    assert len(attempts) == 4

@@ -1,8 +1,11 @@
-"""Worker threads: order, parallel work, cancellation, errors, trouble."""
+"""The queue, and worker threads: order, parallel work, cancellation, errors, trouble."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,11 +13,101 @@ import pytest
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
-from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, Dropped, never
-from whisper_byoc.speech.scheduler import Scheduler
+from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, never
+from whisper_byoc.speech.scheduler import Scheduler, TwoPriorityQueue
 from whisper_byoc.speech.transcript import Transcription
 
 SOUND = np.ones(160, dtype=np.float32)
+
+
+# The queue
+
+
+def thread(function, *arguments):
+    started = threading.Thread(target=function, args=arguments, daemon=True)
+    started.start()
+    return started
+
+
+def queue_of(items):
+    """A queue of letters; capitals have high priority."""
+    queue = TwoPriorityQueue()
+    for item in items:
+        assert queue.put(item, low=item.islower())
+    return queue
+
+
+def test_high_priority_first():
+    queue = queue_of("abCDe")
+    assert len(queue) == 5
+    assert [queue.get() for _ in range(5)] == ["C", "D", "a", "b", "e"]
+    assert len(queue) == 0
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_get_waits_for_either_priority(low):
+    queue, got = TwoPriorityQueue(), []
+    waiting = thread(lambda: got.append(queue.get()))
+    waiting.join(0.02)
+    assert waiting.is_alive()
+    queue.put("late", low=low)
+    waiting.join(10)
+    assert got == ["late"]
+
+
+def test_close_returns_low_priority_and_lets_high_priority_run_dry():
+    queue = queue_of("aBcD")
+    assert queue.close() == ["a", "c"]
+    assert [queue.get() for _ in range(4)] == ["B", "D", None, None]
+    assert not queue.put("E")
+    assert not queue.put("e", low=True)
+    assert queue.get() is None
+    assert queue.close() == []
+
+
+def test_close_wakes_every_thread_that_waits():
+    queue, got = TwoPriorityQueue(), []
+    waiting = [thread(lambda: got.append(queue.get())) for _ in range(4)]
+    queue.close()
+    for each in waiting:
+        each.join(10)
+    assert got == [None] * 4
+
+
+def test_many_threads_lose_and_double_nothing():
+    queue, got, guard = TwoPriorityQueue(), Counter(), threading.Lock()
+
+    def take():
+        while (item := queue.get()) is not None:
+            with guard:
+                got[item] += 1
+
+    def give(first):
+        for number in range(first, first + 500):
+            queue.put(number, low=number % 3 == 0)
+
+    takers = [thread(take) for _ in range(4)]
+    givers = [thread(give, first) for first in range(0, 2000, 500)]
+    for each in givers:
+        each.join(20)
+    left = queue.close()
+    for each in takers:
+        each.join(10)
+    assert got + Counter(left) == Counter(range(2000))
+
+
+def test_what_is_removed_is_neither_returned_nor_counted():
+    queue = queue_of("abCD")
+    for item in ("a", "C", "gone long ago"):
+        queue.remove(item)
+    assert len(queue) == 2
+    assert queue.overloaded()
+    queue.remove("D")
+    assert not queue.overloaded()
+    assert queue.get() == "b"
+
+
+# The scheduler
 
 
 class Counting:
@@ -25,7 +118,7 @@ class Counting:
     def __init__(self):
         self.lock = threading.Lock()
 
-    def transcribe(self, samples, options, dropped=never):
+    def transcribe(self, samples, options, is_cancelled=never):
         assert self.lock.acquire(blocking=False), "one engine used by two threads at once"
         try:
             if options.language == "fail":
@@ -34,18 +127,21 @@ class Counting:
         finally:
             self.lock.release()
 
-    def draft(self, samples, options, dropped=never):
+    def draft(self, samples, options, is_cancelled=never):
         assert self.lock.acquire(blocking=False), "one engine used by two threads at once"
         try:
             return Draft((DraftWord(" so", 0.1), DraftWord(" far", 0.2)), "en")
         finally:
             self.lock.release()
 
-    def language_of(self, samples):
+    def detect_language(self, samples):
         return "fr", 0.75
 
     def replica(self):
         return Counting()
+
+    def use_threads(self, number):
+        self.threads = number, threading.current_thread().name
 
 
 @pytest.fixture
@@ -70,6 +166,14 @@ async def test_every_piece_is_heard(running):
     assert all(each.queue_ms >= 0 and each.inference_ms >= 0 for each in heard)
 
 
+async def test_each_engine_is_told_its_threads_in_its_own_thread(running):
+    engine = Counting()
+    scheduler = Scheduler(1, threads=3)
+    await scheduler.start(lambda: engine)
+    scheduler.stop()
+    assert engine.threads == (3, "whisper-0")
+
+
 async def test_engine_error_reaches_the_caller_and_the_worker_lives(running):
     scheduler = await running(Counting())
     with pytest.raises(ValueError, match="broken weights"):
@@ -87,7 +191,7 @@ async def test_load_error_reaches_the_caller():
 
 async def test_warm_up_error_reaches_the_caller():
     class Broken(Counting):
-        def transcribe(self, samples, options, dropped=never):
+        def transcribe(self, samples, options, is_cancelled=never):
             raise ValueError("bad shapes")
 
     with pytest.raises(ValueError, match="bad shapes"):
@@ -101,7 +205,7 @@ class Blocking(Counting):
         super().__init__()
         self.go, self.calls, self.begun = threading.Event(), 0, threading.Event()
 
-    def transcribe(self, samples, options, dropped=never):
+    def transcribe(self, samples, options, is_cancelled=never):
         self.calls += 1
         if self.calls > 1:
             self.begun.set()
@@ -136,8 +240,7 @@ async def test_a_stuck_worker_is_reported(running, monkeypatch):
     assert "whisper-0 has been at one segment" in scheduler.trouble()
     engine.go.set()
     await work
-    while scheduler.trouble():  # the worker says goodbye to its work just after giving the result
-        await asyncio.sleep(0.001)
+    await until(lambda: scheduler.trouble() is None)  # just after the result
 
 
 async def test_drafts_and_languages_come_back(running):
@@ -146,7 +249,7 @@ async def test_drafts_and_languages_come_back(running):
     assert (timed.value.text, timed.value.language) == ("so far", "en")
     assert timed.queue_ms >= 0
     assert timed.inference_ms >= 0
-    assert await scheduler.language_of(SOUND) == ("fr", 0.75)
+    assert await scheduler.detect_language(SOUND) == ("fr", 0.75)
 
 
 class Ordered(Blocking):
@@ -156,11 +259,11 @@ class Ordered(Blocking):
         super().__init__()
         self.order = []
 
-    def transcribe(self, samples, options, dropped=never):
+    def transcribe(self, samples, options, is_cancelled=never):
         self.order.append(options.prompt)
         return super().transcribe(samples, options)
 
-    def draft(self, samples, options, dropped=never):
+    def draft(self, samples, options, is_cancelled=never):
         self.order.append(options.prompt)
         return Draft((), "en")
 
@@ -194,7 +297,7 @@ async def test_drafts_wait_for_every_transcription(running):
     assert engine.order == ["B", "D", "E", "a", "c"]
 
 
-async def test_drafts_are_dropped_at_the_stop_and_transcriptions_are_not(running):
+async def test_drafts_are_cancelled_at_the_stop_and_transcriptions_are_not(running):
     engine = Ordered()
     scheduler, first = await begun(running, engine)
     draft, transcription = asked(scheduler, "a", "B")
@@ -224,7 +327,7 @@ async def test_a_cancelled_draft_leaves_the_queue(running):
 
 async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running):
     class Broken(Counting):
-        def draft(self, samples, options, dropped=never):
+        def draft(self, samples, options, is_cancelled=never):
             if options.prompt == "fail":
                 raise ValueError("no draft")
             return super().draft(samples, options)
@@ -235,48 +338,52 @@ async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running)
     assert (await scheduler.draft(SOUND, DecodeOptions())).value.text == "so far"
 
 
-async def test_cancelled_drafts_hold_no_memory_while_transcriptions_keep_every_worker_busy(running):
+async def test_a_cancelled_draft_holds_no_sound_while_transcriptions_keep_every_worker_busy(running):
     engine = Ordered()
     scheduler, first = await begun(running, engine)
-    drafts = asked(scheduler, *["a"] * 50)
+    samples = SOUND.copy()
+    sound, draft = weakref.ref(samples), asyncio.ensure_future(scheduler.draft(samples, DecodeOptions(prompt="a")))
+    del samples
     await asyncio.sleep(0)
-    for draft in drafts:
-        draft.cancel()
-    await asyncio.wait(drafts)
-    assert len(scheduler._queue) == 0
+    draft.cancel()
+    await asyncio.wait({draft})
+    del draft
+    gc.collect()
+    assert sound() is None
     engine.go.set()
     await first
 
 
 class Patient(Counting):
-    """Drafts until it is told to break off, and transcribes with `prompt` "long" as well."""
+    """Works until it is cancelled, when the prompt is "long"."""
 
     def __init__(self):
         super().__init__()
         self.begun = threading.Event()
 
-    def until_dropped(self, dropped):
+    def until_cancelled(self, is_cancelled):
         self.begun.set()
-        for _ in range(5000):
-            if dropped():
-                raise Dropped
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if is_cancelled():
+                raise Cancelled
             time.sleep(0.002)
-        raise AssertionError("never broken off")
+        raise AssertionError("never cancelled")
 
-    def transcribe(self, samples, options, dropped=never):
-        return self.until_dropped(dropped) if options.prompt == "long" else super().transcribe(samples, options)
+    def transcribe(self, samples, options, is_cancelled=never):
+        return self.until_cancelled(is_cancelled) if options.prompt == "long" else super().transcribe(samples, options)
 
-    def draft(self, samples, options, dropped=never):
-        return self.until_dropped(dropped) if options.prompt == "long" else super().draft(samples, options)
+    def draft(self, samples, options, is_cancelled=never):
+        return self.until_cancelled(is_cancelled) if options.prompt == "long" else super().draft(samples, options)
 
 
-async def test_a_transcription_breaks_off_a_draft_where_no_worker_is_free(running):
+async def test_a_transcription_cancels_a_draft_where_no_worker_is_free(running):
     engine = Patient()
     scheduler = await running(engine)
     draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
     await asyncio.to_thread(engine.begun.wait, 10)
     assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).value.text == "whisper-0"
-    with pytest.raises(Dropped):
+    with pytest.raises(Cancelled):
         await draft
 
 
@@ -287,14 +394,14 @@ async def test_a_draft_goes_on_where_a_worker_is_free(running):
     while not engine.begun.is_set():  # the other engine, which may be quicker, gives its draft at once
         draft = asyncio.ensure_future(scheduler.draft(SOUND, DecodeOptions(prompt="long")))
         await until(lambda draft=draft: draft.done() or engine.begun.is_set())
-    await until(lambda: scheduler._queue._idle == 1)  # the other worker has come back
+    await until(lambda: scheduler.idle == 1)  # the other worker has come back
     await scheduler.transcribe(SOUND, DecodeOptions())
     assert not draft.done()
     draft.cancel()
 
 
 @pytest.mark.parametrize("way", ["transcribe", "draft"])
-async def test_work_that_nobody_waits_for_is_broken_off(running, way):
+async def test_work_that_nobody_waits_for_is_cancelled(running, way):
     engine = Patient()
     scheduler = await running(engine)
     work = asyncio.ensure_future(getattr(scheduler, way)(SOUND, DecodeOptions(prompt="long")))

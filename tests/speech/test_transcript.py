@@ -1,22 +1,15 @@
-"""Records and subtitle forms."""
+"""Times and records."""
 
-import json
-import re
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.subtitles import clock
 from whisper_byoc.speech.transcript import (
-    FORMATS,
     TextSegment,
     Transcription,
+    TranscriptRecord,
     Word,
     from_records,
     join,
-    partial_record,
-    transcript_record,
 )
 
 HEARD = Transcription(
@@ -25,7 +18,7 @@ HEARD = Transcription(
 
 
 def test_record_is_on_the_jobs_clock():
-    record = transcript_record(HEARD, first_sample=67_200, samples=50_400, queue_ms=1.6, inference_ms=180.2)
+    record = TranscriptRecord(HEARD, 67_200, 50_400, queue_ms=1.6, inference_ms=180.2).fields()
     assert record == {
         "type": "transcript",
         "is_final": True,
@@ -42,7 +35,7 @@ def test_record_is_on_the_jobs_clock():
 
 def test_times_stay_exact_over_hours():
     sample = 16_000 * 3600 * 5 + 1
-    record = transcript_record(Transcription("", "en"), sample, 16_000, 0, 0)
+    record = TranscriptRecord(Transcription("", "en"), sample, 16_000, 0, 0).fields()
     assert record["timing"] == {"media_window_start_ms": 18_000_000, "media_window_end_ms": 18_001_000}
 
 
@@ -50,56 +43,13 @@ def test_records_go_back_to_a_transcription():
     words = (Word(0.5, 1.0, "Hello", 0.75), Word(1.0, 2.0, "there.", 0.5))
     heard = Transcription("Hello there.", "fr", (TextSegment(0.5, 2.0, "Hello there.", words),))
     records = [
-        transcript_record(heard, 0, 48_000, 0, 0),
-        transcript_record(Transcription("", "fr"), 48_000, 16_000, 0, 0),
+        TranscriptRecord(heard, 0, 48_000, 0, 0).fields(),
+        TranscriptRecord(Transcription("", "fr"), 48_000, 16_000, 0, 0).fields(),
         {"type": "error", "error": "x"},
-        transcript_record(heard, 64_000, 48_000, 0, 0),
+        TranscriptRecord(heard, 64_000, 48_000, 0, 0).fields(),
     ]
     assert from_records(records) == join([heard, heard.shifted(4)], "en")
     assert from_records([]) == Transcription("", "en")
-
-
-def test_txt():
-    assert FORMATS["txt"](HEARD) == "Hello there.\nGeneral.\n"
-
-
-def test_json():
-    assert json.loads(FORMATS["json"](HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
-
-
-def test_srt():
-    assert FORMATS["srt"](HEARD) == (
-        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,300\nGeneral.\n\n"
-    )
-
-
-def test_vtt():
-    assert FORMATS["vtt"](HEARD).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\nHello there.\n\n")
-
-
-def test_text_cannot_break_out_of_a_cue():
-    nasty = Transcription("x", "en", (TextSegment(0, 1, "a --> b\n\n2\n00:00:09,000 --> x"),))
-    for name in ("srt", "vtt"):
-        assert FORMATS[name](nasty).count("-->") == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "00:00:00,000"),
-        (-1, "00:00:00,000"),
-        (59.9996, "00:01:00,000"),
-        (3661.5, "01:01:01,500"),
-        (360_000, "100:00:00,000"),
-    ],
-)
-def test_clock(seconds, text):
-    assert clock(seconds, ",") == text
-
-
-@given(st.floats(0, 1e6))
-def test_clock_is_always_well_formed(seconds):
-    assert re.fullmatch(r"\d{2,}:[0-5]\d:[0-5]\d\.\d{3}", clock(seconds, "."))
 
 
 def test_join_skips_silence_and_keeps_times():
@@ -130,8 +80,9 @@ def test_within_never_turns_a_time_round(start, end, low, high):
     assert low <= segment.start <= segment.end <= high
 
 
-def test_a_partial_record_is_one_segment_of_the_sound_so_far():
-    record = partial_record("so far", "en", 32_000, 16_000, 1.4, 2.6)
+def test_a_partial_record_says_so_and_how_late_it_is():
+    partial = Transcription("so far", "en", (TextSegment(0.0, 1.0, "so far"),))
+    record = TranscriptRecord(partial, 32_000, 16_000, 1.4, 2.6, lag_ms=3.4, is_final=False).fields()
     assert record == {
         "type": "transcript",
         "is_final": False,
@@ -139,12 +90,13 @@ def test_a_partial_record_is_one_segment_of_the_sound_so_far():
         "language": "en",
         "timing": {"media_window_start_ms": 2000, "media_window_end_ms": 3000},
         "segments": [{"start_ms": 2000, "end_ms": 3000, "text": "so far"}],
-        "stats": {"audio_duration_ms": 1000, "queue_ms": 1, "inference_ms": 3},
+        "stats": {"audio_duration_ms": 1000, "queue_ms": 1, "inference_ms": 3, "lag_ms": 3},
     }
 
 
 def test_partial_records_are_not_in_the_whole_text():
-    partial, final = partial_record("hel", "en", 0, 8000, 0, 0), transcript_record(HEARD, 0, 64_000, 0, 0)
+    partial = TranscriptRecord(Transcription("hel", "en"), 0, 8000, 0, 0, is_final=False).fields()
+    final = TranscriptRecord(HEARD, 0, 64_000, 0, 0).fields()
     assert from_records([partial, final, partial]) == HEARD
 
 

@@ -85,9 +85,9 @@ async def ffmpeg() -> Finding:
 def model(directory: Path | None) -> Finding:
     """Look for whisper-tiny, then for the bundled model, and check their hashes. Blocks."""
     try:
-        from whisper_byoc.speech.models import find_model, model_dir  # here, as it imports torch
+        from whisper_byoc.speech.models import default_model_dir, find_model  # here, as it imports torch
 
-        tiny, folder = find_model("tiny", directory), directory or model_dir()
+        tiny, folder = find_model("tiny", directory), directory or default_model_dir()
         if tiny is not None:
             return ok("model", f"whisper-tiny ({tiny})")
         find_model("demo")

@@ -19,7 +19,7 @@ from whisper_byoc.server.capability import Capability, Registration
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
-from whisper_byoc.speech.partials import POLICIES
+from whisper_byoc.speech.live import POLICIES
 
 LIMITS = (
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),

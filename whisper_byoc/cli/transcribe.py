@@ -24,7 +24,8 @@ from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions
-from whisper_byoc.speech.transcript import FORMATS, Transcription, join
+from whisper_byoc.speech.formats import FORMATS
+from whisper_byoc.speech.transcript import Transcription, join
 
 ONE_EACH = ("srt", "vtt")
 """Formats whose files cannot be joined: cues are counted from 1, and a header stands at the beginning."""
@@ -89,7 +90,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     Raises `AudioError`, `UsageError` when the only file cannot be read, `ByocError` when some of several cannot.
     """
     await processor.initialize()
-    options = processor.options()
+    options = processor.options().decoding
     unread: list[str] = []
     for path in args.files:
         try:
@@ -116,7 +117,7 @@ async def transcribe(
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
         for piece in pieces(samples):
-            heard = await processor.hear(piece, options)
+            heard = await processor.transcribe(piece, options)
             parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
             bar.update(at / pcm.SAMPLE_RATE - bar.n)

@@ -1,68 +1,94 @@
 """One job's side of the speech pipeline: keeps the job's clock, which counts the samples received."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from audio import pcm
 from whisper_byoc.errors import BadSegment, ByocError, RequestRefused, UsageError
 from whisper_byoc.processors.base import Result
-from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.engine import DecodeOptions, Samples
 from whisper_byoc.speech.language import LanguageChoice
-from whisper_byoc.speech.live import LiveOptions, LiveText, Update
-from whisper_byoc.speech.transcript import partial_record, transcript_record
-
-if TYPE_CHECKING:
-    from whisper_byoc.processors.whisper import WhisperProcessor
-
-__all__ = ["WhisperSession", "decode_segment", "refused"]
-
-T = TypeVar("T")
+from whisper_byoc.speech.live import LiveOptions, LiveTranscriber, Update
+from whisper_byoc.speech.scheduler import Scheduler, Timed
+from whisper_byoc.speech.transcript import Transcription, TranscriptRecord
 
 BEHIND_SECONDS = 1.0
-"""A piece that has waited for so long came faster than it can be listened to."""
-CLOSEST_ARRIVALS = pcm.SAMPLE_RATE // 100
-OLDEST_ARRIVAL = 60 * pcm.SAMPLE_RATE
-"""Samples: twice the longest utterance."""
+"""A piece that has waited this long came faster than it could be transcribed."""
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """What a client can choose for its job."""
+
+    decoding: DecodeOptions
+    live: LiveOptions
+
+
+class ArrivalTimes:
+    """When the samples of a live feed arrived, to 10 ms of sound, for the last minute."""
+
+    RESOLUTION = pcm.SAMPLE_RATE // 100
+    KEPT = 60 * pcm.SAMPLE_RATE
+    """Twice the longest utterance."""
+
+    def __init__(self) -> None:
+        self._times: deque[tuple[int, float]] = deque()
+
+    def add(self, position: int, arrived: float) -> None:
+        """Note that all samples before `position` had come at the time `arrived`."""
+        if len(self._times) > 1 and position - self._times[-2][0] < self.RESOLUTION:
+            self._times.pop()
+        self._times.append((position, arrived))
+        while self._times[0][0] < position - self.KEPT:
+            self._times.popleft()
+
+    def at(self, position: int) -> float | None:
+        """Return when the sample before `position` arrived; forgets those before it."""
+        while len(self._times) > 1 and self._times[0][0] < position:
+            self._times.popleft()
+        return self._times[0][1] if self._times else None
+
+    def __len__(self) -> int:
+        return len(self._times)
 
 
 class WhisperSession:
-    """Whole segments give a transcript each; a live feed gives text as it is spoken, and none for silence."""
+    """Each whole segment gives a transcript; a live feed gives text as it is spoken, and none for silence."""
 
-    def __init__(self, processor: WhisperProcessor, decoding: DecodeOptions, live: LiveOptions) -> None:
-        self._processor = processor
-        self._decoding = decoding
-        self._options = live
-        self._language = LanguageChoice(decoding.language)  # one for all segments and live feeds of the job
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        options: SpeechOptions,
+        read_options: Callable[[Mapping[str, Any], SpeechOptions], SpeechOptions],
+    ) -> None:
+        """`read_options` applies a client's parameters to options; it raises `UsageError`."""
+        self.options = options
+        self._scheduler = scheduler
+        self._read_options = read_options
+        self._language = LanguageChoice(options.decoding.language)  # one for all segments and live feeds of the job
         self._samples = 0
         self._transcripts = 0
-        self._live: LiveText | None = None
-        self._began = 0  # the job's clock when the live feed began
-        self._arrivals: deque[tuple[int, float]] = deque()  # position behind each piece, and when it came
-        self._tell: Callable[[], None] = lambda: None
+        self._live: LiveTranscriber | None = None
+        self._live_start = 0  # the job's clock when the live feed began
+        self._arrivals = ArrivalTimes()
+        self._on_ready: Callable[[], None] = lambda: None
 
     def update(self, params: Mapping[str, Any]) -> None:
         """Change options from the next segment on.
 
-        Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
+        Raises `RequestRefused` (400) for a value that cannot be, and then changes nothing.
         """
-        before = self._decoding.language
-        self._decoding, self._options = refused(
-            lambda: (
-                self._processor.options(params, self._decoding),
-                self._processor.live_options(params, self._options),
-            )
-        )
-        if self._decoding.language != before:
-            self._language = LanguageChoice(self._decoding.language)
+        with refusing():
+            options = self._read_options(params, self.options)
+        if options.decoding.language != self.options.decoding.language:
+            self._language = LanguageChoice(options.decoding.language)
+        self.options = options
         if self._live is not None:
-            self._live.update(self._decoding, self._options, self._language)
+            self._live.update(options.decoding, options.live, self._language)
 
     async def feed(self, frame: bytes) -> list[Result]:
         """Transcribe one segment of PCM16.
@@ -72,57 +98,59 @@ class WhisperSession:
         first = self._samples
         self._samples += len(frame) // pcm.SAMPLE_WIDTH
         samples = decode_segment(frame)
-        heard = await self._processor.hear(samples, self._decoding, self._language)
+        result = await transcribe_segment(self._scheduler, samples, self.options.decoding, self._language)
         self._transcripts += 1
-        record = transcript_record(heard.value, first, len(samples), heard.queue_ms, heard.inference_ms)
-        return [Result(heard.value.text.encode(), record)]
+        record = TranscriptRecord(result.value, first, len(samples), result.queue_ms, result.inference_ms)
+        return [Result(result.value.text.encode(), record.fields())]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
-        """Take the next piece of a live feed, and give the text that is ready."""
+        """Take the next piece of a live feed, and return the text that is ready."""
         if self._live is None:
-            self._live = self._processor.listen(self._decoding, self._options, self._tell, self._language)
-            self._began = self._samples
+            self._live = LiveTranscriber(
+                self._scheduler, self.options.decoding, self.options.live, self._on_ready, self._language
+            )
+            self._live_start = self._samples
         live = self._live
         behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS
         try:
             updates = await live.feed(piece, behind=behind)
         finally:
-            self._samples = self._began + live.splitter.received
-            self._note_arrival(arrived)
-        return [self._result(update) for update in updates]
+            self._samples = self._live_start + live.splitter.received
+            self._arrivals.add(self._samples, arrived)
+        return self._results(updates)
 
-    def when_ready(self, tell: Callable[[], None]) -> None:
-        """Call `tell` each time that `ready` has something."""
-        self._tell = tell
+    def when_ready(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` each time that `ready` has something."""
+        self._on_ready = on_ready
 
     async def ready(self) -> list[Result]:
-        """Give the partial text that is ready between two pieces."""
-        return [self._result(update) for update in self._live.ready()] if self._live is not None else []
+        """Return the partial text that is ready between two pieces."""
+        return self._results(self._live.ready()) if self._live is not None else []
 
     async def lull(self) -> list[Result]:
-        """Give the text of an utterance that is open: nothing has come for a while."""
-        return [self._result(update) for update in await self._live.lull()] if self._live is not None else []
+        """Return the text of the open utterance: nothing has come for a while."""
+        return self._results(await self._live.flush()) if self._live is not None else []
 
     async def end_feed(self) -> list[Result]:
-        """Give the text of what is left of a live feed; half a sample at its end is an error."""
+        """Return the text of what is left of a live feed; half a sample at its end is an error."""
         live, self._live = self._live, None
         if live is None:
             return []
         try:
-            results = [self._result(update) for update in await live.finish()]
+            results = self._results(await live.finish())
         finally:
-            self._samples = self._began + live.splitter.received
+            self._samples = self._live_start + live.splitter.received
             live.close()
         if live.splitter.pending:
             results.append(Result(b"", error="the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return results
 
     async def finish(self) -> list[Result]:
-        """Give the text of what is left."""
+        """Return the text of what is left."""
         return await self.end_feed()
 
     def close(self) -> None:
-        """Drop what is at work."""
+        """Cancel what is at work."""
         if self._live is not None:
             self._live.close()
 
@@ -130,60 +158,64 @@ class WhisperSession:
         """Length of the job's sound and number of transcripts."""
         return {"audio_ms": pcm.duration_ms(self._samples), "transcripts": self._transcripts}
 
+    def _results(self, updates: list[Update]) -> list[Result]:
+        return [self._result(update) for update in updates]
+
     def _result(self, update: Update) -> Result:
         """Put an update on the job's clock."""
         utterance = update.utterance
-        first, length = self._began + utterance.first, len(utterance.samples)
-        if update.error is not None:
-            at = pcm.duration_ms(first)
-            reason = str(update.error) if isinstance(update.error, ByocError) else repr(update.error)
-            return Result(b"", error=f"no text for {pcm.duration_ms(length)} ms of speech at {at} ms: {reason}")
-        lag_ms = self._lag_ms(self._began + utterance.end)
-        if not update.final:
-            record = partial_record(
-                update.partial, update.language, first, length, update.queue_ms, update.inference_ms
+        first, length = self._live_start + utterance.first, len(utterance.samples)
+        if update.result is None:
+            error = update.error
+            reason = str(error) if isinstance(error, ByocError) else repr(error)
+            where = f"{pcm.duration_ms(length)} ms of speech at {pcm.duration_ms(first)} ms"
+            return Result(b"", error=f"no text for {where}: {reason}")
+        text, lag_ms = update.result.value, self._lag_ms(first + length)
+        body = b""
+        if update.is_final:
+            self._transcripts += 1
+            body = text.text.encode()
+            text = text.within(
+                (utterance.speech_start - utterance.first) / pcm.SAMPLE_RATE,
+                (utterance.speech_end - utterance.first) / pcm.SAMPLE_RATE,
             )
-            record["stats"]["lag_ms"] = round(lag_ms)
-            return Result(b"", record, partial=True, lag_ms=lag_ms)
-        assert update.heard is not None
-        heard = update.heard
-        self._transcripts += 1
-        text = heard.value.within(
-            (utterance.speech_start - utterance.first) / pcm.SAMPLE_RATE,
-            (utterance.speech_end - utterance.first) / pcm.SAMPLE_RATE,
-        )
-        record = transcript_record(text, first, length, heard.queue_ms, heard.inference_ms)
-        record["stats"]["lag_ms"] = round(lag_ms)
-        return Result(heard.value.text.encode(), record, lag_ms=lag_ms)
-
-    def _note_arrival(self, arrived: float) -> None:
-        """Remember when the newest sample came, to 10 ms of sound, for as long as an utterance can be."""
-        if len(self._arrivals) > 1 and self._samples - self._arrivals[-2][0] < CLOSEST_ARRIVALS:
-            self._arrivals.pop()
-        self._arrivals.append((self._samples, arrived))
-        while self._arrivals[0][0] < self._samples - OLDEST_ARRIVAL:
-            self._arrivals.popleft()
+        costs = update.result.queue_ms, update.result.inference_ms
+        record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final)
+        return Result(body, record.fields(), partial=not update.is_final, lag_ms=lag_ms)
 
     def _lag_ms(self, position: int) -> float:
-        """Milliseconds since the sample before a position arrived."""
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < position:
-            self._arrivals.popleft()
-        return (asyncio.get_running_loop().time() - self._arrivals[0][1]) * 1000 if self._arrivals else 0.0
+        arrived = self._arrivals.at(position)
+        return 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
 
 
-def refused(check: Callable[[], T]) -> T:
-    """Answer the client's mistakes with 400."""
-    try:
-        return check()
-    except UsageError as error:
-        raise RequestRefused(400, str(error)) from None
+async def transcribe_segment(
+    scheduler: Scheduler, samples: Samples, options: DecodeOptions, language: LanguageChoice | None = None
+) -> Timed[Transcription]:
+    """Transcribe a segment; digital silence is not worth a model's time.
 
-
-def decode_segment(frame: bytes) -> NDArray[np.float32]:
-    """PCM16 to float32 samples (n,).
-
-    Raises `BadSegment` when a sample is cut in half.
+    `language` is what is known of the language of the job that the segment belongs to.
     """
+    if pcm.is_silence(samples):
+        known = language.present if language is not None else options.language
+        return Timed(Transcription("", known or "en"), 0.0, 0.0)
+    if language is not None:
+        seconds = len(samples) / pcm.SAMPLE_RATE
+        chosen = await language.choose(lambda: scheduler.detect_language(samples), object(), seconds)
+        options = replace(options, language=chosen)
+    return await scheduler.transcribe(samples, options)
+
+
+def decode_segment(frame: bytes) -> Samples:
+    """Decode PCM16; raises `BadSegment` when a sample is cut in half."""
     if len(frame) % pcm.SAMPLE_WIDTH:
         raise BadSegment(f"a segment of {len(frame)} bytes is not whole 16-bit samples; send an even number of bytes")
     return pcm.decode(frame)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn the client's mistakes into `RequestRefused` (400)."""
+    try:
+        yield
+    except UsageError as error:
+        raise RequestRefused(400, str(error)) from None

@@ -1,10 +1,8 @@
-"""The attention of one model, computed in one way whatever other threads do, and shown to find the times of words.
+"""The attention of one model: always computed by torch's fused kernel, and open to inspection for the times of words.
 
-openai-whisper chooses between two kernels by a switch of the whole process (`whisper.model.disable_sdpa`), and turns it
-to find the times of words: only one of the two gives weights. Threads would turn it under one another's hands.
+openai-whisper chooses between two kernels by a switch of the whole process (`whisper.model.disable_sdpa`) and flips it
+to find the times of words, because only one of the two returns weights. Threads would flip it for each other.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
@@ -18,36 +16,29 @@ from whisper.model import MultiHeadAttention
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
-__all__ = ["collected", "shown", "stay_fused"]
 
-
-def stay_fused(model: Whisper) -> None:
-    """Have all attention of a model use the fused kernel from now on, however the switch stands."""
+def fuse_attention(model: "Whisper") -> None:
+    """Make all attention of a model use the fused kernel from now on, whatever the switch says."""
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):
-            fuse(module)
-
-
-def fuse(module: Any, *, weights: bool = False) -> None:
-    """Have a module attend by `attend`."""
-    module.qkv_attention = functools.partial(attend, module.n_head, weights=weights)
+            _fuse(module)
 
 
 @contextmanager
-def shown(model: Whisper) -> Iterator[None]:
-    """Have the decoder's attention to the sound give its weights before softmax: (1, heads, tokens, positions)."""
+def attention_weights(model: "Whisper") -> Iterator[None]:
+    """Make the decoder's cross-attention return its weights before softmax: (1, heads, tokens, positions)."""
     modules = [block.cross_attn for block in model.decoder.blocks]
     for module in modules:
-        fuse(module, weights=True)
+        _fuse(module, weights=True)
     try:
         yield
     finally:
         for module in modules:
-            fuse(module)
+            _fuse(module)
 
 
 @contextmanager
-def collected(model: Whisper) -> Iterator[list[torch.Tensor]]:
+def alignment_weights(model: "Whisper") -> Iterator[list[torch.Tensor]]:
     """Collect these weights for the alignment heads of each layer, (heads, tokens, positions), in one pass."""
     heads: dict[int, list[int]] = {}
     for layer, head in model.alignment_heads.indices().T.tolist():
@@ -57,14 +48,18 @@ def collected(model: Whisper) -> Iterator[list[torch.Tensor]]:
     def add(chosen: list[int], _module: object, _inputs: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         found.append(output[1][0, chosen])
 
-    with shown(model), ExitStack() as stack:
+    with attention_weights(model), ExitStack() as stack:
         for layer, chosen in heads.items():
             collect = functools.partial(add, chosen)
             stack.callback(model.decoder.blocks[layer].cross_attn.register_forward_hook(collect).remove)
         yield found
 
 
-def attend(
+def _fuse(module: Any, *, weights: bool = False) -> None:
+    module.qkv_attention = functools.partial(_attend, module.n_head, weights=weights)
+
+
+def _attend(
     heads: int,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -73,9 +68,9 @@ def attend(
     *,
     weights: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Do `MultiHeadAttention.qkv_attention` with torch's fused kernel; all are (windows, length, width).
+    """Replace `MultiHeadAttention.qkv_attention`; all tensors are (windows, length, width).
 
-    `mask` says that a token attends to those before it only, as in openai-whisper; its values are not read.
+    `mask` means that a token attends only to those before it, as in openai-whisper; its values are not read.
     """
     query, key, value = (each.view(*each.shape[:2], heads, -1).transpose(1, 2) for each in (query, key, value))
     mixed = scaled_dot_product_attention(query, key, value, is_causal=mask is not None and query.shape[2] > 1)

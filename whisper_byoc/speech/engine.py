@@ -1,25 +1,31 @@
-"""What an engine is: a model that turns sound into text. Called from worker threads only."""
+"""The seam between speech engines and everything else: what an engine takes and returns, and who calls it.
 
-from __future__ import annotations
+An engine is one model that turns sound into text. It owns no threads and no queue: `speech.scheduler` makes a `replica`
+for each of its worker threads and calls it there, one call at a time. Sound is always `Samples`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.speech.transcript import Transcription
 
-__all__ = ["DecodeOptions", "Draft", "DraftWord", "Dropped", "Engine", "never"]
+Samples: TypeAlias = NDArray[np.float32]
+"""Mono sound at 16 kHz: float32, shape (n,), n > 0, full scale is [-1, 1)."""
+
+IsCancelled: TypeAlias = Callable[[], bool]
+"""Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
 
 
-class Dropped(Exception):  # nothing is wrong, so it is no error and does not stand in their tree
-    """The work was broken off, for nobody wants it any more."""
+class Cancelled(Exception):  # not an error, so it does not belong to the tree in errors.py
+    """The work was stopped because nobody wants its result any more."""
 
 
 def never() -> bool:
-    """Whether work is to be broken off: it is not."""
+    """Let the work go on to its end."""
     return False
 
 
@@ -32,18 +38,18 @@ class DecodeOptions:
     task: Literal["transcribe", "translate"] = "transcribe"
     """Text in the language spoken, or in English."""
     prompt: str = ""
-    """Words to expect: names, spellings. Never appears in the text itself."""
+    """Words to expect: names, spellings. It never appears in the text itself."""
     hotwords: str = ""
-    """Names and spellings to expect, with commas between; like a prompt, but of no text that came before."""
+    """Names and spellings to expect, separated by commas; like a prompt, but not text that came before."""
     words: bool = False
     """Whether to find the time of every word, which costs a second pass through the decoder."""
 
     @property
-    def expected(self) -> str:
-        """What the model is told before it hears anything; empty for nothing."""
+    def initial_prompt(self) -> str:
+        """Prompt and hotwords as the model gets them; may be empty."""
         glossary = f"Glossary: {self.hotwords}." if self.hotwords else ""
-        told = " ".join(filter(None, (glossary, self.prompt)))
-        return told.replace("<|", "< |")  # Whisper's tokenizer refuses text that looks like a token of its own
+        text = " ".join(filter(None, (glossary, self.prompt)))
+        return text.replace("<|", "< |")  # Whisper's tokenizer refuses text that looks like one of its special tokens
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,14 @@ class DraftWord:
     """A word of a draft."""
 
     text: str
-    """With the space before it, where the language has one, and punctuation behind it."""
-    until: float
-    """Seconds into the sound at which the decoder looked when it wrote the word's end."""
+    """With the space before it, where the language has one, and the punctuation behind it."""
+    end: float
+    """Seconds into the sound: where the decoder's attention was when it wrote the end of the word."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What an utterance seems to say so far."""
+    """What an utterance that is still going on seems to say so far."""
 
     words: tuple[DraftWord, ...]
     language: str
@@ -70,33 +76,32 @@ class Draft:
 
 
 class Engine(Protocol):
-    """One model, used by one thread at a time.
+    """One model, used by one thread.
 
-    The reference is openai-whisper (`OpenAIEngine`); any other must give the same text on the fixtures.
+    openai-whisper (`OpenAIEngine`) is the reference: any other engine must give the same text on `fixtures/`.
     """
 
     @property
     def multilingual(self) -> bool:
-        """Whether the model knows languages other than English."""
-        ...
+        """Whether the model knows languages other than English. Asked from any thread."""
 
-    def transcribe(
-        self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never
-    ) -> Transcription:
-        """Turn 16 kHz mono float32 samples (n,) of any length into text with times.
+    def replica(self) -> Self:
+        """Return an engine for another thread, on the same weights. Called before any inference."""
 
-        Raises `Dropped` soon after `dropped`, which is asked many times a second, has become true. So does `draft`.
+    def use_threads(self, number: int) -> None:
+        """Compute with so many CPU threads. Called once, in the thread that makes all the calls below."""
+
+    def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
+        """Transcribe sound of any length. Times are in seconds and lie within the sound.
+
+        Raises `Cancelled` soon after `is_cancelled` has become true.
         """
-        ...
 
-    def draft(self, samples: NDArray[np.float32], options: DecodeOptions, dropped: Callable[[], bool] = never) -> Draft:
-        """Turn at most 30 s of an utterance that is still going on into words; one try, no times of segments."""
-        ...
+    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
+        """Decode at most 30 s of an utterance that is still going on: one quick attempt, without segment times.
 
-    def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
-        """Give the language of the first 30 s, as an ISO 639-1 code, and its probability."""
-        ...
+        Raises `Cancelled` soon after `is_cancelled` has become true.
+        """
 
-    def replica(self) -> Engine:
-        """Give an engine for another thread, on the same weights."""
-        ...
+    def detect_language(self, samples: Samples) -> tuple[str, float]:
+        """Return the language of the first 30 s, as an ISO 639-1 code, and its probability."""

@@ -1,14 +1,10 @@
 """Which language a stream is in: decided once, and not by the first doubtful word."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
-__all__ = ["LanguageChoice"]
-
-SURE = 0.8
-SECONDS = 1.5
-"""A language that is this probable for this long is taken at once; else two utterances in a row must agree."""
+SURE_PROBABILITY = 0.8
+SURE_SECONDS = 1.5
+"""A language this probable in sound this long is decided on at once; otherwise two utterances in a row must agree."""
 
 
 class LanguageChoice:
@@ -16,28 +12,28 @@ class LanguageChoice:
 
     def __init__(self, fixed: str | None) -> None:
         self.decided = fixed
-        self._last: str | None = None
-        self._number: object = None  # the utterance of that guess
-        self._before: str | None = None  # the guess for the utterance before
+        self._guess: str | None = None
+        self._utterance: object = None  # of that guess
+        self._previous: str | None = None  # the guess for the utterance before
 
     @property
     def present(self) -> str | None:
-        """What is known so far: the decision, or the best guess."""
-        return self.decided or self._last
+        """The decision, or else the best guess so far."""
+        return self.decided or self._guess
 
     async def choose(
         self, detect: Callable[[], Awaitable[tuple[str, float]]], utterance: object, seconds: float
     ) -> str:
-        """Give the language for an utterance of so many seconds; `detect` is asked until a decision is made.
+        """Return the language for an utterance of this length; `detect` is called until a decision is made.
 
-        An utterance may come again, by the same number, when more of it is known: it does not agree with itself.
+        The same `utterance` may come again when it has become longer: it does not agree with itself.
         """
         if self.decided is not None:
             return self.decided
         language, probability = await detect()
-        if utterance != self._number:
-            self._before, self._number = self._last, utterance
-        if language == self._before or (probability >= SURE and seconds >= SECONDS):
+        if utterance != self._utterance:
+            self._previous, self._utterance = self._guess, utterance
+        if language == self._previous or (probability >= SURE_PROBABILITY and seconds >= SURE_SECONDS):
             self.decided = language
-        self._last = language
+        self._guess = language
         return language

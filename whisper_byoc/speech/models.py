@@ -1,22 +1,17 @@
-"""Checkpoints: which there are, where they lie, how they are fetched, checked and loaded.
+"""Checkpoints: which there are, where they are kept, and how they are downloaded, checked and loaded.
 
 A model is named by openai-whisper's own table (`tiny`, `tiny.en`, `base`, ...), by `demo` (bundled, see
 assets/README.md) or by the path of a `.pt` file. The one asked for is loaded, or an error says why not.
 torch and openai-whisper take seconds to import, so only the functions that need them do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os
 import secrets
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,28 +21,16 @@ from whisper_byoc.errors import ModelError, UnknownModel
 if TYPE_CHECKING:
     from whisper.model import Whisper
 
-__all__ = [
-    "DEMO_SHA256",
-    "Checkpoint",
-    "can_fetch",
-    "checkpoint",
-    "fetch_model",
-    "find_model",
-    "load_model",
-    "model_dir",
-    "model_names",
-]
-
 DEMO_SHA256 = "5f75c514ba7ea41a74b1b0c0c4fa5beb1f0de32487da30a3e5a41fd79131a4b1"
-_DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
+DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 MAX_CHECKPOINT_BYTES = 4 << 30
 """No download grows beyond it; the largest in openai-whisper's table (large-v3) has 3.1 GB."""
 
 MAX_DOWNLOAD_SECONDS = 2 * 3600
-"""Ends a download that trickles: every read is on time, yet the whole never arrives."""
+"""Ends a download that trickles: every read is in time, yet the whole never arrives."""
 
-_BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,15 +40,15 @@ class Checkpoint:
     name: str
     """The model's name, or the path it was asked for by."""
     file: Path
-    """Its name within the folder of models; absolute when it does not lie there."""
+    """Its name in the folder of models, or an absolute path."""
     url: str | None
     """Where it can be downloaded; None when it cannot."""
     sha256: str | None
-    """What its bytes must hash to, in lower-case hex; None for a file of the user's own."""
+    """In lower-case hex; None for a file of the user's own."""
 
     def path(self, directory: Path | None = None) -> Path:
-        """Return where the file lies or would lie: in `directory`, `model_dir()` by default."""
-        return self.file if self.file.is_absolute() else (directory or model_dir()) / self.file
+        """Return where the file is or would be: in `directory`, by default `default_model_dir()`."""
+        return self.file if self.file.is_absolute() else (directory or default_model_dir()) / self.file
 
 
 def model_names() -> tuple[str, ...]:
@@ -82,7 +65,7 @@ def checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     """
     name = os.fspath(name)
     if name == "demo":
-        return Checkpoint(name, _DEMO_FILE, None, DEMO_SHA256)
+        return Checkpoint(name, DEMO_FILE, None, DEMO_SHA256)
     import whisper
 
     # The table is private, and the only source of these addresses; openai-whisper is pinned for it.
@@ -95,18 +78,16 @@ def checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     raise UnknownModel(f"{name!r} is neither a model nor a checkpoint file: the models are {', '.join(model_names())}.")
 
 
-def model_dir() -> Path:
-    """Return the folder of models: `MODEL_DIR`, else openai-whisper's cache. It need not exist yet."""
+def default_model_dir() -> Path:
+    """Return openai-whisper's own cache folder, which honours XDG_CACHE_HOME. It need not exist yet."""
     try:
-        if chosen := os.environ.get("MODEL_DIR"):
-            return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
     except RuntimeError as error:  # a user without a home, as containers have them
         raise ModelError("There is no home folder to keep models in: set MODEL_DIR to a folder.") from error
 
 
 def find_model(name: str | os.PathLike[str], directory: Path | None = None) -> Path | None:
-    """Return where the checkpoint lies if it is there with the right SHA-256, None if it is not there.
+    """Return the path of the checkpoint if it is there with the right SHA-256, None if it is not there.
 
     Never uses the network. Raises ModelError when the file cannot be read or has other contents (it is not
     replaced: it may be the user's own), and UnknownModel.
@@ -135,13 +116,13 @@ def fetch_model(
     timeout: float = 30.0,
     progress: bool = False,
 ) -> Path:
-    """Return where the checkpoint lies, after downloading it if it is not there yet.
+    """Return the path of the checkpoint, after downloading it if it is not there yet.
 
-    `timeout` (seconds) limits the connection and every wait for more bytes. `progress` draws a bar on stderr
-    when that is a terminal. The file appears under its name whole and with the right SHA-256, or not at all;
-    processes that fetch the same model at once each bring their own copy, and the last one stays.
+    `timeout` (seconds) limits the connection and every wait for more bytes. `progress` draws a bar on stderr when that
+    is a terminal. The file appears under its name whole and with the right SHA-256, or not at all; of several processes
+    that fetch the same model at once, each downloads it, and the last one's file stays.
 
-    Raises ModelError when it cannot be had, with the ways out, and UnknownModel.
+    Raises ModelError, which names the alternatives, when it cannot be had, and UnknownModel.
     """
     found = find_model(name, directory)
     if found is not None:
@@ -157,52 +138,22 @@ def fetch_model(
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    except OSError as error:
-        problem = f"Model {wanted.name!r} could not be written to {path.parent} ({_reason(error)})"
-        raise ModelError(f"{problem}: {_ways_out(wanted, path)}.") from error
-    except _DownloadFailed as error:
-        problem = f"Model {wanted.name!r} could not be downloaded from {wanted.url} ({error})"
-        raise ModelError(f"{problem}: {_ways_out(wanted, path)}.") from error
+    except (OSError, http.client.HTTPException, _DownloadFailed) as error:
+        problem = f"Model {wanted.name!r} could not be downloaded from {wanted.url} to {path.parent}"
+        raise ModelError(f"{problem} ({_reason(error)}): {_alternatives(wanted, path)}.") from error
     return path
 
 
-def can_fetch(name: str | os.PathLike[str], timeout: float = 5.0) -> bool:
-    """Tell within `timeout` seconds whether the address of the checkpoint answers.
-
-    True at once for what is never downloaded (`demo`, a path). Raises UnknownModel.
-    """
-    url = checkpoint(name).url
-    if url is None:
-        return True
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            _open(url, timeout, method="HEAD").close()
-        except _DownloadFailed:
-            return
-        answered.set()
-
-    # In a thread, because a socket's time limit covers neither the look-up of the host nor several addresses.
-    asking = threading.Thread(target=ask, name="can-fetch", daemon=True)
-    asking.start()
-    asking.join(timeout)
-    return answered.is_set()
-
-
-def load_model(name: str | os.PathLike[str], directory: Path | None = None, *, download: bool = True) -> Whisper:
+def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "Whisper":
     """Load a model into memory: on the CPU, float32, in evaluation mode, with its alignment heads if known.
 
-    The file is read with weights-only unpickling, which runs no code of the file's. The network is used only
-    when the file is not there and `download` is true.
+    The checkpoint is downloaded if it is not there. It is read with weights-only unpickling, which runs no code of the
+    file's.
 
     Raises ModelError when the checkpoint cannot be had or does not load, and UnknownModel.
     """
     wanted = checkpoint(name)
-    path = fetch_model(name, directory) if download else find_model(name, directory)
-    if path is None:
-        path = wanted.path(directory)
-        raise ModelError(f"Model {wanted.name!r} is not in {path.parent}: {_ways_out(wanted, path)}.")
+    path = fetch_model(name, directory)
     import whisper
 
     try:
@@ -217,85 +168,63 @@ def load_model(name: str | os.PathLike[str], directory: Path | None = None, *, d
 
 
 class _DownloadFailed(Exception):
-    """The other side's fault, not the disk's; its text is the reason."""
+    """Its text is the reason."""
 
 
 def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) -> None:
-    """Write the checkpoint to the new file `part`, hashing on the way; raise unless it is whole and right."""
-    digest = hashlib.sha256()
-    with part.open("xb") as file:
-        with closing(_blocks(wanted, timeout, progress)) as blocks:
-            for block in blocks:
-                file.write(block)
-                digest.update(block)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave an empty file under the final name
-    if digest.hexdigest() != wanted.sha256:
-        raise _DownloadFailed(f"its SHA-256 is {digest.hexdigest()} and should be {wanted.sha256}")
-
-
-def _blocks(wanted: Checkpoint, timeout: float, progress: bool) -> Generator[bytes, None, None]:
-    """Yield the body that the checkpoint's address answers with; raise unless all of it comes."""
+    """Write the checkpoint to the new file `part`; raise unless it is whole and right."""
     from tqdm import tqdm
 
     assert wanted.url is not None
     deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
-    received = 0
-    with _open(wanted.url, timeout) as response:
+    digest, received = hashlib.sha256(), 0
+    with _open(wanted.url, timeout) as response, part.open("xb") as file:
         promised = response.length  # None without Content-Length
-        if promised is not None and promised > MAX_CHECKPOINT_BYTES:
-            raise _DownloadFailed(f"it promises {promised} bytes, more than any checkpoint has")
         limit = MAX_CHECKPOINT_BYTES if promised is None else promised
+        if limit > MAX_CHECKPOINT_BYTES:
+            raise _DownloadFailed(f"it promises {promised} bytes, more than any checkpoint has")
         hidden = None if progress else True  # None: shown on a terminal only
         with tqdm(
             desc=wanted.name, total=promised, disable=hidden, unit="B", unit_scale=True, unit_divisor=1024
         ) as bar:
-            while block := _read(response):
+            while block := response.read1(BLOCK_BYTES):  # returns what one wait brings, so that a trickle is noticed
                 received += len(block)
                 if received > limit:
                     raise _DownloadFailed(f"it sends more than {limit} bytes")
                 if time.monotonic() > deadline:
                     raise _DownloadFailed(f"{received} bytes in {MAX_DOWNLOAD_SECONDS} seconds are too slow")
+                file.write(block)
+                digest.update(block)
                 bar.update(len(block))
-                yield block
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave an empty file under the final name
     if promised is not None and received < promised:
         raise _DownloadFailed(f"the connection ended after {received} of {promised} bytes")
+    if digest.hexdigest() != wanted.sha256:
+        raise _DownloadFailed(f"its SHA-256 is {digest.hexdigest()} and should be {wanted.sha256}")
 
 
-def _open(url: str, timeout: float, method: str = "GET") -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, method=method)  # noqa: S310 - from the table, not from outside
+def _open(url: str, timeout: float) -> http.client.HTTPResponse:
     try:
-        return urllib.request.urlopen(request, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310
+        return urllib.request.urlopen(url, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310 - from the table
     except urllib.error.HTTPError as error:
         error.close()
         raise _DownloadFailed(f"HTTP status {error.code}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _DownloadFailed(_reason(error)) from error
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(_BLOCK)  # read1 returns what one wait brings, so that a trickle is noticed
-    except (OSError, http.client.HTTPException) as error:
-        raise _DownloadFailed(_reason(error)) from error
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:
-    """Return the first sentence of what an error says: torch goes on to advise what is not safe here."""
+    """Return the first sentence of an error: torch goes on with advice that is not safe here."""
     inner = getattr(error, "reason", error)  # what a URLError wraps
     text = getattr(inner, "strerror", None) or str(inner) or "no reason given"
     return text.splitlines()[0].partition(". ")[0].rstrip(".:")
 
 
-def _ways_out(wanted: Checkpoint, path: Path) -> str:
+def _alternatives(wanted: Checkpoint, path: Path) -> str:
     return (
         f"connect to the network and run `whisper-byoc preload --model {wanted.name}`, or copy {path.name} "
         f"from another machine to {path}, or set MODEL_DIR to a folder that has it, or use the bundled model "

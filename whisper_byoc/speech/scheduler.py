@@ -1,100 +1,147 @@
-"""Worker threads: each owns an engine and takes the oldest work from one queue; drafts only when nothing else waits.
+"""The worker threads of a model: each has an engine, and takes the oldest work from one queue.
 
-Work that nobody waits for any more is broken off, and so is a draft when something else has no free worker.
+Drafts wait for transcriptions: a worker drafts only while no transcription waits, and stops drafting when one has no
+free worker. Work whose result nobody waits for any more is cancelled.
 """
-
-from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from whisper_byoc.errors import ProcessorError
-from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine
-from whisper_byoc.speech.lanes import Lanes
+from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
-
-__all__ = ["Scheduler", "Timed"]
 
 T = TypeVar("T")
 
 STUCK_SECONDS = 300.0
-"""A worker that has been at one piece of sound for so long is taken to be stuck."""
+"""A worker that has spent this long on one piece of sound is taken to be stuck."""
 
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What an engine gave, and what it cost, in milliseconds."""
+    """What an engine returned, and how long it waited and ran, in milliseconds."""
 
     value: T
     queue_ms: float
     inference_ms: float
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """One call of an engine that waits for a worker."""
+class TwoPriorityQueue(Generic[T]):
+    """A queue between threads; an item of low priority is taken only when none of high priority waits."""
 
-    call: Callable[[Engine, Callable[[], bool]], Any]
-    """Takes the engine, and what tells it when to break off."""
+    def __init__(self) -> None:
+        self._high: deque[T] = deque()
+        self._low: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.idle = 0
+        """Threads that wait in `get`."""
+
+    def put(self, item: T, *, low: bool = False) -> bool:
+        """Add an item, of high priority by default; return False when the queue was closed."""
+        with self._changed:
+            if not self._closed:
+                (self._low if low else self._high).append(item)
+                self._changed.notify()
+            return not self._closed
+
+    def get(self) -> T | None:
+        """Wait for the next item; None when the queue was closed and no item of high priority is left."""
+        with self._changed:
+            while not self._high and not self._low and not self._closed:
+                self.idle += 1
+                self._changed.wait()
+                self.idle -= 1
+            if self._high:
+                return self._high.popleft()
+            return None if self._closed else self._low.popleft()
+
+    def remove(self, item: T) -> None:
+        """Remove an item that still waits; does nothing for one that was taken."""
+        with self._changed:
+            for items in (self._high, self._low):
+                if item in items:
+                    items.remove(item)
+
+    def overloaded(self) -> bool:
+        """Whether an item of high priority waits for which no thread is free."""
+        with self._changed:
+            return len(self._high) > self.idle
+
+    def close(self) -> list[T]:
+        """Let every thread go once no item of high priority is left; return the items of low priority."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            dropped, self._low = list(self._low), deque()
+            return dropped
+
+    def __len__(self) -> int:
+        return len(self._high) + len(self._low)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    call: Callable[[Engine, IsCancelled], Any]
     future: Future[Timed[Any]]
-    dropped: Callable[[], bool]
+    is_cancelled: IsCancelled
     submitted: float = field(default_factory=time.monotonic)
 
 
 class Scheduler:
-    """`workers` threads, each with `threads` torch threads. First come, first served.
+    """`workers` threads, whose engines compute with `threads` CPU threads each. First come, first served.
 
-    Fairness between jobs follows from the core, which has one segment of each job at work at a time, and from live
-    jobs, which have one draft at a time. Drafts may starve; transcriptions never do.
+    Jobs are treated fairly because each has one segment, or one draft, in the queue at a time. Drafts may starve;
+    transcriptions never do.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
         self._workers = workers
         self._threads = threads
-        self._queue: Lanes[Work] = Lanes()
+        self._queue: TwoPriorityQueue[_Work] = TwoPriorityQueue()
         self._busy_since: dict[str, float] = {}
 
-    async def start(self, load: Callable[[], Engine]) -> Engine:
-        """Load the model in a thread, start the workers, and wait until each has made one inference.
+    @property
+    def idle(self) -> int:
+        """Workers that have nothing to do."""
+        return self._queue.idle
 
-        Raises what `load` raises.
+    async def start(self, load: Callable[[], Engine]) -> Engine:
+        """Load the model in a thread, start the workers, and wait until each has made its first inference.
+
+        Raises what `load` and the engine raise.
         """
-        engine = await in_thread(load, "whisper-load")
+        engine = await asyncio.wrap_future(_in_thread(load, "whisper-load"))
         engines = [engine, *(engine.replica() for _ in range(1, self._workers))]  # before one of them works
-        ready: list[Future[None]] = []
-        for number, mine in enumerate(engines):
-            warm: Future[None] = Future()
-            ready.append(warm)
-            thread = threading.Thread(target=self._run, args=(mine, warm), name=f"whisper-{number}", daemon=True)
-            thread.start()  # a daemon, so that a worker that hangs cannot keep the process from exiting
-        await asyncio.gather(*(asyncio.wrap_future(each) for each in ready))
+        warm: list[Future[None]] = [Future() for _ in engines]
+        for number, each in enumerate(engines):
+            _in_thread(partial(self._run, each, warm[number]), f"whisper-{number}")
+        await asyncio.gather(*map(asyncio.wrap_future, warm))
         return engine
 
-    async def transcribe(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Transcription]:
-        """Have a worker transcribe 16 kHz mono float32 samples (n,); what the engine raises comes out here.
+    async def transcribe(self, samples: Samples, options: DecodeOptions) -> Timed[Transcription]:
+        """Have a worker transcribe; raises what the engine raises. Cancelling this cancels the work."""
+        return await self._do(lambda engine, is_cancelled: engine.transcribe(samples, options, is_cancelled))
 
-        Cancelling takes the work out of the queue, or breaks it off.
+    async def draft(self, samples: Samples, options: DecodeOptions) -> Timed[Draft]:
+        """Have a worker draft when it has nothing better to do.
+
+        Raises `Cancelled` when something better came.
         """
-        return await self._do(lambda engine, dropped: engine.transcribe(samples, options, dropped))
+        return await self._do(lambda engine, is_cancelled: engine.draft(samples, options, is_cancelled), low=True)
 
-    async def draft(self, samples: NDArray[np.float32], options: DecodeOptions) -> Timed[Draft]:
-        """Have a worker draft an utterance that is still going on, when it has nothing better to do.
-
-        Raises `Dropped` when something better came.
-        """
-        return await self._do(lambda engine, dropped: engine.draft(samples, options, dropped), may_wait=True)
-
-    async def language_of(self, samples: NDArray[np.float32]) -> tuple[str, float]:
-        """Have a worker name the language of samples, and its probability."""
-        return (await self._do(lambda engine, _: engine.language_of(samples))).value
+    async def detect_language(self, samples: Samples) -> tuple[str, float]:
+        """Have a worker detect the language; return its code and probability."""
+        return (await self._do(lambda engine, _: engine.detect_language(samples))).value
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
@@ -105,27 +152,25 @@ class Scheduler:
         return None
 
     def stop(self) -> None:
-        """Let every worker go after the work it has; drafts are cancelled."""
+        """Let every worker go after the transcriptions that wait; drafts are cancelled."""
         for work in self._queue.close():
             work.future.cancel()
 
-    async def _do(self, call: Callable[[Engine, Callable[[], bool]], T], *, may_wait: bool = False) -> Timed[T]:
-        left = threading.Event()  # set when nobody waits for it any more
-        work = Work(call, Future(), lambda: left.is_set() or (may_wait and self._queue.urgent))
-        if not self._queue.put(work, may_wait=may_wait):
+    async def _do(self, call: Callable[[Engine, IsCancelled], T], *, low: bool = False) -> Timed[T]:
+        abandoned = threading.Event()
+        work = _Work(call, Future(), lambda: abandoned.is_set() or (low and self._queue.overloaded()))
+        if not self._queue.put(work, low=low):
             raise ProcessorError("the workers have been stopped")
         try:
             return await asyncio.wrap_future(work.future)
         finally:
-            left.set()
-            self._queue.take_back(work)  # its sound, if it still waits: drafts may wait for long
+            abandoned.set()
+            self._queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
 
     def _run(self, engine: Engine, warm: Future[None]) -> None:
-        import torch
-
         name = threading.current_thread().name
-        torch.set_num_threads(self._threads)  # OpenMP keeps this per thread
         try:
+            engine.use_threads(self._threads)
             warm_up(engine)
         except BaseException as error:
             warm.set_exception(error)
@@ -136,7 +181,7 @@ class Scheduler:
                 continue
             self._busy_since[name] = began = time.monotonic()
             try:
-                value = work.call(engine, work.dropped)
+                value = work.call(engine, work.is_cancelled)
             except BaseException as error:
                 work.future.set_exception(error)
             else:
@@ -153,7 +198,7 @@ def warm_up(engine: Engine) -> None:
     engine.draft(noise, DecodeOptions())
 
 
-def in_thread(function: Callable[[], T], name: str) -> asyncio.Future[T]:
+def _in_thread(function: Callable[[], T], name: str) -> Future[T]:
     """Run a function in a daemon thread, which cannot keep the process from exiting as an executor's would."""
     future: Future[T] = Future()
 
@@ -164,4 +209,4 @@ def in_thread(function: Callable[[], T], name: str) -> asyncio.Future[T]:
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
-    return asyncio.wrap_future(future)
+    return future

@@ -1,26 +1,10 @@
-"""What a model heard, and the forms in which people want it: record, txt, json, srt, vtt."""
+"""Text with its times, and the `transcript` record in which followers of a job get it."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
-from audio.pcm import SAMPLE_RATE
-from whisper_byoc.speech.subtitles import as_srt, as_vtt
-
-__all__ = [
-    "FORMATS",
-    "TextSegment",
-    "Transcription",
-    "Word",
-    "from_records",
-    "join",
-    "partial_record",
-    "transcript_record",
-]
+from audio.pcm import duration_ms
 
 
 @dataclass(frozen=True)
@@ -50,138 +34,104 @@ class Transcription:
 
     text: str
     language: str
+    """ISO 639-1 code."""
     segments: tuple[TextSegment, ...] = ()
 
-    def within(self, start: float, end: float) -> Transcription:
-        """Give the same text with its times kept between two seconds, outside of which it is silent.
+    def within(self, start: float, end: float) -> "Transcription":
+        """Return the same text with all times clamped to `start` and `end`.
 
-        openai-whisper lets its first segment begin with the sound, and its last one end with it.
+        openai-whisper lets its first segment begin with the sound and its last one end with it, silence included.
         """
+        return self._with_times(lambda seconds: min(max(seconds, start), end))
 
-        def at(seconds: float) -> float:
-            return min(max(seconds, start), end)
+    def shifted(self, seconds: float) -> "Transcription":
+        """Return the same text on a clock that began `seconds` earlier."""
+        return self._with_times(lambda time: time + seconds)
 
-        kept = (
-            replace(
-                each,
-                start=at(each.start),
-                end=at(each.end),
-                words=tuple(replace(word, start=at(word.start), end=at(word.end)) for word in each.words),
-            )
-            for each in self.segments
-        )
-        return replace(self, segments=tuple(kept))
-
-    def shifted(self, seconds: float) -> Transcription:
-        """Give the same text on a clock that began `seconds` earlier."""
-        moved = (
+    def _with_times(self, change: Callable[[float], float]) -> "Transcription":
+        segments = (
             TextSegment(
-                each.start + seconds,
-                each.end + seconds,
-                each.text,
-                tuple(
-                    Word(word.start + seconds, word.end + seconds, word.text, word.probability) for word in each.words
-                ),
+                change(segment.start),
+                change(segment.end),
+                segment.text,
+                tuple(replace(word, start=change(word.start), end=change(word.end)) for word in segment.words),
             )
-            for each in self.segments
+            for segment in self.segments
         )
-        return Transcription(self.text, self.language, tuple(moved))
+        return replace(self, segments=tuple(segments))
 
 
 def join(parts: Iterable[Transcription], language: str) -> Transcription:
-    """Put the transcriptions of consecutive pieces together; their times must be on one clock already."""
-    heard = [part for part in parts if part.text]
-    text = " ".join(part.text for part in heard)
-    segments = tuple(segment for part in heard for segment in part.segments)
-    return Transcription(text, heard[0].language if heard else language, segments)
+    """Join the transcriptions of consecutive pieces; their times must be on one clock already."""
+    spoken = [part for part in parts if part.text]
+    text = " ".join(part.text for part in spoken)
+    segments = tuple(segment for part in spoken for segment in part.segments)
+    return Transcription(text, spoken[0].language if spoken else language, segments)
+
+
+@dataclass(frozen=True)
+class TranscriptRecord:
+    """The record of one piece of sound, on the clock of its job."""
+
+    transcription: Transcription
+    """Its times count from the beginning of the piece."""
+    first_sample: int
+    """Position of the piece on the job's clock, in samples."""
+    samples: int
+    """Length of the piece."""
+    queue_ms: float
+    inference_ms: float
+    lag_ms: float | None = None
+    """For live input: time from the arrival of the last sample."""
+    is_final: bool = True
+
+    def fields(self) -> dict[str, Any]:
+        """Return the JSON fields without `job_id`, `seq` and segment ids. All times in whole milliseconds."""
+        start_ms, end_ms = duration_ms(self.first_sample), duration_ms(self.first_sample + self.samples)
+
+        def span(start: float, end: float) -> dict[str, int]:
+            return {
+                "start_ms": min(start_ms + round(start * 1000), end_ms),
+                "end_ms": min(start_ms + round(end * 1000), end_ms),
+            }
+
+        def word_fields(word: Word) -> dict[str, Any]:
+            return {**span(word.start, word.end), "text": word.text, "probability": round(word.probability, 3)}
+
+        def segment_fields(segment: TextSegment) -> dict[str, Any]:
+            words = {"words": [word_fields(word) for word in segment.words]} if segment.words else {}
+            return {**span(segment.start, segment.end), "text": segment.text, **words}
+
+        stats = {
+            "audio_duration_ms": end_ms - start_ms,
+            "queue_ms": round(self.queue_ms),
+            "inference_ms": round(self.inference_ms),
+        }
+        return {
+            "type": "transcript",
+            "is_final": self.is_final,
+            "text": self.transcription.text,
+            "language": self.transcription.language,
+            "timing": {"media_window_start_ms": start_ms, "media_window_end_ms": end_ms},
+            "segments": [segment_fields(segment) for segment in self.transcription.segments],
+            "stats": stats if self.lag_ms is None else {**stats, "lag_ms": round(self.lag_ms)},
+        }
 
 
 def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> Transcription:
-    """Put the `transcript` records of one job back together, on the job's clock."""
-    heard = [each for each in records if each["type"] == "transcript" and each["text"] and each.get("is_final", True)]
-    segments = tuple(
-        TextSegment(
-            each["start_ms"] / 1000,
-            each["end_ms"] / 1000,
-            each["text"],
-            tuple(
-                Word(word["start_ms"] / 1000, word["end_ms"] / 1000, word["text"], word["probability"])
-                for word in each.get("words", ())
-            ),
-        )
-        for record in heard
-        for each in record.get("segments", ())
-    )
-    text = " ".join(record["text"] for record in heard)
-    return Transcription(text, heard[0].get("language", language) if heard else language, segments)
+    """Join the final `transcript` records of one job, given as their JSON fields, on the job's clock.
 
-
-def transcript_record(
-    heard: Transcription, first_sample: int, samples: int, queue_ms: float, inference_ms: float
-) -> dict[str, Any]:
-    """Build the fields of a `transcript` record, without `job_id`, `seq` and segment ids.
-
-    `first_sample` and `samples` say, on the job's clock, which sound this is; times come out in milliseconds.
+    `language` is that of a job without text.
     """
-    start_ms, end_ms = to_ms(first_sample), to_ms(first_sample + samples)
-
-    def span(start: float, end: float) -> dict[str, int]:
-        return {
-            "start_ms": min(start_ms + round(start * 1000), end_ms),
-            "end_ms": min(start_ms + round(end * 1000), end_ms),
-        }
-
-    def word_fields(word: Word) -> dict[str, Any]:
-        return {**span(word.start, word.end), "text": word.text, "probability": round(word.probability, 3)}
-
-    return {
-        "type": "transcript",
-        "is_final": True,
-        "text": heard.text,
-        "language": heard.language,
-        "timing": {"media_window_start_ms": start_ms, "media_window_end_ms": end_ms},
-        "segments": [
-            {**span(segment.start, segment.end), "text": segment.text}
-            | ({"words": [word_fields(word) for word in segment.words]} if segment.words else {})
-            for segment in heard.segments
-        ],
-        "stats": {
-            "audio_duration_ms": end_ms - start_ms,
-            "queue_ms": round(queue_ms),
-            "inference_ms": round(inference_ms),
-        },
-    }
+    spoken = [each for each in records if each["type"] == "transcript" and each["text"] and each.get("is_final", True)]
+    segments = tuple(_segment(segment) for record in spoken for segment in record.get("segments", ()))
+    text = " ".join(record["text"] for record in spoken)
+    return Transcription(text, spoken[0].get("language", language) if spoken else language, segments)
 
 
-def partial_record(
-    text: str, language: str, first_sample: int, samples: int, queue_ms: float, inference_ms: float
-) -> dict[str, Any]:
-    """Build the fields of a record of text that is not final: one segment over the whole sound so far."""
-    heard = Transcription(text, language, (TextSegment(0.0, samples / SAMPLE_RATE, text),))
-    return {**transcript_record(heard, first_sample, samples, queue_ms, inference_ms), "is_final": False}
-
-
-def to_ms(samples: int) -> int:
-    """Samples at 16 kHz to whole milliseconds."""
-    return samples * 1000 // SAMPLE_RATE
-
-
-def as_txt(heard: Transcription) -> str:
-    """One line per segment, as openai-whisper writes it."""
-    return "".join(f"{segment.text}\n" for segment in heard.segments)
-
-
-def as_json(heard: Transcription) -> str:
-    """One object with `text`, `language` and `segments` (times in seconds)."""
-    segments = [
-        {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
-        for number, segment in enumerate(heard.segments)
-    ]
-    body = {"text": heard.text, "language": heard.language, "segments": segments}
-    return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
-
-
-FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
-    {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt}
-)
-"""File name ending -> writer."""
+def _segment(fields: Mapping[str, Any]) -> TextSegment:
+    words = tuple(
+        Word(word["start_ms"] / 1000, word["end_ms"] / 1000, word["text"], word["probability"])
+        for word in fields.get("words", ())
+    )
+    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words)

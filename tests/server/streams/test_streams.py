@@ -289,8 +289,8 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
     assert status == 400
     assert stream.params["prompt"] == "gateway"
     assert (await world.post("/stream/params", {"params": {"words": True}}, "ctl"))[0] == 200
-    assert stream.job._session._decoding.words
-    assert stream.job._session._decoding.prompt == "gateway"
+    assert stream.job._session.options.decoding.words
+    assert stream.job._session.options.decoding.prompt == "gateway"
     await world.stop("ctl")
     world.trickle.close("ctl-events")
     await listening

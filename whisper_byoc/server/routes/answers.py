@@ -14,7 +14,8 @@ from aiohttp import web
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.routes.errors import Shape, refusal
 from whisper_byoc.server.routes.keys import METRICS
-from whisper_byoc.speech.transcript import FORMATS, Transcription
+from whisper_byoc.speech.formats import FORMATS
+from whisper_byoc.speech.transcript import Transcription
 
 __all__ = [
     "CONTENT_TYPES",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.speech.engine import Draft, DraftWord
-from whisper_byoc.speech.partials import MARGIN_SECONDS, POLICIES, Agreement, Attention
+from whisper_byoc.speech.live import POLICIES, UNSTABLE_SECONDS, Agreement, Attention
 
 
 def draft(text, step=0.5):
@@ -15,37 +15,37 @@ def draft(text, step=0.5):
 
 def test_attention_shows_what_was_heard_well_before_the_end():
     policy = Attention()
-    assert policy.show(draft("one two three"), 3.0) == "one two three"
-    assert policy.show(draft("one two three"), 1.5 + MARGIN_SECONDS) == "one two three"
-    assert policy.show(draft("one two three"), 1.5) == "one two"
-    assert policy.show(draft("one two three"), 0.5) == ""
+    assert policy.stable_text(draft("one two three"), 3.0) == "one two three"
+    assert policy.stable_text(draft("one two three"), 1.5 + UNSTABLE_SECONDS) == "one two three"
+    assert policy.stable_text(draft("one two three"), 1.5) == "one two"
+    assert policy.stable_text(draft("one two three"), 0.5) == ""
 
 
 def test_attention_stops_at_the_first_word_that_was_heard_too_late():
     words = (DraftWord(" one", 0.5), DraftWord(" two", 1.9), DraftWord(" three", 1.0))
-    assert Attention().show(Draft(words, "en"), 2.0) == "one"
+    assert Attention().stable_text(Draft(words, "en"), 2.0) == "one"
 
 
 def test_agreement_shows_what_two_drafts_begin_with():
     policy = Agreement()
-    assert policy.show(draft("one two"), 1.0) == ""
-    assert policy.show(draft("one two tree"), 1.5) == "one two"
-    assert policy.show(draft("one two three four"), 2.0) == "one two"
-    assert policy.show(draft("one two three four"), 2.0) == "one two three four"
-    assert policy.show(draft("won two three four"), 2.0) == ""
+    assert policy.stable_text(draft("one two"), 1.0) == ""
+    assert policy.stable_text(draft("one two tree"), 1.5) == "one two"
+    assert policy.stable_text(draft("one two three four"), 2.0) == "one two"
+    assert policy.stable_text(draft("one two three four"), 2.0) == "one two three four"
+    assert policy.stable_text(draft("won two three four"), 2.0) == ""
 
 
 def test_utterances_do_not_know_of_each_other():
     first, second = Agreement(), Agreement()
-    first.show(draft("one"), 1.0)
-    assert second.show(draft("one"), 1.0) == ""
+    first.stable_text(draft("one"), 1.0)
+    assert second.stable_text(draft("one"), 1.0) == ""
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_nothing_heard_nothing_shown(policy):
     policy = POLICIES[policy]()
-    assert policy.show(Draft((), "en"), 1.0) == ""
-    assert policy.show(Draft((), "en"), 1.0) == ""
+    assert policy.stable_text(Draft((), "en"), 1.0) == ""
+    assert policy.stable_text(Draft((), "en"), 1.0) == ""
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -58,8 +58,8 @@ def test_punctuation_and_scripts_without_blanks_are_joined_as_they_were_written(
         policy_of_one = POLICIES[policy]()
         heard = Draft(tuple(DraftWord(piece, 0.1) for piece in pieces), "en")
         assert heard.text == text
-        policy_of_one.show(heard, 5.0)
-        assert policy_of_one.show(heard, 5.0) == text
+        policy_of_one.stable_text(heard, 5.0)
+        assert policy_of_one.stable_text(heard, 5.0) == text
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -67,4 +67,4 @@ def test_punctuation_and_scripts_without_blanks_are_joined_as_they_were_written(
 def test_what_is_shown_is_how_the_draft_begins(policy, drafts):
     shown = POLICIES[policy]()
     for n, text in enumerate(drafts):
-        assert text.startswith(shown.show(draft(text), 0.4 * (n + 1)))
+        assert text.startswith(shown.stable_text(draft(text), 0.4 * (n + 1)))

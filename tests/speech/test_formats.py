@@ -1,15 +1,19 @@
-"""Cues that can be read."""
+"""Text, JSON, and cues that can be read."""
 
 import itertools
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.subtitles import LINE_CHARACTERS, LINES, as_srt, as_vtt, clean, cues
+from whisper_byoc.speech.formats import FORMATS, LINE_CHARACTERS, LINES, as_srt, as_vtt, cue_text, cues, timestamp
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
+HEARD = Transcription(
+    "Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General."))
+)
 times = st.floats(0, 20_000, allow_nan=False)
 texts = st.lists(
     st.one_of(
@@ -51,7 +55,7 @@ def test_cues_fit_the_screen_follow_each_other_and_hold_every_word(given_segment
         assert round(cue.end * 1000) > round(cue.start * 1000)
     for before, after in itertools.pairwise(found):
         assert before.end <= after.start
-    assert joined(line for cue in found for line in cue.lines) == joined(clean(each.text) for each in given_segments)
+    assert joined(line for cue in found for line in cue.lines) == joined(cue_text(each.text) for each in given_segments)
 
 
 @given(segments())
@@ -108,3 +112,46 @@ def test_segments_that_overlap_wait_for_each_other():
 def test_nothing_said_is_an_empty_file():
     assert as_srt(Transcription("", "en")) == ""
     assert as_vtt(Transcription("", "en")) == "WEBVTT\n\n"
+
+
+def test_txt():
+    assert FORMATS["txt"](HEARD) == "Hello there.\nGeneral.\n"
+
+
+def test_json():
+    assert json.loads(FORMATS["json"](HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
+
+
+def test_srt():
+    assert FORMATS["srt"](HEARD) == (
+        "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,300\nGeneral.\n\n"
+    )
+
+
+def test_vtt():
+    assert FORMATS["vtt"](HEARD).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\nHello there.\n\n")
+
+
+def test_text_cannot_break_out_of_a_cue():
+    nasty = Transcription("x", "en", (TextSegment(0, 1, "a --> b\n\n2\n00:00:09,000 --> x"),))
+    for name in ("srt", "vtt"):
+        assert FORMATS[name](nasty).count("-->") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "00:00:00,000"),
+        (-1, "00:00:00,000"),
+        (59.9996, "00:01:00,000"),
+        (3661.5, "01:01:01,500"),
+        (360_000, "100:00:00,000"),
+    ],
+)
+def test_timestamp(seconds, text):
+    assert timestamp(seconds, ",") == text
+
+
+@given(st.floats(0, 1e6))
+def test_timestamp_is_always_well_formed(seconds):
+    assert re.fullmatch(r"\d{2,}:[0-5]\d:[0-5]\d\.\d{3}", timestamp(seconds, "."))

@@ -1,10 +1,10 @@
-"""What a text must not be."""
+"""Text that was invented, that loops, or that is the prompt."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.rules import LONGEST_TEXT, UNIT, Score, is_echo, token_cap, without_loops
+from whisper_byoc.speech.hallucination import MAX_TOKENS, UNIT, Score, is_prompt_echo, max_tokens, remove_loops
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ from whisper_byoc.speech.rules import LONGEST_TEXT, UNIT, Score, is_echo, token_
     ],
 )  # fmt: skip
 def test_loops_are_cut_only_where_nobody_speaks_so_fast(text, seconds, kept):
-    assert without_loops(text, seconds) == (text if kept is None else kept)
+    assert remove_loops(text, seconds) == (text if kept is None else kept)
 
 
 @given(st.lists(st.sampled_from("abcd谢はข"), max_size=60), st.floats(0, 30), st.sampled_from(("", " ")))
 def test_cutting_loops_leaves_every_word_once_and_in_order(words, seconds, blank):
-    kept = without_loops(blank.join(words), seconds)
+    kept = remove_loops(blank.join(words), seconds)
     words = [unit[0].strip() for unit in UNIT.finditer(blank.join(words))]
     kept = [unit[0].strip() for unit in UNIT.finditer(kept)]
     assert set(kept) == set(words)
@@ -61,14 +61,14 @@ def test_cutting_loops_leaves_every_word_once_and_in_order(words, seconds, blank
     ],
 )
 def test_an_echo_is_a_piece_of_the_prompt_and_nothing_else(text, prompt, echo):
-    assert is_echo(text, prompt) is echo
+    assert is_prompt_echo(text, prompt) is echo
 
 
 def test_the_cap_grows_with_the_sound():
-    assert token_cap(0.0) == 16
-    assert token_cap(1.0) == 28
-    assert token_cap(10.0) == 136
-    assert token_cap(30.0) == token_cap(3600.0) == LONGEST_TEXT == 224
+    assert max_tokens(0.0) == 16
+    assert max_tokens(1.0) == 28
+    assert max_tokens(10.0) == 136
+    assert max_tokens(30.0) == max_tokens(3600.0) == MAX_TOKENS == 224
 
 
 @pytest.mark.parametrize(
