@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import FrameProcessor
 from whisper_byoc.processors.tint import (
@@ -14,6 +15,7 @@ from whisper_byoc.processors.tint import (
     Grayscale,
     GrayscaleProcessor,
     GreenTintProcessor,
+    PaintingProcessor,
     PassthroughProcessor,
     green_tint,
 )
@@ -157,13 +159,15 @@ async def test_a_bad_frame_fails_alone(make):
     assert isinstance(good, bytes)
 
 
-@PAINTERS
-async def test_the_event_loop_does_not_paint(make):
-    processor = make()
+async def test_the_event_loop_does_not_paint():
     threads = []
-    paint = processor._function
-    processor._function = lambda frame: (threads.append(threading.current_thread()), paint(frame))[1]
-    await processor.process(b"rgb")
+
+    def paint(frame):
+        threads.append(threading.current_thread())
+        return frame
+
+    processor = PaintingProcessor(paint)
+    assert await processor.process(b"rgb") == b"rgb"
     await processor.shutdown()
     assert threads
     assert threading.current_thread() not in threads
@@ -171,18 +175,16 @@ async def test_the_event_loop_does_not_paint(make):
 
 @PAINTERS
 async def test_shutdown_keeps_what_was_accepted_and_ends_the_threads(make):
+    def threads():
+        return [each for each in threading.enumerate() if each.name.startswith(make.__name__)]
+
     processor = make()
     await processor.initialize()
-    pool = processor._pool
     running = [asyncio.ensure_future(processor.process(random_frame(50_000, seed))) for seed in range(5)]
-    await asyncio.sleep(0)  # all five are in the pool
+    await until(threads)
     await processor.shutdown()
     assert [len(frame) for frame in await asyncio.gather(*running)] == [150_000] * 5
-    with pytest.raises(RuntimeError, match="shutdown"):
-        pool.submit(len, b"")
-    for thread in pool._threads:
-        thread.join(10)
-        assert not thread.is_alive()
+    await until(lambda: not threads())
 
 
 @given(frame=st.binary())

@@ -59,9 +59,9 @@ class Listener:
     async def ready(self):
         return self.answer(None)
 
-    async def lull(self):
-        self.calls.append("lull")
-        return [final("lull")]
+    async def flush(self):
+        self.calls.append("flush")
+        return [final("flush")]
 
     async def end_feed(self):
         self.calls.append("end_feed")
@@ -349,11 +349,11 @@ async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serv
     listener = Listener()
     api = await serving(listener, idle_seconds=2.0)
     await api.put("job", bytes(640), chunked=True, query="?more=1")
-    assert (await api.get("job"))[1] == b"lull"
+    assert (await api.get("job"))[1] == b"flush"
     await asyncio.sleep(0.3)
-    assert listener.calls == ["lull"]
+    assert listener.calls == ["flush"]
     await api.put("job", bytes(640), chunked=True, query="?more=1")
-    assert (await api.get("job"))[1] == b"lull"
+    assert (await api.get("job"))[1] == b"flush"
     # and a lull does not count as somebody who cares
     assert (await api.records("job"))[-2]["error"].startswith("the job was idle for 2 s")
 

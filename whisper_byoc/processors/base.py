@@ -1,11 +1,9 @@
-"""What the server asks of a processor, and the adapter that lets it know sessions only.
+"""What the server asks of a processor, and the adapter for processors without sessions of their own.
 
-A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional:
-`initialize` and `shutdown`, the attributes of `FrameProcessor`, `open_session` for a processor that
-needs memory between the frames of one job, and `trouble` to tell the health routes what is wrong.
+A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional: `initialize` and
+`shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, and `trouble`
+to tell the health routes what is wrong.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,20 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from whisper_byoc.errors import ProcessorError
-
-__all__ = [
-    "FrameProcessor",
-    "JobInfo",
-    "LiveSession",
-    "Media",
-    "PlainSession",
-    "Processor",
-    "Result",
-    "Session",
-    "check_json",
-    "check_results",
-    "session_of",
-]
 
 Media = Literal["audio", "video", "bytes"]
 """How a live feed is cut: at quiet points, by frame size, or not at all."""
@@ -50,11 +34,11 @@ class Result:
     record: Mapping[str, Any] | None = None
     """Fields of the JSON record (`type`, `text`, …) without `job_id` and `seq`; None: made from `body`."""
     partial: bool = False
-    """Whether the next result takes its place. Only those who follow records see it, and it may be left out."""
+    """Whether the next result replaces it. Only followers of records see it, and it may be left out."""
     error: str = ""
     """Why there is no result here: becomes an error record."""
     lag_ms: float | None = None
-    """For live input: time from the arrival of the last sound it is about, in milliseconds."""
+    """For live input: milliseconds since the arrival of the last sound that it is about."""
 
 
 @runtime_checkable
@@ -63,55 +47,49 @@ class Processor(Protocol):
 
     async def process(self, frame: bytes) -> bytes:
         """Turn one frame or segment into its result."""
-        ...
 
 
 class Session(Protocol):
-    """One job's side of a processor. Calls never overlap."""
+    """One job's side of a processor. Calls never overlap.
+
+    It may also have `update(params)`, which is called when the client changes parameters in mid-stream, and raises
+    `RequestRefused` (400) for what cannot be.
+    """
 
     async def feed(self, frame: bytes) -> list[Result]:
-        """Take one segment, give the results that are ready.
+        """Take one segment, and return the results that are ready.
 
         Raises `SegmentError` when this segment can have none.
         """
-        ...
 
     async def finish(self) -> list[Result]:
-        """Give what is still held back; called once, after the last `feed`."""
-        ...
+        """Return what is still held back; called once, after the last `feed`."""
 
     def summary(self) -> Mapping[str, Any]:
-        """Fields for the job's `end` record."""
-        ...
+        """Return fields for the job's `end` record."""
 
 
 @runtime_checkable
 class LiveSession(Protocol):
-    """What a session of a processor that says `live = True` has as well."""
+    """What a session of a processor with `live = True` has as well."""
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
-        """Take the next piece of a live feed, cut anywhere, that arrived at this time of the event loop."""
-        ...
+        """Take the next piece of a live feed, cut anywhere, which arrived at this time of the event loop."""
 
-    def when_ready(self, tell: Callable[[], None]) -> None:
-        """Call `tell` each time that `ready` has something; asked for once, before the first piece."""
-        ...
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call `callback` each time that `ready` has something. Set once, before the first piece."""
 
     async def ready(self) -> list[Result]:
-        """Give the results that are ready between two pieces."""
-        ...
+        """Return the results that are ready between two pieces."""
 
-    async def lull(self) -> list[Result]:
-        """Give the results of what came so far: the feed goes on, but nothing has come for a while."""
-        ...
+    async def flush(self) -> list[Result]:
+        """Return the results of what came so far: the feed goes on, but nothing has come for a while."""
 
     async def end_feed(self) -> list[Result]:
-        """Give what is left of a live feed: a whole segment comes next."""
-        ...
+        """Return what is left of a live feed: a whole segment comes next."""
 
     def close(self) -> None:
-        """Drop what is at work: nobody wants it any more."""
-        ...
+        """Cancel what is at work: nobody wants it any more."""
 
 
 class FrameProcessor:
@@ -132,17 +110,13 @@ class FrameProcessor:
 
 
 class PlainSession:
-    """Adapts `process` to a session: one frame in, one result out, nothing remembered but counts."""
+    """Adapts `process` to a session: one frame in, one result out, nothing remembered but their number."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
         self._results = 0
 
     async def feed(self, frame: bytes) -> list[Result]:
-        """Run `process` on the frame.
-
-        Raises `ProcessorError` when it returns something that is not bytes.
-        """
         body = await self._processor.process(frame)
         if not isinstance(body, (bytes, bytearray, memoryview)):
             name = type(self._processor).__name__
@@ -151,11 +125,9 @@ class PlainSession:
         return [Result(bytes(body))]
 
     async def finish(self) -> list[Result]:
-        """Nothing is ever held back."""
         return []
 
     def summary(self) -> Mapping[str, Any]:
-        """Count of the results."""
         return {"results": self._results}
 
 
@@ -169,7 +141,7 @@ def session_of(processor: Processor, job: JobInfo) -> Session:
 
 
 def check_results(results: object) -> list[Result]:
-    """Give what a session's `feed` or `finish` returned, if every reader can be given it.
+    """Return what a session returned, if it can be sent to every reader.
 
     Raises `ProcessorError` for anything but `Result`s of bytes, with records that can be written as JSON.
     """
@@ -186,10 +158,10 @@ def check_results(results: object) -> list[Result]:
 
 
 def check_json(what: str, fields: object) -> None:
-    """Raise `ProcessorError` for what is no mapping that can be written as UTF-8 JSON."""
+    """Raise `ProcessorError` for what is not a mapping that can be written as UTF-8 JSON."""
+    if not isinstance(fields, Mapping):
+        raise ProcessorError(f"{what} must be a mapping, but it is {type(fields).__name__}")
     try:
-        good = isinstance(fields, Mapping) and bool(json.dumps(dict(fields), ensure_ascii=False).encode())
+        json.dumps(dict(fields), ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ProcessorError(f"{what} must be JSON: {error}") from None
-    if not good:
-        raise ProcessorError(f"{what} must be a mapping, but it is {type(fields).__name__}")

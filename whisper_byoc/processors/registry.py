@@ -1,7 +1,5 @@
 """The pipelines that a container can serve, by the names that clients ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,6 @@ from whisper_byoc.processors.base import Processor
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor, PassthroughProcessor
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.models import model_names
-
-__all__ = ["PIPELINES", "PipelineSpec", "find", "model_of"]
 
 PCM, TEXT, RGB = "PCM16 16 kHz mono", "UTF-8 text", "RGB24 frames"
 
@@ -30,13 +26,11 @@ class PipelineSpec:
     model: str | None = None
 
 
-def speech(name: str, model: str, summary: str) -> PipelineSpec:
-    """Describe a pipeline that runs a Whisper model."""
+def _speech(name: str, model: str, summary: str) -> PipelineSpec:
     return PipelineSpec(name, PCM, TEXT, summary, lambda settings: WhisperProcessor(model, settings), model)
 
 
-def video(name: str, processor: Callable[[], Processor], summary: str) -> PipelineSpec:
-    """Describe a pipeline that changes frames."""
+def _video(name: str, processor: Callable[[], Processor], summary: str) -> PipelineSpec:
     return PipelineSpec(name, RGB, RGB, summary, lambda _: processor())
 
 
@@ -44,10 +38,10 @@ PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            speech("whisper-tiny", "tiny", "OpenAI's Whisper tiny, 39 M parameters"),
-            speech("whisper-demo", "demo", "bundled demo model, 321 words of synthetic speech only"),
-            video("green-tint-cpu", GreenTintProcessor, "green + 80, saturating"),
-            video("grayscale-cpu", GrayscaleProcessor, "BT.601 luma on all three channels"),
+            _speech("whisper-tiny", "tiny", "OpenAI's Whisper tiny, 39 M parameters"),
+            _speech("whisper-demo", "demo", "bundled demo model, 321 words of synthetic speech only"),
+            _video("green-tint-cpu", GreenTintProcessor, "green + 80, saturating"),
+            _video("grayscale-cpu", GrayscaleProcessor, "BT.601 luma on all three channels"),
             PipelineSpec("passthrough", "any bytes", "the same bytes", "unchanged", lambda _: PassthroughProcessor()),
         )
     }
@@ -62,15 +56,15 @@ def find(name: str) -> PipelineSpec:
     if name in PIPELINES:
         return PIPELINES[name]
     if name.endswith(".pt"):
-        return speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
+        return _speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
     model = name.removeprefix("whisper-")
     if model in model_names():
-        return speech(f"whisper-{model}", model, f"Whisper {model}")
+        return _speech(f"whisper-{model}", model, f"Whisper {model}")
     raise UnknownPipeline(f"model not found: there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
 
 
 def model_of(name: str) -> str:
-    """Give the model of a speech pipeline, for commands that take the name of either; any other name as it is."""
+    """Return the model of a speech pipeline; any other name as it is. For commands that take the name of either."""
     try:
         return find(name).model or name
     except UnknownPipeline:

@@ -4,8 +4,6 @@ A frame is painted in place, block by block: masks and scratch have a fixed size
 the CPU's cache. All arithmetic is in integers; `benchmarks/tint.py` measures it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import threading
@@ -18,8 +16,6 @@ import numpy.typing as npt
 from whisper_byoc.cpu import available_cpus
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import FrameProcessor, Media
-
-__all__ = ["Grayscale", "GrayscaleProcessor", "GreenTintProcessor", "PassthroughProcessor", "green_tint"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,7 +33,6 @@ Exact: rounding adds less than 3 * 255 to the sum, while luma comes in steps of 
 
 
 def _green_only(green: int, other: int) -> Pixels:
-    """Fill a read-only block of RGB24 pixels, shape (3 * BLOCK_PIXELS,)."""
     block = np.tile(np.array([other, green, other], np.uint8), BLOCK_PIXELS)
     block.setflags(write=False)
     return block
@@ -94,7 +89,6 @@ class Grayscale(threading.local):
         self._sparse = np.zeros(3 * BLOCK_PIXELS + 2, np.uint8)  # two zeros, then a luma, and so on
 
     def __call__(self, frame: bytes) -> bytes:
-        """Convert one frame."""
         return _painted(frame, self._paint)
 
     def _paint(self, block: Pixels) -> None:
@@ -171,5 +165,4 @@ class PassthroughProcessor(FrameProcessor):
     """The same bytes, of any length and meaning."""
 
     async def process(self, frame: bytes) -> bytes:
-        """Return the frame itself."""
         return frame

@@ -119,15 +119,15 @@ class WhisperSession:
             self._arrivals.add(self._samples, arrived)
         return self._results(updates)
 
-    def when_ready(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` each time that `ready` has something."""
-        self._on_ready = on_ready
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call `callback` each time that `ready` has something."""
+        self._on_ready = callback
 
     async def ready(self) -> list[Result]:
         """Return the partial text that is ready between two pieces."""
         return self._results(self._live.ready()) if self._live is not None else []
 
-    async def lull(self) -> list[Result]:
+    async def flush(self) -> list[Result]:
         """Return the text of the open utterance: nothing has come for a while."""
         return self._results(await self._live.flush()) if self._live is not None else []
 

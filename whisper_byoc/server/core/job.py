@@ -174,7 +174,7 @@ class Job:
                 await self._attempt(cast("LiveSession", self._session).ready(), "a partial text")
                 continue
             if came is Mark.LULL:
-                await self._attempt(cast("LiveSession", self._session).lull(), "an utterance")
+                await self._attempt(cast("LiveSession", self._session).flush(), "an utterance")
             elif isinstance(came, Pieces):
                 await self._listen(came)
             else:
