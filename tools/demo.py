@@ -29,7 +29,7 @@ FRAME = bytes([10, 20, 30]) * (320 * 240)
 
 
 async def main() -> int:
-    """Show everything once, and give an exit code."""
+    """Show everything once, and return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="send as fast as the server takes it")
     fast = parser.parse_args().fast
@@ -54,7 +54,7 @@ async def main() -> int:
 
 
 def choose_model() -> tuple[str, str]:
-    """Name the model and say why it is that one."""
+    """Return the model and why it is that one."""
     directory = Path(os.environ["MODEL_DIR"]) if os.environ.get("MODEL_DIR") else None  # as the server reads it
     try:
         if find_model("tiny", directory) is not None:
@@ -69,24 +69,23 @@ def choose_model() -> tuple[str, str]:
 
 
 async def say(gateway: str, pipeline: str, name: str, *, fast: bool) -> bool:
-    """Stream one recording, print the text as it comes, and tell whether it was the words that were spoken."""
+    """Stream one recording, print the text as it comes, and return whether it was the words that were spoken."""
     expected = json.loads((FIXTURES / "texts.json").read_text())[name]["text"]
     data = pcm.encode(load_audio(FIXTURES / name))
     print(f"{name} ({len(data) / 32_000:.1f} s)", flush=True)
-    heard = []
+    texts = []
     async with GatewayClient(gateway, pipeline) as client:
         async for record in client.stream(spoken(data, fast=fast)):
             if record["type"] == "transcript" and record["is_final"]:
                 at, took = record["timing"]["media_window_end_ms"] / 1000, record["stats"]["inference_ms"]
                 print(f"  {at:5.1f} s  {record['text'] or '(silence)'}   [{took} ms]", flush=True)
-                heard.append(record["text"])
+                texts.append(record["text"])
             elif record["type"] == "error":
                 print(f"  error: {record['error']}", flush=True)
-    return words(" ".join(heard)) == words(expected)
+    return words(" ".join(texts)) == words(expected)
 
 
 async def spoken(data: bytes, *, fast: bool) -> AsyncIterator[bytes]:
-    """Yield the sound as a microphone would."""
     size = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
     for at in range(0, len(data), size):
         yield data[at : at + size]
@@ -95,21 +94,19 @@ async def spoken(data: bytes, *, fast: bool) -> AsyncIterator[bytes]:
 
 
 async def tint(gateway: str) -> None:
-    """Send one frame through the second pipeline."""
     async with GatewayClient(gateway, "green-tint-cpu") as client:
         tinted = await client.process_frame(FRAME)
     print(f"\ngreen-tint-cpu: pixel {tuple(FRAME[:3])} came back as {tuple(tinted[:3])}")
 
 
 def fixtures_for(model: str) -> list[str]:
-    """Choose recordings that the model can know, the long one last."""
+    """Choose recordings whose words the model knows, the long one last."""
     if model == "tiny":
         return ["tiny-weather.wav", "tiny-train.wav", "tiny-fox-fast.wav", "tiny-garden.wav"]
     return ["demo-hello-world.wav", "demo-numbers-noise-15db.wav", "silence-3s.wav", "demo-long-40s.wav"]
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
     return re.sub(r"[^a-z0-9' ]", " ", text.lower()).split()
 
 

@@ -48,11 +48,11 @@ class Engine:
         self._name = f"whisper-byoc-image-test-{os.getpid()}"
 
     def build(self, arguments: Sequence[str]) -> list[str]:
-        """Give the command that builds TAG in the current folder."""
+        """Return the command that builds TAG in the current folder."""
         return [self._program, "build", "--file", "Dockerfile.whisper", "--tag", TAG, *arguments, "."]
 
     def run(self, arguments: Sequence[str]) -> list[str]:
-        """Give the command that runs the image's entry point in the foreground."""
+        """Return the command that runs the image's entry point in the foreground."""
         rights = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         published = ["--publish", "127.0.0.1::8000"]  # the host's port is chosen by the engine
         return [self._program, "run", "--rm", "--name", self._name, *rights, *published, TAG, *arguments]
@@ -62,29 +62,28 @@ class Engine:
         return output(self._program, "port", self._name, "8000/tcp").split()[0] if listening_port(log) else None
 
     def check_health(self, address: str) -> list[str]:
-        """Give the command that is the image's health check."""
+        """Return the command that is the image's health check."""
         (image,) = json.loads(output(self._program, "inspect", TAG))
         kind, *command = (image["Config"].get("Healthcheck") or image["Healthcheck"])["Test"]
         assert kind == "CMD", "the health check needs no shell"
         return [self._program, "exec", self._name, *command]
 
     def terminate(self, process: subprocess.Popen[bytes], log: str) -> None:
-        """Send SIGTERM to the server."""
         process.terminate()  # `run` hands signals on, and takes over the exit code
 
 
 class BuilderCommand:
-    """The command in IMAGE_BUILDER. It knows nothing of entry points: they are read from the image."""
+    """The command in IMAGE_BUILDER. It does not know entry points: they are read from the image."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
 
     def build(self, arguments: Sequence[str]) -> list[str]:
-        """Give the command that builds TAG in the current folder."""
+        """Return the command that builds TAG in the current folder."""
         return [*self._command, "Dockerfile.whisper", TAG, *arguments]
 
     def run(self, arguments: Sequence[str]) -> list[str]:
-        """Give the command that runs the image's entry point in the foreground."""
+        """Return the command that runs the image's entry point in the foreground."""
         config = self._config()
         script = 'echo "pid $$ user $(id -u):$(id -g)"; exec "$@"'
         program = [*config["Entrypoint"], *(arguments or config["Cmd"])]
@@ -96,13 +95,12 @@ class BuilderCommand:
         return f"127.0.0.1:{port}" if port else None
 
     def check_health(self, address: str) -> list[str]:
-        """Give the command that is the image's health check."""
+        """Return the command that is the image's health check."""
         kind, *command = self._config()["Healthcheck"]["Test"]
         assert kind == "CMD", "the health check needs no shell"
         return [*self._command, "--run", TAG, "env", f"PORT={address.rpartition(':')[2]}", *command]
 
     def terminate(self, process: subprocess.Popen[bytes], log: str) -> None:
-        """Send SIGTERM to the server."""
         pid, user = re.findall(r"^pid (\d+) user (\S+)$", log, re.MULTILINE)[0]
         expect(user == self._config()["User"] != "0:0", f"the server runs as user {user}")
         os.kill(int(pid), signal.SIGTERM)
@@ -179,7 +177,7 @@ def check(builder: Builder, arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """Run a command; give it, and a function that reads what it has written so far. Shows that after a failure."""
+    """Run a command; yield it, and a function that reads what it has written so far. Shows that after a failure."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "log")
         with path.open("wb") as log:
@@ -214,7 +212,7 @@ def read(address: str, job: str) -> str:
 def request(
     method: str, address: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Make one request, past any proxy; give the status, and the body as text."""
+    """Make one request, past any proxy; return the status, and the body as text."""
     asked = urllib.request.Request(f"http://{address}{path}", body, headers or {}, method=method)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -238,23 +236,20 @@ def wait_for(what: str, ask: Callable[[], T | None], process: subprocess.Popen[b
 
 def expect_words(text: str, words: list[str]) -> None:
     """Compare without case and punctuation."""
-    heard = re.findall(r"\w+", text.lower())
-    expect(heard == words, f"{FIXTURE} was heard as {text!r}, but says {' '.join(words)!r}")
+    found = re.findall(r"\w+", text.lower())
+    expect(found == words, f"{FIXTURE} was transcribed as {text!r}, but says {' '.join(words)!r}")
 
 
 def listening_port(log: str) -> str | None:
-    """Find the port in the server's log."""
     found = re.search(r"Trickle server listening on port (\d+)", log)
     return found and found[1]
 
 
 def output(*command: str) -> str:
-    """Run a command that answers at once."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """Raise ImageTestError unless the condition holds."""
     if not condition:
         raise ImageTestError(otherwise)
 

@@ -81,6 +81,8 @@ def test_wrong_usage(run, tmp_path):
     refused(run("serve", "--idle-timeout", "nan"), 2, "'nan'")
     refused(run("serve", "--log-level", "loud"), 2, "loud")
     refused(run("serve", "--pipeline", "nothing"), 2, "'nothing'", "whisper-tiny")
+    refused(run("up", "--pipelines", "nonsense"), 2, "model not found: ", "'nonsense'")
+    refused(run("up", "--pipelines", ","), 2, "--pipelines names no pipeline")
     refused(run("transcribe"), 2, "FILE")
     refused(run("transcribe", tmp_path / "none.wav"), 2, "no such file")
     refused(run("transcribe", __file__, "--format", "doc"), 2, "no format 'doc'", "srt")

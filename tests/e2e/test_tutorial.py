@@ -78,10 +78,8 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("module", ["pytrickle", "whisper_byoc"])
-async def test_processor_and_client_scripts(command, write, module):
-    script = write("processor.py", GREEN_TINT.replace("from pytrickle", f"from {module}"))
-    server = await command("run", "--port", "0", "--host", "127.0.0.1", script)
+async def test_processor_and_client_scripts(command, write):
+    server = await command("run", "--port", "0", "--host", "127.0.0.1", write("processor.py", GREEN_TINT))
     await server.ready()
     client = await command("run", write("client.py", CLIENT.replace("URL", repr(server.url))))
     assert await client.end(None) == 0, client.whole_log
