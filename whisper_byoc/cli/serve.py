@@ -13,10 +13,11 @@ from pathlib import Path
 
 from whisper_byoc.cli.options import Parser, Repeated, add_log_level, amount, byte_count, count, port, seconds
 from whisper_byoc.errors import UsageError
+from whisper_byoc.livepeer import Capability
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
-from whisper_byoc.server.capability import Capability, Registration
 from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.joining.registration import Registration
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES

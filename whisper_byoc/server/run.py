@@ -15,12 +15,12 @@ from aiohttp import web
 from whisper_byoc.errors import StartError
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
-from whisper_byoc.server.capability import Registration
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.registration import Registrar
+from whisper_byoc.server.joining.registrar import Registrar
+from whisper_byoc.server.joining.registration import Registration
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.signals import stop_on_signals
 

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.livepeer import Capability
 from whisper_byoc.network.header import NOBODY
-from whisper_byoc.server.capability import Capability, Registration
-from whisper_byoc.server.registration import Registrar
+from whisper_byoc.server.joining.registrar import Registrar
+from whisper_byoc.server.joining.registration import Registration
 
 QUICK = {"interval_seconds": 0.1, "confirm_seconds": 0.05, "first_pause": 0.01, "longest_pause": 0.02}
 

@@ -1,0 +1,1 @@
+"""Joining the network: the registration of this container as a capability at go-livepeer orchestrators."""

@@ -1,0 +1,207 @@
+"""Keeps the container registered at go-livepeer orchestrators, from the end of loading until the shutdown begins.
+
+An orchestrator keeps registrations in memory and without expiry: it forgets them when it restarts, and when a request
+to the container meets a refused connection or a 401. Registering again resets its count of busy slots to zero, so that
+is done only when it is found to have forgotten.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+import aiohttp
+
+from whisper_byoc.aio import Tasks
+from whisper_byoc.http import CONNECTION_ERRORS, json_value, open_session, read_body, reason_of
+from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, sender_header
+from whisper_byoc.server.joining.registration import Registration
+
+log = logging.getLogger(__name__)
+
+LONGEST_SHOWN = 200
+
+
+class Registrar:
+    """Keeps a container registered at every orchestrator, in a task for each; their failures are only logged.
+
+    `busy` tells whether any job is open: as long as one is, nothing is registered again.
+    """
+
+    def __init__(self, registration: Registration, busy: Callable[[], bool]) -> None:
+        self._registration = registration
+        self._busy = busy
+        self._http: aiohttp.ClientSession | None = None
+        self._memberships: list[Membership] = []
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        """Begin to register."""
+        self._http = open_session(verify=self._registration.verify_tls, total_seconds=self._registration.answer_seconds)
+        for url in self._registration.orchestrators:
+            membership = Membership(url, self._registration, self._http, self._busy)
+            self._memberships.append(membership)
+            self._tasks.start(membership.keep())
+
+    async def stop(self) -> None:
+        """Unregister everywhere, within `leave_seconds`. May be repeated."""
+        await self._tasks.close()
+        memberships, self._memberships = self._memberships, []
+        try:
+            await asyncio.gather(*(each.leave() for each in memberships))
+        finally:
+            if self._http is not None:
+                await self._http.close()
+
+
+class Membership:
+    """The registration at one orchestrator."""
+
+    def __init__(
+        self, orchestrator: str, registration: Registration, http: aiohttp.ClientSession, busy: Callable[[], bool]
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._registration = registration
+        self._capability = registration.capability
+        self._http = http
+        self._busy = busy
+        self._may_be_known = False
+        self._logged: dict[str, str] = {}
+
+    async def keep(self) -> None:
+        """Register, and again each time the orchestrator has forgotten; ends by being cancelled."""
+        while True:
+            try:
+                await self._register()
+                await self._until_forgotten()
+            except Exception:  # a bug here must cost neither the jobs nor, for long, the registration
+                log.exception("keeping the registration at %s failed; beginning again", self._orchestrator)
+                await asyncio.sleep(self._registration.interval_seconds)
+
+    async def leave(self) -> None:
+        """Unregister, if a registration was ever sent."""
+        if not self._may_be_known:
+            return
+        name = self._capability.name
+        # of several containers with one name only this one leaves, where the orchestrator can tell them apart
+        headers = {**self._secret_header(), CAPABILITY_URL: self._capability.url}
+        try:
+            async with asyncio.timeout(self._registration.leave_seconds):
+                status, body = await self._ask("POST", "/capability/unregister", headers, name.encode())
+        except CONNECTION_ERRORS as error:
+            log.warning("%s could not be told that %s is gone: %s", self._orchestrator, name, reason_of(error))
+            return
+        if status == 200:
+            log.info("capability %s unregistered at %s", name, self._orchestrator)
+        else:
+            log.warning("%s kept capability %s: %d %s", self._orchestrator, name, status, self._shown(body))
+
+    async def _register(self) -> None:
+        """Try until the orchestrator agrees."""
+        mine = self._capability
+        body = json.dumps(mine.to_json()).encode()
+        headers = {**self._secret_header(), "Content-Type": "application/json"}
+        for pause in growing_pauses(self._registration.first_pause, self._registration.longest_pause):
+            self._may_be_known = True
+            try:
+                status, answer = await self._ask("POST", "/capability/register", headers, body)
+            except CONNECTION_ERRORS as error:
+                self._log_once("register", logging.WARNING, f"cannot be reached, trying again: {reason_of(error)}")
+                await asyncio.sleep(pause)
+                continue
+            if status == 200:
+                text = f"registered capability {mine.name} at {mine.url}, capacity {mine.capacity}"
+                self._log_once("register", logging.INFO, text)
+                return
+            text = f"refused capability {mine.name}: {status} {self._shown(answer)}"
+            if b"invalid authorization" in answer:
+                text += "; ORCH_SECRET must be what the orchestrator was given as -orchSecret"
+            self._log_once("register", logging.ERROR, text)
+            # a refusal stays one until somebody changes a setting; a failing server or proxy recovers by itself
+            await asyncio.sleep(pause if status >= 500 else self._registration.interval_seconds)
+
+    async def _until_forgotten(self) -> None:
+        """Ask now and then; return when no job is open and two answers in a row do not know the capability."""
+        while True:
+            await asyncio.sleep(self._registration.interval_seconds)
+            if await self._seems_forgotten():
+                await asyncio.sleep(self._registration.confirm_seconds)
+                if await self._seems_forgotten():
+                    return
+
+    async def _seems_forgotten(self) -> bool:
+        name = self._capability.name
+        try:
+            # as a gateway without a key asks (go-livepeer, byoc/job_orchestrator.go)
+            headers = {SENDER: sender_header(), CAPABILITY: name}
+            status, body = await self._ask("GET", "/process/token", headers)
+        except CONNECTION_ERRORS as error:
+            self._log_once("probe", logging.WARNING, f"cannot be asked for capability {name}: {reason_of(error)}")
+            return False  # whether it has forgotten will show when it is back
+        standing = standing_of(status, body)
+        if standing is Standing.UNKNOWN:
+            text = f"does not say whether it knows capability {name}: {status} {self._shown(body)}; "
+            self._log_once("probe", logging.WARNING, text + "registering again whenever no job is open")
+        elif standing is Standing.MISSING and not self._busy():
+            self._logged.clear()
+            self._log_once("probe", logging.WARNING, f"does not know capability {name} any more")
+        elif standing is Standing.REGISTERED:
+            self._log_once("probe", logging.DEBUG, f"knows capability {name}")
+        return standing is not Standing.REGISTERED and not self._busy()
+
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], data: bytes | None = None
+    ) -> tuple[int, bytes]:
+        # no redirects: the secret is for this orchestrator only
+        url = self._orchestrator + path
+        async with self._http.request(method, url, headers=headers, data=data, allow_redirects=False) as answer:
+            return answer.status, await read_body(answer.content)
+
+    def _secret_header(self) -> dict[str, str]:
+        return {"Authorization": self._registration.secret}
+
+    def _shown(self, body: bytes) -> str:
+        """Quote an answer for the log, without the secrets that it may repeat."""
+        text = body.decode("utf-8", "replace").strip()
+        for secret in (self._registration.secret, self._capability.token):
+            text = text.replace(secret, "***") if secret else text
+        return repr(text[:LONGEST_SHOWN])
+
+    def _log_once(self, topic: str, level: int, text: str) -> None:
+        """Log what is new on a topic; the same again and again would fill the log."""
+        if self._logged.get(topic) != text:
+            self._logged[topic] = text
+            log.log(level, "orchestrator %s: %s", self._orchestrator, text)
+
+
+class Standing(Enum):
+    """What an orchestrator's answer to a token request says of a registration."""
+
+    REGISTERED = "registered"
+    MISSING = "missing"
+    """Not registered, or without a free slot: the two look the same."""
+    UNKNOWN = "unknown"
+    """It does not say. On-chain orchestrators want a signed request, and this container has no key."""
+
+
+def standing_of(status: int, body: bytes) -> Standing:
+    """Read the answer to a token request: `available_capacity` is absent when it is zero."""
+    try:
+        token = json_value(body) if status == 200 else None
+    except ValueError:
+        token = None
+    capacity = token.get("available_capacity", 0) if isinstance(token, dict) else None
+    if not isinstance(capacity, int):
+        return Standing.UNKNOWN
+    return Standing.REGISTERED if capacity > 0 else Standing.MISSING
+
+
+def growing_pauses(first: float, longest: float) -> Iterator[float]:
+    """Yield pauses in seconds that double up to `longest`, each shortened by up to a half to spread the containers."""
+    chance = random.SystemRandom()
+    pause = min(first, longest)
+    while True:
+        yield chance.uniform(pause / 2, pause)
+        pause = min(pause * 2, longest)
