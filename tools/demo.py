@@ -4,8 +4,6 @@ Client -> gateway -> orchestrator -> container, as `whisper-byoc up` runs them. 
 can be downloaded, else the bundled demo model, and says which and why. Ends by itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

@@ -8,8 +8,6 @@ Docker or Podman is used where an engine answers; else the command that IMAGE_BU
 Needs nothing but Python. Exit code: 0 all is well, 1 something is wrong, 2 there is nothing to build with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

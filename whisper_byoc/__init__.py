@@ -1,7 +1,5 @@
 """A live transcription worker for the Livepeer network: the public API, and only that."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from whisper_byoc.shadowing import check_audio

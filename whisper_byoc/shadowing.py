@@ -1,7 +1,5 @@
 """The package `audio` has a common name: say so when another module of that name hides it."""
 
-from __future__ import annotations
-
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec

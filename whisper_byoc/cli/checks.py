@@ -1,7 +1,5 @@
 """What `whisper-byoc doctor` looks at: what this machine has, and the services at their addresses."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

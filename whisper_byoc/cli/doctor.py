@@ -4,8 +4,6 @@ A line is `ok`, `--` (not there, and it need not be) or `FAIL`, with what to do 
 must answer; the default ones may be silent. The exit code is 1 when something fails.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import dataclasses

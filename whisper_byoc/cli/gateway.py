@@ -3,8 +3,6 @@
 The flags are go-livepeer's, those of the tutorial among them; see docs/network.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 

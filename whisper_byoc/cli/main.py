@@ -1,7 +1,5 @@
 """`whisper-byoc COMMAND …`: finds the command, and turns every expected error into one sentence and an exit code."""
 
-from __future__ import annotations
-
 import atexit
 import errno
 import os

@@ -1,7 +1,5 @@
 """Options that environment variables set as well, the kinds of values they take, and go-livepeer's flags."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import logging

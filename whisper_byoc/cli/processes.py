@@ -1,7 +1,5 @@
 """Commands of ours as child processes that start and end together, with one log."""
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import io

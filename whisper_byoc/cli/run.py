@@ -5,8 +5,6 @@ The script runs unchanged. `from pytrickle import FrameProcessor, run_processor`
 A script that has the client and no processor ends when it is done.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import inspect

@@ -11,7 +11,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 from tqdm import tqdm
 
@@ -117,8 +117,7 @@ async def send(client: TrickleClient | GatewayClient, source: Source, display: D
     total = None if source.size is None else to_seconds(source.size)
     bar_format = OPEN_BAR if total is None else BAR
     with tqdm(total=total, desc=printable(source.name), disable=None, leave=False, bar_format=bar_format) as bar:
-        records = cast("AsyncGenerator[dict[str, Any], None]", client.stream(counted(source.chunks, bar)))
-        async with aclosing(records):
+        async with aclosing(client.stream(counted(source.chunks, bar))) as records:
             async for record in records:
                 errors += record["type"] == "error"
                 await asyncio.to_thread(display.show, record)  # whoever reads our output may be slow

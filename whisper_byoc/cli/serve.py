@@ -3,8 +3,6 @@
 PUT /live/JOB/source takes sound or frames, GET /live/JOB/output gives results; see docs/protocol.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import dataclasses

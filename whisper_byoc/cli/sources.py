@@ -1,7 +1,5 @@
 """Where the sound to send comes from: files, stdin, the microphone."""
 
-from __future__ import annotations
-
 import asyncio
 import selectors
 import signal

@@ -1,7 +1,5 @@
 """What a terminal shows: text made safe and fitting, and partial text that is rewritten in place until it is final."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Text goes to stdout, or into a folder with --output, beside a progress bar on stderr.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys

@@ -3,8 +3,6 @@
 pub sends stdin to a channel as segments, sub writes the segments of a channel to stdout, serve runs a server.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os

@@ -3,8 +3,6 @@
 Whatever else these three take by environment variables, they take here too (LOG_LEVEL, AUTH_TOKEN, MODEL_DIR, …).
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys

@@ -1,11 +1,9 @@
 """The two clients: of a container, which has a route for what goes in and one for what comes out, and of a gateway."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any
 
@@ -69,7 +67,7 @@ class GatewayClient(Connection):
 
     def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
-    ) -> AsyncIterator[Record]:
+    ) -> AsyncGenerator[Record, None]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
 
         `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
@@ -140,7 +138,7 @@ class TrickleClient(Connection):
 
     async def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
-    ) -> AsyncIterator[Record]:
+    ) -> AsyncGenerator[Record, None]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
 
         `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the

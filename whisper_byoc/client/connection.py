@@ -1,7 +1,5 @@
 """What the clients share: one HTTP session to one server, and every failure as a `ClientError`."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

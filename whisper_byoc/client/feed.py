@@ -1,7 +1,5 @@
 """A live feed as the client sees it: bytes go out, records come in, and the server has a time limit for its turn."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import suppress

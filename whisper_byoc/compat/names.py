@@ -5,8 +5,6 @@ pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
 A script may take `run_processor` from `whisper_byoc` as well: whoever runs it decides what that does.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import sys
