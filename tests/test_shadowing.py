@@ -35,9 +35,11 @@ def sentence(path):
     return f"{path} hides the package 'audio' of whisper_byoc; give it another name\n"
 
 
-@pytest.mark.parametrize("way", ["script", "-m", "-c"])  # a notebook has the current folder on its path, as -c has
-@pytest.mark.parametrize("use", USES)
-def test_the_file_that_hides_ours_is_named(hiding, tmp_path, use, way):
+@pytest.mark.parametrize(
+    ("way", "use"), [*(("script", use) for use in USES), ("-m", "the package"), ("-c", "the package")]
+)
+def test_the_file_that_hides_ours_is_named(hiding, tmp_path, way, use):
+    """`-c` has the current folder on its path, as a notebook has."""
     (tmp_path / "program.py").write_text(USES[use])
     words = {"script": ["program.py"], "-m": ["-m", "program"], "-c": ["-c", USES[use]]}[way]
     file = hiding if hiding.suffix else hiding / "__init__.py"

@@ -28,4 +28,4 @@ def _found() -> ModuleSpec | None:
     loaded = sys.modules.get("audio")
     if loaded is None or loaded.__spec__ is not None:
         return find_spec("audio")
-    return ModuleSpec("audio", None, origin=getattr(loaded, "__file__", None))  # made by hand, not imported
+    return ModuleSpec("audio", None, origin=getattr(loaded, "__file__", None))  # it was not imported

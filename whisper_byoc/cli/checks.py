@@ -45,7 +45,7 @@ class Finding:
 
     check: str
     state: Literal["ok", "--", "FAIL"]
-    """Fine; not there, and nobody said it should be; or broken."""
+    """Fine; not there, and not asked for either; or broken."""
     detail: str
     advice: str = ""
     """What to do, in one sentence."""
@@ -176,22 +176,22 @@ class Services:
         return ""
 
     async def _node(self, role: str, peers: str, good: str, advice: str) -> Finding:
-        """Look at what an orchestrator or gateway offers, and at the trouble it has with its peers."""
+        """See what an orchestrator or gateway offers, and what is wrong with its peers."""
         url = self._urls[role]
         try:
             _, known = await self._get(f"{url}/capabilities")
             offers = known["capabilities"]
             named = [f"{each['name']} ({each['available']} free)" for each in offers]
             behind = known[peers] if peers in known else [part for each in offers for part in each[peers]]
-            troubles = [f"{each['url']}: {each.get('trouble') or f'not {good}'}" for each in behind if not each[good]]
+            faults = [f"{each['url']}: {each.get('trouble') or f'not {good}'}" for each in behind if not each[good]]
         except CONNECTION_ERRORS as error:
             return self._silent(role, error)
         except NONSENSE:
             return self._stranger(role)
-        trouble = f"; in trouble: {', '.join(dict.fromkeys(troubles))}" if troubles else ""
-        if behind and len(troubles) < len(behind) and named:
-            return ok(role, f"{url}: offers {', '.join(named)}{trouble}")
-        return fail(role, f"{url}: has nothing ready to offer{trouble}", advice)
+        broken = f"; in trouble: {', '.join(dict.fromkeys(faults))}" if faults else ""
+        if behind and len(faults) < len(behind) and named:
+            return ok(role, f"{url}: offers {', '.join(named)}{broken}")
+        return fail(role, f"{url}: has nothing ready to offer{broken}", advice)
 
     async def _get(self, url: str) -> tuple[int, Any]:
         async with self._http.get(url, allow_redirects=False) as answer:
@@ -199,7 +199,7 @@ class Services:
             return answer.status, json_value(body)
 
     def _silent(self, role: str, error: Exception) -> Finding:
-        """Nobody is there, or nobody who speaks HTTP."""
+        """Describe an address where nothing answers, or nothing that speaks HTTP."""
         url = self._urls[role]
         if isinstance(error, aiohttp.ClientConnectorError) and role not in self._named:
             return absent(role, f"not running at {url}", f"Start it with `{STARTS[role]}`.")
@@ -207,6 +207,6 @@ class Services:
         return fail(role, f"{url} does not answer: {reason_of(error)}", advice)
 
     def _stranger(self, role: str) -> Finding:
-        """Something else is there."""
+        """Describe an address where something else answers."""
         advice = f"Give the right one with --{role} URL, or stop what is there."
         return fail(role, f"{self._urls[role]} does not answer as {role}s do", advice)

@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     def secret(self, flag: str, *, help: str, env: tuple[str, ...]) -> None:
         """Add an option for a secret or a file that holds it, and take its variables out of the environment.
 
-        Child processes would inherit them, and whoever may read their environment.
+        Child processes would inherit them.
         """
         self._secrets.append(flag)
         self.option(flag, help=f"{help}, or a file that holds it", env=env)
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.option(f"--{name}", help=help, env=(f"LP_{name.upper()}",), **{"metavar": "VALUE"} | rest)
 
     def go_switch(self, name: str) -> None:
-        """Add `-name`, by which go-livepeer is told what it is; it takes a value, which changes nothing here."""
+        """Add `-name`, which go-livepeer needs. It takes a value, which changes nothing here."""
         self._go_names.append(name)
         self.add_argument(f"--{name}", help="accepted; true here in any case", nargs="?", metavar="BOOL")
 

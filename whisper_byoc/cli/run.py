@@ -1,7 +1,7 @@
 """Serve a script that defines a processor: any class with `async def process(self, frame: bytes) -> bytes`.
 
 The script runs unchanged. `from pytrickle import FrameProcessor, run_processor` and
-`from http_trickle import TrickleClient` give it whisper-byoc's; it may call run_processor itself, or not at all.
+`from http_trickle import TrickleClient` find whisper-byoc's; it may call run_processor itself, or not at all.
 A script that has the client and no processor ends when it is done.
 """
 
@@ -26,8 +26,8 @@ from whisper_byoc.shadowing import check_audio
 
 def configure(parser: Parser) -> None:
     parser.add_argument("script", type=existing_file, help="Python file")
-    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
-    rest.required = False  # so that only the script is said to be missing
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
+    rest.required = False  # an error names only the script as missing
     parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
     parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
     parser.option("--class", dest="class_name", help="class to serve, where the script defines several")

@@ -120,7 +120,7 @@ async def send(client: TrickleClient | GatewayClient, source: Source, display: D
         async with aclosing(client.stream(counted(source.chunks, bar))) as records:
             async for record in records:
                 errors += record["type"] == "error"
-                await asyncio.to_thread(display.show, record)  # whoever reads our output may be slow
+                await asyncio.to_thread(display.show, record)  # the reader of our output may be slow
     return errors
 
 

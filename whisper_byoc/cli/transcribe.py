@@ -115,8 +115,8 @@ async def transcribe(
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
         for piece in pieces(samples):
-            heard = await processor.transcribe(piece, options)
-            parts.append(heard.value.shifted(at / pcm.SAMPLE_RATE))
+            timed = await processor.transcribe(piece, options)
+            parts.append(timed.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
             bar.update(at / pcm.SAMPLE_RATE - bar.n)
     return join(parts, options.language or "en")

@@ -34,7 +34,7 @@ def configure(parser: Parser) -> None:
     add_client(sub)
     sub.add_argument("--start", type=start, default=CURRENT, help="an index, current (default) or next")
     sub.add_argument("--wait", type=seconds, default=0.0, help="how long the channel may not be there yet (default: 0)")
-    sub.add_argument("--verbose", action="store_true", help="tell of every segment on stderr")
+    sub.add_argument("--verbose", action="store_true", help="report every segment on stderr")
     server = actions.add_parser("serve", description="Run a trickle server.", help="run a trickle server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     server.add_argument("--port", type=port, default=DEFAULT_PORT, help=f"port (default {DEFAULT_PORT})")

@@ -109,7 +109,7 @@ async def _serve(plan: Plan, processes: Processes, log: LogLine) -> None:
 
 @asynccontextmanager
 async def running(plan: Plan, log: LogLine) -> AsyncIterator[Path]:
-    """Have the three run and ready while the context lasts.
+    """Run the three while the context lasts; they are ready when it begins.
 
     Raises `StartError` when one of them ends before that, or when they are not ready after 15 minutes.
     """
@@ -155,7 +155,7 @@ async def _all_offered(gateway: str, names: set[str]) -> None:
     """Ask the gateway until it has a free place for each capability, which takes an orchestrator and a container."""
     try:
         async with asyncio.timeout(READY_SECONDS), open_session(total_seconds=ANSWER_SECONDS) as http:
-            while not names <= await _offered(http, gateway):  # noqa: ASYNC110 - no event of ours tells it
+            while not names <= await _offered(http, gateway):  # noqa: ASYNC110 - another process has no event
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         message = f"not all of the three were ready after {READY_SECONDS:g} s; their log says more"

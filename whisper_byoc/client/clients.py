@@ -129,7 +129,7 @@ class TrickleClient(Connection):
         for this frame.
         """
         async with self._one_at_a_time:
-            if self._result_due:  # nobody waits for it any more, and it would be taken for that of this frame
+            if self._result_due:  # of a call that was given up: it would be taken for the result of this frame
                 with suppress(ClientError):
                     await self._delete(self._job)
                 self._job, self._job_open, self._result_due = _new_job_id(), False, False

@@ -109,8 +109,8 @@ async def exchange(
     """Yield each record as it comes, up to and with the `end` record; whatever happens, nothing stays open.
 
     `feed` is the request that takes `outgoing` along, where `records` come from another one. Raises
-    `ServerUnreachable` when `records` end too early, what `_next_record` raises, and at the end what befell the feed
-    or its source.
+    `ServerUnreachable` when `records` end too early or the server is too slow, and at the end what the feed or its
+    source has raised.
     """
     ended = False
     try:

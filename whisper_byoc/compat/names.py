@@ -2,7 +2,7 @@
 
 `pytrickle` has our `FrameProcessor` and `run_processor`; every other name, and every submodule, comes from the real
 pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
-A script may take `run_processor` from `whisper_byoc` as well: whoever runs it decides what that does.
+A script may import `run_processor` from `whisper_byoc` as well: that is replaced, too.
 """
 
 import importlib.machinery
@@ -16,14 +16,12 @@ from typing import Any
 from whisper_byoc.client import TrickleClient
 from whisper_byoc.processors.base import FrameProcessor
 
-__all__ = ["tutorial_names"]
-
 Runner = Callable[..., Any]
 
 
 @contextmanager
 def tutorial_names(run_processor: Runner) -> Iterator[None]:
-    """Have `import pytrickle` and `import http_trickle` find ours while the context lasts, and all `run_processor`."""
+    """While the context lasts, `import pytrickle` and `import http_trickle` find ours, with this `run_processor`."""
     ours = {"pytrickle": pytrickle_module(run_processor), "http_trickle": ModuleType("http_trickle")}
     vars(ours["http_trickle"]).update(__doc__="whisper-byoc's client", TrickleClient=TrickleClient)
     before = {name: sys.modules.get(name) for name in ours}
@@ -42,7 +40,6 @@ def tutorial_names(run_processor: Runner) -> Iterator[None]:
 
 
 def pytrickle_module(run_processor: Runner) -> ModuleType:
-    """Make the module `pytrickle`."""
     real = real_pytrickle()
     module = ModuleType("pytrickle", "whisper-byoc's contract, with the real pytrickle behind it where installed")
     module.__spec__ = importlib.machinery.ModuleSpec("pytrickle", None, is_package=True)
