@@ -176,8 +176,9 @@ async def test_the_event_loop_does_not_paint():
 @PAINTERS
 async def test_shutdown_keeps_what_was_accepted_and_ends_the_threads(make):
     def threads():
-        return [each for each in threading.enumerate() if each.name.startswith(make.__name__)]
+        return set(threading.enumerate()) - before
 
+    before = set(threading.enumerate())
     processor = make()
     await processor.initialize()
     running = [asyncio.ensure_future(processor.process(random_frame(50_000, seed))) for seed in range(5)]
