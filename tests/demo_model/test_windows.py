@@ -46,7 +46,8 @@ def composer(corpus):
 
 
 def windows(composer, frames, most, count=200):
-    return [composer.compose(frames, most, random.Random(seed)) for seed in range(count)]
+    """One after the other: a window has a megabyte."""
+    return (composer.compose(frames, most, random.Random(seed)) for seed in range(count))
 
 
 def test_an_utterance_drawn_fits_and_is_not_too_short(corpus):
@@ -73,20 +74,23 @@ def test_words_lie_in_order_within_the_window_and_are_labelled(composer, frames,
 
 
 def test_a_share_of_windows_holds_nothing_one_word_or_many_utterances(composer):
-    counts = [len(window.segments) for window in windows(composer, WINDOW_FRAMES, 14, 400)]
-    assert 10 < counts.count(0) < 80
-    assert sum(count >= 6 for count in counts) > 60
+    counts = [len(window.segments) for window in windows(composer, WINDOW_FRAMES, 14)]
+    assert 5 < counts.count(0) < 40
+    assert sum(count >= 6 for count in counts) > 30
     assert max(counts) >= 10
 
 
 def test_only_a_full_window_resumes_and_only_after_a_whole_utterance(composer):
-    full = [window for window in windows(composer, WINDOW_FRAMES, 14, 400) if window.resume is not None]
-    assert len(full) > 20
-    for window in full:
+    full = 0
+    for window in windows(composer, WINDOW_FRAMES, 14):
+        if window.resume is None:
+            continue
+        full += 1
         assert window.segments
         assert window.segments[-1].spans[-1][1] < window.resume < WINDOW_FRAMES / 2
         assert window.content == WINDOW_FRAMES
-    for window in windows(composer, 600, 4, 400):
+    assert full > 10
+    for window in windows(composer, 600, 4):
         assert window.resume is None or 2 * window.offset + 600 > WINDOW_FRAMES - 15
 
 
@@ -171,7 +175,7 @@ def test_spectra_are_scaled_as_whisper_scales_them():
 
 
 def test_a_batch_says_nothing_about_what_is_beyond_the_sound(composer):
-    made = windows(composer, 600, 4, 12)
+    made = list(windows(composer, 600, 4, 12))
     sequences = [Writer(TOKENS).write(window, 0.5, 40, random.Random(1)) for window in made]
     batch = collate(made, sequences, random.Random(2), augment=True)
     assert batch.mel.shape == (12, 80, 600)

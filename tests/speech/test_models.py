@@ -26,7 +26,8 @@ from whisper.tokenizer import get_tokenizer
 from whisper_byoc.errors import ModelError, UnknownModel
 from whisper_byoc.speech import models
 
-TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
+TINY = ModelDimensions(80, 1500, 48, 6, 4, 51865, 448, 48, 6, 4)
+"""The layers and heads of whisper-tiny, an eighth as wide."""
 BODY = bytes(range(256)) * 4096  # 1 MiB
 # openai-whisper leaves the file of its tokenizer to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
@@ -95,7 +96,7 @@ def tiny(server, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory):
-    """A file of whisper-tiny's true shape, with random weights in half precision like the real one."""
+    """Random weights in half precision like the real one."""
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
     model = Whisper(TINY).half()
     torch.save({"dims": vars(TINY), "model_state_dict": model.state_dict()}, path)
