@@ -154,10 +154,10 @@ async def given_in(pieces):
         yield piece
 
 
-async def segments_of(cut, pieces):
-    """What `publish` would send, with whether the last one was ended by the cut."""
-    segments, last = [b""], True
-    async for data, last in cut(given_in(pieces)):
+async def segments_of(pieces):
+    """What `publish` would send."""
+    segments = [b""]
+    async for data, last in pieces:
         segments[-1] += data
         if last:
             segments.append(b"")
@@ -171,16 +171,16 @@ PIECES = st.lists(st.binary(min_size=1, max_size=40))
 async def test_by_size(pieces, size):
     whole = b"".join(pieces)
     expected = [whole[start : start + size] for start in range(0, len(whole), size)]
-    assert await segments_of(by_size(size), pieces) == expected
+    assert await segments_of(by_size(given_in(pieces), size)) == expected
 
 
 @given(st.lists(st.lists(st.sampled_from([b"a", b"\n", b"bc", b"\n\n"]), min_size=1).map(b"".join)))
 async def test_by_line(pieces):
-    assert await segments_of(by_line(), pieces) == b"".join(pieces).splitlines(keepends=True)
+    assert await segments_of(by_line(given_in(pieces))) == b"".join(pieces).splitlines(keepends=True)
 
 
 async def test_a_line_without_an_end_is_cut():
-    got = await segments_of(by_line(longest=10), [b"x" * 8] * 5)
+    got = await segments_of(by_line(given_in([b"x" * 8] * 5), longest=10))
     assert b"".join(got) == b"x" * 40
     assert max(map(len, got)) < 20
 
@@ -188,7 +188,7 @@ async def test_a_line_without_an_end_is_cut():
 @given(PIECES)
 async def test_by_time(pieces):
     ticks = iter(range(10**6))
-    got = await segments_of(by_time(3, lambda: next(ticks)), pieces)
+    got = await segments_of(by_time(given_in(pieces), 3, lambda: next(ticks)))
     assert b"".join(got) == b"".join(pieces)
 
 
@@ -199,7 +199,7 @@ async def test_from_a_file_to_a_file(trickle):
     sink, told = io.BytesIO(), []
     reading = asyncio.create_task(subscribe(subscriber, sink, lambda segment, size: told.append((segment.seq, size))))
     source = io.BytesIO(b"one\ntwo\nrest")
-    assert await publish(chunks_of(source), publisher, by_line()) == 3
+    assert await publish(by_line(chunks_of(source)), publisher) == 3
     await publisher.close(delete_channel=True)
     assert await asyncio.wait_for(reading, 10) == 3
     assert sink.getvalue() == b"one\ntwo\nrest"
@@ -216,5 +216,5 @@ async def test_a_source_that_breaks_ends_the_segment_for_its_readers(trickle):
         raise OSError("the disk")
 
     with pytest.raises(OSError, match="the disk"):
-        await publish(breaking(), publisher, by_size(1000))
+        await publish(by_size(breaking(), 1000), publisher)
     assert api.slot(0).closed

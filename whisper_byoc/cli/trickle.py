@@ -5,6 +5,7 @@ pub sends stdin to a channel as segments, sub writes the segments of a channel t
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 
@@ -12,7 +13,7 @@ from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.pipe import Cut, by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.pipe import Pieces, by_line, by_size, by_time, chunks_of, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
 from whisper_byoc.trickle.server import DEFAULT_PORT, serve
 from whisper_byoc.trickle.subscriber import SegmentReader
@@ -66,7 +67,7 @@ async def pub(args: argparse.Namespace) -> None:
     publisher = TricklePublisher(args.url, args.mime, create=args.create, join=args.join, options=options(args))
     async with publisher:
         with os.fdopen(sys.stdin.fileno(), "rb", closefd=False) as source:
-            await publish(chunks_of(source), publisher, cutting(args))
+            await publish(pieces_of(source, args), publisher)
         await publisher.close(delete_channel=args.delete)
 
 
@@ -80,10 +81,11 @@ def report(segment: SegmentReader, size: int) -> None:
     print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
 
 
-def cutting(args: argparse.Namespace) -> Cut:
+def pieces_of(source: io.BufferedIOBase, args: argparse.Namespace) -> Pieces:
+    chunks = chunks_of(source)
     if args.lines:
-        return by_line()
-    return by_size(args.size) if args.size else by_time(args.seconds)
+        return by_line(chunks)
+    return by_size(chunks, args.size) if args.size else by_time(chunks, args.seconds)
 
 
 def options(args: argparse.Namespace) -> ClientOptions:

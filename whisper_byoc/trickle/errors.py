@@ -1,19 +1,4 @@
-"""The errors of trickle: a branch of the tree in `whisper_byoc.errors`. Each message is one sentence for the user.
-
-TrickleError
-├── BadSequence          an index that is not a number, or a negative one without a meaning (400)
-├── ChannelNotFound      there is no channel of that name (404)
-├── ChannelClosed        the channel ended while something was being written to it
-├── SegmentNotFound      the channel is there, the segment is not, or not yet (470); carries `latest`
-├── SegmentFinished      the index was written before, or was left behind, and takes nothing more (409)
-├── SegmentBroken        a segment could not be sent, or read, to its end; the next one can
-├── LimitReached         a limit of this server; carries the HTTP status to answer
-│   ├── SegmentTooLarge  (413)
-│   ├── TooManyChannels  (503)
-│   └── MemoryFull       (503)
-├── Unreachable          nobody answered, or connections kept breaking, for `patience_seconds`
-└── Refused              the server answered with an error status; carries it in `status`
-"""
+"""The errors of trickle: a branch of the tree in `whisper_byoc.errors`. Each message is one sentence for the user."""
 
 from whisper_byoc.errors import ByocError
 

@@ -4,21 +4,15 @@ import asyncio
 import io
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import BinaryIO
 
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 CHUNK_BYTES = 64 << 10
 
-Cut = Callable[[AsyncIterator[bytes]], AsyncIterator[tuple[bytes, bool]]]
-"""Turns a stream into pieces; the flag says that a segment ends after the piece."""
-
-
-class Sink(Protocol):
-    def write(self, data: bytes, /) -> object: ...
-
-    def flush(self) -> None: ...
+Pieces = AsyncIterator[tuple[bytes, bool]]
+"""Bytes to be sent as they come; the flag says that a segment ends after them."""
 
 
 async def chunks_of(source: io.BufferedIOBase) -> AsyncIterator[bytes]:
@@ -27,64 +21,52 @@ async def chunks_of(source: io.BufferedIOBase) -> AsyncIterator[bytes]:
         yield data
 
 
-def by_line(longest: int = 1 << 20) -> Cut:
+async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> Pieces:
     """Make every line one segment; a line of more than `longest` bytes is cut."""
-
-    async def cut(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
-        rest = b""
-        async for data in source:
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                yield line + b"\n", True
-            if len(rest) >= longest:
-                yield rest, True
-                rest = b""
-        if rest:
+    rest = b""
+    async for data in source:
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line + b"\n", True
+        if len(rest) >= longest:
             yield rest, True
-
-    return cut
-
-
-def by_size(size: int) -> Cut:
-    """Make every `size` bytes one segment; they are sent as they come."""
-
-    async def cut(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
-        left = size
-        async for data in source:
-            while len(data) >= left:
-                yield data[:left], True
-                data, left = data[left:], size
-            if data:
-                yield data, False
-                left -= len(data)
-
-    return cut
+            rest = b""
+    if rest:
+        yield rest, True
 
 
-def by_time(seconds: float, clock: Callable[[], float] = time.monotonic) -> Cut:
+async def by_size(source: AsyncIterator[bytes], size: int) -> Pieces:
+    """Make every `size` bytes one segment."""
+    left = size
+    async for data in source:
+        while len(data) >= left:
+            yield data[:left], True
+            data, left = data[left:], size
+        if data:
+            yield data, False
+            left -= len(data)
+
+
+async def by_time(source: AsyncIterator[bytes], seconds: float, clock: Callable[[], float] = time.monotonic) -> Pieces:
     """End a segment with the first piece that comes `seconds` or more after its first one."""
-
-    async def cut(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
-        began_at: float | None = None
-        async for data in source:
-            began_at = clock() if began_at is None else began_at
-            last = clock() - began_at >= seconds
-            yield data, last
-            if last:
-                began_at = None
-
-    return cut
+    began_at: float | None = None
+    async for data in source:
+        began_at = clock() if began_at is None else began_at
+        last = clock() - began_at >= seconds
+        yield data, last
+        if last:
+            began_at = None
 
 
-async def publish(source: AsyncIterator[bytes], publisher: TricklePublisher, cut: Cut) -> int:
-    """Send a stream as segments to an open publisher, and return how many there were.
+async def publish(pieces: Pieces, publisher: TricklePublisher) -> int:
+    """Send pieces as segments to an open publisher, and return how many there were.
 
     Raises what the publisher raises.
     """
     segment: SegmentWriter | None = None
     count = 0
     try:
-        async for data, last in cut(source):
+        async for data, last in pieces:
             if segment is None:
                 segment, count = await publisher.next(), count + 1
             await segment.write(data)
@@ -101,7 +83,7 @@ async def publish(source: AsyncIterator[bytes], publisher: TricklePublisher, cut
 
 
 async def subscribe(
-    subscriber: TrickleSubscriber, sink: Sink, on_segment: Callable[[SegmentReader, int], None] | None = None
+    subscriber: TrickleSubscriber, sink: BinaryIO, on_segment: Callable[[SegmentReader, int], None] | None = None
 ) -> int:
     """Write all segments to `sink` as they arrive, and return how many there were.
 
@@ -119,6 +101,6 @@ async def subscribe(
     return count
 
 
-def _write(sink: Sink, data: bytes) -> None:
+def _write(sink: BinaryIO, data: bytes) -> None:
     sink.write(data)
     sink.flush()

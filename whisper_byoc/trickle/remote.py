@@ -1,6 +1,7 @@
 """A channel on any trickle server, as its clients see it: options, small requests, and when to try again."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -174,15 +175,16 @@ class RemoteChannel:
                     return None
             return bytes(body) if answer.status == 200 else None
 
-    async def error_of(self, answer: aiohttp.ClientResponse) -> "ChannelNotFound | Refused | ServerTrouble":
-        """Return the error that an answer other than 200 stands for."""
+    async def error_of(self, answer: aiohttp.ClientResponse) -> ChannelNotFound | Refused | ServerTrouble:
+        """Return the error that an answer other than 200 stands for, and close the answer."""
+        text = b""
+        if answer.status != 404:
+            with contextlib.suppress(*CONNECTION_ERRORS):
+                async with asyncio.timeout(ERROR_TEXT_S):
+                    text = await answer.content.read(LONGEST_TEXT)
+        answer.close()
         if answer.status == 404:
             return ChannelNotFound(f"there is no channel at {self.url}")
-        try:
-            async with asyncio.timeout(ERROR_TEXT_S):
-                text = await answer.content.read(LONGEST_TEXT)
-        except CONNECTION_ERRORS:
-            text = b""
         words = text.decode("utf-8", "replace").strip()
         message = f"{answer.method} {answer.url} was answered {answer.status} {words!r}"
         return ServerTrouble(message) if answer.status >= 500 else Refused(answer.status, message)

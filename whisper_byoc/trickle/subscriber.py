@@ -1,5 +1,7 @@
 """The reading end of a channel on any trickle server."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import logging
@@ -34,7 +36,7 @@ class TrickleSubscriber:
         self._channel = RemoteChannel(url, options or ClientOptions())
         self._fetcher = _Fetcher(self._channel)
         self._start = start
-        self._ahead: asyncio.Task[_Fetched | None] | None = None
+        self._ahead: asyncio.Task[SegmentReader | None] | None = None
         self._current: SegmentReader | None = None
         self._ended = False
 
@@ -51,8 +53,8 @@ class TrickleSubscriber:
         try:
             if ahead := self._ahead:
                 await cancel(ahead)
-                if not ahead.cancelled() and not ahead.exception() and (fetched := ahead.result()):
-                    fetched.response.close()
+                if not ahead.cancelled() and not ahead.exception() and (segment := ahead.result()):
+                    segment.discard()
         finally:  # also when the caller is cancelled meanwhile
             await self._channel.close()
 
@@ -66,7 +68,7 @@ class TrickleSubscriber:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> "SegmentReader":
+    async def __anext__(self) -> SegmentReader:
         """Wait for the next segment.
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
@@ -78,14 +80,14 @@ class TrickleSubscriber:
         ahead = self._ahead = self._ahead or asyncio.create_task(self._fetcher.first(self._start))
         await asyncio.wait((ahead,))  # a caller who stops waiting can come back
         self._ahead = None
-        fetched = None if ahead.cancelled() else ahead.result()
-        if fetched is None:
+        segment = None if ahead.cancelled() else ahead.result()
+        if segment is None:
             self._ended = True
             raise StopAsyncIteration
-        self._ahead = asyncio.create_task(self._fetcher.fetch(fetched.seq + 1))
+        self._current = segment
+        self._ahead = asyncio.create_task(self._fetcher.fetch(segment.seq + 1))
         self._ahead.add_done_callback(_retrieve)
-        self._current = SegmentReader(self._fetcher, fetched)
-        return self._current
+        return segment
 
 
 class SegmentReader:
@@ -94,13 +96,14 @@ class SegmentReader:
     `missed` says how many segments before it had left the server's window before they were asked for.
     """
 
-    def __init__(self, fetcher: "_Fetcher", fetched: "_Fetched") -> None:
-        self.seq = fetched.seq
-        self.missed = fetched.missed
-        self.content_type = fetched.response.headers.get("Content-Type", "application/octet-stream")
+    def __init__(self, fetcher: _Fetcher, answer: _Answer, seq: int, missed: int) -> None:
+        self.seq = seq
+        self.missed = missed
+        self.content_type = answer.response.headers.get("Content-Type", "application/octet-stream")
         self._fetcher = fetcher
         self._options = fetcher.options
-        self._fetched: _Fetched | None = fetched
+        self._answer: _Answer | None = answer
+        self._position = 0  # in the present answer
         self._received = 0
         self._pauses = self._new_pauses()
 
@@ -109,19 +112,23 @@ class SegmentReader:
 
         Raises `SegmentBroken` when the server no longer has the rest, or `Unreachable`.
         """
-        while self._fetched:
+        while self._answer:
             try:
-                data = await self._fetched.more(self._options.stall_seconds)
+                data = await self._answer.read(self._options.stall_seconds)
             except CONNECTION_ERRORS as error:
-                self.discard()
-                self._fetched = await self._resume(error)
+                await self._ask_again(error)
                 continue
             if not data:
                 self.discard()
+                if self._position < self._received:
+                    raise self._broken()
                 return
-            self._received += len(data)
-            self._pauses = self._new_pauses()
-            yield data
+            self._position += len(data)
+            fresh = self._position - self._received
+            if fresh > 0:
+                self._received = self._position
+                self._pauses = self._new_pauses()
+                yield data[-fresh:]
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
         """Wait for the end of the segment, and return all of it that was not read yet.
@@ -132,28 +139,26 @@ class SegmentReader:
 
     def discard(self) -> None:
         """Give up what was not read."""
-        if self._fetched:
-            self._fetched.response.close()
-            self._fetched = None
+        if self._answer:
+            self._answer.response.close()
+            self._answer = None
+
+    async def _ask_again(self, cause: BaseException) -> None:
+        self.discard()
+        pause = next(self._pauses, None)
+        if pause is not None:
+            await asyncio.sleep(pause)
+            self._answer = await self._fetcher.again(self.seq)
+            self._position = 0
+        if self._answer is None:
+            raise self._broken() from cause
 
     def _new_pauses(self) -> Iterator[float]:
         return itertools.islice(backoff(self._options.longest_pause), RESUMES)
 
-    async def _resume(self, cause: BaseException) -> "_Fetched":
-        """Ask for the segment again, and pass over what was received."""
-        for pause in self._pauses:
-            await asyncio.sleep(pause)
-            fetched = await self._fetcher.again(self.seq)
-            if fetched is None:
-                break
-            try:
-                if await fetched.skip(self._received, self._options.stall_seconds):
-                    return fetched
-            except CONNECTION_ERRORS as error:
-                cause = error
-            fetched.response.close()
-        broken = f"segment {self.seq} broke off after {self._received} bytes, and the rest cannot be had"
-        raise SegmentBroken(broken, self.seq) from cause
+    def _broken(self) -> SegmentBroken:
+        message = f"segment {self.seq} broke off after {self._received} bytes, and the rest cannot be had"
+        return SegmentBroken(message, self.seq)
 
 
 async def read_whole(segment: AsyncIterable[bytes], seq: int, limit: int) -> bytes:
@@ -169,22 +174,21 @@ async def read_whole(segment: AsyncIterable[bytes], seq: int, limit: int) -> byt
     return bytes(data)
 
 
-class _Fetched:
-    """A segment whose first bytes are there."""
+class _Answer:
+    """What the server answered. Of a segment, the first bytes are there, or its end."""
 
-    def __init__(self, response: aiohttp.ClientResponse, seq: int, missed: int, first: bytes) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, first: bytes) -> None:
         self.response = response
-        self.seq = seq
-        self.missed = missed
-        self._first = first
+        self.first = first
+        self.channel_closed = bool(response.headers.get(CLOSED))
 
-    async def more(self, stall_seconds: float) -> bytes:
+    async def read(self, stall_seconds: float) -> bytes:
         """Return the next bytes; b"" at the end.
 
         Raises one of `CONNECTION_ERRORS`, also when nothing comes for `stall_seconds`.
         """
         content = self.response.content
-        data, self._first = self._first, b""
+        data, self.first = self.first, b""
         data = data or content.read_nowait()
         if data or content.at_eof():
             return data
@@ -193,15 +197,6 @@ class _Fetched:
             return await content.readany()
         finally:
             stalled.cancel()
-
-    async def skip(self, size: int, stall_seconds: float) -> bool:
-        """Pass over the first `size` bytes; return False when there are fewer."""
-        while size:
-            data = await self.more(stall_seconds)
-            if not data:
-                return False
-            self._first, size = data[size:], size - min(size, len(data))
-        return True
 
 
 class _Fetcher:
@@ -213,7 +208,7 @@ class _Fetcher:
         self._known = False  # the server had this channel when it was asked
         self._served = False
 
-    async def first(self, start: int) -> _Fetched | None:
+    async def first(self, start: int) -> SegmentReader | None:
         """Wait for the first segment; None when the channel ends before it.
 
         Raises `ChannelNotFound`, `Unreachable` or `Refused`.
@@ -227,7 +222,7 @@ class _Fetcher:
                     raise
             await asyncio.sleep(self.options.absent_pause)
 
-    async def _first(self, start: int) -> _Fetched | None:
+    async def _first(self, start: int) -> SegmentReader | None:
         if start >= 0:
             return await self.fetch(start)
         latest = await self._channel.persist(self._channel.next_write)
@@ -236,7 +231,7 @@ class _Fetcher:
             return await self.fetch(start, refresh=False)
         return await self.fetch(max(latest - 1, 0) if start == CURRENT else latest)
 
-    async def fetch(self, seq: int, *, refresh: bool = True) -> _Fetched | None:
+    async def fetch(self, seq: int, *, refresh: bool = True) -> SegmentReader | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends.
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
@@ -244,58 +239,55 @@ class _Fetcher:
         missed = skipped = 0
         early_since: float | None = None
         while True:
-            response, first = await self._answer(seq, self.options.refresh_seconds if refresh else None)
-            if response.headers.get(CLOSED) or (response.status == 404 and self._known):
-                response.close()
+            answer = await self._ask(seq, self.options.refresh_seconds if refresh else None)
+            status, latest = answer.response.status, header_seq(answer.response, LATEST)
+            if answer.channel_closed or (status == 404 and self._known):
+                answer.response.close()
                 return None
-            if response.status not in (200, NOT_FOUND):
-                error = await self._channel.error_of(response)
-                response.close()
-                raise error
+            if status not in (200, NOT_FOUND):
+                raise await self._channel.error_of(answer.response)
             self._known = True
-            latest = header_seq(response, LATEST)
-            if response.status == 200:
-                seq = seq if seq >= 0 else self._served_seq(response, seq)
-                if first:
-                    self._served = True
-                    return _Fetched(response, seq, missed, first)
+            if status == 200 and answer.first:
+                self._served = True
+                return SegmentReader(self, answer, self._served_seq(answer, seq), missed)
+            answer.response.close()
+            if status == 200:  # its publisher skipped it
                 early_since = None
-                seq, skipped = seq + 1, skipped + 1  # by its publisher
-                if skipped > WINDOW:  # or by a server that answers so to everything
+                seq, skipped = self._served_seq(answer, seq) + 1, skipped + 1
+                if skipped > WINDOW:  # or the server answers so to everything
                     await asyncio.sleep(self.options.early_seconds)
-                continue
-            response.close()
-            if latest is not None and seq < latest:
+            elif latest is not None and seq < latest:
                 oldest = max(seq + 1, latest - WINDOW)
                 log.info("%s: segment %d has gone, going on at %d", self._channel.url, seq, oldest)
                 missed += oldest - seq if seq >= 0 else 0
                 seq = oldest
-                continue
-            early_since = early_since or time.monotonic()
-            await asyncio.sleep(self.options.early_seconds)
-            if self._served and latest is not None and time.monotonic() - early_since > self.options.patience_seconds:
-                log.warning("%s: began anew, going on at %d", self._channel.url, latest)
-                seq = latest
+            else:
+                early_since = early_since or time.monotonic()
+                await asyncio.sleep(self.options.early_seconds)
+                patience = self.options.patience_seconds
+                if self._served and latest is not None and time.monotonic() - early_since > patience:
+                    log.warning("%s: began anew, going on at %d", self._channel.url, latest)
+                    seq = latest
 
-    async def again(self, seq: int) -> _Fetched | None:
+    async def again(self, seq: int) -> _Answer | None:
         """Ask once more for a segment that was there; None when it is there no longer.
 
         Raises `Unreachable`.
         """
-        response, first = await self._answer(seq, self.options.refresh_seconds)
-        if response.status == 200 and first and not response.headers.get(CLOSED):
-            return _Fetched(response, seq, 0, first)
-        response.close()
+        answer = await self._ask(seq, self.options.refresh_seconds)
+        if answer.response.status == 200 and answer.first and not answer.channel_closed:
+            return answer
+        answer.response.close()
         return None
 
-    def _served_seq(self, response: aiohttp.ClientResponse, asked: int) -> int:
-        served = header_seq(response, SEQ)
+    def _served_seq(self, answer: _Answer, asked: int) -> int:
+        served = asked if asked >= 0 else header_seq(answer.response, SEQ)
         if served is None:
-            response.close()
+            answer.response.close()
             raise Refused(200, f"{self._channel.url}/{asked} was answered without {SEQ}")
         return served
 
-    async def _answer(self, seq: int, refresh_seconds: float | None) -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _ask(self, seq: int, refresh_seconds: float | None) -> _Answer:
         """Ask until there is an answer, and, if it is a segment, until its first byte or its end is there."""
         retry = Retry(self.options)
         while True:
@@ -303,11 +295,10 @@ class _Fetcher:
             error: Exception
             try:
                 async with asyncio.timeout(refresh_seconds) as limit:
-                    response, first = await self._get(seq)
-                if response.status < 500:
-                    return response, first
-                error = await self._channel.error_of(response)
-                response.close()
+                    answer = await self._get(seq)
+                if answer.response.status < 500:
+                    return answer
+                error = await self._channel.error_of(answer.response)
             except CONNECTION_ERRORS as broken:
                 error = broken
             if limit.expired():  # silence is no failure, and by its index nothing is lost in asking again
@@ -315,16 +306,16 @@ class _Fetcher:
             else:
                 await asyncio.sleep(retry.pause_after(error, began_at, self._channel.url))
 
-    async def _get(self, seq: int) -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _get(self, seq: int) -> _Answer:
         response = await self._channel.session.get(f"{self._channel.url}/{seq}", allow_redirects=False)
         try:
-            return response, await response.content.readany() if response.status == 200 else b""
+            return _Answer(response, await response.content.readany() if response.status == 200 else b"")
         except BaseException:
             response.close()
             raise
 
 
-def _retrieve(task: asyncio.Task[_Fetched | None]) -> None:
+def _retrieve(task: asyncio.Task[SegmentReader | None]) -> None:
     """Mark an error as retrieved: the subscriber may be closed before it comes to it."""
     if not task.cancelled():
         task.exception()
