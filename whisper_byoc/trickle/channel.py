@@ -65,8 +65,6 @@ class Segment:
 class Cursor:
     """One reader's place in a segment."""
 
-    __slots__ = ("_index", "_offset", "segment")
-
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self._index = 0

@@ -1,6 +1,5 @@
 """The two ends of a channel in this process. They have the methods of `TricklePublisher` and `TrickleSubscriber`."""
 
-from collections.abc import AsyncIterator
 from typing import Self
 
 from whisper_byoc.trickle.channel import Channel, Cursor, Segment
@@ -63,22 +62,17 @@ class LocalWriter:
         await self.close()
 
 
-class LocalSegment:
+class LocalSegment(Cursor):
     """One segment being read, as its bytes arrive.
 
     `missed` says how many segments before it had left the window before they were asked for.
     """
 
-    def __init__(self, channel: Channel, cursor: Cursor, missed: int) -> None:
-        self.seq = cursor.segment.seq
+    def __init__(self, channel: Channel, segment: Segment, missed: int) -> None:
+        super().__init__(segment)
+        self.seq = segment.seq
         self.missed = missed
-        self.segment = cursor.segment
-        """The segment itself, for readers that keep it."""
         self.content_type = channel.mime
-        self._cursor = cursor
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._cursor.__aiter__()
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
         """Wait for the end of the segment, and return all of it that was not read yet.
@@ -116,12 +110,11 @@ class LocalSubscriber:
                 missed += oldest - self._seq
                 self._seq = oldest
                 continue
-            cursor = segment.read()
             while not (segment.size or segment.closed):
                 await segment.changed.wait()
             self._seq = segment.seq + 1
             if segment.size:
-                return LocalSegment(self.channel, cursor, missed)
+                return LocalSegment(self.channel, segment, missed)
         return self._next_remaining()
 
     def _next_remaining(self) -> LocalSegment:
@@ -130,5 +123,5 @@ class LocalSubscriber:
         for segment in self.channel.remaining:
             if segment.seq >= wanted:
                 self._seq = segment.seq + 1
-                return LocalSegment(self.channel, segment.read(), max(0, end - WINDOW - wanted))
+                return LocalSegment(self.channel, segment, max(0, end - WINDOW - wanted))
         raise StopAsyncIteration

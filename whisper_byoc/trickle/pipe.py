@@ -71,14 +71,14 @@ async def publish(pieces: Pieces, publisher: TricklePublisher) -> int:
                 segment, count = await publisher.next(), count + 1
             await segment.write(data)
             if last:
-                ended, segment = segment, None
-                await ended.close()
+                await segment.close()
+                segment = None
+        if segment:
+            await segment.close()
     except BaseException:
         if segment:
             await segment.abort()
         raise
-    if segment:
-        await segment.close()
     return count
 
 

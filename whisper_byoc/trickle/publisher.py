@@ -197,7 +197,8 @@ class SegmentWriter:
             self._unsent += len(data)
             self._progress()
         await self._changed.until(lambda: self._unsent <= UNSENT_BYTES or self.done)
-        self._check()
+        if self.error:
+            raise self.error
 
     async def close(self) -> None:
         """Finish the segment, and wait until the server has it. Raises what `write` raises."""
@@ -208,7 +209,8 @@ class SegmentWriter:
         except asyncio.CancelledError:
             await self.abort()
             raise
-        self._check()
+        if self.error:
+            raise self.error
 
     async def abort(self) -> None:
         """Break the segment off: readers get what was sent, then its end."""
@@ -261,7 +263,7 @@ class SegmentWriter:
         if self._doubtful:
             was_there = await self._channel.finish(self.seq)  # else readers could wait for the rest for ever
             if was_there and (self._whole or self._publisher.continuous):
-                stored = await self._channel.stored(self.seq, self._size)
+                stored = await self._channel.stored(self.seq, self._size + 1)
                 written = b"".join(self._chunks)
                 if self._whole and stored == written:
                     return True
@@ -327,10 +329,6 @@ class SegmentWriter:
             seconds = self._channel.options.answer_seconds
             servers_turn = self._whole or self._unsent > 0
             self._deadline.reschedule(asyncio.get_running_loop().time() + seconds if servers_turn else None)
-
-    def _check(self) -> None:
-        if error := self.error:
-            raise error
 
     def _ended(self, _: object) -> None:
         self._changed.notify()

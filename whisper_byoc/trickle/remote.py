@@ -5,14 +5,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from whisper_byoc.errors import UsageError
-from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, reason_of
+from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, read_body, reason_of
 from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
 from whisper_byoc.trickle.protocol import EXPECT_CONTENT, LATEST, parse_seq
 
@@ -75,9 +76,9 @@ class Retry:
         self._failing_since: float | None = None
 
     def pause_after(self, error: BaseException, began_at: float, what: str) -> float:
-        """Return how many seconds to wait after a try that began at `began_at` (`time.monotonic`) and failed.
+        """Return how many seconds to wait after a try of `what`, begun at `began_at` (`time.monotonic`), has failed.
 
-        Raises `Unreachable`, which says `what` failed, when there were failures for too long.
+        Raises `Unreachable` when there were failures for too long.
         """
         log.info("%s: %s", what, reason_of(error))
         now = time.monotonic()
@@ -100,7 +101,7 @@ def backoff(longest: float) -> Iterator[float]:
 
 
 class RemoteChannel:
-    """The small requests that a channel takes. `open` it before, and `close` it afterwards."""
+    """The small requests that a channel takes. Each raises `ChannelNotFound`, `Refused`, or one of `RETRIED`."""
 
     def __init__(self, url: str, options: ClientOptions) -> None:
         """Raise `TrickleError` for what is not the URL of a channel."""
@@ -120,7 +121,7 @@ class RemoteChannel:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The session, which has no limit of time. Raises `TrickleError` unless the channel is open."""
+        """The session, for requests without a limit of time."""
         if self._session is None:
             raise TrickleError("the publisher or subscriber is not open: use `async with`, or `start` and `close`")
         return self._session
@@ -134,21 +135,14 @@ class RemoteChannel:
             await session.close()
 
     async def create(self, mime: str) -> None:
-        """Create the channel, or find that it exists.
-
-        Raises `ChannelNotFound` when the server does not let peers create channels, `Refused`, or what is `RETRIED`.
-        """
-        headers = {EXPECT_CONTENT: mime}
-        async with self.session.post(self.url, headers=headers, timeout=self._limited, allow_redirects=False) as answer:
+        """Create the channel, or find that it exists."""
+        async with self._request("POST", headers={EXPECT_CONTENT: mime}) as answer:
             if answer.status != 200:
                 raise await self.error_of(answer)
 
     async def next_write(self) -> int | None:
-        """Ask which index is written next; None from a server that does not tell.
-
-        Raises `ChannelNotFound`, `Refused`, or what is `RETRIED`.
-        """
-        async with self.session.get(f"{self.url}/next", timeout=self._limited, allow_redirects=False) as answer:
+        """Ask which index is written next; None from a server that does not tell."""
+        async with self._request("GET", "/next") as answer:
             if answer.status == 400:  # a server older than go-livepeer 0.8.11 takes `next` for a bad index
                 return None
             if answer.status != 200:
@@ -157,31 +151,25 @@ class RemoteChannel:
 
     async def delete(self) -> None:
         """End the channel for everybody, if it is there."""
-        async with self.session.delete(self.url, timeout=self._limited):
+        async with self._request("DELETE"):
             pass
 
     async def finish(self, seq: int) -> bool:
         """Close a segment; return False when the server does not have it."""
-        async with self.session.delete(f"{self.url}/{seq}", timeout=self._limited) as answer:
+        async with self._request("DELETE", f"/{seq}") as answer:
             return answer.status == 200
 
-    async def stored(self, seq: int, most: int) -> bytes | None:
-        """Read a closed segment back; None when there is none of at most `most` bytes."""
-        async with self.session.get(f"{self.url}/{seq}", timeout=self._limited) as answer:
-            body = bytearray()
-            async for data in answer.content.iter_any():
-                body += data
-                if len(body) > most:
-                    return None
-            return bytes(body) if answer.status == 200 else None
+    async def stored(self, seq: int, limit: int) -> bytes | None:
+        """Read up to `limit` bytes of a closed segment; None when the server does not have it."""
+        async with self._request("GET", f"/{seq}") as answer:
+            return await read_body(answer.content, limit) if answer.status == 200 else None
 
     async def error_of(self, answer: aiohttp.ClientResponse) -> ChannelNotFound | Refused | ServerTrouble:
         """Return the error that an answer other than 200 stands for, and close the answer."""
         text = b""
-        if answer.status != 404:
-            with contextlib.suppress(*CONNECTION_ERRORS):
-                async with asyncio.timeout(ERROR_TEXT_S):
-                    text = await answer.content.read(LONGEST_TEXT)
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            async with asyncio.timeout(ERROR_TEXT_S):
+                text = await answer.content.read(LONGEST_TEXT)
         answer.close()
         if answer.status == 404:
             return ChannelNotFound(f"there is no channel at {self.url}")
@@ -189,11 +177,14 @@ class RemoteChannel:
         message = f"{answer.method} {answer.url} was answered {answer.status} {words!r}"
         return ServerTrouble(message) if answer.status >= 500 else Refused(answer.status, message)
 
-    async def persist(self, request: Callable[[], Awaitable[T]]) -> T:
-        """Make a request until it is answered.
+    def _request(
+        self, method: str, path: str = "", **options: Any
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        url = self.url + path
+        return self.session.request(method, url, timeout=self._limited, allow_redirects=False, **options)
 
-        Raises `Unreachable`, and what `request` raises beside `RETRIED`.
-        """
+    async def persist(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request until it is answered; raise `Unreachable` when it fails for too long."""
         retry = Retry(self.options)
         while True:
             began_at = time.monotonic()

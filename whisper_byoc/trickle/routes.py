@@ -75,12 +75,10 @@ class TrickleRoutes:
                 transport.abort()
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        """Create a channel, or find that it exists."""
         self._writable(request, request.headers.get(EXPECT_CONTENT, ""))
         return web.Response()
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
-        """Close a channel."""
         try:
             self._table.close(self._unreserved(request))
         except ChannelNotFound:
@@ -88,7 +86,6 @@ class TrickleRoutes:
         return web.Response()
 
     async def finish(self, request: web.Request) -> web.StreamResponse:
-        """Close a segment."""
         channel = self._table.get(self._unreserved(request))
         try:
             channel.finish_seq(parse_seq(request.match_info["seq"]))
@@ -97,7 +94,6 @@ class TrickleRoutes:
         return web.Response()
 
     async def write(self, request: web.Request) -> web.StreamResponse:
-        """Write a segment as its bytes arrive."""
         if not self._table.autocreate:
             self._table.get(self._unreserved(request))
         seq = parse_seq(request.match_info["seq"])  # before a channel is created for it
@@ -124,7 +120,6 @@ class TrickleRoutes:
         return _written(channel, segment)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
-        """Send a segment from its first byte, while it is still being written."""
         channel = self._table.get(request.match_info["name"])
         text = request.match_info["seq"]
         if text == "next":

@@ -5,8 +5,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from types import MappingProxyType
+from collections.abc import AsyncIterator
 from typing import Self
 
 from aiohttp import web
@@ -49,29 +48,25 @@ class TrickleServer:
         self.autocreate = autocreate
         self.limits = limits or TrickleLimits()
         self.memory = Memory(self.limits.total_bytes)
-        self._channels: dict[str, Channel] = {}
+        self.channels: dict[str, Channel] = {}
+        """The open channels by name. They come and go by `create` and `close`."""
         self._routes = TrickleRoutes(self)
         self._sweeper: asyncio.Task[None] | None = None
         self._changes: Channel | None = None
         if changefeed:
             self._changes = self.create(CHANGES, "application/json")
 
-    @property
-    def channels(self) -> Mapping[str, Channel]:
-        """The open channels by name."""
-        return MappingProxyType(self._channels)
-
     def create(self, name: str, mime: str = DEFAULT_MIME) -> Channel:
         """Return the channel of that name, new if need be; `mime` is fixed at creation.
 
         Raises `TooManyChannels`.
         """
-        if channel := self._channels.get(name):
+        if channel := self.channels.get(name):
             return channel
-        if len(self._channels) >= self.limits.channels:
-            raise TooManyChannels(f"{len(self._channels)} channels are open, which is all this server takes")
+        if len(self.channels) >= self.limits.channels:
+            raise TooManyChannels(f"{len(self.channels)} channels are open, which is all this server takes")
         channel = Channel(name, mime or DEFAULT_MIME, self.limits.segment_bytes, self.memory)
-        self._channels[name] = channel
+        self.channels[name] = channel
         log.info("channel %r created (%s)", name, channel.mime)
         self._report_change("added", name)
         return channel
@@ -81,7 +76,7 @@ class TrickleServer:
 
         Raises `ChannelNotFound`.
         """
-        if channel := self._channels.get(name):
+        if channel := self.channels.get(name):
             return channel
         raise ChannelNotFound(f"there is no channel {name!r}")
 
@@ -91,14 +86,14 @@ class TrickleServer:
         Raises `ChannelNotFound`.
         """
         channel = self.get(name)
-        del self._channels[name]
+        del self.channels[name]
         channel.close()
         log.info("channel %r closed", name)
         self._report_change("removed", name)
 
     def close_all(self) -> None:
         """End every channel. The change feed ends with them and reports none of it."""
-        channels, self._channels = self._channels, {}
+        channels, self.channels = self.channels, {}
         for channel in channels.values():
             channel.close()
 
@@ -109,7 +104,7 @@ class TrickleServer:
     def sweep(self) -> None:
         """Close the channels that had no new segment for `idle_seconds`, and cut off stalled connections."""
         before = time.monotonic() - self.limits.idle_seconds
-        for name, channel in list(self._channels.items()):
+        for name, channel in list(self.channels.items()):
             if channel.active_at < before and not name.startswith("_"):
                 log.info("channel %r is idle", name)
                 self.close(name)

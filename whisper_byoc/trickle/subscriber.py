@@ -162,10 +162,6 @@ class SegmentReader:
 
 
 async def read_whole(segment: AsyncIterable[bytes], seq: int, limit: int) -> bytes:
-    """Read a segment to its end.
-
-    Raises `SegmentTooLarge` beyond `limit` bytes.
-    """
     data = bytearray()
     async for chunk in segment:
         data += chunk
@@ -183,10 +179,7 @@ class _Answer:
         self.channel_closed = bool(response.headers.get(CLOSED))
 
     async def read(self, stall_seconds: float) -> bytes:
-        """Return the next bytes; b"" at the end.
-
-        Raises one of `CONNECTION_ERRORS`, also when nothing comes for `stall_seconds`.
-        """
+        """Return the next bytes, b"" at the end; raise one of `CONNECTION_ERRORS`, also after `stall_seconds`."""
         content = self.response.content
         data, self.first = self.first, b""
         data = data or content.read_nowait()
@@ -209,10 +202,7 @@ class _Fetcher:
         self._served = False
 
     async def first(self, start: int) -> SegmentReader | None:
-        """Wait for the first segment; None when the channel ends before it.
-
-        Raises `ChannelNotFound`, `Unreachable` or `Refused`.
-        """
+        """Wait for the first segment; None when the channel ends before it."""
         absent_since = time.monotonic()
         while True:
             try:
@@ -232,10 +222,7 @@ class _Fetcher:
         return await self.fetch(max(latest - 1, 0) if start == CURRENT else latest)
 
     async def fetch(self, seq: int, *, refresh: bool = True) -> SegmentReader | None:
-        """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends.
-
-        Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
-        """
+        """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""
         missed = skipped = 0
         early_since: float | None = None
         while True:
@@ -270,10 +257,7 @@ class _Fetcher:
                     seq = latest
 
     async def again(self, seq: int) -> _Answer | None:
-        """Ask once more for a segment that was there; None when it is there no longer.
-
-        Raises `Unreachable`.
-        """
+        """Ask once more for a segment that was there; None when it is there no longer."""
         answer = await self._ask(seq, self.options.refresh_seconds)
         if answer.response.status == 200 and answer.first and not answer.channel_closed:
             return answer
