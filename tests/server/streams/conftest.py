@@ -63,33 +63,49 @@ class Orchestrator:
         return TricklePublisher(f"{self.base}/ai/trickle/{name}", mime)
 
     def follow(self, name, kind):
-        """Collect the JSON lines of a channel, from what is written next, until it ends or the task is cancelled."""
+        """Collect the JSON lines of a channel until it ends or the task is cancelled."""
         found = []
 
         async def run():
-            async with TrickleSubscriber(f"{self.base}/ai/trickle/{name}{kind}", start=-1) as subscriber:
-                async for segment in subscriber:
-                    data = await segment.read()
-                    assert all(len(line) < 65536 for line in data.splitlines())
-                    found.extend(json.loads(line) for line in data.splitlines())
+            async for segment in self._segments(name, kind):
+                assert all(len(line) < 65536 for line in segment.splitlines())
+                found.extend(json.loads(line) for line in segment.splitlines())
 
         return found, asyncio.ensure_future(run())
 
     def collect(self, name, kind):
-        """Collect the segments of a channel as bytes, from what is written next, until it ends."""
+        """Collect the segments of a channel as bytes until it ends."""
         found = []
 
         async def run():
-            async with TrickleSubscriber(f"{self.base}/ai/trickle/{name}{kind}", start=-1) as subscriber:
-                async for segment in subscriber:
-                    found.append(await segment.read())
+            async for segment in self._segments(name, kind):
+                found.append(segment)
 
         return found, asyncio.ensure_future(run())
+
+    async def through(self, name, segments, params=None):
+        """Send segments through a stream of its own, and return the records on its data channel."""
+        urls = self.channels(name, ["", "-data"])
+        status, body = await self.start(name, urls, params)
+        assert status == 200, body
+        data, reading = self.follow(name, "-data")
+        async with self.publisher(name) as publisher:
+            for segment in segments:
+                await publisher.publish(segment)
+            assert (await self.stop(name))[0] == 200
+        self.trickle.close(name + "-data")
+        await reading
+        return data
+
+    async def _segments(self, name, kind):
+        async with TrickleSubscriber(f"{self.base}/ai/trickle/{name}{kind}", start=0) as subscriber:
+            async for segment in subscriber:
+                yield await segment.read()
 
 
 @pytest.fixture
 async def orchestrate(serving, monkeypatch):
-    monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.2)
+    monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.0)  # followers read from the first segment on
     trickle = TrickleServer("/ai/trickle/")
     app = web.Application(client_max_size=0)
     trickle.add_routes(app)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from audio.ffmpeg import ffmpeg_environment, pcm_from_ts
+from audio.ffmpeg import ffmpeg_environment
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.process import Program
 
@@ -18,14 +18,9 @@ FLUSH_SECONDS = 5.0
 
 
 class LiveDecoder:
-    """Feeds an ffmpeg and passes its output to `sink`; it is started by the first bytes.
+    """Feeds an ffmpeg of the given command line, and passes its output to `sink`; it is started by the first bytes."""
 
-    `command` returns the command line, by default that for sound; `name` is for the log.
-    """
-
-    def __init__(
-        self, name: str, sink: Callable[[bytes], Awaitable[None]], command: Callable[[], list[str]] = pcm_from_ts
-    ) -> None:
+    def __init__(self, name: str, sink: Callable[[bytes], Awaitable[None]], command: Callable[[], list[str]]) -> None:
         self._name = name
         self._sink = sink
         self._command = command

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from audio.errors import AudioError
+from audio.ffmpeg import pcm_from_ts
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
@@ -23,28 +23,38 @@ STOP_READING_S = 2.0
 """After a stop: longest time for which input is still read."""
 
 
-class Sink(Protocol):
-    """Decodes the input of a stream and submits it to the job. `feed` and `flush` wait while the job's queue is full.
+class Sink:
+    """Decodes the input of a stream by ffmpeg, and submits it to the job, waiting while the job's queue is full."""
 
-    `flush` submits what the decoder still holds, `submit_rest` an incomplete last segment: where the input ends, and
-    where it goes on behind a gap.
-    """
+    def __init__(self, job: Job, command: Callable[[], list[str]]) -> None:
+        self._job = job
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, command)
 
-    async def feed(self, data: bytes, content_type: str) -> None: ...
-    async def flush(self) -> None: ...
-    def submit_rest(self) -> None: ...
-    async def kill(self) -> None: ...
+    async def feed(self, data: bytes, content_type: str) -> None:
+        await self._decoder.feed(data)
+
+    async def flush(self) -> None:
+        """Submit what the decoder still holds."""
+        await self._decoder.finish()
+
+    def submit_rest(self) -> None:
+        """Submit an incomplete last segment: where the input ends, or goes on behind a gap."""
+
+    async def kill(self) -> None:
+        await self._decoder.kill()
+
+    async def _submit(self, decoded: bytes) -> None:
+        raise NotImplementedError
 
 
-class AudioSink:
+class AudioSink(Sink):
     """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
 
     def __init__(self, job: Job, *, pcm: bool, live: bool) -> None:
-        self._job = job
+        super().__init__(job, pcm_from_ts)
         self._pcm = pcm
         self._live = live
         self._framing = AudioFraming(live=live)
-        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit)
 
     async def feed(self, data: bytes, content_type: str) -> None:
         """Take the next bytes.
@@ -54,21 +64,15 @@ class AudioSink:
         raw = self._pcm or content_type.partition(";")[0].strip().lower() in PCM_TYPES
         if raw and not self._pcm and (trouble := pcm_trouble(content_type)):
             raise BadSegment(trouble)
-        await (self._submit(data) if raw else self._decoder.feed(data))
-
-    async def flush(self) -> None:
-        await self._decoder.finish()
+        await (self._submit(data) if raw else super().feed(data, content_type))
 
     def submit_rest(self) -> None:
         framing, self._framing = self._framing, AudioFraming(live=self._live)
         for each in framing.finish(complete=False):
             self._job.inbox.submit_now(each)
 
-    async def kill(self) -> None:
-        await self._decoder.kill()
-
-    async def _submit(self, pcm: bytes) -> None:
-        for segment in self._framing.feed(pcm):
+    async def _submit(self, decoded: bytes) -> None:
+        for segment in self._framing.feed(decoded):
             await self._job.inbox.submit(segment, live=self._live)
 
 

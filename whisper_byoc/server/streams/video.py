@@ -17,7 +17,7 @@ from whisper_byoc.aio import Changed, cancel
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.process import Program
 from whisper_byoc.server.core.job import Job
-from whisper_byoc.server.streams.decoder import LiveDecoder
+from whisper_byoc.server.streams.input import Sink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.remote import ClientOptions
@@ -79,31 +79,24 @@ class PpmSplitter:
         return width, height
 
 
-class VideoSink:
+class VideoSink(Sink):
     """Decodes MPEG-TS into the job's frames, and passes the same bytes to the output for their sound."""
 
     def __init__(self, job: Job, output: "VideoOutput", rate: int) -> None:
-        self._job = job
+        super().__init__(job, lambda: frames_from_ts(rate))
         self._output = output
         self._splitter = PpmSplitter()
-        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, lambda: frames_from_ts(rate))
 
     async def feed(self, data: bytes, content_type: str) -> None:
         self._output.take_sound(data)
-        await self._decoder.feed(data)
+        await super().feed(data, content_type)
 
     async def flush(self) -> None:
-        await self._decoder.finish()
+        await super().flush()
         self._splitter = PpmSplitter()
 
-    def submit_rest(self) -> None:
-        pass  # there is nothing between frames
-
-    async def kill(self) -> None:
-        await self._decoder.kill()
-
-    async def _submit(self, data: bytes) -> None:
-        for width, height, frame in self._splitter.feed(data):
+    async def _submit(self, decoded: bytes) -> None:
+        for width, height, frame in self._splitter.feed(decoded):
             self._output.sizes.append((width, height))
             await self._job.inbox.submit(frame)
 
