@@ -1,0 +1,106 @@
+"""`whisper-byoc transcribe`, and the models that it and `preload` find."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from audio import pcm
+from audio.media import load_audio
+from tests.cli.conftest import refused
+
+
+def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
+    name = "demo-hello-world.wav"
+    code, out, _ = run(
+        "transcribe",
+        fixtures_dir / name,
+        "--model",
+        "whisper-demo",
+        "--format",
+        "txt,json,srt,vtt",
+        "--output",
+        tmp_path,
+    )
+    assert code == 0
+    assert sorted(out.split()) == sorted(
+        str(tmp_path / f"demo-hello-world.{kind}") for kind in ("txt", "json", "srt", "vtt")
+    )
+    assert (tmp_path / "demo-hello-world.txt").read_text() == texts[name]["text"] + "\n"
+    assert json.loads((tmp_path / "demo-hello-world.json").read_text())["text"] == texts[name]["text"]
+    assert " --> " in (tmp_path / "demo-hello-world.srt").read_text()
+    assert (tmp_path / "demo-hello-world.vtt").read_text().startswith("WEBVTT\n")
+
+
+def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
+    code, out, _ = run(
+        "transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo"
+    )
+    assert code == 0
+    assert out.split() == texts["demo-long-40s.wav"]["text"].split()
+
+
+def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):
+    path = tmp_path / "hello.pcm"
+    path.write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-hello-world.wav")))
+    assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", "")
+
+
+def test_transcribe_looks_at_its_folder_before_it_works(run, tmp_path):
+    taken, talk, again = tmp_path / "taken", tmp_path / "talk.wav", tmp_path / "talk.mp3"
+    for path in (taken, talk, again):
+        path.write_bytes(b"")
+    refused(run("transcribe", talk, "--output", taken), 2, f"cannot make the folder {taken}")
+    refused(run("transcribe", talk, again, "--output", tmp_path / "out"), 2, str(talk), str(again), "both")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transcribe_what_is_no_sound(run, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not sound")
+    refused(run("transcribe", path, "--model", "demo"), 1, "notes.txt")
+
+
+def test_files_that_cannot_be_read_do_not_keep_others_from_being_transcribed(run, fixtures_dir, tmp_path):
+    broken, cut = tmp_path / "broken.mp3", tmp_path / "cut.wav"
+    broken.write_bytes(bytes(100))
+    cut.write_bytes((fixtures_dir / "demo-hello-world.wav").read_bytes()[:-2])
+    code, out, err = run("transcribe", "--model", "demo", broken, cut, fixtures_dir / "demo-hello-world.wav")
+    assert code == 1
+    assert out == "hello world\n"
+    assert "2 of 3 files could not be read" in err
+    assert str(broken) in err
+    assert str(cut) in err
+
+
+def test_preload_of_the_demo_model_says_where_it_is(run):
+    code, out, _ = run("preload", "-model", "whisper-demo")
+    assert code == 0
+    assert out.startswith("demo: ")
+    assert "demo.pt (4.2 MB)" in out
+
+
+@pytest.mark.parametrize("command", ["preload", "transcribe"])
+def test_pipelines_of_other_models_are_known_by_their_names_too(run, monkeypatch, tmp_path, command):
+    """As `serve --pipeline whisper-base` knows them; here the file is there, and is none."""
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    (tmp_path / "base.pt").mkdir()
+    sound = tmp_path / "sound.pcm"
+    sound.write_bytes(bytes(3200))
+    code, out, err = run(command, "--model", "whisper-base", *([sound] if command == "transcribe" else []))
+    assert (code, out) == (1, ""), err
+    assert "base.pt" in err
+
+
+def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, tmp_path):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
+    name = os.fsdecode(b"t\xe9st.wav")
+    shutil.copy(fixtures_dir / "demo-yes.wav", tmp_path / name)
+    words = ("transcribe", tmp_path / name, "--model", "demo", "--output", tmp_path)
+    command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
+    ended = subprocess.run(command, capture_output=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"
