@@ -9,8 +9,6 @@ AudioError (a ValueError)
 This package imports nothing of ours, so the tree stands beside the one in `whisper_byoc.errors`.
 """
 
-__all__ = ["AudioError", "MediaError", "PcmError", "UnsupportedWav", "WavError"]
-
 
 class AudioError(ValueError):
     """Root of everything this package raises on bad input; its text is fit for the user to read."""

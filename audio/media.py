@@ -1,7 +1,7 @@
 """Any container or codec to 16 kHz mono, by ffmpeg: whole files and whole uploads.
 
-ffmpeg is a separate process that parses hostile input, so it gets no network, one file, a time limit and an
-output limit. Everything here blocks: call it from a worker thread.
+ffmpeg is a separate process that parses hostile input, so it gets no network, one file, a time limit and an output
+limit. Everything here blocks: call it from a worker thread.
 """
 
 import logging
@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -25,14 +26,17 @@ from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, pcm_from_file
 from audio.riff import begins_like_wav
 from audio.wav import read_wav
 
+log = logging.getLogger(__name__)
+
 TIMEOUT = 60.0
 """Default limit for one call, in seconds: ffmpeg decodes some hundred times faster than real time."""
 
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
 
-_BLOCK = 1 << 20  # bytes read from ffmpeg at a time
-_log = logging.getLogger(__name__)
+READ_BYTES = 1 << 20
+KEPT_LINES = 20
+"""Of ffmpeg's complaints: a broken file can make it complain without end."""
 
 
 def load_audio(
@@ -40,9 +44,9 @@ def load_audio(
 ) -> NDArray[np.float32]:
     """Read any sound file: float32, shape (n,), 16 kHz mono.
 
-    What begins as a WAV is read in process, also where its size is left open since it was written to a pipe. A WAV of a
-    format that `read_wav` does not know, and everything else, is left to ffmpeg under `timeout` and `max_seconds` (see
-    `decode_media`).
+    What begins as a WAV is read in process, also where its size is left open because it was written to a pipe. A WAV of
+    a format that `read_wav` does not know, and everything else, is left to ffmpeg under `timeout` and `max_seconds`
+    (see `decode_media`).
 
     Raises:
         WavError: a WAV file that is broken or cut off.
@@ -99,63 +103,55 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
 def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
-    command = pcm_from_file()
+    expired = threading.Event()
+    lines: deque[bytes] = deque(maxlen=KEPT_LINES)
+    data = bytearray()
     max_bytes = int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
+    with _start(file) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+
+        def expire() -> None:
+            expired.set()
+            _kill(process)
+
+        complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        clock = threading.Timer(timeout, expire)
+        clock.daemon = True  # Ctrl-C must not have to wait for it
+        try:
+            complaining.start()
+            clock.start()
+            while len(data) <= max_bytes and (block := process.stdout.read(READ_BYTES)):
+                data += block
+            if len(data) <= max_bytes:
+                process.wait()  # closing stdout is the last thing ffmpeg does, and the clock is still running
+        finally:
+            clock.cancel()
+            _kill(process)
+            if complaining.is_alive():
+                complaining.join()
+    if expired.is_set():
+        raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
+    if len(data) > max_bytes:
+        raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
+    complaints = _meaningful(lines)
+    if process.returncode:
+        raise MediaError(_why(name, process.returncode, complaints))
+    if not data:
+        raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
+    if complaints:
+        log.warning("%s was decoded, but ffmpeg says: %s", name, complaints[-1])
+    return pcm.decode(data)
+
+
+def _start(file: IO[bytes]) -> subprocess.Popen[bytes]:
+    command, pipe = pcm_from_file(), subprocess.PIPE
     try:
-        run = _Run(command, file, timeout, max_bytes)
+        return subprocess.Popen(
+            command, stdin=file, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
+        )
     except OSError as error:
         raise MediaError(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
-    if run.timed_out:
-        raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
-    if run.too_long:
-        raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
-    if run.returncode:
-        raise MediaError(_why(name, run))
-    if not run.pcm:
-        raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
-    if run.complaints:
-        _log.warning("%s was decoded, but ffmpeg says: %s", name, run.complaints[-1])
-    return pcm.decode(run.pcm)
-
-
-class _Run:
-    """One run of ffmpeg, to its end, its time limit or its output limit; it never outlives this."""
-
-    def __init__(self, command: list[str], stdin: IO[bytes], timeout: float, max_bytes: int) -> None:
-        self.pcm = bytearray()
-        self.timed_out = False
-        self.too_long = False
-        lines: deque[bytes] = deque(maxlen=20)  # a broken file can make ffmpeg complain without end
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command, stdin=stdin, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            complaints = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
-            clock = threading.Timer(timeout, self._expire, args=(process,))
-            clock.daemon = True  # nobody who leaves early, by Ctrl-C, shall wait for it
-            try:
-                complaints.start()
-                clock.start()
-                while block := process.stdout.read(_BLOCK):
-                    self.pcm += block
-                    if len(self.pcm) > max_bytes:
-                        self.too_long = True
-                        break
-                else:
-                    process.wait()  # closing stdout is the last thing ffmpeg does, and the clock still runs
-            finally:
-                clock.cancel()
-                _kill(process)
-                if complaints.is_alive():
-                    complaints.join()
-        self.returncode = process.returncode
-        self.complaints = _meaningful(lines)
-
-    def _expire(self, process: subprocess.Popen[bytes]) -> None:
-        self.timed_out = True
-        _kill(process)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -164,23 +160,23 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _meaningful(lines: deque[bytes]) -> list[str]:
+def _meaningful(lines: Iterable[bytes]) -> list[str]:
     """Keep what ffmpeg says about the media, without the addresses of its objects and the repetition at the end."""
     texts = (re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip() for line in lines)
     noise = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")  # ffmpeg 6 and newer, and 5
     return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(noise)]
 
 
-def _why(name: str, run: _Run) -> str:
-    text = " / ".join(run.complaints)
+def _why(name: str, returncode: int, complaints: list[str]) -> str:
+    text = " / ".join(complaints)
     if "does not contain any stream" in text:
         return f"{name} has no audio stream; send a file with sound."
     if "not on whitelist" in text:
         return f"{name} is a playlist, or of a container that is not read here; send the media file itself."
-    if run.returncode < 0:
+    if returncode < 0:
         return (
-            f"{name} was not decoded: ffmpeg was killed by signal {-run.returncode}; see that there is enough memory, "
+            f"{name} was not decoded: ffmpeg was killed by signal {-returncode}; see that there is enough memory, "
             "or convert the file to WAV first."
         )
-    reason = run.complaints[-1] if run.complaints else "invalid data"
+    reason = complaints[-1] if complaints else "invalid data"
     return f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file."

@@ -5,8 +5,6 @@ from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH
 
-__all__ = ["MAX_SECONDS", "QuietCutter", "quietest_point"]
-
 MAX_SECONDS = 15.0
 """Default length limit of a segment: half of Whisper's 30 s window, so text comes while it still is live."""
 

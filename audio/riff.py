@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from audio.errors import UnsupportedWav, WavError
 
-__all__ = ["FLOAT", "HEAD_BYTES", "PCM", "HeaderWalk", "WavFormat", "WavHeader", "begins_like_wav", "may_become_wav"]
-
 HEAD_BYTES = 12
 """RIFF, the size of the file, WAVE: what tells a WAV file from anything else."""
 

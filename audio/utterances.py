@@ -70,22 +70,16 @@ class SplitterOptions:
     """Chunks of speech in a row that begin an utterance: a click is shorter."""
 
     def __post_init__(self) -> None:
-        if not self.pre_roll >= 0:
-            raise ValueError(f"pre_roll={self.pre_roll} must not be negative")
-        if self.min_speech_chunks < 1:
-            raise ValueError(f"min_speech_chunks={self.min_speech_chunks} must be at least 1")
-        if not 0 < self.silence_threshold <= self.speech_threshold <= 1:
-            order = f"0 < silence_threshold={self.silence_threshold} <= speech_threshold={self.speech_threshold} <= 1"
-            raise ValueError(f"the thresholds must be in this order: {order}")
-        if not 0 <= self.shortest_pause <= self.pause:
-            raise ValueError(
-                f"pause={self.pause} must not be below shortest_pause={self.shortest_pause}, nor that below 0"
-            )
-        if not self.post_roll >= 0:
-            raise ValueError(f"post_roll={self.post_roll} must not be negative")
-        if not self.full_pause_until < self.shortest_pause_from:
-            order = f"full_pause_until={self.full_pause_until} < shortest_pause_from={self.shortest_pause_from}"
-            raise ValueError(f"lengths must be in this order: {order}")
+        rules = {
+            "pre_roll >= 0": self.pre_roll >= 0,
+            "0 <= shortest_pause <= pause": 0 <= self.shortest_pause <= self.pause,
+            "full_pause_until < shortest_pause_from": self.full_pause_until < self.shortest_pause_from,
+            "post_roll >= 0": self.post_roll >= 0,
+            "0 < silence_threshold <= speech_threshold <= 1": 0 < self.silence_threshold <= self.speech_threshold <= 1,
+            "min_speech_chunks >= 1": self.min_speech_chunks >= 1,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError(f"{broken[0]} does not hold for {self}")
         shortest = max(1.0, 2 * (self.pre_roll + self.pause))
         if not shortest <= self.longest <= 30:
             raise ValueError(f"with a pause of {self.pause:g} s the longest utterance must be {shortest:g} to 30 s")

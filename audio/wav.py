@@ -10,8 +10,6 @@ from audio import pcm
 from audio.errors import WavError
 from audio.riff import FLOAT, PCM, HeaderWalk, WavFormat
 
-__all__ = ["MAX_LIVE_HEADER", "WavReader", "read_wav", "write_wav"]
-
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
 
