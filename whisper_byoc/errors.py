@@ -77,13 +77,15 @@ class ProcessorError(SegmentError):
 class RequestRefused(ByocError):
     """The server will not take this request.
 
-    `status` is the HTTP status to answer; `retry_after` (seconds) goes into `Retry-After` when given.
+    `status` is the HTTP status to answer; `retry_after` (seconds) goes into `Retry-After` when given; `param` is the
+    parameter or form field that is to blame, if it is one.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after: int | None = None, *, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.param = param
 
 
 class PeerBusy(RequestRefused):

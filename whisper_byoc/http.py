@@ -78,17 +78,24 @@ def open_session(
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: web.Application, host: str, port: int, *, keep_alive_seconds: float, shutdown_seconds: float, **options: Any
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    keep_alive_seconds: float,
+    shutdown_seconds: float,
+    unpack: bool = False,
+    **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
 
-    Bodies arrive as they were sent: a compressed one is not unpacked. `options` are for `aiohttp.web.AppRunner`.
-    Raises `StartError` when the address cannot be had.
+    Bodies arrive as they were sent, a compressed one too unless `unpack` is true. `options` are for
+    `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
     """
     runner = web.AppRunner(
         app,
         access_log=None,
-        auto_decompress=False,
+        auto_decompress=unpack,
         keepalive_timeout=keep_alive_seconds,
         shutdown_timeout=shutdown_seconds,
         **options,
