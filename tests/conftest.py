@@ -12,6 +12,7 @@ import sys
 import types
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp
 import pytest
@@ -87,10 +88,12 @@ async def serving():
     """Give a function that serves processors on a free port of loopback until the test is over."""
     async with AsyncExitStack() as stack:
 
-        async def start(processors, *, wait=True, **limits) -> Api:
+        async def start(processors, *, wait=True, config=MappingProxyType({}), loop=None, **limits) -> Api:
             if not isinstance(processors, dict):
                 processors = {"test": processors}
-            server = await stack.enter_async_context(Server(processors, ServerConfig("127.0.0.1", 0, Limits(**limits))))
+            bounds = Limits(**{"sweep_seconds": 0.05, **limits})
+            settings = ServerConfig("127.0.0.1", 0, bounds, **config)
+            server = await stack.enter_async_context(Server(processors, settings, loop))
             if wait:
                 await server.loaded()
             http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.routes import output
 
 
 class Upper:
@@ -109,9 +108,9 @@ async def test_client_that_vanishes_before_reading_loses_nothing(serving):
     assert (await api.get("job"))[1] == b"KEPT"
     _, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x")
     job = api.table.get("job")
-    await until(lambda: job._reading)
+    await until(lambda: job.has_reader)
     writer.transport.abort()
-    await until(lambda: not job._reading)
+    await until(lambda: not job.has_reader)
     await api.put("job", b"later")
     assert (await api.get("job"))[1] == b"LATER"
 
@@ -130,7 +129,7 @@ async def test_second_reader_is_told_so_and_the_first_gets_the_result(serving):
     api = await serving(Upper())
     await api.put("job", b"")
     first = asyncio.ensure_future(api.get("job", "?wait=20"))
-    await until(lambda: api.table.get("job")._reading)
+    await until(lambda: api.table.get("job").has_reader)
     status, body, _ = await api.get("job")
     assert status == 409
     assert "one reader at a time" in json.loads(body)["error"]
@@ -444,8 +443,8 @@ async def test_a_reader_that_does_not_read_is_let_go(serving):
     _, writer = await raw(api, "GET /live/job/output?follow=1 HTTP/1.1\nHost: x")
     writer.transport.pause_reading()
     await api.put("job", b"x")
-    await until(lambda: api.table.get("job")._reading)
-    await until(lambda: not api.table.get("job")._reading)
+    await until(lambda: api.table.get("job").has_reader)
+    await until(lambda: not api.table.get("job").has_reader)
     assert api.table.get("job").results.unread > 0
     writer.transport.abort()
 
@@ -456,7 +455,7 @@ async def test_a_reader_of_one_result_that_does_not_read_is_let_go_and_the_job_f
     writer.transport.pause_reading()
     await api.put("job", b"x", chunked=True)  # its end is the input's
     job = api.table.get("job")
-    await until(lambda: job.results.ended and not job._reading)
+    await until(lambda: job.results.ended and not job.has_reader)
     assert job.results.unread == 1  # it was not written whole
     await until(lambda: not api.table.jobs)
     writer.transport.abort()
@@ -486,8 +485,7 @@ async def test_a_keep_alive_that_is_not_read_lets_the_follower_go(serving, monke
     async def never(*_):
         await asyncio.Event().wait()
 
-    api = await serving(Upper(), idle_seconds=0.2)
-    monkeypatch.setattr(output, "KEEP_ALIVE_S", 0.01)
+    api = await serving(Upper(), idle_seconds=0.2, keep_alive_seconds=0.01)
     monkeypatch.setattr(web.StreamResponse, "write", never)
     await api.put("job")
     reader, writer = await raw(api, "GET /live/job/output HTTP/1.1\nHost: x\nAccept: text/event-stream")

@@ -212,9 +212,8 @@ async def test_other_pipelines_get_one_frame_and_give_bytes(serving):
     assert "gives bytes" in body
 
 
-async def test_which_paths_there_are(serving, monkeypatch):
-    monkeypatch.setenv("CAPABILITY_NAME", "audio-transcription")
-    api = await serving({"mirror": Echo(), "says": Says(*"abcdef")})
+async def test_which_paths_there_are(serving):
+    api = await serving({"mirror": Echo(), "says": Says(*"abcdef")}, config={"capability": "audio-transcription"})
     sound = bytes(320)
     assert (await post(api, "/says?format=text", sound))[:2] == (200, "a\n")
     assert (await post(api, "/transcribe?format=text", sound))[:2] == (200, "b\n")

@@ -95,9 +95,8 @@ async def test_alone_is_no_parameter_of_the_processor(serving):
 
 
 @pytest.fixture
-def named(monkeypatch, serving):
-    monkeypatch.setenv("CAPABILITY_NAME", "my-worker")
-    return lambda: serving({"speech": Heard(), "mirror": Reverse()})
+def named(serving):
+    return lambda: serving({"speech": Heard(), "mirror": Reverse()}, config={"capability": "my-worker"})
 
 
 async def test_the_registered_name_is_the_first_pipeline_on_every_way(named):

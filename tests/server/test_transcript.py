@@ -11,8 +11,7 @@ from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.core.transcript_log import TranscriptLog
+from whisper_byoc.server.core.results import Record, TranscriptLog
 
 HELLO, NUMBERS = "hello world", "seven three nine zero five one"
 
@@ -143,7 +142,7 @@ async def test_the_beginning_of_a_transcript_goes_when_it_is_too_long(demo, soun
     log = demo.table
     await demo.put("job")
     job = log.get("job")
-    job.transcript = TranscriptLog(most_bytes=1000)
+    job.transcript = TranscriptLog(max_bytes=1000)
     for seq in range(20):
         fields = {"type": "transcript", "is_final": True, "text": f"text {seq}", "language": "en", "segments": []}
         job.transcript.add(Record("job", seq, "result", Result(b"", fields)))

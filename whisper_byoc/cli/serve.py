@@ -83,6 +83,7 @@ def configure(parser: Parser) -> None:
         choices=DATA_FORMATS,
         default="object",
     )
+    parser.option("--worker-type", help="the pipeline that /version answers with", env=("PIPELINE",), default="byoc")
     add_registration(parser)
     add_limits(parser)
     add_log_level(parser)
@@ -101,7 +102,14 @@ def run(args: argparse.Namespace) -> int:
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
     config = ServerConfig(
-        args.host, args.port, limits_of(args), registration_of(args), args.auth_token, data_format=args.data_format
+        args.host,
+        args.port,
+        limits_of(args),
+        registration_of(args),
+        args.auth_token,
+        capability=args.capability_name,
+        worker_type=args.worker_type,
+        data_format=args.data_format,
     )
     asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
     return 0

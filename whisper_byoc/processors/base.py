@@ -1,8 +1,9 @@
 """What the server asks of a processor, and the adapter for processors without sessions of their own.
 
 A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional: `initialize` and
-`shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, and `trouble`
-to tell the health routes what is wrong.
+`shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, `params` with
+the names of the parameters that its sessions read (others are then named in a warning), and `trouble` to tell the
+health routes what is wrong.
 """
 
 import json

@@ -58,6 +58,7 @@ class WhisperProcessor:
     media: Media = "audio"
     live = True
     content_type = "text/plain; charset=utf-8"
+    params = frozenset({"hotwords", "language", "longest", "partials", "pause", "prompt", "task", "words"})
 
     def __init__(self, model: str = "tiny", settings: WhisperSettings | None = None) -> None:
         self._model = model

@@ -1,87 +1,113 @@
-"""Wires routes, jobs and pipelines into one aiohttp application."""
+"""The application: the table of all its routes, and what surrounds every one of them."""
 
 from __future__ import annotations
 
+import hmac
+
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
-from whisper_byoc.server.core.metrics import Metrics
-from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.http import abort
+from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recording_job import INTAKE, Intake
-from whisper_byoc.server.routes import (
-    audio_to_text,
-    batch,
-    hardware,
-    openai,
-    output,
-    source,
-    status,
-    transcript,
-    websocket,
-)
-from whisper_byoc.server.routes.answers import drop
-from whisper_byoc.server.routes.auth import protect
-from whisper_byoc.server.routes.errors import answer_to, refuse
-from whisper_byoc.server.routes.keys import METRICS, TABLE
+from whisper_byoc.server.routes import audio_to_text, batch, openai, output, source, status, websocket
+from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
-from whisper_byoc.server.streams.routes import STREAMS, StreamTable
 
-__all__ = ["build_app"]
+ROUTES = (
+    # a job id with a slash must reach the check of job ids, hence the greedy patterns
+    web.put("/live/{job_id:.+}/source", source.put_source),
+    web.delete("/live/{job_id:.+}/source", source.delete_source),
+    web.get("/live/{job_id:.+}/output", output.get_output, allow_head=False),
+    web.get("/live/{job_id:.+}/transcript", output.get_transcript, allow_head=False),
+    web.delete("/live/{job_id:.+}", source.delete_job),
+    web.get("/health", status.get_health),
+    web.get("/healthz", status.get_ready),
+    web.get("/readyz", status.get_ready),
+    web.get("/version", status.get_version),
+    web.get("/app-version", status.get_app_version),
+    web.get("/metrics", status.get_metrics),
+    web.get("/hardware/info", status.get_hardware_info),
+    web.get("/hardware/stats", status.get_hardware_stats),
+    web.post("/stream/start", streams.start_stream),
+    web.post("/stream/stop", streams.stop_stream),
+    web.post("/stream/params", streams.update_stream),
+    web.get("/stream/status", streams.stream_status, allow_head=False),
+    web.post("/live-video-to-video", streams.start_stream),
+    web.post("/api/stream/start", streams.start_stream),  # older registrations have /api
+    web.post("/api/stream/stop", streams.stop_stream),
+    web.post("/api/stream/params", streams.update_stream),
+    web.get("/api/stream/status", streams.stream_status, allow_head=False),
+    web.post("/api/live-video-to-video", streams.start_stream),
+    web.post("/v1/audio/transcriptions", openai.post_transcription),
+    web.post("/v1/audio/translations", openai.post_translation),
+    web.post("/audio-to-text", audio_to_text.post_audio),
+    web.post("/audio-to-text/", audio_to_text.post_audio),
+    web.get("/transcribe", websocket.get_transcribe, allow_head=False),
+    web.post("/", batch.post_capability),
+    web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment
+)
+OPEN_PATHS = frozenset(
+    ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
+)
+"""What monitors ask; they have no token, and a 401 to an orchestrator would end the registration."""
 
 
-def build_app(table: JobTable, stream_table: StreamTable, metrics: Metrics, token: str = "") -> web.Application:
+def build_app(
+    table: JobTable, stream_table: streams.StreamTable, worker_type: str = "byoc", token: str = ""
+) -> web.Application:
     """Build the application around the jobs; with a token, work is for those who show it."""
-    app = web.Application(middlewares=[errors_as_json], client_max_size=table.limits.segment_bytes)
+    app = web.Application(middlewares=[_answer_errors], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
-    app[STREAMS] = stream_table
-    app[METRICS] = metrics
+    app[streams.STREAMS] = stream_table
+    app[status.WORKER_TYPE] = worker_type
     app[INTAKE] = Intake(table.limits)
     app.on_cleanup.append(app[INTAKE].close)
     if token:
-        protect(app, token)
-    app.add_routes(
-        [
-            # a job id with a slash must reach the check of job ids, hence the greedy patterns
-            web.put("/live/{job_id:.+}/source", source.put_source),
-            web.delete("/live/{job_id:.+}/source", source.delete_source),
-            web.get("/live/{job_id:.+}/transcript", transcript.get_transcript, allow_head=False),
-            web.get("/live/{job_id:.+}/output", output.get_output, allow_head=False),
-            web.delete("/live/{job_id:.+}", source.delete_job),
-            *status.routes(),
-            *hardware.routes(),
-            *stream_routes(""),
-            *stream_routes("/api"),  # older registrations have it
-            *openai.routes(),
-            *audio_to_text.routes(),
-            *websocket.routes(),
-            *batch.routes(),  # last: it takes every path of one segment
-        ]
-    )
+        app.middlewares.append(_bearer(token))
+        app.on_response_prepare.append(_challenge)
+    app.add_routes(ROUTES)
     return app
 
 
-def stream_routes(prefix: str) -> list[web.RouteDef]:
-    return [
-        web.post(f"{prefix}/stream/start", streams.start_stream),
-        web.post(f"{prefix}/live-video-to-video", streams.start_stream),
-        web.post(f"{prefix}/stream/stop", streams.stop_stream),
-        web.post(f"{prefix}/stream/params", streams.update_stream),
-        web.get(f"{prefix}/stream/status", streams.stream_status, allow_head=False),
-    ]
-
-
 @web.middleware
-async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into JSON in its route's shape, with its status; a bug becomes a 500 and a log entry."""
     try:
         return await handler(request)
     except web.HTTPException as error:
-        answer = refuse(request, error.status, {"error": f"{request.method} {request.path}: {error.reason}"})
+        answer = error_answer(request, RequestRefused(error.status, f"{request.method} {request.path}: {error.reason}"))
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except ConnectionError:  # the client is gone: there is nobody to answer
-        drop(request)
+        abort(request)
         return web.Response(status=400)
     except Exception as error:
-        return answer_to(request, error)
+        return error_answer(request, error)
+
+
+def _bearer(token: str) -> Middleware:
+    """Make the middleware that lets only requests with `Authorization: Bearer <token>` through, but for `OPEN_PATHS`.
+
+    Tokens are compared in a time that does not depend on where they differ.
+    """
+    expected = token.encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in OPEN_PATHS:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            shown = given.strip().encode("utf-8", "surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(shown, expected):
+                raise RequestRefused(401, "this container wants its token: send `Authorization: Bearer TOKEN`")
+        return await handler(request)
+
+    return check
+
+
+async def _challenge(_: web.Request, response: web.StreamResponse) -> None:
+    """Name the scheme in every 401, as RFC 9110 section 15.5.2 asks."""
+    if response.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"

@@ -7,114 +7,21 @@ the server goes on reading, answering `/health`, keeping time limits and drainin
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
-from whisper_byoc.processors.base import JobInfo, Media, Processor, Result, Session, session_of
+from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, check_processor, serve
 
-__all__ = ["HostedProcessor", "run_processor"]
-
 log = logging.getLogger("whisper_byoc.server")
 
-T = TypeVar("T")
-STUCK_SECONDS = 300.0
 UNBLOCK_SECONDS = 5.0
-
-
-class Caller:
-    """Runs coroutines on another thread's event loop, and knows how long each has been at it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._numbers = itertools.count()
-        self._since: dict[int, float] = {}
-
-    async def __call__(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Await `function(*arguments)` over there."""
-
-        async def call() -> T:
-            number = next(self._numbers)
-            self._since[number] = time.monotonic()
-            try:
-                return await function(*arguments)
-            finally:
-                del self._since[number]
-
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), self._loop))
-
-    def longest(self) -> float:
-        """Seconds for which the oldest unfinished call has been at work."""
-        return time.monotonic() - min(list(self._since.values()), default=time.monotonic())
-
-
-class HostedProcessor:
-    """Passes every call on to the processor's own loop."""
-
-    def __init__(self, processor: Processor, loop: asyncio.AbstractEventLoop) -> None:
-        self.media: Media = getattr(processor, "media", "bytes")
-        self.content_type = str(getattr(processor, "content_type", "application/octet-stream"))
-        self._processor = processor
-        self._call = Caller(loop)
-
-    async def initialize(self) -> None:
-        """Initialize the processor, if it wants that."""
-        if (initialize := getattr(self._processor, "initialize", None)) is not None:
-            await self._call(initialize)
-
-    async def process(self, frame: bytes) -> bytes:
-        """Have one frame processed."""
-        return await self._call(self._processor.process, frame)
-
-    def open_session(self, job: JobInfo) -> HostedSession:
-        """Open the processor's session, or the plain one."""
-        return HostedSession(session_of(self._processor, job), self._call)
-
-    def trouble(self) -> str | None:
-        """One sentence when the processor says so itself, or one of its calls hangs."""
-        own: Callable[[], str | None] | None = getattr(self._processor, "trouble", None)
-        if own is not None and (sentence := own()) is not None:
-            return sentence
-        longest = self._call.longest()
-        return f"the processor has been at one frame for {longest:.0f} s" if longest > STUCK_SECONDS else None
-
-    async def shutdown(self) -> None:
-        """Shut the processor down, if it wants that."""
-        if (shutdown := getattr(self._processor, "shutdown", None)) is not None:
-            await self._call(shutdown)
-
-
-class HostedSession:
-    """One job of a hosted processor."""
-
-    def __init__(self, session: Session, call: Caller) -> None:
-        self._session = session
-        self._call = call
-
-    async def feed(self, frame: bytes) -> list[Result]:
-        """Pass one frame on."""
-        return await self._call(self._session.feed, frame)
-
-    async def finish(self) -> list[Result]:
-        """Ask for what is held back."""
-        return await self._call(self._session.finish)
-
-    def update(self, params: Mapping[str, Any]) -> None:
-        """Pass changed parameters on, to a session that takes them."""
-        if (update := getattr(self._session, "update", None)) is not None:
-            update(params)
-
-    def summary(self) -> Mapping[str, Any]:
-        """Fields for the `end` record."""
-        return self._session.summary()
+"""After the server's end: longest wait for an event loop that its processor blocks."""
 
 
 async def run_processor(
@@ -127,16 +34,15 @@ async def run_processor(
 ) -> None:
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
-    `processor` is any object with `async process(frame: bytes) -> bytes`. Raises `StartError` when the port is in use
-    or the processor does not initialize.
+    `processor` is any object with `async process(frame: bytes) -> bytes`; all of its code runs on the running event
+    loop. Raises `StartError` when the port is in use or the processor does not initialize.
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     name = name or type(processor).__name__
-    config = ServerConfig(host, port, limits or Limits())
     check_processor(name, processor)
+    config = ServerConfig(host, port, limits or Limits())
     home = asyncio.get_running_loop()
-    hosted = HostedProcessor(processor, home)
     over: asyncio.Future[None] = home.create_future()
     started = threading.Event()
     stops: list[Callable[[], object]] = []
@@ -145,7 +51,7 @@ async def run_processor(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         stops.append(lambda: loop.call_soon_threadsafe(stop.set))
         started.set()
-        await serve({name: hosted}, config, stop)
+        await serve({name: processor}, config, stop, home)
 
     def run() -> None:
         error: BaseException | None = None
@@ -155,7 +61,7 @@ async def run_processor(
             error = caught
         started.set()
         noticed = threading.Event()
-        home.call_soon_threadsafe(finish, over, error, noticed)
+        home.call_soon_threadsafe(_finish, over, error, noticed)
         if not noticed.wait(UNBLOCK_SECONDS):
             log.error("the processor blocks its event loop and cannot be waited for: exiting without it")
             logging.shutdown()
@@ -169,7 +75,7 @@ async def run_processor(
         for each in stops:
             each()
 
-    with first_signal_calls(stop):
+    with _first_signal_calls(stop):
         try:
             await asyncio.shield(over)
         except asyncio.CancelledError:
@@ -178,8 +84,7 @@ async def run_processor(
             raise
 
 
-def finish(over: asyncio.Future[None], error: BaseException | None, noticed: threading.Event) -> None:
-    """Hand the server's end over to the loop of the processor."""
+def _finish(over: asyncio.Future[None], error: BaseException | None, noticed: threading.Event) -> None:
     noticed.set()
     if error is None:
         over.set_result(None)
@@ -188,7 +93,7 @@ def finish(over: asyncio.Future[None], error: BaseException | None, noticed: thr
 
 
 @contextmanager
-def first_signal_calls(stop: Callable[[], None]) -> Iterator[None]:
+def _first_signal_calls(stop: Callable[[], None]) -> Iterator[None]:
     """Have the first SIGTERM or SIGINT call `stop`, and a second one do what it usually does.
 
     By `signal.signal`, which reaches even a thread whose event loop is blocked.

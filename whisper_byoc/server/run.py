@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from aiohttp import web
-
+from whisper_byoc.aio import cancel, first_of, stop_on_signals
 from whisper_byoc.errors import StartError
+from whisper_byoc.http import bracketed, listening
+from whisper_byoc.params import choice
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
 from whisper_byoc.server.core.limits import Limits
@@ -21,10 +21,8 @@ from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.joining.registrar import Registrar
 from whisper_byoc.server.joining.registration import Registration
+from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.routes import StreamTable
-from whisper_byoc.signals import stop_on_signals
-
-__all__ = ["Server", "ServerConfig", "serve"]
 
 log = logging.getLogger("whisper_byoc.server")
 
@@ -36,7 +34,7 @@ LOG_FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where to listen, and the bounds to keep."""
+    """Where to listen, the bounds to keep, and what to say of oneself."""
 
     host: str = "0.0.0.0"
     port: int = 8000
@@ -45,29 +43,40 @@ class ServerConfig:
     """At which orchestrators to register, if any."""
     token: str = field(default="", repr=False)
     """Bearer token that clients must show; empty is none."""
+    capability: str = ""
+    """Another name of the first pipeline: that under which orchestrators know it."""
+    worker_type: str = "byoc"
+    """The `pipeline` of `/version`: Livepeer's word for the type of a worker."""
     data_format: str = "object"
     """Lines on the data channel of a stream that does not say (`server.streams.output.DATA_FORMATS`)."""
 
+    def __post_init__(self) -> None:
+        choice("data_format", self.data_format, DATA_FORMATS)
 
-async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop: asyncio.Event | None = None) -> None:
+
+async def serve(
+    processors: Mapping[str, Processor],
+    config: ServerConfig,
+    stop: asyncio.Event | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> None:
     """Serve processors under their names until `stop` is set (default: by SIGTERM or SIGINT), then drain.
 
-    Raises `StartError` when the port is in use or a processor does not initialize.
+    The processors' code runs on `loop`, which may be another thread's; on the running one by default. Raises
+    `StartError` when the port is in use or a processor does not initialize.
     """
     stop = stop or stop_on_signals()
-    async with Server(processors, config) as server:
-        loading = asyncio.ensure_future(server.loaded())
-        stopping = asyncio.ensure_future(stop.wait())
+    async with Server(processors, config, loop) as server:
+        loading, stopping = asyncio.ensure_future(server.loaded()), asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(loading, stopping)
             if loading.done():
                 loading.result()
                 log.info("ready: %s", ", ".join(processors))
                 server.join()
                 await stopping
         finally:
-            loading.cancel()
-            stopping.cancel()
+            await cancel(loading, stopping)
         await server.leave()
         log.info("shutting down: %d segments to finish", server.table.queued)
         await server.table.drain()
@@ -76,25 +85,21 @@ async def serve(processors: Mapping[str, Processor], config: ServerConfig, stop:
 class Server:
     """The listener with everything behind it. Entering it listens and begins to load; leaving it stops all."""
 
-    def __init__(self, processors: Mapping[str, Processor], config: ServerConfig) -> None:
+    def __init__(
+        self,
+        processors: Mapping[str, Processor],
+        config: ServerConfig,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         for name, processor in processors.items():
             check_processor(name, processor)
         self.port = config.port
         self._config = config
-        metrics = Metrics()
+        pipelines = {name: Pipeline(name, each, loop) for name, each in processors.items()}
         capability = config.registration.capability.name if config.registration else ""
-        self.table = JobTable(
-            {name: Pipeline(name, each) for name, each in processors.items()}, config.limits, metrics,
-            capability or os.environ.get("CAPABILITY_NAME", ""),
-        )  # fmt: skip
+        self.table = JobTable(pipelines, config.limits, Metrics(), capability or config.capability)
         self.streams = StreamTable(self.table, config.data_format)
-        self._runner = web.AppRunner(
-            build_app(self.table, self.streams, metrics, config.token),
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=KEEP_ALIVE_S,
-            shutdown_timeout=SHUTDOWN_S,
-        )
+        self._listener = AsyncExitStack()
         self._loading: list[asyncio.Task[None]] = []
         self._registrar: Registrar | None = None
 
@@ -103,12 +108,12 @@ class Server:
 
         Raises `StartError` when the port cannot be had.
         """
-        await self._runner.setup()
-        try:
-            self.port = await listen(self._runner, self._config)
-        except BaseException:
-            await self._runner.cleanup()
-            raise
+        app = build_app(self.table, self.streams, self._config.worker_type, self._config.token)
+        listener = listening(
+            app, self._config.host, self._config.port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S,
+            unpack=True, handler_cancellation=True,
+        )  # fmt: skip
+        self.port = await self._listener.enter_async_context(listener)
         log.info("Trickle server listening on port %d", self.port)
         self.table.start()
         limit = self._config.limits.load_seconds
@@ -118,14 +123,12 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         """Leave the orchestrators, then stop streams, jobs, pipelines and the listener, in this order."""
         await self.leave()
-        for task in self._loading:
-            task.cancel()
-        await asyncio.gather(*self._loading, return_exceptions=True)
+        await cancel(*self._loading)
         await self.streams.close()
         await self.table.close()
         for pipeline in self.table.pipelines.values():
             await pipeline.stop(SHUTDOWN_S)
-        await self._runner.cleanup()
+        await self._listener.aclose()
 
     async def loaded(self) -> None:
         """Wait until every pipeline is ready.
@@ -157,19 +160,7 @@ def check_processor(name: str, processor: object) -> None:
         raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
 
 
-async def listen(runner: web.AppRunner, config: ServerConfig) -> int:
-    """Bind the listener and give its port, which the system chose if it was 0."""
-    try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = f"port {config.port} on {config.host} is in use; choose another with --port, or stop its owner"
-            raise StartError(message) from None
-        raise StartError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from None
-    return int(runner.addresses[0][1])
-
-
 def own_address(host: str, port: int) -> str:
     """Guess where others reach this server: at the address it is bound to, else by the name of the machine."""
     name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    return f"http://{bracketed(name)}:{port}"

@@ -43,11 +43,8 @@ async def test_a_container_that_registers_gets_jobs(serving, orchestrate, kit):
     }  # fmt: skip
 
 
-async def test_a_container_with_several_pipelines_and_a_name_of_its_own_works_on_every_way(
-    serving, orchestrate, kit, monkeypatch
-):
-    monkeypatch.setenv("CAPABILITY_NAME", "my-worker")
-    container = await serving({"sound": kit.Lengths(), "mirror": kit.Reverse()})
+async def test_a_container_with_several_pipelines_and_a_name_of_its_own_works_on_every_way(serving, orchestrate, kit):
+    container = await serving({"sound": kit.Lengths(), "mirror": kit.Reverse()}, config={"capability": "my-worker"})
     api = await orchestrate()
     await api.register(name="my-worker", url=container.url)
     sound = bytes(3200)

@@ -278,7 +278,7 @@ async def test_segments_that_were_missed_are_told_of(orchestrate):
 async def test_control_messages_change_parameters_and_garbage_does_not(orchestrate):
     class Tunable(Sound):
         def open_session(self, job):
-            self.params = {}
+            self.params = dict(job.params)
             session = PlainSession(self)
             session.update = self.update
             return session

@@ -1,4 +1,4 @@
-"""A job's queue: segments, pieces of a live feed that wait together, and marks between them."""
+"""A job's queue: segments, pieces of a live feed that wait together, and marks between them; and its bounds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from whisper_byoc.aio import Changed
 from whisper_byoc.errors import RequestRefused, SegmentError
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.core.room import Room
-
-__all__ = ["JOINED_BYTES", "PIECE_BYTES", "Inbox", "Mark", "Pieces", "Segment"]
 
 JOINED_BYTES = 480_000
 """Pieces of a live feed that wait share one place in the queue, up to 15 s of sound."""
-PIECE_BYTES = 3_200
-"""Pieces that wait and are smaller than this become one: 0.1 s, so that it matters little when which byte came."""
+SMALL_BYTES = 3_200
+"""Waiting pieces smaller than this become one: 0.1 s, so that it matters little when which byte came."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Segment:
 
     data: bytes | SegmentError
     reserved: int
-    """Bytes taken in the queue's room."""
+    """Bytes that it takes up in the queue."""
     arrived: float
     """Event loop time, in seconds."""
 
@@ -44,9 +42,8 @@ class Pieces:
         return self.reserved
 
     def add(self, data: bytes, arrived: float) -> None:
-        """Join a piece."""
         self.reserved += len(data)
-        if len(self.pieces[-1][0]) + len(data) <= PIECE_BYTES:
+        if len(self.pieces[-1][0]) + len(data) <= SMALL_BYTES:
             data = self.pieces.pop()[0] + data
         self.pieces.append((data, arrived))
 
@@ -63,45 +60,51 @@ class Mark(Enum):
 
 
 class Inbox:
-    """Takes what comes for a job, within bounds, and gives it out in the same order."""
+    """Takes what comes for a job, within bounds, and hands it out in the same order.
+
+    One segment always fits, however large.
+    """
 
     def __init__(self, job_id: str, limits: Limits, touch: Callable[[], None]) -> None:
         """`touch` is called whenever something comes."""
+        self.items = 0
+        """Segments that wait or are at work; pieces that wait together count as one."""
+        self.bytes = 0
+        """Their bytes."""
         self._job_id = job_id
+        self._limits = limits
         self._touch = touch
-        self._room = Room(limits.queue_segments, limits.queue_bytes)
-        self._queue: asyncio.Queue[Segment | Pieces | Mark] = asyncio.Queue()  # bounded by the room
+        self._closed = False
+        self._freed = Changed()
+        self._queue: asyncio.Queue[Segment | Pieces | Mark] = asyncio.Queue()  # bounded by `_fits`
         self._joinable: Pieces | None = None  # the newest in the queue, if it is of a live feed
         self._loop = asyncio.get_running_loop()
 
-    @property
-    def items(self) -> int:
-        """How many segments wait or are at work; pieces that wait together count as one."""
-        return self._room.items
-
     def over(self) -> RequestRefused:
-        """Give the error (409) for what comes after the end."""
+        """Return the error (409) for what comes after the end."""
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
 
     # -- in ------------------------------------------------------------------------------------------------
 
     async def reserve(self, size: int, timeout: float | None = None) -> bool:
-        """Wait for room for a segment of `size` bytes; False when none came in time or the inbox is closed."""
+        """Wait for room for a segment of `size` bytes; return False when none came in time or the inbox is closed."""
         self._touch()
-        return await self._room.take(size, timeout)
+        return await self._reserve(size, 1, timeout)
 
     def release(self, size: int) -> None:
-        """Give back the room of a segment: one that is done, or that did not come."""
-        self._room.give(size)
+        """Free the room of a segment: one that is done, or that did not come."""
+        self.items -= 1
+        self.bytes -= size
+        self._freed.notify()
 
     def enqueue(self, data: bytes | SegmentError, reserved: int) -> None:
-        """Take a segment for which `reserved` bytes of room were taken.
+        """Take a segment for which `reserved` bytes of room were reserved.
 
-        Raises `RequestRefused` (409), and gives the room back, when the inbox was closed meanwhile.
+        Raises `RequestRefused` (409), and frees the room, when the inbox was closed meanwhile.
         """
         self._touch()
-        if self._room.closed:
-            self._room.give(reserved)
+        if self._closed:
+            self.release(reserved)
             raise self.over()
         self._joinable = None
         self._queue.put_nowait(Segment(data, reserved, self._loop.time()))
@@ -113,33 +116,30 @@ class Inbox:
         """
         self._touch()
         joining = live and self._joinable is not None and self._joinable.reserved + len(data) <= JOINED_BYTES
-        if not await self._room.take(len(data), items=0 if joining else 1):
+        if not await self._reserve(len(data), 0 if joining else 1):
             raise self.over()
-        if live:
-            self._join_or_add(data, joining=joining)
-        else:
+        if not live:
             self.enqueue(data, len(data))
+        elif joining and self._joinable is not None:
+            self._joinable.add(data, self._loop.time())
+        else:
+            self.items += joining  # those that it was to join were taken to work meanwhile
+            self._add_pieces(data)
 
     def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
-        """Take a segment without waiting: the tail of a feed that is over. Nothing when the inbox is closed."""
-        if self._room.closed:
+        """Take a segment even where there is no room: the tail of a feed that is over. Nothing if the inbox is closed.
+
+        An error is no piece of a live feed: it stands for itself.
+        """
+        if self._closed:
             return
         size = 0 if isinstance(data, SegmentError) else len(data)
-        self._room.take_now(size)
+        self.items += 1
+        self.bytes += size
         if live and not isinstance(data, SegmentError):
-            self._join_or_add(data, joining=False)
+            self._add_pieces(data)
         else:
             self.enqueue(data, size)
-
-    def _join_or_add(self, data: bytes, *, joining: bool) -> None:
-        """Put a piece, for which room was taken, to those that wait, or behind them."""
-        if joining and self._joinable is not None:
-            self._joinable.add(data, self._loop.time())
-            return
-        if joining:  # those were taken to work while this piece waited for room
-            self._room.take_now(0)
-        self._joinable = Pieces([(data, self._loop.time())], len(data))
-        self._queue.put_nowait(self._joinable)
 
     def mark(self, mark: Mark) -> None:
         """Put a mark behind what waits."""
@@ -147,14 +147,32 @@ class Inbox:
 
     def close(self) -> None:
         """Take no more; the end is marked behind what waits. Harmless when repeated."""
-        if not self._room.closed:
-            self._room.close()
+        if not self._closed:
+            self._closed = True
+            self._freed.notify()
             self.mark(Mark.END)
+
+    async def _reserve(self, size: int, items: int, timeout: float | None = None) -> bool:
+        await self._freed.until(lambda: self._closed or self._fits(size, items), timeout)
+        if self._closed or not self._fits(size, items):
+            return False
+        self.items += items
+        self.bytes += size
+        return True
+
+    def _fits(self, size: int, items: int) -> bool:
+        if self.items == 0:
+            return True
+        return self.items + items <= self._limits.queue_segments and self.bytes + size <= self._limits.queue_bytes
+
+    def _add_pieces(self, data: bytes) -> None:
+        self._joinable = Pieces([(data, self._loop.time())], len(data))
+        self._queue.put_nowait(self._joinable)
 
     # -- out -----------------------------------------------------------------------------------------------
 
     async def next(self, lull: float | None = None) -> Segment | Pieces | Mark:
-        """Wait for what comes next: for `lull` seconds, if given, and then it is `Mark.LULL`."""
+        """Wait for what comes next; `Mark.LULL` when nothing came for `lull` seconds."""
         timer = None if lull is None else self._loop.call_later(lull, self._mark_lull)
         try:
             came = await self._queue.get()
@@ -166,13 +184,13 @@ class Inbox:
         return came
 
     def _mark_lull(self) -> None:
-        """End the wait, unless something came in this very turn of the loop: that is to be heard first."""
-        if self._queue.empty():
+        if self._queue.empty():  # what came in this very turn of the loop goes first
             self.mark(Mark.LULL)
 
     def drain(self) -> list[Segment | Pieces]:
-        """Close the inbox, and give what nobody will work on any more. Its room is still to be released."""
-        self._room.close()
+        """Close the inbox, and return what nobody will work on any more. Its room is still to be released."""
+        self._closed = True
+        self._freed.notify()
         waiting: list[Segment | Pieces] = []
         while not self._queue.empty():
             came = self._queue.get_nowait()

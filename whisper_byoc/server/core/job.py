@@ -1,6 +1,6 @@
-"""The core: one job takes segments in order, has its session work on them, and numbers the outcomes.
+"""One job: takes segments in order, has its session work on them, and numbers the outcomes.
 
-Every segment that was accepted gets exactly one outcome. Every way in (`/live`, streams, batch) calls this.
+Every segment that was accepted gets exactly one outcome. Every way in (`/live`, streams, batch) ends here.
 """
 
 from __future__ import annotations
@@ -8,78 +8,79 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
-from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_json, check_results
+from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_results
 from whisper_byoc.server.core.inbox import Inbox, Mark, Pieces, Segment
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
-from whisper_byoc.server.core.results import ResultRing
-from whisper_byoc.server.core.transcript_log import TranscriptLog
-
-__all__ = ["Job"]
+from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.results import ResultRing, TranscriptLog
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-LULL_SECONDS = 5.0
-"""A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
-that broke off may never come back. Segments of a stream are shorter."""
+SUMMARY_SECONDS = 1.0
+"""Longest wait for a session to close and sum up: a stream must be stopped within seconds."""
 
 
 class Job:
-    """One stream of one client. Owns one task, from `start` until `results.ended`."""
+    """One stream of one client. Owns one task, from its making until `results.ended`."""
 
-    def __init__(self, info: JobInfo, session: Session, content_type: str, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, info: JobInfo, session: Session, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
         self.info = info
-        self.content_type = content_type
+        self.content_type = pipeline.content_type
         self.inbox = Inbox(info.job_id, limits, self.touch)
-        self.results = ResultRing(info.job_id, content_type, limits.kept_results, limits.kept_bytes)
+        self.results = ResultRing(info.job_id, self.content_type, limits.kept_results, limits.kept_bytes)
         self.transcript = TranscriptLog()
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a feed that is connected gets its tail in first."""
         self.ended_at: float | None = None
         self.alone_limit = limits.idle_seconds
         """The job is ended after so many `alone_seconds`."""
+        self.has_feed = False
+        """Whether a live feed is connected."""
+        self.has_reader = False
+        """Whether a reader is connected."""
         self._session = session
+        self._call = pipeline.call
         self._limits = limits
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._errors = 0
         self._at_work: Segment | Pieces | None = None
         self._computing = False
-        self._listening = False  # to a live feed, which a whole segment ends
-        self._heard = False  # a piece of it, just now
-        self._feeding = False
-        self._reading = False
+        self._feed_open = False  # the session has had pieces of a live feed, which a whole segment ends
         self._touched = self._loop.time()
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
-        self._orphans: set[asyncio.Task[Any]] = set()
-        if isinstance(session, LiveSession):
-            session.when_ready(lambda: self.inbox.mark(Mark.READY))
 
     # -- input ---------------------------------------------------------------------------------------------
 
-    def update(self, params: Mapping[str, Any]) -> None:
+    async def update(self, params: Mapping[str, Any]) -> None:
         """Change the session's parameters from the next segment on.
 
-        Raises `RequestRefused` (400) for a value that cannot be, and changes nothing then.
+        Raises `UsageError` for a value that cannot be, and `RequestRefused` (503) when the processor does not answer;
+        nothing is changed then.
         """
         update = getattr(self._session, "update", None)
-        if update is not None:
-            update(params)
+        if update is None:
+            return
+        try:
+            async with asyncio.timeout(self._limits.admission_seconds):
+                await self._call(update, params)
+        except TimeoutError:
+            raise RequestRefused(503, "the processor is busy, and did not take the parameters", 1) from None
 
     def end_input(self) -> None:
-        """Let a connected feed hand in its tail, the queue run dry, then finish. Harmless when repeated."""
+        """Let a connected feed hand in its tail and the queue run dry, then finish. Harmless when repeated."""
         self.closing.set()
-        if not self._feeding:
+        if not self.has_feed:
             self.inbox.close()
 
-    # -- who is there --------------------------------------------------------------------------------------
+    # -- who is connected ----------------------------------------------------------------------------------
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
@@ -89,35 +90,35 @@ class Job:
         """
         if self.closing.is_set():
             raise self.inbox.over()
-        if self._feeding:
+        if self.has_feed:
             raise RequestRefused(409, f"job {self.info.job_id} is being fed by another request", retry_after=1)
-        self._feeding = True
+        self.has_feed = True
         try:
             yield
         finally:
-            self._feeding = False
+            self.has_feed = False
             self.touch()
             if self.closing.is_set():
                 self.inbox.close()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold the job's output for one reader, so that no result goes astray between two.
+        """Hold the job's output for one reader, so that its results are not divided among several.
 
         Raises `RequestRefused` (409) when another reader has it.
         """
-        if self._reading:
+        if self.has_reader:
             message = f"the output of job {self.info.job_id} is being read by another request; one reader at a time"
             raise RequestRefused(409, message, retry_after=1)
-        self._reading = True
+        self.has_reader = True
         try:
             yield
         finally:
-            self._reading = False
+            self.has_reader = False
             self.touch()
 
     def touch(self) -> None:
-        """Remember that somebody cared for this job just now."""
+        """Remember that a client did something with this job just now."""
         self._touched = self._loop.time()
 
     @property
@@ -127,24 +128,24 @@ class Job:
 
     @property
     def alone_seconds(self) -> float:
-        """Seconds since the last of its peers left; 0 while a feed or a reader is connected, or work goes on."""
-        return 0.0 if self._feeding or self._reading else self.idle_seconds
+        """Seconds since the last of its clients left; 0 while a feed or a reader is connected, or work goes on."""
+        return 0.0 if self.has_feed or self.has_reader else self.idle_seconds
 
     @property
     def busy(self) -> bool:
         """Whether a feed is connected, or there is work: also that on the last words, when the queue is empty."""
         at_work = self._computing or self.inbox.items > 0 or self.closing.is_set()
-        return not self.results.ended and (self._feeding or at_work)
+        return not self.results.ended and (self.has_feed or at_work)
 
     @property
     def settled(self) -> bool:
         """Whether all is done and all has been read."""
-        return self.results.ended and self.results.unread == 0 and not self._reading
+        return self.results.ended and self.results.unread == 0 and not self.has_reader
 
     @property
     def unattended_seconds(self) -> float:
         """Seconds for which an ended job has had no reader; 0 while it works or is being read."""
-        if self.ended_at is None or self._reading:
+        if self.ended_at is None or self.has_reader:
             return 0.0
         return self._loop.time() - max(self.ended_at, self._touched)
 
@@ -158,74 +159,78 @@ class Job:
         left = self.inbox.drain()
         self._task.cancel()
         await asyncio.wait({self._task})
+        summary = {} if self.results.ended else await self._sum_up()
         if self.results.ended:  # it came to its own end first
             return
         waiting = [self._at_work, *left] if self._at_work else left
         for segment in waiting:
-            self._note(segment)
+            self._settle(segment)
             self.results.force_error(f"not processed: {reason}")
         self._count_errors(len(waiting) + 1)
         self.results.force_error(reason)
-        self._end()
+        self._end(summary)
 
     async def _run(self) -> None:
-        while (came := await self.inbox.next(LULL_SECONDS if self._heard else None)) is not Mark.END:
+        live = self._session if isinstance(self._session, LiveSession) else None
+        if live is not None:
+            await self._attempt(self._ask_for_signals(live), "the start of the session")
+        lull: float | None = None
+        while (came := await self.inbox.next(lull)) is not Mark.END:
             if came is Mark.READY:
-                await self._attempt(cast("LiveSession", self._session).ready(), "a partial text")
+                await self._attempt(self._call(cast("LiveSession", live).ready), "a partial text")
                 continue
             if came is Mark.LULL:
-                await self._attempt(cast("LiveSession", self._session).flush(), "an utterance")
+                await self._attempt(self._call(cast("LiveSession", live).flush), "an utterance")
             elif isinstance(came, Pieces):
-                await self._listen(came)
+                await self._hand_on(came)
             else:
                 await self._work(came)
-            self._heard = isinstance(came, Pieces)
-        await self._attempt(self._session.finish(), "the end of the stream")
-        self._end()
+            lull = self._limits.lull_seconds if isinstance(came, Pieces) else None
+        await self._attempt(self._call(self._session.finish), "the end of the stream")
+        self._end(await self._sum_up())
+
+    async def _ask_for_signals(self, session: LiveSession) -> list[Result]:
+        await self._call(session.when_ready, self._note_ready)
+        return []
 
     async def _work(self, segment: Segment) -> None:
         """Bring one segment to its outcome: the session's results, or an error record."""
         self._at_work = segment
-        if self._listening and not isinstance(segment.data, SegmentError):
-            await self._attempt(cast("LiveSession", self._session).end_feed(), "the end of a feed")
-            self._listening = False
-        try:
-            if isinstance(segment.data, SegmentError):
-                raise segment.data
-            await self._publish(await self._limited(self._session.feed(segment.data)))
-        except Exception as error:
-            await self._fail(error, f"a segment of {len(segment)} bytes")
+        what = f"a segment of {len(segment)} bytes"
+        if isinstance(segment.data, SegmentError):
+            await self._fail(segment.data, what)
+        else:
+            if self._feed_open:
+                self._feed_open = False
+                await self._attempt(self._call(cast("LiveSession", self._session).end_feed), "the end of a feed")
+            await self._attempt(self._call(self._session.feed, segment.data), what)
         self._at_work = None
-        self._note(segment)
+        self._settle(segment)
 
-    async def _listen(self, pieces: Pieces) -> None:
+    async def _hand_on(self, pieces: Pieces) -> None:
         """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
-        self._at_work, self._listening = pieces, True
+        self._at_work, self._feed_open = pieces, True
         session = cast("LiveSession", self._session)
         for piece, arrived in pieces.pieces:
-            await self._attempt(session.feed_live(piece, arrived), f"a piece of {len(piece)} bytes")
+            await self._attempt(self._call(session.feed_live, piece, arrived), f"a piece of {len(piece)} bytes")
         self._at_work = None
-        self._note(pieces)
+        self._settle(pieces)
 
-    async def _attempt(self, work: Coroutine[Any, Any, list[Result]], what: str) -> None:
-        """Publish the results of a coroutine of the session, or an error record."""
+    async def _attempt(self, work: Coroutine[Any, Any, Any], what: str) -> None:
+        """Record the results of one call of the session, or its error."""
         try:
-            await self._publish(await self._limited(work))
+            for result in check_results(await self._limited(work)):
+                if result.error:
+                    await self._fail(SegmentError(result.error), "an utterance")
+                else:
+                    self.transcript.add(await self.results.add(result))
+                if result.lag_ms is not None:
+                    self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
         except Exception as error:
             await self._fail(error, what)
 
-    async def _publish(self, results: list[Result]) -> None:
-        """Number results; one that says that there is none becomes an error record."""
-        for result in check_results(results):
-            if result.error:
-                await self._fail(SegmentError(result.error), "an utterance")
-            else:
-                self.transcript.add(await self.results.add(result))
-            if result.lag_ms is not None:
-                self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
-
-    async def _limited(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run the processor's coroutine, and walk away from it after the time limit even if it hangs on."""
+    async def _limited(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await the processor's work; after the time limit leave it behind, even if it ignores its cancellation."""
         task = self._loop.create_task(work)
         self._computing = True
         try:
@@ -235,8 +240,8 @@ class Job:
             self.touch()
             if not task.done():
                 task.cancel()
-                self._orphans.add(task)
-                task.add_done_callback(self._orphan_done)
+                self._abandoned.add(task)
+                task.add_done_callback(self._abandoned_done)
         if not task.done():
             limit = self._limits.segment_seconds
             raise SegmentTimeout(f"the processor took longer than the segment time limit of {limit:g} s")
@@ -244,10 +249,14 @@ class Job:
             raise ProcessorError("the processor was cancelled from within: a task that it waited for was")
         return task.result()
 
-    def _orphan_done(self, task: asyncio.Task[Any]) -> None:
-        self._orphans.discard(task)
+    def _abandoned_done(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.debug("job %s: abandoned work ended with %r", self.info.job_id, task.exception())
+
+    def _note_ready(self) -> None:
+        with suppress(RuntimeError):  # the server has gone, and its loop with it
+            self._loop.call_soon_threadsafe(self.inbox.mark, Mark.READY)
 
     async def _fail(self, error: Exception, what: str) -> None:
         """Log an error with job and sequence number, and record it."""
@@ -265,7 +274,7 @@ class Job:
         self._errors += number
         self._metrics.failed(self.info.pipeline, number)
 
-    def _note(self, segment: Segment | Pieces) -> None:
+    def _settle(self, segment: Segment | Pieces) -> None:
         """Free the segment's room and count it."""
         self.inbox.release(segment.reserved)
         if isinstance(segment, Pieces):
@@ -274,15 +283,23 @@ class Job:
         latency_ms = (self._loop.time() - segment.arrived) * 1000
         self._metrics.segment(self.info.pipeline, len(segment), latency_ms)
 
-    def _end(self) -> None:
-        self.closing.set()
-        self.ended_at = self._loop.time()
+    async def _sum_up(self) -> dict[str, Any]:
+        """Close the session, and return the fields of its end record; none if it fails."""
         try:
-            if isinstance(self._session, LiveSession):
-                self._session.close()
-            summary = dict(self._session.summary())
-            check_json("the summary of a session", summary)
+            async with asyncio.timeout(SUMMARY_SECONDS):
+                if isinstance(self._session, LiveSession):
+                    await self._call(self._session.close)
+                return dict(await self._call(self._session.summary))
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)
-            summary = {}
-        self.results.end(summary | {"errors": self._errors})
+            return {}
+
+    def _end(self, summary: dict[str, Any]) -> None:
+        self.closing.set()
+        self.ended_at = self._loop.time()
+        errors = {"errors": self._errors}
+        try:
+            self.results.end(summary | errors)
+        except ProcessorError as error:
+            log.error("job %s: the summary of its session is left out: %s", self.info.job_id, error)
+            self.results.end(errors)

@@ -1,10 +1,6 @@
 """Every bound of the server in one place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-
-__all__ = ["Limits"]
 
 MIB = 1024 * 1024
 
@@ -33,6 +29,13 @@ class Limits:
     """A job into which nothing comes, that does nothing, and of which nothing is read for so long is ended."""
     linger_seconds: float = 60.0
     """How long the results of an ended job stay readable."""
+    lull_seconds: float = 5.0
+    """A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
+    that broke off may never come back. Segments of a stream are shorter."""
+    keep_alive_seconds: float = 15.0
+    """Between two signs of life to a follower for whom there are no records."""
+    sweep_seconds: float = 1.0
+    """Between two looks at which jobs are to be ended or forgotten."""
     load_seconds: float = 600.0
     """Longest time a processor may take to initialize."""
     drain_seconds: float = 30.0

@@ -1,34 +1,78 @@
-"""A processor in service: its name, whether it is ready, and what the server needs to know of it."""
+"""A processor in service: its name, its state, and how its code is called."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import itertools
 import logging
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum
+from typing import Any
 
 from whisper_byoc.aio import Changed
 from whisper_byoc.errors import ByocError, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
 
-__all__ = ["Pipeline", "PipelineState"]
-
 log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 300.0
+"""A processor that has been at one call for so long is in trouble."""
+ANSWER_SECONDS = 0.5
+"""Longest wait for a processor to say how it is; those who ask for our health give us one second."""
+SERVER_PARAMS = frozenset({"data_format", "height", "input", "max_framerate", "model", "partials", "pipeline", "width"})
+"""Parameters that the server itself reads, here or for a stream."""
 
 
 class PipelineState(Enum):
-    """Where a pipeline is in its life."""
+    """How far a pipeline has come."""
 
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
 
 
-class Pipeline:
-    """One processor under the name that clients ask for."""
+class Caller:
+    """Calls a processor's functions on `loop`, the event loop of its author; on the running one by default.
 
-    def __init__(self, name: str, processor: Processor) -> None:
+    All of an author's code runs there: none of it has to be safe for threads, and none of it can block the server.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
+        self._numbers = itertools.count()
+        self._since: dict[int, float] = {}
+
+    async def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function or coroutine function, and return what it returns."""
+        work = self._run(function, arguments)
+        if self._loop is None:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _run(self, function: Callable[..., Any], arguments: Iterable[Any]) -> Any:
+        number = next(self._numbers)
+        self._since[number] = time.monotonic()
+        try:
+            result = function(*arguments)
+            return await result if inspect.isawaitable(result) else result
+        finally:
+            del self._since[number]
+
+    def longest(self) -> float:
+        """Return the seconds for which the oldest unfinished call has been at work."""
+        now = time.monotonic()
+        return now - min(list(self._since.values()), default=now)
+
+
+class Pipeline:
+    """One processor under the name that clients ask for. `loop` is the event loop that its code needs, if any."""
+
+    def __init__(self, name: str, processor: Processor, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.name = name
         self.state = PipelineState.LOADING
+        self.call = Caller(loop)
         self._processor = processor
         self._changed = Changed()
 
@@ -48,13 +92,34 @@ class Pipeline:
         return str(getattr(self._processor, "content_type", "application/octet-stream"))
 
     @property
-    def trouble(self) -> str | None:
-        """One sentence when the processor says of itself that it is stuck or broken, else None."""
-        ask = getattr(self._processor, "trouble", None)
+    def gives_text(self) -> bool:
+        """Whether its results are text."""
+        return self.content_type.startswith("text/")
+
+    def unknown_params(self, names: Iterable[str]) -> list[str]:
+        """Return the names that nobody reads; none for a processor with sessions of its own that declares no names."""
+        declared = getattr(self._processor, "params", None)
+        if declared is None and hasattr(self._processor, "open_session"):
+            return []
+        return sorted(set(names) - SERVER_PARAMS - set(declared or ()))
+
+    async def trouble(self) -> str | None:
+        """Return one sentence when the processor says that it is stuck or broken, or is at one call for too long."""
+        if self.state is not PipelineState.READY:
+            return None
+        ask, sentence = getattr(self._processor, "trouble", None), None
         try:
-            return ask() if ask is not None else None
+            if ask is not None:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    sentence = await self.call(ask)
+        except TimeoutError:
+            log.debug("pipeline %s: its event loop is blocked", self.name)  # by a call, whose time tells
         except Exception as error:
             return f"it cannot tell how it is: {type(error).__name__}: {error}"
+        longest = self.call.longest()
+        if sentence is None and longest > STUCK_SECONDS:
+            return f"the processor has been at one frame for {longest:.0f} s"
+        return sentence
 
     async def start(self, timeout: float) -> None:
         """Initialize the processor.
@@ -64,7 +129,8 @@ class Pipeline:
         initialize = getattr(self._processor, "initialize", None)
         try:
             if initialize is not None:
-                await asyncio.wait_for(initialize(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self.call(initialize)
         except TimeoutError:
             self._set(PipelineState.FAILED)
             raise StartError(f"pipeline {self.name} did not initialize within {timeout:.0f} s") from None
@@ -79,21 +145,23 @@ class Pipeline:
         self._set(PipelineState.READY)
 
     async def wait_ready(self, timeout: float) -> bool:
-        """Wait for the end of loading; True when it ended well."""
+        """Wait for the end of loading; return whether it ended well."""
         await self._changed.until(lambda: self.state is not PipelineState.LOADING, timeout)
         return self.state is PipelineState.READY
 
-    def open_session(self, job: JobInfo) -> Session:
-        """Open this pipeline's side of a job."""
-        return session_of(self._processor, job)
+    async def open_session(self, job: JobInfo) -> Session:
+        """Open this pipeline's side of a job. Raises what the processor raises."""
+        session: Session = await self.call(session_of, self._processor, job)
+        return session
 
     async def stop(self, timeout: float) -> None:
-        """Shut the processor down; what goes wrong there is logged, for nobody is left to hear it."""
+        """Shut the processor down. An error there is only logged: there is nobody left to act on it."""
         shutdown = getattr(self._processor, "shutdown", None)
         if shutdown is None:
             return
         try:
-            await asyncio.wait_for(shutdown(), timeout)
+            async with asyncio.timeout(timeout):
+                await self.call(shutdown)
         except TimeoutError:
             log.warning("pipeline %s did not shut down within %.0f s", self.name, timeout)
         except Exception:

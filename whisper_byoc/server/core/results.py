@@ -1,22 +1,24 @@
-"""The numbered records of one job: unread ones are never dropped, read ones are kept while there is room."""
+"""The numbered records of one job, each serialised once; and the whole text that they make."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from whisper_byoc.aio import Changed
+from whisper_byoc.errors import ProcessorError
 from whisper_byoc.processors.base import Result
 
-__all__ = ["Record", "ResultRing"]
-
+Kind = Literal["result", "error", "end"]
 
 MAX_ERROR = 2000
 """Characters of an error: what a processor raises may be of any length, and errors do not count against the ring."""
+TRANSCRIPT_BYTES = 16 << 20
+"""A record of an utterance has some 400 bytes: that is more than a day of talk."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,25 @@ class Record:
 
     job_id: str
     seq: int
-    kind: Literal["result", "error", "end"]
+    kind: Kind
     result: Result
     content_type: str = "application/octet-stream"
+    line: bytes = b""
+    """The record as JSON; empty where it is made of `result.body` when somebody asks for it."""
+
+    @classmethod
+    def make(cls, job_id: str, seq: int, kind: Kind, result: Result, content_type: str) -> Record:
+        """Make a record.
+
+        Raises `ProcessorError` when the result's own fields cannot be written as UTF-8 JSON.
+        """
+        if result.record is None:
+            return cls(job_id, seq, kind, result, content_type)
+        try:
+            line = _dump(_own_fields(job_id, seq, kind, result.record))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ProcessorError(f"the record of a Result must be JSON: {error}") from None
+        return cls(job_id, seq, kind, result, content_type, line)
 
     @property
     def size(self) -> int:
@@ -44,28 +62,45 @@ class Record:
         """The sentence of an error record."""
         return str((self.result.record or {}).get("error", ""))
 
+    @property
+    def final_text(self) -> bool:
+        """Whether it is a final transcript with text."""
+        fields = self.result.record or {}
+        return fields.get("type") == "transcript" and bool(fields.get("is_final")) and bool(fields.get("text"))
+
     def fields(self) -> dict[str, Any]:
-        """Build the JSON object that followers get.
+        """Return the JSON object that followers get.
 
         A result without a record of its own carries its bytes as `text`, or as base64 `data`.
         """
-        head: dict[str, Any] = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
         if self.result.record is not None:
-            # a segment's id holds the record's number, which the processor cannot know
-            segments = self.result.record.get("segments")
-            named = [{"id": f"{self.job_id}-{self.seq}-{n}", **each} for n, each in enumerate(segments or ())]
-            return head | dict(self.result.record) | ({} if segments is None else {"segments": named})
+            return _own_fields(self.job_id, self.seq, self.kind, self.result.record)
+        head = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
         if self.content_type.startswith("text/"):
             return head | {"text": self.result.body.decode("utf-8", "replace")}
         return head | {"size": self.size, "data": base64.b64encode(self.result.body).decode("ascii")}
 
     def json(self) -> bytes:
-        """One line of UTF-8 JSON, without the newline."""
-        return json.dumps(self.fields(), ensure_ascii=False, separators=(",", ":")).encode()
+        """Return one line of UTF-8 JSON, without the newline."""
+        return self.line or _dump(self.fields())
+
+
+def _own_fields(job_id: str, seq: int, kind: Kind, record: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {"type": kind, "job_id": job_id, "seq": seq, **record}
+    if record.get("segments") is not None:  # a segment's id holds the record's number, which the processor cannot know
+        fields["segments"] = [{"id": f"{job_id}-{seq}-{n}", **each} for n, each in enumerate(record["segments"])]
+    return fields
+
+
+def _dump(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class ResultRing:
-    """A bounded ring of records. `add` waits while unread records fill it; the reader makes room."""
+    """A bounded ring of records. Unread ones are never dropped, read ones are kept while there is room.
+
+    `add` waits while unread records fill it; the reader makes room.
+    """
 
     def __init__(self, job_id: str, content_type: str, max_records: int, max_bytes: int) -> None:
         self._job_id = job_id
@@ -88,8 +123,11 @@ class ResultRing:
         return self.next_seq - int(self.ended) - self._read_up_to
 
     async def add(self, result: Result) -> Record:
-        """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next."""
-        if self._kept and self._kept[-1].result.partial and self._kept[-1].seq >= self._handed_out:
+        """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next.
+
+        Raises `ProcessorError` for a record that is no JSON.
+        """
+        if self._kept and self._kept[-1].partial and self._kept[-1].seq >= self._handed_out:
             self._take_back()
         await self._changed.until(lambda: self._has_room(len(result.body)))
         return self._append("result", result)
@@ -106,7 +144,10 @@ class ResultRing:
         self._append("error", Result(b"", {"error": writable}))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Append the end record; nothing comes after it."""
+        """Append the end record; nothing comes after it.
+
+        Raises `ProcessorError` for a summary that is no JSON.
+        """
         self._append("end", Result(b"", summary))
         self.ended = True
         self._changed.notify()
@@ -117,17 +158,34 @@ class ResultRing:
             return None
         return self._hand_out(self._read_up_to)
 
+    @overload
+    def unread_records(self) -> AsyncGenerator[Record, None]: ...
+    @overload
+    def unread_records(self, silence: float) -> AsyncGenerator[Record | None, None]: ...
+    async def unread_records(self, silence: float | None = None) -> AsyncGenerator[Record | None, None]:
+        """Yield what is unread as it comes, up to the end record, and None whenever nothing came for `silence` seconds.
+
+        A record counts as read when the caller asks for the next one.
+        """
+        ended = False
+        while not ended:
+            record = await self.next_unread(silence)
+            yield record
+            if record is not None:
+                self.mark_read(record)
+                ended = record.kind == "end"
+
     async def wait_for(self, seq: int, timeout: float) -> Record | None:
         """Wait for record `seq` by number; None when it did not come in time or is no longer kept."""
         await self._changed.until(lambda: self.ended or seq < self.next_seq, timeout)
         return self._hand_out(seq)
 
     async def until_ended(self, timeout: float) -> bool:
-        """Wait for the end; False when `timeout` passed."""
+        """Wait for the end; return False when `timeout` passed."""
         return await self._changed.until(lambda: self.ended, timeout)
 
     def at(self, seq: int) -> Record | None:
-        """Record `seq`, if it is kept."""
+        """Return record `seq`, if it is kept."""
         if not self._kept or not self._kept[0].seq <= seq <= self._kept[-1].seq:
             return None
         return self._kept[seq - self._kept[0].seq]
@@ -147,14 +205,13 @@ class ResultRing:
         return record
 
     def _take_back(self) -> None:
-        """Forget the newest record, which nobody has read."""
         gone = self._kept.pop()
         self._kept_bytes -= gone.size
         self._unread_bytes -= gone.size
         self.next_seq -= 1
 
-    def _append(self, kind: Literal["result", "error", "end"], result: Result) -> Record:
-        record = Record(self._job_id, self.next_seq, kind, result, self._content_type)
+    def _append(self, kind: Kind, result: Result) -> Record:
+        record = Record.make(self._job_id, self.next_seq, kind, result, self._content_type)
         self._kept.append(record)
         self._kept_bytes += record.size
         self._unread_bytes += record.size
@@ -173,3 +230,32 @@ class ResultRing:
             if len(self._kept) <= self._max_records and self._kept_bytes <= self._max_bytes:
                 return
             self._kept_bytes -= self._kept.popleft().size
+
+
+class TranscriptLog:
+    """The final transcripts of a job, for whoever asks at the end: readers may have taken its results long ago.
+
+    The oldest go when there are too many.
+    """
+
+    def __init__(self, max_bytes: int = TRANSCRIPT_BYTES) -> None:
+        self.dropped = 0
+        """Records that are gone."""
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def add(self, record: Record) -> None:
+        """Keep a record, if it is a final transcript with text."""
+        if not record.final_text:
+            return
+        line = record.json()
+        self._lines.append(line)
+        self._bytes += len(line)
+        while self._bytes > self._max_bytes and len(self._lines) > 1:
+            self._bytes -= len(self._lines.popleft())
+            self.dropped += 1
+
+    def lines(self) -> tuple[bytes, ...]:
+        """Return what is kept, in order, as JSON."""
+        return tuple(self._lines)

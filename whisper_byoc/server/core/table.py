@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from whisper_byoc.aio import Changed
+from aiohttp import web
+
+from whisper_byoc.aio import Changed, cancel, every
 from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
+from whisper_byoc.livepeer import check_id
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
 
-__all__ = ["JobTable"]
-
 log = logging.getLogger(__name__)
 
-JOB_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-SWEEP_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 5
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class JobTable:
@@ -38,9 +37,10 @@ class JobTable:
         self.capability = capability
         self.limits = limits
         self.draining = False
-        self._metrics = metrics
+        self.metrics = metrics
         self._jobs: dict[str, Job] = {}
         self._opened = Changed()
+        self._opening = asyncio.Lock()  # a session may take a moment to open
         self._sweeper: asyncio.Task[None] | None = None
         metrics.watch(lambda: sum(job.busy for job in self._jobs.values()), lambda: self.queued)
 
@@ -76,17 +76,17 @@ class JobTable:
         raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
 
     def named(self, name: str) -> Pipeline | None:
-        """Give the pipeline of that name, if there is one."""
+        """Return the pipeline of that name, if there is one."""
         if name and name == self.capability and name not in self.pipelines:
             return next(iter(self.pipelines.values()))
         return self.pipelines.get(name)
 
     def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
-        """Give the pipeline on which a job runs, or would run if it were opened.
+        """Return the pipeline on which a job runs, or would run if it were opened.
 
         Raises `RequestRefused`: 400 bad id or no name where one is needed, 404 unknown pipeline, 409 other pipeline.
         """
-        check_job_id(job_id)
+        check_id(job_id)
         job = self._jobs.get(job_id)
         if job is not None and name is None:
             return self.pipelines[job.info.pipeline]
@@ -101,52 +101,65 @@ class JobTable:
     async def open(
         self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any], alone_seconds: float | None = None
     ) -> Job:
-        """Get the job of that id, opening it if it is new.
+        """Return the job of that id, opening it if it is new.
 
         It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
         Raises `RequestRefused`: 400 bad id or parameters, 404 unknown pipeline, 409 other pipeline, 503 draining, at
         capacity or not ready.
         """
-        check_job_id(job_id)
+        check_id(job_id)
         if self.draining:
-            raise RequestRefused(503, "the server is shutting down", RETRY_AFTER_SECONDS)
+            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
         pipeline = self.pipeline_of(job_id, pipeline_name)
         if job_id in self._jobs:
             return self._jobs[job_id]
         if not await pipeline.wait_ready(self.limits.admission_seconds):
             raise RequestRefused(503, f"pipeline {pipeline.name} is not ready yet", RETRY_AFTER_SECONDS)
-        if job_id in self._jobs:  # opened by another request meanwhile
-            return self._jobs[job_id]
-        self._make_place()
+        try:
+            async with asyncio.timeout(self.limits.admission_seconds), self._opening:
+                if job_id not in self._jobs:  # else another request has opened it meanwhile
+                    self._make_place()
+                    self._jobs[job_id] = await self._make(job_id, pipeline, params, alone_seconds)
+                    self._opened.notify()
+                return self._jobs[job_id]
+        except TimeoutError:
+            message = f"pipeline {pipeline.name} did not open a session in {self.limits.admission_seconds:g} s"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS) from None
+
+    async def _make(
+        self, job_id: str, pipeline: Pipeline, params: Mapping[str, Any], alone_seconds: float | None
+    ) -> Job:
+        if unknown := pipeline.unknown_params(params):
+            log.warning("job %s: pipeline %s has no parameters %s", job_id, pipeline.name, ", ".join(unknown))
         info = JobInfo(job_id, pipeline.name, dict(params))
         try:
-            session = pipeline.open_session(info)
+            session = await pipeline.open_session(info)
         except SegmentError as error:  # how processors refuse what a client sends
             raise RequestRefused(400, str(error)) from None
-        job = Job(info, session, pipeline.content_type, self.limits, self._metrics)
+        if self.draining:
+            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
+        job = Job(info, session, pipeline, self.limits, self.metrics)
         job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
-        self._jobs[job_id] = job
-        self._opened.notify()
         return job
 
     def get(self, job_id: str) -> Job:
-        """Get the job of that id.
+        """Return the job of that id.
 
         Raises `RequestRefused`: 400 bad id, 404 unknown job.
         """
-        check_job_id(job_id)
+        check_id(job_id)
         job = self._jobs.get(job_id)
         if job is None:
             raise RequestRefused(404, f"no job {job_id!r} here: it never began, or ended a while ago")
         return job
 
     async def find(self, job_id: str, timeout: float) -> Job:
-        """Get the job of that id, waiting up to `timeout` seconds for it to be opened.
+        """Return the job of that id, waiting up to `timeout` seconds for it to be opened.
 
         Raises as `get` does.
         """
-        check_job_id(job_id)
+        check_id(job_id)
         await self._opened.until(lambda: job_id in self._jobs or self.draining, timeout)
         return self.get(job_id)
 
@@ -161,7 +174,7 @@ class JobTable:
 
     def start(self) -> None:
         """Begin to look after idle and ended jobs."""
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="job sweeper")
+        self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self._sweep, "the sweep of jobs"))
 
     async def drain(self) -> None:
         """End all input, and wait until every result is read or the time limit has passed."""
@@ -179,8 +192,7 @@ class JobTable:
         """Stop whatever is left."""
         self.draining = True
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.wait({self._sweeper})
+            await cancel(self._sweeper)
         for job in self.jobs:
             if job.inbox.items:
                 log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.inbox.items)
@@ -202,24 +214,19 @@ class JobTable:
         return job.settled or job.unattended_seconds > self.limits.reader_grace_seconds
 
     async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            for job in self.jobs:
-                if job.ended_at is not None:
-                    if job.unattended_seconds > self.limits.linger_seconds:
-                        self._jobs.pop(job.info.job_id, None)
-                elif job.idle_seconds > self.limits.idle_seconds:
-                    log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
-                    await job.stop(
-                        f"the job was idle for {self.limits.idle_seconds:g} s: nothing came in, and nothing was read"
-                    )
-                elif job.alone_seconds > job.alone_limit:
-                    log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
-                    await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")
+        for job in self.jobs:
+            if job.ended_at is not None:
+                if job.unattended_seconds > self.limits.linger_seconds:
+                    self._jobs.pop(job.info.job_id, None)
+            elif job.idle_seconds > self.limits.idle_seconds:
+                log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
+                await job.stop(
+                    f"the job was idle for {self.limits.idle_seconds:g} s: nothing came in, and nothing was read"
+                )
+            elif job.alone_seconds > job.alone_limit:
+                log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
+                await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")
 
 
-def check_job_id(job_id: str) -> None:
-    """Refuse (400) an id that is not 1-128 of `A-Za-z0-9._~-`."""
-    if not JOB_ID.fullmatch(job_id):
-        shown = job_id if len(job_id) <= 40 else f"{job_id[:40]}… ({len(job_id)} characters)"
-        raise RequestRefused(400, f"bad job id {shown!r}: use 1-128 characters of A-Z a-z 0-9 . _ ~ -")
+TABLE = web.AppKey("TABLE", JobTable)
+"""Where the routes find the jobs."""

@@ -1,34 +1,24 @@
-"""How the body of a live feed becomes segments."""
+"""The body of a live feed: read as it arrives, and cut into segments."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from email.message import Message
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
 from audio.riff import HEAD_BYTES, begins_like_wav, may_become_wav
 from audio.wav import WavReader
+from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import BadSegment, RequestRefused
-
-__all__ = [
-    "PCM_TYPES",
-    "AudioFraming",
-    "Framing",
-    "SoundFraming",
-    "VideoFraming",
-    "WavFraming",
-    "WholeBody",
-    "pcm_trouble",
-]
-
 
 PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
 """Content types taken for PCM16 little endian. (RFC 2586 has audio/L16 big-endian; live senders do not.)"""
 
-
-PIECE_BYTES = 16_000
+T = TypeVar("T")
 
 
 def pcm_trouble(content_type: str) -> str:
@@ -43,147 +33,136 @@ def pcm_trouble(content_type: str) -> str:
     return ""
 
 
+class LiveInput(Generic[T]):
+    """Receives from a client until it ends, or until `closing` is set; raises `idle` after `timeout` s of nothing."""
+
+    def __init__(
+        self, receive: Callable[[], Coroutine[Any, Any, T]], closing: asyncio.Event, timeout: float, idle: Exception
+    ) -> None:
+        self._receive = receive
+        self._closing = closing
+        self._timeout = timeout
+        self._idle = idle
+        self._receiving: asyncio.Task[T] | None = None
+
+    async def received(self) -> AsyncGenerator[T, None]:
+        """Yield what arrives; raise what `receive` raises. To be used with `aclosing`."""
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            while not self._closing.is_set():
+                self._receiving = asyncio.ensure_future(self._receive())
+                if not await first_of(self._receiving, closing, timeout=self._timeout):
+                    raise self._idle
+                if not self._receiving.done():
+                    return
+                receiving, self._receiving = self._receiving, None
+                yield receiving.result()
+        finally:
+            await cancel(closing, *([self._receiving] if self._receiving else []))
+
+    def left(self, nothing: T) -> T:
+        """Return what had arrived but was not yielded when the receiver was cancelled."""
+        task, self._receiving = self._receiving, None
+        if task is None or task.cancelled() or task.exception() is not None:
+            return nothing
+        return task.result()
+
+
 class Framing(Protocol):
     """Cuts bytes, in whatever chunks they come, into segments."""
 
-    blocking: bool
-    """Whether `feed` decodes media, and so belongs in a worker thread."""
+    @property
+    def blocking(self) -> bool:
+        """Whether `feed` decodes media, and so belongs in a worker thread."""
+        ...
+
     live: bool
-    """Whether what it gives are pieces of a live feed, not segments."""
+    """Whether what it returns are pieces of a live feed, not segments."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Segments that are complete now."""
+        """Return the segments that are complete now."""
         ...
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the rest; bytes that cannot make a segment are a `BadSegment` in its place.
+        """Return the rest, with a `BadSegment` in place of bytes that cannot make a segment.
 
         `complete` is False when the body broke off.
         """
         ...
 
 
-class Cutter(Protocol):
-    """Cuts PCM16."""
-
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the other half of their sample."""
-        ...
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Give what is complete."""
-        ...
-
-    def finish(self) -> list[bytes]:
-        """Give the rest."""
-        ...
-
-
-class LivePieces:
-    """No cutting: who listens to a live feed hears for itself where utterances begin and end."""
-
-    def __init__(self) -> None:
-        self._half = b""
-
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the other half of their sample."""
-        return len(self._half)
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Give what came, in whole samples and in pieces of half a second at most."""
-        data = self._half + data
-        whole = len(data) - len(data) % pcm.SAMPLE_WIDTH
-        self._half = data[whole:]
-        return [data[at : min(at + PIECE_BYTES, whole)] for at in range(0, whole, PIECE_BYTES)]
-
-    def finish(self) -> list[bytes]:
-        """Give half a sample: the next feed may have the other half."""
-        half, self._half = self._half, b""
-        return [half] if half else []
-
-
 class AudioFraming:
-    """PCM16 mono 16 kHz, cut at quiet points, or handed on `live`."""
+    """PCM16 mono 16 kHz: cut at quiet points, or handed on in whole samples to a session that is `live`."""
 
     blocking = False
 
     def __init__(self, *, live: bool = False) -> None:
         self.live = live
-        self._cutter: Cutter = LivePieces() if live else QuietCutter()
+        self._aligner = pcm.FrameAligner()
+        self._cutter = QuietCutter()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Segments that are complete now."""
-        return self._cutter.feed(data)
+        if not self.live:
+            return self._cutter.feed(data)
+        whole = bytes(self._aligner.feed(data))
+        return [whole] if whole else []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the rest; half a sample at the very end is an error, unless another live feed may go on from there."""
-        # behind a feed that broke off nobody does: its half would shift all that follows by a byte
-        rest: list[bytes | BadSegment] = list(self._cutter.finish()) if complete or not self.live else []
-        if self._cutter.pending:
+        """Return the rest. Half a sample at the very end is an error, unless another live feed may go on from there."""
+        half = self._aligner.rest
+        if self.live and complete:
+            return [half] if half else []
+        rest: list[bytes | BadSegment] = [*self._cutter.finish()]
+        if half or self._cutter.pending:  # behind a feed that broke off, it would shift all that follows by a byte
             rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return rest
 
 
-class WavFraming:
-    """A WAV file as it arrives: converted to PCM16 mono 16 kHz, then cut at quiet points, or handed on `live`."""
-
-    blocking = True
-
-    def __init__(self, *, live: bool = False) -> None:
-        self.live = live
-        self._reader = WavReader()
-        self._cutter: Cutter = LivePieces() if live else QuietCutter()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Segments that are complete now.
-
-        Raises `audio.errors.WavError` when the header is not one we read.
-        """
-        return self._cutter.feed(pcm.encode(self._reader.feed(data)))
-
-    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the rest, and an error when the file is cut off."""
-        try:
-            tail = self._cutter.feed(pcm.encode(self._reader.finish()))
-        except AudioError as error:
-            return [*self._cutter.finish(), BadSegment(str(error))]
-        return [*tail, *self._cutter.finish()]
-
-
 class SoundFraming:
-    """WAV if the feed begins like one, else PCM16."""
+    """A WAV file as it arrives, converted to PCM16 mono 16 kHz, or PCM16; then as `AudioFraming`.
 
-    blocking = False
+    It is WAV if it is said to be (`wav`) or begins like one.
+    """
 
-    def __init__(self, *, live: bool = False) -> None:
+    def __init__(self, *, live: bool = False, wav: bool = False) -> None:
         self.live = live
-        self._head = b""
-        self._chosen: Framing | None = None
+        self._pcm = AudioFraming(live=live)
+        self._reader = WavReader() if wav else None
+        self._head: bytes | None = None if wav else b""  # until the feed has shown how it begins
+
+    @property
+    def blocking(self) -> bool:
+        return self._reader is not None
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Segments that are complete now; nothing until the feed has shown how it begins.
+        """Return the segments that are complete now.
 
         Raises `audio.errors.WavError` when it is a WAV whose header is not one we read.
         """
-        if self._chosen is None:
-            self._head += data
-            undecided = len(self._head) < HEAD_BYTES and may_become_wav(self._head)
-            return [] if undecided else self._choose().feed(self._head)
-        return self._chosen.feed(data)
+        if self._head is not None:
+            data = self._head + data
+            if len(data) < HEAD_BYTES and may_become_wav(data):
+                self._head = data
+                return []
+            self._choose(data)
+        return self._pcm.feed(pcm.encode(self._reader.feed(data)) if self._reader is not None else data)
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the rest, as the kind of feed that it is does."""
-        if self._chosen is not None:
-            return self._chosen.finish(complete=complete)
-        chosen = self._choose()
-        return [*chosen.feed(self._head), *chosen.finish(complete=complete)]
+        """Return the rest, and an error when a WAV file is cut off."""
+        rest: list[bytes | BadSegment] = []
+        if self._head is not None:
+            rest += self._pcm.feed(self._head)  # too short for the header of a WAV file
+        if self._reader is not None:
+            try:
+                rest += self._pcm.feed(pcm.encode(self._reader.finish()))
+            except AudioError as error:
+                return [*rest, *self._pcm.finish(complete=complete), BadSegment(str(error))]
+        return [*rest, *self._pcm.finish(complete=complete)]
 
-    def _choose(self) -> Framing:
-        self._chosen = WavFraming(live=self.live) if begins_like_wav(self._head) else AudioFraming(live=self.live)
-        self.blocking = self._chosen.blocking
-        return self._chosen
+    def _choose(self, head: bytes) -> None:
+        self._head = None
+        if begins_like_wav(head):
+            self._reader = WavReader()
 
 
 class VideoFraming:
@@ -198,20 +177,16 @@ class VideoFraming:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Frames that are complete now."""
         self._buffer += data
         whole = len(self._buffer) - len(self._buffer) % self._size
-        if whole == 0:
-            return []
         frames = [bytes(self._buffer[at : at + self._size]) for at in range(0, whole, self._size)]
         del self._buffer[:whole]
         return frames
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Nothing, or an error for the part of a frame that is left."""
-        if not self._buffer:
-            return []
         left = len(self._buffer)
+        if not left:
+            return []
         return [BadSegment(f"the feed ended in mid-frame: {left} of {self._size} bytes ({self._shape} RGB24)")]
 
 
@@ -237,5 +212,5 @@ class WholeBody:
         return []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Give the whole body; nothing when it was empty or broke off, for half a segment is none."""
+        """Return the whole body; nothing when it was empty or broke off, for half a segment is none."""
         return [bytes(self._buffer)] if self._buffer and complete else []

@@ -16,18 +16,16 @@ from typing import Any
 
 from aiohttp import web
 
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
 from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.core.table import JobTable
+from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
 from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.server.ingest.recordings import Recording, read_recording
-from whisper_byoc.server.routes.keys import TABLE
 from whisper_byoc.speech.transcript import Transcription, from_records
-
-__all__ = ["INTAKE", "Intake", "Run", "opened", "received", "running", "speech_pipeline"]
 
 BUSY_SECONDS = 5
 DECODERS = 2
@@ -43,8 +41,7 @@ class Intake:
 
     def __init__(self, limits: Limits) -> None:
         self._free = limits.jobs
-        self._patience = limits.segment_seconds
-        self._limit = limits.segment_bytes
+        self._limits = limits
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
     @contextmanager
@@ -66,14 +63,15 @@ class Intake:
 
         Raises as `read_recording` does, and `RequestRefused` (429) when too much else is being decoded.
         """
-        raw, loop = not upload.in_form, asyncio.get_running_loop()
-        work = loop.run_in_executor(
-            self._decoders, lambda: read_recording(upload.data, upload.content_type, self._limit, raw_by_default=raw)
-        )
+        limit, patience = self._limits.segment_bytes, self._limits.segment_seconds
         try:
-            return await asyncio.wait_for(work, self._patience)
+            async with asyncio.timeout(patience):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._decoders,
+                    lambda: read_recording(upload.data, upload.content_type, limit, raw_by_default=not upload.in_form),
+                )
         except TimeoutError:
-            message = f"the recording was not decoded within {self._patience:g} s, as there were others"
+            message = f"the recording was not decoded within {patience:g} s, as there were others"
             raise RequestRefused(429, message, BUSY_SECONDS) from None
 
     async def close(self, _: web.Application) -> None:
@@ -84,7 +82,7 @@ class Intake:
 INTAKE = web.AppKey("INTAKE", Intake)
 
 
-class Run:
+class RecordingJob:
     """One recording (or frame) and the job that works on it."""
 
     def __init__(self, job: Job, pipeline: Pipeline, recording: Recording) -> None:
@@ -93,30 +91,28 @@ class Run:
         self.recording = recording
 
     def headers(self, content_type: str) -> dict[str, str]:
-        """Headers of the answer. `X-Metadata` is the only one that passes an orchestrator and a gateway."""
-        sound = self.pipeline.media == "audio"
-        length = {"audio_ms": self.recording.samples // 16, "work_units": self.recording.work_units} if sound else {}
-        metadata = {"job_id": self.job.info.job_id, "pipeline": self.pipeline.name, "content_type": content_type}
-        units = {"X-Livepeer-Work-Units": str(self.recording.work_units)} if sound else {}
-        return {"Content-Type": content_type, "X-Metadata": json.dumps({**metadata, **length}), **units}
+        """Return the headers of the answer. `X-Metadata` is the only one that passes an orchestrator and a gateway."""
+        metadata: dict[str, Any] = {
+            "job_id": self.job.info.job_id, "pipeline": self.pipeline.name, "content_type": content_type,
+        }  # fmt: skip
+        headers = {"Content-Type": content_type}
+        if self.pipeline.media == "audio":
+            units = self.recording.work_units
+            metadata |= {"audio_ms": self.recording.samples // 16, "work_units": units}
+            headers["X-Livepeer-Work-Units"] = str(units)
+        return {**headers, "X-Metadata": json.dumps(metadata)}
 
     async def records(self) -> AsyncGenerator[Record, None]:
         """Feed the job and yield its records as they come, the end record too. To be used with `aclosing`."""
         feeder = asyncio.ensure_future(self._feed())
         try:
             with self.job.reading():
-                ended = False
-                while not ended:
-                    record = await self.job.results.next_unread(None)  # the job's limits end it at the latest
-                    assert record is not None
-                    ended = record.kind == "end"
-                    if ended:
+                async for record in self.job.results.unread_records():  # the job's limits end it at the latest
+                    if record.kind == "end":
                         await feeder
                     yield record
-                    self.job.results.mark_read(record)
         finally:
-            feeder.cancel()
-            await asyncio.gather(feeder, return_exceptions=True)
+            await cancel(feeder)
 
     async def outcome(self) -> list[Record]:
         """Collect all records.
@@ -132,7 +128,7 @@ class Run:
         return found
 
     async def transcription(self) -> Transcription:
-        """Collect the text. A pipeline that gives no more than text has no segments, and no language."""
+        """Collect the text. A pipeline that returns no more than text has no segments, and no language."""
         found = [record.fields() for record in await self.outcome() if record.kind == "result"]
         if any(each["type"] != "transcript" for each in found):
             return Transcription(" ".join(filter(None, (each.get("text", "") for each in found))), UNKNOWN_LANGUAGE)
@@ -145,28 +141,28 @@ class Run:
                     await self.job.inbox.submit(segment)
                 self.job.end_input()
         except RequestRefused:
-            raise RequestRefused(429, "the server is shutting down, or waited too long", BUSY_SECONDS) from None
+            raise RequestRefused(429, f"{SHUTTING_DOWN}, or waited too long", BUSY_SECONDS) from None
 
 
 @asynccontextmanager
 async def received(request: web.Request, *, form_only: bool = False) -> AsyncIterator[Upload]:
     """Hold a place for the request, and read its body.
 
-    Raises `RequestRefused`: 415 for a body that is no form where only that is read, 429 when busy, and as `read_upload`
+    Raises `RequestRefused`: 415 for a body that is no form where only that is read, 429 when busy; and as `read_upload`
     does.
     """
     if form_only and request.content_type != "multipart/form-data":
         raise RequestRefused(415, "this route reads forms; send the recording as multipart/form-data")
     with request.app[INTAKE].place():
         if request.app[TABLE].draining:
-            raise RequestRefused(429, "the server is shutting down", BUSY_SECONDS)
+            raise RequestRefused(429, SHUTTING_DOWN, BUSY_SECONDS)
         yield await read_upload(request, request.app[TABLE].limits)
 
 
 @asynccontextmanager
 async def running(
     request: web.Request, pipeline: Pipeline, params: Mapping[str, Any], upload: Upload
-) -> AsyncIterator[Run]:
+) -> AsyncIterator[RecordingJob]:
     """Open a job for the upload, and decode it; free the job in the end.
 
     Raises as `opened` and `Intake.decode` do.
@@ -176,14 +172,14 @@ async def running(
             recording = await request.app[INTAKE].decode(upload)
         else:
             recording = Recording((upload.data,), 0)
-        yield Run(job, pipeline, recording)
+        yield RecordingJob(job, pipeline, recording)
 
 
 @asynccontextmanager
 async def opened(table: JobTable, pipeline: Pipeline, params: Mapping[str, Any]) -> AsyncIterator[Job]:
     """Open a job under a fresh id, and free it in the end.
 
-    Raises `RequestRefused`: 400 for bad parameters, 429 when busy, 503 while the pipeline is loading.
+    Raises `UsageError` for bad parameters, `RequestRefused`: 429 when busy, 503 while the pipeline is loading.
     """
     try:
         job = await table.open(uuid.uuid4().hex, pipeline.name, params)
@@ -204,7 +200,7 @@ def speech_pipeline(table: JobTable, name: str = "") -> Pipeline:
 
     Raises `RequestRefused` (404) with the names there are.
     """
-    speech = {each.name: each for each in table.pipelines.values() if each.media == "audio" and gives_text(each)}
+    speech = {each.name: each for each in table.pipelines.values() if each.media == "audio" and each.gives_text}
     if name and name == table.capability and (alias := table.named(name)):
         name = alias.name
     if name in ANY_SPEECH and speech:
@@ -214,9 +210,6 @@ def speech_pipeline(table: JobTable, name: str = "") -> Pipeline:
         if known in speech:
             return speech[known]
     wanted = repr(name[:100]) if name else "there is none for speech"
-    raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {', '.join(speech) or '-'}")
-
-
-def gives_text(pipeline: Pipeline) -> bool:
-    """Whether its results are text."""
-    return pipeline.content_type.startswith("text/")
+    raise RequestRefused(
+        404, f"model not found: {wanted}; this container has for speech: {', '.join(speech) or '-'}", param="model"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,13 +19,10 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.server.ingest.sniff import is_media
 
-__all__ = ["Recording", "read_recording"]
-
 WINDOW_SECONDS = 30.0
 """Longest segment: Whisper's window. Nobody waits for the first words of a whole recording as for live ones."""
-
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
-_BLOCK = 1 << 20
+BLOCK_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """How long it is, to the millisecond."""
+        """Its length, to the millisecond."""
         return round(self.samples / pcm.SAMPLE_RATE, 3)
 
     @property
@@ -50,15 +47,21 @@ def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default
     """Decode an upload, and cut it at quiet points.
 
     `limit` is for the bytes of the sound as PCM16. `audio/pcm` is PCM16; with `raw_by_default` so is
-    `application/octet-stream` that does not begin like any file we know. Raises `AudioError`, and `RequestRefused` as
-    `content_kind` and `raw_pieces` do.
+    `application/octet-stream` that does not begin like any file we know. Raises `AudioError`, and `RequestRefused`:
+    for PCM16 400 when a sample is cut in half and 413 over the limit, 415 for a type that cannot be sound.
     """
-    kind = content_kind(content_type)
-    cutter, segments, samples = QuietCutter(WINDOW_SECONDS), [], 0
+    kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
+    if kind.startswith(NOT_SOUND):
+        raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
+    pieces: Iterable[bytes]
     if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
-        pieces = raw_pieces(data, content_type, limit)
+        _check_raw(data, content_type, limit)
+        pieces = (data,)
     else:
-        pieces = encoded_pieces(decode(data, limit // pcm.SAMPLE_WIDTH))
+        sound = _decode(data, limit // pcm.SAMPLE_WIDTH)
+        # encoded in blocks, which needs little memory beside the samples
+        pieces = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
+    cutter, segments, samples = QuietCutter(WINDOW_SECONDS), [], 0
     for piece in pieces:
         segments += cutter.feed(piece)
         samples += len(piece) // pcm.SAMPLE_WIDTH
@@ -67,39 +70,16 @@ def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default
     return Recording((*segments, *cutter.finish()), samples)
 
 
-def content_kind(content_type: str) -> str:
-    """Give a Content-Type without parameters, `application/octet-stream` for none.
-
-    Raises `RequestRefused` (415) for one that cannot be sound.
-    """
-    kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
-    if kind.startswith(NOT_SOUND):
-        raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
-    return kind
-
-
-def raw_pieces(data: bytes, content_type: str, limit: int) -> Iterator[bytes]:
-    """Take bytes as 16 kHz mono PCM16.
-
-    Raises `RequestRefused`: 400 when a sample is cut in half, 413 over the limit, 415 when the type names another
-    rate or more channels.
-    """
+def _check_raw(data: bytes, content_type: str, limit: int) -> None:
     if trouble := pcm_trouble(content_type):
         raise RequestRefused(415, trouble)
     if len(data) % pcm.SAMPLE_WIDTH:
         raise RequestRefused(400, f"{len(data)} bytes are not whole 16-bit samples; send an even number of bytes")
     if len(data) > limit:
         raise RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")
-    yield data
 
 
-def encoded_pieces(samples: NDArray[np.float32]) -> Iterator[bytes]:
-    """Encode bit by bit, which needs little memory beside the samples."""
-    return (pcm.encode(samples[at : at + _BLOCK]) for at in range(0, len(samples), _BLOCK))
-
-
-def decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
-    """Decode a media file: float32 (n,), 16 kHz mono."""
+def _decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
     if begins_like_wav(data):
         with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
             return read_wav(data, max_samples, open_ended=True)

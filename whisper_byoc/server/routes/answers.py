@@ -1,32 +1,23 @@
-"""The forms of an answer: subtitles and text, and server-sent events that pass through go-livepeer unharmed."""
+"""The forms of an answer: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.routes.errors import Shape, refusal
-from whisper_byoc.server.routes.keys import METRICS
+from audio.errors import AudioError
+from whisper_byoc.errors import BadParam, RequestRefused, UsageError
+from whisper_byoc.http import abort
+from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription
-
-__all__ = [
-    "CONTENT_TYPES",
-    "MAX_LINE_BYTES",
-    "EventStream",
-    "drop",
-    "render",
-    "segments_in_seconds",
-    "taken_within",
-    "to_line",
-]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +37,54 @@ MAX_LINE_BYTES = 64 * 1024 - 1
 """Longest line of an event stream: an orchestrator copies it with a scanner of 64 KiB (go-livepeer, byoc)."""
 MAX_ERROR_CHARACTERS = 2000
 """Longest error in an event; what a processor raises may be of any length."""
-DONE = "[DONE]"
+DONE = b"[DONE]"
 """Ends an event stream, in whichever line it stands: go-livepeer looks for the characters, not for the event."""
+
+Shape = Callable[[web.Request, RequestRefused], object]
+"""Makes the JSON body of an error."""
+H = TypeVar("H", bound=Handler)
+
+
+def errors_as(shape: Shape, unreadable: int = 400) -> Callable[[H], H]:
+    """Make a decorator by which a route's errors are answered in `shape`.
+
+    `unreadable` is the status for sound that cannot be read. The decorator marks the handler only: `error_answer` finds
+    the mark, also for errors that are raised before the handler is called.
+    """
+
+    def mark(handler: H) -> H:
+        handler.shape, handler.unreadable = shape, unreadable  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+def error_answer(request: web.Request, error: Exception) -> web.Response:
+    """Answer with an error in the shape of the route that was asked, and count it."""
+    refused = _refusal(request, error)
+    request.app[TABLE].metrics.refused(refused.status)
+    headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
+    shape: Shape = getattr(request.match_info.handler, "shape", _plain)
+    response = web.json_response(shape(request, refused), status=refused.status, headers=headers)
+    if not request.content.at_eof():
+        response.force_close()  # a body that was not read to its end is not read any more
+    return response
+
+
+def _plain(_: web.Request, error: RequestRefused) -> object:
+    return {"error": str(error)}
+
+
+def _refusal(request: web.Request, error: Exception) -> RequestRefused:
+    """Say what the client is told of an error; one that nobody foresaw is for the log."""
+    if isinstance(error, RequestRefused):
+        return error
+    if isinstance(error, UsageError):
+        return RequestRefused(400, str(error), param=error.name if isinstance(error, BadParam) else None)
+    if isinstance(error, AudioError):
+        return RequestRefused(getattr(request.match_info.handler, "unreadable", 400), str(error))
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return RequestRefused(500, "the server failed on this request; its log says why")
 
 
 def render(heard: Transcription, form: str) -> str:
@@ -63,7 +100,7 @@ def render(heard: Transcription, form: str) -> str:
 
 
 def segments_in_seconds(heard: Transcription) -> list[dict[str, Any]]:
-    """Give `start`, `end` and `text` of each segment, and its `words` if there are any."""
+    """Return `start`, `end` and `text` of each segment, and its `words` if there are any."""
     found: list[dict[str, Any]] = []
     for each in heard.segments:
         words = [
@@ -73,18 +110,6 @@ def segments_in_seconds(heard: Transcription) -> list[dict[str, Any]]:
         head = {"start": each.start, "end": each.end, "text": each.text}
         found.append({**head, "words": words} if words else head)
     return found
-
-
-def to_line(fields: object) -> bytes:
-    """JSON in one line, in which `[DONE]` cannot occur."""
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-    return text.replace(DONE, "\\u005bDONE]").encode("utf-8", "replace")  # only ever within a JSON string
-
-
-def drop(request: web.Request) -> None:
-    """Drop the connection of a client that is gone or does not read: an end in order would wait for it for ever."""
-    if request.transport is not None:
-        request.transport.abort()
 
 
 async def taken_within(seconds: float, request: web.Request, writing: Awaitable[None]) -> None:
@@ -97,31 +122,33 @@ async def taken_within(seconds: float, request: web.Request, writing: Awaitable[
             await writing
     except TimeoutError:
         log.warning("%s %s: dropped, its client has read nothing for %g s", request.method, request.path, seconds)
-        drop(request)
-        raise ConnectionResetError("the reader does not read") from None
+        abort(request)
+        raise ConnectionResetError("the client does not read") from None
 
 
 class EventStream:
     """Server-sent events of JSON, ended by `data: [DONE]`. An error on the way becomes an event in `shape`."""
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str], timeout: float, shape: Shape) -> None:
+    def __init__(self, request: web.Request, headers: Mapping[str, str], shape: Shape) -> None:
         self.response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._request = request
-        self._timeout = timeout
+        self._timeout = request.app[TABLE].limits.idle_seconds
         self._shape = shape
 
-    async def __aenter__(self) -> EventStream:
-        """Send the headers."""
+    async def __aenter__(self) -> Self:
         await self.response.prepare(self._request)
         return self
 
-    async def send(self, fields: object) -> None:
-        """Send one event.
+    async def send(self, fields: bytes | object) -> None:
+        """Send one event: an object, or one that is JSON in UTF-8 already.
 
         Raises `RequestRefused` (422) when it does not fit into a line, and `ConnectionError` when the reader does not
         read.
         """
-        line = b"data: %b" % to_line(fields)
+        text = (
+            fields if isinstance(fields, bytes) else json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+        )
+        line = b"data: %b" % text.replace(DONE, b"\\u005bDONE]")  # only ever within a JSON string
         if len(line) > MAX_LINE_BYTES:
             raise RequestRefused(422, f"an event of {len(line)} bytes does not fit into a line; ask for another format")
         await self._write(line + b"\n\n")
@@ -129,12 +156,13 @@ class EventStream:
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         """Send the error, if there was one, and the end. Nothing when the reader is gone."""
         if isinstance(error, Exception) and not isinstance(error, ConnectionError):
-            refused = refusal(self._request, error)
-            self._request.app[METRICS].refused(refused.status)
-            await self.send(self._shape(RequestRefused(refused.status, str(refused)[:MAX_ERROR_CHARACTERS])))
+            refused = _refusal(self._request, error)
+            self._request.app[TABLE].metrics.refused(refused.status)
+            short = RequestRefused(refused.status, str(refused)[:MAX_ERROR_CHARACTERS], param=refused.param)
+            await self.send(self._shape(self._request, short))
         elif error is not None:
             return False
-        await self._write(b"data: %b\n\n" % DONE.encode())
+        await self._write(b"data: %b\n\n" % DONE)
         await taken_within(self._timeout, self._request, self.response.write_eof())
         return True
 

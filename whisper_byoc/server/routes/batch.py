@@ -8,45 +8,35 @@ from typing import Any
 
 from aiohttp import web
 
-from whisper_byoc.errors import RequestRefused
+from whisper_byoc.errors import BadParam, RequestRefused
+from whisper_byoc.params import choice
 from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.ingest.forms import FieldRefused, Upload
-from whisper_byoc.server.ingest.recording_job import Run, gives_text, received, running, speech_pipeline
+from whisper_byoc.server.core.table import TABLE, JobTable
+from whisper_byoc.server.ingest.forms import Upload
+from whisper_byoc.server.ingest.recording_job import RecordingJob, received, running, speech_pipeline
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
-from whisper_byoc.server.routes.keys import TABLE
-
-__all__ = ["routes"]
 
 NOT_PARAMS = frozenset({"pipeline", "format", "response_format"})
 BYTES = "bytes"
 """The form of an answer that is the processor's own bytes."""
 
 
-def routes() -> list[web.RouteDef]:
-    """Make the routes.
-
-    They are to be registered last, as the pattern takes every path of one segment.
-    """
-    return [web.post("/", post_capability), web.route("*", "/{name}", post_capability)]
-
-
 async def post_capability(request: web.Request) -> web.StreamResponse:
     """Work on one recording or frame, and answer in the form that was asked for."""
     table = request.app[TABLE]
-    pipeline = named_pipeline(table, request.match_info.get("name", ""))
+    pipeline = _named_pipeline(table, request.match_info.get("name", ""))
     if request.method != "POST":
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
     async with received(request) as upload:
         if wanted := upload.field("pipeline"):
             pipeline = table.named(wanted) or speech_pipeline(table, wanted)
-        form = wanted_form(request, upload, pipeline)
+        form = _wanted_form(request, upload, pipeline)
         params = {name: value for name, value in upload.fields.items() if name not in NOT_PARAMS}
-        async with running(request, pipeline, params, upload) as run:
-            return await answer(request, run, form)
+        async with running(request, pipeline, params, upload) as job:
+            return await _answer(request, job, form)
 
 
-def named_pipeline(table: JobTable, name: str) -> Pipeline:
+def _named_pipeline(table: JobTable, name: str) -> Pipeline:
     """Find the pipeline behind a path.
 
     Raises `RequestRefused` (404) with the names there are.
@@ -61,58 +51,48 @@ def named_pipeline(table: JobTable, name: str) -> Pipeline:
     raise RequestRefused(404, f"model not found: nothing is served at /{name}; recordings are taken at {names}")
 
 
-def wanted_form(request: web.Request, upload: Upload, pipeline: Pipeline) -> str:
-    """Choose the form: by a field, since neither query nor `Accept` passes an orchestrator, else by `Accept`.
-
-    Raises `FieldRefused` (400) for one that there is not.
-    """
+def _wanted_form(request: web.Request, upload: Upload, pipeline: Pipeline) -> str:
+    """Choose the form: by a field, since neither query nor `Accept` passes an orchestrator, else by `Accept`."""
     named = next((name for name in ("response_format", "format") if upload.field(name)), "")
-    if not gives_text(pipeline):
+    if not pipeline.gives_text:
         if named:
-            raise FieldRefused(named, f"pipeline {pipeline.name} gives bytes, not text; leave {named} out")
+            raise BadParam(named, f"pipeline {pipeline.name} gives bytes, not text; leave {named} out")
         return BYTES
     if named:
-        return upload.choice(named, tuple(CONTENT_TYPES), "json")
+        return choice(named, upload.field(named), CONTENT_TYPES)
     types = {value.partition(";")[0]: form for form, value in CONTENT_TYPES.items()}
     accepted = (each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "").split(","))
     return next((types[each] for each in accepted if each in types), "json")
 
 
-async def answer(request: web.Request, run: Run, form: str) -> web.StreamResponse:
-    """Write the answer."""
+async def _answer(request: web.Request, job: RecordingJob, form: str) -> web.StreamResponse:
     if form == "sse":
-        return await stream(request, run)
-    headers = run.headers(run.pipeline.content_type if form == BYTES else CONTENT_TYPES[form])
+        return await _stream(request, job)
+    headers = job.headers(job.pipeline.content_type if form == BYTES else CONTENT_TYPES[form])
     if form == BYTES:
-        return web.Response(body=b"".join([each.result.body for each in await run.outcome()]), headers=headers)
-    if form == "ndjson":
-        return web.Response(body=b"".join([each.json() + b"\n" for each in await run.outcome()]), headers=headers)
-    return web.Response(body=await text(run, form), headers=headers)
+        body = b"".join([each.result.body for each in await job.outcome()])
+    elif form == "ndjson":
+        body = b"".join([each.json() + b"\n" for each in await job.outcome()])
+    else:
+        heard = await job.transcription()
+        text: dict[str, Any] = {"text": heard.text, "language": heard.language, "duration": job.recording.seconds}
+        text["segments"] = segments_in_seconds(heard)
+        body = (json.dumps(text, ensure_ascii=False) if form == "json" else render(heard, form)).encode()
+    return web.Response(body=body, headers=headers)
 
 
-async def text(run: Run, form: str) -> bytes:
-    """Write the whole text."""
-    heard = await run.transcription()
-    if form != "json":
-        return render(heard, form).encode()
-    body: dict[str, Any] = {"text": heard.text, "language": heard.language, "duration": run.recording.seconds}
-    return json.dumps({**body, "segments": segments_in_seconds(heard)}, ensure_ascii=False).encode()
-
-
-async def stream(request: web.Request, run: Run) -> web.StreamResponse:
+async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:
     """Write the records as they come. The first error ends them."""
-    timeout = request.app[TABLE].limits.idle_seconds
     async with (
-        EventStream(request, run.headers(CONTENT_TYPES["sse"]), timeout, as_event) as events,
-        aclosing(run.records()) as records,
+        EventStream(request, job.headers(CONTENT_TYPES["sse"]), _error_event) as events,
+        aclosing(job.records()) as records,
     ):
         async for record in records:
-            await events.send(record.fields())
+            await events.send(record.json())
             if record.kind == "error":
                 break
     return events.response
 
 
-def as_event(error: RequestRefused) -> object:
-    """Build an error event."""
+def _error_event(_: web.Request, error: RequestRefused) -> object:
     return {"type": "error", "error": str(error)}

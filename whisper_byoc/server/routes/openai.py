@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import math
 import zlib
@@ -12,15 +11,13 @@ from typing import Any
 
 from aiohttp import web
 
-from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.ingest.forms import FieldRefused, Upload, on_or_off
-from whisper_byoc.server.ingest.recording_job import Run, received, running, speech_pipeline
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
-from whisper_byoc.server.routes.errors import refusing
-from whisper_byoc.server.routes.keys import TABLE
+from whisper_byoc.errors import BadParam, RequestRefused
+from whisper_byoc.params import choice, number, switch
+from whisper_byoc.server.core.table import TABLE
+from whisper_byoc.server.ingest.forms import Upload
+from whisper_byoc.server.ingest.recording_job import RecordingJob, received, running, speech_pipeline
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
 from whisper_byoc.speech.transcript import Transcription
-
-__all__ = ["routes"]
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
@@ -29,80 +26,66 @@ ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_l
 ERROR_CODES = {404: "model_not_found", 413: "file_too_large", 429: "rate_limit_exceeded"}
 
 
-def routes() -> list[web.RouteDef]:
-    """Make the routes."""
-    answering = refusing(as_error)
-    return [
-        web.post("/v1/audio/transcriptions", answering(functools.partial(post_audio, "transcribe"))),
-        web.post("/v1/audio/translations", answering(functools.partial(post_audio, "translate"))),
-    ]
-
-
-def as_error(error: RequestRefused) -> object:
-    """Build an error body as OpenAI's clients read it."""
+def _as_error(_: web.Request, error: RequestRefused) -> object:
+    """Make an error body as OpenAI's clients read it."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    param = error.param if isinstance(error, FieldRefused) else "model" if error.status == 404 else None
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": ERROR_CODES.get(error.status)}}
+    code = ERROR_CODES.get(error.status)
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
 
 
-async def post_audio(task: str, request: web.Request) -> web.StreamResponse:
-    """Read the form, have the recording transcribed, and answer."""
+@errors_as(_as_error)
+async def post_transcription(request: web.Request) -> web.StreamResponse:
+    """Answer with the recording's text."""
+    return await _post_audio(request, "transcribe")
+
+
+@errors_as(_as_error)
+async def post_translation(request: web.Request) -> web.StreamResponse:
+    """Answer with the recording's text in English."""
+    return await _post_audio(request, "translate")
+
+
+async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received(request, form_only=True) as upload:
         pipeline = speech_pipeline(request.app[TABLE], upload.field("model"))
-        form = upload.choice("response_format", FORMATS, "json")
-        grains = granularities(upload)
-        check_temperature(upload)
-        streamed = on_or_off(upload, "stream")
+        form = choice("response_format", upload.field("response_format", "json"), FORMATS)
+        grains = _granularities(upload)
+        number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
+        streamed = switch("stream", upload.field("stream", "false"))
         if streamed and form not in ("json", "text"):
-            raise FieldRefused("response_format", f"a stream is of events, it cannot be {form}; use json")
+            raise BadParam("response_format", f"a stream is of events, it cannot be {form}; use json")
         params: dict[str, Any] = {"task": task, "words": "word" in grains}
         params |= {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
-        async with running(request, pipeline, params, upload) as run:
+        async with running(request, pipeline, params, upload) as job:
             if streamed:
-                return await stream(request, run)
-            heard = await run.transcription()
+                return await _stream(request, job)
+            heard = await job.transcription()
             if form in ("json", "verbose_json"):
-                body = await verbose(heard, run, task, grains) if form == "verbose_json" else {"text": heard.text}
-                usage = {"usage": {"type": "duration", "seconds": math.ceil(run.recording.seconds)}}
+                body = await _verbose(heard, job, task, grains) if form == "verbose_json" else {"text": heard.text}
+                usage = {"usage": {"type": "duration", "seconds": math.ceil(job.recording.seconds)}}
                 text, kind = json.dumps(body | usage, ensure_ascii=False), CONTENT_TYPES["json"]
             else:
                 text, kind = render(heard, form), CONTENT_TYPES[form]
-            return web.Response(body=text.encode(), headers=run.headers(kind))
+            return web.Response(body=text.encode(), headers=job.headers(kind))
 
 
-def granularities(upload: Upload) -> set[str]:
-    """Read which times are wanted: `segment` unless told otherwise.
-
-    Raises `FieldRefused` (400) for anything but `word` and `segment`.
-    """
+def _granularities(upload: Upload) -> set[str]:
+    """Read which times are wanted: `segment` unless told otherwise."""
     names = ("timestamp_granularities[]", "timestamp_granularities")
     grains = {value for name in names for value in upload.fields.getall(name, [])}
     if not grains <= {"word", "segment"}:
-        raise FieldRefused(names[0], f"{names[0]} must be word or segment, not {sorted(grains)}")
+        raise BadParam(names[0], f"{names[0]} must be word or segment, not {sorted(grains)}")
     return grains or {"segment"}
 
 
-def check_temperature(upload: Upload) -> None:
-    """Check the temperature, which changes nothing: decoding is greedy.
-
-    Raises `FieldRefused` (400) for what is not a number from 0 to 1.
-    """
-    try:
-        value = float(upload.field("temperature", "0"))
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise FieldRefused("temperature", "temperature must be a number from 0 to 1")
-
-
-async def verbose(heard: Transcription, run: Run, task: str, grains: set[str]) -> dict[str, Any]:
-    """Build the body of `verbose_json`.
+async def _verbose(heard: Transcription, job: RecordingJob, task: str, grains: set[str]) -> dict[str, Any]:
+    """Make the body of `verbose_json`.
 
     A segment has no `avg_logprob` and no `no_speech_prob`, which records do not carry; `tokens` is empty likewise.
     """
     segments = segments_in_seconds(heard)
-    language = "english" if task == "translate" else await asyncio.to_thread(language_name, heard.language)
-    body = {"task": task, "language": language, "duration": run.recording.seconds, "text": heard.text}
+    language = "english" if task == "translate" else await asyncio.to_thread(_language_name, heard.language)
+    body = {"task": task, "language": language, "duration": job.recording.seconds, "text": heard.text}
     if "segment" in grains:
         body["segments"] = [
             {
@@ -113,7 +96,7 @@ async def verbose(heard: Transcription, run: Run, task: str, grains: set[str]) -
                 "text": each["text"],
                 "tokens": [],
                 "temperature": 0.0,
-                "compression_ratio": compression_ratio(each["text"]),
+                "compression_ratio": _compression_ratio(each["text"]),
             }
             for number, each in enumerate(segments)
         ]
@@ -126,26 +109,25 @@ async def verbose(heard: Transcription, run: Run, task: str, grains: set[str]) -
     return body
 
 
-def language_name(code: str) -> str:
-    """Give the English name that OpenAI answers with, `english` for `en`; the code itself where there is none."""
+def _language_name(code: str) -> str:
+    """Return the English name that OpenAI answers with, `english` for `en`; the code itself where there is none."""
     from whisper.tokenizer import LANGUAGES  # takes seconds where no model has been loaded
 
     return str(LANGUAGES.get(code, code))
 
 
-def compression_ratio(text: str) -> float:
-    """Length of the text over its length compressed, by which openai-whisper tells repetition (`utils.py`)."""
+def _compression_ratio(text: str) -> float:
+    """Return the length of the text over its length compressed: openai-whisper's measure of repetition (`utils.py`)."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
 
 
-async def stream(request: web.Request, run: Run) -> web.StreamResponse:
+async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:
     """Write the text as it comes: `transcript.text.delta` events, all of which together are `transcript.text.done`."""
     parts: list[str] = []
-    timeout = request.app[TABLE].limits.idle_seconds
     async with (
-        EventStream(request, run.headers(CONTENT_TYPES["sse"]), timeout, as_error) as events,
-        aclosing(run.records()) as records,
+        EventStream(request, job.headers(CONTENT_TYPES["sse"]), _as_error) as events,
+        aclosing(job.records()) as records,
     ):
         async for record in records:
             if record.kind == "error":

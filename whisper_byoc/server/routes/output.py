@@ -1,20 +1,25 @@
-"""`GET /live/{job_id}/output`: the way out. A result counts as read only once it has been written to the socket."""
+"""`GET /live/{job_id}/output` and `/transcript`: the way out.
+
+A result counts as read only once it has been written to the socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
+from whisper_byoc.http import abort
+from whisper_byoc.params import choice, number, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.routes.answers import drop, taken_within
-from whisper_byoc.server.routes.keys import TABLE
-from whisper_byoc.server.routes.query import number, switch, whole
-
-__all__ = ["get_output"]
+from whisper_byoc.server.core.table import TABLE
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds, taken_within
+from whisper_byoc.speech.transcript import from_records
 
 log = logging.getLogger(__name__)
 
@@ -23,31 +28,33 @@ MAX_WAIT_S = 300.0
 GONE = 470
 """Trickle's status for a segment that the stream does not have (any more)."""
 SEQ, LATEST, CLOSED = "Lp-Trickle-Seq", "Lp-Trickle-Latest", "Lp-Trickle-Closed"
-KEEP_ALIVE_S = 15.0
+TRANSCRIPT_FORMATS = ("txt", "json", "verbose_json", "srt", "vtt", "ndjson")
 
 
 async def get_output(request: web.Request) -> web.StreamResponse:
     """Answer with the next unread result, a kept one, or all that follow, as the request asks."""
-    wait = number(request, "wait", DEFAULT_WAIT_S, MAX_WAIT_S)
+    query = request.query
+    wait = number("wait", query.get("wait", DEFAULT_WAIT_S), 0, MAX_WAIT_S)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
     job = await request.app[TABLE].find(request.match_info["job_id"], wait)
     left = max(0.0, deadline - loop.time())
-    if "seq" in request.query:
-        return await again(request, job, whole(request, "seq"), left)
-    accept = request.headers.get("Accept", "")
+    if "seq" in query:
+        return await _again(job, whole("seq", query["seq"]), left)
+    accept, raw = request.headers.get("Accept", ""), switch("follow", query.get("follow", "0"))
     with job.reading():
         if "text/event-stream" in accept:
-            return await follow(request, job, "text/event-stream", as_event)
+            return await _follow(request, job, "text/event-stream", _as_event)
         if "application/x-ndjson" in accept:
-            return await follow(request, job, "application/x-ndjson", as_line)
-        if switch(request, "follow"):
-            encode = as_text if job.content_type.startswith("text/") else as_body
-            return await follow(request, job, job.content_type, encode)
-        return await one(request, job, left)
+            return await _follow(request, job, "application/x-ndjson", lambda record: record.json() + b"\n")
+        if raw:
+            return await _follow(
+                request, job, job.content_type, _as_text if job.content_type.startswith("text/") else _as_body
+            )
+        return await _next(request, job, left)
 
 
-async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
+async def _next(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
     """Answer with the oldest unread result, and mark it read once it is written."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
@@ -55,18 +62,18 @@ async def one(request: web.Request, job: Job, wait: float) -> web.StreamResponse
         job.results.mark_read(record)  # only those who follow records see partial text
     if record is None:
         return web.Response(status=204)
-    response = answer(record)
+    response = _answer(record)
     await response.prepare(request)
     await taken_within(request.app[TABLE].limits.idle_seconds, request, response.write_eof())
     job.results.mark_read(record)
     return response
 
 
-async def again(request: web.Request, job: Job, seq: int, wait: float) -> web.Response:
+async def _again(job: Job, seq: int, wait: float) -> web.Response:
     """Answer with result `seq`, which stays as read or unread as it was."""
     record = await job.results.wait_for(seq, wait)
     if record is not None:
-        return answer(record)
+        return _answer(record)
     latest = str(job.results.next_seq)
     if seq >= job.results.next_seq:
         closed = {CLOSED: "terminated"} if job.results.ended else {}
@@ -75,8 +82,7 @@ async def again(request: web.Request, job: Job, seq: int, wait: float) -> web.Re
     return web.json_response(body, status=GONE, headers={SEQ: str(seq), LATEST: latest})
 
 
-def answer(record: Record) -> web.Response:
-    """One record as one HTTP answer."""
+def _answer(record: Record) -> web.Response:
     headers = {SEQ: str(record.seq)}
     if record.kind == "end":
         return web.Response(status=204, headers={**headers, CLOSED: "terminated"})
@@ -85,67 +91,79 @@ def answer(record: Record) -> web.Response:
     return web.Response(body=record.result.body, headers={**headers, "Content-Type": record.content_type})
 
 
-async def follow(
+async def _follow(
     request: web.Request, job: Job, content_type: str, encode: Callable[[Record], bytes]
 ) -> web.StreamResponse:
     """Write every record as it happens, until the end record or the reader's departure."""
-    limit = request.app[TABLE].limits.idle_seconds
+    limits = request.app[TABLE].limits
     response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
     response.enable_chunked_encoding()
     await response.prepare(request)
     try:
-        async for record in records(job):
+        async for record in job.results.unread_records(limits.keep_alive_seconds):
             if record is not None:
-                await taken_within(limit, request, response.write(encode(record)))
-                job.results.mark_read(record)
+                await taken_within(limits.idle_seconds, request, response.write(encode(record)))
                 job.touch()
-            elif encode is as_event:
-                await taken_within(limit, request, response.write(b": keep-alive\n\n"))
-        await taken_within(limit, request, response.write_eof())
-    except BreakOffError as error:
-        log.warning("job %s: reader cut off: %s", job.info.job_id, error)
-        drop(request)
+            elif encode is _as_event:
+                await taken_within(limits.idle_seconds, request, response.write(b": keep-alive\n\n"))
+        await taken_within(limits.idle_seconds, request, response.write_eof())
+    except _BreakOffError as error:
+        log.warning("job %s: the answer breaks off: %s", job.info.job_id, error)
+        abort(request)
     return response
 
 
-async def records(job: Job) -> AsyncIterator[Record | None]:
-    """Yield what is unread, up to and with the end record; None for every time of silence."""
-    while True:
-        record = await job.results.next_unread(KEEP_ALIVE_S)
-        yield record
-        if record is not None and record.kind == "end":
-            return
-
-
-def as_line(record: Record) -> bytes:
-    """NDJSON."""
-    return record.json() + b"\n"
-
-
-def as_event(record: Record) -> bytes:
-    """One server-sent event; its id is the sequence number."""
+def _as_event(record: Record) -> bytes:
     return b"id: %d\ndata: %b\n\n" % (record.seq, record.json())
 
 
-def as_body(record: Record) -> bytes:
-    """Raw bytes, back to back.
+def _as_body(record: Record) -> bytes:
+    """Return raw bytes, to be written back to back.
 
-    Raises `BreakOffError` for an error: raw bytes have no way to tell of one, and leaving it out would shift all that
+    Raises `_BreakOffError` for an error: raw bytes have no way to tell of one, and leaving it out would shift all that
     follows. The error stays unread.
     """
     if record.kind == "error":
-        raise BreakOffError(f"result {record.seq} is an error: {record.error}")
+        raise _BreakOffError(f"result {record.seq} is an error: {record.error}")
     return record.result.body
 
 
-def as_text(record: Record) -> bytes:
-    """One line for each result that has text, since texts back to back would run together.
-
-    Raises as `as_body` does.
-    """
-    body = as_body(record)
+def _as_text(record: Record) -> bytes:
+    """Return one line for each result that has text, since texts back to back would run together."""
+    body = _as_body(record)
     return body + b"\n" if body else b""
 
 
-class BreakOffError(Exception):
+class _BreakOffError(Exception):
     """The answer cannot go on."""
+
+
+async def get_transcript(request: web.Request) -> web.Response:
+    """Answer with the text there is; with `?wait=` seconds, once the job has ended, if that is in time.
+
+    `Lp-Trickle-Closed` says that it is all there is going to be, `X-Transcript-Dropped` that its beginning is gone.
+    """
+    form = choice("format", request.query.get("format", "txt"), TRANSCRIPT_FORMATS)
+    job = request.app[TABLE].get(request.match_info["job_id"])
+    await job.results.until_ended(number("wait", request.query.get("wait", 0), 0, MAX_WAIT_S))
+    headers = {CLOSED: "terminated"} if job.results.ended else {}
+    if job.transcript.dropped:
+        headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
+    body = await asyncio.to_thread(_write_transcript, job.transcript.lines(), form)  # a day's talk takes a while
+    kind = {"txt": "text", "verbose_json": "json"}.get(form, form)
+    return web.Response(body=body, headers={**headers, "Content-Type": CONTENT_TYPES[kind]})
+
+
+def _write_transcript(lines: tuple[bytes, ...], form: str) -> bytes:
+    if form == "ndjson":
+        return b"".join(line + b"\n" for line in lines)
+    records = [json.loads(line) for line in lines]
+    heard = from_records(records)
+    if form in ("json", "verbose_json"):
+        body: dict[str, Any] = {"text": heard.text, "language": heard.language}
+        if form == "verbose_json":
+            body["segments"] = segments_in_seconds(heard)
+        return json.dumps(body, ensure_ascii=False).encode() + b"\n"
+    if form == "txt":
+        return "".join(f"{record['text']}\n" for record in records).encode()
+    return render(heard, form).encode()

@@ -1,36 +1,29 @@
-"""`/health`, `/healthz`, `/readyz`, `/version`, `/metrics`: what the operator and the orchestrator ask."""
+"""What operators and orchestrators ask: `/health`, `/readyz`, `/version`, `/metrics` and `/hardware/…`."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import platform
+import resource
+from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from whisper_byoc import __version__
 from whisper_byoc.server.core.pipeline import PipelineState
-from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.routes.keys import METRICS, TABLE
+from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
 
-__all__ = ["identity", "routes"]
-
-
-def routes() -> list[web.RouteDef]:
-    """Give the routes."""
-    return [
-        web.get("/health", health),
-        web.get("/healthz", ready),
-        web.get("/readyz", ready),
-        web.get("/version", version),
-        web.get("/app-version", app_version),
-        web.get("/metrics", metrics),
-    ]
+WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
+"""Livepeer's word for the type of a worker."""
 
 
-async def health(request: web.Request) -> web.Response:
+async def get_health(request: web.Request) -> web.Response:
     """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it."""
     table = request.app[TABLE]
     states = {pipeline.state for pipeline in table.pipelines.values()}
-    if PipelineState.FAILED in states or troubles(table):
+    if PipelineState.FAILED in states or await _troubles(table):
         status = "ERROR"
     elif PipelineState.LOADING in states:
         status = "LOADING"
@@ -39,43 +32,70 @@ async def health(request: web.Request) -> web.Response:
     return web.json_response({"status": status})
 
 
-async def ready(request: web.Request) -> web.Response:
-    """200 when work can be taken, else 503 with the reasons: the convention of Live Runner and Kubernetes."""
+async def get_ready(request: web.Request) -> web.Response:
+    """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it."""
     table = request.app[TABLE]
     reasons = [
         f"pipeline {pipeline.name} is {pipeline.state.value}"
         for pipeline in table.pipelines.values()
         if pipeline.state is not PipelineState.READY
     ]
-    reasons += troubles(table)
+    reasons += await _troubles(table)
     if table.draining:
-        reasons.append("the server is shutting down")
+        reasons.append(SHUTTING_DOWN)
     return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 
-def identity(request: web.Request) -> dict[str, str]:
-    """Say what runs here; `pipeline` is Livepeer's kind of worker, `model_id` the names that clients ask for."""
-    return {"pipeline": os.environ.get("PIPELINE", "byoc"), "model_id": ",".join(request.app[TABLE].pipelines)}
+async def _troubles(table: JobTable) -> list[str]:
+    pipelines = table.pipelines.values()
+    sentences = await asyncio.gather(*(pipeline.trouble() for pipeline in pipelines))
+    return [
+        f"pipeline {each.name}: {sentence}" for each, sentence in zip(pipelines, sentences, strict=True) if sentence
+    ]
 
 
-async def version(request: web.Request) -> web.Response:
-    """Say what runs here, and its version."""
-    return web.json_response(identity(request) | {"version": __version__})
+async def get_version(request: web.Request) -> web.Response:
+    """Answer with what runs here, and its version."""
+    return web.json_response(_identity(request) | {"version": __version__})
 
 
-async def app_version(request: web.Request) -> web.Response:
-    """Say the version alone."""
+async def get_app_version(request: web.Request) -> web.Response:
+    """Answer with the version alone."""
     return web.json_response({"version": __version__})
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def get_metrics(request: web.Request) -> web.Response:
     """Answer in Prometheus' text form."""
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-    return web.Response(body=request.app[METRICS].render(), headers=headers)
+    return web.Response(body=request.app[TABLE].metrics.render(), headers=headers)
 
 
-def troubles(table: JobTable) -> list[str]:
-    """Collect what processors say is wrong with them."""
-    return [
-        f"pipeline {pipeline.name}: {pipeline.trouble}" for pipeline in table.pipelines.values() if pipeline.trouble
-    ]
+async def get_hardware_info(request: web.Request) -> web.Response:
+    """Answer with what the machine is, in pytrickle's form: GPU parts are empty, CPU and memory beside."""
+    return web.json_response(_identity(request) | {"gpu_info": {}, "cpu_info": await asyncio.to_thread(_cpu_info)})
+
+
+async def get_hardware_stats(request: web.Request) -> web.Response:
+    """Answer with the CPU seconds used by this process, its largest memory in bytes, and the machine's load."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    stats = {
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
+        "max_rss_bytes": used.ru_maxrss * 1024,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    return web.json_response(_identity(request) | {"gpu_stats": {}, "cpu_stats": stats})
+
+
+def _identity(request: web.Request) -> dict[str, str]:
+    """Say what runs here; `model_id` is the names that clients ask for."""
+    return {"pipeline": request.app[WORKER_TYPE], "model_id": ",".join(request.app[TABLE].pipelines)}
+
+
+def _cpu_info() -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    try:  # only Linux has the name of the model
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return {"name": name, "count": os.cpu_count()}

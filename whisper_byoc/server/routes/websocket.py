@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
+from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import ByocError, RequestRefused
+from whisper_byoc.http import json_value
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.ingest.framing import AudioFraming
+from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest.framing import AudioFraming, LiveInput
 from whisper_byoc.server.ingest.recording_job import opened, speech_pipeline
-from whisper_byoc.server.routes.answers import drop
-from whisper_byoc.server.routes.keys import TABLE
-from whisper_byoc.server.routes.output import records
-
-__all__ = ["routes"]
 
 MAX_MESSAGE_BYTES = 1 << 20
 """32 s of sound; senders send parts of a second."""
 SEND_SECONDS = 60.0
 """Longest wait for a client that does not read."""
 NOT_PARAMS = frozenset({"pipeline", "model"})
+GONE = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
-def routes() -> list[web.RouteDef]:
-    """Make the route."""
-    return [web.get("/transcribe", get_transcribe, allow_head=False)]
-
-
-class HangUp(ByocError):
+class CloseEarly(ByocError):
     """The conversation ends early: with a sentence for the client, and a close code."""
 
     def __init__(self, code: WSCloseCode, message: str) -> None:
@@ -53,127 +46,111 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     try:
         async with opened(table, pipeline, params) as job:
             await socket.prepare(request)
-            await converse(socket, job, table.limits.idle_seconds, live=pipeline.live)
+            await _converse(socket, job, table.limits.idle_seconds, live=pipeline.live)
         await socket.close()
-    except HangUp as error:
-        try:
-            await send(socket, {"error": str(error)})
-            await socket.close(code=error.code)
-        except ConnectionError:
-            drop(request)
-    except ConnectionError:
-        drop(request)
+    except CloseEarly as error:
+        await _send(socket, {"error": str(error)})
+        await socket.close(code=error.code)
     return socket
 
 
-async def converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
-    """Listen and speak at once, until all results are sent.
+async def _converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+    """Receive and send at once, until all results are sent.
 
-    Raises `HangUp` for what the client did wrong, a segment without a result and a server that shuts down,
+    Raises `CloseEarly` for what the client did wrong, a segment without a result and a server that shuts down,
     `ConnectionError` when the client is gone.
     """
-    hearing = asyncio.ensure_future(hear(socket, job, idle_seconds, live=live))
-    speaking = asyncio.ensure_future(speak(socket, job))
+    receiving = asyncio.ensure_future(_receive(socket, job, idle_seconds, live=live))
+    sending = asyncio.ensure_future(_send_results(socket, job))
     try:
-        await asyncio.wait({hearing, speaking}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (speaking, hearing):
+        await first_of(receiving, sending)
+        for task in (sending, receiving):
             if task.done():
                 task.result()
-        await speaking
-        if hearing.done():
-            raise HangUp(WSCloseCode.GOING_AWAY, "the server ended the stream before its eos; it may be shutting down")
+        await sending
+        if receiving.done():
+            raise CloseEarly(WSCloseCode.GOING_AWAY, f"the stream ended before its eos: {SHUTTING_DOWN}")
     finally:
-        for task in (hearing, speaking):
-            task.cancel()
-        await asyncio.gather(hearing, speaking, return_exceptions=True)
+        await cancel(receiving, sending)
 
 
-async def hear(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
     """Hand the sound to the job until `eos`, then keep listening: pings want their answer, and the client may go.
 
     Returns only when it is the server that ends the input.
     """
+    idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
     framing = AudioFraming(live=live)
     try:
         with job.feeding():
-            async with aclosing(sound(socket, job, idle_seconds)) as messages:
-                async for data in messages:
+            async with aclosing(LiveInput(socket.receive, job.closing, idle_seconds, idle).received()) as messages:
+                async for message in messages:
+                    job.touch()
+                    data = _sound_in(message)
+                    if data is None:
+                        break
                     for segment in framing.feed(data):
                         await job.inbox.submit(segment, live=live)
             for tail in framing.finish(complete=True):
                 job.inbox.submit_now(tail, live=live)
-            ended_here = job.closing.is_set()
+            ended_by_server = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:
-        raise HangUp(WSCloseCode.GOING_AWAY, str(error)) from None
-    while not ended_here:
-        message = await socket.receive()
-        check_gone(message)
-        if message.type is WSMsgType.BINARY:
-            raise HangUp(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream (eos)")
+        raise CloseEarly(WSCloseCode.GOING_AWAY, str(error)) from None
+    while not ended_by_server:
+        if _sound_in(await socket.receive(), ended=True) is not None:
+            raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream (eos)")
 
 
-async def sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float) -> AsyncGenerator[bytes, None]:
-    """Yield binary messages until `eos`, or until the job wants no more.
+def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
+    """Return the sound in a message; None for `eos`, and behind it for any text.
 
-    Raises `HangUp` for other messages and after `idle_seconds` of nothing, `ConnectionError` when the client is gone.
+    Raises `CloseEarly` for other text, `ConnectionError` when there will be no more messages.
     """
-    closing = asyncio.ensure_future(job.closing.wait())
-    receiving: asyncio.Task[WSMessage] | None = None
+    if message.type in GONE:
+        raise ConnectionResetError("the client hung up")
+    if message.type is WSMsgType.BINARY:
+        return bytes(message.data)
+    if ended or _is_end(message.data):
+        return None
+    raise CloseEarly(WSCloseCode.UNSUPPORTED_DATA, "send sound in binary messages, and eos as text at its end")
+
+
+def _is_end(text: str) -> bool:
+    """Whether a text message is the end of the stream: `eos`, or an object of that `type`."""
+    if text.strip() == "eos":
+        return True
     try:
-        while not job.closing.is_set():
-            receiving = asyncio.ensure_future(socket.receive())
-            await asyncio.wait({receiving, closing}, timeout=idle_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not receiving.done():
-                if job.closing.is_set():
-                    return
-                raise HangUp(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
-            job.touch()
-            message = receiving.result()
-            check_gone(message)
-            if message.type is WSMsgType.BINARY:
-                yield message.data
-            elif is_end(message.data):
-                return
-            else:
-                raise HangUp(WSCloseCode.UNSUPPORTED_DATA, "send sound in binary messages, and eos as text at its end")
-    finally:
-        for task in (closing, receiving):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
+        message = json_value(text)
+    except ValueError:
+        return False
+    return isinstance(message, dict) and message.get("type") == "eos"
 
 
-async def speak(socket: web.WebSocketResponse, job: Job) -> None:
-    """Send every result as it comes, until the end.
-
-    Raises `HangUp` at the first error, which is the last that the client hears.
-    """
+async def _send_results(socket: web.WebSocketResponse, job: Job) -> None:
+    """Send every result as it comes, until the end. Raises `CloseEarly` at the first error."""
     with job.reading():
-        async for record in records(job):
-            if record is None:
-                continue
-            if record.kind == "end":
-                return
+        async for record in job.results.unread_records():
             if record.kind == "error":
-                raise HangUp(WSCloseCode.INTERNAL_ERROR, record.error)
-            await send(socket, result(record))
-            job.results.mark_read(record)
+                raise CloseEarly(WSCloseCode.INTERNAL_ERROR, record.error)
+            if record.kind == "result":
+                await _send(socket, _message(record))
 
 
-async def send(socket: web.WebSocketResponse, fields: dict[str, Any]) -> None:
+async def _send(socket: web.WebSocketResponse, fields: dict[str, Any]) -> None:
     """Send one message.
 
     Raises `ConnectionError` when the client is gone, or does not read.
     """
     try:
-        await asyncio.wait_for(socket.send_str(json.dumps(fields, ensure_ascii=False)), SEND_SECONDS)
+        async with asyncio.timeout(SEND_SECONDS):
+            await socket.send_str(json.dumps(fields, ensure_ascii=False))
     except TimeoutError:
         raise ConnectionResetError("the client does not read") from None
 
 
-def result(record: Record) -> dict[str, Any]:
-    """Build the message for a result: times in seconds, of the text where it has some, else of its sound."""
+def _message(record: Record) -> dict[str, Any]:
+    """Make the message for a result: times in seconds, of the text where it has some, else of its sound."""
     fields = record.fields()
     message = {"text": fields.get("text", ""), "final": fields.get("is_final", True)}
     if "timing" not in fields:
@@ -182,20 +159,3 @@ def result(record: Record) -> dict[str, Any]:
     start = segments[0]["start_ms"] if segments else timing["media_window_start_ms"]
     end = segments[-1]["end_ms"] if segments else timing["media_window_end_ms"]
     return {**message, "start": start / 1000, "end": end / 1000}
-
-
-def check_gone(message: WSMessage) -> None:
-    """Raise `ConnectionError` for a message that says that there will be none any more."""
-    if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-        raise ConnectionResetError("the client hung up")
-
-
-def is_end(text: str) -> bool:
-    """Whether a text message is the end of the stream: `eos`, or an object of that `type`."""
-    if text.strip() == "eos":
-        return True
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(message, dict) and message.get("type") == "eos"

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +13,7 @@ from whisper_byoc.http import json_value, read_body
 from whisper_byoc.livepeer import ID, STREAM_ID
 from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.routes.errors import refuse
+from whisper_byoc.server.routes.answers import errors_as
 from whisper_byoc.server.streams.stream import StartRequest, Stream
 from whisper_byoc.trickle.remote import ClientOptions
 
@@ -120,25 +118,12 @@ def job_id_of(stream_id: str) -> str:
     return hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+def pytrickle_error(request: web.Request, error: RequestRefused) -> object:
+    """Make an error body as pytrickle does."""
+    return {"status": "error", "message": str(error), "current_state": request.app[STREAMS].state()}
 
 
-def pytrickle_errors(handler: Handler) -> Handler:
-    """Answer the errors of a handler as pytrickle does."""
-
-    @functools.wraps(handler)
-    async def handle(request: web.Request) -> web.Response:
-        try:
-            return await handler(request)
-        except (RequestRefused, BadParam) as error:
-            refused = error if isinstance(error, RequestRefused) else RequestRefused(400, str(error))
-            body = {"status": "error", "message": str(error), "current_state": request.app[STREAMS].state()}
-            return refuse(request, refused.status, body, refused.retry_after)
-
-    return handle
-
-
-@pytrickle_errors
+@errors_as(pytrickle_error)
 async def start_stream(request: web.Request) -> web.Response:
     """Start a stream, and answer before any media flows."""
     wanted = StartRequest.parse(await json_body(request), request.headers.get(STREAM_ID))
@@ -147,7 +132,7 @@ async def start_stream(request: web.Request) -> web.Response:
     return success(request, "Stream processing started successfully", wanted.stream_id)
 
 
-@pytrickle_errors
+@errors_as(pytrickle_error)
 async def stop_stream(request: web.Request) -> web.Response:
     """Stop a stream, once its last results are delivered. Repeated stops are harmless."""
     streams, stream_id = request.app[STREAMS], request.headers.get(STREAM_ID)
@@ -161,14 +146,14 @@ async def stop_stream(request: web.Request) -> web.Response:
     raise RequestRefused(400, "No active stream to stop")
 
 
-@pytrickle_errors
+@errors_as(pytrickle_error)
 async def update_stream(request: web.Request) -> web.Response:
     """Change the parameters of a running stream."""
     body = await json_body(request)
     stream = request.app[STREAMS].find(request.headers.get(STREAM_ID))
     if stream is None:
         raise RequestRefused(400, "No active stream to update")
-    stream.update(body.get("params", body) if isinstance(body, dict) else body)
+    await stream.update(body.get("params", body) if isinstance(body, dict) else body)
     return success(request, "Parameters updated", stream.request.stream_id)
 
 

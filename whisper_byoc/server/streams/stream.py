@@ -97,9 +97,9 @@ class Stream:
         self._pipeline = pipeline
         self._options = options
         self._events = EventWriter(request.stream_id, request.events_url, options)
-        self._data = DataWriter(job, request.data_url, data_format, options)
+        self._data = DataWriter(job, request.data_url, request.params.get("data_format", data_format), options)
         if request.params:
-            self.update(request.params)
+            self._events.emit("params_updated", params=self.params)
         self.over = asyncio.ensure_future(self._run())
 
     async def stop(self, limit: float = STOP_S) -> None:
@@ -113,13 +113,13 @@ class Stream:
             await asyncio.wait({self.over}, timeout=limit * 0.1)
         await cancel(self.over)
 
-    def update(self, params: object) -> None:
+    async def update(self, params: object) -> None:
         """Change parameters from the next segment on.
 
-        Raises `BadParam` or `RequestRefused` (400) and changes nothing then.
+        Raises `UsageError` for a value that cannot be, and changes nothing then.
         """
         checked = check_params(params)
-        self.job.update(checked)
+        await self.job.update(checked)
         self._data.data_format = checked.get("data_format", self._data.data_format)
         self.params |= checked
         self._events.emit("params_updated", params=checked)
@@ -169,7 +169,7 @@ class Stream:
                     try:
                         message = json_value(await segment.read(MAX_CONTROL))
                         if isinstance(message, dict) and "keep" not in message:
-                            self.update(message.get("params", message))
+                            await self.update(message.get("params", message))
                     except Exception as error:  # whatever is wrong with one, the next may be good
                         self._report(f"a control message was not used: {error}")
             except TrickleError as error:
