@@ -74,6 +74,15 @@ async def test_the_next_ffmpeg_takes_over_from_one_that_died(decode, caplog):
     assert f"{1 << 20} bytes of the feed are lost" in caplog.text
 
 
+async def test_an_ffmpeg_that_has_ended_between_two_feeds_is_replaced(decode):
+    decoder, output, pids = decode("exec head -c 1")
+    await decoder.feed(b"ab")
+    await until(lambda: pids() and not is_there(*pids()))
+    await decoder.feed(b"c")
+    await decoder.finish()
+    assert output == [b"a", b"c"]
+
+
 async def test_an_ffmpeg_that_takes_nothing_is_replaced(decode, monkeypatch):
     monkeypatch.setattr(module, "WRITE_SECONDS", 0.05)
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)

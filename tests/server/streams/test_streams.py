@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,10 @@ from tests.waiting import until
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import PlainSession, Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.streams import output, stream
+from whisper_byoc.server.streams.routes import StreamTable
+from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
 
@@ -370,6 +374,8 @@ async def test_a_stream_does_not_take_the_job_of_somebody_else(orchestrate):
         assert "that is no stream" in body["message"]
     assert (await world.api.get("a"))[1] == b"4 bytes"
     assert (await world.api.get("b"))[1] == b"dcba"
+    status, body = await world.post("/stream/start?pipeline=mirror", {"gateway_request_id": "c"})
+    assert (status, body["message"]) == (400, "pipeline mirror works on bytes, not on streams of media")
     await world.api.end("a")
     assert (await world.api.records("a"))[-1]["type"] == "end"
     assert (await world.post("/stream/start?pipeline=sound", {"gateway_request_id": "a"}))[0] == 200
@@ -520,6 +526,25 @@ async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate
         world.trickle.close("quiet" + kind)
     await asyncio.gather(reading, listening)
     assert [each["type"] for each in data if each["type"] != "keepalive"] == ["result", "end"]
+
+
+async def test_events_that_the_channel_does_not_take_are_dropped(caplog):
+    events = output.EventWriter("full", None, ClientOptions())
+    for _ in range(output.MAX_EVENTS + 1):
+        events.emit("error")
+    assert caplog.text.count("event error dropped") == 1
+    events.finish()
+    async with asyncio.timeout(20):
+        await events.run()
+
+
+@pytest.mark.parametrize(
+    ("states", "status"), [(["READY"], "IDLE"), (["READY", "LOADING"], "LOADING"), (["LOADING", "FAILED"], "ERROR")]
+)
+def test_the_state_of_the_server(states, status):
+    pipelines = {name: SimpleNamespace(state=PipelineState[name]) for name in states}
+    state = StreamTable(SimpleNamespace(pipelines=pipelines)).state()
+    assert (state["status"], state["pipeline_ready"]) == (status, status == "IDLE")
 
 
 async def test_nothing_is_written_before_a_reader_can_be_there(orchestrate, monkeypatch):

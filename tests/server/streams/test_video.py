@@ -100,19 +100,33 @@ async def test_a_gap_that_parts_sound_and_pictures_does_not_stop_the_stream(orch
     assert len(frames(b"".join(published))) > SECONDS * RATE
 
 
-async def test_an_encoder_that_dies_is_followed_by_one_without_sound(orchestrate, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "times", "with_sound"),
+    [("false", 1, [True, False]), ("stalls", 3, [True, True, True, False])],
+)
+async def test_an_encoder_that_dies_or_stalls_is_replaced(orchestrate, monkeypatch, program, times, with_sound):
     asked = []
     real = video.ts_from_frames
 
     def broken(rate, sound):
         asked.append(sound is not None)
-        return ["false"] if sound is not None else real(rate, None)
+        bad = len(asked) <= times
+        monkeypatch.setattr(video, "STALL_S", 0.05 if bad and program == "stalls" else 30.0)
+        commands = {"false": ["false"], "stalls": ["sleep", "600"]}
+        return commands[program] if bad else real(rate, sound)
 
     monkeypatch.setattr(video, "ts_from_frames", broken)
     world = await orchestrate(GreenTintProcessor())
     published = await through(world, "dies", picture_stream(), outputs=["-out"])
-    assert asked == [True, False]
+    assert asked == with_sound
     assert len(frames(b"".join(published))) > 0
+
+
+async def test_the_output_ends_when_no_encoder_lives(orchestrate, monkeypatch):
+    monkeypatch.setattr(video, "ts_from_frames", lambda *_: ["false"])
+    world = await orchestrate(GreenTintProcessor())
+    assert await through(world, "dead", picture_stream(), outputs=["-out"]) == []
+    assert not world.api.server.streams.streams
 
 
 async def test_an_encoder_that_cannot_be_started_leaves_nothing_open(orchestrate, monkeypatch):
