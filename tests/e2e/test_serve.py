@@ -75,8 +75,13 @@ async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixture
 
 async def test_several_pipelines_from_the_environment(command):
     names = "green-tint-cpu,grayscale-cpu,passthrough"
-    server = await (await command("serve", MODEL_ID=names, HOST="127.0.0.1", PORT="0")).ready()
+    server = await (
+        await command("serve", MODEL_ID=names, HOST="127.0.0.1", PORT="0", CAPABILITY_NAME="tint", PIPELINE="frames")
+    ).ready()
+    async with aiohttp.ClientSession() as http, http.get(f"{server.url}/version") as answer:
+        assert (await answer.json())["pipeline"] == "frames"
     for name, expected in (
+        ("tint", bytes([1, 82, 3, 250, 255, 250])),
         ("green-tint-cpu", bytes([1, 82, 3, 250, 255, 250])),
         ("grayscale-cpu", bytes([1, 1, 1, 250, 250, 250])),
         ("passthrough", bytes([1, 2, 3, 250, 250, 250])),

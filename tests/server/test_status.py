@@ -2,7 +2,11 @@
 
 import asyncio
 
+import pytest
+
 from whisper_byoc import __version__
+from whisper_byoc.errors import UsageError
+from whisper_byoc.server.run import ServerConfig
 
 
 class Slow:
@@ -115,3 +119,14 @@ async def test_metrics(serving):
     assert figures['byoc_frame_latency_ms_count{pipeline="test"}'] == 1
     assert figures['byoc_refused_total{status="404"}'] == 1
     assert 'byoc_errors_total{pipeline="test"}' not in figures
+
+
+async def test_the_type_of_worker_is_the_operators(serving):
+    api = await serving(Slow(), wait=False, config={"worker_type": "audio-to-text"})
+    for path in ("/version", "/hardware/info", "/hardware/stats"):
+        assert (await api.json(path))[1]["pipeline"] == "audio-to-text"
+
+
+def test_a_data_format_that_there_is_not_is_refused_at_the_start():
+    with pytest.raises(UsageError, match="data_format must be one of object, pytrickle, not 'xml'"):
+        ServerConfig(data_format="xml")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
+from whisper_byoc.processors.base import PlainSession
 
 
 class Upper:
@@ -33,8 +34,11 @@ class Reverse:
 
 
 class Slow:
+    def __init__(self):
+        self.go = asyncio.Event()
+
     async def process(self, frame):
-        await asyncio.sleep(2.5)
+        await self.go.wait()
         return frame
 
 
@@ -61,7 +65,8 @@ async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
     feeding = asyncio.ensure_future(api.http.put(f"{url}/source?alone=0.1", data=feed()))
     await api.put("read", b"abc", query="?alone=0.1&more=1")
     reading = asyncio.ensure_future(api.records("read"))
-    await asyncio.sleep(2.3)  # more than two sweeps
+    await api.put("left", b"abc", query="?alone=0.1&more=1")
+    await until(lambda: api.table.get("left").ended_at is not None)
     assert api.table.get("fed").ended_at is None
     assert api.table.get("read").ended_at is None
     over.set()
@@ -71,8 +76,12 @@ async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
 
 
 async def test_work_keeps_the_job_too(serving):
-    api = await serving(Slow())
-    await api.put("job", b"abc", query="?alone=0.1")
+    slow = Slow()
+    api = await serving({"slow": slow, "mirror": Reverse()})
+    await api.put("job", b"abc", query="?alone=0.1&pipeline=slow")
+    await api.put("left", b"abc", query="?alone=0.1&pipeline=mirror")
+    await until(lambda: api.table.get("left").ended_at is not None)
+    slow.go.set()
     status, body, _ = await api.get("job")
     assert (status, body) == (200, b"abc")
 
@@ -153,3 +162,41 @@ async def test_a_first_put_that_is_refused_leaves_no_job_behind(serving):
         got, body, _ = await api.put("job", b"abcd", query=query, **options)
         assert got == status, body
     assert api.table.jobs == ()
+
+
+async def test_one_failure_does_not_end_the_sweeps(serving, caplog):
+    api = await serving(Upper(), linger_seconds=0.05)
+    await api.put("job", b"x")
+    job = api.table.get("job")
+
+    async def fails(reason):
+        raise OSError("no memory")
+
+    job.stop, job.alone_limit = fails, 0.0
+    await until(lambda: "the sweep of jobs failed" in caplog.text)
+    del job.stop
+    await until(lambda: not api.table.jobs)
+
+
+@pytest.mark.parametrize("declared", [None, frozenset({"language"})])
+async def test_parameters_that_nobody_reads_are_named_in_a_warning(serving, caplog, declared):
+    class Picky(Upper):
+        params = declared or frozenset()
+
+    api = await serving(Picky() if declared else Upper())
+    status, body, _ = await api.put("job", b"abc", query="?langauge=de&width=2&more=1&language=de")
+    unknown = ["langauge"] if declared else ["langauge", "language"]
+    assert (status, body["warnings"]) == (200, [f"pipeline test has no parameter {each}" for each in unknown])
+    await api.put("job", b"abc")
+    assert caplog.text.count("job job: pipeline test has no parameters") == 1
+    assert ", ".join(unknown) in caplog.text
+
+
+async def test_sessions_of_others_read_what_parameters_they_like(serving, caplog):
+    class Tunable(Upper):
+        def open_session(self, job):
+            return PlainSession(self)
+
+    api = await serving(Tunable())
+    assert "warnings" not in (await api.put("job", b"abc", query="?mood=happy"))[1]
+    assert "no parameters" not in caplog.text
