@@ -148,6 +148,7 @@ async def test_what_cannot_be_is_one_sentence(send, recording, tmp_path, unused_
         (("--url", "http://a", "--gateway", "http://b", recording), 2, "give one of them"),
         (("--gateway", "b", recording), 2, "is not the address of a server"),
         ((tmp_path / "none.wav",), 2, "no such file"),
+        (("-", "-"), 2, "- is there twice"),
         (("--gateway", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),
         (("--url", f"http://127.0.0.1:{unused_tcp_port}", recording), 1, "is the server running there"),
     ):
@@ -429,12 +430,6 @@ async def test_ctrl_c_ends_ffmpeg_and_does_not_wait_for_it(launch, programs, tmp
         return subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False).stdout
 
     await until(lambda: not state() or state().startswith("Z"))
-
-
-async def test_stdin_ends_only_once(send):
-    code, out, err = await send("--url", "http://127.0.0.1:1", "-", "-")
-    assert (code, out) == (2, "")
-    assert "- is there twice" in err
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])

@@ -98,7 +98,10 @@ async def _until_stopped(plan: Plan, log: LogLine) -> int:
         kill = stop_on_signals()
         log("up", "stopping; Ctrl-C once more kills")
         await race(processes.stop(), kill.wait())
-        return KILLED if kill.is_set() else 0
+        if not kill.is_set():
+            return 0
+        processes.kill()
+        return KILLED
 
 
 async def _serve(plan: Plan, processes: Processes, log: LogLine) -> None:
