@@ -23,13 +23,15 @@ from pairs import in_turns, paired_row, timed
 from report import Row, emit, machine
 
 from whisper_byoc import GatewayClient, TrickleClient
-from whisper_byoc.cli.up import Path, Plan, running
+from whisper_byoc.cli.up import Addresses, Plan, running_nodes
 
 TARGET_MS = 6.0
 SPEECH, BYTES = "whisper-demo", "passthrough"
 
 
-async def measure(path: Path, pipeline: str, name: str, segment: bytes, pairs: int, *, cold: bool = False) -> list[Row]:
+async def measure(
+    path: Addresses, pipeline: str, name: str, segment: bytes, pairs: int, *, cold: bool = False
+) -> list[Row]:
     """Measure both hops, and each alone, with one segment."""
     async with (
         TrickleClient(path.container, pipeline=SPEECH) as model,
@@ -54,7 +56,7 @@ async def measure(path: Path, pipeline: str, name: str, segment: bytes, pairs: i
 
 async def run(speech_pairs: int, other_pairs: int) -> list[Row]:
     """Start the path, and measure it."""
-    async with running(Plan((SPEECH, BYTES)), lambda *_: None) as path:
+    async with running_nodes(Plan((SPEECH, BYTES)), lambda *_: None) as path:
         speech = five_seconds(FIXTURE)
         return [
             *await measure(path, SPEECH, "speech", speech, speech_pairs),

@@ -16,7 +16,7 @@ from pathlib import Path
 from audio import pcm
 from audio.media import load_audio
 from whisper_byoc import GatewayClient
-from whisper_byoc.cli.up import Plan, running
+from whisper_byoc.cli.up import Plan, running_nodes
 from whisper_byoc.errors import ByocError, ModelError
 from whisper_byoc.speech.models import fetch_model, find_model
 
@@ -35,7 +35,7 @@ async def main() -> int:
     print(f"model: {model} ({why})")
     log: list[str] = []
     try:
-        async with running(
+        async with running_nodes(
             Plan((f"whisper-{model}", "green-tint-cpu")), lambda name, line: log.append(f"{name}: {line}")
         ) as path:
             print(f"path: client -> gateway {path.gateway} -> orchestrator {path.orchestrator}")

@@ -164,7 +164,7 @@ async def test_a_check_that_breaks_is_a_finding(run, monkeypatch):
     async def breaks():
         raise RuntimeError("no")
 
-    monkeypatch.setattr(checks, "microphone", breaks)
+    monkeypatch.setattr(checks, "check_microphone", breaks)
     code, found = await run()
     assert (code, found["microphone"]["state"]) == (1, "FAIL")
     assert "RuntimeError: no" in found["microphone"]["detail"]
@@ -187,9 +187,9 @@ async def test_a_port_that_is_taken(answering):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        assert (await checks.port(number, "gateway", stranger)).detail == "taken by another program"
-        assert (await checks.port(number, "gateway", ours)).state == "ok"
-        other = await checks.port(number, "container", ours)
+        assert (await checks.check_port(number, "gateway", stranger)).detail == "taken by another program"
+        assert (await checks.check_port(number, "gateway", ours)).state == "ok"
+        other = await checks.check_port(number, "container", ours)
         assert (other.state, other.detail) == ("FAIL", "taken by another whisper-byoc, the gateway")
 
 
@@ -231,7 +231,7 @@ async def test_kinds_of_ffmpeg(script, monkeypatch, text, state, part):
     path = script("ffmpeg", text)
     monkeypatch.setattr(checks, "ffmpeg_path", lambda: str(path))
     monkeypatch.setattr(checks, "RUN_SECONDS", 0.3 if "sleep" in text else 10)
-    found = await checks.ffmpeg()
+    found = await checks.check_ffmpeg()
     assert (found.state, part in found.detail) == (state, True), found
 
 
@@ -242,14 +242,14 @@ async def test_no_ffmpeg(monkeypatch):
         raise MediaError("none")
 
     monkeypatch.setattr(checks, "ffmpeg_path", none)
-    found = await checks.ffmpeg()
+    found = await checks.check_ffmpeg()
     assert found.state == "FAIL"
     assert "install" in found.advice
 
 
 def test_a_damaged_model(tmp_path):
     (tmp_path / "tiny.pt").write_bytes(b"not a model")
-    found = checks.model(tmp_path)
+    found = checks.check_model(tmp_path)
     assert found.state == "FAIL"
     assert "SHA-256" in found.detail
     assert found.advice == "delete the file, then run `whisper-byoc preload --model tiny`."

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.cli.processes import LONGEST_LINE, LogLines, NamedLog, Processes
+from whisper_byoc.cli.processes import LONGEST_LOG_LINE, LogLines, NamedLog, Processes
 from whisper_byoc.errors import StartError
 
 SERVE = ("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", "0")
@@ -90,7 +90,7 @@ def test_what_is_no_text_is_replaced_and_the_rest_stays():
 
 def test_a_line_without_an_end_is_cut_so_that_memory_is_bounded():
     got = taken([b"x" * 1000] * 100)
-    assert max(map(len, got)) == LONGEST_LINE
+    assert max(map(len, got)) == LONGEST_LOG_LINE
     assert sum(map(len, got)) == 100_000
 
 

@@ -63,7 +63,7 @@ def fail(check: str, detail: str, advice: str) -> Finding:
     return Finding(check, "FAIL", detail, advice)
 
 
-async def ffmpeg() -> Finding:
+async def check_ffmpeg() -> Finding:
     """Find ffmpeg, and run it."""
     install = "install ffmpeg on PATH, or `pip install imageio-ffmpeg`"
     try:
@@ -80,7 +80,7 @@ async def ffmpeg() -> Finding:
     return ok("ffmpeg", f"{version[1]} ({path})")
 
 
-def model(directory: Path | None) -> Finding:
+def check_model(directory: Path | None) -> Finding:
     """Look for whisper-tiny, then for the bundled model, and check their hashes. Blocks."""
     try:
         from whisper_byoc.speech.models import default_model_dir, find_model  # here, as it imports torch
@@ -101,7 +101,7 @@ def model(directory: Path | None) -> Finding:
     )
 
 
-async def port(number: int, role: str, identify: Callable[[str], Awaitable[str]]) -> Finding:
+async def check_port(number: int, role: str, identify: Callable[[str], Awaitable[str]]) -> Finding:
     """See whether a port is free for the `role` that listens there by default, or who has it."""
     check = f"port {number}"
     try:
@@ -121,7 +121,7 @@ async def port(number: int, role: str, identify: Callable[[str], Awaitable[str]]
     return fail(check, f"taken by {owner}", f"Stop it, or let the {role} listen on another port.")
 
 
-async def microphone() -> Finding:
+async def check_microphone() -> Finding:
     """List what could record."""
     found = await find_recorders()
     if found:

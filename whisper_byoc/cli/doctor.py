@@ -47,13 +47,13 @@ async def examine(urls: dict[str, str], model_dir: Path | None, timeout: float) 
     async with open_session(total_seconds=checks.ANSWER_SECONDS) as http:
         services = checks.Services(http, urls)
         work: dict[str, Coroutine[Any, Any, Finding]] = {
-            "ffmpeg": checks.ffmpeg(),
-            "model": asyncio.to_thread(checks.model, model_dir),
-            **{f"port {number}": checks.port(number, role, services.identify) for number, role in PORTS},
+            "ffmpeg": checks.check_ffmpeg(),
+            "model": asyncio.to_thread(checks.check_model, model_dir),
+            **{f"port {number}": checks.check_port(number, role, services.identify) for number, role in PORTS},
             "container": services.container(),
             "orchestrator": services.orchestrator(),
             "gateway": services.gateway(),
-            "microphone": checks.microphone(),
+            "microphone": checks.check_microphone(),
         }
         return await asyncio.gather(*(limited(name, check, timeout) for name, check in work.items()))
 

@@ -8,7 +8,7 @@ import asyncio
 
 from whisper_byoc.cli.options import Parser, add_log_level, log_ignored
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
-from whisper_byoc.cli.orchestrator import add_times, limits_of, without_tls
+from whisper_byoc.cli.orchestrator import add_times, network_limits, without_tls
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.network.gateway.app import GatewayConfig, serve
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
-        limits=limits_of(args),
+        limits=network_limits(args),
     )
     asyncio.run(serve(config))
     return 0

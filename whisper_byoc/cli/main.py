@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Why stdout cannot be written, for no fault of this program. A reader that has gone is BrokenPipeError."""
-GO_FLAG = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
+ONE_DASH = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 
 def script() -> None:
@@ -164,7 +164,7 @@ def script_index(words: Sequence[str]) -> int:
 
 
 def two_dashes(word: str) -> str:
-    return f"-{word}" if GO_FLAG.fullmatch(word) else word
+    return f"-{word}" if ONE_DASH.fullmatch(word) else word
 
 
 if __name__ == "__main__":

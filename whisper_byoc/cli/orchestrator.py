@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         secret=args.orchSecret,
         containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
-        limits=limits_of(args),
+        limits=network_limits(args),
     )
     asyncio.run(serve(config))
     return 0
@@ -76,7 +76,7 @@ def add_times(parser: Parser) -> None:
     )
 
 
-def limits_of(args: argparse.Namespace) -> NetworkLimits:
+def network_limits(args: argparse.Namespace) -> NetworkLimits:
     return NetworkLimits(job_seconds=args.job_timeout, drain_seconds=args.drain_timeout)
 
 

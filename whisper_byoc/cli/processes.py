@@ -33,7 +33,7 @@ PARENT_PIPE = "WHISPER_BYOC_PARENT_PIPE"
 PARENT_GRACE_SECONDS = 5.0
 """Time for a child to clean up after its parent has died."""
 
-LONGEST_LINE = 16 * 1024
+LONGEST_LOG_LINE = 16 * 1024
 """Characters; a longer line is cut into several."""
 NAME_WIDTH = 13
 COLOURS = (36, 35, 33, 32)
@@ -158,10 +158,10 @@ class LogLines:
     def feed(self, data: bytes, *, final: bool = False) -> list[str]:
         """Return the lines that are complete by now, but for empty ones; if `final`, the rest as well."""
         *lines, self._rest = (self._rest + self._decoder.decode(data, final)).split("\n")
-        if final or len(self._rest) >= LONGEST_LINE:
+        if final or len(self._rest) >= LONGEST_LOG_LINE:
             lines.append(self._rest)
             self._rest = ""
-        parts = [line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE)]
+        parts = [line[at : at + LONGEST_LOG_LINE] for line in lines for at in range(0, len(line), LONGEST_LOG_LINE)]
         return [printable(part) for part in parts]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_byoc.cli.options import Parser, add_log_level, existing_file, port
-from whisper_byoc.cli.serve import add_limits, limits_of, log_to_stderr
+from whisper_byoc.cli.serve import add_limits, log_to_stderr, server_limits
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat.names import tutorial_names
 from whisper_byoc.errors import ByocError, UsageError
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         served = True
         given = inspect.signature(run_processor).bind_partial(processor, *positional, **named).arguments
         options = {name: value for name, value in (("host", args.host), ("port", args.port)) if value is not None}
-        await run_processor(**{"limits": limits_of(args), **given, **options})
+        await run_processor(**{"limits": server_limits(args), **given, **options})
 
     with tutorial_names(serve):
         names = execute(args.script, args.arguments)

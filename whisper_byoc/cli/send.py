@@ -72,7 +72,7 @@ async def send_all(names: list[str], args: argparse.Namespace) -> int:
         async with await client_of(args) as client:
             for name in names:
                 async with open_source(name, realtime=args.realtime) as source:
-                    errors += await send(client, source, display)
+                    errors += await send_source(client, source, display)
     finally:
         display.close()
     return 1 if errors else 0
@@ -111,7 +111,7 @@ def the_only_one(known: dict[str, Any], gateway: str) -> str:
     return names[0]
 
 
-async def send(client: TrickleClient | GatewayClient, source: Source, display: Display) -> int:
+async def send_source(client: TrickleClient | GatewayClient, source: Source, display: Display) -> int:
     """Stream one source, show what comes back, and return the number of errors."""
     errors = 0
     total = None if source.size is None else to_seconds(source.size)

@@ -20,7 +20,7 @@ from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES
 
-LIMITS = (
+LIMIT_OPTIONS = (
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),
     ("--max-jobs", "jobs", count, "jobs open at once"),
     ("--max-queue", "queue_segments", count, "segments of one job that may wait"),
@@ -32,7 +32,7 @@ LIMITS = (
     ("--linger", "linger_seconds", seconds, "seconds for which results of an ended job stay"),
     ("--drain-timeout", "drain_seconds", seconds, "longest time from SIGTERM to exit, in seconds"),
 )
-CAPABILITY = (
+CAPABILITY_OPTIONS = (
     ("NAME", "CAPABILITY_NAME", "name", str, "", "name to register (default: the first pipeline's)"),
     ("DESCRIPTION", "CAPABILITY_DESCRIPTION", "description", str, "", "description to register"),
     ("URL", "CAPABILITY_URL", "url", str, "", "where orchestrators reach this server (default: http://HOSTNAME:PORT)"),
@@ -102,11 +102,11 @@ def run(args: argparse.Namespace) -> int:
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
     config = ServerConfig(
-        args.host,
-        args.port,
-        limits_of(args),
-        registration_of(args),
-        args.auth_token,
+        host=args.host,
+        port=args.port,
+        limits=server_limits(args),
+        registration=registration_of(args),
+        token=args.auth_token,
         capability=args.capability_name,
         worker_type=args.worker_type,
         data_format=args.data_format,
@@ -125,7 +125,7 @@ def add_registration(parser: Parser) -> None:
     )
     parser.secret("--orch-secret", help="their -orchSecret", env=("ORCH_SECRET", "LIVEPEER_ORCH_SECRET"))
     parser.switch("--orch-verify-tls", help="check the certificates of orchestrators, which are usually self-signed")
-    for name, livepeer_name, field, convert, default, text in CAPABILITY:
+    for name, livepeer_name, field, convert, default, text in CAPABILITY_OPTIONS:
         env = (f"CAPABILITY_{name}", f"LIVEPEER_{livepeer_name}")
         flag = f"--capability-{name.lower().replace('_', '-')}"
         parser.option(flag, dest=f"capability_{field}", help=text, env=env, convert=convert, default=default)
@@ -143,19 +143,19 @@ def registration_of(args: argparse.Namespace) -> Registration | None:
     urls = tuple(each for each in (args.orch_url or "").split(",") if each.strip())
     if not urls:
         return None
-    capability = Capability(**{field: getattr(args, f"capability_{field}") for _, _, field, *_ in CAPABILITY})
+    capability = Capability(**{field: getattr(args, f"capability_{field}") for _, _, field, *_ in CAPABILITY_OPTIONS})
     return Registration(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
 
 
 def add_limits(parser: Parser) -> None:
     """Add an option for every bound of the server that operators may set."""
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
-    for flag, name, convert, text in LIMITS:
+    for flag, name, convert, text in LIMIT_OPTIONS:
         parser.option(flag, dest=name, help=text, convert=convert, default=defaults[name], metavar="N")
 
 
-def limits_of(args: argparse.Namespace) -> Limits:
-    return Limits(**{name: getattr(args, name) for _, name, _, _ in LIMITS})
+def server_limits(args: argparse.Namespace) -> Limits:
+    return Limits(**{name: getattr(args, name) for _, name, _, _ in LIMIT_OPTIONS})
 
 
 def log_to_stderr(level: str) -> None:

@@ -45,7 +45,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Path:
+class Addresses:
     """Base URLs of the three, as they are reached from this machine."""
 
     container: str
@@ -111,7 +111,7 @@ async def _serve(plan: Plan, processes: Processes, log: LogLine) -> None:
 
 
 @asynccontextmanager
-async def running(plan: Plan, log: LogLine) -> AsyncIterator[Path]:
+async def running_nodes(plan: Plan, log: LogLine) -> AsyncIterator[Addresses]:
     """Run the three while the context lasts; they are ready when it begins.
 
     Raises `StartError` when one of them ends before that, or when they are not ready after 15 minutes.
@@ -120,7 +120,7 @@ async def running(plan: Plan, log: LogLine) -> AsyncIterator[Path]:
         yield await _start(plan, processes)
 
 
-async def _start(plan: Plan, processes: Processes) -> Path:
+async def _start(plan: Plan, processes: Processes) -> Addresses:
     """Start each when the one before it listens, then wait until all of them can take jobs."""
     names, host = [find(name).name for name in plan.pipelines], _reachable(plan.host)
     drain = ("--drain-timeout", f"{plan.drain_seconds:g}")
@@ -151,7 +151,7 @@ async def _start(plan: Plan, processes: Processes) -> Path:
         *("-httpAddr", f"{bracketed(plan.host)}:{plan.gateway_port}"),
     )
     await race(_all_offered(gateway, set(names)), processes.first_end())
-    return Path(container, orchestrator, gateway)
+    return Addresses(container, orchestrator, gateway)
 
 
 async def _all_offered(gateway: str, names: set[str]) -> None:

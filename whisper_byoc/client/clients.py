@@ -11,15 +11,15 @@ import aiohttp
 
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.client.connection import SHORT, Connection, whole_body
-from whisper_byoc.client.feed import Outgoing, Record, exchange, records_of
+from whisper_byoc.client.feed import JsonRecord, Outgoing, exchange, records_of
 from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused
 from whisper_byoc.http import json_value
 from whisper_byoc.livepeer import MODEL
 
 ROUTE = "/live/video-to-video"
 """The network's one route for live jobs, whatever goes through it."""
-BYTES = "application/octet-stream"
-RECORDS = "application/x-ndjson"
+OCTET_STREAM = "application/octet-stream"
+NDJSON = "application/x-ndjson"
 CLOSED = "Lp-Trickle-Closed"
 
 
@@ -62,12 +62,15 @@ class GatewayClient(Connection):
 
         Calls at the same time go side by side.
         """
-        async with self._time_limit(), self._post(io.BytesIO(frame), self._query, {"Content-Type": BYTES}) as answer:
+        async with (
+            self._time_limit(),
+            self._post(io.BytesIO(frame), self._query, {"Content-Type": OCTET_STREAM}) as answer,
+        ):
             return await whole_body(answer)
 
     def stream(
-        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
-    ) -> AsyncGenerator[Record, None]:
+        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = OCTET_STREAM, **query: str
+    ) -> AsyncGenerator[JsonRecord, None]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
 
         `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
@@ -79,8 +82,8 @@ class GatewayClient(Connection):
 
     async def _records(
         self, outgoing: Outgoing, query: Mapping[str, str], content_type: str
-    ) -> AsyncGenerator[Record, None]:
-        async with self._post(outgoing, query, {"Content-Type": content_type, "Accept": RECORDS}) as answer:
+    ) -> AsyncGenerator[JsonRecord, None]:
+        async with self._post(outgoing, query, {"Content-Type": content_type, "Accept": NDJSON}) as answer:
             outgoing.answered = True
             async for record in records_of(answer.content.iter_any()):
                 yield record
@@ -137,8 +140,8 @@ class TrickleClient(Connection):
                 return await self._process(frame)
 
     async def stream(
-        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = BYTES, **query: str
-    ) -> AsyncGenerator[Record, None]:
+        self, source: AsyncIterable[bytes] | bytes, *, content_type: str = OCTET_STREAM, **query: str
+    ) -> AsyncGenerator[JsonRecord, None]:
         """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
 
         `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
@@ -171,10 +174,12 @@ class TrickleClient(Connection):
         finally:
             outgoing.end()
 
-    async def _records(self, job: str, outgoing: Outgoing, feed: asyncio.Task[None]) -> AsyncGenerator[Record, None]:
+    async def _records(
+        self, job: str, outgoing: Outgoing, feed: asyncio.Task[None]
+    ) -> AsyncGenerator[JsonRecord, None]:
         """Follow the output, unless the feed is refused before there is one."""
         async with AsyncExitStack() as stack:
-            request = self._request("GET", f"/live/{job}/output", headers={"Accept": RECORDS}, params={"wait": "300"})
+            request = self._request("GET", f"/live/{job}/output", headers={"Accept": NDJSON}, params={"wait": "300"})
             opening = asyncio.ensure_future(stack.enter_async_context(request))
             try:
                 await first_of(opening, feed)
@@ -190,7 +195,7 @@ class TrickleClient(Connection):
     async def _process(self, frame: bytes) -> bytes:
         self._result_due = True
         try:
-            await self._put(self._job, io.BytesIO(frame), self._query, BYTES)
+            await self._put(self._job, io.BytesIO(frame), self._query, OCTET_STREAM)
             self._job_open = True
             result = await self._next_result() if frame else b""
         except (ServerRefused, SegmentFailed):

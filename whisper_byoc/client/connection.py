@@ -71,14 +71,14 @@ class Connection:
         try:
             async with self._session.request(method, self.base_url + path, **options) as answer:
                 if answer.status >= 400:
-                    raise await refusal(answer)
+                    raise await error_of(answer)
                 yield answer
         except CONNECTION_ERRORS as error:
             message = f"no answer from {self.base_url}: {reason_of(error)}; is the server running there?"
             raise ServerUnreachable(message) from error
 
 
-async def refusal(answer: aiohttp.ClientResponse) -> ClientError:
+async def error_of(answer: aiohttp.ClientResponse) -> ClientError:
     """Return the exception for an error answer; one that breaks off still has its status."""
     body = b""
     with suppress(*CONNECTION_ERRORS):

@@ -13,7 +13,7 @@ from whisper_byoc.http import json_value, lines
 CHUNK_BYTES = 64 * 1024
 SETTLE_SECONDS = 1.0
 
-Record = dict[str, Any]
+JsonRecord = dict[str, Any]
 
 
 class Outgoing:
@@ -80,7 +80,7 @@ async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
         yield data[at : at + CHUNK_BYTES]
 
 
-async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Record]:
+async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[JsonRecord]:
     """Read newline-delimited JSON; blank lines are keep-alives.
 
     Raises `ServerRefused` when a line is no record.
@@ -100,12 +100,12 @@ async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[Record]:
 
 async def exchange(
     outgoing: Outgoing,
-    records: AsyncGenerator[Record, None],
+    records: AsyncGenerator[JsonRecord, None],
     timeout: float,
     server: str,
     *,
     feed: asyncio.Future[None] | None = None,
-) -> AsyncGenerator[Record, None]:
+) -> AsyncGenerator[JsonRecord, None]:
     """Yield each record as it comes, up to and with the `end` record; whatever happens, nothing stays open.
 
     `feed` is the request that takes `outgoing` along, where `records` come from another one. Raises
@@ -133,8 +133,8 @@ async def exchange(
 
 
 async def _next_record(
-    records: AsyncGenerator[Record, None], outgoing: Outgoing, timeout: float, server: str
-) -> Record | None:
+    records: AsyncGenerator[JsonRecord, None], outgoing: Outgoing, timeout: float, server: str
+) -> JsonRecord | None:
     """Wait for a record, None at their end: `timeout` seconds while it is the server's turn, else without limit.
 
     Raises `ServerUnreachable` when it takes longer, and what `records` raises.
@@ -154,7 +154,7 @@ async def _next_record(
         await cancel(coming)
 
 
-async def _settle(records: AsyncGenerator[Record, None]) -> None:
+async def _settle(records: AsyncGenerator[JsonRecord, None]) -> None:
     """After the `end` record, let the answer end in order, which keeps the connection; one that lingers is cut off."""
     with suppress(ClientError, TimeoutError):
         async with asyncio.timeout(SETTLE_SECONDS):
