@@ -45,7 +45,7 @@ class QuietCutter:
         return segments
 
     def finish(self) -> list[bytes]:
-        """Return what is left as one segment of whole samples, or nothing if nothing is."""
+        """Return what is left as one segment of whole samples, if there is any."""
         samples = len(self._buffer) // SAMPLE_WIDTH
         return [self._take(samples)] if samples else []
 
@@ -75,7 +75,7 @@ def quietest_point(samples: NDArray[np.int16]) -> int:
     # Sums in int64 are exact, so equal windows compare equal, and the offset of a cheap sound card changes nothing.
     wide = samples.astype(np.int64)
     starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-    total, squares = (before[starts + WINDOW] - before[starts] for before in map(sums_before, (wide, wide * wide)))
+    total, squares = (sums[starts + WINDOW] - sums[starts] for sums in map(_cumulative, (wide, wide * wide)))
     energy = WINDOW * squares - total * total
     quietest = np.flatnonzero(energy == energy.min())
     runs = np.split(quietest, np.flatnonzero(np.diff(quietest) > 1) + 1)
@@ -83,6 +83,6 @@ def quietest_point(samples: NDArray[np.int16]) -> int:
     return int(starts[longest[0]] + starts[longest[-1]] + WINDOW) // 2
 
 
-def sums_before(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the sum of the values before each one, and of all: shape (n,) to (n + 1,)."""
+def _cumulative(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sums of the first 0, 1, … n values: shape (n,) to (n + 1,)."""
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))

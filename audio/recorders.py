@@ -35,10 +35,10 @@ def recorders(
     platform: str = sys.platform,
     which: Callable[[str], str | None] = shutil.which,
 ) -> list[Recorder]:
-    """List what could record on this platform, best first; whether one does, only a try can tell.
+    """Return the programs on PATH that can record on this platform, best first. Any of them may still fail.
 
-    `ffmpeg` is the path of ffmpeg if there is one, `devices` what `ffmpeg_devices` says of it, and `dshow` the name
-    of the microphone on Windows (see `dshow_microphone`).
+    `ffmpeg` is the path of ffmpeg if there is one, `devices` the result of `ffmpeg_devices`, and `dshow` the name of
+    the microphone on Windows (see `dshow_microphone`).
     """
     candidates = {
         "parec": ("--raw", "--format=s16le", f"--rate={RATE}", "--channels=1", "--latency-msec=100"),
@@ -59,18 +59,18 @@ def recorders(
 
 
 def ffmpeg_devices(listing: str) -> frozenset[str]:
-    """Read what `ffmpeg -hide_banner -devices` prints: the devices that it can record from."""
+    """Parse the output of `ffmpeg -hide_banner -devices`: the devices that it can record from."""
     rows = re.findall(r"^ D[ E]d? +(\S+)", listing, re.MULTILINE)
     return frozenset(name for row in rows for name in row.split(","))
 
 
 def dshow_listing(ffmpeg: str) -> tuple[str, ...]:
-    """Give the command that lists the devices of Windows, on stderr."""
+    """Return the command that lists the devices of Windows, on stderr."""
     return (ffmpeg, "-hide_banner", "-list_devices", "true", "-f", "dshow", "-i", "dummy")
 
 
 def dshow_microphone(listing: str) -> str | None:
-    """Read that list: the first device with sound; older ffmpegs write a headline, newer ones the kind behind it."""
+    """Find the first sound device in that list; older ffmpegs write headings, newer ones the kind behind each name."""
     in_audio = False
     for line in listing.splitlines():
         if "DirectShow" in line and "devices" in line:

@@ -36,12 +36,12 @@ READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)}
 
 
 def begins_like_wav(data: bytes) -> bool:
-    """Whether bytes begin like a WAV file."""
+    """Whether bytes are the beginning of a WAV file."""
     return len(data) >= HEAD_BYTES and may_become_wav(data)
 
 
 def may_become_wav(data: bytes) -> bool:
-    """Whether bytes begin like a WAV file as far as they go."""
+    """Whether bytes can be, as far as they go, the beginning of a WAV file."""
     return b"RIFF".startswith(data[:4]) and b"WAVE".startswith(data[8:HEAD_BYTES])
 
 
@@ -76,11 +76,11 @@ class WavHeader(NamedTuple):
     """The bytes behind the header that came with it."""
 
 
-class HeaderWalk:
-    """Walks the chunks up to the sound, however the bytes arrive."""
+class HeaderParser:
+    """Parses the chunks up to the sound, however the bytes arrive."""
 
     def __init__(self, limit: int | None) -> None:
-        """Give up when the sound does not begin within `limit` bytes; None: no limit but the file's end."""
+        """The sound must begin within `limit` bytes; None: anywhere in the file."""
         self._limit = limit
         self._format: WavFormat | None = None
         self._riff_size = 0

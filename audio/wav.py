@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import WavError
-from audio.riff import FLOAT, PCM, HeaderWalk, WavFormat
+from audio.riff import FLOAT, PCM, HeaderParser, WavFormat
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
@@ -27,7 +27,7 @@ class WavReader:
     """
 
     def __init__(self) -> None:
-        self._walk = HeaderWalk(MAX_LIVE_HEADER)
+        self._parser = HeaderParser(MAX_LIVE_HEADER)
         self._frames: _FrameDecoder | None = None
         self._promised = 0  # bytes of sound, by the header; 0: until the end
         self._missing = 0  # bytes of sound promised that have not come
@@ -35,12 +35,12 @@ class WavReader:
 
     @property
     def format(self) -> WavFormat | None:
-        """What the stream holds, as soon as the header has told."""
+        """What the stream holds; None until the header is complete."""
         return self._frames.format if self._frames else None
 
     @property
     def pending(self) -> int:
-        """Bytes that wait for the rest of their frame. After `finish`, what was cut off."""
+        """Bytes that wait for the rest of their frame; after `finish`, those that were cut off."""
         return len(self._frames.aligner.rest) if self._frames else 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
@@ -52,7 +52,7 @@ class WavReader:
         """
         sound = memoryview(data).cast("B")
         if self._frames is None:
-            header = self._walk.feed(sound)
+            header = self._parser.feed(sound)
             if header is None:
                 return np.empty(0, dtype=np.float32)
             sound = header.sound
@@ -73,7 +73,7 @@ class WavReader:
                 follows the first.
         """
         if self._frames is None:
-            raise self._walk.incomplete()
+            raise self._parser.incomplete()
         if self._missing:
             raise WavError(
                 f"The WAV stream ended early: its header promises {self._promised} bytes of sound and "
@@ -99,7 +99,7 @@ def read_wav(
 
     Returns:
         float32, shape (n,), 16 kHz mono: the mean of the channels, resampled by soxr (HQ) if need be. 16-bit mono
-        at 16 kHz comes out exactly as `pcm.decode` gives it. In float files NaN reads as 0 and what is beyond
+        at 16 kHz comes out exactly as from `pcm.decode`. In float files NaN reads as 0 and what is beyond
         [-1, 1] clips, as one broken sample should not cost the rest.
 
     Raises:
@@ -107,11 +107,11 @@ def read_wav(
             format that is not read here.
     """
     view = memoryview(data).cast("B")
-    walk, header, at = HeaderWalk(limit=None), None, 0
-    while header is None:  # in pieces, as the walk copies what it gets
+    parser, header, at = HeaderParser(limit=None), None, 0
+    while header is None:  # in pieces, because the parser copies its input
         if at >= len(view):
-            raise walk.incomplete()
-        header, at = walk.feed(view[at : at + MAX_LIVE_HEADER]), at + MAX_LIVE_HEADER
+            raise parser.incomplete()
+        header, at = parser.feed(view[at : at + MAX_LIVE_HEADER]), at + MAX_LIVE_HEADER
     behind_header = view[min(at, len(view)) - len(header.sound) :]
     promised, there = header.data_size, len(behind_header)
     # A recorder that died left 0; an empty recording is 0 too, but then the RIFF size agrees with the file.
@@ -210,6 +210,6 @@ def _to_float(data: memoryview, tag: int, bits: int) -> NDArray[np.float32]:
 
 
 def _refuse_second_wav(after: bytes, data_size: int) -> None:
-    """Refuse files that were simply joined: all sound behind the first would be lost in silence."""
+    """Refuse concatenated files: the sound of all but the first would be lost without a word."""
     if after[data_size % 2 :][:4] == b"RIFF":
         raise WavError("A second WAV file follows the first in the same input; send one at a time.")

@@ -1,23 +1,19 @@
-"""How many CPUs this process really has: the host's count is no guide inside a container."""
-
-from __future__ import annotations
+"""How many CPUs this process really has: inside a container, the host's count says little."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["available_cpus"]
-
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Return how many threads can compute at once: the CPU affinity or the cgroup's quota, the smaller; >= 1.
 
-    Quotas are rounded down. With a quota of 1.5 CPUs two busy threads use up each period's share (of 100 ms
-    by default) early, and the kernel then stops the whole process for the rest of it: a stall in every live
-    stream, and matrix kernels that wait for their slowest thread. One thread never meets that.
+    Quotas are rounded down. With a quota of 1.5 CPUs two busy threads use up each period's share (of 100 ms by
+    default) early, and the kernel then stops the whole process for the rest of it: every live stream stalls, and
+    matrix kernels wait for their slowest thread. That never happens with one thread.
 
-    `root` is where `proc/` and `sys/` are looked for. What is not there or cannot be read (another operating
-    system, a sandbox) sets no limit.
+    `root` is where `proc/` and `sys/` are looked for. What is not there or cannot be read (another operating system,
+    a sandbox) sets no limit.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only; it also reflects the cgroup's cpuset
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -25,10 +21,9 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Yield the whole CPUs granted by each cgroup that holds this process: its own, and all above it.
+    """Yield the whole CPUs granted by the cgroup of this process and by all above it, each of which limits it.
 
-    Each of them limits it. The files are those of cgroups(7), and cpu.max and cpu.cfs_* of the kernel's
-    cgroup-v2.rst and sched-bwc.rst.
+    The files are those of cgroups(7), and cpu.max and cpu.cfs_* of the kernel's cgroup-v2.rst and sched-bwc.rst.
     """
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -46,8 +41,8 @@ def _quotas(root: Path) -> Iterator[int]:
 def _ancestry(mounts: list[Path], path: str) -> Iterator[Path]:
     """Yield the folders of a cgroup and of all above it, up to and including the hierarchy's mount point.
 
-    A container often sees only its own group, mounted as if it were the top; the path then leads nowhere, or
-    up and out (`/..`), and the mount point is what counts.
+    A container often sees only its own group, mounted as if it were the top; the path then does not exist, or leads
+    out of it (`/..`), and only the mount point counts.
     """
     inner = PurePosixPath(path.strip("/"))
     groups = [PurePosixPath()] if ".." in inner.parts else [inner, *inner.parents]

@@ -268,7 +268,7 @@ POLICIES: Mapping[str, type[Attention] | type[Agreement]] = {"attention": Attent
 
 
 def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start work that may be dropped, and whose error nobody may ask for."""
+    """Start work that may be dropped: asyncio must not complain that nobody asked for its error."""
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
