@@ -30,19 +30,29 @@ def ts():
     return run([ffmpeg_path(), *QUIET, *tone, *video, "-c:a", "aac", "-c:v", "mpeg2video", "-f", "mpegts", "-"]).stdout
 
 
-def options(command, before="-i"):
-    """The options of the input and their values."""
-    words = command[1 : command.index(before)]
-    return dict(zip(words[::2], words[1::2], strict=True))
+def inputs(command):
+    """The options of each input with their values, and `-i`."""
+    found, words = [{}], command[1:]
+    while words[0].startswith("-") and len(words) > 1:
+        found[-1][words[0]] = words[1]
+        if words[0] == "-i":
+            found.append({})
+        words = words[2:]
+    return found[:-1]
 
 
 def test_what_reads_bytes_from_outside_is_confined():
-    file = options(pcm_from_file())
+    (file,) = inputs(pcm_from_file())
     assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
-    for live in (pcm_from_ts(), frames_from_ts(30)):
-        assert (options(live)["-protocol_whitelist"], options(live)["-f"]) == ("pipe", "mpegts")
-    both = ts_from_frames(30, sound=7)
-    assert [both[at + 1] for at, word in enumerate(both) if word == "-protocol_whitelist"] == ["pipe", "pipe"]
+    for command in (pcm_from_ts(), frames_from_ts(25), ts_from_frames(25, 9)):
+        for each in inputs(command):
+            assert each["-protocol_whitelist"] == "pipe"
+            assert each["-f"] in ("mpegts", "image2pipe")
+
+
+def test_the_encoder_reads_the_pictures_before_the_sound():
+    assert [each["-i"] for each in inputs(ts_from_frames(25, 9))] == ["pipe:0", "pipe:9"]
+    assert [each["-i"] for each in inputs(ts_from_frames(25, None))] == ["pipe:0"]
 
 
 def test_no_playlist_is_among_the_containers():
