@@ -137,11 +137,8 @@ async def test_an_encoder_that_cannot_be_started_leaves_nothing_open(orchestrate
         def __init__(self):
             self.results = self
 
-        async def next_unread(self, timeout):
-            return SimpleNamespace(kind="result", result=SimpleNamespace(body=bytes(3)))
-
-        def mark_read(self, record):
-            pass
+        async def unread_records(self):
+            yield SimpleNamespace(kind="result", result=SimpleNamespace(body=bytes(3)))
 
     monkeypatch.setattr(video, "ts_from_frames", lambda *_: ["/nowhere/ffmpeg"])
     world = await orchestrate(GreenTintProcessor())

@@ -56,16 +56,9 @@ class DataWriter:
                     await self._drop_rest()
 
     async def _publish_all(self, publisher: TricklePublisher) -> None:
-        keep_alive = _json({"type": "keepalive", "job_id": self._job.info.job_id})
-        while True:
-            record = await self._job.results.next_unread(KEEP_ALIVE_S)
-            if record is None:
-                await self._publish(publisher, self._line(keep_alive))
-                continue
-            await self._publish(publisher, self._short_line(record))
-            self._job.results.mark_read(record)
-            if record.kind == "end":
-                return
+        keep_alive = self._line(_json({"type": "keepalive", "job_id": self._job.info.job_id}))
+        async for record in self._job.results.unread_records(KEEP_ALIVE_S):
+            await self._publish(publisher, keep_alive if record is None else self._short_line(record))
 
     async def _publish(self, publisher: TricklePublisher, line: bytes) -> None:
         """Publish one line; wait for a server that is away."""
@@ -82,11 +75,8 @@ class DataWriter:
                 log.warning("stream %s: a line is sent again: %s", self._job.info.job_id, error)
 
     async def _drop_rest(self) -> None:
-        """Take the results as they come: unread ones would hold up the job."""
-        while (record := await self._job.results.next_unread(None)) is not None:
-            self._job.results.mark_read(record)
-            if record.kind == "end":
-                return
+        async for _ in self._job.results.unread_records():  # they would hold up the job
+            pass
 
     def _short_line(self, record: Record) -> bytes:
         """Return the line of a record, without the parts that would make it too long for the gateway."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from whisper_byoc.errors import BadParam, RequestRefused
+from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import json_value, read_body
 from whisper_byoc.livepeer import ID, STREAM_ID
 from whisper_byoc.server.core.pipeline import PipelineState
@@ -39,7 +39,7 @@ class StreamTable:
     async def start(self, request: StartRequest, pipeline: str | None) -> Stream:
         """Start a stream.
 
-        Raises `BadParam`, or `RequestRefused`: 400 for what cannot be, 503 when there is no room.
+        Raises `RequestRefused`: 400 for what cannot be, 503 when there is no room.
         """
         stream_id = request.stream_id
         self._check_is_free(stream_id)
@@ -50,16 +50,12 @@ class StreamTable:
         if before is not None:  # an earlier stream of that name
             with contextlib.suppress(RequestRefused):
                 await self._table.forget(job_id, "a new stream took its name")
+        its = self._table.pipeline_of(job_id, pipeline)
+        if its.media == "bytes":
+            raise RequestRefused(400, f"pipeline {its.name} works on bytes, not on streams of media")
         job = await self._table.open(job_id, pipeline, request.params)
         self._check_is_free(stream_id)
-        try:
-            its = self._table.pipelines[job.info.pipeline]
-            if its.media == "bytes":
-                raise RequestRefused(400, f"pipeline {job.info.pipeline} works on bytes, not on streams of media")
-            stream = Stream(request, job, its, self._data_format, self._options)
-        except (RequestRefused, BadParam):
-            await self._table.forget(job_id, "the stream was refused")
-            raise
+        stream = Stream(request, job, its, self._data_format, self._options)
         self._streams[stream_id] = stream
         stream.over.add_done_callback(lambda _: self._forget(stream_id))
         return stream

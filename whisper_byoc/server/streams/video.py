@@ -192,13 +192,10 @@ class VideoOutput:
     async def _pictures(self) -> AsyncIterator[bytes]:
         """Yield each result as a PPM picture, in order."""
         last = b""
-        while (record := await self._job.results.next_unread(None)) is not None:
-            if record.kind == "end":
-                return
+        async for record in self._job.results.unread_records():
             if record.kind == "result" and (size := self._size_of(record.result.body)) is not None:
                 last = b"P6\n%d %d\n255\n%b" % (*size, record.result.body)
-            self._job.results.mark_read(record)
-            if last:
+            if last and record.kind != "end":
                 yield last
 
     def _size_of(self, frame: bytes) -> tuple[int, int] | None:
