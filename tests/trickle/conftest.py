@@ -55,11 +55,11 @@ class Wire:
 class Api:
     """A trickle server and the ways to it."""
 
-    def __init__(self, server, base, http, stack, proxy=None):
+    def __init__(self, server, base, http, stack):
         self.server = server
         self.base = base
         self.http = http
-        self._stack = stack
+        self.stack = stack
         self.port = int(base.split(":")[2].split("/")[0])
 
     def url(self, name="ch"):
@@ -79,37 +79,33 @@ class Api:
     async def delete(self, path, **options):
         return await self.request("DELETE", path, **options)
 
-    async def wire(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        wire = Wire(reader, writer)
-        self._stack.callback(wire.cut)
+    async def wire(self, *lines):
+        """Open a connection, and send a request's head."""
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.stack.callback(wire.cut)
+        if lines:
+            first, *headers = lines
+            method, path = first.split(" ")
+            await wire.send(f"{method} {self.server.base_path}{path} HTTP/1.1", "Host: x", *headers)
         return wire
 
-    async def preconnect(self, path, *headers):
-        """Open a chunked POST and send nothing."""
-        wire = await self.wire()
-        await wire.send(
-            f"POST {self.server.base_path}{path} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", *headers
-        )
+    async def preconnect(self, path, *headers, data=b""):
+        """Open a chunked POST, and send nothing; or `data`, and wait until it is stored."""
+        wire = await self.wire(f"POST {path}", "Transfer-Encoding: chunked", *headers)
+        if data:
+            name, seq = path.split("/")
+            await wire.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await self.stored(int(seq), len(data), name)
         return wire
 
-    async def publisher(
-        self, name="ch", mime="text/plain", *, create=False, join=False, keep_bytes=1 << 20, continuous=False, **options
-    ):
-        publisher = TricklePublisher(
-            self.url(name),
-            mime,
-            create=create,
-            join=join,
-            keep_bytes=keep_bytes,
-            continuous=continuous,
-            options=ClientOptions(**{**QUICK, **options}),
-        )
-        return await self._stack.enter_async_context(publisher)
+    async def publisher(self, name="ch", mime="text/plain", *, keep_bytes=1 << 20, options=None, **more):
+        options = ClientOptions(**{**QUICK, **(options or {})})
+        publisher = TricklePublisher(self.url(name), mime, keep_bytes=keep_bytes, options=options, **more)
+        return await self.stack.enter_async_context(publisher)
 
     async def subscriber(self, name="ch", start=-2, **options):
         subscriber = TrickleSubscriber(self.url(name), start, options=ClientOptions(**{**QUICK, **options}))
-        return await self._stack.enter_async_context(subscriber)
+        return await self.stack.enter_async_context(subscriber)
 
     def slot(self, seq, name="ch"):
         """The segment that the server holds at this index, if any."""
@@ -119,6 +115,10 @@ class Api:
     async def slot_there(self, seq, name="ch"):
         await until(lambda: self.slot(seq, name) is not None)
         return self.slot(seq, name)
+
+    async def stored(self, seq, size, name="ch"):
+        """Wait until so many bytes of the segment have arrived."""
+        await until(lambda: (held := self.slot(seq, name)) and held.size == size)
 
 
 class Relay:
@@ -191,7 +191,7 @@ async def relayed(trickle):
             stack.callback(relay.cut)
             stack.callback(listener.close)
             port = listener.sockets[0].getsockname()[1]
-            behind = Api(api.server, api.base.replace(f":{api.port}/", f":{port}/"), api.http, api._stack)
+            behind = Api(api.server, api.base.replace(f":{api.port}/", f":{port}/"), api.http, api.stack)
             return api, behind, relay
 
         yield start

@@ -75,10 +75,9 @@ async def test_a_burst_of_readers_on_one_segment(trickle):
 
         readers = [asyncio.create_task(read()) for _ in range(50)]
         await api.slot_there(0)
-        await asyncio.sleep(0.05)
         writing = await api.preconnect("ch/0")
-        for piece in (b"one", b"two", b"six"):
+        for number, piece in enumerate((b"one", b"two", b"six"), 1):
             await writing.write(b"3\r\n" + piece + b"\r\n")
-            await asyncio.sleep(0.01)
+            await api.stored(0, 3 * number)
         await writing.write(b"0\r\n\r\n")
         assert set(await asyncio.gather(*readers)) == {b"onetwosix"}

@@ -53,6 +53,8 @@ async def test_a_local_reader_that_is_behind(channel):
         await publisher.publish(b"%d" % number)
     segment = await anext(LocalSubscriber(channel, 3))
     assert (segment.seq, segment.missed, await segment.read()) == (7, 4, b"7")
+    with pytest.raises(SegmentTooLarge, match="more than 1 bytes"):
+        await (await anext(LocalSubscriber(channel, 11))).read(1)
 
 
 async def test_a_local_reader_that_is_early_and_empty_segments(channel):
@@ -77,12 +79,6 @@ async def test_the_end(channel):
         await writing.write(b"x")
     with pytest.raises(ChannelClosed):
         await LocalPublisher(channel).next()
-
-
-async def test_a_limit_for_reading_at_once(channel):
-    await LocalPublisher(channel).publish(bytes(100))
-    with pytest.raises(SegmentTooLarge):
-        await (await anext(LocalSubscriber(channel))).read(99)
 
 
 async def test_what_was_written_before_the_end_is_still_given(channel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -18,14 +19,23 @@ from whisper_byoc.trickle import (
     TrickleError,
     TricklePublisher,
     TrickleServer,
+    TrickleSubscriber,
     Unreachable,
 )
+from whisper_byoc.trickle.remote import Retry
 from whisper_byoc.trickle.server import listening
 
+OK = ("HTTP/1.1 200 OK", "Content-Length: 0")
 
-async def collect(api, name="ch"):
-    """Read everything from index 0 on, until the channel ends."""
-    return [(each.seq, await each.read()) async for each in LocalSubscriber(api.server.channels[name], 0)]
+
+async def collect(channel, count=None):
+    """Read what is in a channel from index 0 on: so many segments, or all up to its end."""
+    got = []
+    async for segment in LocalSubscriber(channel, 0):
+        got.append(await segment.read())
+        if len(got) == count:
+            break
+    return got
 
 
 async def test_segments_get_their_indices_in_order(trickle):
@@ -40,41 +50,28 @@ async def test_bytes_arrive_while_the_segment_is_open(trickle):
     api = await trickle()
     publisher = await api.publisher()
     async with await publisher.next() as segment:
+        await api.slot_there(1)
+        assert api.server.channels["ch"].next_write == 0, "the next POST is open before it is needed"
         await segment.write(b"first ")
-        await until(lambda: api.slot(0) and api.slot(0).size == 6)
+        await api.stored(0, 6)
         await segment.write(b"")
         await segment.write(bytearray(b"second"))
-        await until(lambda: api.slot(0).size == 12)
+        await api.stored(0, 12)
         assert not api.slot(0).closed
     assert api.slot(0).closed, "when `async with` is left, the server has it"
 
 
-async def test_the_next_post_is_open_before_it_is_needed(trickle):
-    api = await trickle()
-    publisher = await api.publisher()
-    await api.slot_there(0)
-    async with await publisher.next():
-        await api.slot_there(1)
-        assert api.server.channels["ch"].next_write == 0
-
-
 async def test_an_empty_segment(trickle):
-    api = await trickle()
-    publisher = await api.publisher()
-    assert await publisher.publish(b"") == 0
-    assert await publisher.publish(b"x") == 1
+    publisher = await (await trickle()).publisher()
+    assert [await publisher.publish(data) for data in (b"", b"x")] == [0, 1]
 
 
 async def test_create(trickle):
     api = await trickle()
     await api.publisher(mime="application/jsonl", create=True)
     assert api.server.channels["ch"].mime == "application/jsonl"
-
-
-async def test_create_where_peers_may_not(trickle):
-    api = await trickle(autocreate=False)
     with pytest.raises(ChannelNotFound, match="no channel at http"):
-        await api.publisher(create=True)
+        await (await trickle(autocreate=False)).publisher(create=True)
 
 
 async def test_a_missing_channel(trickle):
@@ -84,8 +81,7 @@ async def test_a_missing_channel(trickle):
         with pytest.raises(ChannelNotFound):
             await publisher.publish(b"x")
     api.server.create("ch", "text/plain")
-    await asyncio.sleep(0.05)
-    with contextlib.suppress(ChannelNotFound):  # the POST that was open had its answer before
+    with contextlib.suppress(ChannelNotFound):  # the POST that was open may have had its answer before
         await publisher.publish(b"x")
     seq = await publisher.publish(b"there now")
     assert (await api.get(f"ch/{seq}"))[1] == b"there now"
@@ -95,11 +91,7 @@ async def test_join_goes_on_where_the_channel_is_and_closes_what_was_left_open(t
     api = await trickle()
     for seq in range(7):
         await api.post(f"ch/{seq}", b"x")
-    left = await api.preconnect("ch/6")
-    await left.head()
-    left = await api.preconnect("ch/7")
-    await left.write(b"4\r\nleft\r\n")
-    await until(lambda: api.slot(7) and api.slot(7).size == 4)
+    await api.preconnect("ch/7", data=b"left")
     publisher = await api.publisher(join=True)
     await until(lambda: api.slot(7).closed)
     assert [await publisher.publish(b"mine"), await publisher.publish(b"mine")] == [8, 9]
@@ -117,21 +109,13 @@ async def test_starting_at_0_on_a_channel_in_use_moves_to_its_next_index(trickle
 async def test_two_publishers_in_turn_lose_nothing(trickle):
     api = await trickle()
     one, two = await api.publisher(), await api.publisher()
-    reading = asyncio.create_task(collect_soon(api))
-    for number in range(10):
+    reading = asyncio.create_task(collect(api.server.create("ch")))
+    for number in range(5):
         await one.publish(b"one %d" % number)
         await two.publish(b"two %d" % number)
     await api.delete("ch")
-    got = b" ".join(data for _, data in await reading)
-    for number in range(10):
-        assert b"one %d" % number in got
-        assert b"two %d" % number in got
-
-
-async def collect_soon(api):
-    while "ch" not in api.server.channels:
-        await asyncio.sleep(0.001)
-    return await collect(api)
+    got = b" ".join(await reading)
+    assert all(b"%s %d" % (who, number) in got for who in (b"one", b"two") for number in range(5))
 
 
 async def test_an_index_that_somebody_closed_is_passed_over(trickle):
@@ -143,26 +127,19 @@ async def test_an_index_that_somebody_closed_is_passed_over(trickle):
     assert await publisher.publish(b"x") == 1
 
 
-async def test_the_channel_ends_while_idle(trickle):
-    api = await trickle()
-    publisher = await api.publisher()
-    await api.slot_there(0)
-    await api.delete("ch")
-    await asyncio.sleep(0.1)
-    with pytest.raises(ChannelClosed, match="was closed"):
-        await publisher.publish(b"x")
-
-
-async def test_the_channel_ends_in_mid_segment(trickle):
+async def test_the_channel_ends_in_mid_segment_and_while_idle(trickle):
     api = await trickle()
     publisher = await api.publisher()
     segment = await publisher.next()
     await segment.write(b"part")
-    await until(lambda: api.slot(0) and api.slot(0).size == 4)
+    await api.stored(0, 4)
+    await api.slot_there(1)
     await api.delete("ch")
     await segment.write(b"more")
-    with pytest.raises(ChannelClosed):
+    with pytest.raises(ChannelClosed, match="was closed"):
         await segment.close()
+    with pytest.raises(ChannelClosed, match="was closed"):
+        await publisher.publish(b"x")
 
 
 @pytest.mark.parametrize("data", [b"part", b""])
@@ -172,7 +149,7 @@ async def test_an_exception_breaks_the_segment_off(trickle, data):
     with pytest.raises(KeyError):
         async with await publisher.next() as segment:
             await segment.write(data)
-            await until(lambda: api.slot(0) and api.slot(0).size == len(data))
+            await api.stored(0, len(data))
             raise KeyError
     assert api.slot(0).closed, "nobody waits for the rest"
     assert await publisher.publish(b"x") == 1
@@ -182,12 +159,12 @@ async def test_cancelled_in_close_breaks_the_segment_off(scripted, quick):
     async def answer(number, method, seq, wire, headers):
         if method == "POST":
             await wire.reader.read()
-        await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+        await wire.send(*OK)
 
     script = await scripted(answer)
     async with TricklePublisher(script.url, options=quick()) as publisher:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(publisher.publish(b"x"), 0.2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(publisher.publish(b"x"), 0.1)
         assert ("DELETE", "0") in script.asked
 
 
@@ -207,63 +184,67 @@ async def test_close_leaves_the_channel_and_delete_ends_it(trickle):
 
 async def test_a_reader_has_time_for_the_last_segment(trickle):
     api = await trickle()
-    publisher = await api.publisher(create=True, linger_seconds=0.3)
+    publisher = await api.publisher(create=True, options={"linger_seconds": 0.1})
     subscriber = await api.subscriber(start=0)
-    reading = asyncio.create_task(read_all(subscriber))
+    reading = asyncio.create_task(collect_remote(subscriber))
     for number in range(3):
         await publisher.publish(b"%d" % number)
     await publisher.close(delete_channel=True)
     assert await asyncio.wait_for(reading, 5) == [b"0", b"1", b"2"]
 
 
-async def read_all(subscriber):
+async def collect_remote(subscriber):
     return [await segment.read() async for segment in subscriber]
 
 
-async def test_any_number_of_interim_answers(trickle):
-    api = await trickle(interim_seconds=0.005)
-    publisher = await api.publisher()
-    await asyncio.sleep(0.3)
-    assert await publisher.publish(b"x") == 0
-    assert (await api.get("ch/0"))[1] == b"x"
+async def test_any_number_of_interim_answers(scripted, quick):
+    async def answer(number, method, seq, wire, headers):
+        if seq == "0":
+            await wire.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 50)
+            assert await wire.reader.readuntil(b"0\r\n\r\n") == b"1\r\nx\r\n0\r\n\r\n"
+            await wire.send(*OK)
+        else:
+            await wire.reader.read()
+
+    async with TricklePublisher((await scripted(answer)).url, options=quick()) as publisher:
+        assert await publisher.publish(b"x") == 0
 
 
 # --- broken connections
 
 
-async def test_breaking_while_idle_costs_nothing(relayed):
+async def test_an_outage_while_idle_costs_nothing_however_often_and_long(relayed):
     api, behind, relay = await relayed()
-    publisher = await behind.publisher()
-    for _ in range(5):
-        await until(lambda: relay.passing)
-        before = relay.connections
+    publisher = await behind.publisher(options={"patience_seconds": 0.01, "longest_pause": 0.01})
+    await api.slot_there(0)
+    for up in (True, False):
+        tries = relay.connections
+        relay.up = up
         relay.cut()
-        await until(lambda before=before: relay.connections > before)
+        await until(lambda before=tries + (1 if up else 10): relay.connections >= before)
+        await until(lambda: relay.passing or not relay.up)
+    relay.up = True
     assert await publisher.publish(b"still the first") == 0
     assert (await api.get("ch/0"))[1] == b"still the first"
 
 
-async def test_an_outage_while_idle_costs_nothing_however_long(relayed):
-    api, behind, relay = await relayed()
-    publisher = await behind.publisher(patience_seconds=1.0)
-    await api.slot_there(0)
-    relay.up = False
-    relay.cut()
-    tries = relay.connections
-    await until(lambda: relay.connections > tries + 5)  # longer than its patience
-    await asyncio.sleep(1.2)
-    relay.up = True
-    assert await publisher.publish(b"x") == 0
-
-
-async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed):
+@pytest.mark.parametrize("outage", [False, True])
+async def test_breaking_in_mid_segment_sends_all_of_it_again(relayed, outage):
     api, behind, relay = await relayed()
     publisher = await behind.publisher()
     async with await publisher.next() as segment:
         await segment.write(b"first half, ")
-        await until(lambda: api.slot(0) and api.slot(0).size == 12)
+        await api.stored(0, 12)
+        relay.up = not outage
+        tries = relay.connections
         relay.cut()
         await segment.write(b"second half")
+        closing = asyncio.create_task(segment.close())
+        if outage:
+            await until(lambda: relay.connections > tries + 3)
+            assert not closing.done()
+            relay.up = True
+        await closing
     assert segment.seq > 0
     assert api.slot(0).closed, "nobody is left waiting for the rest of the first try"
     assert (await api.get(f"ch/{segment.seq}"))[1] == b"first half, second half"
@@ -276,56 +257,43 @@ async def test_of_a_continuous_stream_nothing_comes_twice(relayed):
     publisher = await behind.publisher(continuous=True)
     async with await publisher.next() as segment:
         await segment.write(b"one")
-        await until(lambda: api.slot(0) and api.slot(0).size == 3)
+        await api.stored(0, 3)
         relay.cut()
         await segment.write(b"two")
     assert api.slot(0).closed
     async with await publisher.next() as segment:
         await segment.write(b"three")
-        await until(lambda: api.slot(segment.seq) and api.slot(segment.seq).size == 5)
+        await api.stored(segment.seq, 5)
         relay.cut()  # all of it is there, and then it ends
     await publisher.publish(b"four")
-    held = [api.slot(seq) for seq in range(publisher._seq)]
-    assert b"".join(chunk for each in held if each for chunk in each.chunks) == b"onetwothreefour"
+    assert b"".join(chunk for each in api.server.channels["ch"].segments for chunk in each.chunks) == b"onetwothreefour"
 
 
-async def test_of_a_continuous_stream_a_segment_that_is_gone_is_sent_again(scripted, quick):
+@pytest.mark.parametrize("dropped", [False, True])
+async def test_what_the_server_turns_out_not_to_have_is_sent_again(scripted, quick, dropped):
     stored = {}
 
     async def answer(number, method, seq, wire, headers):
         if method == "POST" and seq == "0":
-            await wire.reader.readuntil(b"4\r\ndata\r\n")
+            if dropped:
+                await wire.reader.readuntil(b"4\r\ndata\r\n")
+            else:  # a release that crosses with the first bytes, and is not to be taken for delivery
+                await wire.reader.readexactly(1)
+                await wire.send(*OK, "Connection: close")
             return True
         if method == "POST":
             stored[seq] = await wire.reader.readuntil(b"0\r\n\r\n")
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+            await wire.send(*OK)
         elif method == "GET" and seq != "next":
-            await wire.send("HTTP/1.1 470 Entry not found", "Content-Length: 0")
+            await wire.send("HTTP/1.1 470 Entry not found" if dropped else OK[0], "Content-Length: 0")
         else:
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Lp-Trickle-Latest: 1")
+            await wire.send(*OK, "Lp-Trickle-Latest: 1")
         return False
 
     script = await scripted(answer)
-    async with TricklePublisher(script.url, continuous=True, options=quick()) as publisher:
+    async with TricklePublisher(script.url, continuous=dropped, options=quick()) as publisher:
         assert await publisher.publish(b"data") == 1
     assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
-
-
-async def test_an_outage_in_mid_segment(relayed):
-    api, behind, relay = await relayed()
-    publisher = await behind.publisher()
-    async with await publisher.next() as segment:
-        await segment.write(b"first half, ")
-        await until(lambda: api.slot(0) and api.slot(0).size == 12)
-        relay.up = False
-        relay.cut()
-        await segment.write(b"second half")
-        closing = asyncio.create_task(segment.close())
-        await asyncio.sleep(0.3)
-        assert not closing.done()
-        relay.up = True
-        await closing
-    assert (await api.get(f"ch/{segment.seq}"))[1] == b"first half, second half"
 
 
 async def test_a_lost_answer_makes_no_duplicate(relayed):
@@ -343,8 +311,6 @@ async def test_a_lost_answer_makes_no_duplicate(relayed):
     assert await publisher.publish(b"once") == 0
     assert relay.after is None
     assert await publisher.publish(b"twice") >= 1
-    await api.delete("ch")
-    assert api.server.channels == {}
 
 
 async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(relayed):
@@ -353,7 +319,7 @@ async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(re
     segment = await publisher.next()
     for _ in range(4):
         await segment.write(bytes(500))
-    await until(lambda: api.slot(0) and api.slot(0).size == 2000)
+    await api.stored(0, 2000)
     relay.cut()
     with pytest.raises(SegmentBroken, match="segment 0 broke after 2000 bytes") as broken:
         await segment.close()
@@ -373,39 +339,59 @@ async def test_a_large_segment_that_does_not_break(trickle):
     assert (await api.get("ch/0"))[1] == data
 
 
-async def test_nobody_there(quick):
+@pytest.mark.parametrize("refresh_seconds", [25.0, 0.01])
+async def test_nobody_there(quick, refresh_seconds):
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ch"
     listener.close()
     await listener.wait_closed()
-    options = quick(patience_seconds=0.1)
-    async with TricklePublisher(f"http://127.0.0.1:{port}/ch", options=options) as publisher:
-        with pytest.raises(Unreachable, match="segment 0 of http"):
+    options = quick(patience_seconds=0.05, longest_pause=0.01, refresh_seconds=refresh_seconds)
+    async with TricklePublisher(url, options=options) as publisher:
+        with pytest.raises(Unreachable, match=r"segment 0 of http.*: Connection refused"):
             await publisher.publish(b"x")
-    with pytest.raises(Unreachable):
-        await TricklePublisher(f"http://127.0.0.1:{port}/ch", create=True, options=options).start()
+    with pytest.raises(Unreachable, match="refused"):
+        await TricklePublisher(url, create=True, options=options).start()
+    for start in (0, -1):
+        async with TrickleSubscriber(url, start, options=options) as subscriber:
+            with pytest.raises(Unreachable, match="refused"):
+                await anext(subscriber)
+
+
+def test_tries_pause_ever_longer_and_end_after_their_patience():
+    patient = Retry(ClientOptions(longest_pause=1.0))
+    broken, now = ConnectionResetError(), time.monotonic()
+    assert [patient.pause_after(broken, now, "it") for _ in range(7)] == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    hasty = Retry(ClientOptions(patience_seconds=0.0))
+    assert hasty.pause_after(broken, now, "it") == 0
+    assert hasty.pause_after(broken, now - 60, "it") == 0, "a connection that lasted had been working"
+    for error in (broken, TimeoutError()):
+        with pytest.raises(Unreachable, match=r"^it: "):
+            hasty.pause_after(error, now, "it")
+    with pytest.raises(Unreachable, match="no answer in time"):
+        hasty.pause_after(TimeoutError(), now - 60, "it")
 
 
 # --- servers that misbehave
 
 
 async def test_5xx_is_tried_again(scripted, quick):
+    tries = []
+
     async def answer(number, method, seq, wire, headers):
         if method == "POST":
             await wire.reader.readuntil(b"0\r\n\r\n")
             tries.append(seq)
             await wire.send(f"HTTP/1.1 {503 if len(tries) < 4 else 200} x", "Content-Length: 0")
         else:
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
+            await wire.send(*OK)
 
-    tries = []
     script = await scripted(answer)
-    async with TricklePublisher(script.url, options=quick()) as publisher:
+    async with TricklePublisher(script.url, options=quick(longest_pause=0.01)) as publisher:
         await publisher.publish(b"x")
     assert len(tries) == 4
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 413, 418])
+@pytest.mark.parametrize("status", [400, 401, 413])
 async def test_4xx_is_an_error_that_says_what_the_server_said(scripted, quick, status):
     async def answer(number, method, seq, wire, headers):
         await wire.reader.readuntil(b"0\r\n\r\n")
@@ -423,21 +409,22 @@ async def test_a_server_that_never_answers(scripted, quick):
         await wire.reader.read()
 
     script = await scripted(answer)
-    options = quick(answer_seconds=0.1, patience_seconds=0.15)
+    options = quick(answer_seconds=0.05, patience_seconds=0.05)
     async with TricklePublisher(script.url, options=options) as publisher:
-        await asyncio.sleep(0.3)  # silence is fine as long as there is nothing to answer
-        with pytest.raises(Unreachable, match=r"did nothing for 0.1 s|no answer in time"):
+        await asyncio.sleep(0.1)  # silence is fine as long as there is nothing to answer
+        assert script.asked == [("POST", "0")]
+        with pytest.raises(Unreachable, match="no answer in time"):
             await publisher.publish(b"x")
 
 
 async def test_a_server_that_does_not_read_holds_the_writer_back(scripted, quick):
+    ended = asyncio.Event()
+
     async def answer(number, method, seq, wire, headers):
-        if method == "POST" and seq == "0":
-            await asyncio.sleep(3600)
-        await wire.reader.read()
+        await ended.wait()
 
     script = await scripted(answer)
-    options = quick(answer_seconds=1.0, patience_seconds=0.1)
+    options = quick(answer_seconds=0.2, patience_seconds=0.1)
     async with TricklePublisher(script.url, options=options) as publisher:
         segment = await publisher.next()
         written = 0
@@ -446,46 +433,24 @@ async def test_a_server_that_does_not_read_holds_the_writer_back(scripted, quick
                 await segment.write(bytes(1 << 20))
                 written += 1
         assert written < 100, "it does not pile up here"
+        ended.set()
         await segment.abort()
 
 
-async def test_an_answer_that_comes_too_early_is_not_taken_for_delivery(scripted, quick):
-    stored = {}
-
-    async def answer(number, method, seq, wire, headers):
-        if method == "POST" and seq == "0":  # a release that crosses with the first bytes
-            await wire.reader.readexactly(1)
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Connection: close")
-            return True
-        if method == "POST":
-            stored[seq] = await wire.reader.readuntil(b"0\r\n\r\n")
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
-        elif method == "GET" and seq == "next":
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 1", "Lp-Trickle-Latest: 1", body=b"1")
-        elif method == "GET":
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
-        else:
-            await wire.send("HTTP/1.1 200 OK", "Content-Length: 0")
-        return False
-
-    script = await scripted(answer)
-    async with TricklePublisher(script.url, options=quick()) as publisher:
-        assert await publisher.publish(b"data") == 1
-    assert stored == {"1": b"4\r\ndata\r\n0\r\n\r\n"}
-
-
-async def test_who_takes_no_index_at_all_is_not_flooded(scripted, quick):
+async def test_who_takes_no_index_at_all_is_not_flooded_and_given_up(scripted, quick):
     """A wrong URL: a web server that answers 200 to whatever it is asked."""
 
     async def answer(number, method, seq, wire, headers):
-        await wire.send("HTTP/1.1 200 OK", "Content-Length: 0", "Connection: close")
+        await wire.send(*OK, "Connection: close")
         return True
 
     script = await scripted(answer)
-    async with TricklePublisher(script.url, options=quick(longest_pause=5.0)):
+    async with TricklePublisher(script.url, options=quick(longest_pause=5.0, patience_seconds=0.05)) as publisher:
         await until(lambda: len(script.asked) > 3)
-        await asyncio.sleep(0.5)
-    assert len(script.asked) < 20
+        await asyncio.sleep(0.2)
+        assert len(script.asked) < 20
+        with pytest.raises(Unreachable):
+            await publisher.publish(b"x")
 
 
 async def test_a_server_without_next(scripted, quick):
@@ -497,35 +462,35 @@ async def test_a_server_without_next(scripted, quick):
             await wire.send(f"HTTP/1.1 {409 if int(seq) < 3 else 200} x", "Content-Length: 0")
 
     script = await scripted(answer)
-    async with TricklePublisher(script.url, join=True, options=quick()) as publisher:
+    async with TricklePublisher(script.url, join=True, options=quick(longest_pause=0.01)) as publisher:
         assert await publisher.publish(b"x") == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "ch", "ftp://host/ch", "http:///ch", "http://host", "http://host/", "http://[::1/ch", "http://host/ch?x"],
+)
+def test_what_is_no_channel_url(url):
+    for end in (TricklePublisher, TrickleSubscriber):
+        with pytest.raises(TrickleError, match="not the URL of a channel"):
+            end(url)
 
 
 @given(
     st.lists(st.lists(st.binary(max_size=3000), max_size=6), min_size=1, max_size=8),
     st.sampled_from([0, 1, 1 << 20]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 async def test_any_chunking_arrives_as_it_was_written(segments, keep_bytes):
     server = TrickleServer("/", autocreate=True)
+    wanted = [b"".join(each) for each in segments if b"".join(each)]
     async with listening(server, "127.0.0.1", 0) as base:
-        channel = server.create("ch")
-        reading = asyncio.create_task(collect_channel(channel, len([each for each in segments if b"".join(each)])))
-        options = ClientOptions()
-        async with TricklePublisher(base + "ch", keep_bytes=keep_bytes, options=options) as publisher:
+        reading = asyncio.create_task(collect(server.create("ch"), len(wanted)))
+        async with TricklePublisher(base + "ch", keep_bytes=keep_bytes) as publisher:
             for pieces in segments:
                 async with await publisher.next() as segment:
                     for piece in pieces:
                         await segment.write(piece)
-        got = await asyncio.wait_for(reading, 10)
-    assert got == [b"".join(each) for each in segments if b"".join(each)]
-
-
-async def collect_channel(channel, count):
-    got = []
-    if count:
-        async for segment in LocalSubscriber(channel, 0):
-            got.append(await segment.read())
-            if len(got) == count:
-                break
-    return got
+        if not wanted:
+            server.close("ch")
+        assert await asyncio.wait_for(reading, 10) == wanted

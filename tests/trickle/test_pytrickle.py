@@ -92,7 +92,6 @@ async def test_our_publisher_to_theirs(trickle, pytrickle):
             async with await publisher.next() as segment:
                 for piece in pieces:
                     await segment.write(piece)
-        await asyncio.sleep(0.1)
         await publisher.close(delete_channel=True)
         assert await asyncio.wait_for(reading, 20) == WHOLE, "and it takes the end of the channel for the end"
 

@@ -53,6 +53,10 @@ def answering(scripted, quick):
     return start
 
 
+async def silent(seq, wire):
+    await wire.reader.read()
+
+
 # --- against a real server
 
 
@@ -61,12 +65,12 @@ async def test_everything_in_order(trickle):
     await api.post("ch")
     subscriber = await api.subscriber(start=0)
     reading = asyncio.create_task(read_all(subscriber))
-    for seq in range(20):
+    for seq in range(12):
+        await api.slot_there(seq)
         await api.post(f"ch/{seq}", b"%d" % seq)
-        await asyncio.sleep(0.002)
-    await asyncio.sleep(0.05)
+    await api.slot_there(12)
     await api.delete("ch")
-    assert await reading == [(seq, 0, b"%d" % seq) for seq in range(20)]
+    assert await reading == [(seq, 0, b"%d" % seq) for seq in range(12)]
 
 
 @pytest.mark.parametrize(("start", "first"), [(-2, 2), (-1, 3), (0, 0), (1, 1), (3, 3)])
@@ -76,8 +80,9 @@ async def test_where_to_begin(trickle, start, first):
         await api.post(f"ch/{seq}", b"%d" % seq)
     subscriber = await api.subscriber(start=start)
     reading = asyncio.create_task(anext(subscriber))
-    await asyncio.sleep(0.05)
-    await api.post("ch/3", b"3")
+    if first == 3:
+        await api.slot_there(3)
+        await api.post("ch/3", b"3")
     segment = await reading
     assert (segment.seq, segment.missed, await segment.read()) == (first, 0, b"%d" % first)
 
@@ -86,9 +91,10 @@ async def test_where_to_begin(trickle, start, first):
 async def test_beginning_before_the_first_segment(trickle, start):
     api = await trickle()
     await api.post("ch")
-    subscriber = await api.subscriber(start=start, refresh_seconds=0.02)
+    subscriber = await api.subscriber(start=start, refresh_seconds=0.01)
     reading = asyncio.create_task(anext(subscriber))
-    await asyncio.sleep(0.2)
+    await api.slot_there(0)
+    await asyncio.sleep(0.05)
     for seq in range(4):
         await api.post(f"ch/{seq}", b"%d" % seq)
     assert (await reading).seq == 0, "asking again passes over nothing"
@@ -113,14 +119,14 @@ async def test_bytes_come_while_the_segment_is_open(trickle):
 async def test_silence_for_many_refreshes(trickle):
     api = await trickle()
     await api.post("ch")
-    subscriber = await api.subscriber(start=0, refresh_seconds=0.01, patience_seconds=0.01, answer_seconds=0.05)
+    subscriber = await api.subscriber(start=0, refresh_seconds=0.005, patience_seconds=0.005, answer_seconds=0.02)
     reading = asyncio.create_task(read_all(subscriber))
-    for seq in range(4):
-        await asyncio.sleep(0.15)
+    for seq in range(3):
+        await asyncio.sleep(0.05)
         await api.post(f"ch/{seq}", b"%d" % seq)
-    await asyncio.sleep(0.15)
+    await api.slot_there(3)
     await api.delete("ch")
-    assert await reading == [(seq, 0, b"%d" % seq) for seq in range(4)]
+    assert await reading == [(seq, 0, b"%d" % seq) for seq in range(3)]
 
 
 async def test_falling_behind_tells_how_much_was_missed_and_takes_the_oldest_there_is(trickle):
@@ -224,7 +230,7 @@ async def test_a_channel_that_comes_later(trickle, start):
     api = await trickle()
     subscriber = await api.subscriber(start=start, absent_seconds=10)
     reading = asyncio.create_task(anext(subscriber))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.03)
     await api.post("ch/0", b"x")
     assert await (await reading).read() == b"x"
 
@@ -278,12 +284,9 @@ async def test_three_ways_to_end(answering, end):
         assert await read_all(subscriber) == [(0, 0, b"x")]
         with pytest.raises(StopAsyncIteration):
             await anext(subscriber)
-
-
-async def test_a_closed_channel_is_no_error_even_at_the_start(answering):
     _, subscriber = await answering(END)
     async with subscriber:
-        assert await read_all(subscriber) == []
+        assert await read_all(subscriber) == [], "the end is no error even at the start"
 
 
 async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(scripted, quick):
@@ -295,7 +298,7 @@ async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(scripted,
     async with TrickleSubscriber(script.url, 0, options=quick(early_seconds=5.0)) as subscriber:
         reading = asyncio.create_task(anext(subscriber))
         await until(lambda: len(script.asked) > 5)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)
     assert len(script.asked) < 20
     with pytest.raises(StopAsyncIteration):
         await reading
@@ -336,7 +339,7 @@ async def test_an_answer_without_its_index(answering):
 async def test_heads_that_come_before_the_first_byte(answering):
     async def early_head(seq, wire):
         await wire.send("HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Transfer-Encoding: chunked")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.02)
         await wire.write(b"1\r\nx\r\n0\r\n\r\n")
 
     _, subscriber = await answering(early_head)
@@ -345,10 +348,7 @@ async def test_heads_that_come_before_the_first_byte(answering):
 
 
 async def test_asking_again_after_silence(answering):
-    async def silent(seq, wire):
-        await wire.reader.read()
-
-    script, subscriber = await answering(silent, silent, silent, seq_reply(0, b"x"), refresh_seconds=0.05)
+    script, subscriber = await answering(silent, silent, silent, seq_reply(0, b"x"), refresh_seconds=0.02)
     async with subscriber:
         assert await read_all(subscriber) == [(0, 0, b"x")]
     assert script.asked[:4] == [("GET", "0")] * 4
@@ -360,7 +360,6 @@ def broken_after(size, data, headers=()):
     async def answer(seq, wire):
         await wire.send("HTTP/1.1 200 OK", f"Lp-Trickle-Seq: {seq}", f"Content-Length: {len(data)}", *headers)
         await wire.write(data[:size])
-        await asyncio.sleep(0.02)
         return True
 
     return answer
@@ -428,16 +427,16 @@ async def test_a_segment_that_stalls_is_asked_for_again(scripted, quick):
 
 async def test_5xx_is_tried_again_and_again_up_to_its_patience(answering):
     trouble = reply("503 Service Unavailable")
-    _, subscriber = await answering(trouble, trouble, trouble, seq_reply(0, b"x"))
+    _, subscriber = await answering(trouble, trouble, trouble, seq_reply(0, b"x"), longest_pause=0.01)
     async with subscriber:
         assert await read_all(subscriber) == [(0, 0, b"x")]
-    _, subscriber = await answering(*[trouble] * 500, patience_seconds=0.1)
+    _, subscriber = await answering(*[trouble] * 500, patience_seconds=0.02, longest_pause=0.01)
     async with subscriber:
         with pytest.raises(Unreachable, match="503"):
             await anext(subscriber)
 
 
-@pytest.mark.parametrize("status", [204, 302, 400, 401, 403, 429])
+@pytest.mark.parametrize("status", [204, 302, 400, 401])
 async def test_other_answers_are_errors(answering, status):
     _, subscriber = await answering(reply(f"{status} x", "Location: http://127.0.0.1:1/"))
     async with subscriber:
@@ -446,25 +445,13 @@ async def test_other_answers_are_errors(answering, status):
         assert refused.value.status == status
 
 
-async def test_nobody_there(quick):
-    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    listener.close()
-    await listener.wait_closed()
-    for start in (0, -1):
-        url = f"http://127.0.0.1:{port}/ch"
-        async with TrickleSubscriber(url, start, options=quick(patience_seconds=0.1)) as subscriber:
-            with pytest.raises(Unreachable):
-                await anext(subscriber)
-
-
 async def test_garbage_instead_of_http(scripted, quick):
     async def answer(number, method, seq, wire, headers):
         await wire.write(b"\x00\xff\x00 nonsense\r\n\r\n")
         return True
 
     script = await scripted(answer)
-    async with TrickleSubscriber(script.url, 0, options=quick(patience_seconds=0.1)) as subscriber:
+    async with TrickleSubscriber(script.url, 0, options=quick(patience_seconds=0.02, longest_pause=0.01)) as subscriber:
         with pytest.raises(TrickleError):
             await anext(subscriber)
 
@@ -476,19 +463,14 @@ async def test_a_compressed_answer_is_taken_as_it_is(answering):
 
 
 async def test_a_channel_that_began_anew(answering):
-    def early(latest):
-        return reply("470 x", f"Lp-Trickle-Latest: {latest}")
-
-    answers = [seq_reply(50, b"old"), *[early(2)] * 40, seq_reply(2, b"new")]
-
     async def by_seq(seq, wire):
         if seq == "2":
             await wire.write(seq_reply(2, b"new"))
         elif seq == "3":
             await wire.write(END)
         else:
-            await wire.write(early(2))
+            await wire.write(reply("470 x", "Lp-Trickle-Latest: 2"))
 
-    _, subscriber = await answering(answers[0], *[by_seq] * 500, first=50, patience_seconds=0.1)
+    _, subscriber = await answering(seq_reply(50, b"old"), *[by_seq] * 500, first=50, patience_seconds=0.02)
     async with subscriber:
         assert [seq for seq, _, _ in await read_all(subscriber)] == [50, 2]

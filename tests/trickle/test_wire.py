@@ -4,12 +4,19 @@ import asyncio
 
 import pytest
 
+from tests.waiting import until
+from whisper_byoc.trickle import TricklePublisher
+
+
+def without_date(head):
+    """The status line, then the other headers in alphabetical order."""
+    return [head[0], *sorted(line for line in head[1:] if not line.startswith(("Date:", "Server:")))]
+
 
 async def test_a_reader_gets_no_head_before_the_first_byte(trickle):
     api = await trickle()
     await api.post("ch", headers={"Expect-Content": "application/jsonl"})
-    wire = await api.wire()
-    await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x")
+    wire = await api.wire("GET ch/0")
     await api.slot_there(0)
     writing = await api.preconnect("ch/0")
     await wire.silent()
@@ -30,8 +37,7 @@ async def test_heads_of_a_reader_behind(trickle):
     api = await trickle()
     for seq in range(2):
         await api.post(f"ch/{seq}", b"abc", headers={"Content-Type": "text/plain"})
-    wire = await api.wire()
-    await wire.send(f"GET {api.server.base_path}ch/0 HTTP/1.1", "Host: x", "Connection: close")
+    wire = await api.wire("GET ch/0", "Connection: close")
     head, _, body = (await wire.rest()).partition(b"\r\n\r\n")
     assert {"HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Lp-Trickle-Latest: 2", "Content-Type: text/plain"} <= set(
         head.decode().split("\r\n")
@@ -40,15 +46,13 @@ async def test_heads_of_a_reader_behind(trickle):
 
 
 async def test_a_preconnected_publisher_gets_100_until_its_first_byte(trickle):
-    api = await trickle(interim_seconds=0.02)
+    api = await trickle(interim_seconds=0.005)
     wire = await api.preconnect("ch/0")
     for _ in range(10):
         assert await wire.head() == ["HTTP/1.1 100 Continue"]
     await wire.write(b"1\r\nx\r\n")
-    await api.slot_there(0)
-    while not api.slot(0).size:
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.1)
+    await api.stored(0, 1)
+    await asyncio.sleep(0.03)
     await wire.write(b"0\r\n\r\n")
     heads = [await wire.head()]
     while heads[-1] == ["HTTP/1.1 100 Continue"]:  # those that were on their way when the byte came
@@ -61,15 +65,15 @@ async def test_without_interim_there_is_silence(trickle):
     api = await trickle()
     wire = await api.preconnect("ch/0")
     await api.slot_there(0)
-    await wire.silent(0.1)
+    await wire.silent()
 
 
 async def test_http_1_0_gets_no_interim(trickle):
-    api = await trickle(interim_seconds=0.01)
+    api = await trickle(interim_seconds=0.005)
     wire = await api.wire()
     await wire.send(f"POST {api.server.base_path}ch/0 HTTP/1.0", "Content-Length: 3")
     await api.slot_there(0)
-    await wire.silent(0.1)
+    await wire.silent()
     await wire.write(b"abc")
     assert (await wire.head())[0] == "HTTP/1.0 200 OK"
 
@@ -89,57 +93,39 @@ async def test_a_connection_is_kept_between_segments(trickle):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "no/0", "404 Not Found"), ("POST", "ch/-2", "400 Bad Request"), ("DELETE", "no", "400 Bad Request")],
+    ("request_line", "status"),
+    [("GET no/0", "404 Not Found"), ("POST ch/-2", "400 Bad Request"), ("DELETE no", "400 Bad Request")],
 )
-async def test_refusals_are_plain_text_as_gos(trickle, method, path, status):
+async def test_refusals_are_plain_text_as_gos(trickle, request_line, status):
     api = await trickle()
     await api.post("ch")
-    wire = await api.wire()
-    await wire.send(f"{method} {api.server.base_path}{path} HTTP/1.1", "Host: x", "Content-Length: 0")
+    wire = await api.wire(request_line, "Content-Length: 0")
     head = await wire.head()
     assert head[0] == f"HTTP/1.1 {status}"
     assert {"Content-Type: text/plain; charset=utf-8", "X-Content-Type-Options: nosniff"} <= set(head)
 
 
-async def test_our_publisher_puts_its_head_on_the_wire_before_it_has_a_byte(scripted, quick):
-    from whisper_byoc.trickle import TricklePublisher
-
-    came = asyncio.Event()
-
-    async def answer(number, method, seq, wire, headers):
-        assert (method, seq, headers["transfer-encoding"]) == ("POST", "0", "chunked")
-        assert headers["content-type"] == "application/jsonl"
-        came.set()
-        assert await wire.reader.readexactly(1) == b"2"
-        return True
-
-    script = await scripted(answer)
-    async with TricklePublisher(script.url, "application/jsonl", options=quick()):
-        await asyncio.wait_for(came.wait(), 5)
-        assert script.asked == [("POST", "0")]
-
-
 async def test_our_publisher_byte_for_byte(scripted, quick):
-    from whisper_byoc.trickle import TricklePublisher
-
-    bodies = []
+    """Its head is on the wire before it has a byte, and each write is a chunk."""
+    heads, body = {}, []
 
     async def answer(number, method, seq, wire, headers):
+        heads[seq] = headers
         if seq == "0":
-            bodies.append(await wire.reader.readuntil(b"0\r\n\r\n"))
+            for _ in range(3):
+                body.append(await wire.reader.readuntil(b"\r\n"))
+                body.append(await wire.reader.readuntil(b"\r\n"))
             await wire.send("HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Content-Length: 0")
         else:
             await wire.reader.read()
 
     script = await scripted(answer)
-    async with TricklePublisher(script.url, options=quick()) as publisher, await publisher.next() as segment:
-        await segment.write(b"hello")
-        await asyncio.sleep(0.05)
-        await segment.write(b"world!")
-    assert bodies == [b"5\r\nhello\r\n6\r\nworld!\r\n0\r\n\r\n"]
-
-
-def without_date(head):
-    """The status line, then the other headers in alphabetical order."""
-    return [head[0], *sorted(line for line in head[1:] if not line.startswith(("Date:", "Server:")))]
+    async with TricklePublisher(script.url, "application/jsonl", options=quick()) as publisher:
+        await until(lambda: heads)
+        assert script.asked == [("POST", "0")]
+        assert (heads["0"]["transfer-encoding"], heads["0"]["content-type"]) == ("chunked", "application/jsonl")
+        async with await publisher.next() as segment:
+            await segment.write(b"hello")
+            await until(lambda: len(body) == 2)
+            await segment.write(b"world!")
+    assert b"".join(body) == b"5\r\nhello\r\n6\r\nworld!\r\n0\r\n\r\n"
