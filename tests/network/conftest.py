@@ -14,8 +14,8 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.orchestrator.app import OrchestratorConfig, running
-from whisper_byoc.network.orchestrator.pool import Container
+from whisper_byoc.network.orchestrator import OrchestratorConfig, running
+from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import Address
 
 NDJSON = {"Accept": "application/x-ndjson"}
@@ -95,7 +95,7 @@ class Orchestrator:
     def __init__(self, run, http):
         self.run = run
         self.context = run.context
-        self.pool = run.context.pool
+        self.pool = run.pool
         self.url = run.url
         self.port = run.port
         self.http = http
@@ -109,7 +109,7 @@ class Orchestrator:
 
     async def ready(self, count=1):
         """So many containers can take jobs, and their pipelines are known."""
-        await until(lambda: sum(each.ready and each.asked_names for each in self.pool) >= count)
+        await until(lambda: sum(each.ready and each.pipelines is not None for each in self.pool) >= count)
 
     async def quiet(self):
         """No slot, stream, task, channel or byte is left."""
@@ -118,7 +118,7 @@ class Orchestrator:
         def nothing_left():
             left.update(
                 slots=self.pool.jobs, streams=len(self.run.streams), tasks=len(self.context.tasks),
-                held=self.context.memory.held, channels=len(self.run.streams._trickle.channels),
+                held=self.context.memory.held, channels=len(self.run.trickle.channels),
             )  # fmt: skip
             return not any(left.values())
 

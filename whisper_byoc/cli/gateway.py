@@ -5,16 +5,20 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 
 import argparse
 import asyncio
+import os
 
 from whisper_byoc.cli.options import Parser, add_log_level, log_ignored
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
 from whisper_byoc.cli.orchestrator import add_times, network_limits, without_tls
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
-from whisper_byoc.network.gateway.app import GatewayConfig, serve
-from whisper_byoc.network.serving import Address, base_url
+from whisper_byoc.http import base_url
+from whisper_byoc.network.gateway import GatewayConfig, serve
+from whisper_byoc.network.serving import Address
 
 DEFAULT_PORT = 8935
+CORS = "LIVE_AI_ALLOW_CORS"
+"""go-livepeer's environment variable: pages of other origins may use the gateway when it is set."""
 
 
 def configure(parser: Parser) -> None:
@@ -37,13 +41,14 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level)
     log_ignored(args)
-    urls = [base_url(each, ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
+    urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
     if not urls:
         raise UsageError("-orchAddr names no orchestrator")
     config = GatewayConfig(
         listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
+        cross_origin=bool(os.environ.get(CORS)),
         limits=network_limits(args),
     )
     asyncio.run(serve(config))

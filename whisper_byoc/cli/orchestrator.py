@@ -9,10 +9,11 @@ import asyncio
 from whisper_byoc.cli.options import Parser, Repeated, add_log_level, count, log_ignored, seconds
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
+from whisper_byoc.http import base_url
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.orchestrator.app import OrchestratorConfig, serve
-from whisper_byoc.network.orchestrator.pool import Container
-from whisper_byoc.network.serving import Address, base_url
+from whisper_byoc.network.orchestrator import OrchestratorConfig, serve
+from whisper_byoc.network.pool import Container
+from whisper_byoc.network.serving import Address
 
 DEFAULT_PORT = 8936
 CONTAINER_PORT = 8000
@@ -89,7 +90,8 @@ def containers(urls: list[str], names: list[str], capacity: int, token: str) -> 
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
     found: list[Container] = []
     for url in urls:
-        same = [Container(name, base_url(url, CONTAINER_PORT), capacity, token) for name in names]
+        base = base_url(url, scheme="http", port=CONTAINER_PORT)
+        same = [Container(name, base, capacity, token) for name in names]
         for each in same:
             each.together = tuple(same)
         found += same

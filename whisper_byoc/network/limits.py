@@ -1,10 +1,6 @@
-"""Every bound of the gateway and the orchestrator in one place."""
-
-from __future__ import annotations
+"""Every bound of the gateway and the orchestrator."""
 
 from dataclasses import dataclass
-
-__all__ = ["NetworkLimits"]
 
 MIB = 1024 * 1024
 
@@ -15,8 +11,8 @@ class NetworkLimits:
 
     frame_bytes: int = 64 * MIB
     """Largest frame, and largest body of a batch job; a container of ours takes as much."""
-    hold_bytes: int = 16 * MIB
-    """So much of a live feed is kept for another container while nothing has come of it: 8 minutes of PCM16."""
+    feed_bytes: int = MIB
+    """How much of a live feed is kept for another peer until one has answered: 30 s of PCM16."""
     total_bytes: int = 1024 * MIB
     """All bodies that are held at once; beyond it 503."""
     jobs: int = 256
@@ -30,7 +26,7 @@ class NetworkLimits:
     ask_seconds: float = 1.0
     """How often a container is asked how it is."""
     answer_seconds: float = 5.0
-    """Longest wait for what it says of itself, or to the end of a job."""
+    """Longest wait for a container's word on its health, or on the end of a job."""
     forget_seconds: float = 600.0
     """A container that registered itself and has been gone for so long is forgotten."""
     stop_seconds: float = 10.0

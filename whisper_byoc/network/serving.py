@@ -1,40 +1,51 @@
-"""A server of ours on its address, until SIGTERM or SIGINT."""
+"""What the gateway and the orchestrator have in common as servers: addresses, error answers, what monitors ask."""
 
-from __future__ import annotations
-
+import asyncio
 import contextlib
+import functools
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler as AnyHandler
 
-from whisper_byoc import http
-from whisper_byoc.errors import UsageError
-
-__all__ = ["Address", "base_url", "listening", "may_be_looked_up", "open_session"]
+from whisper_byoc import __version__, http
+from whisper_byoc.aio import Tasks, stop_on_signals
+from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
+from whisper_byoc.network.limits import NetworkLimits
+from whisper_byoc.trickle import TrickleError, TrickleServer
+from whisper_byoc.trickle.limits import Memory
 
 log = logging.getLogger("whisper_byoc.network")
 
 KEEP_ALIVE_S = 600.0
 """go-livepeer's idle timeout between two requests."""
-CONNECT_S = 5.0
 SHUTDOWN_S = 1.0
+CONNECT_S = 5.0
 LONGEST_LINE = 64 * 1024
 """Of a request's first line, and of a header: a job's parameters are in one of them."""
+POLL_S = 0.05
+LAST_WORDS_S = 1.0
+"""Time in which jobs that are broken off tell their clients so."""
+TRICKLE_PATH = "/ai/trickle/"
 ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
 LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
+CONNECTION_TASK = "RequestHandler.start"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Address:
-    """A `host:port` as go-livepeer takes it, with or without a scheme."""
+    """A `host:port` to listen on, as go-livepeer takes it: with or without a scheme, the host may be empty."""
 
     def __init__(self, text: str, default_port: int) -> None:
         """Raise `UsageError` for what is no address."""
         found = ADDRESS.fullmatch(text.strip())
-        if not found or int(found[3] or 0) > 65535 or not text.strip() or not may_be_looked_up(found[2]):
+        if not found or int(found[3] or 0) > 65535 or not text.strip() or not _may_be_looked_up(found[2]):
             raise UsageError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
         self.scheme = found[1] or ""
         self.host = found[2]
@@ -47,8 +58,7 @@ class Address:
         return self.host.strip("[]") if self.host and LOCAL.fullmatch(self.host) else "0.0.0.0"
 
 
-def may_be_looked_up(host: str) -> bool:
-    """Whether a host can be asked for at all: none of its labels is empty or too long."""
+def _may_be_looked_up(host: str) -> bool:
     try:
         host.encode("idna")
     except UnicodeError:
@@ -56,38 +66,32 @@ def may_be_looked_up(host: str) -> bool:
     return True
 
 
-def base_url(text: str, default_port: int) -> str:
-    """Make the address of a peer a URL; without a scheme it is plain HTTP.
-
-    Raises `UsageError`.
-    """
-    address = Address(text, default_port)
-    if not address.host:
-        raise UsageError(f"{text!r} names no host; write it as 127.0.0.1:{default_port}")
-    return f"{address.scheme or 'http'}://{address.host}:{address.port}{address.path}"
-
-
 @contextlib.asynccontextmanager
-async def listening(app: web.Application, host: str, port: int, role: str) -> AsyncIterator[int]:
-    """Serve while the context lasts, and give the port, which the system chose if it was 0.
+async def listening(app: web.Application, address: Address, role: str) -> AsyncIterator[int]:
+    """Serve while the context lasts, and yield the port.
 
     Raises `StartError` when the address cannot be had.
     """
-    app.middlewares.append(no_such_route(role))
-    listener = http.listening(
-        app, host, port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S, handler_cancellation=True,
-        max_line_size=LONGEST_LINE, max_field_size=LONGEST_LINE,
-    )  # fmt: skip
-    async with listener as bound:
-        log.info("%s listening on port %d", role, bound)
-        yield bound
+    app.middlewares.append(_no_such_route(role))
+    async with http.listening(
+        app,
+        address.listen_host,
+        address.port,
+        keep_alive_seconds=KEEP_ALIVE_S,
+        shutdown_seconds=SHUTDOWN_S,
+        handler_cancellation=True,
+        max_line_size=LONGEST_LINE,
+        max_field_size=LONGEST_LINE,
+    ) as port:
+        log.info("%s listening on port %d", role, port)
+        yield port
 
 
-def no_such_route(role: str) -> Middleware:
+def _no_such_route(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Say who it is that lacks a route: an address of a gateway is soon taken for a container's."""
 
     @web.middleware
-    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def answer(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
         try:
             return await handler(request)
         except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
@@ -99,16 +103,155 @@ def no_such_route(role: str) -> Middleware:
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Open the session for requests to peers: bytes as they are, no redirects to follow, no time limit of its own.
+    """Open the session for requests to peers; go-livepeer's orchestrators sign their own certificates."""
+    return http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=256 * 1024)
 
-    Certificates are not checked: go-livepeer's orchestrators sign their own.
+
+def as_text(handler: Handler) -> Handler:
+    """Answer errors as Go's `http.Error` does: the sentence and a newline."""
+    return _answering(handler, lambda message: web.Response(text=message + "\n"))
+
+
+def as_json(handler: Handler) -> Handler:
+    """Answer errors as `{"error": sentence}`."""
+    return _answering(handler, lambda message: web.json_response({"error": message}))
+
+
+def _answering(handler: Handler, write: Callable[[str], web.Response]) -> Handler:
+    @functools.wraps(handler)
+    async def answer(request: web.Request) -> web.StreamResponse:
+        retry_after = None
+        try:
+            return await handler(request)
+        except RequestRefused as error:
+            status, message, retry_after = error.status, str(error), error.retry_after
+        except TrickleError as error:
+            status, message = 503, str(error)
+        except (ConnectionError, ReaderGone):
+            http.abort(request)
+            return web.StreamResponse()
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            status, message = 500, "the server failed on this request; its log says why"
+        response = write(message.encode("utf-8", "replace").decode())  # a peer's words may hold half a character
+        response.set_status(status)
+        if retry_after is not None:
+            response.headers["Retry-After"] = str(retry_after)
+        if not request.content.at_eof():
+            response.force_close()  # the rest of the body will not be read
+        return response
+
+    return answer
+
+
+async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> bytes:
+    """Read a small body; raises `RequestRefused` (413) beyond `limit` bytes."""
+    too_large = RequestRefused(413, f"the body is larger than {limit} bytes")
+    return await http.read_body(request.content, limit, too_large)
+
+
+def status_routes(
+    role: str, capabilities: Callable[[], dict[str, Any]], counts: Callable[[], dict[str, Any]]
+) -> list[web.RouteDef]:
+    """Return what people and monitors ask; `counts` returns `jobs`, `streams` and `draining`."""
+
+    async def health(_: web.Request) -> web.Response:
+        return web.json_response({"status": "OK"})
+
+    async def ready(_: web.Request) -> web.Response:
+        reasons = ["shutting down"] if counts()["draining"] else []
+        if not any(each["available"] for each in capabilities()["capabilities"]):
+            reasons.append("no capability can take a job")
+        return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(capabilities())
+
+    async def status(_: web.Request) -> web.Response:
+        head = {"role": role, "version": __version__, "tasks": _working_tasks()}
+        return web.json_response(head | counts())
+
+    return [
+        web.get("/health", health),
+        web.get("/healthz", ready),
+        web.get("/readyz", ready),
+        web.get("/capabilities", show),
+        web.get("/status", status),
+    ]
+
+
+def _working_tasks() -> int:
+    """Count the tasks there are, but for the one that aiohttp has for each open connection, busy or idle."""
+    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
+    return sum(getattr(each, "__qualname__", "") != CONNECTION_TASK for each in coroutines)
+
+
+@dataclass
+class Context:
+    """What the routes of a gateway or an orchestrator share."""
+
+    role: str
+    http: aiohttp.ClientSession
+    limits: NetworkLimits
+    memory: Memory
+    tasks: Tasks = field(default_factory=Tasks)
+    draining: bool = False
+
+    def check_draining(self) -> None:
+        """Raise `RequestRefused` (503) once no new work is taken."""
+        if self.draining:
+            raise RequestRefused(503, f"the {self.role} is shutting down", retry_after=5)
+
+
+class Streams(Protocol):
+    """The streams of a gateway or an orchestrator."""
+
+    def __len__(self) -> int: ...
+
+    async def stop_all(self, reason: str) -> None: ...
+
+
+@dataclass
+class Running:
+    """A gateway or an orchestrator that serves."""
+
+    context: Context
+    trickle: TrickleServer
+    streams: Streams
+    jobs: Callable[[], int]
+    """Return how many jobs are going on that are no streams."""
+    abort_jobs: Callable[[str], None]
+    """End all jobs for a reason."""
+    port: int
+    url: str
+
+    async def drain(self) -> None:
+        """Take no new work, stop the streams, and give jobs time to end."""
+        self.context.draining = True
+        reason = f"the {self.context.role} is shutting down"
+        log.info("shutting down: %d jobs and %d streams to end", self.jobs(), len(self.streams))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.context.limits.drain_seconds
+        await self.streams.stop_all(reason)
+        await self._no_jobs(deadline)
+        self.abort_jobs(reason)
+        await self._no_jobs(loop.time() + LAST_WORDS_S)
+
+    async def _no_jobs(self, deadline: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                while self.jobs():  # noqa: ASYNC110 - polled: jobs end in many ways
+                    await asyncio.sleep(POLL_S)
+
+
+async def serve_until_stopped(
+    running: contextlib.AbstractAsyncContextManager[Running], stop: asyncio.Event | None = None
+) -> None:
+    """Serve until `stop` is set (default: by SIGTERM or SIGINT), then drain.
+
+    Raises `StartError` when the address cannot be had.
     """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=False),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-        headers={"Accept-Encoding": "identity"},
-        skip_auto_headers=("Content-Type", "User-Agent"),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=256 * 1024,
-    )
+    stop = stop or stop_on_signals()  # before anybody can know that we listen
+    async with running as server:
+        await stop.wait()
+        await server.drain()

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network.gateway import app as gateway_app
+from whisper_byoc.network import gateway as gateway_app
+from whisper_byoc.network import orchestrator as orchestrator_app
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.orchestrator import app as orchestrator_app
-from whisper_byoc.network.orchestrator.pool import Container
+from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import Address
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
@@ -110,7 +110,7 @@ class Orchestrator:
 
     @property
     def slots(self):
-        return self.running.context.pool.jobs
+        return self.running.pool.jobs
 
 
 class Script(Listener):
@@ -171,7 +171,7 @@ def offering(**names):
     return {"capabilities": [{"name": name, "available": free} for name, free in names.items()]}
 
 
-OURS = ("Session.", "Link.", "Backlog.", "Entry.", "Feed.", "forward", "once", "told_the_end", "pump")
+OURS = ("Session.", "Upstream.", "RequestBody.", "forward")
 """Coroutines of the gateway's that belong to one job or stream."""
 
 
@@ -248,7 +248,7 @@ class Gateway:
     async def settled(self):
         """Wait until nothing is going on any more."""
         context, streams = self.running.context, self.running.streams
-        await until(lambda: not context.jobs and not len(streams) and not len(context.tasks))
+        await until(lambda: not self.running.jobs() and not len(streams) and not len(context.tasks))
         await until(lambda: not context.memory.held)
         await until(lambda: not at_work())
 
@@ -384,7 +384,7 @@ class World:
         running = await self.stack.enter_async_context(orchestrator_app.running(config))
         if relay:
             relay.target = running.port
-        await until(lambda: all(each.ready for each in running.context.pool))
+        await until(lambda: all(each.ready for each in running.pool))
         return Orchestrator(running, f"http://127.0.0.1:{relay.port if relay else running.port}", relay)
 
     async def script(self, post, offers=None, token=None):
@@ -394,15 +394,16 @@ class World:
         script.url = f"http://127.0.0.1:{script.port}"
         return script
 
-    async def gateway(self, *orchestrators, public_host="", stack=None, **limits):
+    async def gateway(self, *orchestrators, public_host="", cross_origin=False, stack=None, **limits):
         config = gateway_app.GatewayConfig(
             listen=ANYWHERE,
             orchestrators=[each if isinstance(each, str) else each.url for each in orchestrators],
             public_host=public_host,
+            cross_origin=cross_origin,
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
         running = await (stack or self.stack).enter_async_context(gateway_app.running(config))
-        await running.context.directory.ask()
+        await running.directory.ask()
         return Gateway(running, self.http, self.stack)
 
     async def pair(self, processor, *, capacity=8, container=None, **limits):
@@ -432,7 +433,7 @@ class World:
     async def over(self, gateway):
         """Wait until nothing is left of any stream, on any hop."""
         await gateway.settled()
-        assert not gateway.running.streams._trickle.channels
+        await until(lambda: not gateway.running.trickle.channels)
         if hasattr(gateway, "orchestrator"):
             await until(lambda: gateway.orchestrator.slots == 0)
             await until(lambda: not gateway.api.server.streams.streams)

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from whisper_byoc.network.gateway import jobs
+from whisper_byoc.network import gateway as jobs
 
 
 def chunk(data):

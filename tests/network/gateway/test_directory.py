@@ -1,15 +1,11 @@
 """Which orchestrators a job is brought to: many to many, reachable or not, by token or by list."""
 
-import asyncio
 import json
-import socket
 
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network import out
-from whisper_byoc.network.gateway import directory
-from whisper_byoc.network.gateway.directory import wanted
+from whisper_byoc.network import directory
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -31,9 +27,7 @@ async def test_many_gateways_and_many_orchestrators(world):
         status, told = await gateway.json("/capabilities")
         assert status == 200
         assert {each["name"]: each["available"] for each in told["capabilities"]} == {"a": 11, "b": 8}
-        assert [each["url"] for each in told["orchestrators"]] == [
-            each.url for each in gateway.running.context.directory._orchestrators
-        ]
+        assert {each["url"] for each in told["orchestrators"]} == {each.url for each in orchestrators}
         assert all(each["reachable"] and not each["trouble"] for each in told["orchestrators"])
         for name, place in (("a", 0), ("b", 1)):
             status, body, headers = await gateway.live(b"abc", name)
@@ -41,10 +35,8 @@ async def test_many_gateways_and_many_orchestrators(world):
             status, _, headers = await gateway.batch(b"abc", job={"capability": name})
             assert headers["X-Orchestrator-Url"] == orchestrators[place].url
         status, body, _ = await gateway.live(b"abc", "c")
-        assert (status, json.loads(body)["error"]) in [
-            (404, "model not found: 'c'; there are: a, b"),
-            (404, "model not found: 'c'; there are: b, a"),
-        ]
+        assert status == 404
+        assert json.loads(body)["error"].startswith("model not found: 'c'; there are: ")
         assert (await gateway.json("/readyz"))[0] == 200
 
 
@@ -67,11 +59,9 @@ async def test_one_that_cannot_be_reached_does_not_hide_the_others(world):
     gateway = await world.gateway(NOBODY, orchestrator)
     assert (await gateway.live(b"abc"))[:2] == (200, b"cba")
     assert (await gateway.batch(b"abc"))[0] == 200
-    status, body, _ = await gateway.live(b"abc", "other")
-    assert status == 404
-    message = json.loads(body)["error"]
-    assert message.startswith("model not found: 'other'; there are: test (cannot be reached: ")
-    assert NOBODY in message
+    status, body, _ = await gateway.live(b"abc", "other")  # which that one may offer
+    assert status == 502
+    assert NOBODY in json.loads(body)["error"]
 
 
 async def test_a_model_whose_orchestrator_is_away_is_502(world):
@@ -82,47 +72,26 @@ async def test_a_model_whose_orchestrator_is_away_is_502(world):
     status, body, _ = await gateway.live(b"x", "away")
     assert status == 502
     assert two.url in json.loads(body)["error"]
-    assert (await gateway.live(b"x", "never"))[0] == 404
     await two.relay.listen()
     assert (await gateway.live(b"x", "away"))[:2] == (200, b"x")
 
 
-async def test_a_registration_newer_than_the_last_poll_is_found(world):
+async def test_a_registration_newer_than_the_last_poll_is_found(world, monkeypatch):
+    monkeypatch.setattr(directory, "ASK_EVERY_S", 60.0)
     orchestrator = await world.orchestrator()
     api = await world.serving({"new": world.Pixels()})
     gateway = await world.gateway(orchestrator)
-    gateway.running.context.directory._asking.cancel()
     assert (await gateway.live(b"x", "new"))[0] == 404
     body = json.dumps({"name": "new", "url": api.url, "capacity": 2}).encode()
     async with gateway.http.post(
         f"{orchestrator.url}/capability/register", data=body, headers={"Authorization": "secret"}
     ) as answer:
         assert answer.status == 200
-    await until(lambda: orchestrator.running.context.pool.free("new"))
+    await until(lambda: orchestrator.running.pool.free("new"))
     assert (await gateway.live(b"abc", "new"))[:2] == (200, b"cba")
     assert (await gateway.batch(b"abc", job={"capability": "new"}))[0] == 200
     _, told = await gateway.json("/capabilities")
     assert told["capabilities"] == []
-
-
-@pytest.mark.parametrize("kind", ["include", "exclude"])
-async def test_filters_of_a_job(world, kind):
-    orchestrators = [await world.orchestrator(await world.serving(world.Pixels())) for _ in range(2)]
-    gateway = await world.gateway(*orchestrators)
-    for place, each in enumerate(orchestrators):
-        chosen = orchestrators[place if kind == "include" else 1 - place]
-        job = {"parameters": {"orchestrators": {kind: [each.url + "/"]}}}
-        status, _, headers = await gateway.batch(b"x", job=job)
-        assert (status, headers["X-Orchestrator-Url"]) == (200, chosen.url)
-    none = {"parameters": {"orchestrators": {"include": ["http://elsewhere"], "exclude": 7}}}
-    status, body, _ = await gateway.batch(b"x", job=none)
-    assert status == 400
-    assert "filters" in body.decode()
-
-
-@pytest.mark.parametrize("filters", [None, [], "x", {"include": None}, {"include": []}, {"exclude": [1, None]}])
-def test_filters_that_filter_nothing(filters):
-    assert wanted("http://a", filters)
 
 
 async def test_a_job_goes_where_the_token_says(world):
@@ -173,7 +142,7 @@ async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer,
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
     del script.answer_json
     script.offers = world.offering(test=4)
-    await until(lambda: gateway.running.context.directory.available == {"test": 4})
+    await until(lambda: gateway.running.directory.available == {"test": 4})
 
 
 async def test_a_404_of_the_container_is_no_unknown_model(world):
@@ -191,49 +160,3 @@ async def test_an_orchestrator_in_trouble_says_so(world):
     gateway = await world.gateway(script)
     told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
     assert (told["reachable"], told["trouble"]) == (False, "it answered 500")
-
-
-async def test_no_job_waits_for_the_token_of_an_orchestrator_that_gives_no_answers_while_another_has_a_place(world):
-    good = await world.script(ok, world.offering(test=1), {"available_capacity": 1})
-    away = await world.script(ok, None, {"available_capacity": 5})
-    tokens = []
-
-    def answer(writer, body):
-        if body is None:  # what it offers
-            away.answer(writer, 500, b"sorry")
-        else:
-            tokens.append(body)
-            away.answer(writer, 200, json.dumps(body).encode())
-
-    away.answer_json = answer
-    gateway = await world.gateway(away, good)
-    assert (await gateway.batch(b"x"))[1] == good.url.encode()
-    assert tokens == []
-    good.token = {"available_capacity": 0}
-    assert (await gateway.batch(b"x"))[1] == away.url.encode()
-    assert len(tokens) == 1
-
-
-async def test_an_address_that_swallows_connections_does_not_keep_the_job(world, monkeypatch):
-    """Connecting takes too long there: nobody has got anything of the job, and the next one is asked."""
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        address = deaf.getsockname()
-        waiting = []
-        for _ in range(4):  # a full queue: what comes now is not answered at all
-            each = socket.socket()
-            each.setblocking(False)
-            each.connect_ex(address)
-            waiting.append(each)
-        await asyncio.sleep(0.05)
-        orchestrator = await world.orchestrator(await world.serving(world.Pixels()))
-        gateway = await world.gateway(f"http://127.0.0.1:{address[1]}", orchestrator)
-        gateway.running.context.http._timeout = out.aiohttp.ClientTimeout(total=None, sock_connect=0.2)
-        first = gateway.running.context.directory._orchestrators[0]
-        gateway.running.context.directory._asking.cancel()
-        first.said({"test": 99})
-        status, body, headers = await gateway.live(b"abc")
-        assert (status, body, headers["X-Orchestrator-Url"]) == (200, b"cba", orchestrator.url)
-        for each in waiting:
-            each.close()

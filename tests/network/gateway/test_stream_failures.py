@@ -1,4 +1,4 @@
-"""Streams whose orchestrator or container fails: begun anew before a result, ended with an error after one."""
+"""Streams whose orchestrator or container fails: tried elsewhere at the start, ended with an error after that."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network.gateway import link, session
+from whisper_byoc.network import upstream
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 PCM = {"input": "pcm16"}
@@ -26,91 +26,52 @@ def first_and_other(workers):
     return first, next(worker for worker in workers if worker is not first)
 
 
-@pytest.mark.parametrize("input_ends", [False, True])
-async def test_an_orchestrator_that_dies_before_a_result_is_replaced_and_all_input_replayed(
-    world, monkeypatch, input_ends
-):
-    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
+def impatient(monkeypatch):
+    options = upstream.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1)
+    monkeypatch.setattr(upstream, "OPTIONS", options)
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_an_orchestrator_that_dies_ends_the_stream_with_one_error(world, monkeypatch, said):
+    impatient(monkeypatch)
     workers, gateway = await world.two_workers()
     _, answer = await gateway.start("one")
     first, other = first_and_other(workers)
-    parts = [b"%d" % number * 1000 for number in range(4)]
-    await gateway.publish(answer["publish_url"], *parts)
-    await first.orchestrator.relay.close()
-    if input_ends:
-        await gateway.end(answer["publish_url"])
-    await until(lambda: other.started)
-    reading = asyncio.ensure_future(everything(other.url("subscribe")))
-    if not input_ends:
-        await gateway.end(answer["publish_url"])
-    assert await asyncio.wait_for(reading, 10) == b"".join(parts)
-    await other.say({"type": "transcript", "seq": 0, "text": "x"}, {"type": "end", "seq": 1})
-    found = await gateway.follow(answer["data_url"]).ended()
-    assert [record["type"] for record in found] == ["transcript", "end"]
-    assert (await gateway.json("/process/stream/one/status"))[1]["orchestrator"] == other.orchestrator.url
-    await gateway.settled()
-    await until(lambda: other.orchestrator.slots == 0)
-
-
-async def test_an_orchestrator_that_dies_after_a_result_ends_the_stream_with_an_error(world, monkeypatch):
-    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
-    workers, gateway = await world.two_workers()
-    _, answer = await gateway.start("one")
-    first, other = first_and_other(workers)
-    timing = {"media_window_end_ms": 700}
-    await first.say({"type": "transcript", "job_id": "one", "seq": 0, "text": "x", "timing": timing})
     reader = gateway.follow(answer["data_url"])
-    await until(lambda: reader.events)
+    if said:
+        timing = {"media_window_end_ms": 700}
+        await first.say({"type": "transcript", "job_id": "one", "seq": 0, "text": "x", "timing": timing})
+        await until(lambda: reader.events)
     await first.orchestrator.relay.close()
-    found = await reader.ended()
-    assert [(record["type"], record["seq"]) for record in found] == [("transcript", 0), ("error", 1), ("end", 2)]
-    assert {name: found[-1][name] for name in ("audio_ms", "transcripts", "errors")} == {
-        "audio_ms": 700, "transcripts": 1, "errors": 1,
-    }  # fmt: skip
-    assert not other.started
-    assert (await gateway.json("/process/stream/one/status"))[1]["error"] == found[1]["error"]
+    *before, error, end = await reader.ended()
+    assert [(record["type"], record["seq"]) for record in before] == [("transcript", 0)][: len(before)]
+    assert len(before) == said
+    assert (error["type"], error["seq"], end["type"], end["seq"]) == ("error", said, "end", said + 1)
+    assert (end["audio_ms"], end["transcripts"], end["errors"]) == (700 * said, said, 1)
+    assert not other.started, "it is not begun anew elsewhere"
+    assert (await gateway.json("/process/stream/one/status"))[1]["error"] == error["error"]
     await gateway.settled()
 
 
-async def test_a_container_that_dies_before_a_result_is_replaced_by_another_of_the_same_orchestrator(world):
-    workers = [world.Worker(world) for _ in range(2)]
-    scripts = [await world.script(worker) for worker in workers]
-    orchestrator = await world.orchestrator(urls=[script.url for script in scripts])
-    gateway = await world.gateway(orchestrator)
-    _, answer = await gateway.start("one", {"a": 1})
-    first, other = first_and_other(workers)
-    headers = {"Livepeer": world.header()}
-    await gateway.post("/process/stream/one/update", b'{"b": 2}', headers=headers)
-    await gateway.publish(answer["publish_url"], b"abc")
-    await scripts[workers.index(first)].close()
-    await until(lambda: other.started)
-    assert other.started[0]["params"] == {"a": 1, "b": 2}
-    await gateway.end(answer["publish_url"])
-    assert await asyncio.wait_for(everything(other.url("subscribe")), 10) == b"abc"
-    await other.say({"type": "end", "seq": 0})
-    await gateway.follow(answer["data_url"]).ended()
-    await gateway.settled()
-    await until(lambda: orchestrator.slots == 0)
-
-
-async def test_a_container_that_dies_after_a_result_ends_the_stream_with_an_error(world):
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_container_that_dies_ends_the_stream_with_one_error(world, said):
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")
-    await worker.say({"type": "transcript", "seq": 0, "text": "x"})
     reader = gateway.follow(answer["data_url"])
-    await until(lambda: reader.events)
+    if said:
+        await worker.say({"type": "transcript", "seq": 0, "text": "x"})
+        await until(lambda: reader.events)
     await worker.script.close()
     found = await reader.ended()
-    assert [record["type"] for record in found] == ["transcript", "error", "end"]
-    assert "gone" in found[1]["error"]
+    assert [record["type"] for record in found] == ["transcript"] * said + ["error", "end"]
+    assert "gone" in found[-2]["error"]
     await gateway.settled()
     await until(lambda: worker.orchestrator.slots == 0)
 
 
 async def test_a_container_without_events_is_lost(world, monkeypatch):
-    monkeypatch.setattr(link, "HEARTBEAT_S", 0.3)
-    monkeypatch.setattr(link, "TICK_S", 0.05)
-    monkeypatch.setattr(link, "LAST_S", 0.1)
+    monkeypatch.setattr(upstream, "HEARTBEAT_S", 0.3)
+    monkeypatch.setattr(upstream, "LAST_S", 0.1)
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")
     await worker.say({"type": "transcript", "seq": 0})
@@ -123,11 +84,10 @@ async def test_a_container_without_events_is_lost(world, monkeypatch):
 
 @pytest.mark.parametrize("how", ["nothing", "hangs", "no urls", "bad urls", "half"])
 async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, how):
-    """Another one takes the stream, and the first is told to let go of it."""
-    monkeypatch.setattr(link, "HEARTBEAT_S", 1.0)
-    monkeypatch.setattr(link, "TICK_S", 0.05)
-    monkeypatch.setattr(link, "LAST_S", 0.1)
-    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.3, longest_pause=0.1, answer_seconds=1))
+    """Another one takes the stream if that is known at the start; the first is told to let go of it in any case."""
+    monkeypatch.setattr(upstream, "HEARTBEAT_S", 1.0)
+    monkeypatch.setattr(upstream, "LAST_S", 0.1)
+    impatient(monkeypatch)
     stops = []
 
     async def post(script, reader, writer, path, headers):
@@ -157,49 +117,16 @@ async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, 
     orchestrator = await world.orchestrator(api)
     gateway = await world.gateway(script, orchestrator)
     _, answer = await gateway.start("one", PCM)
-    await gateway.publish(answer["publish_url"], bytes(3200))
-    await gateway.end(answer["publish_url"])
-    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
+    reader = gateway.follow(answer["data_url"])
+    if how in ("no urls", "half"):
+        await gateway.publish(answer["publish_url"], bytes(3200))
+        await gateway.end(answer["publish_url"])
+        assert world.heard(await reader.ended()) == 3200
+    else:
+        assert [record["type"] for record in await reader.ended()] == ["error", "end"]
     await gateway.settled()
     assert stops
     await until(lambda: orchestrator.slots == 0)
-
-
-async def test_nobody_takes_it_up_again(world, monkeypatch):
-    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
-    worker, gateway = await world.worker_pair(relayed=True)
-    _, answer = await gateway.start("one")
-    await worker.orchestrator.relay.close()
-    found = await gateway.follow(answer["data_url"]).ended()
-    assert [record["type"] for record in found] == ["error", "end"]
-    assert "and then: no orchestrator has a place" in found[0]["error"]
-    await gateway.settled()
-
-
-async def test_a_stop_while_another_orchestrator_is_sought(world, monkeypatch):
-    monkeypatch.setattr(link, "OPTIONS", link.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1))
-    monkeypatch.setattr(session, "FLUSH_S", 0.3)
-    monkeypatch.setattr(session, "LAST_WORDS_S", 0.3)
-    workers, gateway = await world.two_workers()
-    _, answer = await gateway.start("one")
-    first, other = first_and_other(workers)
-    asked = asyncio.Event()
-    real = other.script.post
-
-    async def slow(script, reader, writer, path, headers):
-        if path.startswith("/stream/start"):
-            asked.set()
-            await asyncio.sleep(30)
-        return await real(script, reader, writer, path, headers)
-
-    other.script.post = slow
-    await first.orchestrator.relay.close()
-    await asyncio.wait_for(asked.wait(), 10)
-    assert (await gateway.post("/process/stream/one/stop"))[0] == 200
-    found = await gateway.follow(answer["data_url"]).ended()
-    assert [record["type"] for record in found] == ["error", "end"]
-    await gateway.settled()
-    await until(lambda: other.orchestrator.slots == 0)
 
 
 async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
@@ -228,7 +155,7 @@ async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(worl
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one", {"input": "pcm16"})
     hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
-    channel = worker.orchestrator.running.streams._trickle.get("one")
+    channel = worker.orchestrator.running.trickle.get("one")
     async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
         async with await publisher.next() as segment:
             await segment.write(b"abc")  # in the middle of a sample
@@ -249,7 +176,7 @@ async def test_a_segment_that_its_client_breaks_off_in_mid_sample_does_not_shift
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one", params)
     hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
-    channel = gateway.running.streams._trickle.get("one")
+    channel = gateway.running.trickle.get("one")
     async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
         segment = await publisher.next()
         await segment.write(b"abc")
@@ -280,7 +207,7 @@ async def test_text_that_was_gone_is_told_of(world):
     await worker.say({"type": "transcript", "seq": 0})
     reader = gateway.follow(answer["data_url"])
     await until(lambda: reader.events)
-    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     for seq in range(1, 10):  # in one go: nobody can read them all
         segment = channel.for_write(channel.next_write)
         channel.begin(segment)
@@ -297,7 +224,7 @@ async def test_text_whose_rest_is_gone_after_an_outage_is_told_of_and_what_follo
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one")
     reader = gateway.follow(answer["data_url"])
-    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     unfinished = channel.for_write(0)
     channel.begin(unfinished)
     unfinished.append(b'{"type": "transcript", "seq": 0}\n{"type": "tran')
@@ -326,7 +253,7 @@ async def test_a_record_that_broke_off_and_is_sent_again_reaches_the_client_once
     path = worker.url("data").split("/", 3)[3]
     connection[1].write(b"POST /%b/0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
     connection[1].write(b"%x\r\n%b\r\n" % (len(half), half))
-    channel = worker.orchestrator.running.streams._trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     await until(lambda: channel.next_write == 1)
     connection[1].transport.abort()
     whole = {"type": "transcript", "seq": 0, "text": "one two"}

@@ -10,8 +10,7 @@ import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.waiting import until
-from whisper_byoc.network.gateway import app as gateway_app
-from whisper_byoc.network.gateway import records, streams
+from whisper_byoc.network import gateway_streams, records
 from whisper_byoc.trickle import TricklePublisher
 
 PCM = {"input": "pcm16"}
@@ -129,9 +128,9 @@ async def test_the_public_address_is_in_the_urls(world):
         await gateway.post(f"/process/stream/{answer['stream_id']}/stop")
 
 
-async def test_pages_of_other_origins(world, monkeypatch):
-    monkeypatch.setenv(gateway_app.CORS, "1")
-    gateway = await world.pair(world.Sound())
+async def test_pages_of_other_origins(world):
+    orchestrator = await world.orchestrator(await world.serving(world.Sound()))
+    gateway = await world.gateway(orchestrator, cross_origin=True)
     async with gateway.http.options(f"{gateway.url}/process/stream/x/data") as answer:
         assert answer.status == 200
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
@@ -174,8 +173,8 @@ async def test_pcm_comes_back_as_text_and_the_end_of_input_ends_the_stream(world
     assert await late.ended() == found
     assert late.events == early.events
     assert await again.ended() == found[1:]
-    assert (await gateway.json("/process/stream/one/status"))[1]["state"] == "ended"
     await world.over(gateway)
+    assert (await gateway.json("/process/stream/one/status"))[1]["state"] == "ended"
 
 
 async def test_mpeg_ts_comes_back_as_text(world):
@@ -369,10 +368,10 @@ async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world
     _, answer = await gateway.start("one", PCM)
     await gateway.publish(answer["publish_url"], bytes(100_000))
     await gateway.post("/process/stream/one/stop")
-    trickle = gateway.running.streams._trickle
+    trickle = gateway.running.trickle
     await until(lambda: trickle.memory.held == 0)
     assert (await gateway.json("/process/stream/one/status"))[1]["ingest_metrics"]["bytes"] == 100_000
-    monkeypatch.setattr(streams, "KEPT_S", 0.0)
+    monkeypatch.setattr(gateway_streams, "KEPT_S", 0.0)
     assert (await gateway.json("/process/stream/one/status"))[0] == 404
 
 

@@ -10,8 +10,8 @@ from tests.waiting import until
 from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.orchestrator.app import OrchestratorConfig, running, serve
-from whisper_byoc.network.orchestrator.pool import Container
+from whisper_byoc.network.orchestrator import OrchestratorConfig, running, serve
+from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import Address
 
 
@@ -82,7 +82,7 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession() as http:
         async with running(config) as orchestrator:
-            await until(lambda: orchestrator.context.pool.free("test"))
+            await until(lambda: orchestrator.pool.free("test"))
             url = f"{orchestrator.url}/live/video-to-video"
             posting = asyncio.ensure_future(http.post(url, data=b"x", headers={"X-Model-Id": "test"}))
             await until(lambda: container.table.jobs)
@@ -90,7 +90,7 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
             await posting
         assert container.table.jobs == ()
         assert len(orchestrator.context.tasks) == 0
-        assert orchestrator.context.pool.jobs == 0
+        assert orchestrator.pool.jobs == 0
     await until(lambda: {each for each in asyncio.all_tasks() - before if "RequestHandler" not in repr(each)} == set())
     assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
@@ -103,7 +103,7 @@ async def test_it_serves_until_it_is_stopped():
 
 async def test_an_address_in_use_is_a_start_error(orchestrate):
     api = await orchestrate()
-    with pytest.raises(StartError, match="another program listens there"):
+    with pytest.raises(StartError, match="stop the program that listens there"):
         await serve(OrchestratorConfig(Address(f"127.0.0.1:{api.port}", 1)), asyncio.Event())
 
 

@@ -130,9 +130,9 @@ async def test_nonsense_about_itself_neither_ends_the_following_nor_the_jobs(scr
     api = await orchestrate(container)
     (known,) = api.pool
     for _ in range(3):
-        known.refuses("again")
+        known.not_ready("again")
         await api.ready()
-    assert known.serves == ()
+    assert known.pipelines == ()
     assert (await api.batch(b"x"))[0] == 200
 
 
@@ -150,7 +150,7 @@ async def test_its_pipelines_are_learned_and_named_in_requests(scripted, orchest
     await api.live(b"x")
     assert "pipeline=test" in queries[0]
     container.version = b'{"model_id":"whatever"}'
-    api.pool.of("test")[0].refuses("restarted")
+    api.pool.of("test")[0].not_ready("restarted")
     await api.ready()
     queries.clear()
     await api.live(b"x")
@@ -161,7 +161,6 @@ async def test_a_container_that_registered_and_has_been_gone_for_long_is_forgott
     api = await orchestrate(forget_seconds=0.2)
     await api.register(url=f"http://127.0.0.1:{unused_tcp_port}")
     await until(lambda: not list(api.pool))
-    await until(lambda: not api.context.follower._tasks)
     assert (await api.live(b"x"))[0] == 404
 
 
@@ -174,34 +173,3 @@ async def test_one_that_was_named_at_the_start_is_never_forgotten(orchestrate, u
     status, body, _ = await api.live(b"x")
     assert status == 502
     assert container.url in json.loads(body)["error"]
-
-
-async def test_following_is_one_task_whether_the_container_is_being_asked_or_not(orchestrate):
-    """Whoever counts tasks must not find one less at the moments of asking."""
-    asked, writers, answering = [], [], asyncio.Event()
-    answering.set()
-
-    async def run(reader, writer):
-        writers.append(writer)
-        while line := await reader.readline():
-            asked.append(line)
-            await reader.readuntil(b"\r\n\r\n")
-            await answering.wait()
-            writer.write(b"HTTP/1.1 200 x\r\nContent-Length: 2\r\n\r\n{}")
-
-    def tasks():
-        return sorted(task.get_coro().__qualname__ for task in asyncio.all_tasks())
-
-    listener = await asyncio.start_server(run, "127.0.0.1", 0)
-    api = await orchestrate(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", ask_seconds=60)
-    await until(lambda: len(asked) == 2)  # how it is, and what it serves
-    while_waiting = tasks()
-    answering.clear()
-    api.context.follower.doubt(*api.pool)
-    await until(lambda: len(asked) == 3)
-    assert tasks() == while_waiting
-    answering.set()
-    listener.close()
-    for writer in writers:
-        writer.transport.abort()
-    await asyncio.sleep(0)

@@ -6,29 +6,29 @@ import logging
 import pytest
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.network.orchestrator.pool import Container, Pool, Slot
+from whisper_byoc.network.pool import Container, Pool, Slot
 
 
 def pool(*capacities, name="a"):
     made = Pool()
     for number, capacity in enumerate(capacities):
-        made.add(Container(name, f"http://c{number}", capacity)).answers()
+        made.add(Container(name, f"http://c{number}", capacity)).is_ready()
     return made
 
 
 def test_a_job_goes_where_most_places_are_free():
     made = pool(1, 3)
-    taken = [made.take("a").container.url for _ in range(4)]
+    taken = [next(made.slots("a")).container.url for _ in range(4)]
     assert sorted(taken) == ["http://c0", "http://c1", "http://c1", "http://c1"]
     assert taken[:2] == ["http://c1", "http://c1"]
     with pytest.raises(PeerBusy, match="all 4 places are taken") as caught:
-        made.take("a")
+        next(made.slots("a"))
     assert (caught.value.status, caught.value.retry_after) == (503, 1)
 
 
 def test_a_place_is_given_back_once():
     made = pool(2)
-    first, _ = made.take("a"), made.take("a")
+    first, _ = next(made.slots("a")), next(made.slots("a"))
     first.free()
     first.free()
     assert (made.jobs, made.free("a")) == (1, 1)
@@ -41,15 +41,15 @@ def test_names_of_one_container_share_its_capacity_where_it_is_given_once():
     for each in same:
         each.together = tuple(same)
     for each in made:
-        each.answers()
-    first = made.take("a")
+        each.is_ready()
+    first = next(made.slots("a"))
     assert (made.free("a"), made.free("b"), same[1].load) == (1, 2, 1)
-    second = made.take("b")
+    second = next(made.slots("b"))
     assert second.container is same[1]
     assert (made.free("a"), made.free("b")) == (0, 1)
-    assert made.take("b").container is other, "the first one is full"
+    assert next(made.slots("b")).container is other, "the first one is full"
     with pytest.raises(PeerBusy):
-        made.take("a")
+        next(made.slots("a"))
     second.free()
     assert (made.free("a"), made.jobs) == (1, 2)
     first.free()
@@ -58,47 +58,43 @@ def test_names_of_one_container_share_its_capacity_where_it_is_given_once():
 
 def test_who_was_passed_over_is_not_asked_again():
     made = pool(1, 5)
-    first = made.take("a").container
-    assert made.take("a", [first]).container is not first
-    assert not made.free_elsewhere("a", list(made))
-    with pytest.raises(PeerFailed, match="just failed"):
-        made.take("a", list(made))
+    assert [slot.container.url for slot in made.slots("a")] == ["http://c1", "http://c0"]
 
 
 def test_an_unknown_name_is_404_with_the_names_there_are():
     made = pool(1)
     made.add(Container("b", "http://c0", 1))
     with pytest.raises(RequestRefused, match="model not found: 'c'; there are: a, b") as caught:
-        made.take("c")
+        next(made.slots("c"))
     assert caught.value.status == 404
     with pytest.raises(RequestRefused, match="there are: none"):
-        Pool().take("c")
+        next(Pool().slots("c"))
 
 
 def test_containers_that_do_not_answer_are_named_with_their_trouble():
     made = pool(1)
-    made.of("a")[0].refuses("it is loading")
+    made.of("a")[0].not_ready("it is loading")
     with pytest.raises(PeerFailed, match="http://c0: it is loading") as caught:
-        made.take("a")
+        next(made.slots("a"))
     assert caught.value.status == 502
 
 
 def test_adding_a_container_again_changes_it_and_keeps_its_jobs():
     made = pool(1)
-    slot = made.take("a")
-    known = made.add(Container("a", "http://c0", 7, "token", price={"price_per_unit": 2}))
+    slot = next(made.slots("a"))
+    known = made.add(Container("a", "http://c0", 7, "token"))
     assert known is slot.container
-    assert (known.capacity, known.token, known.price, known.free) == (7, "token", {"price_per_unit": 2}, 6)
+    assert (known.capacity, known.token, known.free) == (7, "token", 6)
     assert len(list(made)) == 1
 
 
 def test_a_container_that_leaves_is_known_until_its_last_job_is_over():
     made = pool(2)
-    slot = made.take("a")
-    made.remove(slot.container)
+    slot = next(made.slots("a"))
+    slot.container.leaving = True
     assert (made.names, made.of("a"), made.free("a"), made.jobs) == ((), [], 0, 1)
     assert list(made) == [slot.container]
-    slot.container.answers()  # it is followed still, and not offered
+    slot.container.is_ready()  # it is followed still, and not offered
     assert slot.container.free == 0
     slot.free()
     assert (list(made), made.jobs) == ([], 0)
@@ -106,8 +102,8 @@ def test_a_container_that_leaves_is_known_until_its_last_job_is_over():
 
 def test_a_container_that_comes_back_before_that_has_its_jobs_still():
     made = pool(2)
-    slot = made.take("a")
-    made.remove(slot.container)
+    slot = next(made.slots("a"))
+    slot.container.leaving = True
     assert made.add(Container("a", "http://c0", 3)) is slot.container
     assert made.free("a") == 2
 
@@ -122,9 +118,9 @@ def test_a_token_is_not_shown():
 def test_the_pipeline_is_named_unless_there_is_only_one():
     container = Container("a", "http://c", 1)
     assert container.query == {"pipeline": "a"}  # not known yet
-    container.serves = ("x",)
+    container.pipelines = ("x",)
     assert container.query == {}
-    container.serves = ("x", "a")
+    container.pipelines = ("x", "a")
     assert container.query == {"pipeline": "a"}
 
 
@@ -132,14 +128,14 @@ def test_coming_and_going_is_logged_once(caplog):
     caplog.set_level(logging.INFO)
     container = Container("tiny", "http://c", 1)
     for _ in range(2):
-        container.answers()
+        container.is_ready()
     for _ in range(2):
-        container.refuses("it is draining")
+        container.not_ready("it is draining")
     messages = [each.message for each in caplog.records]
     assert messages.count("BYOC capability registered: tiny") == 1
     assert messages.count("BYOC capability lost: tiny (http://c): it is draining") == 1
-    container.serves = ("other",)
-    container.answers()
+    container.pipelines = ("other",)
+    container.is_ready()
     assert "says that it serves other" in caplog.text
 
 
@@ -150,59 +146,13 @@ async def test_work_within_alive_is_interrupted_when_the_container_dies():
     slot = Slot(Container("a", "http://c", 1))
 
     async def work():
-        with slot.alive():
+        async with slot.guard():
             await asyncio.sleep(60)
 
     working = asyncio.ensure_future(work())
     await asyncio.sleep(0)
-    slot.container.died("connection refused")
+    slot.container.gone("connection refused")
     with pytest.raises(PeerFailed, match="the container at http://c is gone: connection refused"):
         await working
-    with pytest.raises(PeerFailed), slot.alive():
-        raise AssertionError("it is dead already")
-
-
-async def test_work_that_somebody_else_cancels_is_cancelled():
-    slot = Slot(Container("a", "http://c", 1))
-
-    async def work():
-        with slot.alive():
-            await asyncio.sleep(60)
-
-    working = asyncio.ensure_future(work())
-    await asyncio.sleep(0)
-    working.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await working
-
-
-async def test_work_after_alive_is_not_interrupted():
-    slot = Slot(Container("a", "http://c", 1))
-
-    async def work():
-        with slot.alive():
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
-        return "done"
-
-    working = asyncio.ensure_future(work())
-    await asyncio.sleep(0.01)
-    slot.container.died("gone")
-    assert await working == "done"
-
-
-async def test_a_job_that_ends_by_itself_at_that_moment_is_no_cancelled_task():
-    slot = Slot(Container("a", "http://c", 1))
-    done = asyncio.get_running_loop().create_future()
-
-    async def work():
-        with slot.alive():
-            await done
-        return "done"
-
-    working = asyncio.ensure_future(work())
-    await asyncio.sleep(0)
-    done.set_result(None)
-    slot.container.died("gone")
     with pytest.raises(PeerFailed):
-        await working
+        await work()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.network.header import NOBODY, JobHeader, sender_header
+from whisper_byoc.livepeer import NOBODY, JobHeader, sender_header
 
 GOOD = {"capability": "tiny", "timeout_seconds": 30, "request": "{}", "parameters": "{}"}
 

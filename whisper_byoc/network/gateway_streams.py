@@ -1,26 +1,23 @@
-"""`/process/stream/…`: streams as clients of go-livepeer's gateway start, read, change and stop them."""
-
-from __future__ import annotations
+"""The gateway's streams: `/process/stream/…`, as clients of go-livepeer's gateway start, read, change and stop them."""
 
 import asyncio
 import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
+from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.network.answers import as_text
-from whisper_byoc.network.gateway.context import Context
-from whisper_byoc.network.gateway.session import Session
-from whisper_byoc.network.header import HEADER, JobHeader, object_in
-from whisper_byoc.network.reading import json_object, read_small
-from whisper_byoc.network.tasks import within
+from whisper_byoc.http import json_object
+from whisper_byoc.network.directory import Directory
+from whisper_byoc.network.relay import ClientAnswer
+from whisper_byoc.network.serving import Context, as_text, read_small
+from whisper_byoc.network.session import Session
 from whisper_byoc.trickle import TrickleServer
-
-__all__ = ["Streams"]
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
@@ -33,21 +30,21 @@ MOST_KEPT = 256
 """… and of so many."""
 
 
-class Streams:
+class GatewayStreams:
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
-    def __init__(self, context: Context, trickle: TrickleServer, public_host: str = "") -> None:
+    def __init__(self, context: Context, directory: Directory, trickle: TrickleServer, public_host: str = "") -> None:
         self._context = context
+        self._directory = directory
         self._trickle = trickle
         self._public_host = public_host
         self._sessions: dict[str, Session] = {}
         self._starting: set[str] = set()
 
     def __len__(self) -> int:
-        return sum(session.ended_at is None for session in self._sessions.values())
+        return len(self._starting) + sum(session.ended_at is None for session in self._sessions.values())
 
     def routes(self) -> list[web.RouteDef]:
-        """Give the routes."""
         one = "/process/stream/{stream_id}"
         return [
             web.post("/process/stream/start", as_text(self.start)),
@@ -59,25 +56,25 @@ class Streams:
 
     async def start(self, request: web.Request) -> web.Response:
         """Start a stream; the answer comes when a container has taken it on."""
-        job = JobHeader.parse(request.headers.get(HEADER))
+        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         fields = json_object(await read_small(request, LARGEST_BODY))
         stream_id = id_for(fields)
         self._forget_old()
+        self._context.check_draining()
         before = self._sessions.get(stream_id)
         if stream_id in self._starting or (before is not None and not before.ending):
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        if len(self) + len(self._starting) >= self._context.limits.jobs:
+        if len(self) >= self._context.limits.jobs:
             raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
-        session = Session(stream_id, job, {"params": params_in(fields)}, self._context, self._trickle)
-        with self._context:
-            self._starting.add(stream_id)
-            try:
-                if before is not None:
-                    await before.gone()
-                await session.start()
-                self._sessions[stream_id] = session
-            finally:
-                self._starting.discard(stream_id)
+        session = Session(stream_id, job, params_in(fields), self._context, self._trickle)
+        self._starting.add(stream_id)
+        try:
+            if before is not None:
+                await before.gone()
+            await session.start(await self._directory.with_places(job.capability))
+            self._sessions[stream_id] = session
+        finally:
+            self._starting.discard(stream_id)
         return web.json_response(self._urls(request, session))
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -89,7 +86,7 @@ class Streams:
 
     async def update(self, request: web.Request) -> web.Response:
         """Hand new parameters to the container, and answer as it does."""
-        JobHeader.parse(request.headers.get(HEADER))
+        livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         session = self._find(request)
         body = await read_small(request, LARGEST_BODY)
         status, answer, content_type = await session.update(
@@ -102,30 +99,23 @@ class Streams:
         return web.json_response(self._find(request).status())
 
     async def data(self, request: web.Request) -> web.StreamResponse:
-        """Give a stream's records as server-sent events, from the first that is kept to the end."""
+        """Send a stream's records as server-sent events, from the first that is kept to the end."""
         session = self._find(request)
         if not session.has_data:
             raise RequestRefused(503, f"stream {session.id!r} was started without enable_data_output")
         last = request.headers.get("Last-Event-ID", "")
         start = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 16 else 0
+        client = ClientAnswer(request, self._context.limits.stall_seconds)
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        await response.write(b": stream %b\n\n" % session.id.encode())  # a reader knows at once that it is connected
-        try:
-            async for numbered in session.records.read(start):
-                event = b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n"
-                await within(self._context.limits.stall_seconds, response.write(event))
-            await response.write(b'event: end\ndata: {"type":"stream_ended"}\n\n')
-            await response.write_eof()
-        except (TimeoutError, ConnectionError):  # the reader does not read, or is gone
-            if request.transport is not None:
-                request.transport.abort()
-        return response
+        await client.begin(200, headers)
+        await client.write(b": stream %b\n\n" % session.id.encode())  # a reader knows at once that it is connected
+        async for numbered in session.records.read(start):
+            await client.write(b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n")
+        return await client.end(b'event: end\ndata: {"type":"stream_ended"}\n\n')
 
-    async def stop_all(self) -> None:
+    async def stop_all(self, reason: str) -> None:
         """End all streams."""
-        await asyncio.gather(*(stopped(session) for session in self._sessions.values() if session.busy))
+        await asyncio.gather(*(session.stop(b"", "") for session in self._sessions.values() if session.busy))
 
     def _find(self, request: web.Request) -> Session:
         stream_id = request.match_info["stream_id"]
@@ -140,12 +130,9 @@ class Streams:
         for _, name in ended[: max(0, len(ended) - MOST_KEPT)] + [each for each in ended if each[0] < before]:
             self._sessions.pop(name, None)
 
-    def _host(self, request: web.Request) -> str:
-        return self._public_host or request.host
-
     def _urls(self, request: web.Request, session: Session) -> dict[str, str]:
-        """Give all keys of go-livepeer's answer, and the trickle channels of ours."""
-        host = self._host(request)
+        """Return all keys of go-livepeer's answer, and the trickle channels of ours."""
+        host = self._public_host or request.host
         base = host if "://" in host else f"{request.scheme}://{host}"
         route, trickle = f"{base}/process/stream/{session.id}", base + self._trickle.base_path
         return {
@@ -163,12 +150,7 @@ class Streams:
         }
 
 
-async def stopped(session: Session) -> None:
-    """Stop a stream; nobody waits for the container's answer."""
-    await session.stop(b"", "")
-
-
-def id_for(fields: dict[str, Any]) -> str:
+def id_for(fields: Mapping[str, Any]) -> str:
     """Make a stream's id of what the client calls it (go-livepeer, byoc/stream_gateway.go).
 
     Raises `RequestRefused` (400).
@@ -187,12 +169,12 @@ def id_for(fields: dict[str, Any]) -> str:
     return stream_id
 
 
-def params_in(fields: dict[str, Any]) -> dict[str, Any] | None:
+def params_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Read the container's parameters: JSON as text, as go-livepeer has them, or plain JSON.
 
     Raises `RequestRefused` (400).
     """
     params = fields.get("params")
     if params is None or params == "":
-        return None
-    return params if isinstance(params, dict) else object_in(params, "params")
+        return {}
+    return params if isinstance(params, dict) else livepeer.object_in(params, "params")

@@ -1,0 +1,319 @@
+"""A request's body is whole for each peer that is tried, and an answer ends properly, whoever fails."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.waiting import until
+from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
+from whisper_byoc.network.records import record_stream
+from whisper_byoc.network.relay import ClientAnswer, RequestBody
+from whisper_byoc.network.serving import as_json, as_text
+from whisper_byoc.trickle.limits import Memory
+
+BODY = [bytes([n]) * (n * 1000 + 1) for n in range(30)]
+WHOLE = b"".join(BODY)
+HEAD = {"Content-Type": "application/octet-stream"}
+
+
+@asynccontextmanager
+async def served(handle, wrap=as_json, cancellation=True):
+    """Serve `handle(request)`, and yield a session, the URL and the port."""
+    app = web.Application(client_max_size=0)
+    app.router.add_route("*", "/", wrap(handle))
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=cancellation)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    async with aiohttp.ClientSession() as http:
+        yield http, f"http://127.0.0.1:{port}/", port
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def receiving(use, *, keep=1 << 20, limit=None, memory=None, cancellation=True):
+    """Serve a handler that answers with what `use(body)` returns."""
+    memory = memory or Memory(1 << 30)
+
+    async def handle(request):
+        with RequestBody(request, memory, keep, limit) as body:
+            return web.Response(body=await use(body))
+
+    async with served(handle, cancellation=cancellation) as found:
+        yield found
+    assert memory.held == 0
+
+
+async def chunks(data=BODY):
+    for each in data:
+        yield each
+        await asyncio.sleep(0)
+
+
+async def joined(body, stop=None):
+    got = b""
+    async for chunk in body.chunks():
+        got += chunk
+        if stop is not None and len(got) >= stop:
+            break
+    return got
+
+
+# -- bodies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_every_peer_gets_the_whole_body(chunked):
+    async def use(body):
+        assert body.length == (None if chunked else len(WHOLE))
+        for stop in (0, 1000, 200_000):
+            assert WHOLE.startswith(await joined(body, stop))
+        assert body.repeatable
+        assert await joined(body) == WHOLE
+        return await joined(body)
+
+    async with receiving(use) as (http, url, _), http.post(url, data=chunks() if chunked else WHOLE) as answer:
+        assert await answer.read() == WHOLE
+
+
+async def test_a_feed_sends_its_head_before_its_first_byte():
+    async def use(body):
+        return await anext(body.chunks())
+
+    async with receiving(use) as (http, url, _), http.post(url, data=chunks()) as answer:
+        assert await answer.read() == b""
+
+
+async def test_a_second_peer_misses_nothing_while_the_reading_for_the_first_still_waits():
+    go_on = asyncio.Event()
+
+    async def sent():
+        yield b"first"
+        await go_on.wait()
+        yield b"second"
+
+    async def use(body):
+        first = asyncio.ensure_future(joined(body))
+        await until(lambda: body.waiting)
+        second = asyncio.ensure_future(joined(body))
+        await asyncio.sleep(0)
+        go_on.set()
+        return await first + b"|" + await second
+
+    async with receiving(use) as (http, url, _), http.post(url, data=sent()) as answer:
+        assert await answer.read() == b"firstsecond|firstsecond"
+
+
+async def test_what_is_released_is_not_kept_and_the_rest_still_comes():
+    async def use(body):
+        first = body.chunks()
+        taken = await anext(first) + await anext(first)
+        body.release()
+        assert not body.repeatable
+        return taken + b"".join([chunk async for chunk in first])
+
+    async with receiving(use) as (http, url, _), http.post(url, data=chunks()) as answer:
+        assert await answer.read() == WHOLE
+
+
+async def test_beyond_what_is_kept_it_cannot_be_repeated_and_is_still_whole():
+    async def use(body):
+        got = await joined(body)
+        assert not body.repeatable
+        return got
+
+    async with receiving(use, keep=5000) as (http, url, _), http.post(url, data=chunks()) as answer:
+        assert await answer.read() == WHOLE
+
+
+async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it():
+    begun, seen = asyncio.Event(), []
+
+    async def use(body):
+        begun.set()
+        with pytest.raises(RequestRefused, match="broke off"):
+            await joined(body)
+        seen.append(body.error.status)
+        return b""
+
+    async with receiving(use, cancellation=False) as (_, _, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await begun.wait()
+        writer.transport.abort()
+        await until(lambda: seen)
+    assert seen == [400]
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "status", "words"),
+    [
+        ({"limit": 1000}, bytes(1001), 413, "1001 bytes"),
+        ({"limit": 1000}, None, 413, "1000 bytes"),
+        ({"memory": Memory(1000)}, None, 503, "holds"),
+    ],
+)
+async def test_bodies_are_bounded_each_and_together(options, data, status, words):
+    async with receiving(joined, **options) as (http, url, _), http.post(url, data=data or chunks()) as answer:
+        assert answer.status == status
+        assert words in await answer.text()
+
+
+async def test_a_bug_while_reading_a_body_is_logged_and_is_not_called_a_lack_of_room(caplog):
+    class Broken:
+        held = 0
+
+        def take(self, _):
+            raise ZeroDivisionError("a bug")
+
+        def give(self, _):
+            pass
+
+    async with receiving(joined, memory=Broken()) as (http, url, _), http.post(url, data=b"x") as answer:
+        assert answer.status == 500
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+async def test_a_sender_who_hangs_up_leaves_no_bytes_behind():
+    memory = Memory(1 << 20)
+
+    async def use(body):
+        await anext(body.chunks())
+        await asyncio.sleep(60)
+
+    async with receiving(use, memory=memory) as (_, _, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhello")
+        await until(lambda: memory.held == 5)
+        writer.transport.abort()
+        await until(lambda: not memory.held)
+
+
+# -- answers ---------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """Stands in for a peer's answer: bytes, then its end, an error, or silence."""
+
+    def __init__(self, *data, then=b""):
+        self.content = self
+        self._data = [*data, then]
+
+    async def readany(self):
+        data = self._data.pop(0)
+        if data is None:
+            await asyncio.sleep(60)
+        if isinstance(data, BaseException):
+            raise data
+        return data
+
+
+def answering(use, accept="", stall=5.0, wrap=as_json):
+    """Serve a handler that does `use(client)`."""
+
+    async def handle(request):
+        return await use(ClientAnswer(request, stall, record_stream(accept)))
+
+    return served(handle, wrap)
+
+
+async def test_bytes_pass_and_the_answer_ends():
+    async def use(client):
+        await client.begin(200, {**HEAD, "X-A": "b"})
+        await client.copy(Peer(b"ab", b"cd"))
+        return await client.finish()
+
+    async with answering(use) as (http, url, _), http.get(url) as answer:
+        assert (answer.status, answer.headers["X-A"], await answer.read()) == (200, "b", b"abcd")
+
+
+@pytest.mark.parametrize(("wrap", "body"), [(as_json, '{"error": "full"}'), (as_text, "full\n")])
+async def test_an_error_before_the_head_is_an_error(wrap, body):
+    async def use(client):
+        return await client.fail(RequestRefused(503, "full", retry_after=7))
+
+    async with answering(use, wrap=wrap) as (http, url, _), http.get(url) as answer:
+        assert (answer.status, answer.headers["Retry-After"], await answer.text()) == (503, "7", body)
+
+
+async def test_an_error_after_the_head_is_told_as_records():
+    async def use(client):
+        await client.begin(200, HEAD)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await client.copy(Peer(b'{"seq":0}\n{"se', then=aiohttp.ClientPayloadError("cut")))
+        return await client.fail(RequestRefused(502, "gone"))
+
+    async with answering(use, "application/x-ndjson") as (http, url, _), http.get(url) as answer:
+        records = [each async for each in answer.content]
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert records[0] == b'{"seq":0}\n'
+    assert b'"seq":1,"error":"gone"' in records[1]
+    assert b'"type":"end"' in records[2]
+
+
+async def test_bytes_that_cannot_go_on_break_off():
+    async def use(client):
+        await client.begin(200, HEAD)
+        await client.copy(Peer(b"ab"))
+        return await client.fail(RequestRefused(502, "gone"))
+
+    async with answering(use) as (http, url, _), http.get(url) as answer:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+
+async def test_records_without_an_end_are_not_whole():
+    async def use(client):
+        await client.begin(200, HEAD)
+        await client.copy(Peer(b'{"seq":0}\n'))
+        with pytest.raises(PeerFailed, match="without an end record"):
+            await client.finish()
+        return await client.end()
+
+    async with answering(use, "application/x-ndjson") as (http, url, _), http.get(url) as answer:
+        assert await answer.read() == b'{"seq":0}\n'
+
+
+async def test_a_silent_peer_is_given_up_unless_it_may_be_silent():
+    silences = []
+
+    def may_be_silent():
+        silences.append(None)
+        return len(silences) < 3
+
+    async def use(client):
+        await client.begin(200, HEAD)
+        with pytest.raises(TimeoutError):
+            await client.copy(Peer(b"x", None, None, None, None), may_be_silent)
+        return await client.finish()
+
+    async with answering(use, stall=0.05) as (http, url, _), http.get(url) as answer:
+        assert await answer.read() == b"x"
+    assert len(silences) == 3
+
+
+@pytest.mark.parametrize("how", ["copy", "end"])
+async def test_a_reader_who_takes_nothing_is_cut_off_in_every_phase_of_the_answer(caplog, how):
+    over = asyncio.get_running_loop().create_future()
+
+    async def handle(request):
+        client = ClientAnswer(request, 0.2)
+        await client.begin(200, HEAD)
+        try:
+            if how == "copy":
+                await client.copy(Peer(*[bytes(1 << 20)] * 100))
+            request.transport.write(bytes(64 << 20))  # more than the sockets hold
+            await client.end()
+        except ReaderGone:
+            over.set_result(None)
+            raise
+
+    async with served(handle) as (_, _, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(over, 20)
+        writer.transport.abort()
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]

@@ -1,0 +1,340 @@
+"""The orchestrator's streams: `/ai/stream/start|stop|update|payment`, and the channels between gateway and container.
+
+Source: go-livepeer 0.9, byoc/stream_orchestrator.go.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+
+from whisper_byoc import livepeer
+from whisper_byoc.aio import cancel
+from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.http import json_object, json_value, read_body
+from whisper_byoc.network.peers import first_to_take, refused, talking_to
+from whisper_byoc.network.pool import Pool, Slot
+from whisper_byoc.network.serving import Context, as_text, read_small
+from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
+
+log = logging.getLogger("whisper_byoc.network.orchestrator")
+
+LARGEST_BODY = 10 << 20
+"""As go-livepeer's gateway takes it."""
+LARGEST_ANSWER = 1 << 20
+LARGEST_EVENT = 1 << 20
+WATCH_S = 0.5
+BODY_URLS = {
+    "control": "control_url", "events": "events_url", "": "subscribe_url", "out": "publish_url", "data": "data_url",
+}  # fmt: skip
+"""Kind of channel -> its key in the body for the container, whose side it names."""
+HEADER_URLS = {
+    "control": "X-Control-Url", "events": "X-Events-Url", "": "X-Publish-Url", "out": "X-Subscribe-Url",
+    "data": "X-Data-Url",
+}  # fmt: skip
+"""Kind of channel -> its header for the gateway, whose side it names."""
+
+Answer = tuple[int, bytes, str]
+"""Status, body and content type of a container's answer."""
+
+
+class ContainerStreams:
+    """All streams of one orchestrator.
+
+    `service_url` is how gateways reach it; containers are given `trickle_host` instead, if set.
+    """
+
+    def __init__(self, context: Context, pool: Pool, trickle: TrickleServer, trickle_host: str = "") -> None:
+        self.service_url = ""
+        self._context = context
+        self._pool = pool
+        self._trickle = trickle
+        self._trickle_host = trickle_host
+        self._streams: dict[str, ContainerStream] = {}
+        self._starting: set[str] = set()
+
+    def __len__(self) -> int:
+        return sum(not stream.over.done() for stream in self._streams.values())
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/ai/stream/start", as_text(self.start)),
+            web.post("/ai/stream/stop", as_text(self.stop)),
+            web.post("/ai/stream/update", as_text(self.update)),
+            web.post("/ai/stream/payment", as_text(self.payment)),
+        ]
+
+    async def start(self, request: web.Request) -> web.Response:
+        """Find a container for a stream, and answer with the URLs of its channels."""
+        self._context.check_draining()
+        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
+        stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
+        body = json_object(await read_small(request, LARGEST_BODY))
+        before = self._streams.get(stream_id)
+        if stream_id in self._starting or (before is not None and not before.ending):
+            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+        self._starting.add(stream_id)
+        try:
+            if before is not None:  # it was stopped, and its channels are still there for its last readers
+                await asyncio.wait({before.over})
+                self._context.check_draining()
+            channels = Channels(self._trickle, stream_id, job.options)
+            try:
+                stream = await self._on_some_container(job, stream_id, channels, body)
+            except BaseException:
+                channels.close()
+                raise
+        finally:
+            self._starting.discard(stream_id)
+        self._streams[stream_id] = stream
+        stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
+        urls = channels.urls(self.service_url + self._trickle.base_path, HEADER_URLS)
+        return web.Response(headers={**urls, livepeer.BALANCE: "0"})
+
+    async def _on_some_container(
+        self, job: livepeer.JobHeader, stream_id: str, channels: "Channels", body: Mapping[str, Any]
+    ) -> "ContainerStream":
+        parts = urlsplit(self.service_url)
+        base = f"{parts.scheme}://{self._trickle_host or parts.netloc}{self._trickle.base_path}"
+        start = {"gateway_request_id": stream_id, **channels.urls(base, BODY_URLS), **body}
+
+        async def attempt(slot: Slot) -> ContainerStream:
+            stream = ContainerStream(stream_id, slot, channels, self._context)
+            await stream.start(start, job.timeout_seconds)
+            log.info("stream %s runs at %s", stream_id, slot.container.url)
+            return stream
+
+        return await first_to_take(self._pool.slots(job.capability), attempt)
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """End a stream, and answer as its container does."""
+        stream = self._find(request)
+        body = await read_small(request, LARGEST_BODY)
+        return _response(*await stream.stop(body, request.headers.get("Content-Type", "")))
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Hand new parameters to a stream's container, and answer as it does."""
+        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
+        stream = self._find(request)
+        body = await read_small(request, LARGEST_BODY)
+        return _response(*await stream.post("params", body, "application/json", job.timeout_seconds))
+
+    async def payment(self, request: web.Request) -> web.Response:
+        """Thank for a payment; off-chain nothing is owed."""
+        await read_small(request)
+        return web.Response(headers={livepeer.BALANCE: "0"})
+
+    async def stop_all(self, reason: str) -> None:
+        """End all streams."""
+        streams = list(self._streams.values())
+        for stream in streams:
+            self._context.tasks.start(stream.stop_quietly(reason))
+        if streams:
+            await asyncio.wait({stream.over for stream in streams})
+
+    def _find(self, request: web.Request) -> "ContainerStream":
+        stream_id = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB)).stream_id
+        if stream := self._streams.get(stream_id):
+            return stream
+        raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
+
+
+def _response(status: int, body: bytes, content_type: str) -> web.Response:
+    return web.Response(status=status, body=body, headers={"Content-Type": content_type} if content_type else {})
+
+
+class Channels:
+    """The channels of one stream, which exist before the container is told."""
+
+    def __init__(self, trickle: TrickleServer, stream_id: str, options: Mapping[str, Any]) -> None:
+        """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
+        self._trickle = trickle
+        kinds = {"control": "application/json", "events": "application/json"}
+        if options.get("enable_video_ingress"):
+            kinds[""] = "video/MP2T"
+        if options.get("enable_video_egress"):
+            kinds["out"] = "video/MP2T"
+        if options.get("enable_data_output"):
+            kinds["data"] = "application/jsonl"
+        self.names = {kind: f"{stream_id}-{kind}" if kind else stream_id for kind in kinds}
+        if taken := [name for name in self.names.values() if name in trickle.channels]:
+            raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {taken[0]!r}: it is in use")
+        try:
+            for kind, name in self.names.items():
+                trickle.create(name, kinds[kind])
+        except TrickleError:
+            self.close()
+            raise
+
+    def urls(self, base: str, names: Mapping[str, str]) -> dict[str, str]:
+        """Return the URLs of the channels below `base`, under the names that `names` has for their kinds."""
+        return {name: f"{base}{self.names[kind]}" for kind, name in names.items() if kind in self.names}
+
+    def quiet_seconds(self, kind: str) -> float:
+        """Return the seconds since the newest segment of a channel began; infinite when the channel was closed."""
+        channel = self._trickle.channels.get(self.names[kind])
+        return time.monotonic() - channel.active_at if channel else float("inf")
+
+    def begun(self, kind: str) -> bool:
+        """Return whether anything was ever written to a channel."""
+        channel = self._trickle.channels.get(self.names[kind])
+        return channel is not None and channel.next_write > 0
+
+    def events(self) -> LocalSubscriber:
+        """Read the container's events from the next one on."""
+        return LocalSubscriber(self._trickle.get(self.names["events"]), NEXT)
+
+    async def publish_event(self, event: Mapping[str, Any]) -> None:
+        """Tell the gateway something, which reads the events."""
+        publisher = LocalPublisher(self._trickle.get(self.names["events"]))
+        await publisher.publish(json.dumps({"event": event}).encode())
+
+    def close(self) -> None:
+        """End all of them."""
+        for name in self.names.values():
+            if name in self._trickle.channels:
+                self._trickle.close(name)
+
+
+class ContainerStream:
+    """A stream at a container, which has taken it on when `start` returns.
+
+    From then on `over` is a task; it is done when the place is free and the channels are closed.
+    """
+
+    over: asyncio.Task[None]
+
+    def __init__(self, stream_id: str, slot: Slot, channels: Channels, context: Context) -> None:
+        self.id = stream_id
+        self._slot = slot
+        self._channels = channels
+        self._http = context.http
+        self._limits = context.limits
+        self._ending = asyncio.Event()
+        self._stopping: asyncio.Task[Answer] | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether it will be over soon: somebody has ended it, or its container is gone."""
+        return self._ending.is_set()
+
+    async def start(self, body: Mapping[str, Any], seconds: float) -> None:
+        """Tell the container to begin; when it does not, its place is freed.
+
+        Raises `RequestRefused`.
+        """
+        container = self._slot.container
+        try:
+            status, answer, _ = await self.post("start", json.dumps(body).encode(), "application/json", seconds)
+            if status >= 400:
+                raise refused(container.peer, status, answer)
+        except BaseException as error:
+            self._slot.free()
+            if isinstance(error, PeerFailed) and not error.reached:
+                container.not_ready(str(error))
+            raise
+        self.over = asyncio.get_running_loop().create_task(self._watch(), name=f"stream {self.id}")
+
+    async def post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+        """Send the container a request about the stream.
+
+        Raises `PeerFailed`.
+        """
+        container = self._slot.container
+        headers = {livepeer.STREAM_ID: self.id, **container.headers}
+        if content_type:
+            headers["Content-Type"] = content_type
+        limit = aiohttp.ClientTimeout(total=seconds, sock_connect=5.0)
+        too_large = PeerFailed(f"{container.peer} answered with more than {LARGEST_ANSWER} bytes")
+        async with self._slot.guard():
+            with talking_to(container.peer):
+                async with self._http.post(
+                    f"{container.url}/stream/{action}", data=body, headers=headers, params=container.query,
+                    timeout=limit, allow_redirects=False,
+                ) as answer:  # fmt: skip
+                    data = await read_body(answer.content, LARGEST_ANSWER, too_large)
+        if answer.status == 401:
+            raise refused(container.peer, 401, data)
+        return answer.status, data, answer.headers.get("Content-Type", "")
+
+    async def stop(self, body: bytes, content_type: str = "") -> Answer:
+        """Have the container deliver its last words, then end the stream; all callers get the container's one answer.
+
+        Raises `PeerFailed`.
+        """
+        if self._stopping is None:
+            stop = self.post("stop", body, content_type, self._limits.stop_seconds)
+            self._stopping = asyncio.get_running_loop().create_task(stop)
+            self._stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._ending.set()
+        return await asyncio.shield(self._stopping)
+
+    async def stop_quietly(self, reason: str) -> None:
+        """Stop, though the container may be gone."""
+        try:
+            await self.stop(reason.encode())
+        except RequestRefused as error:
+            log.warning("stream %s: %s", self.id, error)
+
+    async def _watch(self) -> None:
+        """Wait for the end, whoever brings it about, then free everything."""
+        try:
+            events = asyncio.get_running_loop().create_task(self._read_events())
+            try:
+                async with self._slot.guard():
+                    reason = await self._reason_to_end()
+            except PeerFailed as error:
+                reason = str(error)
+            finally:
+                await cancel(events)
+            self._ending.set()
+            if reason:
+                log.warning("stream %s: %s", self.id, reason)
+                with contextlib.suppress(TrickleError):  # the channel may be closed
+                    event = {"type": "stream_lost", "stream_id": self.id, "message": reason}
+                    await self._channels.publish_event(event)
+            if self._slot.reason is None:
+                await self.stop_quietly(reason)
+            await asyncio.sleep(self._limits.linger_seconds)
+            log.info("stream %s has ended", self.id)
+        finally:
+            self._channels.close()
+            self._slot.free()
+
+    async def _reason_to_end(self) -> str:
+        """Wait until the stream has to end; return why, or nothing if somebody asked for it."""
+        while not self.ending:
+            if reason := self._silence():
+                return reason
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._ending.wait()
+        return ""
+
+    def _silence(self) -> str:
+        """Say who has gone without a word; empty if both are there."""
+        events, control = self._channels.quiet_seconds("events"), self._channels.quiet_seconds("control")
+        if events > self._limits.events_seconds:
+            quiet = "closed the channel of events" if events == float("inf") else f"published none for {events:.0f} s"
+            return f"{self._slot.container.peer} should publish events, and {quiet}"
+        if control == float("inf") or (control > self._limits.control_seconds and self._channels.begun("control")):
+            return "the gateway is gone: it says nothing on the control channel any more"
+        return ""
+
+    async def _read_events(self) -> None:
+        """Notice when the container ends the stream by itself."""
+        with contextlib.suppress(TrickleError):  # a channel that was closed is noticed elsewhere
+            async for segment in self._channels.events():
+                try:
+                    message = json_value(await segment.read(LARGEST_EVENT))
+                    if message.get("event", message).get("type") == "stream_stopped":
+                        self._ending.set()
+                except (ValueError, AttributeError, TrickleError) as error:
+                    log.debug("stream %s: an event that is none: %s", self.id, error)

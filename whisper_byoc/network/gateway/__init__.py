@@ -1,1 +1,0 @@
-"""The gateway: takes jobs from clients, and brings them to orchestrators."""

@@ -1,1 +1,0 @@
-"""The orchestrator: knows containers, and gives them jobs."""

@@ -1,0 +1,124 @@
+"""Talking to peers: what their failures mean, and which of several gets a job."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import TypeVar
+
+import aiohttp
+
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
+
+log = logging.getLogger("whisper_byoc.network")
+
+Peer = TypeVar("Peer")
+Taken = TypeVar("Taken")
+
+BUSY = (429, 503)
+LONGEST_MESSAGE = 500
+
+
+class AbortScope:
+    """Interrupts whatever is done inside `async with scope.guard()` when `abort` is called."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        """Why it was aborted; None while it was not."""
+        self._guards: set[asyncio.Timeout] = set()
+
+    def abort(self, reason: str) -> None:
+        """Interrupt the work, and refuse more; only the first reason counts."""
+        if self.reason is None:
+            self.reason = reason
+            for guard in self._guards:
+                guard.reschedule(0)  # a time that has passed
+
+    @contextlib.asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Raise `PeerFailed` with the reason when the scope is or was aborted."""
+        if self.reason is not None:
+            raise PeerFailed(self.reason)
+        guard = asyncio.timeout(None)
+        try:
+            async with guard:
+                self._guards.add(guard)
+                try:
+                    yield
+                finally:
+                    self._guards.discard(guard)
+        except TimeoutError:
+            if guard.expired() and self.reason is not None:
+                raise PeerFailed(self.reason) from None
+            raise
+
+
+@contextlib.contextmanager
+def talking_to(peer: str) -> Iterator[None]:
+    """Raise `PeerFailed` when a request to `peer` fails within the context."""
+    try:
+        yield
+    except CONNECTION_ERRORS as error:
+        connecting = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+        if isinstance(error, TimeoutError) and not connecting:
+            raise PeerFailed(f"{peer} did not answer in time", 504) from None
+        raise PeerFailed(f"{peer} failed: {reason_of(error)}", reached=not connecting) from None
+
+
+async def refusal(peer: str, answer: aiohttp.ClientResponse) -> RequestRefused:
+    """Return the error for a peer's error answer, with its status and words."""
+    return refused(peer, answer.status, await read_body(answer.content), answer.headers.get("Retry-After", ""))
+
+
+def refused(peer: str, status: int, body: bytes, retry_after: str = "") -> RequestRefused:
+    """Return the error for an error answer that has been read."""
+    if status == 401:
+        return PeerFailed(f"{peer} does not take the token that it registered with")
+    text = body.decode("utf-8", "replace").strip()
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        text = str(json_value(text)["error"])
+    message = text[:LONGEST_MESSAGE] or f"{peer} answered {status}"
+    if status in BUSY:
+        plain = retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 6  # it may also be a date
+        return PeerBusy(message, int(retry_after) if plain else 1, status)
+    return PeerFailed(message, status) if status >= 500 else RequestRefused(status, message)
+
+
+async def first_to_take(
+    peers: Iterable[Peer],
+    attempt: Callable[[Peer], Awaitable[Taken]],
+    repeatable: Callable[[], bool] = lambda: True,
+) -> Taken:
+    """Return what `attempt` returns for the first peer that takes the job.
+
+    A peer that does not offer what is asked, is busy or cannot be reached is passed over. One that got the job and
+    failed before it answered is followed by others, of which only one more may fail like that: the job may be the
+    cause. What took too long or is refused is not tried again, nor is a job that is no longer `repeatable`.
+
+    Raises `RequestRefused`: of all failures the one that says most about the job.
+    """
+    failure: RequestRefused | None = None
+    for peer in peers:
+        if failure is not None:
+            log.warning("%s; trying another one", failure)
+        try:
+            return await attempt(peer)
+        except RequestRefused as error:
+            weight = _weight(error)
+            if not weight or not repeatable() or (weight == _FAILED and failure and _weight(failure) == _FAILED):
+                raise
+            if failure is None or weight > _weight(failure):
+                failure = error
+        await asyncio.sleep(0)  # a row of refusals leaves the loop to others
+    raise failure or PeerFailed("there is nobody to ask")
+
+
+_FAILED = 4
+
+
+def _weight(error: RequestRefused) -> int:
+    """Return how much a failure says about the job; 0 means that no other peer would do better."""
+    if isinstance(error, PeerFailed):
+        return 0 if error.status == 504 else _FAILED if error.reached else 2
+    return 3 if isinstance(error, PeerBusy) else 1 if error.status == 404 else 0

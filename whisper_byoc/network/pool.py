@@ -1,0 +1,264 @@
+"""The containers of an orchestrator: what each offers, how much of it is taken, and whether it is well."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from whisper_byoc.aio import cancel
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
+from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
+from whisper_byoc.network.limits import NetworkLimits
+from whisper_byoc.network.peers import AbortScope
+
+log = logging.getLogger("whisper_byoc.network.orchestrator")
+
+SILENCES = 3
+"""A container that is asked so often in a row without an answer is gone; one that refuses connections is at once."""
+NOT_READY = ("LOADING", "ERROR")
+
+
+@dataclass(eq=False)
+class Container:
+    """One container under the name of one capability that it offers."""
+
+    name: str
+    url: str
+    """Base URL, without a slash at its end."""
+    capacity: int
+    """Jobs at once."""
+    token: str = field(default="", repr=False)
+    """Bearer token that it wants to be shown; empty is none."""
+    registered: bool = False
+    """Whether it registered itself, and may take that back."""
+    ready: bool = False
+    trouble: str = "not asked yet"
+    """Why it is not ready."""
+    pipelines: tuple[str, ...] | None = None
+    """What it says it serves; None before it was asked, empty if it does not tell."""
+    leaving: bool = False
+    """Whether it has unregistered, and is only known until its last job is over."""
+    gone_at: float = field(default_factory=time.monotonic)
+    """Since when it has not been ready."""
+    slots: set["Slot"] = field(default_factory=set)
+    together: Collection["Container"] = field(default=(), repr=False)
+    """The names of one container, this one among them, that share its capacity; empty: this one has its own."""
+
+    @property
+    def peer(self) -> str:
+        """What it is called in messages."""
+        return f"the container at {self.url}"
+
+    @property
+    def load(self) -> int:
+        """Jobs that take up its capacity."""
+        return sum(len(each.slots) for each in self.together or (self,))
+
+    @property
+    def free(self) -> int:
+        """Jobs that it could take now."""
+        return max(0, self.capacity - self.load) if self.ready and not self.leaving else 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request to it carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What tells it which pipeline is meant, unless it has only one."""
+        return {} if self.pipelines and len(self.pipelines) == 1 else {"pipeline": self.name}
+
+    def is_ready(self) -> None:
+        """Note that it can take jobs."""
+        if not self.ready and not self.leaving:
+            self.ready, self.trouble = True, ""
+            log.info("BYOC capability registered: %s", self.name)
+            log.info("%s is at %s, capacity %d", self.name, self.url, self.capacity)
+            if self.pipelines and self.name not in self.pipelines:
+                log.warning("%s says that it serves %s, not %s", self.url, ", ".join(self.pipelines), self.name)
+
+    def not_ready(self, trouble: str) -> None:
+        """Note that it takes no new jobs; those it has go on."""
+        if self.ready:
+            self.gone_at = time.monotonic()
+            log.warning("BYOC capability lost: %s (%s): %s", self.name, self.url, trouble)
+        elif trouble != self.trouble and not self.leaving:
+            log.info("waiting for %s (%s): %s", self.name, self.url, trouble)
+        self.ready, self.trouble, self.pipelines = False, trouble, None
+
+    def gone(self, trouble: str) -> None:
+        """Note that it is gone, and end the jobs it had."""
+        self.not_ready(trouble)
+        self.abort_jobs(f"{self.peer} is gone: {trouble}")
+
+    def abort_jobs(self, reason: str) -> None:
+        """End the jobs that it has."""
+        for slot in tuple(self.slots):
+            slot.abort(reason)
+
+
+class Slot(AbortScope):
+    """One job's place at a container, until `free`; aborted when the container is gone."""
+
+    def __init__(self, container: Container) -> None:
+        super().__init__()
+        self.container = container
+        container.slots.add(self)
+
+    def free(self) -> None:
+        """Give the place back. More calls do nothing."""
+        self.container.slots.discard(self)
+
+
+class Pool:
+    """All containers. A capability's jobs go to the container with the most free places."""
+
+    def __init__(self) -> None:
+        self._containers: list[Container] = []
+
+    def __iter__(self) -> Iterator[Container]:
+        """Yield every container that offers something, or still has a job."""
+        self._containers = [each for each in self._containers if each.slots or not each.leaving]
+        return iter(tuple(self._containers))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Capabilities that some container offers, ready or not."""
+        return tuple(dict.fromkeys(each.name for each in self if not each.leaving))
+
+    @property
+    def jobs(self) -> int:
+        """Places that are taken."""
+        return sum(len(each.slots) for each in self._containers)
+
+    def of(self, name: str) -> list[Container]:
+        """Return the containers that offer a capability."""
+        return [each for each in self if each.name == name and not each.leaving]
+
+    def free(self, name: str) -> int:
+        """Return how many jobs of a capability could be taken now."""
+        return sum(each.free for each in self.of(name))
+
+    def find(self, name: str, url: str) -> Container | None:
+        """Return the container with this name and URL, also one that is leaving."""
+        return next((each for each in self if (each.name, each.url) == (name, url)), None)
+
+    def add(self, container: Container) -> Container:
+        """Add a container, or change what is known of the one with this name and URL; its jobs go on."""
+        known = self.find(container.name, container.url)
+        if known is None:
+            self._containers.append(container)
+            return container
+        known.capacity = container.capacity
+        known.token = container.token or ("" if known.registered else known.token)
+        known.leaving = False
+        return known
+
+    def slots(self, name: str) -> Iterator[Slot]:
+        """Yield a place at one container after the other, for a job that has to try several; free each.
+
+        Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed` (502) when no container is
+        ready, `PeerBusy` (503) when all places are taken.
+        """
+        tried: list[Container] = []
+        while True:
+            free = [each for each in self.of(name) if each.free and each not in tried]
+            if not free:
+                if not tried:
+                    raise self._no_place(name)
+                return
+            tried.append(max(free, key=lambda each: each.free))
+            yield Slot(tried[-1])
+
+    def _no_place(self, name: str) -> RequestRefused:
+        known = self.of(name)
+        if not known:
+            return RequestRefused(404, f"model not found: {name!r}; there are: {', '.join(self.names) or 'none'}")
+        ready = [each for each in known if each.ready]
+        if not ready:
+            troubles = "; ".join(f"{each.url}: {each.trouble}" for each in known)
+            return PeerFailed(f"no container for {name!r} can take jobs now: {troubles}")
+        return PeerBusy(f"no capacity for {name!r}: all {sum(each.capacity for each in ready)} places are taken")
+
+
+class HealthCheck:
+    """Asks every container of a pool how it is, in a task for each URL."""
+
+    def __init__(self, pool: Pool, http: aiohttp.ClientSession, limits: NetworkLimits) -> None:
+        self._pool = pool
+        self._http = http
+        self._limits = limits
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def follow(self, url: str) -> None:
+        """Begin to ask the container at a URL, unless that is done already."""
+        if url not in self._tasks:
+            self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url))
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await cancel(*self._tasks.values())
+
+    async def _follow(self, url: str) -> None:
+        silences = 0
+        while containers := [each for each in self._pool if each.url == url]:
+            try:
+                trouble = await self._ask(url, containers)
+                silences = 0
+                for each in containers:
+                    each.not_ready(trouble) if trouble else each.is_ready()
+            except CONNECTION_ERRORS as error:
+                silences += 1
+                if _connection_refused(error):
+                    self._gone(containers, reason_of(error))
+                elif silences >= SILENCES:
+                    self._gone(containers, f"{silences} times in a row it gave no answer: {reason_of(error)}")
+            except Exception:  # a bug here must not end the asking
+                log.exception("asking %s how it is failed", url)
+            await asyncio.sleep(self._limits.ask_seconds)
+        del self._tasks[url]
+
+    def _gone(self, containers: list[Container], trouble: str) -> None:
+        for each in containers:
+            each.gone(trouble)
+            if each.registered and time.monotonic() - each.gone_at > self._limits.forget_seconds:
+                each.leaving = True
+
+    async def _ask(self, url: str, containers: list[Container]) -> str:
+        """Return the reason why a container takes no jobs, empty if it does.
+
+        `/readyz` is asked first; a container without it is ready when `/health` does not say otherwise.
+        """
+        status, body = await self._get(f"{url}/readyz")
+        if status == 503:
+            reasons = body.get("reasons")
+            return "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "it is not ready"
+        if status != 200:
+            status, body = await self._get(f"{url}/health")
+            health = body.get("status")
+            if status >= 500 or health in NOT_READY:
+                return f"its health is {health or status}"
+        if any(each.pipelines is None for each in containers):
+            _, body = await self._get(f"{url}/version")
+            names = body.get("model_id")
+            for each in containers:
+                each.pipelines = tuple(names.split(",")) if isinstance(names, str) and names else ()
+        return ""
+
+    async def _get(self, url: str) -> tuple[int, dict[str, object]]:
+        limit = aiohttp.ClientTimeout(total=self._limits.answer_seconds)
+        async with self._http.get(url, timeout=limit, allow_redirects=False) as answer:
+            try:
+                found = json_value(await read_body(answer.content))
+            except ValueError:
+                found = {}
+            return answer.status, found if isinstance(found, dict) else {}
+
+
+def _connection_refused(error: BaseException) -> bool:
+    """Return whether nobody listens there; a name that cannot be looked up just now says nothing of the container."""
+    return isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientConnectorDNSError)

@@ -1,0 +1,217 @@
+"""Records on their way from a container to a client, as a live feed's answer or as the text of a stream."""
+
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from whisper_byoc.aio import Changed
+from whisper_byoc.errors import PeerFailed
+from whisper_byoc.http import json_value
+
+LONGEST_RECORD = 128 << 20
+"""A record can carry a whole frame as base64."""
+LONGEST_DECODED = 64 << 10
+"""A longer record carries media: it is a result, and is not decoded."""
+HEAD = 160
+"""Within so many bytes of an event its record begins."""
+MOST_LINES = 1000
+MOST_BYTES = 4 << 20
+KEEP_ALIVE_S = 15.0
+
+
+class RecordCount:
+    """Counts the records of a job, so that one that fails can end as others do: with an error and an end record."""
+
+    def __init__(self) -> None:
+        self._job_id = ""
+        self._seq = -1
+        self._audio_ms = 0
+        self._transcripts = 0
+        self.errors = 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a record that was passed on."""
+        kind, seq, timing = record.get("type"), record.get("seq"), record.get("timing")
+        self._job_id = str(record.get("job_id", self._job_id))
+        self._seq = seq if type(seq) is int else self._seq + 1
+        self.errors += kind == "error"
+        self._transcripts += kind == "transcript" and record.get("is_final") is not False
+        end = timing.get("media_window_end_ms") if isinstance(timing, dict) else None
+        self._audio_ms = end if type(end) is int else self._audio_ms
+
+    def failure(self, job_id: str, message: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the last two records of a job that failed; `job_id` is for one that has said nothing yet."""
+        job_id, seq = self._job_id or job_id, self._seq + 1
+        counts = {"audio_ms": self._audio_ms, "transcripts": self._transcripts, "errors": self.errors + 1}
+        error = {"type": "error", "job_id": job_id, "seq": seq, "error": message}
+        return error, {"type": "end", "job_id": job_id, "seq": seq + 1, **counts}
+
+
+class RecordStream:
+    """Cuts a container's answer into whole records, as lines or as server-sent events.
+
+    The end record is held back until it is known that the container took the whole feed.
+    """
+
+    def __init__(self, content_type: str, separator: bytes, template: str) -> None:
+        self.content_type = content_type
+        self._separator = separator
+        self._template = template
+        self._rest = bytearray()
+        self._end = b""
+        self._count = RecordCount()
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the records that are whole now, without the end record; nothing comes after that.
+
+        Raises `PeerFailed` for a record that is too long.
+        """
+        if self._end:
+            return b""
+        searched = max(0, len(self._rest) - len(self._separator))
+        self._rest += data
+        cut = self._rest.rfind(self._separator, searched)
+        if cut < 0:
+            if len(self._rest) > LONGEST_RECORD:
+                raise PeerFailed(f"the other side sent a record of more than {LONGEST_RECORD} bytes")
+            return b""
+        cut += len(self._separator)
+        whole = bytes(self._rest[:cut])
+        del self._rest[:cut]
+        return self._without_end(whole)
+
+    def finish(self) -> bytes:
+        """Return the end record.
+
+        Raises `PeerFailed` when none came: then nobody knows what is missing.
+        """
+        if not self._end:
+            raise PeerFailed("the other side ended its answer without an end record")
+        return self._end
+
+    def failure(self, job_id: str, message: str) -> bytes:
+        """Return an error and an end record, numbered after what was passed on."""
+        written = []
+        for record in self._count.failure(job_id, message):
+            text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+            written.append(self._template.format(seq=record["seq"], json=text))
+        return "".join(written).encode("utf-8", "replace")
+
+    def _without_end(self, whole: bytes) -> bytes:
+        at = 0
+        for part in whole.split(self._separator)[:-1]:
+            begin = part.find(b"{", 0, HEAD)
+            if begin >= 0:  # an event stream also has comments
+                record = {"type": "result"} if len(part) > LONGEST_DECODED else records_in(part[begin:])[0]
+                if record.get("type") == "end":
+                    self._end = part + self._separator
+                    return whole[:at]
+                self._count.add(record)
+            at += len(part) + len(self._separator)
+        return whole
+
+
+def record_stream(accept: str) -> RecordStream | None:
+    """Return the form of records that a client accepts; None for bytes back to back."""
+    if "text/event-stream" in accept:
+        return RecordStream("text/event-stream", b"\n\n", "id: {seq}\ndata: {json}\n\n")
+    if "application/x-ndjson" in accept:
+        return RecordStream("application/x-ndjson", b"\n", "{json}\n")
+    return None
+
+
+class RecordLog:
+    """The newest lines of a stream's text, numbered from 0, for any number of readers at any time.
+
+    A line is UTF-8 without a line break of any kind, whatever the container wrote: it becomes one line of an event.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether the end record is among them, or nothing more will come."""
+        self._count = RecordCount()
+        self._lines: deque[bytes] = deque()
+        self._first = 0
+        self._bytes = 0
+        self._changed = Changed()
+
+    def add(self, line: bytes) -> None:
+        """Take one line; a container's sign of life is not kept, nor is anything after the end record."""
+        line = line.replace(b"\r", b" ").strip()
+        if not line or line == b"[]" or self.ended:
+            return
+        line = line.decode("utf-8", "replace").encode()
+        records = records_in(line)
+        if all(record.get("type") == "keepalive" for record in records):
+            return
+        for record in records:
+            self._count.add(record)
+            self.ended = self.ended or record.get("type") == "end"
+        self._append(line)
+
+    def missed(self, job_id: str, message: str) -> None:
+        """Tell of a gap; the record has no number, as the container counts on."""
+        if not self.ended:
+            self._count.errors += 1
+            self._append(json.dumps({"type": "error", "job_id": job_id, "error": message}).encode())
+
+    def fail(self, job_id: str, message: str) -> None:
+        """Add an error and an end record, unless there is an end already."""
+        for record in self._count.failure(job_id, message):
+            self.add(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Let readers come to the end."""
+        self.ended = True
+        self._changed.notify()
+
+    async def read(self, start: int = 0) -> AsyncIterator[tuple[int, bytes] | None]:
+        """Yield numbered lines from `start` on until the end, and None whenever 15 s pass without one.
+
+        Readers that are too slow are told what they missed. A `start` that never was, as of another stream of the
+        same name, is 0.
+        """
+        at = start if start <= self._first + len(self._lines) else 0
+        while True:
+            if at < self._first:
+                missed = {"type": "error", "error": f"{self._first - at} records were not read in time, and are gone"}
+                at = self._first
+                yield at - 1, json.dumps(missed).encode()
+            elif at < self._first + len(self._lines):
+                yield at, self._lines[at - self._first]
+                at += 1
+            elif self.ended:
+                return
+            elif not await self._changed.wait(KEEP_ALIVE_S):
+                yield None
+
+    def _append(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._bytes += len(line)
+        while len(self._lines) > MOST_LINES or (self._bytes > MOST_BYTES and len(self._lines) > 1):
+            self._bytes -= len(self._lines.popleft())
+            self._first += 1
+        self._changed.notify()
+
+
+def records_in(line: bytes) -> list[dict[str, Any]]:
+    """Return the records in a line: an object, or pytrickle's array of strings that hold one each.
+
+    What is neither counts as a record of no type.
+    """
+    found = _decoded(line)
+    each = [_decoded(part) if isinstance(part, str) else part for part in found] if isinstance(found, list) else [found]
+    return [record if isinstance(record, dict) else {} for record in each or [found]]
+
+
+def is_fragment(rest: bytes) -> bool:
+    """Return whether bytes without a line break behind them are a record whose writer broke off."""
+    return rest.lstrip()[:1] in (b"{", b"[") and _decoded(rest) is None
+
+
+def _decoded(text: str | bytes) -> Any:
+    try:
+        return json_value(text)
+    except ValueError:
+        return None
