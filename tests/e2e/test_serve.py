@@ -1,14 +1,18 @@
 """`whisper-byoc serve` and `send` as processes."""
 
 import asyncio
+import json
 import re
 import signal
+import socket
+import urllib.request
 
 import aiohttp
 import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc import TrickleClient
 from whisper_byoc.errors import ServerRefused
 
@@ -17,16 +21,18 @@ def words(text):
     return re.sub(r"[^a-z ]", "", text.lower()).split()
 
 
+def is_busy(server):
+    with urllib.request.urlopen(f"{server.url}/health", timeout=10) as answer:
+        return json.load(answer)["status"] == "OK"
+
+
 async def test_go_style_command_line_serves_and_send_prints_the_words(command, fixtures_dir, texts):
     server = await (await command("-byocModelID", "whisper-demo", "-host=127.0.0.1", "-port", "0")).ready()
-    names = ["demo-hello-world.wav", "demo-stereo-48k.wav"]
+    names = ["demo-hello-world.wav", "demo-stop.wav"]
     files = [str(fixtures_dir / name) for name in names]
     sender = await command("send", "--realtime", "--url", server.url, *files)
     assert await sender.end(None) == 0, sender.whole_log
     assert [words(line) for line in sender.out.decode().splitlines()] == [words(texts[name]["text"]) for name in names]
-    missing = await command("send", "--url", server.url, "nothing.wav")
-    assert await missing.end(None) == 2
-    assert missing.whole_log == "whisper-byoc: no such file: nothing.wav\n"
     assert await server.end(signal.SIGINT) == 0
     assert "Traceback" not in server.whole_log
 
@@ -37,7 +43,7 @@ async def test_sigterm_while_the_model_works_delivers_everything(command, fixtur
     frame = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
     async with TrickleClient(server.url) as client:
         working = [asyncio.ensure_future(client.process_frame(frame))]
-        await asyncio.sleep(0.05)
+        await until(lambda: is_busy(server))
         server.process.send_signal(signal.SIGTERM)
         heard = await asyncio.gather(*working)
     assert [words(text.decode()) for text in heard] == [words(texts[name]["text"])]
@@ -52,7 +58,6 @@ async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixture
     async def microphone():
         for at in range(0, int(3.3 * 32_000), 3_200):  # with less silence at its end than a pause has
             yield sound[at : at + 3_200]
-            await asyncio.sleep(0.1)
         await over.wait()
 
     records = []
@@ -92,11 +97,12 @@ async def test_several_pipelines_from_the_environment(command):
 
 
 async def test_port_in_use(command):
-    first = await (await command("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", "0")).ready()
-    second = await command("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", str(first.port))
-    assert await second.end(None) == 1
-    assert second.whole_log.startswith(f"whisper-byoc: port {first.port} on 127.0.0.1 is in use")
-    assert second.whole_log.count("\n") == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = await command("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", str(port))
+        assert await server.end(None) == 1
+    assert server.whole_log.startswith(f"whisper-byoc: port {port} on 127.0.0.1 is in use")
+    assert server.whole_log.count("\n") == 1
 
 
 async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(command, tmp_path):
@@ -116,22 +122,10 @@ async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(comm
 async def test_ctrl_c_ends_send_quietly_and_the_server_serves_on(command, fixtures_dir, texts):
     server = await (await command("-byocModelID", "whisper-demo", "-host", "127.0.0.1", "-port", "0")).ready()
     sender = await command("send", "--realtime", "--url", server.url, str(fixtures_dir / "demo-long-40s.wav"))
-    async with aiohttp.ClientSession() as http:
-        while True:
-            async with http.get(f"{server.url}/health") as answer:
-                if (await answer.json())["status"] == "OK":  # the feed has begun
-                    break
-            await asyncio.sleep(0.05)
+    await until(lambda: is_busy(server))  # the feed has begun
     assert await sender.end(signal.SIGINT) == 130
     assert (sender.out, sender.whole_log) == (b"", "")
     other = await command("send", "--url", server.url, str(fixtures_dir / "demo-stop.wav"))
     assert await other.end(None) == 0
     assert words(other.out.decode()) == ["stop"]
     assert await server.end() == 0
-
-
-async def test_nobody_to_send_to(command, fixtures_dir, unused_tcp_port):
-    sender = await command("send", "--url", f"http://127.0.0.1:{unused_tcp_port}", str(fixtures_dir / "demo-yes.wav"))
-    assert await sender.end(None) == 1
-    assert "is the server running there?" in sender.whole_log
-    assert sender.whole_log.count("\n") == 1
