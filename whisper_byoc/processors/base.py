@@ -53,7 +53,7 @@ class Session(Protocol):
     """One job's side of a processor. Calls never overlap.
 
     It may also have `update(params)`, which is called when the client changes parameters in mid-stream, and raises
-    `RequestRefused` (400) for what cannot be.
+    `UsageError` for what cannot be.
     """
 
     async def feed(self, frame: bytes) -> list[Result]:
@@ -134,7 +134,7 @@ class PlainSession:
 def session_of(processor: Processor, job: JobInfo) -> Session:
     """Open the processor's own session for `job`, or the plain adapter where it offers none.
 
-    Raises `BadSegment` or `RequestRefused` when the session does not accept `job.params`.
+    Raises `UsageError`, `BadSegment` or `RequestRefused` when the session does not accept `job.params`.
     """
     open_session = getattr(processor, "open_session", None)
     return cast("Session", open_session(job)) if open_session is not None else PlainSession(processor)

@@ -9,13 +9,7 @@ from whisper_byoc import params as read
 from whisper_byoc.cpu import available_cpus
 from whisper_byoc.errors import BadParam
 from whisper_byoc.processors.base import JobInfo, Media
-from whisper_byoc.processors.whisper_session import (
-    SpeechOptions,
-    WhisperSession,
-    decode_segment,
-    refusing,
-    transcribe_segment,
-)
+from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
@@ -88,11 +82,9 @@ class WhisperProcessor:
     def open_session(self, job: JobInfo) -> WhisperSession:
         """Begin a job.
 
-        Raises `RequestRefused` (400) for parameters that cannot be, such as a language that the model does not know.
+        Raises `BadParam` for a value that cannot be, such as a language that the model does not know.
         """
-        with refusing():
-            options = self.options(job.params)
-        return WhisperSession(self._scheduler, options, self.options)
+        return WhisperSession(self._scheduler, self.options(job.params), self.options)
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from audio import pcm
-from whisper_byoc.errors import BadSegment, ByocError, RequestRefused, UsageError
+from whisper_byoc.errors import BadSegment, ByocError
 from whisper_byoc.processors.base import Result
 from whisper_byoc.speech.engine import DecodeOptions, Samples
 from whisper_byoc.speech.language import LanguageChoice
@@ -65,7 +64,7 @@ class WhisperSession:
         options: SpeechOptions,
         read_options: Callable[[Mapping[str, Any], SpeechOptions], SpeechOptions],
     ) -> None:
-        """`read_options` applies a client's parameters to options; it raises `UsageError`."""
+        """`read_options` applies a client's parameters to options; it raises `BadParam`."""
         self.options = options
         self._scheduler = scheduler
         self._read_options = read_options
@@ -80,10 +79,9 @@ class WhisperSession:
     def update(self, params: Mapping[str, Any]) -> None:
         """Change options from the next segment on.
 
-        Raises `RequestRefused` (400) for a value that cannot be, and then changes nothing.
+        Raises `BadParam` for a value that cannot be, and then changes nothing.
         """
-        with refusing():
-            options = self._read_options(params, self.options)
+        options = self._read_options(params, self.options)
         if options.decoding.language != self.options.decoding.language:
             self._language = LanguageChoice(options.decoding.language)
         self.options = options
@@ -210,12 +208,3 @@ def decode_segment(frame: bytes) -> Samples:
     if len(frame) % pcm.SAMPLE_WIDTH:
         raise BadSegment(f"a segment of {len(frame)} bytes is not whole 16-bit samples; send an even number of bytes")
     return pcm.decode(frame)
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Turn the client's mistakes into `RequestRefused` (400)."""
-    try:
-        yield
-    except UsageError as error:
-        raise RequestRefused(400, str(error)) from None
