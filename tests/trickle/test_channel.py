@@ -32,7 +32,7 @@ def write(channel, seq, data=b"x"):
 
 
 @given(st.lists(st.tuples(st.binary(max_size=5000), st.booleans(), st.booleans())))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_readers_at_any_pace_get_everything(steps):
     segment = new_segment()
     fast, slow = Cursor(segment), Cursor(segment)
@@ -51,7 +51,7 @@ def test_readers_at_any_pace_get_everything(steps):
 
 
 @given(PIECES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 async def test_iterating_while_it_grows(pieces):
     segment = new_segment()
 
@@ -136,7 +136,7 @@ def test_a_closed_channel_takes_and_gives_nothing():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["write", "open", "read", "finish", "reset"]), st.integers(-3, 12))))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_invariants_hold_whatever_peers_ask(steps):
     channel = new_channel()
     actions = {

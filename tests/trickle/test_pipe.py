@@ -41,7 +41,7 @@ async def segments_of(pieces):
 
 
 @given(PIECES, st.integers(1, 50))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 async def test_by_size(pieces, size):
     whole = b"".join(pieces)
     expected = [whole[start : start + size] for start in range(0, len(whole), size)]
@@ -49,7 +49,7 @@ async def test_by_size(pieces, size):
 
 
 @given(st.lists(st.lists(st.sampled_from([b"a", b"\n", b"bc", b"\n\n"]), min_size=1).map(b"".join)))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 async def test_by_line(pieces):
     assert await segments_of(by_line(given_in(pieces))) == b"".join(pieces).splitlines(keepends=True)
 

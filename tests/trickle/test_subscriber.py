@@ -437,12 +437,16 @@ async def test_5xx_is_tried_again_and_again_up_to_its_patience(answering):
 
 
 @pytest.mark.parametrize("status", [204, 302, 400, 401])
-async def test_other_answers_are_errors(answering, status):
-    _, subscriber = await answering(reply(f"{status} x", "Location: http://127.0.0.1:1/"))
+async def test_other_answers_are_errors_and_the_same_index_may_be_asked_for_again(answering, status):
+    refused = reply(f"{status} x", "Location: http://127.0.0.1:1/")
+    script, subscriber = await answering(seq_reply(0, b"0"), refused, seq_reply(1, b"1"))
     async with subscriber:
-        with pytest.raises(Refused) as refused:
+        assert (await anext(subscriber)).seq == 0
+        with pytest.raises(Refused) as error:
             await anext(subscriber)
-        assert refused.value.status == status
+        assert error.value.status == status
+        assert (await anext(subscriber)).seq == 1
+    assert [seq for _, seq in script.asked[:3]] == ["0", "1", "1"]
 
 
 async def test_garbage_instead_of_http(scripted, quick):

@@ -105,8 +105,8 @@ class Channel:
         self.mime = mime
         self.next_write = 0
         self.closed = False
-        self.remaining: list[Segment] = []
-        """What was in the window when the channel was closed, for readers in this process."""
+        self.changed = Changed()
+        """Another segment is there or was begun, or the channel was closed."""
         self.active_at = time.monotonic()
         self._segment_bytes = segment_bytes
         self._memory = memory
@@ -114,14 +114,11 @@ class Channel:
 
     @property
     def segments(self) -> list[Segment]:
-        """The segments in the window, the oldest first."""
+        """The segments in the window, the oldest first; those at the end, once the channel is closed."""
         return sorted(filter(None, self._slots), key=lambda segment: segment.seq)
 
     def for_write(self, seq: int) -> Segment:
-        """Return the segment to write to. It may be new, also far ahead, but not one that was finished or left behind.
-
-        Raises `BadSequence`, `SegmentFinished` or `ChannelClosed`.
-        """
+        """Return the segment to write to: not one that was finished or left behind, but a new one also far ahead."""
         self._check_open()
         seq = self.next_write if seq == NEXT else seq
         if seq < 0:
@@ -135,10 +132,7 @@ class Channel:
         return self._place(seq)
 
     def for_read(self, seq: int) -> Segment:
-        """Return the segment to read, which may still be empty: the reader may come before the publisher.
-
-        Raises `BadSequence`, `SegmentNotFound` or `ChannelClosed`.
-        """
+        """Return the segment to read, which may still be empty: the reader may come before the publisher."""
         self._check_open()
         if seq == NEXT:
             seq = self.next_write
@@ -156,6 +150,7 @@ class Channel:
         """Note that the first byte of a segment arrived."""
         self.next_write = max(self.next_write, segment.seq + 1)
         self.active_at = time.monotonic()
+        self.changed.notify()
 
     def finish(self, segment: Segment) -> None:
         """Close a segment, written or skipped: its index is used up."""
@@ -164,10 +159,6 @@ class Channel:
         segment.close()
 
     def finish_seq(self, seq: int) -> None:
-        """Close the segment of that index.
-
-        Raises `BadSequence` or `SegmentNotFound`.
-        """
         if seq < 0:
             raise BadSequence(f"segment {seq} cannot be closed")
         held = self._held(seq)
@@ -183,16 +174,14 @@ class Channel:
 
     def holds(self, segment: Segment) -> bool:
         """Whether readers can still ask for the segment."""
-        return self._slots[segment.seq % WINDOW] is segment
+        return not self.closed and self._slots[segment.seq % WINDOW] is segment
 
     def close(self) -> None:
         """End the channel: its readers get what was written, then the end."""
         self.closed = True
-        segments = self.segments
-        self._slots = [None] * WINDOW
-        self.remaining = [segment for segment in segments if segment.size]
-        for segment in segments:
+        for segment in self.segments:
             segment.close()
+        self.changed.notify()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -210,4 +199,5 @@ class Channel:
         segment = self._slots[seq % WINDOW] = Segment(seq, self._memory, self._segment_bytes)
         if evicted:
             evicted.close()
+        self.changed.notify()
         return segment

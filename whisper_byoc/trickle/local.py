@@ -3,8 +3,8 @@
 from typing import Self
 
 from whisper_byoc.trickle.channel import Channel, Cursor, Segment
-from whisper_byoc.trickle.errors import ChannelClosed, SegmentNotFound
-from whisper_byoc.trickle.protocol import CURRENT, NEXT, WINDOW
+from whisper_byoc.trickle.errors import ChannelClosed
+from whisper_byoc.trickle.protocol import CURRENT, NEXT
 from whisper_byoc.trickle.subscriber import LARGEST_READ, read_whole
 
 
@@ -96,32 +96,21 @@ class LocalSubscriber:
         return self
 
     async def __anext__(self) -> LocalSegment:
+        channel = self.channel
+        if self._seq < 0:
+            self._seq = channel.next_write if self._seq == NEXT else max(channel.next_write - 1, 0)
         missed = 0
-        while not self.channel.closed:
-            try:
-                segment = self.channel.for_read(self._seq)
-            except SegmentNotFound as error:
-                if self._seq > error.latest:  # early: wait for what is written before it
-                    earlier = self.channel.for_read(NEXT)
-                    while not earlier.closed:
-                        await earlier.changed.wait()
-                    continue
-                oldest = max(self._seq + 1, error.latest - WINDOW)
-                missed += oldest - self._seq
-                self._seq = oldest
-                continue
-            while not (segment.size or segment.closed):
-                await segment.changed.wait()
-            self._seq = segment.seq + 1
-            if segment.size:
-                return LocalSegment(self.channel, segment, missed)
-        return self._next_remaining()
-
-    def _next_remaining(self) -> LocalSegment:
-        end = self.channel.next_write
-        wanted = {NEXT: end, CURRENT: max(end - 1, 0)}.get(self._seq, self._seq)
-        for segment in self.channel.remaining:
-            if segment.seq >= wanted:
-                self._seq = segment.seq + 1
-                return LocalSegment(self.channel, segment, max(0, end - WINDOW - wanted))
-        raise StopAsyncIteration
+        while True:
+            segment = next((each for each in channel.segments if each.seq >= self._seq), None)
+            if segment and (segment.seq == self._seq or self._seq < channel.next_write):
+                missed += segment.seq - self._seq
+                self._seq = segment.seq
+                while not (segment.size or segment.closed):
+                    await segment.changed.wait()
+                self._seq += 1
+                if segment.size:
+                    return LocalSegment(channel, segment, missed)
+            elif channel.closed:
+                raise StopAsyncIteration
+            else:
+                await channel.changed.wait()

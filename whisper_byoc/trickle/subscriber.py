@@ -85,7 +85,8 @@ class TrickleSubscriber:
             self._ended = True
             raise StopAsyncIteration
         self._current = segment
-        self._ahead = asyncio.create_task(self._fetcher.fetch(segment.seq + 1))
+        self._start = segment.seq + 1
+        self._ahead = asyncio.create_task(self._fetcher.fetch(self._start))
         self._ahead.add_done_callback(_retrieve)
         return segment
 
@@ -206,27 +207,27 @@ class _Fetcher:
         absent_since = time.monotonic()
         while True:
             try:
-                return await self._first(start)
+                return await self.fetch(await self._index_of(start))
             except ChannelNotFound:
                 if time.monotonic() - absent_since >= self.options.absent_seconds:
                     raise
             await asyncio.sleep(self.options.absent_pause)
 
-    async def _first(self, start: int) -> SegmentReader | None:
+    async def _index_of(self, start: int) -> int:
         if start >= 0:
-            return await self.fetch(start)
+            return start
         latest = await self._channel.persist(self._channel.next_write)
         self._known = True
-        if latest is None:  # a server without /next: asking again could pass over what was written in between
-            return await self.fetch(start, refresh=False)
-        return await self.fetch(max(latest - 1, 0) if start == CURRENT else latest)
+        if latest is None:  # a server without /next
+            return start
+        return max(latest - 1, 0) if start == CURRENT else latest
 
-    async def fetch(self, seq: int, *, refresh: bool = True) -> SegmentReader | None:
+    async def fetch(self, seq: int) -> SegmentReader | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""
         missed = skipped = 0
         early_since: float | None = None
         while True:
-            answer = await self._ask(seq, self.options.refresh_seconds if refresh else None)
+            answer = await self._ask(seq)
             status, latest = answer.response.status, header_seq(answer.response, LATEST)
             if answer.channel_closed or (status == 404 and self._known):
                 answer.response.close()
@@ -258,7 +259,7 @@ class _Fetcher:
 
     async def again(self, seq: int) -> _Answer | None:
         """Ask once more for a segment that was there; None when it is there no longer."""
-        answer = await self._ask(seq, self.options.refresh_seconds)
+        answer = await self._ask(seq)
         if answer.response.status == 200 and answer.first and not answer.channel_closed:
             return answer
         answer.response.close()
@@ -271,9 +272,10 @@ class _Fetcher:
             raise Refused(200, f"{self._channel.url}/{asked} was answered without {SEQ}")
         return served
 
-    async def _ask(self, seq: int, refresh_seconds: float | None) -> _Answer:
+    async def _ask(self, seq: int) -> _Answer:
         """Ask until there is an answer, and, if it is a segment, until its first byte or its end is there."""
         retry = Retry(self.options)
+        refresh_seconds = self.options.refresh_seconds if seq >= 0 else None  # -1 is another one when asked again
         while True:
             began_at = time.monotonic()
             error: Exception
