@@ -13,8 +13,7 @@ from audio.errors import AudioError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav, write_wav
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.ingest.recordings import read_recording
-from whisper_byoc.server.ingest.sniff import is_media
+from whisper_byoc.server.ingest.recordings import is_media, read_recording
 
 LIMIT = 64 << 20
 MIB = 1 << 20

@@ -189,7 +189,7 @@ async def test_a_message_over_the_limit(serving):
 
 
 async def test_a_client_that_says_nothing(serving):
-    api = await serving(Says(), idle_seconds=0.1)
+    api = await serving(Says(), idle_seconds=0.1, sweep_seconds=60)
     async with connect(api) as ws:
         found, code = await rest(ws)
     assert code == 1008

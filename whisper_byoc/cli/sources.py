@@ -21,7 +21,7 @@ from whisper_byoc.aio import cancel, stop_on_signals
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
-from whisper_byoc.server.ingest.sniff import is_media
+from whisper_byoc.server.ingest.recordings import is_media
 
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1

@@ -1,7 +1,5 @@
 """The application: the table of all its routes, and what surrounds every one of them."""
 
-from __future__ import annotations
-
 import hmac
 
 from aiohttp import web

@@ -4,8 +4,6 @@ A `process` that blocks (a loop over every byte, a model called directly) then d
 the server goes on reading, answering `/health`, keeping time limits and draining.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,13 +1,12 @@
 """Serving until SIGTERM or SIGINT: listen, load, work, drain."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Self
 
 from whisper_byoc.aio import cancel, first_of, stop_on_signals
 from whisper_byoc.errors import StartError
@@ -103,7 +102,7 @@ class Server:
         self._loading: list[asyncio.Task[None]] = []
         self._registrar: Registrar | None = None
 
-    async def __aenter__(self) -> Server:
+    async def __aenter__(self) -> Self:
         """Listen.
 
         Raises `StartError` when the port cannot be had.

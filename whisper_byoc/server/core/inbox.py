@@ -1,7 +1,5 @@
 """A job's queue: segments, pieces of a live feed that wait together, and marks between them; and its bounds."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every segment that was accepted gets exactly one outcome. Every way in (`/live`, streams, batch) ends here.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
@@ -194,7 +192,6 @@ class Job:
         return []
 
     async def _work(self, segment: Segment) -> None:
-        """Bring one segment to its outcome: the session's results, or an error record."""
         self._at_work = segment
         what = f"a segment of {len(segment)} bytes"
         if isinstance(segment.data, SegmentError):
@@ -208,7 +205,6 @@ class Job:
         self._settle(segment)
 
     async def _hand_on(self, pieces: Pieces) -> None:
-        """Hand pieces of a live feed to the session, whose results belong to no piece in particular."""
         self._at_work, self._feed_open = pieces, True
         session = cast("LiveSession", self._session)
         for piece, arrived in pieces.pieces:
@@ -217,7 +213,6 @@ class Job:
         self._settle(pieces)
 
     async def _attempt(self, work: Coroutine[Any, Any, Any], what: str) -> None:
-        """Record the results of one call of the session, or its error."""
         try:
             for result in check_results(await self._limited(work)):
                 if result.error:
@@ -259,7 +254,6 @@ class Job:
             self._loop.call_soon_threadsafe(self.inbox.mark, Mark.READY)
 
     async def _fail(self, error: Exception, what: str) -> None:
-        """Log an error with job and sequence number, and record it."""
         seq = self.results.next_seq
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
@@ -275,7 +269,6 @@ class Job:
         self._metrics.failed(self.info.pipeline, number)
 
     def _settle(self, segment: Segment | Pieces) -> None:
-        """Free the segment's room and count it."""
         self.inbox.release(segment.reserved)
         if isinstance(segment, Pieces):
             self._metrics.received(self.info.pipeline, segment.reserved)
@@ -284,7 +277,6 @@ class Job:
         self._metrics.segment(self.info.pipeline, len(segment), latency_ms)
 
     async def _sum_up(self) -> dict[str, Any]:
-        """Close the session, and return the fields of its end record; none if it fails."""
         try:
             async with asyncio.timeout(SUMMARY_SECONDS):
                 if isinstance(self._session, LiveSession):

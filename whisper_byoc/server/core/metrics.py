@@ -1,12 +1,8 @@
 """What the operator can watch, in Prometheus' text form. One registry per server, none per process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-__all__ = ["Metrics"]
 
 LATENCY_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000)
 
@@ -53,11 +49,9 @@ class Metrics:
         self._latency.labels(pipeline).observe(latency_ms)
 
     def failed(self, pipeline: str, number: int) -> None:
-        """Count error records."""
         self._errors.labels(pipeline).inc(number)
 
     def received(self, pipeline: str, size: int) -> None:
-        """Count the bytes of a live feed."""
         self._bytes.labels(pipeline).inc(size)
 
     def lag(self, pipeline: str, lag_ms: float, *, partial: bool) -> None:
@@ -65,9 +59,7 @@ class Metrics:
         self._lag.labels(pipeline, "partial" if partial else "final").observe(lag_ms)
 
     def refused(self, status: int) -> None:
-        """Count one request that was answered with an error status."""
         self._refused.labels(str(status)).inc()
 
     def render(self) -> bytes:
-        """Give the text exposition format."""
         return generate_latest(self._registry)

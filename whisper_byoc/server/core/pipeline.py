@@ -1,7 +1,5 @@
 """A processor in service: its name, its state, and how its code is called."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import itertools

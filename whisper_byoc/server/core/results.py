@@ -1,13 +1,11 @@
 """The numbered records of one job, each serialised once; and the whole text that they make."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 from whisper_byoc.aio import Changed
 from whisper_byoc.errors import ProcessorError
@@ -34,7 +32,7 @@ class Record:
     """The record as JSON; empty where it is made of `result.body` when somebody asks for it."""
 
     @classmethod
-    def make(cls, job_id: str, seq: int, kind: Kind, result: Result, content_type: str) -> Record:
+    def make(cls, job_id: str, seq: int, kind: Kind, result: Result, content_type: str) -> Self:
         """Make a record.
 
         Raises `ProcessorError` when the result's own fields cannot be written as UTF-8 JSON.

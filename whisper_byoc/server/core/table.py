@@ -1,7 +1,5 @@
 """All jobs of one server: opened on first use, ended when idle, forgotten some time after their end."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.aio import Changed, cancel, every
-from whisper_byoc.errors import RequestRefused, SegmentError, UnknownPipeline
+from whisper_byoc.errors import RequestRefused
 from whisper_byoc.livepeer import check_id
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.core.job import Job
@@ -59,22 +57,6 @@ class JobTable:
         """Every job that is not forgotten yet."""
         return tuple(self._jobs.values())
 
-    def pipeline(self, name: str | None) -> Pipeline:
-        """Choose a pipeline by name; without a name, the only one.
-
-        Raises `UnknownPipeline` with the names there are.
-        """
-        names = ", ".join(self.pipelines)
-        if name is None and len(self.pipelines) == 1:
-            return next(iter(self.pipelines.values()))
-        if name is None:
-            raise UnknownPipeline(
-                f"this container serves several pipelines; name one with ?pipeline= (send --pipeline): {names}"
-            )
-        if found := self.named(name):
-            return found
-        raise UnknownPipeline(f"model not found: this container has no pipeline {name!r}; it serves: {names}")
-
     def named(self, name: str) -> Pipeline | None:
         """Return the pipeline of that name, if there is one."""
         if name and name == self.capability and name not in self.pipelines:
@@ -88,12 +70,18 @@ class JobTable:
         """
         check_id(job_id)
         job = self._jobs.get(job_id)
-        if job is not None and name is None:
+        names = ", ".join(self.pipelines)
+        if name is None and job is not None:
             return self.pipelines[job.info.pipeline]
-        try:
-            pipeline = self.pipeline(name)
-        except UnknownPipeline as error:
-            raise RequestRefused(404 if name else 400, str(error)) from None
+        if name is None and len(self.pipelines) == 1:
+            return next(iter(self.pipelines.values()))
+        if name is None:
+            message = "this container serves several pipelines; name one with ?pipeline= (send --pipeline)"
+            raise RequestRefused(400, f"{message}: {names}")
+        pipeline = self.named(name)
+        if pipeline is None:
+            message = f"model not found: this container has no pipeline {name!r}; it serves: {names}"
+            raise RequestRefused(404, message)
         if job is not None and job.info.pipeline != pipeline.name:
             raise RequestRefused(409, f"job {job_id} runs on pipeline {job.info.pipeline}, not {name}")
         return pipeline
@@ -105,13 +93,12 @@ class JobTable:
 
         It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
 
-        Raises `RequestRefused`: 400 bad id or parameters, 404 unknown pipeline, 409 other pipeline, 503 draining, at
-        capacity or not ready.
+        Raises what the processor raises for parameters that it refuses, and `RequestRefused` as `pipeline_of` does, and
+        503 when draining, at capacity or not ready.
         """
-        check_id(job_id)
+        pipeline = self.pipeline_of(job_id, pipeline_name)
         if self.draining:
             raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
-        pipeline = self.pipeline_of(job_id, pipeline_name)
         if job_id in self._jobs:
             return self._jobs[job_id]
         if not await pipeline.wait_ready(self.limits.admission_seconds):
@@ -133,10 +120,7 @@ class JobTable:
         if unknown := pipeline.unknown_params(params):
             log.warning("job %s: pipeline %s has no parameters %s", job_id, pipeline.name, ", ".join(unknown))
         info = JobInfo(job_id, pipeline.name, dict(params))
-        try:
-            session = await pipeline.open_session(info)
-        except SegmentError as error:  # how processors refuse what a client sends
-            raise RequestRefused(400, str(error)) from None
+        session = await pipeline.open_session(info)
         if self.draining:
             raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
         job = Job(info, session, pipeline, self.limits, self.metrics)

@@ -1,7 +1,5 @@
 """Request bodies that are one recording or frame: the body itself, or a field of a form with others around it."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The body of a live feed: read as it arrives, and cut into segments."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from email.message import Message
@@ -69,26 +67,22 @@ class LiveInput(Generic[T]):
 
 
 class Framing(Protocol):
-    """Cuts bytes, in whatever chunks they come, into segments."""
+    """Cuts bytes, in whatever chunks they come, into segments.
 
-    @property
-    def blocking(self) -> bool:
-        """Whether `feed` decodes media, and so belongs in a worker thread."""
-        ...
+    `feed` returns those that are complete; `finish` returns the rest, with a `BadSegment` in place of bytes that cannot
+    make a segment. `complete` is False when the body broke off.
+    """
 
     live: bool
     """Whether what it returns are pieces of a live feed, not segments."""
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the segments that are complete now."""
-        ...
+    @property
+    def blocking(self) -> bool:
+        """Whether `feed` decodes media, and so belongs in a worker thread."""
 
-    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Return the rest, with a `BadSegment` in place of bytes that cannot make a segment.
+    def feed(self, data: bytes) -> list[bytes]: ...
 
-        `complete` is False when the body broke off.
-        """
-        ...
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]: ...
 
 
 class AudioFraming:
@@ -135,10 +129,7 @@ class SoundFraming:
         return self._reader is not None
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the segments that are complete now.
-
-        Raises `audio.errors.WavError` when it is a WAV whose header is not one we read.
-        """
+        """Raise `audio.errors.WavError` for a WAV whose header is not one we read."""
         if self._head is not None:
             data = self._head + data
             if len(data) < HEAD_BYTES and may_become_wav(data):
@@ -148,7 +139,6 @@ class SoundFraming:
         return self._pcm.feed(pcm.encode(self._reader.feed(data)) if self._reader is not None else data)
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Return the rest, and an error when a WAV file is cut off."""
         rest: list[bytes | BadSegment] = []
         if self._head is not None:
             rest += self._pcm.feed(self._head)  # too short for the header of a WAV file
@@ -201,10 +191,7 @@ class WholeBody:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Collect.
-
-        Raises `RequestRefused` (413) over the limit.
-        """
+        """Raise `RequestRefused` (413) over the limit."""
         if len(self._buffer) + len(data) > self._limit:
             self._buffer.clear()
             raise RequestRefused(413, f"the segment is larger than the limit of {self._limit} bytes")
@@ -212,5 +199,4 @@ class WholeBody:
         return []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Return the whole body; nothing when it was empty or broke off, for half a segment is none."""
-        return [bytes(self._buffer)] if self._buffer and complete else []
+        return [bytes(self._buffer)] if self._buffer and complete else []  # half a segment is none

@@ -4,8 +4,6 @@ A request takes a place, is read, opens a job, is decoded and cut, and reads its
 its job is freed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import uuid

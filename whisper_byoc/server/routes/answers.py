@@ -1,7 +1,5 @@
 """The forms of an answer: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -13,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
-from whisper_byoc.errors import BadParam, RequestRefused, UsageError
+from whisper_byoc.errors import BadParam, RequestRefused, SegmentError, UsageError
 from whisper_byoc.http import abort
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.speech.formats import FORMATS
@@ -79,7 +77,7 @@ def _refusal(request: web.Request, error: Exception) -> RequestRefused:
     """Say what the client is told of an error; one that nobody foresaw is for the log."""
     if isinstance(error, RequestRefused):
         return error
-    if isinstance(error, UsageError):
+    if isinstance(error, (UsageError, SegmentError)):  # how processors refuse parameters
         return RequestRefused(400, str(error), param=error.name if isinstance(error, BadParam) else None)
     if isinstance(error, AudioError):
         return RequestRefused(getattr(request.match_info.handler, "unreadable", 400), str(error))
@@ -87,22 +85,22 @@ def _refusal(request: web.Request, error: Exception) -> RequestRefused:
     return RequestRefused(500, "the server failed on this request; its log says why")
 
 
-def render(heard: Transcription, form: str) -> str:
+def render(transcription: Transcription, form: str) -> str:
     """Write a transcription as `text`, `srt` or `vtt`.
 
     Raises `RequestRefused` (406) for subtitles of text that has no times.
     """
     if form == "text":
-        return f"{heard.text}\n"
-    if heard.text and not heard.segments:
+        return f"{transcription.text}\n"
+    if transcription.text and not transcription.segments:
         raise RequestRefused(406, f"this pipeline gives no times, so it has no {form}; ask for text or json")
-    return FORMATS[form](heard)
+    return FORMATS[form](transcription)
 
 
-def segments_in_seconds(heard: Transcription) -> list[dict[str, Any]]:
+def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
     """Return `start`, `end` and `text` of each segment, and its `words` if there are any."""
     found: list[dict[str, Any]] = []
-    for each in heard.segments:
+    for each in transcription.segments:
         words = [
             {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
             for word in each.words

@@ -1,7 +1,5 @@
 """`POST /audio-to-text`: the dialect of Livepeer's ai-runner, fields and errors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 
@@ -34,10 +32,10 @@ async def post_audio(request: web.Request) -> web.StreamResponse:
         wanted = upload.field("return_timestamps", "true").lower()
         kind = TIMESTAMPS[choice("return_timestamps", wanted, TIMESTAMPS)]
         async with running(request, pipeline, {"words": kind == "words"}, upload) as job:
-            heard = await job.transcription()
-            pieces: Sequence[TextSegment | Word] = heard.segments if kind else ()
+            transcription = await job.transcription()
+            pieces: Sequence[TextSegment | Word] = transcription.segments if kind else ()
             if kind == "words":
-                pieces = [word for each in heard.segments for word in each.words]
+                pieces = [word for each in transcription.segments for word in each.words]
             chunks = [{"timestamp": [each.start, each.end], "text": each.text} for each in pieces]
-            text = json.dumps({"text": heard.text, "chunks": chunks}, ensure_ascii=False)
+            text = json.dumps({"text": transcription.text, "chunks": chunks}, ensure_ascii=False)
             return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))

@@ -1,7 +1,5 @@
 """BYOC batch: `POST /{capability}` with one recording (or frame), answered when it is done, or as it gets done."""
 
-from __future__ import annotations
-
 import json
 from contextlib import aclosing
 from typing import Any
@@ -74,10 +72,14 @@ async def _answer(request: web.Request, job: RecordingJob, form: str) -> web.Str
     elif form == "ndjson":
         body = b"".join([each.json() + b"\n" for each in await job.outcome()])
     else:
-        heard = await job.transcription()
-        text: dict[str, Any] = {"text": heard.text, "language": heard.language, "duration": job.recording.seconds}
-        text["segments"] = segments_in_seconds(heard)
-        body = (json.dumps(text, ensure_ascii=False) if form == "json" else render(heard, form)).encode()
+        transcription = await job.transcription()
+        text: dict[str, Any] = {
+            "text": transcription.text,
+            "language": transcription.language,
+            "duration": job.recording.seconds,
+        }
+        text["segments"] = segments_in_seconds(transcription)
+        body = (json.dumps(text, ensure_ascii=False) if form == "json" else render(transcription, form)).encode()
     return web.Response(body=body, headers=headers)
 
 

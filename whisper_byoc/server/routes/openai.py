@@ -1,7 +1,5 @@
 """`/v1/audio/transcriptions` and `/v1/audio/translations`, as OpenAI's clients send and read them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math
@@ -59,13 +57,17 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
         async with running(request, pipeline, params, upload) as job:
             if streamed:
                 return await _stream(request, job)
-            heard = await job.transcription()
+            transcription = await job.transcription()
             if form in ("json", "verbose_json"):
-                body = await _verbose(heard, job, task, grains) if form == "verbose_json" else {"text": heard.text}
+                body = (
+                    await _verbose(transcription, job, task, grains)
+                    if form == "verbose_json"
+                    else {"text": transcription.text}
+                )
                 usage = {"usage": {"type": "duration", "seconds": math.ceil(job.recording.seconds)}}
                 text, kind = json.dumps(body | usage, ensure_ascii=False), CONTENT_TYPES["json"]
             else:
-                text, kind = render(heard, form), CONTENT_TYPES[form]
+                text, kind = render(transcription, form), CONTENT_TYPES[form]
             return web.Response(body=text.encode(), headers=job.headers(kind))
 
 
@@ -78,14 +80,14 @@ def _granularities(upload: Upload) -> set[str]:
     return grains or {"segment"}
 
 
-async def _verbose(heard: Transcription, job: RecordingJob, task: str, grains: set[str]) -> dict[str, Any]:
+async def _verbose(transcription: Transcription, job: RecordingJob, task: str, grains: set[str]) -> dict[str, Any]:
     """Make the body of `verbose_json`.
 
     A segment has no `avg_logprob` and no `no_speech_prob`, which records do not carry; `tokens` is empty likewise.
     """
-    segments = segments_in_seconds(heard)
-    language = "english" if task == "translate" else await asyncio.to_thread(_language_name, heard.language)
-    body = {"task": task, "language": language, "duration": job.recording.seconds, "text": heard.text}
+    segments = segments_in_seconds(transcription)
+    language = "english" if task == "translate" else await asyncio.to_thread(_language_name, transcription.language)
+    body = {"task": task, "language": language, "duration": job.recording.seconds, "text": transcription.text}
     if "segment" in grains:
         body["segments"] = [
             {

@@ -3,8 +3,6 @@
 A result counts as read only once it has been written to the socket.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -158,12 +156,12 @@ def _write_transcript(lines: tuple[bytes, ...], form: str) -> bytes:
     if form == "ndjson":
         return b"".join(line + b"\n" for line in lines)
     records = [json.loads(line) for line in lines]
-    heard = from_records(records)
+    transcription = from_records(records)
     if form in ("json", "verbose_json"):
-        body: dict[str, Any] = {"text": heard.text, "language": heard.language}
+        body: dict[str, Any] = {"text": transcription.text, "language": transcription.language}
         if form == "verbose_json":
-            body["segments"] = segments_in_seconds(heard)
+            body["segments"] = segments_in_seconds(transcription)
         return json.dumps(body, ensure_ascii=False).encode() + b"\n"
     if form == "txt":
         return "".join(f"{record['text']}\n" for record in records).encode()
-    return render(heard, form).encode()
+    return render(transcription, form).encode()

@@ -1,12 +1,9 @@
 """`PUT` and `DELETE /live/{job_id}/source`: the way in."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import deque
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +15,7 @@ from audio.wav import read_wav
 from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.params import number, switch
+from whisper_byoc.params import number, switch, whole
 from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
@@ -120,7 +117,8 @@ async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[i
         async with asyncio.timeout(limits.idle_seconds):
             body = await request.content.readexactly(size)
         if media == "audio" and (request.content_type.lower() in WAV_TYPES or begins_like_wav(body)):
-            body = await asyncio.to_thread(_wav_to_pcm, body, limits.segment_bytes)
+            most = limits.segment_bytes // pcm.SAMPLE_WIDTH
+            body = await asyncio.to_thread(lambda: pcm.encode(read_wav(body, max_samples=most)))
     except BaseException as error:
         job.inbox.release(size)
         if isinstance(error, (*BROKEN, asyncio.CancelledError)):
@@ -132,14 +130,6 @@ async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[i
     return 1, size
 
 
-def _wav_to_pcm(body: bytes, limit: int) -> bytes:
-    """Convert WAV of any kind to at most `limit` bytes of 16 kHz mono PCM16.
-
-    Raises `audio.errors.WavError`.
-    """
-    return pcm.encode(read_wav(body, max_samples=limit // pcm.SAMPLE_WIDTH))
-
-
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
     """Choose how a live feed is cut.
 
@@ -147,43 +137,35 @@ def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Frami
     """
     if pipeline.media == "audio":
         return SoundFraming(live=pipeline.live, wav=request.content_type.lower() in WAV_TYPES)
-    if pipeline.media == "video" or "width" in request.query:
-        width, height = _side(request, "width"), _side(request, "height")
-        if width * height * 3 > limit:
-            raise RequestRefused(413, f"a frame of {width}x{height} is larger than the limit of {limit} bytes")
-        return VideoFraming(width, height)
-    return WholeBody(limit)
+    if pipeline.media != "video" and "width" not in request.query:
+        return WholeBody(limit)
+    try:
+        width, height = (whole(name, request.query.get(name, ""), 1, MAX_FRAME_SIDE) for name in ("width", "height"))
+    except BadParam as error:
+        raise BadParam(error.name, f"a chunked video body needs ?width=&height= in pixels: {error}") from None
+    if width * height * 3 > limit:
+        raise RequestRefused(413, f"a frame of {width}x{height} is larger than the limit of {limit} bytes")
+    return VideoFraming(width, height)
 
 
-def _side(request: web.Request, name: str) -> int:
-    text = request.query.get(name, "")
-    value = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_FRAME_SIDE)) else 0
-    if not 1 <= value <= MAX_FRAME_SIDE:
-        message = f"a chunked video body needs ?width=&height= in pixels (1-{MAX_FRAME_SIDE}); {name} is {text!r}"
-        raise BadParam(name, message)
-    return value
-
-
-@dataclass
 class _Feed:
     """One chunked body on its way into a job."""
 
-    request: web.Request
-    job: Job
-    framing: Framing
-    more: bool
-    """Whether the input goes on behind its end."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, request: web.Request, job: Job, framing: Framing, *, more: bool) -> None:
+        """`more` says that the job's input goes on behind the body."""
+        self._request = request
+        self._job = job
+        self._framing = framing
+        self._more = more
         self._waiting: deque[bytes] = deque()
         self._segments = 0
         self._size = 0
 
     async def take(self) -> tuple[int, int]:
         """Take the body as it arrives; whatever arrived is worked on, however it ends. Return segments and bytes."""
-        table = self.request.app[TABLE]
+        table = self._request.app[TABLE]
         idle = RequestRefused(408, f"nothing arrived for {table.limits.idle_seconds:g} s")
-        content, job = self.request.content, self.job
+        content, job = self._request.content, self._job
         body = LiveInput(content.readany, job.closing, table.limits.idle_seconds, idle)
         complete, rest = False, b""
         with job.feeding():
@@ -205,7 +187,7 @@ class _Feed:
                 raise
             finally:
                 self._hand_in_tail(rest, complete=complete)
-                if complete and not self.more:
+                if complete and not self._more:
                     job.end_input()
         if not complete and table.draining:
             raise RequestRefused(503, f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken", retry_after=5)
@@ -213,27 +195,27 @@ class _Feed:
 
     async def _hand_in(self, chunk: bytes) -> None:
         self._size += len(chunk)
-        self.job.touch()
+        self._job.touch()
         await self._cut(chunk)
         while self._waiting:
-            await self.job.inbox.submit(self._waiting[0], live=self.framing.live)
+            await self._job.inbox.submit(self._waiting[0], live=self._framing.live)
             self._waiting.popleft()
             self._segments += 1
 
     def _hand_in_tail(self, rest: bytes, *, complete: bool) -> None:
         self._size += len(rest)
         with suppress(AudioError, RequestRefused):  # `finish` reports what cannot be read
-            self._waiting += self.framing.feed(rest) if rest else ()
-        for tail in (*self._waiting, *self.framing.finish(complete=complete)):
-            self.job.inbox.submit_now(tail, live=self.framing.live)
+            self._waiting += self._framing.feed(rest) if rest else ()
+        for tail in (*self._waiting, *self._framing.finish(complete=complete)):
+            self._job.inbox.submit_now(tail, live=self._framing.live)
             self._segments += isinstance(tail, bytes)
 
     async def _cut(self, chunk: bytes) -> None:
         """Cut what came, in a thread if that decodes."""
-        if not self.framing.blocking:
-            self._waiting += self.framing.feed(chunk)
+        if not self._framing.blocking:
+            self._waiting += self._framing.feed(chunk)
             return
-        work = asyncio.ensure_future(asyncio.to_thread(self.framing.feed, chunk))
+        work = asyncio.ensure_future(asyncio.to_thread(self._framing.feed, chunk))
         try:
             await asyncio.shield(work)
         finally:

@@ -1,7 +1,5 @@
 """What operators and orchestrators ask: `/health`, `/readyz`, `/version`, `/metrics` and `/hardware/…`."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import platform

@@ -1,7 +1,5 @@
 """WebSocket `/transcribe`: PCM16 in binary messages, text out as it comes; the dialect of Livepeer's live runner."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from contextlib import aclosing
