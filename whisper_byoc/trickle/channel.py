@@ -57,10 +57,6 @@ class Segment:
         self.closed = True
         self.changed.notify()
 
-    def read(self) -> "Cursor":
-        """Start reading at the first byte."""
-        return Cursor(self)
-
 
 class Cursor:
     """One reader's place in a segment."""

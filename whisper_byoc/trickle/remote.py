@@ -127,7 +127,8 @@ class RemoteChannel:
         return self._session
 
     def open(self) -> None:
-        self._session = open_session(verify=self.options.verify, connect_seconds=self.options.connect_seconds)
+        if self._session is None:
+            self._session = open_session(verify=self.options.verify, connect_seconds=self.options.connect_seconds)
 
     async def close(self) -> None:
         session, self._session = self._session, None

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from whisper_byoc.aiohttp_internals import LateHeadResponse, send_continue
-from whisper_byoc.trickle.channel import Channel, Segment
+from whisper_byoc.trickle.channel import Channel, Cursor, Segment
 from whisper_byoc.trickle.errors import (
     BadSequence,
     ChannelClosed,
@@ -144,7 +144,7 @@ class TrickleRoutes:
 
     async def _stream(self, request: web.Request, segment: Segment, response: web.StreamResponse) -> web.StreamResponse:
         await response.prepare(request)
-        cursor = segment.read()
+        cursor = Cursor(segment)
         sent = 0
         while await self._more(request, segment, sent):
             while data := cursor.take():

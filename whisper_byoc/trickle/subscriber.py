@@ -42,8 +42,7 @@ class TrickleSubscriber:
 
     async def start(self) -> None:
         """Open the session."""
-        if not self._channel.opened:
-            self._channel.open()
+        self._channel.open()
 
     async def close(self) -> None:
         """Drop all connections; the iteration ends."""
@@ -87,7 +86,7 @@ class TrickleSubscriber:
         self._current = segment
         self._start = segment.seq + 1
         self._ahead = asyncio.create_task(self._fetcher.fetch(self._start))
-        self._ahead.add_done_callback(_retrieve)
+        self._ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # marks an error as retrieved
         return segment
 
 
@@ -299,9 +298,3 @@ class _Fetcher:
         except BaseException:
             response.close()
             raise
-
-
-def _retrieve(task: asyncio.Task[SegmentReader | None]) -> None:
-    """Mark an error as retrieved: the subscriber may be closed before it comes to it."""
-    if not task.cancelled():
-        task.exception()
