@@ -22,8 +22,9 @@ _BLOCK = 1 << 20  # bytes of sound decoded at a time, so that wide formats need 
 class WavReader:
     """Reads a WAV stream as it arrives: bytes in, 16 kHz mono out.
 
-    A `data` size of 0, or of 2 GiB less 64 KiB and more, means "until the end", as senders into a pipe cannot know
-    the size. What follows a `data` chunk of known size is ignored, except a second WAV, which `finish` reports.
+    A `data` size of 0, or of 2 GiB less 64 KiB and more, means "until the end", as senders into a pipe cannot know the
+    size; an incomplete frame at that end is ignored. What follows a `data` chunk of known size is ignored as well,
+    except a second WAV, which `finish` reports.
     """
 
     def __init__(self) -> None:
@@ -32,16 +33,6 @@ class WavReader:
         self._promised = 0  # bytes of sound, by the header; 0: until the end
         self._missing = 0  # bytes of sound promised that have not come
         self._after = b""  # the first bytes behind the sound
-
-    @property
-    def format(self) -> WavFormat | None:
-        """What the stream holds; None until the header is complete."""
-        return self._frames.format if self._frames else None
-
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the rest of their frame; after `finish`, those that were cut off."""
-        return len(self._frames.aligner.rest) if self._frames else 0
 
     def feed(self, data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
         """Return the sound that `data` completes: float32, shape (n,), 16 kHz mono; n may be 0.
@@ -162,13 +153,13 @@ class _FrameDecoder:
     """Frames of one format, in pieces of any length -> 16 kHz mono."""
 
     def __init__(self, fmt: WavFormat) -> None:
-        self.format = fmt
-        self.aligner = pcm.FrameAligner(fmt.frame_bytes)
+        self._format = fmt
+        self._aligner = pcm.FrameAligner(fmt.frame_bytes)
         same_rate = fmt.rate == pcm.SAMPLE_RATE
         self._resampler = None if same_rate else soxr.ResampleStream(fmt.rate, pcm.SAMPLE_RATE, 1, quality="HQ")
 
     def feed(self, data: memoryview) -> NDArray[np.float32]:
-        return self._resample(_to_mono(self.aligner.feed(data), self.format), last=False)
+        return self._resample(_to_mono(self._aligner.feed(data), self._format), last=False)
 
     def finish(self) -> NDArray[np.float32]:
         return self._resample(np.empty(0, dtype=np.float32), last=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import aiohttp
+import hypothesis
 import pytest
 from aiohttp import web
 
@@ -22,6 +23,9 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import Server, ServerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

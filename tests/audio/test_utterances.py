@@ -74,7 +74,7 @@ sounds = st.builds(
 odd_sizes = st.lists(st.integers(1, 40_000), min_size=1, max_size=5).filter(lambda sizes: sum(sizes) > 300)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sounds, odd_sizes)
 def test_utterances_do_not_depend_on_how_the_stream_was_cut(sound, sizes):
     whole, cut = split(sound), split(sound, sizes=sizes)
@@ -82,7 +82,7 @@ def test_utterances_do_not_depend_on_how_the_stream_was_cut(sound, sizes):
     assert all(np.array_equal(one.samples, other.samples) for one, other in zip(whole, cut, strict=True))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @example(np.concatenate((stretches(0, 1, 1), chunks(1, speech=True)[:1])), SHORT)  # a click in the pre-roll
 @given(sounds, st.sampled_from([SHORT, DIRECT, replace(SHORT, min_speech_chunks=1), replace(SHORT, pre_roll=0.0)]))
 def test_utterances_are_exact_in_order_and_hold_all_speech(sound, options):

@@ -266,20 +266,12 @@ class TestStream:
     def test_sound_comes_out_as_it_goes_in(self):
         reader = WavReader()
         data = riff(fmt(), chunk(b"data", FRAMES, size=0))
-        assert reader.feed(data[:40]).size == 0
-        assert reader.format is None
-        assert reader.feed(data[40:45]).size == 0
-        assert reader.format is not None
-        assert reader.format.rate == 16_000
-        assert reader.pending == 1
+        assert [reader.feed(data[:40]).size, reader.feed(data[40:45]).size] == [0, 0]
         assert reader.feed(bytearray(data[45:48])).tolist() == pcm.decode(FRAMES[:4]).tolist()
-        assert reader.pending == 0
 
-    def test_an_unfinished_frame_is_told(self):
-        reader = WavReader()
-        reader.feed(riff(fmt(bits=24, channels=2), chunk(b"data", bytes(600 + 4), size=0)))
-        reader.finish()
-        assert reader.pending == 4
+    def test_an_unfinished_frame_is_ignored(self):
+        data = riff(fmt(bits=24, channels=2), chunk(b"data", bytes(600 + 4), size=0))
+        assert stream(data, [7]).size == 100
 
     def test_the_resampler_gives_its_tail_at_the_end(self):
         reader = WavReader()

@@ -11,7 +11,7 @@ import threading
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.cli.terminal import Display, LiveText, fit, json_line, printable, width
@@ -73,7 +73,6 @@ def test_hostile_text():
     assert printable(joined) == joined
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text())
 def test_printable_leaves_no_control(text):
     safe = printable(text)
@@ -82,7 +81,6 @@ def test_printable_leaves_no_control(text):
     assert len(safe.splitlines()) <= 1
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(), st.integers(0, 60))
 def test_fit_never_exceeds_the_columns_and_keeps_the_end(text, columns):
     safe = printable(text)
@@ -103,7 +101,6 @@ def test_fit(text, columns, expected):
     assert fit(text, columns) == expected
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
 def test_json_lines_are_whole_and_harmless(record):
     line = json_line(record)

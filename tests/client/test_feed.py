@@ -5,7 +5,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.waiting import forever, until
@@ -25,7 +25,6 @@ def read(chunks):
     return asyncio.run(collect())
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.binary(max_size=20)))
 def test_bytes_pass_unchanged_and_no_chunk_is_empty(chunks):
     async def collect():
@@ -34,7 +33,6 @@ def test_bytes_pass_unchanged_and_no_chunk_is_empty(chunks):
     assert asyncio.run(collect()) == [chunk for chunk in chunks if chunk]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=300_000))
 def test_bytes_go_in_pieces(data):
     async def collect():
@@ -46,7 +44,6 @@ def test_bytes_go_in_pieces(data):
 RECORDS = st.lists(st.fixed_dictionaries({"type": st.text(), "text": st.text()}))
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(RECORDS, st.lists(st.integers(0, 2000)), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_records_do_not_depend_on_where_the_chunks_were_cut(records, cuts, newline):
     data = "".join(json.dumps(record, ensure_ascii=False) + newline for record in records).encode()

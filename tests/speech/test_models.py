@@ -511,7 +511,7 @@ def test_file_that_is_no_whisper_checkpoint(tmp_path, make):
         models.load_model(path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_as_checkpoint(contents):
     with tempfile.TemporaryDirectory() as folder:
@@ -521,7 +521,7 @@ def test_any_bytes_are_refused_as_checkpoint(contents):
             models.load_model(path)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 3_125_000))
 def test_truncated_checkpoint_is_refused(length):
     with tempfile.TemporaryDirectory() as folder:

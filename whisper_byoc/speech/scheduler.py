@@ -85,9 +85,6 @@ class TwoPriorityQueue(Generic[T]):
             dropped, self._low = list(self._low), deque()
             return dropped
 
-    def __len__(self) -> int:
-        return len(self._high) + len(self._low)
-
 
 @dataclass(frozen=True, eq=False)
 class _Work:
