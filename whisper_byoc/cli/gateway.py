@@ -5,7 +5,6 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 
 import argparse
 import asyncio
-import os
 
 from whisper_byoc.cli.options import Parser, add_log_level, log_ignored
 from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
@@ -17,8 +16,6 @@ from whisper_byoc.network.gateway import GatewayConfig, serve
 from whisper_byoc.network.serving import Address
 
 DEFAULT_PORT = 8935
-CORS = "LIVE_AI_ALLOW_CORS"
-"""go-livepeer's environment variable: pages of other origins may use the gateway when it is set."""
 
 
 def configure(parser: Parser) -> None:
@@ -34,6 +31,13 @@ def configure(parser: Parser) -> None:
     parser.go_option(
         "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT", default=""
     )
+    parser.option(
+        "--allow-cors",
+        help="let pages of other origins use the gateway, if it is not empty",
+        env=("LIVE_AI_ALLOW_CORS",),
+        default="",
+        metavar="1",
+    )
     add_times(parser)
     add_log_level(parser)
 
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
-        cross_origin=bool(os.environ.get(CORS)),
+        cross_origin=bool(args.allow_cors),
         limits=network_limits(args),
     )
     asyncio.run(serve(config))
