@@ -60,7 +60,7 @@ def choose_model() -> tuple[str, str]:
         print("whisper-tiny is not on this machine; it is downloaded, if it can be reached", flush=True)
         fetch_model("tiny", directory, timeout=DECIDE_SECONDS, progress=True)
     except ModelError as error:
-        reason = str(error)
+        reason, _, _ = str(error).partition(": ")  # the rest is advice
     else:
         return "tiny", "downloaded just now"
     return "demo", f"bundled: 321 words of synthetic speech, no substitute for whisper-tiny; {reason}"

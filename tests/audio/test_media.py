@@ -92,12 +92,10 @@ def children() -> set[str]:
 
 class TestDecode:
     @pytest.mark.parametrize("kind", MEDIA)
-    def test_bytes(self, make, kind):
-        assert_is_the_tone(decode_media(make(*MEDIA[kind]).read_bytes()))
-
-    @pytest.mark.parametrize("kind", MEDIA)
-    def test_a_path(self, make, kind):
-        assert_is_the_tone(decode_media(make(*MEDIA[kind])))
+    def test_a_path_and_bytes(self, make, kind):
+        path = make(*MEDIA[kind])
+        assert_is_the_tone(decode_media(path))
+        assert_is_the_tone(decode_media(path.read_bytes()))
 
     def test_bytes_of_an_mp4_with_its_index_at_the_end(self, make):
         data = make("-c:a", "aac", "-f", "mp4").read_bytes()

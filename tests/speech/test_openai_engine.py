@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import whisper
-from whisper.decoding import DecodingResult
+from whisper.decoding import DecodingResult, DecodingTask
 from whisper.model import ModelDimensions, Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
@@ -192,7 +192,7 @@ class Scripted(Whisper):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr(module._EncodedTask, "run", lambda task, encoded: task.model.decode(encoded, task.options))
+    monkeypatch.setattr(DecodingTask, "run", lambda task, encoded: task.model.decode(encoded, task.options))
     return Scripted()
 
 

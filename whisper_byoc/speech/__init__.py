@@ -2,6 +2,6 @@
 
 import os
 
-# Read once, when torch is first imported, which only modules of this package do: OpenMP threads shall sleep
-# between inferences, not spin. An idle server costs nothing, and the event loop gets its turn.
+# Read once, when torch is first imported, which only modules of this package do: OpenMP threads must sleep between
+# inferences, not spin, so that an idle server costs nothing and the event loop gets its turn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
