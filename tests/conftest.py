@@ -38,6 +38,22 @@ def texts(fixtures_dir) -> dict[str, dict]:
     return json.loads((fixtures_dir / "texts.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def demo_processor():
+    """Speech with the demo model, loaded once for all tests; that servers start and stop it changes nothing."""
+    from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+
+    async def nothing():
+        pass
+
+    processor = WhisperProcessor("demo", WhisperSettings(workers=1))
+    asyncio.run(processor.initialize())
+    shutdown = processor.shutdown
+    processor.initialize = processor.shutdown = nothing
+    yield processor
+    asyncio.run(shutdown())
+
+
 class Api:
     """A server under test and an HTTP session to it."""
 

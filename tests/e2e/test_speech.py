@@ -11,12 +11,12 @@ import pytest
 from audio import pcm
 from audio.wav import read_wav
 from whisper_byoc import TrickleClient
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.processors.whisper import WhisperProcessor
 
 
 @pytest.fixture
-async def api(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+async def api(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor})
 
 
 def words(text):

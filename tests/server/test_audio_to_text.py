@@ -6,8 +6,6 @@ import json
 import aiohttp
 import pytest
 
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-
 NUMBERS = "seven three nine zero five one"
 
 
@@ -20,8 +18,8 @@ class Fails:
 
 
 @pytest.fixture
-async def api(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))}, segment_bytes=500_000)
+async def api(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor}, segment_bytes=500_000)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from tests.waiting import until
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 
 NUMBERS = "seven three nine zero five one"
 CODECS = {"mp3": "libmp3lame", "flac": "flac", "ogg": "libvorbis", "webm": "libopus"}
@@ -54,8 +53,8 @@ class Slow(Says):
 
 
 @pytest.fixture
-async def api(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+async def api(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor})
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import write_wav
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.run import Server, ServerConfig
 
 NUMBERS = "seven three nine zero five one"
@@ -46,8 +45,8 @@ def openai():
 
 
 @pytest.fixture
-async def api(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1)), "mirror": Echo()})
+async def api(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor, "mirror": Echo()})
 
 
 @pytest.fixture

@@ -10,15 +10,14 @@ from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.core.results import Record, TranscriptLog
 
 HELLO, NUMBERS = "hello world", "seven three nine zero five one"
 
 
 @pytest.fixture
-async def demo(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+async def demo(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor})
 
 
 @pytest.fixture(scope="session")

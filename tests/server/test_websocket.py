@@ -10,7 +10,6 @@ import pytest
 from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.routes import websocket
 
 NUMBERS = "seven three nine zero five one"
@@ -36,8 +35,8 @@ class Says:
 
 
 @pytest.fixture
-async def demo(serving):
-    return await serving({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+async def demo(serving, demo_processor):
+    return await serving({"whisper-demo": demo_processor})
 
 
 @pytest.fixture(scope="session")
