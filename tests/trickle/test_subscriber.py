@@ -57,6 +57,26 @@ async def silent(seq, wire):
     await wire.reader.read()
 
 
+async def head_first(seq, wire):
+    await wire.send("HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Transfer-Encoding: chunked")
+    await asyncio.sleep(0.02)
+    await wire.write(b"1\r\nx\r\n0\r\n\r\n")
+
+
+def early_or_behind(latest):
+    return reply("470 Entry not found", f"Lp-Trickle-Latest: {latest}", body=b"Entry not found")
+
+
+def broken_after(size, data):
+    """Announce all of `data`, send `size` bytes of it, and break."""
+
+    async def answer(seq, wire):
+        await wire.write(seq_reply(seq, data)[: size - len(data)])
+        return True
+
+    return answer
+
+
 # --- against a real server
 
 
@@ -170,22 +190,14 @@ async def test_indices_that_the_publisher_skips(trickle):
 async def test_what_was_not_read_is_given_up(trickle):
     api = await trickle()
     await api.post("ch/0", bytes(4 << 20))
-    await api.post("ch/1", b"next")
+    await api.post("ch/1", b"longer than its limit")
+    await api.post("ch/2", b"next")
     subscriber = await api.subscriber(start=0)
-    first = await anext(subscriber)
-    second = await anext(subscriber)
+    first, second = await anext(subscriber), await anext(subscriber)
     assert [data async for data in first] == []
-    assert await second.read() == b"next"
-
-
-async def test_a_limit_for_reading_at_once(trickle):
-    api = await trickle()
-    await api.post("ch/0", bytes(5000))
-    await api.post("ch/1", b"next")
-    subscriber = await api.subscriber(start=0)
-    with pytest.raises(SegmentTooLarge, match="more than 100 bytes"):
-        await (await anext(subscriber)).read(100)
-    assert await (await anext(subscriber)).read(100) == b"next"
+    with pytest.raises(SegmentTooLarge, match="more than 10 bytes"):
+        await second.read(10)
+    assert await (await anext(subscriber)).read(10) == b"next"
 
 
 async def test_who_stops_waiting_can_come_back(trickle):
@@ -200,6 +212,8 @@ async def test_who_stops_waiting_can_come_back(trickle):
 
 
 async def test_closing_ends_the_iteration(trickle):
+    with pytest.raises(TrickleError, match="not open"):
+        await anext(TrickleSubscriber("http://127.0.0.1:1/ch"))
     api = await trickle()
     await api.post("ch")
     subscriber = await api.subscriber(start=0)
@@ -210,11 +224,6 @@ async def test_closing_ends_the_iteration(trickle):
     assert await reading == []
     with pytest.raises(StopAsyncIteration):
         await anext(subscriber)
-
-
-async def test_it_must_be_open():
-    with pytest.raises(TrickleError, match="not open"):
-        await anext(TrickleSubscriber("http://127.0.0.1:1/ch"))
 
 
 @pytest.mark.parametrize("start", [0, -1, -2])
@@ -237,65 +246,46 @@ async def test_a_channel_that_comes_later(trickle, start):
 
 # --- against scripted servers
 
+X = seq_reply(0, b"x")
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n" * 200 + b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+NO_NEXT = reply("400 Bad Request", body=b"Invalid idx\n")
+LATEST_7 = reply("200 OK", "Lp-Trickle-Latest: 7", body=b"7")
+SCRIPTS = {  # start, answers, {index read: how many were missed before it}, indices asked for
+    "any number of interim answers": (0, [INTERIM + X], {0: 0}, "0"),
+    "a head before the first byte": (0, [head_first], {0: 0}, "0"),
+    "compressed bytes are taken as they are": (0, [seq_reply(0, b"x", "Content-Encoding: gzip")], {0: 0}, "0"),
+    "silence is asked again": (0, [silent, silent, X], {0: 0}, "0 0 0"),
+    "early waits for the same index": (0, [early_or_behind(0)] * 3 + [X], {0: 0}, "0 0 0 0"),
+    "early without latest": (0, [reply("470 x"), X], {0: 0}, "0 0"),
+    "early with a bad latest": (0, [early_or_behind("x"), X], {0: 0}, "0 0"),
+    "early with a negative latest": (0, [early_or_behind(-5), X], {0: 0}, "0 0"),
+    "early with a huge latest": (0, [early_or_behind("9" * 40), X], {0: 0}, "0 0"),
+    "behind jumps to what may be there": (0, [early_or_behind(8)] * 2 + [seq_reply(4, b"x")], {4: 4}, "0 3 4"),
+    "an older server skips by 470": (0, [X, early_or_behind(2), seq_reply(2, b"x")], {0: 0, 2: 1}, "0 1 2"),
+    "ended": (0, [END], {}, "0"),
+    "ended by any mark": (0, [X, reply("200 OK", "Lp-Trickle-Closed: yes", body=b"not found")], {0: 0}, "0 1"),
+    "ended by 404": (0, [X, NOT_THERE], {0: 0}, "0 1"),
+    "5xx is tried again": (0, [reply("503 x")] * 3 + [X], {0: 0}, "0 0 0 0"),
+    "next is made an index": (-1, [LATEST_7, seq_reply(7, b"x")], {7: 0}, "next 7"),
+    "current is made an index": (-2, [LATEST_7, seq_reply(6, b"x")], {6: 0}, "next 6"),
+    "next without /next": (-1, [NO_NEXT, seq_reply(41, b"x"), seq_reply(42, b"x")], {41: 0, 42: 0}, "next -1 42"),
+    "current without /next": (-2, [NO_NEXT, seq_reply(41, b"x"), seq_reply(42, b"x")], {41: 0, 42: 0}, "next -2 42"),
+}
 
-async def test_any_number_of_interim_answers(answering):
-    async def patient(seq, wire):
-        for _ in range(200):
-            await wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await wire.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
-        await wire.write(seq_reply(0, b"data"))
 
-    _, subscriber = await answering(patient)
+@pytest.mark.parametrize(("start", "answers", "missed", "asked"), SCRIPTS.values(), ids=list(SCRIPTS))
+async def test_what_a_server_may_answer(answering, start, answers, missed, asked):
+    script, subscriber = await answering(*answers, first=start, refresh_seconds=0.05, longest_pause=0.01)
     async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"data")]
-
-
-async def test_early_waits_for_the_same_index(answering):
-    early = reply("470 Entry not found", "Lp-Trickle-Latest: 4", "Lp-Trickle-Seq: 5", body=b"Entry not found")
-    script, subscriber = await answering(early, early, early, seq_reply(5, b"x"), first=5)
-    async with subscriber:
-        assert await read_all(subscriber) == [(5, 0, b"x")]
-    assert script.asked[:4] == [("GET", "5")] * 4
-
-
-async def test_behind_jumps_to_what_may_still_be_there_and_not_further_than_latest(answering):
-    def behind(latest):
-        return reply("470 x", f"Lp-Trickle-Latest: {latest}", body=b"Entry not found")
-
-    script, subscriber = await answering(*[behind(10)] * 4, seq_reply(8, b"x"), first=2)
-    async with subscriber:
-        assert await read_all(subscriber) == [(8, 6, b"x")]
-    assert [seq for _, seq in script.asked[:5]] == ["2", "5", "6", "7", "8"]
-
-
-@pytest.mark.parametrize(
-    "headers", [[], ["Lp-Trickle-Latest: x"], ["Lp-Trickle-Latest: -5"], ["Lp-Trickle-Latest: " + "9" * 40]]
-)
-async def test_470_without_a_use(answering, headers):
-    _, subscriber = await answering(reply("470 x", *headers), seq_reply(0, b"x"))
-    async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"x")]
-
-
-@pytest.mark.parametrize("end", [END, NOT_THERE, reply("200 OK", "Lp-Trickle-Closed: yes", body=b"Entry not found")])
-async def test_three_ways_to_end(answering, end):
-    _, subscriber = await answering(seq_reply(0, b"x"), end)
-    async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"x")]
+        assert await read_all(subscriber) == [(seq, count, b"x") for seq, count in missed.items()]
         with pytest.raises(StopAsyncIteration):
             await anext(subscriber)
-    _, subscriber = await answering(END)
+    assert [seq for _, seq in script.asked][: len(asked.split())] == asked.split()
+
+
+async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(answering):
+    script, subscriber = await answering(*[reply()] * 50, early_seconds=5.0)
     async with subscriber:
-        assert await read_all(subscriber) == [], "the end is no error even at the start"
-
-
-async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(scripted, quick):
-    async def answer(number, method, seq, wire, headers):
-        await wire.write(reply())
-        return False
-
-    script = await scripted(answer)
-    async with TrickleSubscriber(script.url, 0, options=quick(early_seconds=5.0)) as subscriber:
         reading = asyncio.create_task(anext(subscriber))
         await until(lambda: len(script.asked) > 5)
         await asyncio.sleep(0.1)
@@ -304,65 +294,43 @@ async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(scripted,
         await reading
 
 
-async def test_skipped_segments_of_an_older_server(answering):
-    skipped = reply("470 x", "Lp-Trickle-Seq: 1", "Lp-Trickle-Latest: 2")
-    _, subscriber = await answering(seq_reply(0, b"0"), skipped, seq_reply(2, b"2"))
+async def test_a_channel_that_began_anew(answering):
+    async def by_seq(seq, wire):
+        await wire.write({"2": seq_reply(2, b"new"), "3": END}.get(seq, early_or_behind(2)))
+
+    _, subscriber = await answering(seq_reply(50, b"old"), *[by_seq] * 500, first=50, patience_seconds=0.02)
     async with subscriber:
-        assert [seq for seq, _, _ in await read_all(subscriber)] == [0, 2]
-
-
-@pytest.mark.parametrize(("start", "asked"), [(-1, "7"), (-2, "6")])
-async def test_the_start_is_made_an_index_first(answering, start, asked):
-    following = reply("200 OK", "Lp-Trickle-Latest: 7", body=b"7")
-    script, subscriber = await answering(following, seq_reply(asked, b"x"), first=start)
-    async with subscriber:
-        assert (await anext(subscriber)).seq == int(asked)
-    assert script.asked[:2] == [("GET", "next"), ("GET", asked)]
-
-
-@pytest.mark.parametrize("start", [-1, -2])
-async def test_a_server_without_next(answering, start):
-    no_next = reply("400 Bad Request", body=b"Invalid idx\n")
-    script, subscriber = await answering(no_next, seq_reply(41, b"x"), seq_reply(42, b"y"), first=start)
-    async with subscriber:
-        assert await read_all(subscriber) == [(41, 0, b"x"), (42, 0, b"y")]
-    assert script.asked[:3] == [("GET", "next"), ("GET", str(start)), ("GET", "42")]
+        assert [seq for seq, _, _ in await read_all(subscriber)] == [50, 2]
 
 
 async def test_an_answer_without_its_index(answering):
-    _, subscriber = await answering(reply("400 x"), reply("200 OK", body=b"x"), first=-1)
+    _, subscriber = await answering(NO_NEXT, reply("200 OK", body=b"x"), first=-1)
     async with subscriber:
         with pytest.raises(Refused, match="without Lp-Trickle-Seq"):
             await anext(subscriber)
 
 
-async def test_heads_that_come_before_the_first_byte(answering):
-    async def early_head(seq, wire):
-        await wire.send("HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Transfer-Encoding: chunked")
-        await asyncio.sleep(0.02)
-        await wire.write(b"1\r\nx\r\n0\r\n\r\n")
-
-    _, subscriber = await answering(early_head)
+@pytest.mark.parametrize("status", [204, 302, 400, 401])
+async def test_other_answers_are_errors_and_the_same_index_may_be_asked_for_again(answering, status):
+    refused = reply(f"{status} x", "Location: http://127.0.0.1:1/")
+    script, subscriber = await answering(X, refused, seq_reply(1, b"1"))
     async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"x")]
+        assert (await anext(subscriber)).seq == 0
+        with pytest.raises(Refused) as error:
+            await anext(subscriber)
+        assert error.value.status == status
+        assert (await anext(subscriber)).seq == 1
+    assert [seq for _, seq in script.asked[:3]] == ["0", "1", "1"]
 
 
-async def test_asking_again_after_silence(answering):
-    script, subscriber = await answering(silent, silent, silent, seq_reply(0, b"x"), refresh_seconds=0.02)
+@pytest.mark.parametrize(
+    ("answer", "error"), [(reply("503 x"), Unreachable), (b"\x00\xff nonsense\r\n\r\n", TrickleError)]
+)
+async def test_what_does_not_get_better_is_an_error(answering, answer, error):
+    _, subscriber = await answering(*[answer] * 500, patience_seconds=0.02, longest_pause=0.01)
     async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"x")]
-    assert script.asked[:4] == [("GET", "0")] * 4
-
-
-def broken_after(size, data, headers=()):
-    """Announce all of `data`, send `size` bytes of it, and break."""
-
-    async def answer(seq, wire):
-        await wire.send("HTTP/1.1 200 OK", f"Lp-Trickle-Seq: {seq}", f"Content-Length: {len(data)}", *headers)
-        await wire.write(data[:size])
-        return True
-
-    return answer
+        with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1"):
+            await anext(subscriber)
 
 
 def by_index(script):
@@ -379,24 +347,24 @@ def by_index(script):
     return answer
 
 
-async def test_a_segment_that_breaks_off_is_taken_up_where_it_broke(scripted, quick):
+async def test_a_segment_that_breaks_off_or_stalls_is_taken_up_where_it_broke(scripted, quick):
     data = b"0123456789"
-    first = [
-        broken_after(1, data),
-        broken_after(4, data),
-        broken_after(2, data),
-        broken_after(7, data),
-        seq_reply(0, data),
-    ]
+
+    async def stalling(seq, wire):
+        await wire.write(seq_reply(seq, data)[:-2])
+        await wire.reader.read()
+
+    first = [*[broken_after(size, data) for size in (1, 4, 2, 7)], stalling, seq_reply(0, data)]
     script = await scripted(by_index({"0": first, "1": [seq_reply(1, b"next")]}))
-    async with TrickleSubscriber(script.url, 0, options=quick()) as subscriber:
+    options = quick(stall_seconds=0.05, longest_pause=0.02)
+    async with TrickleSubscriber(script.url, 0, options=options) as subscriber:
         assert await read_all(subscriber) == [(0, 0, data), (1, 0, b"next")]
 
 
 @pytest.mark.parametrize(
     "later",
     [
-        reply("470 x", "Lp-Trickle-Latest: 9"),
+        early_or_behind(9),
         NOT_THERE,
         END,
         seq_reply(0, b"012"),
@@ -406,75 +374,9 @@ async def test_a_segment_that_breaks_off_is_taken_up_where_it_broke(scripted, qu
 )
 async def test_a_segment_that_cannot_be_had_to_its_end_is_an_error_and_the_next_comes(scripted, quick, later):
     script = await scripted(by_index({"0": [broken_after(5, b"0123456789"), later], "1": [seq_reply(1, b"next")]}))
-    async with TrickleSubscriber(script.url, 0, options=quick()) as subscriber:
+    async with TrickleSubscriber(script.url, 0, options=quick(longest_pause=0.02)) as subscriber:
         segment = await anext(subscriber)
         with pytest.raises(SegmentBroken, match="segment 0 broke off after 5 bytes") as broken:
             await segment.read()
         assert broken.value.seq == 0
         assert await (await anext(subscriber)).read() == b"next"
-
-
-async def test_a_segment_that_stalls_is_asked_for_again(scripted, quick):
-    async def stalling(seq, wire):
-        await wire.send("HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Content-Length: 6")
-        await wire.write(b"abc")
-        await wire.reader.read()
-
-    script = await scripted(by_index({"0": [stalling, seq_reply(0, b"abcdef")]}))
-    async with TrickleSubscriber(script.url, 0, options=quick(stall_seconds=0.05)) as subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"abcdef")]
-
-
-async def test_5xx_is_tried_again_and_again_up_to_its_patience(answering):
-    trouble = reply("503 Service Unavailable")
-    _, subscriber = await answering(trouble, trouble, trouble, seq_reply(0, b"x"), longest_pause=0.01)
-    async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"x")]
-    _, subscriber = await answering(*[trouble] * 500, patience_seconds=0.02, longest_pause=0.01)
-    async with subscriber:
-        with pytest.raises(Unreachable, match="503"):
-            await anext(subscriber)
-
-
-@pytest.mark.parametrize("status", [204, 302, 400, 401])
-async def test_other_answers_are_errors_and_the_same_index_may_be_asked_for_again(answering, status):
-    refused = reply(f"{status} x", "Location: http://127.0.0.1:1/")
-    script, subscriber = await answering(seq_reply(0, b"0"), refused, seq_reply(1, b"1"))
-    async with subscriber:
-        assert (await anext(subscriber)).seq == 0
-        with pytest.raises(Refused) as error:
-            await anext(subscriber)
-        assert error.value.status == status
-        assert (await anext(subscriber)).seq == 1
-    assert [seq for _, seq in script.asked[:3]] == ["0", "1", "1"]
-
-
-async def test_garbage_instead_of_http(scripted, quick):
-    async def answer(number, method, seq, wire, headers):
-        await wire.write(b"\x00\xff\x00 nonsense\r\n\r\n")
-        return True
-
-    script = await scripted(answer)
-    async with TrickleSubscriber(script.url, 0, options=quick(patience_seconds=0.02, longest_pause=0.01)) as subscriber:
-        with pytest.raises(TrickleError):
-            await anext(subscriber)
-
-
-async def test_a_compressed_answer_is_taken_as_it_is(answering):
-    _, subscriber = await answering(seq_reply(0, b"\x1f\x8bnot gzip", "Content-Encoding: gzip"))
-    async with subscriber:
-        assert await read_all(subscriber) == [(0, 0, b"\x1f\x8bnot gzip")]
-
-
-async def test_a_channel_that_began_anew(answering):
-    async def by_seq(seq, wire):
-        if seq == "2":
-            await wire.write(seq_reply(2, b"new"))
-        elif seq == "3":
-            await wire.write(END)
-        else:
-            await wire.write(reply("470 x", "Lp-Trickle-Latest: 2"))
-
-    _, subscriber = await answering(seq_reply(50, b"old"), *[by_seq] * 500, first=50, patience_seconds=0.02)
-    async with subscriber:
-        assert [seq for seq, _, _ in await read_all(subscriber)] == [50, 2]
