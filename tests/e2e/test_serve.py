@@ -26,28 +26,24 @@ def is_busy(server):
         return json.load(answer)["status"] == "OK"
 
 
-async def test_go_style_command_line_serves_and_send_prints_the_words(command, fixtures_dir, texts):
+async def test_a_go_style_command_line_serves_until_ctrl_c(command, fixtures_dir, texts):
     server = await (await command("-byocModelID", "whisper-demo", "-host=127.0.0.1", "-port", "0")).ready()
     names = ["demo-hello-world.wav", "demo-stop.wav"]
     files = [str(fixtures_dir / name) for name in names]
     sender = await command("send", "--realtime", "--url", server.url, *files)
     assert await sender.end(None) == 0, sender.whole_log
     assert [words(line) for line in sender.out.decode().splitlines()] == [words(texts[name]["text"]) for name in names]
+
+    sender = await command("send", "--realtime", "--url", server.url, str(fixtures_dir / "demo-long-40s.wav"))
+    await until(lambda: is_busy(server))  # the feed has begun
+    assert await sender.end(signal.SIGINT) == 130
+    assert (sender.out, sender.whole_log) == (b"", "")
+
+    other = await command("send", "--url", server.url, files[1])
+    assert await other.end(None) == 0
+    assert words(other.out.decode()) == ["stop"], "the server goes on"
     assert await server.end(signal.SIGINT) == 0
     assert "Traceback" not in server.whole_log
-
-
-async def test_sigterm_while_the_model_works_delivers_everything(command, fixtures_dir, texts):
-    server = await (await command("serve", WHISPER_BYOC_PIPELINE="whisper-demo", HOST="127.0.0.1", PORT="0")).ready()
-    name = "demo-numbers.wav"
-    frame = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
-    async with TrickleClient(server.url) as client:
-        working = [asyncio.ensure_future(client.process_frame(frame))]
-        await until(lambda: is_busy(server))
-        server.process.send_signal(signal.SIGTERM)
-        heard = await asyncio.gather(*working)
-    assert [words(text.decode()) for text in heard] == [words(texts[name]["text"])]
-    assert await server.end(None) == 0
 
 
 async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixtures_dir, texts):
@@ -117,15 +113,3 @@ async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(comm
     for way_out in ("whisper-byoc preload", "MODEL_DIR", "demo"):
         assert way_out in last
     assert "Traceback" not in server.whole_log
-
-
-async def test_ctrl_c_ends_send_quietly_and_the_server_serves_on(command, fixtures_dir, texts):
-    server = await (await command("-byocModelID", "whisper-demo", "-host", "127.0.0.1", "-port", "0")).ready()
-    sender = await command("send", "--realtime", "--url", server.url, str(fixtures_dir / "demo-long-40s.wav"))
-    await until(lambda: is_busy(server))  # the feed has begun
-    assert await sender.end(signal.SIGINT) == 130
-    assert (sender.out, sender.whole_log) == (b"", "")
-    other = await command("send", "--url", server.url, str(fixtures_dir / "demo-stop.wav"))
-    assert await other.end(None) == 0
-    assert words(other.out.decode()) == ["stop"]
-    assert await server.end() == 0
