@@ -1,14 +1,18 @@
 """`run_processor` as its users run it: a script in a process of its own, stopped by signals."""
 
 import asyncio
+import contextlib
 import json
 import signal
+import socket
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from whisper_byoc import TrickleClient
+from tests.waiting import forever
+from whisper_byoc import TrickleClient, run_processor
+from whisper_byoc.errors import ServerRefused, ServerUnreachable
 
 PRELUDE = """
 import asyncio, sys, time
@@ -48,12 +52,10 @@ asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
     async def source():
         for _ in range(5):
             yield b"abc"
-        await asyncio.wait_for(first.wait(), 20)
+        await first.wait()
         running.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(30)
+        await forever()
         yield b"never sent"
-
-    from whisper_byoc.errors import ServerRefused
 
     async with TrickleClient(running.url) as client:
         with pytest.raises(ServerRefused, match="shutting down"):
@@ -89,16 +91,11 @@ asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
 
 
 async def test_port_in_use_is_one_sentence(script):
-    first = await (await script(PRELUDE + SERVE)).listening()
-    source = (
-        SERVE.replace("port=0", f"port={first.port}").replace("asyncio.run(", "try:\n    asyncio.run(")
-        + "\nexcept Exception as error:\n    sys.exit(f'{type(error).__name__}: {error}')"
-    )
-    second = await script(PRELUDE + source)
-    assert await second.end(None) == 1
-    log = second.whole_log
-    assert f"StartError: port {first.port} on 127.0.0.1 is in use" in log
-    assert "choose another port" in log
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        running = await script(PRELUDE + SERVE.replace("port=0", f"port={port}"))
+        assert await running.end(None) == 1
+    assert f"StartError: port {port} on 127.0.0.1 is in use; choose another port" in running.whole_log
 
 
 async def test_a_processor_that_fails_to_initialize_ends_the_server(script):
@@ -147,8 +144,8 @@ asyncio.run(main())
     async with TrickleClient(running.url) as client:
         await client.process_frame(b"x")
     running.process.send_signal(signal.SIGTERM)
-    out, _ = await asyncio.wait_for(running.process.communicate(), 20)
-    assert out == b"back from run_processor\n"
+    assert await running.end(None) == 0
+    assert running.out == b"back from run_processor\n"
     assert Path(tmp_path / "trace").read_text().split() == ["initialize", "process", "shutdown"]
 
 
@@ -174,22 +171,17 @@ asyncio.run(run_processor(Slow(), host="127.0.0.1", port=0))
 
 
 async def test_cancelling_stops_the_server(unused_tcp_port):
-    from whisper_byoc import run_processor
-
     class Upper:
         async def process(self, frame):
             return frame.upper()
 
     serving = asyncio.ensure_future(run_processor(Upper(), host="127.0.0.1", port=unused_tcp_port))
-    for _ in range(200):
-        try:
-            async with TrickleClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
-                assert await client.process_frame(b"x") == b"X"
-            break
-        except Exception:
-            await asyncio.sleep(0.05)
-    else:
-        raise AssertionError("it never answered")
+    async with asyncio.timeout(20), TrickleClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
+        answer = b""
+        while not answer:
+            with contextlib.suppress(ServerUnreachable, ServerRefused):  # not yet listening, or not yet ready
+                answer = await client.process_frame(b"x")
+    assert answer == b"X"
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
