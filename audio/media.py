@@ -107,7 +107,7 @@ def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> N
     lines: deque[bytes] = deque(maxlen=KEPT_LINES)
     data = bytearray()
     max_bytes = int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
-    with _start(file) as process:
+    with _run_ffmpeg(file) as process:
         assert process.stdout is not None
         assert process.stderr is not None
 
@@ -144,7 +144,7 @@ def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> N
     return pcm.decode(data)
 
 
-def _start(file: IO[bytes]) -> subprocess.Popen[bytes]:
+def _run_ffmpeg(file: IO[bytes]) -> subprocess.Popen[bytes]:
     command, pipe = pcm_from_file(), subprocess.PIPE
     try:
         return subprocess.Popen(

@@ -5,13 +5,13 @@ from numpy.typing import NDArray
 
 from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH
 
-MAX_SECONDS = 15.0
-"""Default length limit of a segment: half of Whisper's 30 s window, so text comes while it still is live."""
+SEGMENT_SECONDS = 15.0
+"""Longest segment by default: half of Whisper's 30 s window, so text comes while it still is live."""
 
-WINDOW = SAMPLE_RATE * 50 // 1000
+WINDOW_SAMPLES = SAMPLE_RATE * 50 // 1000
 """Samples over which loudness is measured: 50 ms hold several periods of the lowest voice (about 80 Hz)."""
 
-HOP = SAMPLE_RATE * 10 // 1000
+HOP_SAMPLES = SAMPLE_RATE * 10 // 1000
 """Samples from one window to the next: 10 ms, the hop of Whisper's own spectrogram."""
 
 
@@ -23,11 +23,11 @@ class QuietCutter:
     held is `max_seconds` of PCM16 plus the chunk being fed.
     """
 
-    def __init__(self, max_seconds: float = MAX_SECONDS) -> None:
+    def __init__(self, max_seconds: float = SEGMENT_SECONDS) -> None:
         """Cut at `max_seconds` (s) at the latest; ValueError if its last third cannot hold a 50 ms window."""
         self._max_samples = int(max_seconds * SAMPLE_RATE)
         self._search_from = self._max_samples * 2 // 3
-        if self._max_samples - self._search_from < WINDOW:
+        if self._max_samples - self._search_from < WINDOW_SAMPLES:
             raise ValueError(f"max_seconds={max_seconds} is too short to find a quiet point in; use 0.15 or more.")
         self._buffer = bytearray()
 
@@ -67,20 +67,20 @@ def quietest_point(samples: NDArray[np.int16]) -> int:
     """Return the index in the middle of the quietest window: the one of lowest variance.
 
     Args:
-        samples: int16, shape (n,), n >= `WINDOW`.
+        samples: int16, shape (n,), n >= `WINDOW_SAMPLES`.
 
     Windows that tie (digital silence) form runs; the answer is the middle of the longest run, so that the cut is
     far from speech, and of equally long runs the last, so that segments are long.
     """
     # Sums in int64 are exact, so equal windows compare equal, and the offset of a cheap sound card changes nothing.
     wide = samples.astype(np.int64)
-    starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-    total, squares = (sums[starts + WINDOW] - sums[starts] for sums in map(_cumulative, (wide, wide * wide)))
-    energy = WINDOW * squares - total * total
+    starts = np.arange(0, len(samples) - WINDOW_SAMPLES + 1, HOP_SAMPLES)
+    total, squares = (sums[starts + WINDOW_SAMPLES] - sums[starts] for sums in map(_cumulative, (wide, wide * wide)))
+    energy = WINDOW_SAMPLES * squares - total * total
     quietest = np.flatnonzero(energy == energy.min())
     runs = np.split(quietest, np.flatnonzero(np.diff(quietest) > 1) + 1)
     longest = max(reversed(runs), key=len)
-    return int(starts[longest[0]] + starts[longest[-1]] + WINDOW) // 2
+    return int(starts[longest[0]] + starts[longest[-1]] + WINDOW_SAMPLES) // 2
 
 
 def _cumulative(values: NDArray[np.int64]) -> NDArray[np.int64]:

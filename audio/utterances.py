@@ -150,12 +150,12 @@ class UtteranceSplitter:
         options, length = self.options, (self._speech_end - (self._first or 0)) / SAMPLE_RATE
         shrunk = (length - options.full_pause_until) / (options.shortest_pause_from - options.full_pause_until)
         shrunk = min(max(shrunk, 0.0), 1.0)
-        return _samples(options.pause - shrunk * (options.pause - options.shortest_pause))
+        return _to_samples(options.pause - shrunk * (options.pause - options.shortest_pause))
 
     @property
     def kept_silence(self) -> int:
         """Samples of silence that are kept at the end of the open utterance."""
-        return min(self.pause, _samples(self.options.post_roll))
+        return min(self.pause, _to_samples(self.options.post_roll))
 
     def feed(self, data: bytes) -> list[Utterance]:
         """Take PCM16 in pieces of any size; return the utterances that have ended."""
@@ -194,7 +194,7 @@ class UtteranceSplitter:
             self._speech_end = self._position
         elif self.silence >= self.pause:
             return [self._end_with_silence("pause")]
-        if self._position - self._first >= _samples(self.options.longest):
+        if self._position - self._first >= _to_samples(self.options.longest):
             return [self._cut()]
         return []
 
@@ -207,11 +207,11 @@ class UtteranceSplitter:
         if self._speech_chunks >= self.options.min_speech_chunks:
             self._begin()
         else:
-            self._forget(self._speech_start - _samples(self.options.pre_roll))
+            self._forget(self._speech_start - _to_samples(self.options.pre_roll))
 
     def _begin(self) -> None:
         self._speech_start = max(self._speech_start, self._previous_end)
-        start = self._speech_start - _samples(self.options.pre_roll)
+        start = self._speech_start - _to_samples(self.options.pre_roll)
         self._first, self._speech_chunks = max(start, self._previous_end, self._base), 0
 
     def _cut(self) -> Utterance:
@@ -236,7 +236,7 @@ class UtteranceSplitter:
         utterance = self._utterance(position, ended_by)
         self._number += 1
         self._previous_end, self._first = position, None
-        pre_roll = self._position - _samples(self.options.pre_roll)
+        pre_roll = self._position - _to_samples(self.options.pre_roll)
         self._forget(max(position, pre_roll) if ended_by == "pause" else position)
         return utterance
 
@@ -256,5 +256,5 @@ class UtteranceSplitter:
             self._base = position
 
 
-def _samples(seconds: float) -> int:
+def _to_samples(seconds: float) -> int:
     return int(seconds * SAMPLE_RATE)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio.quiet import HOP, WINDOW, QuietCutter, quietest_point
+from audio.quiet import HOP_SAMPLES, WINDOW_SAMPLES, QuietCutter, quietest_point
 
 RATE = 16_000
 
@@ -62,7 +62,7 @@ def test_of_a_long_silence_it_takes_the_middle():
     sound = noise(RATE)
     sound[11_200:15_200] = 0
     (segment,) = QuietCutter(max_seconds=1.0).feed(sound.tobytes())
-    assert len(segment) // 2 == pytest.approx(13_200, abs=HOP)
+    assert len(segment) // 2 == pytest.approx(13_200, abs=HOP_SAMPLES)
 
 
 def test_of_two_silences_it_takes_the_longer():
@@ -70,19 +70,19 @@ def test_of_two_silences_it_takes_the_longer():
     sound[11_200:12_200] = 0
     sound[13_000:15_000] = 0
     (segment,) = QuietCutter(max_seconds=1.0).feed(sound.tobytes())
-    assert len(segment) // 2 == pytest.approx(14_000, abs=HOP)
+    assert len(segment) // 2 == pytest.approx(14_000, abs=HOP_SAMPLES)
 
 
 def test_of_equally_long_silences_it_takes_the_last():
-    sound = noise(4 * WINDOW)
-    sound[:WINDOW] = sound[-WINDOW:] = 0
-    assert quietest_point(sound) == 3.5 * WINDOW
+    sound = noise(4 * WINDOW_SAMPLES)
+    sound[:WINDOW_SAMPLES] = sound[-WINDOW_SAMPLES:] = 0
+    assert quietest_point(sound) == 3.5 * WINDOW_SAMPLES
 
 
 def test_loudness_does_not_overflow():
-    sound = np.tile(np.array([-32768, 32767], dtype=np.int16), 2 * WINDOW)
-    sound[WINDOW : 2 * WINDOW : 2] = -32767
-    assert quietest_point(sound) == 1.5 * WINDOW
+    sound = np.tile(np.array([-32768, 32767], dtype=np.int16), 2 * WINDOW_SAMPLES)
+    sound[WINDOW_SAMPLES : 2 * WINDOW_SAMPLES : 2] = -32767
+    assert quietest_point(sound) == 1.5 * WINDOW_SAMPLES
 
 
 @given(st.integers(0, 99), st.integers(-20_000, 20_000))
@@ -94,7 +94,7 @@ def test_a_constant_offset_is_no_loudness(seed, offset):
 
 
 def test_one_window_is_cut_in_its_middle():
-    assert quietest_point(noise(WINDOW)) == WINDOW // 2
+    assert quietest_point(noise(WINDOW_SAMPLES)) == WINDOW_SAMPLES // 2
 
 
 def test_digital_silence_makes_long_segments():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.formats import FORMATS, LINE_CHARACTERS, LINES, as_srt, as_vtt, cue_text, cues, timestamp
+from whisper_byoc.speech.formats import FORMATS, LINE_CHARACTERS, LINES, cue_text, cues, timestamp, to_srt, to_vtt
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 HEARD = Transcription(
@@ -63,17 +63,17 @@ def test_files_can_be_read_back(given_segments):
     heard = Transcription("", "en", given_segments)
     number = len(cues(given_segments))
     stamp = r"(\d{2,}:[0-5]\d:[0-5]\d)[.,](\d{3})"
-    for form in (as_srt, as_vtt):
+    for form in (to_srt, to_vtt):
         text = form(heard)
         assert len(re.findall(rf"^{stamp} --> {stamp}$", text, re.MULTILINE)) == text.count("-->") == number
         blocks = [block for block in text.removeprefix("WEBVTT\n\n").split("\n\n") if block]
         assert len(blocks) == number
-    assert [int(block.split("\n")[0]) for block in as_srt(heard).split("\n\n") if block] == [*range(1, number + 1)]
+    assert [int(block.split("\n")[0]) for block in to_srt(heard).split("\n\n") if block] == [*range(1, number + 1)]
 
 
 def test_markup_is_text_in_webvtt():
     heard = Transcription("", "en", (TextSegment(0, 1, "R&D <b>bold</b> a ---> b"),))
-    assert "R&amp;D &lt;b>bold&lt;/b> a -> b" in as_vtt(heard)
+    assert "R&amp;D &lt;b>bold&lt;/b> a -> b" in to_vtt(heard)
 
 
 def test_cues_have_the_times_of_their_words():
@@ -110,8 +110,8 @@ def test_segments_that_overlap_wait_for_each_other():
 
 
 def test_nothing_said_is_an_empty_file():
-    assert as_srt(Transcription("", "en")) == ""
-    assert as_vtt(Transcription("", "en")) == "WEBVTT\n\n"
+    assert to_srt(Transcription("", "en")) == ""
+    assert to_vtt(Transcription("", "en")) == "WEBVTT\n\n"
 
 
 def test_txt():

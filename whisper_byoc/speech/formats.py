@@ -28,12 +28,12 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def as_txt(transcription: Transcription) -> str:
+def to_txt(transcription: Transcription) -> str:
     """One line per segment, as openai-whisper writes it."""
     return "".join(f"{segment.text}\n" for segment in transcription.segments)
 
 
-def as_json(transcription: Transcription) -> str:
+def to_json(transcription: Transcription) -> str:
     """One object with `text`, `language` and `segments` (times in seconds)."""
     segments = [
         {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
@@ -43,7 +43,7 @@ def as_json(transcription: Transcription) -> str:
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_srt(transcription: Transcription) -> str:
+def to_srt(transcription: Transcription) -> str:
     """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
     return "".join(
         f"{number}\n{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}\n" + "\n".join(cue.lines) + "\n\n"
@@ -51,7 +51,7 @@ def as_srt(transcription: Transcription) -> str:
     )
 
 
-def as_vtt(transcription: Transcription) -> str:
+def to_vtt(transcription: Transcription) -> str:
     """WebVTT: a header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
     body = "".join(
         f"{timestamp(cue.start, '.')} --> {timestamp(cue.end, '.')}\n" + "\n".join(map(_escaped, cue.lines)) + "\n\n"
@@ -61,7 +61,7 @@ def as_vtt(transcription: Transcription) -> str:
 
 
 FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
-    {"txt": as_txt, "json": as_json, "srt": as_srt, "vtt": as_vtt}
+    {"txt": to_txt, "json": to_json, "srt": to_srt, "vtt": to_vtt}
 )
 """Writers by the ending of the file name."""
 

@@ -125,7 +125,7 @@ class LiveTranscriber:
 
     async def _split(self, split: Callable[[], list[Utterance]]) -> None:
         """Run the splitter in a thread. Cancelling this does not stop it, so the next call waits for it."""
-        self._splitting = _start(self._split_after(self._splitting, split))
+        self._splitting = _start_task(self._split_after(self._splitting, split))
         await asyncio.shield(self._splitting)
 
     async def _split_after(self, previous: asyncio.Task[None] | None, split: Callable[[], list[Utterance]]) -> None:
@@ -156,7 +156,7 @@ class LiveTranscriber:
         return Update(utterance, True, result)
 
     async def _transcribe(self, utterance: Utterance) -> Timed[Transcription]:
-        samples = _samples(utterance)
+        samples = _as_floats(utterance)
         seconds = len(samples) / SAMPLE_RATE
         language = await self._language.choose(
             lambda: self._scheduler.detect_language(samples), utterance.number, seconds
@@ -175,7 +175,7 @@ class LiveTranscriber:
             return updates
         if self.splitter.silence >= self.splitter.kept_silence:
             if self._early is None:
-                self._early = current, _start(self._transcribe(current))
+                self._early = current, _start_task(self._transcribe(current))
         elif self.options.partials:
             self._start_draft(current)
         return updates
@@ -212,7 +212,7 @@ class LiveTranscriber:
             return
         options = replace(self._decoding, language=self._language.present)
         self._drafted_until = current.end
-        task = _start(self._scheduler.draft(_samples(current), options))
+        task = _start_task(self._scheduler.draft(_as_floats(current), options))
         task.add_done_callback(lambda done: done.cancelled() or self._on_draft())
         self._draft = current, task
 
@@ -267,7 +267,7 @@ class Agreement:
 POLICIES: Mapping[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}
 
 
-def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def _start_task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Start work that may be dropped: asyncio must not complain that nobody asked for its error."""
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -278,5 +278,5 @@ def _same_sound(one: Utterance, other: Utterance) -> bool:
     return (one.first, one.end) == (other.first, other.end)
 
 
-def _samples(utterance: Utterance) -> Samples:
+def _as_floats(utterance: Utterance) -> Samples:
     return utterance.samples.astype(np.float32) / np.float32(FULL_SCALE)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from audio.pcm import duration_ms
 
@@ -37,18 +37,18 @@ class Transcription:
     """ISO 639-1 code."""
     segments: tuple[TextSegment, ...] = ()
 
-    def within(self, start: float, end: float) -> "Transcription":
+    def within(self, start: float, end: float) -> Self:
         """Return the same text with all times clamped to `start` and `end`.
 
         openai-whisper lets its first segment begin with the sound and its last one end with it, silence included.
         """
         return self._with_times(lambda seconds: min(max(seconds, start), end))
 
-    def shifted(self, seconds: float) -> "Transcription":
+    def shifted(self, seconds: float) -> Self:
         """Return the same text on a clock that began `seconds` earlier."""
         return self._with_times(lambda time: time + seconds)
 
-    def _with_times(self, change: Callable[[float], float]) -> "Transcription":
+    def _with_times(self, change: Callable[[float], float]) -> Self:
         segments = (
             TextSegment(
                 change(segment.start),

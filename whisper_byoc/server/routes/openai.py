@@ -17,7 +17,7 @@ from whisper_byoc.server.ingest.recording_job import RecordingJob, received, run
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
 from whisper_byoc.speech.transcript import Transcription
 
-FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
 """Longest piece of text in one event, so that its line stays under 64 KiB whatever the characters."""
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -46,7 +46,7 @@ async def post_translation(request: web.Request) -> web.StreamResponse:
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received(request, form_only=True) as upload:
         pipeline = speech_pipeline(request.app[TABLE], upload.field("model"))
-        form = choice("response_format", upload.field("response_format", "json"), FORMATS)
+        form = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
         grains = _granularities(upload)
         number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
         streamed = switch("stream", upload.field("stream", "false"))
