@@ -96,7 +96,7 @@ class Orchestrator:
         self.run = run
         self.context = run.context
         self.pool = run.pool
-        self.url = run.url
+        self.url = f"http://127.0.0.1:{run.port}"
         self.port = run.port
         self.http = http
 
@@ -118,7 +118,7 @@ class Orchestrator:
         def nothing_left():
             left.update(
                 slots=self.pool.jobs, streams=len(self.run.streams), tasks=len(self.context.tasks),
-                held=self.context.memory.held, channels=len(self.run.trickle.channels),
+                held=self.context.memory.held, channels=len(self.context.trickle.channels),
             )  # fmt: skip
             return not any(left.values())
 

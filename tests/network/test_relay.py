@@ -39,8 +39,11 @@ async def receiving(use, *, keep=1 << 20, limit=None, memory=None, cancellation=
     memory = memory or Memory(1 << 30)
 
     async def handle(request):
-        with RequestBody(request, memory, keep, limit) as body:
+        body = RequestBody(request, memory, keep, limit)
+        try:
             return web.Response(body=await use(body))
+        finally:
+            body.release()
 
     async with served(handle, cancellation=cancellation) as found:
         yield found

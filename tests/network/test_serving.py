@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import UsageError
-from whisper_byoc.network.serving import Address, listening
-
-LOOPBACK = Address("127.0.0.1:0", 1)
+from whisper_byoc.network.limits import NetworkLimits
+from whisper_byoc.network.serving import Address, Node, open_context
 
 
 @pytest.mark.parametrize(
@@ -61,22 +60,25 @@ def test_any_text_is_an_address_or_a_usage_error(text):
     assert 0 <= address.port <= 65535
 
 
-async def test_the_port_is_logged(caplog):
-    caplog.set_level("INFO")
-    async with listening(web.Application(), LOOPBACK, "orchestrator") as port:
-        assert port > 0
-        assert f"orchestrator listening on port {port}" in [each.message for each in caplog.records]
-
-
-async def test_a_route_that_there_is_not_says_who_lacks_it():
+async def test_a_route_that_there_is_not_says_who_lacks_it(caplog):
     async def here(_):
         return web.Response()
 
-    app = web.Application()
-    app.router.add_get("/here", here)
-    async with listening(app, LOOPBACK, "gateway") as port, aiohttp.ClientSession() as http:
-        async with http.put(f"http://127.0.0.1:{port}/live/a/source") as answer:
-            told = {"error": "PUT /live/a/source: this gateway has no such route"}
-            assert (answer.status, await answer.json()) == (404, told)
-        async with http.post(f"http://127.0.0.1:{port}/here") as answer:
-            assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
+    class NoStreams:
+        def __len__(self):
+            return 0
+
+        async def stop_all(self, reason):
+            pass
+
+    caplog.set_level("INFO")
+    async with open_context("gateway", NetworkLimits()) as context:
+        node = Node(context, NoStreams(), lambda: 0, lambda reason: None, lambda: {"capabilities": []})
+        async with node.listening(Address("127.0.0.1:0", 1), [web.get("/here", here)]), aiohttp.ClientSession() as http:
+            url = f"http://127.0.0.1:{node.port}"
+            async with http.put(f"{url}/live/a/source") as answer:
+                told = {"error": "PUT /live/a/source: this gateway has no such route"}
+                assert (answer.status, await answer.json()) == (404, told)
+            async with http.post(f"{url}/here") as answer:
+                assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
+    assert f"gateway listening on port {node.port}" in caplog.messages

@@ -12,25 +12,32 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_object, json_value, read_body
-from whisper_byoc.network.peers import first_to_take, refused, talking_to
+from whisper_byoc.http import json_object, json_value
+from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.serving import Context, as_text, read_small
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
+from whisper_byoc.trickle.channel import Channel
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 LARGEST_BODY = 10 << 20
 """As go-livepeer's gateway takes it."""
-LARGEST_ANSWER = 1 << 20
 LARGEST_EVENT = 1 << 20
 WATCH_S = 0.5
+KINDS = (
+    ("control", "application/json", ""),
+    ("events", "application/json", ""),
+    ("", "video/MP2T", "enable_video_ingress"),
+    ("out", "video/MP2T", "enable_video_egress"),
+    ("data", "application/jsonl", "enable_data_output"),
+)
+"""Kinds of channels, their types, and the option of a job that asks for each."""
 BODY_URLS = {
     "control": "control_url", "events": "events_url", "": "subscribe_url", "out": "publish_url", "data": "data_url",
 }  # fmt: skip
@@ -41,9 +48,6 @@ HEADER_URLS = {
 }  # fmt: skip
 """Kind of channel -> its header for the gateway, whose side it names."""
 
-Answer = tuple[int, bytes, str]
-"""Status, body and content type of a container's answer."""
-
 
 class ContainerStreams:
     """All streams of one orchestrator.
@@ -51,11 +55,11 @@ class ContainerStreams:
     `service_url` is how gateways reach it; containers are given `trickle_host` instead, if set.
     """
 
-    def __init__(self, context: Context, pool: Pool, trickle: TrickleServer, trickle_host: str = "") -> None:
+    def __init__(self, context: Context, pool: Pool, trickle_host: str = "") -> None:
         self.service_url = ""
         self._context = context
         self._pool = pool
-        self._trickle = trickle
+        self._trickle = context.trickle
         self._trickle_host = trickle_host
         self._streams: dict[str, ContainerStream] = {}
         self._starting: set[str] = set()
@@ -117,14 +121,14 @@ class ContainerStreams:
         """End a stream, and answer as its container does."""
         stream = self._find(request)
         body = await read_small(request, LARGEST_BODY)
-        return _response(*await stream.stop(body, request.headers.get("Content-Type", "")))
+        return _response(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
 
     async def update(self, request: web.Request) -> web.Response:
         """Hand new parameters to a stream's container, and answer as it does."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream = self._find(request)
         body = await read_small(request, LARGEST_BODY)
-        return _response(*await stream.post("params", body, "application/json", job.timeout_seconds))
+        return _response(await stream.post("params", body, job.timeout_seconds))
 
     async def payment(self, request: web.Request) -> web.Response:
         """Thank for a payment; off-chain nothing is owed."""
@@ -146,61 +150,40 @@ class ContainerStreams:
         raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
 
 
-def _response(status: int, body: bytes, content_type: str) -> web.Response:
-    return web.Response(status=status, body=body, headers={"Content-Type": content_type} if content_type else {})
+def _response(answer: Answer) -> web.Response:
+    kind = answer.headers.get("Content-Type", "")
+    return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": kind} if kind else {})
 
 
 class Channels:
-    """The channels of one stream, which exist before the container is told."""
+    """The channels of one stream, by their kind; they exist before the container is told."""
 
     def __init__(self, trickle: TrickleServer, stream_id: str, options: Mapping[str, Any]) -> None:
         """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
         self._trickle = trickle
-        kinds = {"control": "application/json", "events": "application/json"}
-        if options.get("enable_video_ingress"):
-            kinds[""] = "video/MP2T"
-        if options.get("enable_video_egress"):
-            kinds["out"] = "video/MP2T"
-        if options.get("enable_data_output"):
-            kinds["data"] = "application/jsonl"
-        self.names = {kind: f"{stream_id}-{kind}" if kind else stream_id for kind in kinds}
-        if taken := [name for name in self.names.values() if name in trickle.channels]:
-            raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {taken[0]!r}: it is in use")
-        try:
-            for kind, name in self.names.items():
-                trickle.create(name, kinds[kind])
-        except TrickleError:
-            self.close()
-            raise
+        self._channels: dict[str, Channel] = {}
+        for kind, mime, option in KINDS:
+            if option and not options.get(option):
+                continue
+            name = f"{stream_id}-{kind}" if kind else stream_id
+            try:
+                if name in trickle.channels:
+                    raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
+                self._channels[kind] = trickle.create(name, mime)
+            except (RequestRefused, TrickleError):
+                self.close()
+                raise
+        self.control, self.events = self._channels["control"], self._channels["events"]
 
     def urls(self, base: str, names: Mapping[str, str]) -> dict[str, str]:
         """Return the URLs of the channels below `base`, under the names that `names` has for their kinds."""
-        return {name: f"{base}{self.names[kind]}" for kind, name in names.items() if kind in self.names}
-
-    def quiet_seconds(self, kind: str) -> float:
-        """Return the seconds since the newest segment of a channel began; infinite when the channel was closed."""
-        channel = self._trickle.channels.get(self.names[kind])
-        return time.monotonic() - channel.active_at if channel else float("inf")
-
-    def begun(self, kind: str) -> bool:
-        """Return whether anything was ever written to a channel."""
-        channel = self._trickle.channels.get(self.names[kind])
-        return channel is not None and channel.next_write > 0
-
-    def events(self) -> LocalSubscriber:
-        """Read the container's events from the next one on."""
-        return LocalSubscriber(self._trickle.get(self.names["events"]), NEXT)
-
-    async def publish_event(self, event: Mapping[str, Any]) -> None:
-        """Tell the gateway something, which reads the events."""
-        publisher = LocalPublisher(self._trickle.get(self.names["events"]))
-        await publisher.publish(json.dumps({"event": event}).encode())
+        return {names[kind]: f"{base}{channel.name}" for kind, channel in self._channels.items()}
 
     def close(self) -> None:
-        """End all of them."""
-        for name in self.names.values():
-            if name in self._trickle.channels:
-                self._trickle.close(name)
+        """End all of them, unless somebody did."""
+        for channel in self._channels.values():
+            if not channel.closed:
+                self._trickle.close(channel.name)
 
 
 class ContainerStream:
@@ -214,6 +197,7 @@ class ContainerStream:
     def __init__(self, stream_id: str, slot: Slot, channels: Channels, context: Context) -> None:
         self.id = stream_id
         self._slot = slot
+        self._peer = slot.container.peer
         self._channels = channels
         self._http = context.http
         self._limits = context.limits
@@ -230,47 +214,36 @@ class ContainerStream:
 
         Raises `RequestRefused`.
         """
-        container = self._slot.container
         try:
-            status, answer, _ = await self.post("start", json.dumps(body).encode(), "application/json", seconds)
-            if status >= 400:
-                raise refused(container.peer, status, answer)
-        except BaseException as error:
+            answer = await self.post("start", json.dumps(body).encode(), seconds)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
+        except BaseException:
             self._slot.free()
-            if isinstance(error, PeerFailed) and not error.reached:
-                container.not_ready(str(error))
             raise
         self.over = asyncio.get_running_loop().create_task(self._watch(), name=f"stream {self.id}")
 
-    async def post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+    async def post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
         """Send the container a request about the stream.
 
         Raises `PeerFailed`.
         """
         container = self._slot.container
-        headers = {livepeer.STREAM_ID: self.id, **container.headers}
-        if content_type:
-            headers["Content-Type"] = content_type
-        limit = aiohttp.ClientTimeout(total=seconds, sock_connect=5.0)
-        too_large = PeerFailed(f"{container.peer} answered with more than {LARGEST_ANSWER} bytes")
+        headers = {livepeer.STREAM_ID: self.id, **container.headers, "Content-Type": content_type}
         async with self._slot.guard():
-            with talking_to(container.peer):
-                async with self._http.post(
-                    f"{container.url}/stream/{action}", data=body, headers=headers, params=container.query,
-                    timeout=limit, allow_redirects=False,
-                ) as answer:  # fmt: skip
-                    data = await read_body(answer.content, LARGEST_ANSWER, too_large)
+            url = f"{container.url}/stream/{action}"
+            answer = await post(self._http, self._peer, url, body, headers, seconds, container.query)
         if answer.status == 401:
-            raise refused(container.peer, 401, data)
-        return answer.status, data, answer.headers.get("Content-Type", "")
+            raise refused(self._peer, 401, answer.body)
+        return answer
 
-    async def stop(self, body: bytes, content_type: str = "") -> Answer:
+    async def stop(self, body: bytes, content_type: str = "text/plain") -> Answer:
         """Have the container deliver its last words, then end the stream; all callers get the container's one answer.
 
         Raises `PeerFailed`.
         """
         if self._stopping is None:
-            stop = self.post("stop", body, content_type, self._limits.stop_seconds)
+            stop = self.post("stop", body, self._limits.stop_seconds, content_type)
             self._stopping = asyncio.get_running_loop().create_task(stop)
             self._stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._ending.set()
@@ -297,9 +270,9 @@ class ContainerStream:
             self._ending.set()
             if reason:
                 log.warning("stream %s: %s", self.id, reason)
+                event = {"type": "stream_lost", "stream_id": self.id, "message": reason}
                 with contextlib.suppress(TrickleError):  # the channel may be closed
-                    event = {"type": "stream_lost", "stream_id": self.id, "message": reason}
-                    await self._channels.publish_event(event)
+                    await LocalPublisher(self._channels.events).publish(json.dumps({"event": event}).encode())
             if self._slot.reason is None:
                 await self.stop_quietly(reason)
             await asyncio.sleep(self._limits.linger_seconds)
@@ -320,18 +293,21 @@ class ContainerStream:
 
     def _silence(self) -> str:
         """Say who has gone without a word; empty if both are there."""
-        events, control = self._channels.quiet_seconds("events"), self._channels.quiet_seconds("control")
-        if events > self._limits.events_seconds:
-            quiet = "closed the channel of events" if events == float("inf") else f"published none for {events:.0f} s"
-            return f"{self._slot.container.peer} should publish events, and {quiet}"
-        if control == float("inf") or (control > self._limits.control_seconds and self._channels.begun("control")):
+        events, control, now = self._channels.events, self._channels.control, time.monotonic()
+        quiet = now - events.active_at
+        if events.closed:
+            return f"{self._peer} should publish events, and closed the channel of events"
+        if quiet > self._limits.events_seconds:
+            return f"{self._peer} should publish events, and published none for {quiet:.0f} s"
+        silent = control.next_write > 0 and now - control.active_at > self._limits.control_seconds
+        if control.closed or silent:
             return "the gateway is gone: it says nothing on the control channel any more"
         return ""
 
     async def _read_events(self) -> None:
         """Notice when the container ends the stream by itself."""
         with contextlib.suppress(TrickleError):  # a channel that was closed is noticed elsewhere
-            async for segment in self._channels.events():
+            async for segment in LocalSubscriber(self._channels.events, NEXT):
                 try:
                     message = json_value(await segment.read(LARGEST_EVENT))
                     if message.get("event", message).get("type") == "stream_stopped":

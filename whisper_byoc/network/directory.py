@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +10,14 @@ import aiohttp
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
+from whisper_byoc.network.peers import ask
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
 ASK_EVERY_S = 2.0
 ANSWER_S = 2.0
 """go-livepeer's gateway gives all token requests of a job one second; here a busy machine may take longer."""
-LARGEST = 1 << 20
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ class Directory:
         """Return how many jobs an orchestrator could take, and its service address; 0 when there is no answer."""
         headers = {livepeer.SENDER: livepeer.sender_header(), livepeer.CAPABILITY: capability}
         try:
-            status, body = await self._get(f"{orchestrator.url}/process/token", headers)
+            status, body = await ask(self._http, f"{orchestrator.url}/process/token", ANSWER_S, headers)
         except CONNECTION_ERRORS as error:
             orchestrator.failed(reason_of(error))
             return 0, ""
@@ -125,7 +125,7 @@ class Directory:
 
     async def _ask(self, orchestrator: Orchestrator) -> None:
         try:
-            status, body = await self._get(f"{orchestrator.url}/capabilities", {})
+            status, body = await ask(self._http, f"{orchestrator.url}/capabilities", ANSWER_S)
         except CONNECTION_ERRORS as error:
             orchestrator.failed(reason_of(error))
             return
@@ -138,12 +138,3 @@ class Directory:
             if isinstance(each, dict) and isinstance(each.get("name"), str) and type(each.get("available")) is int:
                 offers[each["name"]] = max(0, each["available"])
         orchestrator.answered(offers)
-
-    async def _get(self, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
-        limit = aiohttp.ClientTimeout(total=ANSWER_S)
-        async with self._http.get(url, headers=headers, timeout=limit, allow_redirects=False) as answer:
-            try:
-                found = json_value(await read_body(answer.content, LARGEST))
-            except ValueError:
-                found = {}
-            return answer.status, found if isinstance(found, dict) else {}

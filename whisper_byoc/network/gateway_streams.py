@@ -17,7 +17,6 @@ from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.relay import ClientAnswer
 from whisper_byoc.network.serving import Context, as_text, read_small
 from whisper_byoc.network.session import Session
-from whisper_byoc.trickle import TrickleServer
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
@@ -33,10 +32,9 @@ MOST_KEPT = 256
 class GatewayStreams:
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
-    def __init__(self, context: Context, directory: Directory, trickle: TrickleServer, public_host: str = "") -> None:
+    def __init__(self, context: Context, directory: Directory, public_host: str = "") -> None:
         self._context = context
         self._directory = directory
-        self._trickle = trickle
         self._public_host = public_host
         self._sessions: dict[str, Session] = {}
         self._starting: set[str] = set()
@@ -66,7 +64,7 @@ class GatewayStreams:
             raise RequestRefused(400, f"stream {stream_id!r} is running already")
         if len(self) >= self._context.limits.jobs:
             raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
-        session = Session(stream_id, job, params_in(fields), self._context, self._trickle)
+        session = Session(stream_id, job, params_in(fields), self._context)
         self._starting.add(stream_id)
         try:
             if before is not None:
@@ -81,7 +79,7 @@ class GatewayStreams:
         """Stop a stream; the answer comes when its last words can be read."""
         session = self._find(request)
         body = await read_small(request, LARGEST_BODY)
-        answer = await session.stop(body, request.headers.get("Content-Type", ""))
+        answer = await session.stop(body, request.headers.get("Content-Type", "text/plain"))
         return web.Response(body=answer, content_type="application/json" if answer else "text/plain")
 
     async def update(self, request: web.Request) -> web.Response:
@@ -89,10 +87,9 @@ class GatewayStreams:
         livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         session = self._find(request)
         body = await read_small(request, LARGEST_BODY)
-        status, answer, content_type = await session.update(
-            body, request.headers.get("Content-Type", "application/json")
-        )
-        return web.Response(status=status, body=answer, headers={"Content-Type": content_type})
+        answer = await session.update(body, request.headers.get("Content-Type", "application/json"))
+        kind = answer.headers.get("Content-Type", "text/plain")
+        return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": kind})
 
     async def status(self, request: web.Request) -> web.Response:
         """Describe a stream."""
@@ -115,7 +112,7 @@ class GatewayStreams:
 
     async def stop_all(self, reason: str) -> None:
         """End all streams."""
-        await asyncio.gather(*(session.stop(b"", "") for session in self._sessions.values() if session.busy))
+        await asyncio.gather(*(session.stop(b"", "text/plain") for session in self._sessions.values() if session.busy))
 
     def _find(self, request: web.Request) -> Session:
         stream_id = request.match_info["stream_id"]
@@ -134,7 +131,7 @@ class GatewayStreams:
         """Return all keys of go-livepeer's answer, and the trickle channels of ours."""
         host = self._public_host or request.host
         base = host if "://" in host else f"{request.scheme}://{host}"
-        route, trickle = f"{base}/process/stream/{session.id}", base + self._trickle.base_path
+        route, trickle = f"{base}/process/stream/{session.id}", base + self._context.trickle.base_path
         return {
             "stream_id": session.id,
             "whip_url": "",

@@ -6,26 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
-
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
 from whisper_byoc.network.registration import Registration
-from whisper_byoc.network.serving import (
-    LAST_WORDS_S,
-    TRICKLE_PATH,
-    Address,
-    Context,
-    Running,
-    listening,
-    open_session,
-    serve_until_stopped,
-    status_routes,
-)
-from whisper_byoc.trickle import TrickleServer
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.network.serving import Address, Node, open_context, serve_until_stopped
 
 
 @dataclass(frozen=True)
@@ -46,54 +32,42 @@ class OrchestratorConfig:
 
 
 @dataclass
-class RunningOrchestrator(Running):
+class Orchestrator(Node):
     """An orchestrator that serves."""
 
-    pool: Pool
+    pool: Pool = field(default_factory=Pool)
 
 
 @asynccontextmanager
-async def running(config: OrchestratorConfig) -> AsyncIterator[RunningOrchestrator]:
+async def running(config: OrchestratorConfig) -> AsyncIterator[Orchestrator]:
     """Serve while the context lasts.
 
     Raises `StartError` when the address cannot be had.
     """
-    async with open_session() as http:
-        pool, limits = Pool(), config.limits
-        health = HealthCheck(pool, http, limits)
-        context = Context("orchestrator", http, limits, Memory(limits.total_bytes))
-        trickle = TrickleServer(TRICKLE_PATH)
-        streams = ContainerStreams(context, pool, trickle, config.trickle_host)
+    async with open_context("orchestrator", config.limits) as context:
+        pool = Pool()
+        health = HealthCheck(pool, context.http, config.limits)
+        streams = ContainerStreams(context, pool, config.trickle_host)
         registration = Registration(pool, health, config.secret)
-
-        def jobs() -> int:
-            return pool.jobs - len(streams)
+        jobs = ContainerJobs(context, pool)
 
         def abort_jobs(reason: str) -> None:
             for container in pool:
                 container.abort_jobs(reason)
 
-        def counts() -> dict[str, Any]:
-            return {"jobs": jobs(), "streams": len(streams), "draining": context.draining}
-
-        app = web.Application(client_max_size=0)
-        trickle.add_routes(app)
-        for part in (registration, ContainerJobs(context, pool), streams):
-            app.add_routes(part.routes())
-        app.add_routes(status_routes(context.role, lambda: capabilities(pool), counts))
+        node = Orchestrator(
+            context, streams, lambda: pool.jobs - len(streams), abort_jobs, lambda: capabilities(pool), pool=pool
+        )
+        routes = [*registration.routes(), *jobs.routes(), *streams.routes()]
         try:
-            async with listening(app, config.listen or config.service, context.role) as port:
-                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or port}"
+            async with node.listening(config.listen or config.service, routes):
+                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or node.port}"
                 registration.service_url = streams.service_url = url
                 for container in config.containers:
                     health.follow(pool.add(container).url)
-                try:
-                    yield RunningOrchestrator(context, trickle, streams, jobs, abort_jobs, port, url, pool)
-                finally:
-                    await streams.stop_all("the orchestrator is shutting down")
-        finally:  # last, as requests that are cut off still tell their containers so
+                yield node
+        finally:
             await health.close()
-            await context.tasks.close(LAST_WORDS_S)
 
 
 def capabilities(pool: Pool) -> dict[str, Any]:

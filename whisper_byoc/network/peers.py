@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -18,6 +19,8 @@ Taken = TypeVar("Taken")
 
 BUSY = (429, 503)
 LONGEST_MESSAGE = 500
+LARGEST_ANSWER = 10 << 20
+CONNECT_S = 5.0
 
 
 class AbortScope:
@@ -64,6 +67,48 @@ def talking_to(peer: str) -> Iterator[None]:
         if isinstance(error, TimeoutError) and not connecting:
             raise PeerFailed(f"{peer} did not answer in time", 504) from None
         raise PeerFailed(f"{peer} failed: {reason_of(error)}", reached=not connecting) from None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A peer's answer to a small request."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+async def post(
+    http: aiohttp.ClientSession, peer: str, url: str, body: bytes, headers: Mapping[str, str], seconds: float,
+    params: Mapping[str, str] | None = None,
+) -> Answer:  # fmt: skip
+    """Send a peer a small request.
+
+    Raises `PeerFailed`.
+    """
+    too_large = PeerFailed(f"{peer} answered with more than {LARGEST_ANSWER} bytes")
+    limit = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_S)
+    with talking_to(peer):
+        async with http.post(
+            url, data=body, headers=headers, params=params, timeout=limit, allow_redirects=False
+        ) as answer:
+            return Answer(answer.status, await read_body(answer.content, LARGEST_ANSWER, too_large), answer.headers)
+
+
+async def ask(
+    http: aiohttp.ClientSession, url: str, seconds: float, headers: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Get the status of a peer's answer and the JSON object in it, an empty one if there is none.
+
+    Raises `CONNECTION_ERRORS`.
+    """
+    limit = aiohttp.ClientTimeout(total=seconds)
+    async with http.get(url, headers=headers, timeout=limit, allow_redirects=False) as answer:
+        try:
+            found = json_value(await read_body(answer.content, LARGEST_ANSWER))
+        except ValueError:
+            found = {}
+        return answer.status, found if isinstance(found, dict) else {}
 
 
 async def refusal(peer: str, answer: aiohttp.ClientResponse) -> RequestRefused:

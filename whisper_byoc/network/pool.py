@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
+from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.peers import AbortScope
+from whisper_byoc.network.peers import AbortScope, ask
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
@@ -108,6 +109,17 @@ class Slot(AbortScope):
         super().__init__()
         self.container = container
         container.slots.add(self)
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Guard work as the scope does, and note it of the container when that cannot be reached."""
+        try:
+            async with super().guard():
+                yield
+        except PeerFailed as error:
+            if not error.reached:
+                self.container.not_ready(str(error))
+            raise
 
     def free(self) -> None:
         """Give the place back. More calls do nothing."""
@@ -233,30 +245,22 @@ class HealthCheck:
 
         `/readyz` is asked first; a container without it is ready when `/health` does not say otherwise.
         """
-        status, body = await self._get(f"{url}/readyz")
+        seconds = self._limits.answer_seconds
+        status, body = await ask(self._http, f"{url}/readyz", seconds)
         if status == 503:
             reasons = body.get("reasons")
             return "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "it is not ready"
         if status != 200:
-            status, body = await self._get(f"{url}/health")
+            status, body = await ask(self._http, f"{url}/health", seconds)
             health = body.get("status")
             if status >= 500 or health in NOT_READY:
                 return f"its health is {health or status}"
         if any(each.pipelines is None for each in containers):
-            _, body = await self._get(f"{url}/version")
+            _, body = await ask(self._http, f"{url}/version", seconds)
             names = body.get("model_id")
             for each in containers:
                 each.pipelines = tuple(names.split(",")) if isinstance(names, str) and names else ()
         return ""
-
-    async def _get(self, url: str) -> tuple[int, dict[str, object]]:
-        limit = aiohttp.ClientTimeout(total=self._limits.answer_seconds)
-        async with self._http.get(url, timeout=limit, allow_redirects=False) as answer:
-            try:
-                found = json_value(await read_body(answer.content))
-            except ValueError:
-                found = {}
-            return answer.status, found if isinstance(found, dict) else {}
 
 
 def _connection_refused(error: BaseException) -> bool:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Self, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -14,19 +14,22 @@ from yarl import URL
 
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.http import abort
-from whisper_byoc.network.peers import AbortScope, refusal, talking_to
-from whisper_byoc.network.records import RecordStream
+from whisper_byoc.network.peers import AbortScope, first_to_take, refusal, talking_to
+from whisper_byoc.network.records import RecordStream, record_stream
+from whisper_byoc.network.serving import Context
 from whisper_byoc.trickle import MemoryFull
 from whisper_byoc.trickle.limits import Memory
 
 log = logging.getLogger("whisper_byoc.network")
 
+Peer = TypeVar("Peer")
+
 
 class RequestBody:
-    """The body of a request, sent to a peer as it comes; leave `with` to free what is held of it.
+    """The body of a request, sent to a peer as it comes.
 
     It is `repeatable` as long as all of it that was read is kept, at most `keep_bytes`: another peer can have it from
-    its first byte. `release` keeps nothing more.
+    its first byte. After `release` nothing is held.
     """
 
     def __init__(self, request: web.Request, memory: Memory, keep_bytes: int, limit: int | None = None) -> None:
@@ -47,12 +50,6 @@ class RequestBody:
         self._reading = asyncio.Lock()
         if limit is not None and (self.length or 0) > limit:
             raise self._too_large()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body from its first byte, for one peer at a time.
@@ -192,38 +189,70 @@ class ClientAnswer:
             raise ReaderGone("the reader is gone, or does not read") from None
 
 
-async def forward(
-    http: aiohttp.ClientSession,
-    scope: AbortScope,
-    peer: str,
-    url: URL,
-    request: web.Request,
-    headers: Mapping[str, str],
-    body: RequestBody,
-    client: ClientAnswer,
-    seconds: float,
-    answer_headers: Callable[[aiohttp.ClientResponse], Mapping[str, str]],
-) -> web.StreamResponse:
-    """Post a client's request to a peer, whose head must come within `seconds`, and pass its answer back.
+class Relay:
+    """One request on its way to a peer, and the peer's answer on its way back; leave `with` to free its body.
 
-    Raises `RequestRefused` as long as the client has been sent nothing.
+    A body with a length, which is a frame or that of a batch job, is kept whole; of a `live` one without, the first
+    `feed_bytes` are. A live feed's answer may be records, if the client accepts them.
     """
-    sent = dict(headers)
-    if body.length is not None:
-        sent["Content-Length"] = str(body.length)
-    try:
-        async with scope.guard():
-            with talking_to(peer):
-                async with asyncio.timeout(seconds):
-                    answer = await http.post(
-                        url, data=body.chunks(), params=request.query, headers=sent, allow_redirects=False
-                    )
-                async with answer:
-                    if answer.status >= 400:
-                        raise await refusal(peer, answer)
-                    await client.begin(answer.status, answer_headers(answer))
-                    body.release()
-                    await client.copy(answer, lambda: body.waiting)
-                    return await client.finish()
-    except RequestRefused as error:
-        return await client.fail(body.error or error)
+
+    def __init__(self, context: Context, request: web.Request, *, live: bool = False) -> None:
+        """Raise `RequestRefused` (413) for a body that says it is too large."""
+        limits = context.limits
+        self.request = request
+        self._http = context.http
+        if live and request.content_length is None:
+            self.body = RequestBody(request, context.memory, limits.feed_bytes)
+            self.client = ClientAnswer(request, limits.stall_seconds, record_stream(request.headers.get("Accept", "")))
+        else:
+            self.body = RequestBody(request, context.memory, limits.frame_bytes, limits.frame_bytes)
+            self.client = ClientAnswer(request, limits.stall_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.body.release()
+
+    async def to_first(
+        self, peers: Iterable[Peer], attempt: Callable[[Peer], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Have the request done by the first peer that takes it, as `first_to_take` says."""
+        return await first_to_take(peers, attempt, lambda: self.body.repeatable)
+
+    async def post(
+        self, scope: AbortScope, peer: str, url: URL, headers: Mapping[str, str], seconds: float,
+        passed_back: Callable[[Mapping[str, str]], Mapping[str, str]],
+    ) -> web.StreamResponse:  # fmt: skip
+        """Post the request to a peer, whose head must come within `seconds`, and pass its answer back.
+
+        Raises `RequestRefused` as long as the client has been sent nothing.
+        """
+        sent = dict(headers)
+        if self.body.length is not None:
+            sent["Content-Length"] = str(self.body.length)
+        query = self.request.query
+        try:
+            async with scope.guard():
+                with talking_to(peer):
+                    async with asyncio.timeout(seconds):
+                        answer = await self._http.post(
+                            url, data=self.body.chunks(), params=query, headers=sent, allow_redirects=False
+                        )
+                    async with answer:
+                        if answer.status >= 400:
+                            raise await refusal(peer, answer)
+                        await self.begin(answer.status, passed_back(answer.headers))
+                        await self.client.copy(answer, lambda: self.body.waiting)
+                        return await self.client.finish()
+        except RequestRefused as error:
+            return await self.fail(error)
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """Begin the answer: from now on the request stays with this peer."""
+        await self.client.begin(status, headers)
+        self.body.release()
+
+    async def fail(self, error: RequestRefused) -> web.StreamResponse:
+        """End the answer with the error, or with what was wrong with the body; raise that if nothing was sent yet."""
+        return await self.client.fail(self.body.error or error)

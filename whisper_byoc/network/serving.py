@@ -5,9 +5,9 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import aiohttp
 from aiohttp import web
@@ -17,7 +17,7 @@ from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
 from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
 from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.trickle import TrickleError, TrickleServer
+from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import Memory
 
 log = logging.getLogger("whisper_byoc.network")
@@ -26,6 +26,7 @@ KEEP_ALIVE_S = 600.0
 """go-livepeer's idle timeout between two requests."""
 SHUTDOWN_S = 1.0
 CONNECT_S = 5.0
+READ_BYTES = 256 * 1024
 LONGEST_LINE = 64 * 1024
 """Of a request's first line, and of a header: a job's parameters are in one of them."""
 POLL_S = 0.05
@@ -66,27 +67,6 @@ def _may_be_looked_up(host: str) -> bool:
     return True
 
 
-@contextlib.asynccontextmanager
-async def listening(app: web.Application, address: Address, role: str) -> AsyncIterator[int]:
-    """Serve while the context lasts, and yield the port.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    app.middlewares.append(_no_such_route(role))
-    async with http.listening(
-        app,
-        address.listen_host,
-        address.port,
-        keep_alive_seconds=KEEP_ALIVE_S,
-        shutdown_seconds=SHUTDOWN_S,
-        handler_cancellation=True,
-        max_line_size=LONGEST_LINE,
-        max_field_size=LONGEST_LINE,
-    ) as port:
-        log.info("%s listening on port %d", role, port)
-        yield port
-
-
 def _no_such_route(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Say who it is that lacks a route: an address of a gateway is soon taken for a container's."""
 
@@ -100,11 +80,6 @@ def _no_such_route(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
             return web.json_response({"error": message}, status=error.status, headers=allowed)
 
     return answer
-
-
-def open_session() -> aiohttp.ClientSession:
-    """Open the session for requests to peers; go-livepeer's orchestrators sign their own certificates."""
-    return http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=256 * 1024)
 
 
 def as_text(handler: Handler) -> Handler:
@@ -150,50 +125,17 @@ async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> byte
     return await http.read_body(request.content, limit, too_large)
 
 
-def status_routes(
-    role: str, capabilities: Callable[[], dict[str, Any]], counts: Callable[[], dict[str, Any]]
-) -> list[web.RouteDef]:
-    """Return what people and monitors ask; `counts` returns `jobs`, `streams` and `draining`."""
-
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "OK"})
-
-    async def ready(_: web.Request) -> web.Response:
-        reasons = ["shutting down"] if counts()["draining"] else []
-        if not any(each["available"] for each in capabilities()["capabilities"]):
-            reasons.append("no capability can take a job")
-        return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
-
-    async def show(_: web.Request) -> web.Response:
-        return web.json_response(capabilities())
-
-    async def status(_: web.Request) -> web.Response:
-        head = {"role": role, "version": __version__, "tasks": _working_tasks()}
-        return web.json_response(head | counts())
-
-    return [
-        web.get("/health", health),
-        web.get("/healthz", ready),
-        web.get("/readyz", ready),
-        web.get("/capabilities", show),
-        web.get("/status", status),
-    ]
-
-
-def _working_tasks() -> int:
-    """Count the tasks there are, but for the one that aiohttp has for each open connection, busy or idle."""
-    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
-    return sum(getattr(each, "__qualname__", "") != CONNECTION_TASK for each in coroutines)
-
-
 @dataclass
 class Context:
     """What the routes of a gateway or an orchestrator share."""
 
     role: str
-    http: aiohttp.ClientSession
     limits: NetworkLimits
+    http: aiohttp.ClientSession
+    """For requests to peers."""
     memory: Memory
+    """Of all bodies that are held."""
+    trickle: TrickleServer
     tasks: Tasks = field(default_factory=Tasks)
     draining: bool = False
 
@@ -201,6 +143,19 @@ class Context:
         """Raise `RequestRefused` (503) once no new work is taken."""
         if self.draining:
             raise RequestRefused(503, f"the {self.role} is shutting down", retry_after=5)
+
+
+@contextlib.asynccontextmanager
+async def open_context(role: str, limits: NetworkLimits) -> AsyncIterator[Context]:
+    """Open what the routes share; background tasks end last, as they tell peers of requests that were cut off."""
+    trickle = TrickleServer(TRICKLE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
+    # go-livepeer's orchestrators sign their own certificates
+    async with http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES) as session:
+        context = Context(role, limits, session, Memory(limits.total_bytes), trickle)
+        try:
+            yield context
+        finally:
+            await context.tasks.close(LAST_WORDS_S)
 
 
 class Streams(Protocol):
@@ -212,30 +167,64 @@ class Streams(Protocol):
 
 
 @dataclass
-class Running:
-    """A gateway or an orchestrator that serves."""
+class Node:
+    """A gateway or an orchestrator: its routes, what monitors ask, and how it ends."""
 
     context: Context
-    trickle: TrickleServer
     streams: Streams
     jobs: Callable[[], int]
     """Return how many jobs are going on that are no streams."""
     abort_jobs: Callable[[str], None]
     """End all jobs for a reason."""
-    port: int
-    url: str
+    capabilities: Callable[[], dict[str, Any]]
+    """Describe what there is."""
+    port: int = 0
+
+    @contextlib.asynccontextmanager
+    async def listening(
+        self, address: Address, routes: Iterable[web.RouteDef], *, cross_origin: bool = False
+    ) -> AsyncIterator[Self]:
+        """Serve while the context lasts; `cross_origin` lets pages of any origin call every route.
+
+        Raises `StartError` when the address cannot be had.
+        """
+        app = web.Application(client_max_size=0, middlewares=[_no_such_route(self.context.role)])
+        self.context.trickle.add_routes(app)
+        app.add_routes([*routes, *self._status_routes()])
+        if cross_origin:
+            _allow_other_origins(app)
+        listener = http.listening(
+            app,
+            address.listen_host,
+            address.port,
+            keep_alive_seconds=KEEP_ALIVE_S,
+            shutdown_seconds=SHUTDOWN_S,
+            handler_cancellation=True,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_LINE,
+        )
+        async with listener as self.port:
+            log.info("%s listening on port %d", self.context.role, self.port)
+            try:
+                yield self
+            finally:
+                self.context.draining = True
+                await self.streams.stop_all(self._reason)
 
     async def drain(self) -> None:
         """Take no new work, stop the streams, and give jobs time to end."""
         self.context.draining = True
-        reason = f"the {self.context.role} is shutting down"
         log.info("shutting down: %d jobs and %d streams to end", self.jobs(), len(self.streams))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.context.limits.drain_seconds
-        await self.streams.stop_all(reason)
+        await self.streams.stop_all(self._reason)
         await self._no_jobs(deadline)
-        self.abort_jobs(reason)
+        self.abort_jobs(self._reason)
         await self._no_jobs(loop.time() + LAST_WORDS_S)
+
+    @property
+    def _reason(self) -> str:
+        return f"the {self.context.role} is shutting down"
 
     async def _no_jobs(self, deadline: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -243,15 +232,57 @@ class Running:
                 while self.jobs():  # noqa: ASYNC110 - polled: jobs end in many ways
                     await asyncio.sleep(POLL_S)
 
+    def _status_routes(self) -> list[web.RouteDef]:
+        async def health(_: web.Request) -> web.Response:
+            return web.json_response({"status": "OK"})
+
+        async def ready(_: web.Request) -> web.Response:
+            reasons = ["shutting down"] if self.context.draining else []
+            if not any(each["available"] for each in self.capabilities()["capabilities"]):
+                reasons.append("no capability can take a job")
+            return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+        async def capabilities(_: web.Request) -> web.Response:
+            return web.json_response(self.capabilities())
+
+        async def status(_: web.Request) -> web.Response:
+            who = {"role": self.context.role, "version": __version__, "tasks": _working_tasks()}
+            counts = {"jobs": self.jobs(), "streams": len(self.streams), "draining": self.context.draining}
+            return web.json_response(who | counts)
+
+        handlers = {
+            "/health": health, "/healthz": ready, "/readyz": ready, "/capabilities": capabilities, "/status": status
+        }  # fmt: skip
+        return [web.get(path, handler) for path, handler in handlers.items()]
+
+
+def _working_tasks() -> int:
+    """Count the tasks there are, but for the one that aiohttp has for each open connection, busy or idle."""
+    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
+    return sum(getattr(each, "__qualname__", "") != CONNECTION_TASK for each in coroutines)
+
+
+def _allow_other_origins(app: web.Application) -> None:
+    async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
+        for name in ("Allow-Origin", "Allow-Headers", "Allow-Methods", "Expose-Headers"):
+            response.headers[f"Access-Control-{name}"] = "*"
+
+    @web.middleware
+    async def preflight(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
+        return web.Response() if request.method == "OPTIONS" else await handler(request)
+
+    app.on_response_prepare.append(add_headers)
+    app.middlewares.append(preflight)
+
 
 async def serve_until_stopped(
-    running: contextlib.AbstractAsyncContextManager[Running], stop: asyncio.Event | None = None
+    running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None
 ) -> None:
     """Serve until `stop` is set (default: by SIGTERM or SIGINT), then drain.
 
     Raises `StartError` when the address cannot be had.
     """
     stop = stop or stop_on_signals()  # before anybody can know that we listen
-    async with running as server:
+    async with running as node:
         await stop.wait()
-        await server.drain()
+        await node.drain()

@@ -9,11 +9,11 @@ from typing import Any
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.livepeer import JobHeader
-from whisper_byoc.network.peers import first_to_take
+from whisper_byoc.network.peers import Answer, first_to_take
 from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.serving import Context
 from whisper_byoc.network.upstream import StreamEnds, Upstream
-from whisper_byoc.trickle import LocalPublisher, LocalSubscriber, TrickleServer
+from whisper_byoc.trickle import LocalPublisher, LocalSubscriber
 from whisper_byoc.trickle.channel import Channel
 
 log = logging.getLogger("whisper_byoc.network.gateway")
@@ -32,9 +32,7 @@ class Session:
 
     over: asyncio.Task[None]
 
-    def __init__(
-        self, stream_id: str, job: JobHeader, params: Mapping[str, Any], context: Context, trickle: TrickleServer
-    ) -> None:
+    def __init__(self, stream_id: str, job: JobHeader, params: Mapping[str, Any], context: Context) -> None:
         self.id = stream_id
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
@@ -47,12 +45,12 @@ class Session:
         self._job = job.asking(stream_id=stream_id)
         self._params = params
         self._context = context
-        self._trickle = trickle
+        self._trickle = context.trickle
         self._channels: list[Channel] = []
         self._ends = StreamEnds(None, self._pcm, None, self.records, self._on_event)
         self._upstream: Upstream | None = None
         self._stopper: asyncio.Task[bytes] | None = None
-        self._farewell: asyncio.Task[None] | None = None
+        self._stopping_peer: asyncio.Task[None] | None = None
         self._container_status: dict[str, Any] = {}
         self._error = ""
 
@@ -69,8 +67,8 @@ class Session:
     async def gone(self) -> None:
         """Wait until nothing is left of it, at its orchestrator either; its name is free then."""
         await asyncio.wait({self.over})
-        if self._farewell is not None:
-            await asyncio.wait({self._farewell})
+        if self._stopping_peer is not None:
+            await asyncio.wait({self._stopping_peer})
 
     async def start(self, orchestrators: Sequence[str]) -> None:
         """Begin at the first of these orchestrators that takes the stream.
@@ -96,7 +94,7 @@ class Session:
             await upstream.start({"params": self._params or None})
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
-                self._context.tasks.start(upstream.stop_quietly())  # it may have begun
+                self._stop_later(upstream)  # it may have begun
             raise
         return upstream
 
@@ -109,8 +107,8 @@ class Session:
             self._stopper = asyncio.get_running_loop().create_task(self._stop(body, content_type))
         return await asyncio.shield(self._stopper)
 
-    async def update(self, body: bytes, content_type: str) -> tuple[int, bytes, str]:
-        """Hand parameters to the container, and return its status, answer and content type.
+    async def update(self, body: bytes, content_type: str) -> Answer:
+        """Hand parameters to the container, and return its answer.
 
         Raises `RequestRefused`.
         """
@@ -149,7 +147,7 @@ class Session:
             self.records.fail(self.id, reason)
         self.records.close()
         if not upstream.stopped:
-            self._farewell = self._context.tasks.start(upstream.stop_quietly())
+            self._stopping_peer = self._stop_later(upstream)
         try:
             if self._ends.output is not None and self._ends.output.channel.next_write:
                 await asyncio.sleep(LINGER_S)
@@ -163,14 +161,16 @@ class Session:
         if self._ends.input is not None:
             self._close(self._ends.input.channel)
         await self._upstream.input_sent(FLUSH_S)
-        answer = b""
-        try:
-            answer = await self._upstream.stop(body, content_type)
-        except RequestRefused as error:
-            log.warning("stream %s: %s", self.id, error)
+        answer = await self._upstream.stop(body, content_type)
         await first_of(self.over, timeout=LAST_WORDS_S)
         await cancel(self.over)
         return answer
+
+    def _stop_later(self, upstream: Upstream) -> asyncio.Task[None]:
+        async def stop() -> None:
+            await upstream.stop(b"", "text/plain")
+
+        return self._context.tasks.start(stop())
 
     def _open_channel(self, name: str) -> Channel:
         self._channels.append(self._trickle.create(name, "video/MP2T"))
@@ -183,7 +183,7 @@ class Session:
         self._ends.input = self._ends.output = None  # they hold on to the channels' last segments
 
     def _close(self, channel: Channel) -> None:
-        if self._trickle.channels.get(channel.name) is channel:  # its name may be another stream's by now
+        if not channel.closed:
             self._trickle.close(channel.name)
 
     @property

@@ -13,8 +13,8 @@ import aiohttp
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_value, read_body, reason_of
-from whisper_byoc.network.peers import refused, talking_to
+from whisper_byoc.http import json_value, reason_of
+from whisper_byoc.network.peers import Answer, post, refused
 from whisper_byoc.network.records import RecordLog, is_fragment
 from whisper_byoc.trickle import (
     ClientOptions,
@@ -37,7 +37,6 @@ MARGIN_S = 5.0
 STOP_S = 12.0
 LAST_S = 2.0
 """When one of its channels has ended: longest wait for what is still on its way in the others."""
-LARGEST_ANSWER = 10 << 20
 LARGEST_EVENT = 1 << 20
 LARGEST_LINE = 8 << 20
 
@@ -79,53 +78,38 @@ class Upstream:
 
         Raises `RequestRefused`.
         """
-        data, seconds = json.dumps(body).encode(), self._job.timeout_seconds + MARGIN_S
-        status, answer, headers = await self._post("start", data, "application/json", seconds)
-        if status >= 400:
-            raise refused(self._peer, status, answer)
+        seconds = self._job.timeout_seconds + MARGIN_S
+        answer = await self._post("start", json.dumps(body).encode(), "application/json", seconds)
+        if answer.status >= 400:
+            raise refused(self._peer, answer.status, answer.body)
         for kind in ("Control", "Events", "Publish", "Subscribe", "Data"):
-            if address := headers.get(f"X-{kind}-Url"):
+            if address := answer.headers.get(f"X-{kind}-Url"):
                 self._channels[kind] = address
         if "Control" not in self._channels or "Events" not in self._channels:
             raise PeerFailed(f"{self._peer} named no channels for control and events")
 
-    async def update(self, body: bytes, content_type: str) -> tuple[int, bytes, str]:
-        """Hand parameters to the container, and return its status, answer and content type.
+    async def update(self, body: bytes, content_type: str) -> Answer:
+        """Hand parameters to the container, and return its answer.
 
         Raises `PeerFailed`.
         """
-        seconds = self._job.timeout_seconds + MARGIN_S
-        status, answer, headers = await self._post("update", body, content_type, seconds)
-        return status, answer, headers.get("Content-Type", "text/plain")
+        return await self._post("update", body, content_type, self._job.timeout_seconds + MARGIN_S)
 
     async def stop(self, body: bytes, content_type: str) -> bytes:
-        """Have the container deliver its last words, and return its answer.
-
-        Raises `RequestRefused`.
-        """
-        status, answer, _ = await self._post("stop", body, content_type, STOP_S)
-        if status >= 400:
-            raise refused(self._peer, status, answer)
-        self.stopped = True
-        return answer
-
-    async def stop_quietly(self) -> None:
-        """Stop a stream whose orchestrator may be gone, or know nothing of it any more."""
+        """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
         try:
-            await self.stop(b"", "")
+            answer = await self._post("stop", body, content_type, STOP_S)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
         except RequestRefused as error:
-            log.debug("%s: %s", self.url, error)
+            log.warning("stream %s: %s", self._job.stream_id, error)
+            return b""
+        self.stopped = True
+        return answer.body
 
-    async def _post(
-        self, action: str, body: bytes, content_type: str, seconds: float
-    ) -> tuple[int, bytes, Mapping[str, str]]:
-        headers = {livepeer.JOB: self._job.encode()} | ({"Content-Type": content_type} if content_type else {})
-        limit = aiohttp.ClientTimeout(total=seconds, sock_connect=5.0)
-        with talking_to(self._peer):
-            async with self._http.post(
-                f"{self.url}/ai/stream/{action}", data=body, headers=headers, timeout=limit, allow_redirects=False
-            ) as answer:
-                return answer.status, await read_body(answer.content, LARGEST_ANSWER), answer.headers
+    async def _post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+        headers = {livepeer.JOB: self._job.encode(), "Content-Type": content_type}
+        return await post(self._http, self._peer, f"{self.url}/ai/stream/{action}", body, headers, seconds)
 
     async def input_sent(self, seconds: float) -> None:
         """Wait until the input has ended and was sent, or cannot be sent; at most so many seconds."""

@@ -245,6 +245,11 @@ class Gateway:
         self.stack.callback(task.cancel)
         return found, task
 
+    async def offers(self, wanted):
+        """Wait until what the gateway says of its orchestrators is as wanted."""
+        while not wanted((await self.json("/capabilities"))[1]):
+            await asyncio.sleep(0.005)
+
     async def settled(self):
         """Wait until nothing is going on any more."""
         context, streams = self.running.context, self.running.streams
@@ -403,8 +408,9 @@ class World:
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
         running = await (stack or self.stack).enter_async_context(gateway_app.running(config))
-        await running.directory.ask()
-        return Gateway(running, self.http, self.stack)
+        made = Gateway(running, self.http, self.stack)
+        await made.offers(lambda told: all(each["trouble"] != "not asked yet" for each in told["orchestrators"]))
+        return made
 
     async def pair(self, processor, *, capacity=8, container=None, **limits):
         """One of each."""
@@ -433,7 +439,7 @@ class World:
     async def over(self, gateway):
         """Wait until nothing is left of any stream, on any hop."""
         await gateway.settled()
-        await until(lambda: not gateway.running.trickle.channels)
+        await until(lambda: not gateway.running.context.trickle.channels)
         if hasattr(gateway, "orchestrator"):
             await until(lambda: gateway.orchestrator.slots == 0)
             await until(lambda: not gateway.api.server.streams.streams)

@@ -142,7 +142,7 @@ async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer,
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
     del script.answer_json
     script.offers = world.offering(test=4)
-    await until(lambda: gateway.running.directory.available == {"test": 4})
+    await gateway.offers(lambda told: told["capabilities"] == [{"name": "test", "available": 4}])
 
 
 async def test_a_404_of_the_container_is_no_unknown_model(world):

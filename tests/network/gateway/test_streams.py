@@ -368,7 +368,7 @@ async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world
     _, answer = await gateway.start("one", PCM)
     await gateway.publish(answer["publish_url"], bytes(100_000))
     await gateway.post("/process/stream/one/stop")
-    trickle = gateway.running.trickle
+    trickle = gateway.running.context.trickle
     await until(lambda: trickle.memory.held == 0)
     assert (await gateway.json("/process/stream/one/status"))[1]["ingest_metrics"]["bytes"] == 100_000
     monkeypatch.setattr(gateway_streams, "KEPT_S", 0.0)

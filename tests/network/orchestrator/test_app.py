@@ -83,7 +83,7 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
     async with aiohttp.ClientSession() as http:
         async with running(config) as orchestrator:
             await until(lambda: orchestrator.pool.free("test"))
-            url = f"{orchestrator.url}/live/video-to-video"
+            url = f"http://127.0.0.1:{orchestrator.port}/live/video-to-video"
             posting = asyncio.ensure_future(http.post(url, data=b"x", headers={"X-Model-Id": "test"}))
             await until(lambda: container.table.jobs)
         with pytest.raises(aiohttp.ClientError):
@@ -111,4 +111,7 @@ async def test_it_may_listen_elsewhere_than_it_is_reached(unused_tcp_port):
     service = Address("orchestrator.example:8936", 1)
     config = OrchestratorConfig(service, listen=Address(f"127.0.0.1:{unused_tcp_port}", 1))
     async with running(config) as orchestrator:
-        assert (orchestrator.port, orchestrator.url) == (unused_tcp_port, "http://orchestrator.example:8936")
+        assert (orchestrator.port, orchestrator.streams.service_url) == (
+            unused_tcp_port,
+            "http://orchestrator.example:8936",
+        )
