@@ -1,7 +1,6 @@
 """Sound that a person can play comes back as the words in it, through the real server, over real sockets."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 import re
@@ -10,6 +9,7 @@ import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc import TrickleClient
 from whisper_byoc.processors.whisper import WhisperProcessor
 
@@ -107,8 +107,7 @@ async def test_client_that_vanishes_while_the_model_works(api, fixtures_dir, tex
     _, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(b"PUT /live/gone/source HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(frame) + frame)
     await writer.drain()
-    while api.table.queued == 0:
-        await asyncio.sleep(0.001)
+    await until(lambda: api.table.queued)
     writer.transport.abort()
     assert words((await api.get("gone"))[1].decode()) == words(texts["demo-numbers.wav"]["text"])
 
@@ -126,39 +125,16 @@ async def test_health_leaves_loading_only_when_warm(serving):
     assert (await api.json("/readyz"))[0] == 200
     assert (await early)[0] == 200
     assert (await api.get("early"))[0] == 200
-    while (await api.json("/health"))[1]["status"] != "IDLE":
-        await asyncio.sleep(0.01)
-
-
-async def lags_while_working(api, frame, segments=12):
-    """How late the loop wakes a sleeper every 5 ms, in seconds, while the model transcribes."""
-    lags = []
-
-    async def watch():
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + 0.005
-            await asyncio.sleep(0.005)
-            lags.append(loop.time() - due)
-
-    async with TrickleClient(api.url) as client:
-        watching = asyncio.ensure_future(watch())
-        for _ in range(segments):
-            assert await client.process_frame(frame)
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-    assert len(lags) > 50
-    return lags
+    await until(lambda: not api.table.busy)
+    assert await api.json("/health") == (200, {"status": "IDLE"})
 
 
 async def test_the_event_loop_stays_free_while_the_model_works(api, fixtures_dir):
-    """p99 of the loop's lag stays under 20 ms. Best of three, as other programs may have the machine for a while."""
-    frame = pcm.encode(read_wav((fixtures_dir / "demo-numbers.wav").read_bytes()))
-    p99 = []
-    for _ in range(3):
-        lags = sorted(await lags_while_working(api, frame))
-        p99.append(lags[int(len(lags) * 0.99)])
-        if p99[-1] < 0.020:
-            return
-    raise AssertionError(f"p99 of the lag, in seconds: {p99}")
+    frame = pcm.encode(read_wav((fixtures_dir / "demo-long-40s.wav").read_bytes()))[: 28 * 32_000]
+    async with TrickleClient(api.url) as client:
+        working = asyncio.ensure_future(client.process_frame(frame))
+        await until(lambda: api.table.queued)
+        for _ in range(3):
+            assert await api.json("/health") == (200, {"status": "OK"})
+            assert not working.done(), "an answer must not wait for the model"
+        assert await working
