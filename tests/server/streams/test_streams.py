@@ -13,6 +13,7 @@ from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from tests.server.streams.conftest import KINDS, Sound
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import PlainSession, Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
@@ -338,8 +339,7 @@ async def test_a_channel_closed_early_ends_the_stream_and_nothing_hangs(orchestr
         await until(lambda: not world.api.server.streams.streams)
     assert (await world.api.json("/health"))[1] == {"status": "IDLE"}
     assert (await world.stop("cut"))[0] == 200
-    for task in (reading, listening):
-        task.cancel()
+    await cancel(reading, listening)
 
 
 async def test_two_starts_with_one_id(orchestrate):
@@ -457,23 +457,25 @@ class Relay:
         self.server = await asyncio.start_server(self.relay, "127.0.0.1", self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 
-    def cut(self):
+    async def cut(self):
         self.server.close()
         for writer in list(self.writers):
             writer.transport.abort()
+        await until(lambda: not self.writers)
 
     async def relay(self, reader, writer):
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        both = {writer, far_writer}
-        self.writers |= both
+        self.writers.add(writer)
+        far_writer = None
         try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            self.writers.add(far_writer)
             await asyncio.gather(self.pump(reader, far_writer), self.pump(far_reader, writer, back=True))
         except OSError:
             pass
         finally:
-            self.writers -= both
-            for each in both:
+            for each in {writer, far_writer} - {None}:
                 each.transport.abort()
+            self.writers -= {writer, far_writer}
 
     async def pump(self, reader, writer, back=False):
         while data := await reader.read(65536):
@@ -496,7 +498,7 @@ async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orches
     async with world.publisher("s") as publisher:
         await publisher.publish(b"\1" * 640)
         await until(lambda: relay.passed.count(1) == 640)
-        relay.cut()
+        await relay.cut()
         await publisher.publish(b"\2" * 320)  # while nobody can read it
         await relay.open()
         await publisher.publish(b"\3" * 640)
@@ -505,7 +507,7 @@ async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orches
     world.trickle.close("s-data")
     await reading
     assert [each.get("text") for each in data] == ["1600 bytes", None]
-    relay.cut()
+    await relay.cut()
 
 
 async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate, monkeypatch):
@@ -558,4 +560,4 @@ async def test_nothing_is_written_before_a_reader_can_be_there(orchestrate, monk
     assert asyncio.get_running_loop().time() - began >= 0.3
     assert events[0]["event"]["type"] == "params_updated"
     await world.stop("early")
-    listening.cancel()
+    await cancel(listening)

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from whisper_byoc.server.core.job import Job
@@ -38,7 +39,7 @@ class DataWriter:
         self.data_format = data_format
         self._job = job
         self._url = url
-        self._options = options
+        self._options = replace(options, patience_seconds=LOST_S)
 
     async def run(self) -> None:
         """Publish everything. A channel that is gone ends the input, and later records are dropped."""
@@ -46,33 +47,17 @@ class DataWriter:
             if self._url is None:
                 await self._drop_rest()
                 return
+            keep_alive = _json({"type": "keepalive", "job_id": self._job.info.job_id})
             async with TricklePublisher(self._url, "application/jsonl", options=self._options) as publisher:
                 await asyncio.sleep(FIRST_LINE_S)
                 try:
-                    await self._publish_all(publisher)
+                    async for record in self._job.results.unread_records(KEEP_ALIVE_S):
+                        line = self._line(keep_alive) if record is None else self._short_line(record)
+                        await publisher.publish(line)
                 except TrickleError as error:
                     log.warning("stream %s: the data channel is gone: %s", self._job.info.job_id, error)
                     self._job.end_input()
                     await self._drop_rest()
-
-    async def _publish_all(self, publisher: TricklePublisher) -> None:
-        keep_alive = self._line(_json({"type": "keepalive", "job_id": self._job.info.job_id}))
-        async for record in self._job.results.unread_records(KEEP_ALIVE_S):
-            await self._publish(publisher, keep_alive if record is None else self._short_line(record))
-
-    async def _publish(self, publisher: TricklePublisher, line: bytes) -> None:
-        """Publish one line; wait for a server that is away."""
-        deadline = time.monotonic() + LOST_S
-        while True:
-            try:
-                await publisher.publish(line)
-                return
-            except (ChannelNotFound, ChannelClosed):
-                raise
-            except TrickleError as error:
-                if time.monotonic() > deadline:
-                    raise
-                log.warning("stream %s: a line is sent again: %s", self._job.info.job_id, error)
 
     async def _drop_rest(self) -> None:
         async for _ in self._job.results.unread_records():  # they would hold up the job
