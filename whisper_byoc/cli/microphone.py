@@ -1,13 +1,16 @@
 """The default microphone as a stream of PCM16, by whatever on this machine can record it."""
 
 import asyncio
+import re
+import shutil
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
+from audio import pcm
 from audio.errors import MediaError
-from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from audio.recorders import Recorder, dshow_listing, dshow_microphone, ffmpeg_devices, recorders
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path, pcm_from_device
 from whisper_byoc.aio import cancel
 from whisper_byoc.process import Program, output_of
 
@@ -16,6 +19,17 @@ LIST_SECONDS = 10.0
 FIRST_SECONDS = 5.0  # a sound server may have to be started first
 LEAVE_SECONDS = 2.0
 INSTEAD = "or record with another program and pipe PCM16 in: RECORDER | whisper-byoc send -"
+RATE = str(pcm.SAMPLE_RATE)
+SOX_RAW = ("-t", "raw", "-e", "signed-integer", "-b", "16", "-L", "-c", "1", "-r", RATE)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """One way to record."""
+
+    name: str
+    """What to call it in a message."""
+    command: tuple[str, ...]
 
 
 async def find_recorders() -> list[Recorder]:
@@ -29,6 +43,66 @@ async def find_recorders() -> list[Recorder]:
     except (MediaError, OSError, TimeoutError):  # no ffmpeg that runs; there may be other recorders
         return recorders(None, ())
     return recorders(ffmpeg, ffmpeg_devices(listing), dshow=dshow_microphone(named))
+
+
+def recorders(
+    ffmpeg: str | None,
+    devices: Collection[str],
+    *,
+    dshow: str | None = None,
+    platform: str = sys.platform,
+    which: Callable[[str], str | None] = shutil.which,
+) -> list[Recorder]:
+    """Return the programs on PATH that can record on this platform, best first. Any of them may still fail.
+
+    `ffmpeg` is the path of ffmpeg if there is one, `devices` the result of `ffmpeg_devices`, and `dshow` the name of
+    the microphone on Windows (see `dshow_microphone`).
+    """
+    candidates = {
+        "parec": ("--raw", "--format=s16le", f"--rate={RATE}", "--channels=1", "--latency-msec=100"),
+        "arecord": ("-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", RATE),
+        "rec": ("-q", *SOX_RAW, "-"),
+        "sox": ("-q", "-d", *SOX_RAW, "-"),
+    }
+    if platform != "linux":  # PulseAudio and ALSA belong there
+        del candidates["parec"], candidates["arecord"]
+    found = [Recorder(name, (path, *options)) for name, options in candidates.items() if (path := which(name))]
+    sources = {
+        "linux": {"pulse": "default", "alsa": "default"},
+        "darwin": {"avfoundation": ":default"},
+        "win32": {"dshow": f"audio={dshow}"} if dshow else {},
+    }.get(platform, {})
+    if ffmpeg:
+        found += [
+            Recorder(f"ffmpeg ({device})", tuple(pcm_from_device(device, source, ffmpeg)))
+            for device, source in sources.items()
+            if device in devices
+        ]
+    return found
+
+
+def ffmpeg_devices(listing: str) -> frozenset[str]:
+    """Parse the output of `ffmpeg -hide_banner -devices`: the devices that it can record from."""
+    rows = re.findall(r"^ D[ E]d? +(\S+)", listing, re.MULTILINE)
+    return frozenset(name for row in rows for name in row.split(","))
+
+
+def dshow_listing(ffmpeg: str) -> tuple[str, ...]:
+    """Return the command that lists the devices of Windows, on stderr."""
+    return (ffmpeg, "-hide_banner", "-list_devices", "true", "-f", "dshow", "-i", "dummy")
+
+
+def dshow_microphone(listing: str) -> str | None:
+    """Find the first sound device in that list; older ffmpegs write headings, newer ones the kind behind each name."""
+    in_audio = False
+    for line in listing.splitlines():
+        if "DirectShow" in line and "devices" in line:
+            in_audio = "DirectShow audio" in line
+        elif "Alternative name" not in line and (found := re.search(r'"(.+)"( \((.+)\))?\s*$', line)):
+            kind = found[3]
+            if (kind and "audio" in kind) or (not kind and in_audio):
+                return found[1]
+    return None
 
 
 @asynccontextmanager

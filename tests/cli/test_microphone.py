@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from audio.recorders import dshow_listing, dshow_microphone, ffmpeg_devices, recorders
+from whisper_byoc.cli.microphone import dshow_listing, dshow_microphone, ffmpeg_devices, recorders
 
 LINUX = """\
 Devices:
