@@ -9,7 +9,7 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import abort
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recording_job import INTAKE, Intake
-from whisper_byoc.server.routes import audio_to_text, batch, openai, output, source, status, websocket
+from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
 
@@ -40,8 +40,8 @@ ROUTES = (
     web.post("/api/live-video-to-video", streams.start_stream),
     web.post("/v1/audio/transcriptions", openai.post_transcription),
     web.post("/v1/audio/translations", openai.post_translation),
-    web.post("/audio-to-text", audio_to_text.post_audio),
-    web.post("/audio-to-text/", audio_to_text.post_audio),
+    web.post("/audio-to-text", openai.post_audio_to_text),
+    web.post("/audio-to-text/", openai.post_audio_to_text),
     web.get("/transcribe", websocket.get_transcribe, allow_head=False),
     web.post("/", batch.post_capability),
     web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment

@@ -10,11 +10,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, check_processor, serve
+from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 
 log = logging.getLogger("whisper_byoc.server")
 
@@ -38,17 +39,14 @@ async def run_processor(
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     name = name or type(processor).__name__
-    check_processor(name, processor)
     config = ServerConfig(host, port, limits or Limits())
     home = asyncio.get_running_loop()
     over: asyncio.Future[None] = home.create_future()
-    started = threading.Event()
-    stops: list[Callable[[], object]] = []
+    stop_server: Future[Callable[[], object]] = Future()
 
     async def body() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
-        started.set()
+        stop_server.set_result(lambda: loop.call_soon_threadsafe(stop.set))
         await serve({name: processor}, config, stop, home)
 
     def run() -> None:
@@ -57,22 +55,20 @@ async def run_processor(
             asyncio.run(body())
         except BaseException as caught:
             error = caught
-        started.set()
         noticed = threading.Event()
-        home.call_soon_threadsafe(_finish, over, error, noticed)
+
+        def finish() -> None:
+            noticed.set()
+            over.set_result(None) if error is None else over.set_exception(error)
+
+        home.call_soon_threadsafe(finish)
         if not noticed.wait(UNBLOCK_SECONDS):
             log.error("the processor blocks its event loop and cannot be waited for: exiting without it")
             logging.shutdown()
             os._exit(0 if error is None else 1)
 
-    thread = threading.Thread(target=run, name="whisper-byoc-server", daemon=True)
-    thread.start()
-    started.wait()
-
-    def stop() -> None:
-        for each in stops:
-            each()
-
+    threading.Thread(target=run, name="whisper-byoc-server", daemon=True).start()
+    stop = stop_server.result()  # at once: nothing has gone wrong yet
     with _first_signal_calls(stop):
         try:
             await asyncio.shield(over)
@@ -82,32 +78,23 @@ async def run_processor(
             raise
 
 
-def _finish(over: asyncio.Future[None], error: BaseException | None, noticed: threading.Event) -> None:
-    noticed.set()
-    if error is None:
-        over.set_result(None)
-    else:
-        over.set_exception(error)
-
-
 @contextmanager
-def _first_signal_calls(stop: Callable[[], None]) -> Iterator[None]:
+def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
     """Have the first SIGTERM or SIGINT call `stop`, and a second one do what it usually does.
 
     By `signal.signal`, which reaches even a thread whose event loop is blocked.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread gets signals; whoever serves from another one stops by cancelling
         return
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def on_signal(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, on_signal)
     try:
         yield

@@ -90,8 +90,10 @@ class Server:
         config: ServerConfig,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        for name, processor in processors.items():
-            check_processor(name, processor)
+        for name, each in processors.items():
+            if not callable(getattr(each, "process", None)):
+                kind = type(each).__name__
+                raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
         self.port = config.port
         self._config = config
         pipelines = {name: Pipeline(name, each, loop) for name, each in processors.items()}
@@ -150,13 +152,6 @@ class Server:
         if self._registrar is not None:
             await self._registrar.stop()
             self._registrar = None
-
-
-def check_processor(name: str, processor: object) -> None:
-    """Raise `StartError` for an object that cannot process anything."""
-    if not callable(getattr(processor, "process", None)):
-        kind = type(processor).__name__
-        raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
 
 
 def own_address(host: str, port: int) -> str:

@@ -79,15 +79,22 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
 
     def over(self) -> RequestRefused:
-        """Return the error (409) for what comes after the end."""
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
 
     # -- in ------------------------------------------------------------------------------------------------
 
-    async def reserve(self, size: int, timeout: float | None = None) -> bool:
-        """Wait for room for a segment of `size` bytes; return False when none came in time or the inbox is closed."""
+    async def reserve(self, size: int, timeout: float | None = None, *, items: int = 1) -> bool:
+        """Wait for room for `size` bytes; return False when none came in `timeout` seconds or the inbox is closed.
+
+        No `items` are for bytes that join a segment.
+        """
         self._touch()
-        return await self._reserve(size, 1, timeout)
+        await self._freed.until(lambda: self._closed or self._fits(size, items), timeout)
+        if self._closed or not self._fits(size, items):
+            return False
+        self.items += items
+        self.bytes += size
+        return True
 
     def release(self, size: int) -> None:
         """Free the room of a segment: one that is done, or that did not come."""
@@ -112,9 +119,8 @@ class Inbox:
 
         Raises `RequestRefused` (409) when the inbox is closed before there is room.
         """
-        self._touch()
         joining = live and self._joinable is not None and self._joinable.reserved + len(data) <= JOINED_BYTES
-        if not await self._reserve(len(data), 0 if joining else 1):
+        if not await self.reserve(len(data), items=0 if joining else 1):
             raise self.over()
         if not live:
             self.enqueue(data, len(data))
@@ -140,7 +146,6 @@ class Inbox:
             self.enqueue(data, size)
 
     def mark(self, mark: Mark) -> None:
-        """Put a mark behind what waits."""
         self._queue.put_nowait(mark)
 
     def close(self) -> None:
@@ -149,14 +154,6 @@ class Inbox:
             self._closed = True
             self._freed.notify()
             self.mark(Mark.END)
-
-    async def _reserve(self, size: int, items: int, timeout: float | None = None) -> bool:
-        await self._freed.until(lambda: self._closed or self._fits(size, items), timeout)
-        if self._closed or not self._fits(size, items):
-            return False
-        self.items += items
-        self.bytes += size
-        return True
 
     def _fits(self, size: int, items: int) -> bool:
         if self.items == 0:

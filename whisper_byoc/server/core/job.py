@@ -116,7 +116,6 @@ class Job:
             self.touch()
 
     def touch(self) -> None:
-        """Remember that a client did something with this job just now."""
         self._touched = self._loop.time()
 
     @property
@@ -137,7 +136,6 @@ class Job:
 
     @property
     def settled(self) -> bool:
-        """Whether all is done and all has been read."""
         return self.results.ended and self.results.unread == 0 and not self.has_reader
 
     @property

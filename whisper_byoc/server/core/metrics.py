@@ -55,7 +55,6 @@ class Metrics:
         self._bytes.labels(pipeline).inc(size)
 
     def lag(self, pipeline: str, lag_ms: float, *, partial: bool) -> None:
-        """Count how far behind its sound a text of a live feed was."""
         self._lag.labels(pipeline, "partial" if partial else "final").observe(lag_ms)
 
     def refused(self, status: int) -> None:

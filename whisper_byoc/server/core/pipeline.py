@@ -86,12 +86,10 @@ class Pipeline:
 
     @property
     def content_type(self) -> str:
-        """Content-Type of its results."""
         return str(getattr(self._processor, "content_type", "application/octet-stream"))
 
     @property
     def gives_text(self) -> bool:
-        """Whether its results are text."""
         return self.content_type.startswith("text/")
 
     def unknown_params(self, names: Iterable[str]) -> list[str]:
@@ -124,23 +122,23 @@ class Pipeline:
 
         Raises `StartError` when it fails or takes longer than `timeout` seconds.
         """
-        initialize = getattr(self._processor, "initialize", None)
+        initialize, state = getattr(self._processor, "initialize", None), PipelineState.FAILED
         try:
             if initialize is not None:
                 async with asyncio.timeout(timeout):
                     await self.call(initialize)
+            state = PipelineState.READY
         except TimeoutError:
-            self._set(PipelineState.FAILED)
             raise StartError(f"pipeline {self.name} did not initialize within {timeout:.0f} s") from None
         except ByocError:
-            self._set(PipelineState.FAILED)
             raise
         except Exception as error:
-            self._set(PipelineState.FAILED)
             log.exception("pipeline %s failed to initialize", self.name)
             message = f"pipeline {self.name} failed to initialize: {type(error).__name__}: {error}"
             raise StartError(message) from error
-        self._set(PipelineState.READY)
+        finally:
+            self.state = state
+            self._changed.notify()
 
     async def wait_ready(self, timeout: float) -> bool:
         """Wait for the end of loading; return whether it ended well."""
@@ -164,7 +162,3 @@ class Pipeline:
             log.warning("pipeline %s did not shut down within %.0f s", self.name, timeout)
         except Exception:
             log.exception("pipeline %s failed to shut down", self.name)
-
-    def _set(self, state: PipelineState) -> None:
-        self.state = state
-        self._changed.notify()

@@ -5,7 +5,7 @@ import json
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 from whisper_byoc.aio import Changed
 from whisper_byoc.errors import ProcessorError
@@ -29,21 +29,7 @@ class Record:
     result: Result
     content_type: str = "application/octet-stream"
     line: bytes = b""
-    """The record as JSON; empty where it is made of `result.body` when somebody asks for it."""
-
-    @classmethod
-    def make(cls, job_id: str, seq: int, kind: Kind, result: Result, content_type: str) -> Self:
-        """Make a record.
-
-        Raises `ProcessorError` when the result's own fields cannot be written as UTF-8 JSON.
-        """
-        if result.record is None:
-            return cls(job_id, seq, kind, result, content_type)
-        try:
-            line = _dump(_own_fields(job_id, seq, kind, result.record))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ProcessorError(f"the record of a Result must be JSON: {error}") from None
-        return cls(job_id, seq, kind, result, content_type, line)
+    """The record as JSON if `result` has fields of its own; else JSON is made of the body when somebody asks for it."""
 
     @property
     def size(self) -> int:
@@ -57,14 +43,7 @@ class Record:
 
     @property
     def error(self) -> str:
-        """The sentence of an error record."""
         return str((self.result.record or {}).get("error", ""))
-
-    @property
-    def final_text(self) -> bool:
-        """Whether it is a final transcript with text."""
-        fields = self.result.record or {}
-        return fields.get("type") == "transcript" and bool(fields.get("is_final")) and bool(fields.get("text"))
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON object that followers get.
@@ -91,7 +70,10 @@ def _own_fields(job_id: str, seq: int, kind: Kind, record: Mapping[str, Any]) ->
 
 
 def _dump(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProcessorError(f"the record of a Result must be JSON: {error}") from None
 
 
 class ResultRing:
@@ -179,7 +161,6 @@ class ResultRing:
         return self._hand_out(seq)
 
     async def until_ended(self, timeout: float) -> bool:
-        """Wait for the end; return False when `timeout` passed."""
         return await self._changed.until(lambda: self.ended, timeout)
 
     def at(self, seq: int) -> Record | None:
@@ -209,7 +190,9 @@ class ResultRing:
         self.next_seq -= 1
 
     def _append(self, kind: Kind, result: Result) -> Record:
-        record = Record.make(self._job_id, self.next_seq, kind, result, self._content_type)
+        fields = result.record
+        line = b"" if fields is None else _dump(_own_fields(self._job_id, self.next_seq, kind, fields))
+        record = Record(self._job_id, self.next_seq, kind, result, self._content_type, line)
         self._kept.append(record)
         self._kept_bytes += record.size
         self._unread_bytes += record.size
@@ -223,7 +206,6 @@ class ResultRing:
         return unread == 0 or (unread < self._max_records and self._unread_bytes + size <= self._max_bytes)
 
     def _trim(self) -> None:
-        """Forget the oldest records that have been read, as far as the bounds ask for it."""
         while self._kept and self._kept[0].seq < self._read_up_to:
             if len(self._kept) <= self._max_records and self._kept_bytes <= self._max_bytes:
                 return
@@ -245,7 +227,8 @@ class TranscriptLog:
 
     def add(self, record: Record) -> None:
         """Keep a record, if it is a final transcript with text."""
-        if not record.final_text:
+        fields = record.result.record or {}
+        if fields.get("type") != "transcript" or not fields.get("is_final") or not fields.get("text"):
             return
         line = record.json()
         self._lines.append(line)
@@ -255,5 +238,4 @@ class TranscriptLog:
             self.dropped += 1
 
     def lines(self) -> tuple[bytes, ...]:
-        """Return what is kept, in order, as JSON."""
         return tuple(self._lines)

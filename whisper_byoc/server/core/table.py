@@ -44,12 +44,10 @@ class JobTable:
 
     @property
     def busy(self) -> bool:
-        """Whether any job has a feed connected or work to do."""
         return any(job.busy for job in self._jobs.values())
 
     @property
     def queued(self) -> int:
-        """Segments of all jobs that wait or are at work."""
         return sum(job.inbox.items for job in self._jobs.values())
 
     @property
@@ -157,7 +155,6 @@ class JobTable:
         await job.stop(reason)
 
     def start(self) -> None:
-        """Begin to look after idle and ended jobs."""
         self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self._sweep, "the sweep of jobs"))
 
     async def drain(self) -> None:

@@ -115,7 +115,6 @@ async def _read_part(part: BodyPartReader, limit: int, too_large: RequestRefused
 
 
 def _check_encoding(part: BodyPartReader) -> None:
-    """Refuse (415) a part that would have to be unpacked first."""
     transfer = part.headers.get("Content-Transfer-Encoding", "").lower()
     if transfer not in PLAIN_ENCODINGS or part.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestRefused(415, f"the part {part.name!r} of the form is encoded; send its bytes as they are")

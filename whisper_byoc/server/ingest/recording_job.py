@@ -73,7 +73,6 @@ class Intake:
             raise RequestRefused(429, message, BUSY_SECONDS) from None
 
     async def close(self, _: web.Application) -> None:
-        """Let the threads go."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
 

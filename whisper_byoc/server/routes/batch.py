@@ -35,10 +35,6 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
 
 
 def _named_pipeline(table: JobTable, name: str) -> Pipeline:
-    """Find the pipeline behind a path.
-
-    Raises `RequestRefused` (404) with the names there are.
-    """
     if found := table.named(name):
         return found
     if not name:
@@ -84,7 +80,6 @@ async def _answer(request: web.Request, job: RecordingJob, form: str) -> web.Str
 
 
 async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:
-    """Write the records as they come. The first error ends them."""
     async with (
         EventStream(request, job.headers(CONTENT_TYPES["sse"]), _error_event) as events,
         aclosing(job.records()) as records,

@@ -1,9 +1,13 @@
-"""`/v1/audio/transcriptions` and `/v1/audio/translations`, as OpenAI's clients send and read them."""
+"""Recordings in the dialects of other services.
+
+`/v1/audio/transcriptions` and `/v1/audio/translations` are OpenAI's, `/audio-to-text` is that of Livepeer's ai-runner.
+"""
 
 import asyncio
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,17 +19,18 @@ from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.recording_job import RecordingJob, received, running, speech_pipeline
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
-from whisper_byoc.speech.transcript import Transcription
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
 """Longest piece of text in one event, so that its line stays under 64 KiB whatever the characters."""
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 ERROR_CODES = {404: "model_not_found", 413: "file_too_large", 429: "rate_limit_exceeded"}
+TIMESTAMPS = {"true": "segments", "1": "segments", "sentence": "segments", "word": "words", "false": "", "0": ""}
+"""`return_timestamps` -> what the chunks are."""
 
 
 def _as_error(_: web.Request, error: RequestRefused) -> object:
-    """Make an error body as OpenAI's clients read it."""
     kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     code = ERROR_CODES.get(error.status)
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
@@ -33,13 +38,11 @@ def _as_error(_: web.Request, error: RequestRefused) -> object:
 
 @errors_as(_as_error)
 async def post_transcription(request: web.Request) -> web.StreamResponse:
-    """Answer with the recording's text."""
     return await _post_audio(request, "transcribe")
 
 
 @errors_as(_as_error)
 async def post_translation(request: web.Request) -> web.StreamResponse:
-    """Answer with the recording's text in English."""
     return await _post_audio(request, "translate")
 
 
@@ -141,3 +144,27 @@ async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse
                     await events.send({"type": "transcript.text.delta", "delta": delta[at : at + DELTA_CHARACTERS]})
         await events.send({"type": "transcript.text.done", "text": "".join(parts)})
     return events.response
+
+
+def _as_detail(_: web.Request, error: RequestRefused) -> object:
+    return {"detail": {"msg": str(error)}}
+
+
+@errors_as(_as_detail, unreadable=415)
+async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
+    """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
+    async with received(request, form_only=True) as upload:
+        try:
+            pipeline = speech_pipeline(request.app[TABLE], upload.field("model_id"))
+        except RequestRefused as error:
+            raise RequestRefused(400, str(error)) from None  # this dialect has no 404
+        wanted = upload.field("return_timestamps", "true").lower()
+        kind = TIMESTAMPS[choice("return_timestamps", wanted, TIMESTAMPS)]
+        async with running(request, pipeline, {"words": kind == "words"}, upload) as job:
+            transcription = await job.transcription()
+            pieces: Sequence[TextSegment | Word] = transcription.segments if kind else ()
+            if kind == "words":
+                pieces = [word for each in transcription.segments for word in each.words]
+            chunks = [{"timestamp": [each.start, each.end], "text": each.text} for each in pieces]
+            text = json.dumps({"text": transcription.text, "chunks": chunks}, ensure_ascii=False)
+            return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))

@@ -53,7 +53,6 @@ async def get_output(request: web.Request) -> web.StreamResponse:
 
 
 async def _next(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
-    """Answer with the oldest unread result, and mark it read once it is written."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
     while (record := await job.results.next_unread(max(0.0, deadline - loop.time()))) is not None and record.partial:
@@ -68,7 +67,6 @@ async def _next(request: web.Request, job: Job, wait: float) -> web.StreamRespon
 
 
 async def _again(job: Job, seq: int, wait: float) -> web.Response:
-    """Answer with result `seq`, which stays as read or unread as it was."""
     record = await job.results.wait_for(seq, wait)
     if record is not None:
         return _answer(record)
@@ -92,7 +90,6 @@ def _answer(record: Record) -> web.Response:
 async def _follow(
     request: web.Request, job: Job, content_type: str, encode: Callable[[Record], bytes]
 ) -> web.StreamResponse:
-    """Write every record as it happens, until the end record or the reader's departure."""
     limits = request.app[TABLE].limits
     response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
     response.enable_chunked_encoding()

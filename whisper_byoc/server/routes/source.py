@@ -94,7 +94,6 @@ def _check_length(request: web.Request, limit: int) -> None:
 
 
 def _check_type(request: web.Request, media: Media) -> None:
-    """Refuse (415) a body that says it is something this pipeline does not read."""
     kind = request.content_type.lower()
     known = WAV_TYPES | PCM_TYPES if media == "audio" else frozenset[str]()
     if media != "bytes" and kind.startswith(("audio/", "video/")) and kind not in known:
@@ -105,7 +104,6 @@ def _check_type(request: web.Request, media: Media) -> None:
 
 
 async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[int, int]:
-    """Take a body with a length as one segment; a broken one is dropped whole."""
     limits = request.app[TABLE].limits
     size = request.content_length or 0
     if job.closing.is_set():

@@ -53,12 +53,10 @@ async def _troubles(table: JobTable) -> list[str]:
 
 
 async def get_version(request: web.Request) -> web.Response:
-    """Answer with what runs here, and its version."""
     return web.json_response(_identity(request) | {"version": __version__})
 
 
 async def get_app_version(request: web.Request) -> web.Response:
-    """Answer with the version alone."""
     return web.json_response({"version": __version__})
 
 

@@ -126,7 +126,6 @@ def _is_end(text: str) -> bool:
 
 
 async def _send_results(socket: web.WebSocketResponse, job: Job) -> None:
-    """Send every result as it comes, until the end. Raises `CloseEarly` at the first error."""
     with job.reading():
         async for record in job.results.unread_records():
             if record.kind == "error":
