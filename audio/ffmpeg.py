@@ -1,7 +1,7 @@
 """ffmpeg: where it is, the environment it runs in, and every command line it is run with.
 
 ffmpeg-python builds the command lines; running them is left to the caller. What reads bytes from outside names the
-one protocol that it may use.
+one protocol that it may use. All of them raise `MediaError` when there is no ffmpeg.
 """
 
 import os
@@ -61,13 +61,9 @@ def ffmpeg_environment() -> dict[str, str]:
 
 
 def pcm_from_file() -> list[str]:
-    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz mono PCM16.
-
-    Raises:
-        MediaError: there is no ffmpeg.
-    """
+    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz mono PCM16."""
     source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", format_whitelist=CONTAINERS)
-    return command(source.output("pipe:1", **PCM16, vn=None, sn=None, dn=None))
+    return _command(source.output("pipe:1", **PCM16, vn=None, sn=None, dn=None))
 
 
 def pcm_from_ts() -> list[str]:
@@ -75,41 +71,31 @@ def pcm_from_ts() -> list[str]:
 
     Video is dropped before it is decoded. Broken packets are dropped, and a gap in the time stamps, such as a lost
     segment leaves, is not filled.
-
-    Raises:
-        MediaError: there is no ffmpeg.
     """
     source = ffmpeg.input(
         "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", err_detect="ignore_err", **PROBE
     )
-    return command(source["a:0"].output("pipe:1", **PCM16, **LIVE, vn=None, sn=None, dn=None))
+    return _command(source["a:0"].output("pipe:1", **PCM16, **LIVE, vn=None, sn=None, dn=None))
 
 
 def pcm_from_device(device: str, source: str, path: str) -> list[str]:
     """Record `source` of an input device (`pulse`, `alsa` …) as 16 kHz mono PCM16, with the ffmpeg at `path`."""
-    return command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
+    return _command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
 
 
 def frames_from_ts(rate: int) -> list[str]:
-    """Decode live MPEG-TS to PPM pictures, `rate` of them a second.
-
-    Raises:
-        MediaError: there is no ffmpeg.
-    """
+    """Decode live MPEG-TS to PPM pictures, `rate` of them a second."""
     source = ffmpeg.input(
         "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", **PROBE | {"probesize": "1M"}
     )
     ppm = {"format": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "vf": f"fps={rate}"}
-    return command(source["v:0"].output("pipe:1", **ppm, **LIVE, an=None, sn=None, dn=None))
+    return _command(source["v:0"].output("pipe:1", **ppm, **LIVE, an=None, sn=None, dn=None))
 
 
 def ts_from_frames(rate: int, sound: int | None) -> list[str]:
     """Encode the PPM pictures on stdin, `rate` of them a second, as H.264 in MPEG-TS.
 
     `sound` is a file descriptor with MPEG-TS whose sound is copied beside the pictures, if it has any.
-
-    Raises:
-        MediaError: there is no ffmpeg.
     """
     pictures = ffmpeg.input("pipe:0", format="image2pipe", vcodec="ppm", framerate=rate, protocol_whitelist="pipe")
     streams = [pictures["v"]]
@@ -119,10 +105,10 @@ def ts_from_frames(rate: int, sound: int | None) -> list[str]:
         streams.append(copied["a?"])
     h264 = {"vcodec": "libx264", "preset": "ultrafast", "tune": "zerolatency", "pix_fmt": "yuv420p", "g": rate}
     mpegts = {"format": "mpegts", "pat_period": 0.5, "acodec": "copy"}
-    return command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **LIVE))
+    return _command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **LIVE))
 
 
-def command(output: Any, path: str | None = None) -> list[str]:
+def _command(output: Any, path: str | None = None) -> list[str]:
     """Return the command line for an output of ffmpeg-python: quiet but for errors, and deaf to keys on stdin.
 
     `path` is the ffmpeg to run, by default `ffmpeg_path()`, which raises `MediaError` when there is none.
