@@ -118,13 +118,11 @@ class ContainerStreams:
         return await first_to_take(self._pool.slots(job.capability), attempt)
 
     async def stop(self, request: web.Request) -> web.Response:
-        """End a stream, and answer as its container does."""
         stream = self._find(request)
         body = await read_small(request, LARGEST_BODY)
         return _response(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
 
     async def update(self, request: web.Request) -> web.Response:
-        """Hand new parameters to a stream's container, and answer as it does."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream = self._find(request)
         body = await read_small(request, LARGEST_BODY)
@@ -136,7 +134,6 @@ class ContainerStreams:
         return web.Response(headers={livepeer.BALANCE: "0"})
 
     async def stop_all(self, reason: str) -> None:
-        """End all streams."""
         streams = list(self._streams.values())
         for stream in streams:
             self._context.tasks.start(stream.stop_quietly(reason))
@@ -180,7 +177,6 @@ class Channels:
         return {names[kind]: f"{base}{channel.name}" for kind, channel in self._channels.items()}
 
     def close(self) -> None:
-        """End all of them, unless somebody did."""
         for channel in self._channels.values():
             if not channel.closed:
                 self._trickle.close(channel.name)
@@ -250,7 +246,6 @@ class ContainerStream:
         return await asyncio.shield(self._stopping)
 
     async def stop_quietly(self, reason: str) -> None:
-        """Stop, though the container may be gone."""
         try:
             await self.stop(reason.encode())
         except RequestRefused as error:

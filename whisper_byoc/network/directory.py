@@ -58,7 +58,6 @@ class Directory:
             await asyncio.sleep(ASK_EVERY_S)
 
     async def ask(self) -> None:
-        """Ask all orchestrators what they offer."""
         await asyncio.gather(*map(self._ask, self._orchestrators))
 
     @property
@@ -71,7 +70,6 @@ class Directory:
         return total
 
     def capabilities(self) -> dict[str, Any]:
-        """Describe what there is."""
         return {
             "capabilities": [{"name": name, "available": free} for name, free in self.available.items()],
             "orchestrators": [

@@ -83,7 +83,6 @@ class GatewayStreams:
         return web.Response(body=answer, content_type="application/json" if answer else "text/plain")
 
     async def update(self, request: web.Request) -> web.Response:
-        """Hand new parameters to the container, and answer as it does."""
         livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         session = self._find(request)
         body = await read_small(request, LARGEST_BODY)
@@ -92,7 +91,6 @@ class GatewayStreams:
         return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": kind})
 
     async def status(self, request: web.Request) -> web.Response:
-        """Describe a stream."""
         return web.json_response(self._find(request).status())
 
     async def data(self, request: web.Request) -> web.StreamResponse:
@@ -111,8 +109,9 @@ class GatewayStreams:
         return await client.end(b'event: end\ndata: {"type":"stream_ended"}\n\n')
 
     async def stop_all(self, reason: str) -> None:
-        """End all streams."""
-        await asyncio.gather(*(session.stop(b"", "text/plain") for session in self._sessions.values() if session.busy))
+        await asyncio.gather(
+            *(session.stop(reason.encode(), "text/plain") for session in self._sessions.values() if session.busy)
+        )
 
     def _find(self, request: web.Request) -> Session:
         stream_id = request.match_info["stream_id"]

@@ -50,22 +50,18 @@ class Container:
 
     @property
     def peer(self) -> str:
-        """What it is called in messages."""
         return f"the container at {self.url}"
 
     @property
     def load(self) -> int:
-        """Jobs that take up its capacity."""
         return sum(len(each.slots) for each in self.together or (self,))
 
     @property
     def free(self) -> int:
-        """Jobs that it could take now."""
         return max(0, self.capacity - self.load) if self.ready and not self.leaving else 0
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request to it carries."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     @property
@@ -74,7 +70,6 @@ class Container:
         return {} if self.pipelines and len(self.pipelines) == 1 else {"pipeline": self.name}
 
     def is_ready(self) -> None:
-        """Note that it can take jobs."""
         if not self.ready and not self.leaving:
             self.ready, self.trouble = True, ""
             log.info("BYOC capability registered: %s", self.name)
@@ -139,20 +134,16 @@ class Pool:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Capabilities that some container offers, ready or not."""
         return tuple(dict.fromkeys(each.name for each in self if not each.leaving))
 
     @property
     def jobs(self) -> int:
-        """Places that are taken."""
         return sum(len(each.slots) for each in self._containers)
 
     def of(self, name: str) -> list[Container]:
-        """Return the containers that offer a capability."""
         return [each for each in self if each.name == name and not each.leaving]
 
     def free(self, name: str) -> int:
-        """Return how many jobs of a capability could be taken now."""
         return sum(each.free for each in self.of(name))
 
     def find(self, name: str, url: str) -> Container | None:
@@ -212,7 +203,6 @@ class HealthCheck:
             self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url))
 
     async def close(self) -> None:
-        """Ask no more."""
         await cancel(*self._tasks.values())
 
     async def _follow(self, url: str) -> None:

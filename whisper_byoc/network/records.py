@@ -162,7 +162,6 @@ class RecordLog:
             self.add(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
 
     def close(self) -> None:
-        """Let readers come to the end."""
         self.ended = True
         self._changed.notify()
 

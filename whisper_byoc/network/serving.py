@@ -140,7 +140,6 @@ class Context:
     draining: bool = False
 
     def check_draining(self) -> None:
-        """Raise `RequestRefused` (503) once no new work is taken."""
         if self.draining:
             raise RequestRefused(503, f"the {self.role} is shutting down", retry_after=5)
 

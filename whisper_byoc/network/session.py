@@ -56,7 +56,6 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether anything of it is still going on."""
         return not self.over.done() or (self._stopper is not None and not self._stopper.done())
 
     @property

@@ -202,7 +202,6 @@ class Upstream:
                     return
 
     async def _control(self) -> None:
-        """Show the orchestrator and the container that somebody is there."""
         async with TricklePublisher(self._channels["Control"], "application/json", options=OPTIONS) as publisher:
             while True:
                 await publisher.publish(b'{"keep":"alive"}')

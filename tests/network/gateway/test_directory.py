@@ -145,15 +145,6 @@ async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer,
     await gateway.offers(lambda told: told["capabilities"] == [{"name": "test", "available": 4}])
 
 
-async def test_a_404_of_the_container_is_no_unknown_model(world):
-    async def other(script, reader, writer, path, headers):
-        script.answer(writer, 404, b'{"error": "there is no page 7"}', "application/json")
-
-    gateway = await world.gateway(await world.script(other, world.offering(test=1)))
-    status, body, _ = await gateway.live(b"abc")
-    assert (status, json.loads(body)) == (404, {"error": "there is no page 7"})
-
-
 async def test_an_orchestrator_in_trouble_says_so(world):
     script = await world.script(ok)
     script.answer_json = lambda writer, _: script.answer(writer, 500, b"sorry")

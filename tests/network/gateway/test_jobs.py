@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 
-import aiohttp
 import pytest
 
 from tests.waiting import until
@@ -55,25 +54,6 @@ async def test_one_frame_through_both_hops(world):
     await gateway.settled()
 
 
-async def test_an_empty_frame_is_a_keep_alive(world):
-    gateway = await world.pair(world.Pixels())
-    status, body, _ = await gateway.live(b"")
-    assert (status, body) == (200, b"")
-    await gateway.settled()
-
-
-async def test_one_connection_carries_many_frames(world):
-    gateway = await world.pair(world.Pixels())
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as http:
-        connections = set()
-        for number in range(5):
-            headers = {"X-Model-Id": "test"}
-            async with http.post(f"{gateway.url}/live/video-to-video", data=b"%d" % number, headers=headers) as answer:
-                assert await answer.read() == b"%d" % number
-                connections |= {answer.connection and answer.connection.transport} - {None}
-        assert len(connections) <= 1
-
-
 async def test_the_model_must_be_named_and_known(world):
     gateway = await world.pair(world.Pixels())
     status, body, _ = await gateway.post("/live/video-to-video", b"x")
@@ -101,46 +81,6 @@ async def test_a_header_that_is_not_text_is_refused(world, name):
     assert (await reader.readline()).startswith(b"HTTP/1.1 400")
     writer.close()
     await gateway.settled()
-
-
-async def test_a_frame_that_is_too_large(world):
-    gateway = await world.pair(world.Pixels(), frame_bytes=1000)
-    status, body, _ = await gateway.live(b"x" * 1001)
-    assert status == 413
-    assert "1000" in json.loads(body)["error"]
-    assert (await gateway.live(b"x" * 1000))[0] == 200
-    await gateway.settled()
-
-
-async def test_the_containers_own_refusals_come_through(world):
-    gateway = await world.pair(world.Sound())
-    status, body, _ = await gateway.live(b"not a wav", **{"Content-Type": "audio/wav"})
-    assert status in (400, 415), body
-    assert json.loads(body)["error"]
-    await gateway.settled()
-
-
-async def test_a_frame_that_has_no_result_is_502_with_a_sentence(world):
-    gateway = await world.pair(world.Pixels())
-    status, body, _ = await gateway.live(b"bad")
-    assert status == 502
-    assert json.loads(body)["error"]
-    await gateway.settled()
-
-
-async def test_a_slow_container_is_504(world):
-    class Slow:
-        async def process(self, frame):
-            await asyncio.sleep(30)
-
-    api = await world.serving(Slow())
-    orchestrator = await world.orchestrator(api, job_seconds=0.3)
-    gateway = await world.gateway(orchestrator)
-    status, body, _ = await gateway.live(b"x")
-    assert status == 504
-    assert "in time" in json.loads(body)["error"]
-    await gateway.settled()
-    await until(lambda: orchestrator.slots == 0)
 
 
 async def test_no_free_capacity_is_503_with_retry_after(world):
@@ -181,15 +121,6 @@ async def test_a_feed_that_outlasts_the_drain_gets_an_error_and_an_end(world):
     assert "shutting down" in error["error"]
     assert (end["type"], end["seq"], end["errors"]) == ("end", 2, 1)
     await gateway.settled()
-
-
-async def test_twenty_jobs_at_once(world):
-    gateway = await world.pair(world.Pixels(), capacity=20)
-    frames = [os.urandom(3000) for _ in range(20)]
-    answers = await asyncio.gather(*map(gateway.live, frames))
-    assert [(status, body) for status, body, _ in answers] == [(200, frame[::-1]) for frame in frames]
-    await gateway.settled()
-    await until(lambda: counts(gateway) == (0, 0, 0))
 
 
 # --- live feeds
@@ -317,16 +248,6 @@ async def test_an_orchestrator_without_capacity_is_passed_over(world):
     assert (status, headers["Retry-After"], json.loads(body)) == (503, "3", {"error": "full"})
 
 
-@pytest.mark.parametrize("retry_after", ["²", "soon", "99999999999999999999"])
-async def test_a_strange_retry_after_does_no_harm(world, retry_after):
-    async def busy(script, reader, writer, path, headers):
-        script.answer(writer, 503, b"full", Retry_After=retry_after)
-
-    gateway = await world.gateway(await world.script(busy, world.offering(test=1)))
-    status, _, headers = await gateway.live(b"abc")
-    assert (status, headers["Retry-After"]) == (503, "1")
-
-
 async def test_an_orchestrator_that_dies_before_its_answer_is_replaced_and_the_body_replayed(world):
     sent = os.urandom(600_000)  # less than what is kept of a feed
 
@@ -391,20 +312,6 @@ async def test_an_orchestrator_that_dies_after_a_result_gives_an_error_and_an_en
     await gateway.settled()
 
 
-async def test_raw_bytes_break_off_when_the_orchestrator_dies(world):
-    async def dies(script, reader, writer, path, headers):
-        writer.write(HEAD % b"text/plain" + chunk(b"abc"))
-        await script.body(reader, headers)
-
-    _, _, gateway = await two(world, dies)
-    feed, answer = await open_feed(gateway)
-    assert await answer.content.readany() == b"abc"
-    feed.send(None)
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await answer.read()
-    await gateway.settled()
-
-
 async def test_an_orchestrator_that_says_nothing_after_the_end_of_a_feed_is_given_up(world):
     async def hangs(script, reader, writer, path, headers):
         writer.write(HEAD % b"application/x-ndjson")
@@ -436,26 +343,3 @@ async def test_results_let_go_of_the_feed(world):
     feed.send(None)
     await answer.read()
     await gateway.settled()
-
-
-async def test_a_feed_that_could_not_be_kept_is_not_sent_on_by_halves(world):
-    async def late(script, reader, writer, path, headers):
-        while await reader.read(65536):
-            script.seen = getattr(script, "seen", 0) + 1
-            if script.seen == 30:
-                script.answer(writer, 503, b"full after all")
-                return
-
-    script, orchestrator, _ = await two(world, late)
-    narrow = await world.gateway(script, orchestrator, feed_bytes=100_000)
-
-    async def body():
-        for _ in range(60):
-            yield bytes(60_000)
-            await asyncio.sleep(0)
-
-    headers = {"X-Model-Id": "test"}
-    async with narrow.http.post(f"{narrow.url}/live/video-to-video{PIXELS}", data=body(), headers=headers) as answer:
-        assert answer.status in (502, 503)
-    assert orchestrator.slots == 0
-    await narrow.settled()

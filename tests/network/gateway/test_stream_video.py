@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from tests.waiting import until
 from whisper_byoc.processors.tint import GreenTintProcessor
 
 
@@ -41,30 +40,6 @@ async def test_video_through_a_tint_pipeline_comes_out_whole(world, data):
     assert abs(len(pictures) - 90) <= 2
     assert pictures[45].astype(int).mean((0, 1))[1] > 160
     await world.over(gateway)
-    assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
-
-
-async def test_video_that_came_is_a_result(world):
-    """A stream that has shown something is not begun anew."""
-    worker, gateway = await world.worker_pair()
-    _, answer = await gateway.start("one", egress=True, data=False)
-    found, reading = gateway.collect(answer["subscribe_url"])
-    await worker.say(b"picture", kind="publish")
-    await until(lambda: found)
-    await worker.script.close()
-    await asyncio.wait_for(reading, 10)
-    assert len(worker.started) == 1
-    assert found == [b"picture"]
-    await gateway.settled()
-    assert "gone" in (await gateway.json("/process/stream/one/status"))[1]["error"]
-
-
-async def test_the_end_of_video_is_not_begun_anew(world):
-    worker, gateway = await world.worker_pair()
-    await gateway.start("one", egress=True, data=False)
-    await worker.event({"type": "stream_stopped"})
-    await world.over(gateway)
-    assert len(worker.started) == 1
     assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
 
 

@@ -5,7 +5,6 @@ import json
 import subprocess
 from contextlib import AsyncExitStack
 
-import aiohttp
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
@@ -62,25 +61,20 @@ async def test_ids_come_from_names_or_from_nowhere(world):
     assert "running already" in answer
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"{", "no JSON"),
-        (b"[]", "object"),
-        (b"[" * 3000, "nested"),
-        (b'{"stream_id": 7}', "strings"),
-        (b'{"stream_id": "a/b"}', "a/b"),
-        (b'{"stream_id": ".."}', "bad stream id"),
-        (b'{"stream_id": "a-out"}', "another"),
-        (b'{"params": "[1]"}', "params"),
-        (b'{"params": 5}', "params"),
-    ],
-)
-async def test_bad_bodies(world, body, words):
+BAD_BODIES = {
+    b"{": "no JSON", b"[]": "object", b"[" * 3000: "nested", b'{"stream_id": 7}': "strings",
+    b'{"stream_id": "a/b"}': "a/b", b'{"stream_id": ".."}': "bad stream id", b'{"stream_id": "a-out"}': "another",
+    b'{"params": "[1]"}': "params", b'{"params": 5}': "params",
+}  # fmt: skip
+
+
+async def test_bad_bodies(world):
     gateway = await world.pair(world.Sound())
-    status, answer, _ = await gateway.post("/process/stream/start", body, headers={"Livepeer": world.stream_header()})
-    assert status == 400
-    assert words in answer.decode()
+    for body, words in BAD_BODIES.items():
+        headers = {"Livepeer": world.stream_header()}
+        status, answer, _ = await gateway.post("/process/stream/start", body, headers=headers)
+        assert status == 400
+        assert words in answer.decode()
     await world.over(gateway)
 
 
@@ -98,14 +92,6 @@ async def test_a_refusal_of_the_container_is_in_the_start_answer(world):
     assert "width and height" in answer
     await world.over(gateway)
     assert (await gateway.start("one", {"width": 4, "height": 4}))[0] == 200
-
-
-async def test_no_such_capability(world):
-    gateway = await world.pair(world.Sound())
-    status, answer = await gateway.start(capability="other")
-    assert status == 400
-    assert "'other'" in answer
-    assert "test" in answer
 
 
 async def test_no_more_streams_than_places_and_none_while_shutting_down(world):
@@ -232,7 +218,7 @@ async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(wor
     await world.over(gateway)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3, 10, 30])
+@pytest.mark.parametrize("steps", [0, 10])
 async def test_a_stop_may_race_the_end_of_the_input(world, steps):
     gateway = await world.pair(world.Sound())
     _, answer = await gateway.start("one", PCM)
@@ -248,13 +234,6 @@ async def test_a_stop_may_race_the_end_of_the_input(world, steps):
         await world.over(gateway)
     assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
     await world.over(gateway)
-
-
-async def test_a_long_header_is_read(world):
-    gateway = await world.pair(world.Sound())
-    status, answer = await gateway.start("one", comment="x" * 20_000)
-    assert status == 200, answer
-    await gateway.post("/process/stream/one/stop")
 
 
 async def test_silence_is_kept_alive(world, monkeypatch):
@@ -290,17 +269,6 @@ async def test_a_stream_of_data_alone(world):
     await world.over(gateway)
 
 
-async def test_a_stream_can_be_started_again_under_its_name(world):
-    gateway = await world.pair(world.Sound())
-    for _ in range(2):
-        status, answer = await gateway.start("one", PCM)
-        assert status == 200, answer
-        await gateway.publish(answer["publish_url"], bytes(3200))
-        await gateway.end(answer["publish_url"])
-        assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
-        await world.over(gateway)
-
-
 @pytest.mark.parametrize("end", ["by its input", "by a stop"])
 async def test_a_stream_can_be_started_again_at_once(world, end):
     """Its client has seen the end: that channels are kept for the last readers is no reason to turn it away."""
@@ -324,27 +292,6 @@ async def test_of_two_that_start_a_stopped_stream_again_one_gets_it(world):
     await gateway.post("/process/stream/one/stop")
     answers = await asyncio.gather(*(gateway.start("one", PCM) for _ in range(2)))
     assert sorted(status for status, _ in answers) == [200, 400]
-    await gateway.post("/process/stream/one/stop")
-    await world.over(gateway)
-
-
-async def test_a_reader_that_does_not_read_is_cut_off(world):
-    gateway = await world.pair(world.Sound(), stall_seconds=0.2)
-    await gateway.start("one", PCM)
-    stream = gateway.running.streams._sessions["one"]
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.running.port, limit=1000)
-    writer.write(b"GET /process/stream/one/data HTTP/1.1\r\nHost: x\r\n\r\n")
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert b"200" in head
-    for number in range(30):
-        stream.records.add(b'{"type":"x","n":%d,"pad":"%b"}' % (number, b"x" * 1_000_000))
-        await asyncio.sleep(0.02)
-    await asyncio.sleep(0.5)
-    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        while True:
-            text = await reader.readexactly(65536)
-            assert b"HTTP/1.1 500" not in text
-    writer.close()
     await gateway.post("/process/stream/one/stop")
     await world.over(gateway)
 
@@ -373,20 +320,6 @@ async def test_ended_streams_are_forgotten_after_a_while_and_hold_no_media(world
     assert (await gateway.json("/process/stream/one/status"))[1]["ingest_metrics"]["bytes"] == 100_000
     monkeypatch.setattr(gateway_streams, "KEPT_S", 0.0)
     assert (await gateway.json("/process/stream/one/status"))[0] == 404
-
-
-async def test_an_http_client_that_only_starts_and_stops(world):
-    """The plain bytes of a client written for go-livepeer."""
-    gateway = await world.pair(world.Sound())
-    async with aiohttp.ClientSession(headers={"Livepeer": world.stream_header()}) as http:
-        async with http.post(
-            f"{gateway.url}/process/stream/start", json={"stream_name": "x", "params": "{}"}
-        ) as answer:
-            assert answer.status == 200
-            started = await answer.json()
-        async with http.post(started["stop_url"]) as answer:
-            assert answer.status == 200
-    await world.over(gateway)
 
 
 async def test_a_reader_that_does_not_read_does_not_hold_up_a_shutdown(world):

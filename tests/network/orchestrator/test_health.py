@@ -98,26 +98,6 @@ async def test_a_container_that_falls_silent_is_lost_after_three_silences(script
     await api.quiet()
 
 
-async def test_one_broken_answer_ends_no_jobs(scripted, orchestrate):
-    """Another than a refused connection may be chance; the job sees for itself."""
-    go = asyncio.Event()
-
-    async def answer(wire):
-        await go.wait()
-        await wire.answer(200, b"well")
-
-    container = await scripted(answer)
-    api = await orchestrate(container, ask_seconds=0.2)
-    working = asyncio.ensure_future(api.batch(b"x"))
-    await until(lambda: container.asked)
-    for wire in tuple(container._wires):
-        if wire.path in ("/readyz", "/version"):
-            wire.cut()
-    await asyncio.sleep(0.5)
-    go.set()
-    assert (await working)[:2] == (200, b"well")
-
-
 @pytest.mark.parametrize(
     "body", [b"x", b"[]", b"[" * 100_000, b'{"model_id":7}', b'{"model_id":""}', b"{" + b" " * 90_000]
 )

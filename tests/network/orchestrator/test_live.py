@@ -74,14 +74,6 @@ async def test_a_frame_comes_back_as_the_processor_gave_it(serving, orchestrate,
     await api.quiet()
 
 
-async def test_text_has_its_type_and_an_accept_for_records_changes_nothing_of_a_frame(serving, orchestrate, kit):
-    api = await orchestrate(await serving({"test": kit.Upper()}))
-    for accept in ("*/*", "application/x-ndjson", "text/event-stream"):
-        status, body, headers = await api.live(b"hello", Accept=accept)
-        assert (status, body) == (200, b"HELLO")
-        assert headers["Content-Type"] == "text/plain; charset=utf-8"
-
-
 async def test_an_empty_frame_is_a_keep_alive(serving, orchestrate, kit):
     container = await serving({"test": kit.Upper()})
     api = await orchestrate(container)
@@ -147,48 +139,6 @@ async def test_records_flow_while_the_feed_is_still_sent(serving, orchestrate, k
     assert [each["type"] for each in rest] == ["end"]
     await api.quiet()
     assert container.table.jobs == ()
-
-
-async def test_events_flow_while_the_feed_is_still_sent(serving, orchestrate, kit):
-    api = await orchestrate(await serving({"test": kit.Reverse()}))
-    feed = kit.Feed()
-    async with await opened(api, feed, query="?width=2&height=1", **kit.SSE) as answer:
-        assert answer.headers["Content-Type"] == "text/event-stream"
-        assert answer.headers["Cache-Control"] == "no-cache"
-        feed.send(b"abcdef")
-        event = await answer.content.readuntil(b"\n\n")
-        assert event.startswith(b'id: 0\ndata: {"type":"result"')
-        feed.end()
-        assert b'"type":"end"' in await answer.content.read()
-    await api.quiet()
-
-
-async def test_raw_bytes_flow_while_the_feed_is_still_sent(serving, orchestrate, kit):
-    api = await orchestrate(await serving({"test": kit.Reverse()}))
-    feed = kit.Feed()
-    async with await opened(api, feed, query="?width=2&height=1") as answer:
-        assert answer.headers["Content-Type"] == "application/octet-stream"
-        feed.send(b"abcdef")
-        assert await answer.content.readexactly(6) == b"fedcba"
-        feed.send(b"ghi")
-        feed.send(b"jkl")
-        feed.end()
-        assert await answer.content.read() == b"lkjihg"
-    await api.quiet()
-
-
-async def test_raw_text_is_one_line_a_result(serving, orchestrate, kit):
-    api = await orchestrate(await serving({"test": kit.Lengths()}))
-    feed = kit.Feed()
-    async with await opened(api, feed, Accept="text/plain") as answer:
-        assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
-        feed.send(bytes(32000 * 16))
-        first = await answer.content.readline()
-        feed.end()
-        lines = [first, *[line async for line in answer.content]]
-    assert sum(int(line.split()[0]) for line in lines) == 32000 * 16
-    assert all(line.endswith(b" bytes\n") for line in lines)
-    await api.quiet()
 
 
 async def test_an_error_of_one_segment_is_a_record_and_the_rest_goes_on(serving, orchestrate, kit):
@@ -336,19 +286,6 @@ async def test_a_container_that_does_not_open_the_job_is_504(live_script, orches
 # -- containers that die ---------------------------------------------------------------------------------
 
 
-async def test_a_process_killed_before_a_result_is_followed_by_another_container(process, serving, orchestrate, kit):
-    dying = await process()
-    api = await orchestrate(dying)
-    posting = asyncio.ensure_future(api.live(b"please hang"))
-    await until(lambda: api.pool.jobs == 1)
-    await asyncio.sleep(0.1)
-    await api.register(url=(await serving({"test": kit.Upper()})).url)
-    dying.kill()
-    assert (await posting)[:2] == (200, b"PLEASE HANG")
-    await api.quiet()
-    await until(lambda: [each.ready for each in api.pool] == [False, True])
-
-
 @pytest.mark.parametrize("how", ["cut", "frozen"])
 async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, orchestrate, kit, how):
     """Whether its sockets break, or it is found out to be dead while they stay open."""
@@ -383,20 +320,6 @@ async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, 
     await api.quiet()
 
 
-async def test_a_second_container_that_dies_too_is_the_last(live_script, orchestrate):
-    async def cut(wire):
-        await wire.body()
-        wire.cut()
-
-    containers = [await live_script(cut, never) for _ in range(3)]
-    api = await orchestrate(*containers)
-    status, body, _ = await api.live(b"x")
-    assert status == 502
-    assert "failed" in json.loads(body)["error"]
-    assert sum(each.count("PUT") for each in containers) == 2
-    await api.quiet()
-
-
 @pytest.mark.parametrize("form", ["NDJSON", "SSE"])
 async def test_a_process_killed_after_a_result_is_an_error_record_and_an_end(process, orchestrate, kit, form):
     containers = [await process(), await process()]
@@ -413,32 +336,6 @@ async def test_a_process_killed_after_a_result_is_an_error_record_and_an_end(pro
     assert [(each["type"], each["seq"]) for each in records] == [("error", 1), ("end", 2)]
     assert dying.url in records[0]["error"]
     assert records[1]["errors"] == 1
-    await api.quiet()
-
-
-async def test_raw_breaks_off_when_the_container_dies_after_a_result(process, orchestrate, kit):
-    dying = await process()
-    api = await orchestrate(dying)
-    feed = kit.Feed()
-    feed.send(b"abcdef")
-    async with await opened(api, feed, query="?width=2&height=1") as answer:
-        assert await answer.content.readline() == b"ABCDEF\n"
-        dying.kill()
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.content.read()
-    await api.quiet()
-
-
-async def test_a_silent_end_becomes_an_error(live_script, orchestrate, kit):
-    async def end(wire):
-        await wire.piece(b"")
-
-    api = await orchestrate(await live_script(take, wedge(record(0), then=end)))
-    feed = kit.Feed()
-    feed.end()
-    records = await api.records(feed)
-    assert [each["type"] for each in records] == ["result", "error", "end"]
-    assert "without an end record" in records[1]["error"]
     await api.quiet()
 
 
@@ -467,25 +364,6 @@ async def test_a_container_that_says_nothing_after_the_end_of_the_feed_is_given_
     records = await api.records(feed)
     assert [each["type"] for each in records] == ["result", "error", "end"]
     assert "in time" in records[1]["error"]
-    await api.quiet()
-
-
-async def test_a_feed_that_is_longer_than_what_is_held_is_not_repeated(live_script, orchestrate, kit):
-    async def put(wire):
-        size = 0
-        while size < 5000:
-            size += len(await wire.chunk())
-        wire.cut()
-
-    first, second = await live_script(put, never), await live_script(put, never)
-    api = await orchestrate(first, second, feed_bytes=3000)
-    feed = kit.Feed()
-    for _ in range(5):
-        feed.send(bytes(1000))
-    status, body, _ = await api.live(feed, **kit.NDJSON)
-    assert status == 502
-    assert "failed" in json.loads(body)["error"]
-    assert first.count("PUT") + second.count("PUT") == 1
     await api.quiet()
 
 
@@ -531,40 +409,7 @@ async def test_a_client_that_hangs_up_while_a_frame_is_worked_on_does_too(servin
     assert container.table.jobs == ()
 
 
-async def test_a_reader_that_does_not_read_is_cut_off_and_no_container_is_blamed(live_script, orchestrate):
-    async def pour(wire):
-        await wire.begin(Content_Type="application/octet-stream")
-        while True:
-            await wire.piece(bytes(1 << 20))
-
-    container = await live_script(take, pour)
-    api = await orchestrate(container, stall_seconds=0.5, ask_seconds=60)
-    reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=1 << 16)
-    writer.write(
-        b"POST /live/video-to-video HTTP/1.1\r\nHost: x\r\nX-Model-Id: test\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
-    assert b" 200 " in await reader.readline()
-    await api.quiet()
-    assert all(each.ready for each in api.pool)
-    writer.transport.abort()
-
-
 # -- several containers, and shutdown --------------------------------------------------------------------
-
-
-async def test_jobs_go_where_there_is_most_room(serving, orchestrate, kit):
-    gates = [kit.Gated(), kit.Gated()]
-    small, large = [await serving({"test": gate}) for gate in gates]
-    api = await orchestrate(small, capacity=1)
-    await api.register(url=large.url, capacity=3)
-    jobs = [asyncio.ensure_future(api.live(b"x")) for _ in range(4)]
-    await until(lambda: [gate.begun for gate in gates] == [1, 3])
-    status, _, _ = await api.live(b"y")
-    assert status == 503
-    for gate in gates:
-        gate.open.set()
-    assert [(await each)[0] for each in jobs] == [200] * 4
-    await api.quiet()
 
 
 async def test_draining_takes_nothing_new_and_lets_a_feed_come_to_its_end(serving, orchestrate, kit):
