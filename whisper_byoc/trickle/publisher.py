@@ -166,6 +166,7 @@ class SegmentWriter:
         self._unsent = 0
         self._whole = False
         self._replayable = True  # all that was written is kept
+        self._opened = False  # the server may know of the index
         self._started = False  # the present connection took bytes
         self._doubtful = False  # a connection broke after it took bytes
         self._index_taken = False
@@ -215,8 +216,9 @@ class SegmentWriter:
     async def abort(self) -> None:
         """Break the segment off: readers get what was sent, then its end."""
         await self.drop()
-        with contextlib.suppress(*CONNECTION_ERRORS):
-            await self._channel.finish(self.seq)  # also of a segment without a byte, for which readers may wait
+        if self._opened:  # also without a byte: readers may wait for one
+            with contextlib.suppress(*CONNECTION_ERRORS):
+                await self._channel.finish(self.seq)
 
     async def drop(self) -> None:
         """Drop the connection, and leave the index as it is."""
@@ -273,6 +275,7 @@ class SegmentWriter:
                     self._doubtful, self._index_taken = False, True
         if self._doubtful or self._index_taken:
             self.seq = await self._publisher.renumber(self)
+            self._opened = False
         self._doubtful = self._index_taken = False
         return False
 
@@ -307,6 +310,7 @@ class SegmentWriter:
             raise aiohttp.ClientConnectionError("the server may have answered before it read the segment")
 
     async def _body(self) -> AsyncIterator[bytes]:
+        self._opened = True
         yield b""  # aiohttp holds the head back until there is a chunk: this one puts it on the wire
         while True:
             if data := b"".join(self._chunks[self._next :]):
