@@ -142,11 +142,7 @@ class TrickleClient(Connection):
     async def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = OCTET_STREAM, **query: str
     ) -> AsyncGenerator[JsonRecord, None]:
-        """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
-
-        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
-        source comes after the records of what did arrive.
-        """
+        """Send `source` as a live feed, and yield each record, as `GatewayClient.stream` does."""
         job = _new_job_id()
         outgoing = Outgoing(source)
         feed = asyncio.ensure_future(self._feed(job, outgoing, content_type, self._query | query))
