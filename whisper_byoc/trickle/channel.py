@@ -113,6 +113,10 @@ class Channel:
         """The segments in the window, the oldest first; those at the end, once the channel is closed."""
         return sorted(filter(None, self._slots), key=lambda segment: segment.seq)
 
+    def index_of(self, seq: int) -> int:
+        """Return the index that `NEXT` or `CURRENT` stands for now; any other as it is."""
+        return {NEXT: self.next_write, CURRENT: max(self.next_write - 1, 0)}.get(seq, seq)
+
     def for_write(self, seq: int) -> Segment:
         """Return the segment to write to: not one that was finished or left behind, but a new one also far ahead."""
         self._check_open()
@@ -130,10 +134,7 @@ class Channel:
     def for_read(self, seq: int) -> Segment:
         """Return the segment to read, which may still be empty: the reader may come before the publisher."""
         self._check_open()
-        if seq == NEXT:
-            seq = self.next_write
-        elif seq == CURRENT:
-            seq = max(self.next_write - 1, 0)
+        seq = self.index_of(seq)
         if seq < 0:
             raise BadSequence(f"segment {seq} cannot be read; -1 is the next one and -2 the current one")
         if held := self._held(seq):

@@ -97,8 +97,7 @@ class LocalSubscriber:
 
     async def __anext__(self) -> LocalSegment:
         channel = self.channel
-        if self._seq < 0:
-            self._seq = channel.next_write if self._seq == NEXT else max(channel.next_write - 1, 0)
+        self._seq = channel.index_of(self._seq)
         missed = 0
         while True:
             segment = next((each for each in channel.segments if each.seq >= self._seq), None)

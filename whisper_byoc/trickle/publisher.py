@@ -233,10 +233,6 @@ class SegmentWriter:
         else:
             await self.abort()
 
-    @property
-    def _idle(self) -> bool:
-        return self._size == 0 and not self._whole
-
     async def _run(self) -> None:
         """Try until the segment is delivered, or cannot be. As long as it is idle, only `abort` ends this."""
         retry, idle_retry = Retry(self._channel.options), Retry(self._channel.options, math.inf)
@@ -251,9 +247,10 @@ class SegmentWriter:
                     self._index_taken = True
                 else:
                     self._doubtful = self._doubtful or self._started
+                idle = self._size == 0 and not self._whole
                 what = f"segment {self.seq} of {self._channel.url}"
-                pause = (idle_retry if self._idle else retry).pause_after(error, began_at, what)
-            if self._idle:
+                pause = (idle_retry if idle else retry).pause_after(error, began_at, what)
+            if idle:
                 await self._changed.wait(pause)  # the first byte that is written ends the pause
             else:
                 await asyncio.sleep(pause)
