@@ -245,6 +245,16 @@ class Gateway:
         self.stack.callback(task.cancel)
         return found, task
 
+    async def status(self, name="one", wanted=lambda status: True):
+        """Wait until the status of a stream is as wanted, and return it."""
+        while not wanted(status := (await self.json(f"/process/stream/{name}/status"))[1]):
+            await asyncio.sleep(0.005)
+        return status
+
+    async def received(self, size):
+        """Wait until the gateway has got so many bytes of the stream `one`."""
+        return (await self.status(wanted=lambda status: status["ingest_metrics"]["bytes"] == size))["ingest_metrics"]
+
     async def offers(self, wanted):
         """Wait until what the gateway says of its orchestrators is as wanted."""
         while not wanted((await self.json("/capabilities"))[1]):

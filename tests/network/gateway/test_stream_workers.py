@@ -31,10 +31,7 @@ async def test_the_status_is_the_containers_and_does_not_vanish(world):
     await gateway.start("one")
     await worker.event({"type": "status", "fps": 7}, {"type": "error", "message": "a cable is loose"})
     await worker.say(b"not json", b"[]", b"7", b'{"event": []}', b"[" * 5000, kind="events")
-    stream = gateway.running.streams._sessions["one"]
-    await until(lambda: "error" in stream.status())
-    status, told = await gateway.json("/process/stream/one/status")
-    assert status == 200
+    told = await gateway.status(wanted=lambda status: "error" in status)
     assert (told["fps"], told["state"], told["error"]) == (7, "running", "a cable is loose")
     assert told["orchestrator"] == worker.orchestrator.url
     assert told["ingest_metrics"] == {"segments": 0, "bytes": 0, "missed": 0}
@@ -57,6 +54,25 @@ async def test_a_container_whose_text_has_no_end_record_ends_in_order(world):
     assert [each["data"] for each in reader.events[:-1]] == ['["{\\"text\\": \\"hello\\"}"]', "plain text", "more"]
     assert reader.events[-1]["event"] == "end"
     assert "error" not in (await gateway.json("/process/stream/one/status"))[1]
+    await gateway.settled()
+
+
+async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(world):
+    worker, gateway = await world.worker_pair()
+    _, answer = await gateway.start("one")
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def on_stop():
+        asked.set()
+        await go_on.wait()
+        await worker.say({"type": "end", "seq": 0})
+
+    worker.on_stop = on_stop
+    stopping = asyncio.ensure_future(gateway.post("/process/stream/one/stop"))
+    await asyncio.wait_for(asked.wait(), 10)
+    stopping.cancel()
+    go_on.set()
+    assert [record["type"] for record in await gateway.follow(answer["data_url"]).ended()] == ["end"]
     await gateway.settled()
 
 
@@ -86,4 +102,4 @@ async def test_the_words_of_a_refusal_come_through(world, status, got):
     assert (code, answer) == (got, "I would rather not\n")
     await gateway.settled()
     await until(lambda: worker.orchestrator.slots == 0)
-    assert not worker.orchestrator.running.streams._streams
+    assert not len(worker.orchestrator.running.streams)

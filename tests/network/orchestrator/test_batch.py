@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 
-import aiohttp
 import pytest
 
 from tests.waiting import until
@@ -76,12 +75,6 @@ async def test_a_route_does_not_leave_the_base_of_the_container(answers, route, 
     assert b" 400 " in await reader.readline()
     writer.close()
     assert container.asked == []
-
-
-async def test_a_question_mark_in_the_route_stays_in_the_route(answers):
-    api, container = await answers(200, b"ok")
-    await api.batch(b"x", "a%3Fpipeline=other")
-    assert container.asked == [("POST", "/a%3Fpipeline=other")]
 
 
 async def test_compressed_bytes_keep_their_name(scripted, orchestrate):
@@ -182,34 +175,6 @@ async def test_a_container_that_breaks_off_before_its_answer_is_followed_by_one_
     await api.quiet()
 
 
-async def test_an_answer_that_breaks_off_after_its_first_byte_breaks_off(scripted, orchestrate):
-    async def answer(wire):
-        await wire.body()
-        await wire.begin()
-        await wire.piece(b":half")  # a colon begins a comment, but only in events
-        await asyncio.sleep(0.05)
-        wire.cut()
-
-    first, second = await scripted(answer), await scripted(answer)
-    api = await orchestrate(first, second)
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await api.batch(b"x")
-    assert first.count("POST") + second.count("POST") == 1
-    await api.quiet()
-
-
-@pytest.mark.parametrize("status", [429, 503])
-async def test_all_containers_busy_is_what_they_say(scripted, orchestrate, status):
-    async def busy(wire):
-        await wire.body()
-        await wire.answer(status, b"full", Retry_After="7")
-
-    api = await orchestrate(await scripted(busy), await scripted(busy))
-    got, body, headers = await api.batch(b"x")
-    assert (got, body, headers["Retry-After"]) == (status, b"full\n", "7")
-    await api.quiet()
-
-
 async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scripted, orchestrate):
     go = asyncio.Event()
 
@@ -300,9 +265,3 @@ async def test_an_answer_before_the_end_of_the_body_does_not_wait_for_it(scripte
         assert await answer.read() == b"enough"
     feed.end()
     await api.quiet()
-
-
-async def test_long_parameters_pass(answers, kit):
-    api, _ = await answers(200)
-    long = kit.job(parameters=json.dumps({"prompt": "x" * 30_000}))
-    assert (await api.batch(b"x", headers=long))[0] == 200
