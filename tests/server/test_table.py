@@ -1,13 +1,14 @@
 """Which pipeline a job runs on, what opens one, and who keeps it open."""
 
 import asyncio
+import functools
 import json
 
 import aiohttp
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.errors import BadSegment
+from whisper_byoc.errors import BadParam, BadSegment, UsageError
 from whisper_byoc.processors.base import PlainSession
 
 
@@ -141,10 +142,11 @@ async def test_another_name_is_still_unknown(named):
     assert "it serves: speech, mirror" in body["error"]
 
 
-async def test_parameters_that_a_session_refuses_are_400_with_its_words(serving):
+@pytest.mark.parametrize("error", [BadSegment, UsageError, functools.partial(BadParam, "language")])
+async def test_parameters_that_a_session_refuses_are_400_with_its_words(serving, error):
     class Picky(Upper):
         def open_session(self, job):
-            raise BadSegment(f"no language {job.params['language']}")
+            raise error(f"no language {job.params['language']}")
 
     api = await serving(Picky())
     status, body, _ = await api.put("job", b"abc", query="?language=xx")

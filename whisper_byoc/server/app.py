@@ -1,4 +1,4 @@
-"""The application: the table of all its routes, and what surrounds every one of them."""
+"""The application: the table of all routes, the answers to errors, and the bearer token."""
 
 import hmac
 

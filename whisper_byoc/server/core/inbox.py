@@ -127,7 +127,7 @@ class Inbox:
         elif joining and self._joinable is not None:
             self._joinable.add(data, self._loop.time())
         else:
-            self.items += joining  # those that it was to join were taken to work meanwhile
+            self.items += joining  # the pieces that it was to join are at work by now
             self._add_pieces(data)
 
     def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
@@ -170,13 +170,13 @@ class Inbox:
         """Wait for what comes next; `Mark.LULL` when nothing came for `lull` seconds."""
         timer = None if lull is None else self._loop.call_later(lull, self._mark_lull)
         try:
-            came = await self._queue.get()
+            item = await self._queue.get()
         finally:
             if timer is not None:
                 timer.cancel()
-        if came is self._joinable:
+        if item is self._joinable:
             self._joinable = None
-        return came
+        return item
 
     def _mark_lull(self) -> None:
         if self._queue.empty():  # what came in this very turn of the loop goes first
@@ -188,6 +188,6 @@ class Inbox:
         self._freed.notify()
         waiting: list[Segment | Pieces] = []
         while not self._queue.empty():
-            came = self._queue.get_nowait()
-            waiting += [] if isinstance(came, Mark) else [came]
+            item = self._queue.get_nowait()
+            waiting += [] if isinstance(item, Mark) else [item]
         return waiting

@@ -130,7 +130,7 @@ class Job:
 
     @property
     def busy(self) -> bool:
-        """Whether a feed is connected, or there is work: also that on the last words, when the queue is empty."""
+        """Whether a feed is connected or there is work, which goes on after the queue has run dry."""
         at_work = self._computing or self.inbox.items > 0 or self.closing.is_set()
         return not self.results.ended and (self.has_feed or at_work)
 
@@ -171,17 +171,17 @@ class Job:
         if live is not None:
             await self._attempt(self._ask_for_signals(live), "the start of the session")
         lull: float | None = None
-        while (came := await self.inbox.next(lull)) is not Mark.END:
-            if came is Mark.READY:
+        while (item := await self.inbox.next(lull)) is not Mark.END:
+            if item is Mark.READY:
                 await self._attempt(self._call(cast("LiveSession", live).ready), "a partial text")
                 continue
-            if came is Mark.LULL:
+            if item is Mark.LULL:
                 await self._attempt(self._call(cast("LiveSession", live).flush), "an utterance")
-            elif isinstance(came, Pieces):
-                await self._hand_on(came)
+            elif isinstance(item, Pieces):
+                await self._hand_on(item)
             else:
-                await self._work(came)
-            lull = self._limits.lull_seconds if isinstance(came, Pieces) else None
+                await self._work(item)
+            lull = self._limits.lull_seconds if isinstance(item, Pieces) else None
         await self._attempt(self._call(self._session.finish), "the end of the stream")
         self._end(await self._sum_up())
 

@@ -61,15 +61,15 @@ class Intake:
 
         Raises as `read_recording` does, and `RequestRefused` (429) when too much else is being decoded.
         """
-        limit, patience = self._limits.segment_bytes, self._limits.segment_seconds
+        limit, seconds = self._limits.segment_bytes, self._limits.segment_seconds
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(
                     self._decoders,
                     lambda: read_recording(upload.data, upload.content_type, limit, raw_by_default=not upload.in_form),
                 )
         except TimeoutError:
-            message = f"the recording was not decoded within {patience:g} s, as there were others"
+            message = f"the recording was not decoded within {seconds:g} s, as there were others"
             raise RequestRefused(429, message, BUSY_SECONDS) from None
 
     async def close(self, _: web.Application) -> None:

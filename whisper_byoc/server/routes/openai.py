@@ -55,8 +55,9 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
         streamed = switch("stream", upload.field("stream", "false"))
         if streamed and form not in ("json", "text"):
             raise BadParam("response_format", f"a stream is of events, it cannot be {form}; use json")
-        params: dict[str, Any] = {"task": task, "words": "word" in grains}
-        params |= {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
+        params: dict[str, Any] = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
+        params |= {"task": task} if task != "transcribe" else {}
+        params |= {"words": True} if "word" in grains else {}
         async with running(request, pipeline, params, upload) as job:
             if streamed:
                 return await _stream(request, job)
@@ -160,7 +161,7 @@ async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
             raise RequestRefused(400, str(error)) from None  # this dialect has no 404
         wanted = upload.field("return_timestamps", "true").lower()
         kind = TIMESTAMPS[choice("return_timestamps", wanted, TIMESTAMPS)]
-        async with running(request, pipeline, {"words": kind == "words"}, upload) as job:
+        async with running(request, pipeline, {"words": True} if kind == "words" else {}, upload) as job:
             transcription = await job.transcription()
             pieces: Sequence[TextSegment | Word] = transcription.segments if kind else ()
             if kind == "words":
