@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler, Middleware
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import abort
 from whisper_byoc.server.core.table import TABLE, JobTable
-from whisper_byoc.server.ingest.recording_job import INTAKE, Intake
+from whisper_byoc.server.ingest.recordings import INTAKE, Intake
 from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams

@@ -11,31 +11,27 @@ class Metrics:
     """Counters of one server. The `byoc_` names are those that Livepeer's production guide asks for."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._sessions = Gauge(
-            "byoc_sessions_active", "Jobs with open input or unfinished work", registry=self._registry
-        )
+        registry = self._registry = CollectorRegistry()
+        self._sessions = Gauge("byoc_sessions_active", "Jobs with open input or unfinished work", registry=registry)
+        self._queued = Gauge("byoc_segments_queued", "Segments that wait or are at work", registry=registry)
         self._latency = Histogram(
             "byoc_frame_latency_ms",
             "From a segment's arrival in the queue to its outcome",
             ["pipeline"],
             buckets=LATENCY_BUCKETS_MS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._errors = Counter("byoc_errors", "Error records", ["pipeline"], registry=self._registry)
-        self._segments = Counter(
-            "byoc_segments", "Segments that have an outcome", ["pipeline"], registry=self._registry
-        )
-        self._bytes = Counter("byoc_input_bytes", "Bytes of those segments", ["pipeline"], registry=self._registry)
         self._lag = Histogram(
             "byoc_text_lag_ms",
             "Live text: from the arrival of the last sound it is about to its record",
             ["pipeline", "kind"],
             buckets=LATENCY_BUCKETS_MS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._refused = Counter("byoc_refused", "Requests refused", ["status"], registry=self._registry)
-        self._queued = Gauge("byoc_segments_queued", "Segments that wait or are at work", registry=self._registry)
+        self._errors = Counter("byoc_errors", "Error records", ["pipeline"], registry=registry)
+        self._segments = Counter("byoc_segments", "Segments that have an outcome", ["pipeline"], registry=registry)
+        self._bytes = Counter("byoc_input_bytes", "Bytes of those segments", ["pipeline"], registry=registry)
+        self._refused = Counter("byoc_refused", "Requests refused", ["status"], registry=registry)
 
     def watch(self, sessions: Callable[[], float], queued: Callable[[], float]) -> None:
         """Read these two figures whenever somebody asks."""

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
 SHUTTING_DOWN = "the server is shutting down"
+ANY_SPEECH = ("", "whisper-1")
+"""`whisper-1` is what clients of OpenAI send when they want Whisper, whichever there is."""
 
 
 class JobTable:
@@ -60,6 +62,25 @@ class JobTable:
         if name and name == self.capability and name not in self.pipelines:
             return next(iter(self.pipelines.values()))
         return self.pipelines.get(name)
+
+    def speech_pipeline(self, name: str = "") -> Pipeline:
+        """Choose a pipeline that makes text of sound: by its name or its model's; the first, if no matter which.
+
+        Raises `RequestRefused` (404) with the names there are.
+        """
+        speech = {each.name: each for each in self.pipelines.values() if each.media == "audio" and each.gives_text}
+        if name and name == self.capability and (alias := self.named(name)):
+            name = alias.name
+        if name in ANY_SPEECH and speech:
+            return next(iter(speech.values()))
+        model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
+        for known in (model, f"whisper-{model}"):
+            if known in speech:
+                return speech[known]
+        wanted = repr(name[:100]) if name else "there is none for speech"
+        raise RequestRefused(
+            404, f"model not found: {wanted}; this container has for speech: {', '.join(speech) or '-'}", param="model"
+        )
 
     def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
         """Return the pipeline on which a job runs, or would run if it were opened.

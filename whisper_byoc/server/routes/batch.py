@@ -11,7 +11,7 @@ from whisper_byoc.params import choice
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recording_job import RecordingJob, received, running, speech_pipeline
+from whisper_byoc.server.ingest.recordings import RecordingJob, received, running
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
 
 NOT_PARAMS = frozenset({"pipeline", "format", "response_format"})
@@ -27,7 +27,7 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
     async with received(request) as upload:
         if wanted := upload.field("pipeline"):
-            pipeline = table.named(wanted) or speech_pipeline(table, wanted)
+            pipeline = table.named(wanted) or table.speech_pipeline(wanted)
         form = _wanted_form(request, upload, pipeline)
         params = {name: value for name, value in upload.fields.items() if name not in NOT_PARAMS}
         async with running(request, pipeline, params, upload) as job:
@@ -40,7 +40,7 @@ def _named_pipeline(table: JobTable, name: str) -> Pipeline:
     if not name:
         return next(iter(table.pipelines.values()))  # the one that is registered
     if name == "transcribe":
-        return speech_pipeline(table)
+        return table.speech_pipeline()
     names = ", ".join(f"/{each}" for each in table.pipelines)
     raise RequestRefused(404, f"model not found: nothing is served at /{name}; recordings are taken at {names}")
 

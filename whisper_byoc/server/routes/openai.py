@@ -17,7 +17,7 @@ from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.params import choice, number, switch
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recording_job import RecordingJob, received, running, speech_pipeline
+from whisper_byoc.server.ingest.recordings import RecordingJob, received, running
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
@@ -48,7 +48,7 @@ async def post_translation(request: web.Request) -> web.StreamResponse:
 
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received(request, form_only=True) as upload:
-        pipeline = speech_pipeline(request.app[TABLE], upload.field("model"))
+        pipeline = request.app[TABLE].speech_pipeline(upload.field("model"))
         form = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
         grains = _granularities(upload)
         number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
@@ -156,7 +156,7 @@ async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
     """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
     async with received(request, form_only=True) as upload:
         try:
-            pipeline = speech_pipeline(request.app[TABLE], upload.field("model_id"))
+            pipeline = request.app[TABLE].speech_pipeline(upload.field("model_id"))
         except RequestRefused as error:
             raise RequestRefused(400, str(error)) from None  # this dialect has no 404
         wanted = upload.field("return_timestamps", "true").lower()

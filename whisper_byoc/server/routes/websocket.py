@@ -14,7 +14,7 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
 from whisper_byoc.server.ingest.framing import AudioFraming, LiveInput
-from whisper_byoc.server.ingest.recording_job import opened, speech_pipeline
+from whisper_byoc.server.ingest.recordings import opened
 
 MAX_MESSAGE_BYTES = 1 << 20
 """32 s of sound; senders send parts of a second."""
@@ -38,7 +38,7 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES)
     if not socket.can_prepare(request):
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
-    pipeline = speech_pipeline(table, request.query.get("pipeline") or request.query.get("model", ""))
+    pipeline = table.speech_pipeline(request.query.get("pipeline") or request.query.get("model", ""))
     params = {"partials": "true"} if pipeline.live else {}
     params |= {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
     try:
