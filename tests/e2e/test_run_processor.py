@@ -75,7 +75,9 @@ class Blocking(Upper):
             time.sleep(1000)
         return frame.upper()
 
+from whisper_byoc.server import hosted
 from whisper_byoc.server.core.limits import Limits
+hosted.UNBLOCK_SECONDS = 0.5
 limits = Limits(segment_seconds=0.5, drain_seconds=1)
 asyncio.run(run_processor(Blocking(), host="127.0.0.1", port=0, limits=limits))
 """
