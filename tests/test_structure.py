@@ -21,7 +21,6 @@ SHARED = {
         "params",
         "process",
         "shadowing",
-        "signals",
     )
 }
 """Modules that every part but `audio` may import."""

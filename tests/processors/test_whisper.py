@@ -1,6 +1,7 @@
 """The speech processor with the demo model: sound in, words out, on the job's clock."""
 
 import asyncio
+import gc
 import re
 
 import numpy as np
@@ -37,6 +38,18 @@ def words(text):
 
 def job(**params):
     return JobInfo("job", "whisper-demo", params)
+
+
+async def test_shutdown_frees_the_model():
+    def loaded():
+        return {id(each) for each in gc.get_objects() if type(each).__name__ == "OpenAIEngine"}
+
+    before = loaded()
+    processor = WhisperProcessor("demo", WhisperSettings(workers=1))
+    await processor.initialize()
+    assert loaded() > before
+    await processor.shutdown()
+    await until(lambda: loaded() <= before)  # the worker ends when it sees that the queue is closed
 
 
 async def test_process_gives_the_words(processor, sound, texts):

@@ -91,8 +91,9 @@ class WhisperProcessor:
         return self._scheduler.trouble()
 
     async def shutdown(self) -> None:
-        """Let the workers go."""
+        """Let the workers go, and the memory of the model with them."""
         self._scheduler.stop()
+        self._engine = None
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
         """Read a job's parameters: language, task, prompt, hotwords, words, partials, pause, longest.
