@@ -32,7 +32,7 @@ class PipelineState(Enum):
 
 
 class Caller:
-    """Calls a processor's functions on `loop`, the event loop of its author; on the running one by default.
+    """Calls functions and coroutine functions of a processor on `loop`, its author's; on the running one by default.
 
     All of an author's code runs there: none of it has to be safe for threads, and none of it can block the server.
     """
@@ -43,7 +43,6 @@ class Caller:
         self._since: dict[int, float] = {}
 
     async def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function or coroutine function, and return what it returns."""
         work = self._run(function, arguments)
         if self._loop is None:
             return await work

@@ -129,10 +129,6 @@ async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[i
 
 
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
-    """Choose how a live feed is cut.
-
-    Raises `BadParam` for video without a usable `?width=&height=`, `RequestRefused` (413) for frames over the limit.
-    """
     if pipeline.media == "audio":
         return SoundFraming(live=pipeline.live, wav=request.content_type.lower() in WAV_TYPES)
     if pipeline.media != "video" and "width" not in request.query:
