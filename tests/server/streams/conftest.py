@@ -116,9 +116,14 @@ async def orchestrate(serving, monkeypatch):
     await trickle.start()
     base = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
+    worlds = []
+
     async def start(processor=None, **limits):
-        return Orchestrator(trickle, base, await serving(processor or Sound(), **limits))
+        worlds.append(Orchestrator(trickle, base, await serving(processor or Sound(), **limits)))
+        return worlds[-1]
 
     yield start
+    for world in worlds:
+        await world.api.server.streams.close()  # else they connect anew while the listener goes
     await trickle.stop()
     await runner.cleanup()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import decode_media
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor
 from whisper_byoc.server.streams import video
@@ -199,7 +200,7 @@ async def test_pictures_that_are_too_large_are_an_error_and_nothing_hangs(orches
 
     sending = asyncio.ensure_future(go_on())
     await until(lambda: world.api.table.get("wide").results.ended)
-    sending.cancel()
+    await cancel(sending)
     results = world.api.table.get("wide").results
     errors = " ".join(results.at(seq).error for seq in range(results.next_seq))  # segments may also have been missed
     assert "are larger than 100x100" in errors
