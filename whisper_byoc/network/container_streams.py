@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -30,23 +30,28 @@ LARGEST_BODY = 10 << 20
 """As go-livepeer's gateway takes it."""
 LARGEST_EVENT = 1 << 20
 WATCH_S = 0.5
+
+
+class Kind(NamedTuple):
+    """A kind of channel: the end of its name, its type, and what either side calls its URL."""
+
+    name: str
+    mime: str
+    option: str
+    """Option of a job that asks for it; every stream has those without."""
+    body_key: str
+    """Key in the body for the container."""
+    header: str
+    """Header for the gateway, which writes where the container reads."""
+
+
 KINDS = (
-    ("control", "application/json", ""),
-    ("events", "application/json", ""),
-    ("", "video/MP2T", "enable_video_ingress"),
-    ("out", "video/MP2T", "enable_video_egress"),
-    ("data", "application/jsonl", "enable_data_output"),
+    Kind("control", "application/json", "", "control_url", "X-Control-Url"),
+    Kind("events", "application/json", "", "events_url", "X-Events-Url"),
+    Kind("", "video/MP2T", "enable_video_ingress", "subscribe_url", "X-Publish-Url"),
+    Kind("out", "video/MP2T", "enable_video_egress", "publish_url", "X-Subscribe-Url"),
+    Kind("data", "application/jsonl", "enable_data_output", "data_url", "X-Data-Url"),
 )
-"""Kinds of channels, their types, and the option of a job that asks for each."""
-BODY_URLS = {
-    "control": "control_url", "events": "events_url", "": "subscribe_url", "out": "publish_url", "data": "data_url",
-}  # fmt: skip
-"""Kind of channel -> its key in the body for the container, whose side it names."""
-HEADER_URLS = {
-    "control": "X-Control-Url", "events": "X-Events-Url", "": "X-Publish-Url", "out": "X-Subscribe-Url",
-    "data": "X-Data-Url",
-}  # fmt: skip
-"""Kind of channel -> its header for the gateway, whose side it names."""
 
 
 class ContainerStreams:
@@ -99,7 +104,7 @@ class ContainerStreams:
             self._starting.discard(stream_id)
         self._streams[stream_id] = stream
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
-        urls = channels.urls(self.service_url + self._trickle.base_path, HEADER_URLS)
+        urls = channels.headers(self.service_url + self._trickle.base_path)
         return web.Response(headers={**urls, livepeer.BALANCE: "0"})
 
     async def _on_some_container(
@@ -107,7 +112,7 @@ class ContainerStreams:
     ) -> "ContainerStream":
         parts = urlsplit(self.service_url)
         base = f"{parts.scheme}://{self._trickle_host or parts.netloc}{self._trickle.base_path}"
-        start = {"gateway_request_id": stream_id, **channels.urls(base, BODY_URLS), **body}
+        start = {"gateway_request_id": stream_id, **channels.body_urls(base), **body}
 
         async def attempt(slot: Slot) -> ContainerStream:
             stream = ContainerStream(stream_id, slot, channels, self._context)
@@ -153,28 +158,32 @@ def _response(answer: Answer) -> web.Response:
 
 
 class Channels:
-    """The channels of one stream, by their kind; they exist before the container is told."""
+    """The channels of one stream; they exist before the container is told."""
 
     def __init__(self, trickle: TrickleServer, stream_id: str, options: Mapping[str, Any]) -> None:
         """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
         self._trickle = trickle
-        self._channels: dict[str, Channel] = {}
-        for kind, mime, option in KINDS:
-            if option and not options.get(option):
+        self._channels: dict[Kind, Channel] = {}
+        for kind in KINDS:
+            if kind.option and not options.get(kind.option):
                 continue
-            name = f"{stream_id}-{kind}" if kind else stream_id
+            name = f"{stream_id}-{kind.name}" if kind.name else stream_id
             try:
                 if name in trickle.channels:
                     raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
-                self._channels[kind] = trickle.create(name, mime)
+                self._channels[kind] = trickle.create(name, kind.mime)
             except (RequestRefused, TrickleError):
                 self.close()
                 raise
-        self.control, self.events = self._channels["control"], self._channels["events"]
+        self.control, self.events = (self._channels[kind] for kind in KINDS[:2])
 
-    def urls(self, base: str, names: Mapping[str, str]) -> dict[str, str]:
-        """Return the URLs of the channels below `base`, under the names that `names` has for their kinds."""
-        return {names[kind]: f"{base}{channel.name}" for kind, channel in self._channels.items()}
+    def body_urls(self, base: str) -> dict[str, str]:
+        """Return what tells the container the URLs of its channels below `base`."""
+        return {kind.body_key: base + channel.name for kind, channel in self._channels.items()}
+
+    def headers(self, base: str) -> dict[str, str]:
+        """Return what tells the gateway the URLs of its channels below `base`."""
+        return {kind.header: base + channel.name for kind, channel in self._channels.items()}
 
     def close(self) -> None:
         for channel in self._channels.values():
