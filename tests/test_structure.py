@@ -1,8 +1,10 @@
 """Who may import whom, as docs/architecture.md says; and that a plain import stays cheap."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,27 @@ def test_imports_follow_the_house_rules(module, path):
             continue
         allowed = ALLOWED[mine] | (set() if mine == "audio" else {"whisper_byoc.shared"})
         assert other in allowed, f"{module} must not import {other}"
+
+
+def test_there_are_no_import_circles():
+    known = dict(modules())
+    graph = {
+        module: {each if each in known else each.rpartition(".")[0] for each in imports(path)}
+        - {module, "whisper_byoc"}
+        for module, path in known.items()
+        if module != "whisper_byoc"  # imports its public names when they are first used
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_docs_name_modules_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = set(re.findall(r"[a-z_/]+\.py\b", text))
+    assert len(names) > 40
+    folders = [ROOT, ROOT / "whisper_byoc", ROOT / "whisper_byoc" / "server", ROOT / "whisper_byoc" / "network"]
+    folders += [ROOT / "whisper_byoc" / "processors"]
+    missing = {name for name in names if not any((folder / name).is_file() for folder in folders)}
+    assert not missing
 
 
 def test_every_part_is_known():
