@@ -23,11 +23,12 @@ CONTAINERS = (
 STDIN_FILE = "file:/dev/stdin"
 """stdin opened as a file, so that ffmpeg can seek in it: an MP4 may have its index (moov) at the end."""
 
-PROBE = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
-"""Bytes and microseconds of a live stream in which ffmpeg must find the sound: it may begin well after the video."""
+LIVE_TS = {"format": "mpegts", "protocol_whitelist": "pipe", "probesize": 256 * 1024, "analyzeduration": 1_000_000}
+"""Live MPEG-TS, in whose first bytes and microseconds ffmpeg must find the sound: it may begin well after the video."""
 
 PCM16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
-LIVE = {"flush_packets": 1}
+FLUSHED = {"flush_packets": 1}
+"""Write each packet at once."""
 
 
 def ffmpeg_path() -> str:
@@ -72,24 +73,20 @@ def pcm_from_ts() -> list[str]:
     Video is dropped before it is decoded. Broken packets are dropped, and a gap in the time stamps, such as a lost
     segment leaves, is not filled.
     """
-    source = ffmpeg.input(
-        "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", err_detect="ignore_err", **PROBE
-    )
-    return _command(source["a:0"].output("pipe:1", **PCM16, **LIVE, vn=None, sn=None, dn=None))
+    source = ffmpeg.input("pipe:0", **LIVE_TS, fflags="+discardcorrupt", err_detect="ignore_err")
+    return _command(source["a:0"].output("pipe:1", **PCM16, **FLUSHED, vn=None, sn=None, dn=None))
 
 
 def pcm_from_device(device: str, source: str, path: str) -> list[str]:
     """Record `source` of an input device (`pulse`, `alsa` …) as 16 kHz mono PCM16, with the ffmpeg at `path`."""
-    return _command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **LIVE), path)
+    return _command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **FLUSHED), path)
 
 
 def frames_from_ts(rate: int) -> list[str]:
     """Decode live MPEG-TS to PPM pictures, `rate` of them a second."""
-    source = ffmpeg.input(
-        "pipe:0", format="mpegts", protocol_whitelist="pipe", fflags="+discardcorrupt", **PROBE | {"probesize": "1M"}
-    )
+    source = ffmpeg.input("pipe:0", **LIVE_TS | {"probesize": "1M"}, fflags="+discardcorrupt")
     ppm = {"format": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "vf": f"fps={rate}"}
-    return _command(source["v:0"].output("pipe:1", **ppm, **LIVE, an=None, sn=None, dn=None))
+    return _command(source["v:0"].output("pipe:1", **ppm, **FLUSHED, an=None, sn=None, dn=None))
 
 
 def ts_from_frames(rate: int, sound: int | None) -> list[str]:
@@ -100,12 +97,10 @@ def ts_from_frames(rate: int, sound: int | None) -> list[str]:
     pictures = ffmpeg.input("pipe:0", format="image2pipe", vcodec="ppm", framerate=rate, protocol_whitelist="pipe")
     streams = [pictures["v"]]
     if sound is not None:
-        probe = {"probesize": 256 * 1024, "analyzeduration": 500_000}
-        copied = ffmpeg.input(f"pipe:{sound}", format="mpegts", protocol_whitelist="pipe", **probe)
-        streams.append(copied["a?"])
+        streams.append(ffmpeg.input(f"pipe:{sound}", **LIVE_TS | {"analyzeduration": 500_000})["a?"])
     h264 = {"vcodec": "libx264", "preset": "ultrafast", "tune": "zerolatency", "pix_fmt": "yuv420p", "g": rate}
     mpegts = {"format": "mpegts", "pat_period": 0.5, "acodec": "copy"}
-    return _command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **LIVE))
+    return _command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **FLUSHED))
 
 
 def _command(output: Any, path: str | None = None) -> list[str]:

@@ -34,13 +34,12 @@ TIMEOUT = 60.0
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
 
-READ_BYTES = 1 << 20
 KEPT_LINES = 20
-"""Of ffmpeg's complaints: a broken file can make it complain without end."""
+"""Lines of ffmpeg's stderr that are kept: a broken file can make it complain without end."""
 
 
 def load_audio(
-    path: str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float | None = None
+    path: str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float = MAX_SECONDS
 ) -> NDArray[np.float32]:
     """Read any sound file: float32, shape (n,), 16 kHz mono.
 
@@ -52,7 +51,7 @@ def load_audio(
         WavError: a WAV file that is broken or cut off.
         MediaError: as `decode_media`.
     """
-    with _open(path) as file:
+    with _open_file(path) as file:
         start = file.read(12)
     if begins_like_wav(start):
         with suppress(UnsupportedWav):  # ADPCM, mu-law and so on: ffmpeg reads many more
@@ -61,7 +60,7 @@ def load_audio(
 
 
 def decode_media(
-    source: bytes | str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float | None = None
+    source: bytes | str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float = MAX_SECONDS
 ) -> NDArray[np.float32]:
     """Decode the sound of a media file with ffmpeg.
 
@@ -69,7 +68,7 @@ def decode_media(
         source: the file's content, or its path. Content is spooled into a nameless temporary file, since ffmpeg must
             seek in some containers.
         timeout: seconds after which ffmpeg is killed.
-        max_seconds: the most sound that is accepted, in seconds; None is `MAX_SECONDS`.
+        max_seconds: the most sound that is accepted, in seconds.
 
     Returns:
         float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1): the first of the best audio streams, its channels mixed.
@@ -77,18 +76,17 @@ def decode_media(
     Raises:
         MediaError: no ffmpeg, no such file, not media, no sound in it, too long, or not decoded in time.
     """
-    limit = MAX_SECONDS if max_seconds is None else max_seconds
     if isinstance(source, bytes):
         name = f"The upload of {len(source)} bytes"
         with tempfile.TemporaryFile() as file:
             file.write(source)
             file.seek(0)
-            return _decode(file, name, timeout, limit)
-    with _open(source) as opened:
-        return _decode(opened, f"The file {os.fspath(source)!r}", timeout, limit)
+            return _decode_file(file, name, timeout, max_seconds)
+    with _open_file(source) as file:
+        return _decode_file(file, f"The file {os.fspath(source)!r}", timeout, max_seconds)
 
 
-def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     path = Path(path)
     if not path.exists():
         raise MediaError(f"There is no file {str(path)!r}; check the path.")
@@ -100,7 +98,7 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
         raise MediaError(f"The file {str(path)!r} cannot be opened: {error.strerror}.") from error
 
 
-def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
+def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
     expired = threading.Event()
@@ -121,7 +119,7 @@ def _decode(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> N
         try:
             complaining.start()
             clock.start()
-            while len(data) <= max_bytes and (block := process.stdout.read(READ_BYTES)):
+            while len(data) <= max_bytes and (block := process.stdout.read(1 << 20)):
                 data += block
             if len(data) <= max_bytes:
                 process.wait()  # closing stdout is the last thing ffmpeg does, and the clock is still running

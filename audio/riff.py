@@ -105,7 +105,7 @@ class HeaderParser:
             end = body + size + size % 2  # chunks are padded to even length
             if self._limit is not None and end + 8 > self._limit:
                 raise WavError(
-                    f"The WAV stream has no sound within its first {self._limit} bytes (its chunk {_text(name)} "
+                    f"The WAV stream has no sound within its first {self._limit} bytes (its chunk {_quoted(name)} "
                     f"has {size}); send it without such metadata, or as a whole file."
                 )
             if len(self._buffer) < body + size:
@@ -125,9 +125,9 @@ class HeaderParser:
     def _begin(self) -> bool:
         start = bytes(self._buffer[:HEAD_BYTES])
         if start[:4] in (b"RF64", b"RIFX"):
-            raise UnsupportedWav(f"{_text(start[:4])} files are not read here, only RIFF; convert it with ffmpeg.")
+            raise UnsupportedWav(f"{_quoted(start[:4])} files are not read here, only RIFF; convert it with ffmpeg.")
         if not may_become_wav(start):
-            raise WavError(f"This is not a WAV file: it begins with {_text(start)}, not with RIFF and WAVE.")
+            raise WavError(f"This is not a WAV file: it begins with {_quoted(start)}, not with RIFF and WAVE.")
         if len(start) < HEAD_BYTES:
             return False
         (self._riff_size,) = struct.unpack_from("<I", start, 4)
@@ -171,5 +171,5 @@ def _parse_format(body: bytes) -> WavFormat:
     return read
 
 
-def _text(name: bytes) -> str:
+def _quoted(name: bytes) -> str:
     return repr(name)[1:]

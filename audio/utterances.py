@@ -199,11 +199,12 @@ class UtteranceSplitter:
         return []
 
     def _wait_for_speech(self, probability: float, start: int) -> None:
-        self._speech_chunks = self._speech_chunks + 1 if probability >= self.options.speech_threshold else 0
-        if self._speech_chunks <= 1:
-            self._speech_start = start if self._speech_chunks else self._position
-        if self._speech_chunks:
-            self._speech_end = self._position
+        if probability < self.options.speech_threshold:
+            self._speech_chunks, self._speech_start = 0, self._position
+        else:
+            if self._speech_chunks == 0:
+                self._speech_start = start
+            self._speech_chunks, self._speech_end = self._speech_chunks + 1, self._position
         if self._speech_chunks >= self.options.min_speech_chunks:
             self._begin()
         else:
