@@ -15,22 +15,22 @@ async def choose(choice, number, language, probability, seconds=5.0):
 
 async def test_what_the_client_says_is_never_asked():
     choice = LanguageChoice("de")
-    assert choice.present == "de"
+    assert choice.likely == "de"
     assert await choose(choice, 0, "fr", 1.0) == ("de", False)
 
 
 async def test_a_sure_guess_decides():
     choice = LanguageChoice(None)
-    assert choice.present is None
+    assert choice.likely is None
     assert await choose(choice, 0, "de", SURE_PROBABILITY) == ("de", True)
-    assert choice.present == choice.decided == "de"
+    assert choice.likely == choice.decided == "de"
     assert await choose(choice, 1, "fr", 1.0) == ("de", False)
 
 
 async def test_a_short_sound_is_no_proof_however_sure():
     choice = LanguageChoice(None)
     assert await choose(choice, 0, "cy", 0.99, SURE_SECONDS - 0.1) == ("cy", True)
-    assert (choice.decided, choice.present) == (None, "cy")
+    assert (choice.decided, choice.likely) == (None, "cy")
 
 
 async def test_two_utterances_in_a_row_decide():

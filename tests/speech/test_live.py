@@ -92,9 +92,11 @@ def model():
     return Model()
 
 
-def live_text(model, options=OPTIONS, decoding=None, **more):
-    splitter = UtteranceSplitter(options.splitter, detect)
-    return LiveTranscriber(model, decoding or DecodeOptions(), options, splitter=splitter, **more)
+def live_text(model, options=OPTIONS, decoding=None, language=None, splitter=None, **more):
+    decoding = decoding or DecodeOptions()
+    language = language or LanguageChoice(decoding.language)
+    splitter = splitter or UtteranceSplitter(options.splitter, detect)
+    return LiveTranscriber(model, decoding, options, language, splitter=splitter, **more)
 
 
 def text_of(update):
@@ -363,7 +365,7 @@ async def test_options_count_from_now_on(model):
     live = live_text(model, replace(OPTIONS, partials=False))
     await feed(live, speech(10), silence(20))
     patient = replace(SPLITTING, pause=0.8, shortest_pause=0.8, longest=10.0)
-    live.update(DecodeOptions("en", prompt="names"), replace(OPTIONS, splitter=patient))
+    live.update(DecodeOptions("en", prompt="names"), replace(OPTIONS, splitter=patient), LanguageChoice("en"))
     updates = await feed(live, *[speech(2)] * 8, silence(15), speech(5))
     assert updates
     assert not any(each.is_final for each in updates)
@@ -380,7 +382,7 @@ async def test_auto_asks_for_the_language_until_it_is_decided(model):
         assert final.result.value.language == "de"
         assert model.asked_language == expected
     assert [options.language for _, options in model.transcribed] == ["de"] * 3
-    live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False))
+    live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False), LanguageChoice("fr"))
     (final,) = await feed(live, speech(10) + silence(20))
     assert final.result.value.language == "fr"
 
@@ -472,7 +474,7 @@ async def test_no_partial_text_comes_once_it_is_not_wanted(model):
     model.drafting_free.clear()
     live = live_text(model)
     await feed(live, *[speech(2)] * 8)
-    live.update(DecodeOptions(), replace(OPTIONS, partials=False))
+    live.update(DecodeOptions(), replace(OPTIONS, partials=False), LanguageChoice("en"))
     model.drafting_free.set()
     assert await feed(live, *[speech(2)] * 8) == []
     assert len(model.drafted) == 1
@@ -489,7 +491,7 @@ async def test_a_piece_that_was_walked_away_from_is_still_heard_and_before_the_n
             at_once.append(go.wait(10))
             return super().feed(data)
 
-    live = LiveTranscriber(model, DecodeOptions(), replace(OPTIONS, partials=False), splitter=Slow(SPLITTING, detect))
+    live = live_text(model, replace(OPTIONS, partials=False), splitter=Slow(SPLITTING, detect))
     await abandon(live.feed(speech(10) + silence(20) + speech(8)), started.is_set)
     assert live.ready() == []
     rest = asyncio.ensure_future(live.feed(silence(20)) if then == "feed" else getattr(live, then)())

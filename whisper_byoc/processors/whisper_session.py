@@ -102,10 +102,9 @@ class WhisperSession:
         return [Result(result.value.text.encode(), record.fields())]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
-        """Take the next piece of a live feed, and return the text that is ready."""
         if self._live is None:
             self._live = LiveTranscriber(
-                self._scheduler, self.options.decoding, self.options.live, self._on_ready, self._language
+                self._scheduler, self.options.decoding, self.options.live, self._language, self._on_ready
             )
             self._live_start = self._samples
         live = self._live
@@ -118,15 +117,12 @@ class WhisperSession:
         return self._results(updates)
 
     def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call `callback` each time that `ready` has something."""
         self._on_ready = callback
 
     async def ready(self) -> list[Result]:
-        """Return the partial text that is ready between two pieces."""
         return self._results(self._live.ready()) if self._live is not None else []
 
     async def flush(self) -> list[Result]:
-        """Return the text of the open utterance: nothing has come for a while."""
         return self._results(await self._live.flush()) if self._live is not None else []
 
     async def end_feed(self) -> list[Result]:
@@ -144,16 +140,13 @@ class WhisperSession:
         return results
 
     async def finish(self) -> list[Result]:
-        """Return the text of what is left."""
         return await self.end_feed()
 
     def close(self) -> None:
-        """Cancel what is at work."""
         if self._live is not None:
             self._live.close()
 
     def summary(self) -> Mapping[str, Any]:
-        """Length of the job's sound and number of transcripts."""
         return {"audio_ms": pcm.duration_ms(self._samples), "transcripts": self._transcripts}
 
     def _results(self, updates: list[Update]) -> list[Result]:
@@ -168,8 +161,9 @@ class WhisperSession:
             reason = str(error) if isinstance(error, ByocError) else repr(error)
             where = f"{pcm.duration_ms(length)} ms of speech at {pcm.duration_ms(first)} ms"
             return Result(b"", error=f"no text for {where}: {reason}")
-        text, lag_ms = update.result.value, self._lag_ms(first + length)
-        body = b""
+        text, body = update.result.value, b""
+        arrived = self._arrivals.at(first + length)
+        lag_ms = 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
         if update.is_final:
             self._transcripts += 1
             body = text.text.encode()
@@ -181,10 +175,6 @@ class WhisperSession:
         record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final)
         return Result(body, record.fields(), partial=not update.is_final, lag_ms=lag_ms)
 
-    def _lag_ms(self, position: int) -> float:
-        arrived = self._arrivals.at(position)
-        return 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
-
 
 async def transcribe_segment(
     scheduler: Scheduler, samples: Samples, options: DecodeOptions, language: LanguageChoice | None = None
@@ -194,7 +184,7 @@ async def transcribe_segment(
     `language` is what is known of the language of the job that the segment belongs to.
     """
     if pcm.is_silence(samples):
-        known = language.present if language is not None else options.language
+        known = language.likely if language is not None else options.language
         return Timed(Transcription("", known or "en"), 0.0, 0.0)
     if language is not None:
         seconds = len(samples) / pcm.SAMPLE_RATE

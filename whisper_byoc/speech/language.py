@@ -13,20 +13,20 @@ class LanguageChoice:
     def __init__(self, fixed: str | None) -> None:
         self.decided = fixed
         self._guess: str | None = None
-        self._utterance: object = None  # of that guess
-        self._previous: str | None = None  # the guess for the utterance before
+        self._utterance: object = None  # that the guess is about
+        self._previous: str | None = None  # the guess for the utterance before it
 
     @property
-    def present(self) -> str | None:
-        """The decision, or else the best guess so far."""
+    def likely(self) -> str | None:
+        """The decision, or else the latest guess; None before there is one."""
         return self.decided or self._guess
 
     async def choose(
         self, detect: Callable[[], Awaitable[tuple[str, float]]], utterance: object, seconds: float
     ) -> str:
-        """Return the language for an utterance of this length; `detect` is called until a decision is made.
+        """Return the language for an utterance of so many seconds; call `detect` as long as nothing is decided.
 
-        The same `utterance` may come again when it has become longer: it does not agree with itself.
+        `utterance` identifies it: one that comes again, longer now, does not agree with itself.
         """
         if self.decided is not None:
             return self.decided

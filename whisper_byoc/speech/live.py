@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -54,8 +55,8 @@ class Update:
 class LiveTranscriber:
     """Makes text of one stream. Calls must not overlap; between them drafts and early transcriptions go on.
 
-    When the speaker pauses, the utterance is transcribed at once, while it is still open whether it has ended. If it
-    has, the text is there already.
+    An early transcription begins when the speaker pauses, before the pause is long enough to end the utterance. If the
+    speaker does not go on, the final text is there at once.
     """
 
     def __init__(
@@ -63,20 +64,20 @@ class LiveTranscriber:
         scheduler: Scheduler,
         decoding: DecodeOptions,
         options: LiveOptions,
+        language: LanguageChoice,
         on_draft: Callable[[], None] = lambda: None,
-        language: LanguageChoice | None = None,
         splitter: UtteranceSplitter | None = None,
     ) -> None:
         """`on_draft` is called when a draft is done, so that `ready` has its text.
 
-        `language` is what is known of the language already, where the stream is part of something longer.
+        `language` takes the place of that in `decoding`, and may outlive this stream.
         """
         self.options = options
         self.splitter = splitter or UtteranceSplitter(options.splitter)
         self._on_draft = on_draft
         self._scheduler = scheduler
         self._decoding = decoding
-        self._language = language or LanguageChoice(decoding.language)
+        self._language = language
         self._ended: deque[Utterance] = deque()
         self._finals: list[Update] = []  # made, but not yet returned
         self._splitting: asyncio.Task[None] | None = None
@@ -87,11 +88,10 @@ class LiveTranscriber:
         self._draft: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
         self._early: tuple[Utterance, asyncio.Task[Timed[Transcription]]] | None = None
 
-    def update(self, decoding: DecodeOptions, options: LiveOptions, language: LanguageChoice | None = None) -> None:
+    def update(self, decoding: DecodeOptions, options: LiveOptions, language: LanguageChoice) -> None:
         """Change options from now on."""
-        if language is not None or decoding.language != self._decoding.language:
-            self._language = language or LanguageChoice(decoding.language)
-        self._decoding, self.options, self.splitter.options = decoding, options, options.splitter
+        self._decoding, self.options, self._language = decoding, options, language
+        self.splitter.options = options.splitter
         if not options.partials:
             self._drop_draft()
 
@@ -210,7 +210,7 @@ class LiveTranscriber:
         )
         if self._draft is not None or current.end < due:
             return
-        options = replace(self._decoding, language=self._language.present)
+        options = replace(self._decoding, language=self._language.likely)
         self._drafted_until = current.end
         task = _start_task(self._scheduler.draft(_as_floats(current), options))
         task.add_done_callback(lambda done: done.cancelled() or self._on_draft())
@@ -238,12 +238,7 @@ class Attention:
     """Words that the decoder attended to well before the end of the sound (the idea of AlignAtt)."""
 
     def stable_text(self, draft: Draft, seconds: float) -> str:
-        """Return the words before the first one that ends too late."""
-        stable = []
-        for word in draft.words:
-            if word.end > seconds - UNSTABLE_SECONDS:
-                break
-            stable.append(word)
+        stable = takewhile(lambda word: word.end <= seconds - UNSTABLE_SECONDS, draft.words)
         return Draft(tuple(stable), draft.language).text
 
 
@@ -254,14 +249,10 @@ class Agreement:
         self._previous: tuple[DraftWord, ...] = ()
 
     def stable_text(self, draft: Draft, seconds: float) -> str:
-        """Return the common beginning."""
-        stable = []
-        for old, new in zip(self._previous, draft.words, strict=False):
-            if old.text != new.text:
-                break
-            stable.append(new)
+        pairs = zip(draft.words, self._previous, strict=False)
+        stable = tuple(new for new, _ in takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
         self._previous = draft.words
-        return Draft(tuple(stable), draft.language).text
+        return Draft(stable, draft.language).text
 
 
 POLICIES: Mapping[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}
