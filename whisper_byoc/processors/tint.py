@@ -116,35 +116,25 @@ class PaintingProcessor(FrameProcessor):
     """Runs a function of one frame in worker threads of its own, one per available CPU."""
 
     media: Media = "video"
-    content_type = "application/octet-stream"
 
     def __init__(self, function: Callable[[bytes], bytes]) -> None:
         self._function = function
         self._pool: ThreadPoolExecutor | None = None
-
-    async def initialize(self) -> None:
-        """Make the pool; its threads start as they are needed."""
-        self._workers()
 
     async def process(self, frame: bytes) -> bytes:
         """Convert one RGB24 frame of any size; calls may overlap.
 
         Raises `BadSegment` when the length is not a multiple of 3.
         """
-        if not frame:
-            return b""
-        return await asyncio.get_running_loop().run_in_executor(self._workers(), self._function, frame)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(available_cpus(), thread_name_prefix=type(self).__name__)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._function, frame)
 
     async def shutdown(self) -> None:
         """Let the threads end with the frames they have; a later `process` would start new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False)
-
-    def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(available_cpus(), thread_name_prefix=type(self).__name__)
-        return self._pool
 
 
 class GreenTintProcessor(PaintingProcessor):

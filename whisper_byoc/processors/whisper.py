@@ -104,7 +104,7 @@ class WhisperProcessor:
         base = base or SpeechOptions(
             DecodeOptions(self._language(self._settings.language)), LiveOptions(policy=self._settings.policy)
         )
-        return SpeechOptions(self._decoding(params, base.decoding), _live(params, base.live))
+        return SpeechOptions(self._decoding(params, base.decoding), _live_options(params, base.live))
 
     def load_engine(self) -> Engine:
         """Load the model; called in a thread."""
@@ -121,8 +121,8 @@ class WhisperProcessor:
         return DecodeOptions(
             language,
             task,
-            _text("prompt", params.get("prompt", base.prompt)),
-            _text("hotwords", params.get("hotwords", base.hotwords)),
+            _checked_text("prompt", params.get("prompt", base.prompt)),
+            _checked_text("hotwords", params.get("hotwords", base.hotwords)),
             read.switch("words", params.get("words", base.words)),
         )
 
@@ -144,7 +144,7 @@ class WhisperProcessor:
         return self._engine.multilingual
 
 
-def _live(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:
+def _live_options(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:
     partials = read.switch("partials", params.get("partials", base.partials))
     pause = read.number("pause", params.get("pause", base.splitter.pause), *PAUSE_SECONDS)
     longest = read.number("longest", params.get("longest", base.splitter.longest), *LONGEST_SECONDS)
@@ -155,7 +155,7 @@ def _live(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:
     return replace(base, partials=partials, splitter=splitter)
 
 
-def _text(name: str, value: object) -> str:
+def _checked_text(name: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_PROMPT:
         raise BadParam(name, f"{name} must be text of at most {MAX_PROMPT} characters")
     return value

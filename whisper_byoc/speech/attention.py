@@ -7,17 +7,14 @@ to find the times of words, because only one of the two returns weights. Threads
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from whisper.model import MultiHeadAttention
-
-if TYPE_CHECKING:
-    from whisper.model import Whisper
+from whisper.model import MultiHeadAttention, Whisper
 
 
-def fuse_attention(model: "Whisper") -> None:
+def fuse_attention(model: Whisper) -> None:
     """Make all attention of a model use the fused kernel from now on, whatever the switch says."""
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):
@@ -25,7 +22,7 @@ def fuse_attention(model: "Whisper") -> None:
 
 
 @contextmanager
-def attention_weights(model: "Whisper") -> Iterator[None]:
+def attention_weights(model: Whisper) -> Iterator[None]:
     """Make the decoder's cross-attention return its weights before softmax: (1, heads, tokens, positions)."""
     modules = [block.cross_attn for block in model.decoder.blocks]
     for module in modules:
@@ -38,7 +35,7 @@ def attention_weights(model: "Whisper") -> Iterator[None]:
 
 
 @contextmanager
-def alignment_weights(model: "Whisper") -> Iterator[list[torch.Tensor]]:
+def alignment_weights(model: Whisper) -> Iterator[list[torch.Tensor]]:
     """Collect these weights for the alignment heads of each layer, (heads, tokens, positions), in one pass."""
     heads: dict[int, list[int]] = {}
     for layer, head in model.alignment_heads.indices().T.tolist():

@@ -45,19 +45,13 @@ def to_json(transcription: Transcription) -> str:
 
 def to_srt(transcription: Transcription) -> str:
     """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(
-        f"{number}\n{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}\n" + "\n".join(cue.lines) + "\n\n"
-        for number, cue in enumerate(cues(transcription.segments), 1)
-    )
+    return "".join(f"{number}\n{_written(cue, ',')}" for number, cue in enumerate(cues(transcription.segments), 1))
 
 
 def to_vtt(transcription: Transcription) -> str:
     """WebVTT: a header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
-    body = "".join(
-        f"{timestamp(cue.start, '.')} --> {timestamp(cue.end, '.')}\n" + "\n".join(map(_escaped, cue.lines)) + "\n\n"
-        for cue in cues(transcription.segments)
-    )
-    return f"WEBVTT\n\n{body}"
+    body = "".join(_written(cue, ".") for cue in cues(transcription.segments))
+    return "WEBVTT\n\n" + body.replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
 
 
 FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
@@ -69,9 +63,10 @@ FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
 def cues(segments: Iterable[TextSegment]) -> list[Cue]:
     """Split segments into cues that follow each other without overlap, in the order of their times."""
     found: list[Cue] = []
-    for cue in (cue for segment in segments for cue in _cues_of(segment)):
-        start = max(cue.start, found[-1].end if found else 0.0)
-        found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
+    for segment in segments:
+        for cue in _cues_of(segment):
+            start = max(cue.start, found[-1].end if found else 0.0)
+            found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
     followers = [cue.start for cue in found[1:]] + [float("inf")]
     return [
         Cue(cue.start, min(max(cue.end, cue.start + SHORTEST_SECONDS), max(follower, cue.end)), cue.lines)
@@ -99,6 +94,10 @@ def _cues_of(segment: TextSegment) -> Iterator[Cue]:
         yield Cue(start, max(start, end), tuple(block))
 
 
+def _written(cue: Cue, mark: str) -> str:
+    return f"{timestamp(cue.start, mark)} --> {timestamp(cue.end, mark)}\n" + "\n".join(cue.lines) + "\n\n"
+
+
 def timestamp(seconds: float, mark: str) -> str:
     """Return `hh:mm:ss`, `mark`, milliseconds."""
     ms = round(max(0.0, seconds) * 1000)
@@ -108,7 +107,3 @@ def timestamp(seconds: float, mark: str) -> str:
 def cue_text(text: str) -> str:
     """Return text that cannot break out of a cue: no arrow, no line breaks."""
     return " ".join(re.sub("-{2,}>", "->", text).split())
-
-
-def _escaped(line: str) -> str:
-    return line.replace("&", "&amp;").replace("<", "&lt;")

@@ -30,8 +30,6 @@ MAX_CHECKPOINT_BYTES = 4 << 30
 MAX_DOWNLOAD_SECONDS = 2 * 3600
 """Ends a download that trickles: every read is in time, yet the whole never arrives."""
 
-BLOCK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -172,13 +170,12 @@ class _DownloadFailed(Exception):
 
 
 def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) -> None:
-    """Write the checkpoint to the new file `part`; raise unless it is whole and right."""
     from tqdm import tqdm
 
     assert wanted.url is not None
     deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
     digest, received = hashlib.sha256(), 0
-    with _open(wanted.url, timeout) as response, part.open("xb") as file:
+    with _get(wanted.url, timeout) as response, part.open("xb") as file:
         promised = response.length  # None without Content-Length
         limit = MAX_CHECKPOINT_BYTES if promised is None else promised
         if limit > MAX_CHECKPOINT_BYTES:
@@ -187,7 +184,7 @@ def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) ->
         with tqdm(
             desc=wanted.name, total=promised, disable=hidden, unit="B", unit_scale=True, unit_divisor=1024
         ) as bar:
-            while block := response.read1(BLOCK_BYTES):  # returns what one wait brings, so that a trickle is noticed
+            while block := response.read1(1 << 20):  # returns what one wait brings, so that a trickle is noticed
                 received += len(block)
                 if received > limit:
                     raise _DownloadFailed(f"it sends more than {limit} bytes")
@@ -204,7 +201,7 @@ def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) ->
         raise _DownloadFailed(f"its SHA-256 is {digest.hexdigest()} and should be {wanted.sha256}")
 
 
-def _open(url: str, timeout: float) -> http.client.HTTPResponse:
+def _get(url: str, timeout: float) -> http.client.HTTPResponse:
     try:
         return urllib.request.urlopen(url, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310 - from the table
     except urllib.error.HTTPError as error:

@@ -8,14 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 import whisper
 from torch.nn.functional import gelu
 from whisper.audio import CHUNK_LENGTH, HOP_LENGTH, N_FRAMES, N_SAMPLES
-from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
@@ -23,10 +24,6 @@ from whisper_byoc.speech.attention import alignment_weights, attention_weights, 
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, IsCancelled, Samples, never
 from whisper_byoc.speech.hallucination import Score, is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
-
-if TYPE_CHECKING:
-    from whisper.decoding import DecodingResult
-    from whisper.model import Whisper
 
 RETRY_TEMPERATURE = 0.4
 """Of the one retry. openai-whisper makes up to five, and some sound then takes ten times as long."""
@@ -53,7 +50,6 @@ class OpenAIEngine:
 
     @property
     def multilingual(self) -> bool:
-        """Whether the model knows languages other than English."""
         return bool(self.model.is_multilingual)
 
     def replica(self) -> Self:
@@ -67,10 +63,7 @@ class OpenAIEngine:
         torch.set_num_threads(number)
 
     def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
-        """Transcribe sound of any length.
-
-        Text that looks wrong (see `hallucination`) is decoded a second time, and the better one is returned.
-        """
+        """Decode a second time what looks wrong (see `hallucination`), and return the better text."""
         weights = attention_weights(self.model) if options.words else nullcontext()
         with self._cancellable(is_cancelled), self._encoder_cached(), weights:
             found = self._decode(samples, options, 0.0)
@@ -84,7 +77,6 @@ class OpenAIEngine:
         return _transcription(found, len(samples) / SAMPLE_RATE)
 
     def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
-        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
         seconds = len(samples) / SAMPLE_RATE
         with torch.no_grad(), self._cancellable(is_cancelled):
             # to find the language, openai-whisper wants all 30 s
@@ -103,7 +95,6 @@ class OpenAIEngine:
         return Draft(_draft_words(tokens, ends, tokenizer), found.language)
 
     def detect_language(self, samples: Samples) -> tuple[str, float]:
-        """Return the language of the first 30 s, and its probability."""
         if not self.multilingual:
             return "en", 1.0
         with torch.no_grad():
@@ -218,7 +209,6 @@ class _EncodedTask(DecodingTask):  # type: ignore[misc]  # openai-whisper has no
 
 
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer) -> tuple[DraftWord, ...]:
-    """Group tokens into words; punctuation joins the word before it."""
     try:
         pieces, groups = tokenizer.split_to_word_tokens(tokens)
     except IndexError:  # `split_tokens_on_unicode` trips over a cut character that was made of several tokens
@@ -261,7 +251,6 @@ def _confidence(found: dict[str, Any]) -> tuple[bool, float]:
 
 
 def _transcription(found: dict[str, Any], length: float) -> Transcription:
-    """Convert openai-whisper's result for `length` seconds of sound, without what the hallucination filter rejects."""
     segments = []
     for each in found["segments"]:
         spoken = _without_cut_characters(each["text"]).strip()

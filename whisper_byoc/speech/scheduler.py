@@ -22,13 +22,13 @@ from whisper_byoc.speech.transcript import Transcription
 
 T = TypeVar("T")
 
-STUCK_SECONDS = 300.0
+STUCK_WORKER_SECONDS = 300.0
 """A worker that has spent this long on one piece of sound is taken to be stuck."""
 
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What an engine returned, and how long it waited and ran, in milliseconds."""
+    """What an engine returned, and how long the work waited and ran, in milliseconds."""
 
     value: T
     queue_ms: float
@@ -144,7 +144,7 @@ class Scheduler:
         """One sentence when a worker is stuck, else None."""
         now = time.monotonic()
         for name, since in list(self._busy_since.items()):
-            if now - since > STUCK_SECONDS:
+            if now - since > STUCK_WORKER_SECONDS:
                 return f"worker {name} has been at one segment for {now - since:.0f} s"
         return None
 
