@@ -140,14 +140,12 @@ async def test_background_tasks_are_owned_and_their_failures_logged(caplog):
         finally:
             ended.append("cancelled")
 
-    tasks.start(fails(), "the failing one")
-    tasks.start(waits())
-    await until(lambda: len(tasks) == 1)
-    assert "the failing one failed" in caplog.text
-    assert "in the background" in caplog.text
+    failing, waiting = tasks.start(fails()), tasks.start(waits())
+    await until(failing.done)
     await tasks.close(0.001)
+    assert waiting.cancelled()
     assert ended == ["cancelled"]
-    assert len(tasks) == 0
+    assert "in the background" in caplog.text
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from whisper_byoc.errors import RequestRefused, StartError, UsageError
 from whisper_byoc.http import (
-    LineSplitter,
     base_url,
     json_object,
     json_value,
@@ -158,15 +157,14 @@ def test_lines_do_not_depend_on_where_the_chunks_were_cut(chunks):
 
 @given(st.lists(st.binary(max_size=6)))
 def test_no_line_is_longer_than_the_limit(chunks):
-    splitter = LineSplitter(5, ValueError("too long"))
-    longest = max(map(len, b"".join(chunks).split(b"\n")))
-    if longest <= 5:
-        for chunk in chunks:
-            splitter.feed(chunk)
+    async def collect():
+        return [line async for line in lines(each(chunks), 5, ValueError("too long"))]
+
+    if max(map(len, b"".join(chunks).split(b"\n"))) <= 5:
+        asyncio.run(collect())
     else:
         with pytest.raises(ValueError, match="too long"):
-            for chunk in chunks:
-                splitter.feed(chunk)
+            asyncio.run(collect())
 
 
 def test_json_from_outside():

@@ -1,7 +1,5 @@
 """Waiting, cancelling and owning tasks: what asyncio leaves to its users."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import logging
@@ -89,12 +87,9 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def start(self, work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in the background; an exception that it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -108,7 +103,7 @@ class Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background task %s failed", task.get_name(), exc_info=error)
+            log.error("a background task failed", exc_info=error)
 
 
 async def every(seconds: float, action: Callable[[], Awaitable[object] | object], what: str) -> None:

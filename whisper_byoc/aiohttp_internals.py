@@ -3,8 +3,6 @@
 `tests/test_aiohttp_internals.py` fails when a release of aiohttp changes one of them.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import aiohttp

@@ -1,29 +1,27 @@
 """Every error this package raises on purpose. Each message is one sentence that a user can act on.
 
 ByocError
-├── UsageError            the caller asked for what cannot be: an option, a script, a file
-│   ├── UnknownPipeline   no pipeline of that name
-│   ├── UnknownModel      no model of that name, and no file at that path
-│   └── BadParam          a parameter has a value that it cannot have; carries its name
-├── ModelError            a checkpoint that cannot be had, is not what its hash says, or does not load
-├── StartError            the server could not start: port in use, a processor failed to initialize
-├── SegmentError          one segment has no result; other segments and jobs go on
-│   ├── BadSegment        the bytes are not what the pipeline reads
-│   ├── SegmentTimeout    the processor took longer than the segment time limit
-│   └── ProcessorError    the processor raised, or returned something that is not bytes
-├── RequestRefused        the server will not take this request; carries the HTTP status to answer
-│   ├── PeerBusy          the container or orchestrator it would go to has no room; another one may (503)
-│   └── PeerFailed        the container or orchestrator it went to failed (502) or was too slow (504)
-├── ReaderGone            whom an answer was for has gone, or does not read it
-└── ClientError           seen from the client's side of the socket
-    ├── ServerUnreachable nobody answers, or the connection broke
-    ├── ServerRefused     the server answered with an error status
-    └── SegmentFailed     the server's error record for one segment
+├── UsageError
+│   ├── UnknownPipeline
+│   ├── UnknownModel
+│   └── BadParam
+├── ModelError
+├── StartError
+├── SegmentError
+│   ├── BadSegment
+│   ├── SegmentTimeout
+│   └── ProcessorError
+├── RequestRefused
+│   ├── PeerBusy
+│   └── PeerFailed
+├── ReaderGone
+└── ClientError
+    ├── ServerUnreachable
+    ├── ServerRefused
+    └── SegmentFailed
 
 Sound that cannot be read is `audio.errors.AudioError` (that package imports nothing of ours).
 """
-
-from __future__ import annotations
 
 
 class ByocError(Exception):
@@ -55,7 +53,7 @@ class ModelError(ByocError):
 
 
 class StartError(ByocError):
-    """The server could not start."""
+    """The server could not start: its port is in use, or a processor failed to initialize."""
 
 
 class SegmentError(ByocError):
@@ -107,11 +105,11 @@ class PeerFailed(RequestRefused):
 
 
 class ReaderGone(ByocError):
-    """Whom an answer was for has gone, or does not read it; no peer is to blame."""
+    """The client that an answer is for has gone, or does not read it; no peer is to blame."""
 
 
 class ClientError(ByocError):
-    """Seen from the client's side of the socket."""
+    """A request that failed, as the client sees it."""
 
 
 class ServerUnreachable(ClientError):

@@ -1,9 +1,8 @@
 """HTTP as every part of this project does it: addresses, sessions, listeners, bounded bodies, lines and JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
+import io
 import json
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -106,10 +105,8 @@ async def listening(
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                message = (
-                    f"port {port} on {host} is in use; choose another port, or stop the program that listens there"
-                )
-                raise StartError(message) from None
+                advice = "choose another port, or stop the program that listens there"
+                raise StartError(f"port {port} on {host} is in use; {advice}") from None
             raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
         yield int(runner.addresses[0][1])
     finally:
@@ -151,47 +148,22 @@ async def read_body(
     return bytes(body)
 
 
-class LineSplitter:
-    """Cuts bytes, in whatever chunks they come, into lines without their ends.
+async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -> AsyncIterator[bytes]:
+    """Cut chunks of any size into lines without their ends.
 
     A line of more than `limit` bytes raises `too_long`.
     """
-
-    def __init__(self, limit: int, too_long: Exception) -> None:
-        self._limit = limit
-        self._too_long = too_long
-        self._rest = bytearray()
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that are complete now."""
-        *complete, last = chunk.split(b"\n")
-        lines = []
-        for part in complete:
-            self._add(part)
-            lines.append(bytes(self._rest))
-            self._rest.clear()
-        self._add(last)
-        return lines
-
-    def finish(self) -> list[bytes]:
-        """Return the last line if it has no end."""
-        rest, self._rest = bytes(self._rest), bytearray()
-        return [rest] if rest else []
-
-    def _add(self, part: bytes) -> None:
-        self._rest += part
-        if len(self._rest) > self._limit:
-            raise self._too_long
-
-
-async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -> AsyncIterator[bytes]:
-    """Cut chunks into lines, as `LineSplitter` does."""
-    splitter = LineSplitter(limit, too_long)
+    line = bytearray()
     async for chunk in chunks:
-        for line in splitter.feed(chunk):
-            yield line
-    for line in splitter.finish():
-        yield line
+        for part in io.BytesIO(chunk):
+            line += part.removesuffix(b"\n")
+            if len(line) > limit:
+                raise too_long
+            if part.endswith(b"\n"):
+                yield bytes(line)
+                line.clear()
+    if line:
+        yield bytes(line)
 
 
 def json_value(text: str | bytes) -> Any:

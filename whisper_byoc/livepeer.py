@@ -3,14 +3,11 @@
 Sources: go-livepeer 0.9, byoc/types.go, byoc/job_orchestrator.go, core/external_capabilities.go.
 """
 
-from __future__ import annotations
-
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
 from whisper_byoc.errors import RequestRefused, UsageError
@@ -36,7 +33,6 @@ ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 """What a job or stream may be called: characters that a URL holds as they are (RFC 3986, unreserved)."""
 CAPABILITY_NAME = re.compile(r"[!-~]{1,128}")
 
-LONGEST_HEADER = 64 * 1024
 LONGEST_JOB_SECONDS = 24 * 3600
 LARGEST_INT = 2**63 - 1
 
@@ -54,7 +50,7 @@ def check_id(text: str, what: str = "job id") -> str:
 
 def sender_header() -> str:
     """Return the value of `SENDER` in a token request of a gateway without a key."""
-    return base64.b64encode(json.dumps({"addr": NOBODY, "sig": ""}).encode()).decode()
+    return _encoded({"addr": NOBODY, "sig": ""})
 
 
 def parse_sender(text: str) -> dict[str, str]:
@@ -62,12 +58,7 @@ def parse_sender(text: str) -> dict[str, str]:
 
     Raises `RequestRefused` (400).
     """
-    try:
-        sender = json_value(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
-        sender = None
-    if not isinstance(sender, dict):
-        raise RequestRefused(400, f"the {SENDER} header must be the base64 of a JSON object")
+    sender = _decoded(text, SENDER)
     return {"addr": str(sender.get("addr", "")), "sig": str(sender.get("sig", ""))}
 
 
@@ -91,12 +82,7 @@ class JobHeader:
         """
         if not text:
             raise RequestRefused(400, f"the {JOB} header is missing: base64 of a JSON object that describes the job")
-        try:
-            fields = json_value(base64.b64decode(text[:LONGEST_HEADER], validate=True))
-        except (binascii.Error, ValueError):
-            raise RequestRefused(400, f"the {JOB} header is not the base64 of JSON") from None
-        if not isinstance(fields, dict):
-            raise RequestRefused(400, f"the {JOB} header must hold a JSON object")
+        fields = _decoded(text, JOB)
         for name in ("request", "parameters"):
             object_in(fields.get(name), name)
         seconds = fields.get("timeout_seconds")
@@ -111,16 +97,7 @@ class JobHeader:
 
     def encode(self) -> str:
         """Return the header's value as a gateway without a key writes it; orchestrators take that off-chain."""
-        fields = {
-            "id": self.id,
-            "request": self.request,
-            "parameters": self.parameters,
-            "capability": self.capability,
-            "timeout_seconds": self.timeout_seconds,
-            "sender": NOBODY,
-            "sig": "",
-        }
-        return base64.b64encode(json.dumps(fields).encode()).decode()
+        return _encoded(asdict(self) | {"sender": NOBODY, "sig": ""})
 
     def asking(self, **details: Any) -> Self:
         """Return the same job with more keys in `request`."""
@@ -136,6 +113,20 @@ class JobHeader:
     def options(self) -> Mapping[str, Any]:
         """What `parameters` holds, such as `enable_data_output` and `orchestrators`."""
         return object_in(self.parameters, "parameters")
+
+
+def _encoded(fields: Mapping[str, Any]) -> str:
+    return base64.b64encode(json.dumps(fields).encode()).decode()
+
+
+def _decoded(text: str, header: str) -> dict[str, Any]:
+    try:
+        found = json_value(base64.b64decode(text, validate=True))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RequestRefused(400, f"the {header} header must be the base64 of a JSON object")
+    return found
 
 
 def object_in(text: object, name: str) -> dict[str, Any]:
@@ -182,16 +173,10 @@ class Capability:
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of `POST /capability/register`."""
-        body = {
-            "name": self.name,
-            "description": self.description,
-            "url": self.url,
-            "capacity": self.capacity,
-            "price_per_unit": self.price_per_unit,
-            "price_scaling": self.price_scaling,
-            "currency": self.currency,
-        }
-        return {**body, "token": self.token} if self.token else body
+        body = asdict(self)
+        if not self.token:
+            del body["token"]
+        return body
 
 
 def check_header_value(what: str, value: str) -> None:

@@ -3,8 +3,6 @@
 Values come as text, or as JSON has them. The `BadParam` that every function raises names the parameter and its value.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 
