@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
-import socket
 
 import pytest
 from aiohttp import web
 
 from tests.waiting import forever
-from whisper_byoc.cli import checks, doctor
+from whisper_byoc.cli import doctor
 from whisper_byoc.cli.main import main
 
 ROLES = ("container", "orchestrator", "gateway")
@@ -23,12 +23,11 @@ class Upper:
 @pytest.fixture
 def nowhere(monkeypatch, unused_tcp_port_factory):
     """No service at any default address."""
-    addresses = {role: f"http://127.0.0.1:{unused_tcp_port_factory()}" for role in ROLES}
-    monkeypatch.setattr(checks, "DEFAULTS", addresses)
-    monkeypatch.setattr(doctor, "PORTS", ((unused_tcp_port_factory(), "container"),))
+    services = [dataclasses.replace(each, port=unused_tcp_port_factory()) for each in doctor.SERVICES]
+    monkeypatch.setattr(doctor, "SERVICES", services)
     for variable in ("BYOC_URL", "BYOC_GATEWAY", "BYOC_ORCHESTRATOR"):
         monkeypatch.delenv(variable, raising=False)
-    return addresses
+    return {each.role: f"http://localhost:{each.port}" for each in services}
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ async def test_a_service_that_never_answers(run, answering, monkeypatch):
     async def never(_):
         await forever()
 
-    monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(doctor, "SERVICE_SECONDS", 0.1)
     url = await answering({"/capabilities": never, "/readyz": never})
     _, found = await run("--container", url, "--gateway", url)
     assert "no answer in time" in found["container"]["detail"]
@@ -164,7 +163,7 @@ async def test_a_check_that_breaks_is_a_finding(run, monkeypatch):
     async def breaks():
         raise RuntimeError("no")
 
-    monkeypatch.setattr(checks, "check_microphone", breaks)
+    monkeypatch.setattr(doctor, "check_microphone", breaks)
     code, found = await run()
     assert (code, found["microphone"]["state"]) == (1, "FAIL")
     assert "RuntimeError: no" in found["microphone"]["detail"]
@@ -178,31 +177,26 @@ async def test_lines(capsys, nowhere, answering):
     assert f"--   gateway       not running at {nowhere['gateway']}\n{'':<19}-> Start it with `whisper-byoc g" in out
 
 
-async def test_a_port_that_is_taken(answering):
-    async def stranger(_):
-        return ""
-
-    async def ours(_):
-        return "gateway"
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
-        assert (await checks.check_port(number, "gateway", stranger)).detail == "taken by another program"
-        assert (await checks.check_port(number, "gateway", ours)).state == "ok"
-        other = await checks.check_port(number, "container", ours)
-        assert (other.state, other.detail) == ("FAIL", "taken by another whisper-byoc, the gateway")
-
-
 async def test_who_has_a_port(answering, serving, run, monkeypatch):
     api = await serving({"upper": Upper()})
     gateway = await answering({"/status": {"role": "gateway", "version": "0"}})
     stranger = await answering({})
-    numbers = [int(url.rpartition(":")[2]) for url in (api.url, gateway, stranger)]
-    monkeypatch.setattr(doctor, "PORTS", tuple(zip(numbers, ("container", "gateway", "orchestrator"), strict=True)))
-    _, found = await run()
-    assert [found[f"port {number}"]["detail"] for number in numbers] == [
+
+    async def found(**urls):
+        ports = {role: int(url.rpartition(":")[2]) for role, url in urls.items()}
+        services = [dataclasses.replace(each, port=ports[each.role]) for each in doctor.SERVICES]
+        monkeypatch.setattr(doctor, "SERVICES", services)
+        _, findings = await run()
+        return [findings[f"port {port}"]["detail"] for port in ports.values()]
+
+    assert await found(container=api.url, gateway=gateway, orchestrator=stranger) == [
         "the container listens there", "the gateway listens there", "taken by another program",
     ]  # fmt: skip
+    assert await found(container=gateway, gateway=api.url, orchestrator=stranger) == [
+        "taken by another whisper-byoc, the gateway",
+        "taken by another whisper-byoc, the container",
+        "taken by another program",
+    ]
 
 
 @pytest.fixture
@@ -229,9 +223,9 @@ def script(tmp_path):
 )
 async def test_kinds_of_ffmpeg(script, monkeypatch, text, state, part):
     path = script("ffmpeg", text)
-    monkeypatch.setattr(checks, "ffmpeg_path", lambda: str(path))
-    monkeypatch.setattr(checks, "RUN_SECONDS", 0.3 if "sleep" in text else 10)
-    found = await checks.check_ffmpeg()
+    monkeypatch.setattr(doctor, "ffmpeg_path", lambda: str(path))
+    monkeypatch.setattr(doctor, "FFMPEG_SECONDS", 0.3 if "sleep" in text else 10)
+    found = await doctor.check_ffmpeg()
     assert (found.state, part in found.detail) == (state, True), found
 
 
@@ -241,15 +235,15 @@ async def test_no_ffmpeg(monkeypatch):
     def none():
         raise MediaError("none")
 
-    monkeypatch.setattr(checks, "ffmpeg_path", none)
-    found = await checks.check_ffmpeg()
+    monkeypatch.setattr(doctor, "ffmpeg_path", none)
+    found = await doctor.check_ffmpeg()
     assert found.state == "FAIL"
     assert "install" in found.advice
 
 
 def test_a_damaged_model(tmp_path):
     (tmp_path / "tiny.pt").write_bytes(b"not a model")
-    found = checks.check_model(tmp_path)
+    found = doctor.check_model(tmp_path)
     assert found.state == "FAIL"
     assert "SHA-256" in found.detail
     assert found.advice == "delete the file, then run `whisper-byoc preload --model tiny`."

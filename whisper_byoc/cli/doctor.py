@@ -1,38 +1,94 @@
 """Check this machine and what runs on it: ffmpeg, model, ports, container, orchestrator, gateway, microphone.
 
-A line is `ok`, `--` (not there, and it need not be) or `FAIL`, with what to do below it. An address that is given
-must answer; the default ones may be silent. The exit code is 1 when something fails.
+Each line of the report begins with `ok`, `--` (absent, and not required) or `FAIL`; the advice is below it. A service
+whose address is given must answer, one at its default address need not. The exit code is 1 when something fails.
 """
 
 import argparse
 import asyncio
 import dataclasses
+import errno
 import json
-from collections.abc import Coroutine
+import os
+import re
+import socket
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from whisper_byoc.cli import checks
-from whisper_byoc.cli.checks import Finding, fail
-from whisper_byoc.cli.options import Parser, seconds
+import aiohttp
+
+from audio.errors import MediaError
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from whisper_byoc.cli.microphone import find_recorders
+from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, seconds
 from whisper_byoc.cli.terminal import printable
-from whisper_byoc.http import base_url, open_session
+from whisper_byoc.errors import ModelError
+from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_session, read_body, reason_of
+from whisper_byoc.process import output_of
 
-ADDRESSES = (("container", "BYOC_URL"), ("orchestrator", "BYOC_ORCHESTRATOR"), ("gateway", "BYOC_GATEWAY"))
-PORTS = ((8000, "container"), (8936, "orchestrator"), (8935, "gateway"))
+FFMPEG_SECONDS = 10.0
+SERVICE_SECONDS = 5.0
+LARGEST_REPORT = 1 << 20
+NOT_OURS = (ValueError, TypeError, KeyError, AttributeError)
+"""What reading the answer of another program raises."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of our programs that listens on a port."""
+
+    role: str
+    port: int
+    variable: str
+    """Environment variable with its address."""
+    start: str
+    """Command line that starts it."""
+
+
+SERVICES = (
+    Service("container", CONTAINER_PORT, "BYOC_URL", "whisper-byoc serve --pipeline whisper-tiny"),
+    Service(
+        "orchestrator",
+        ORCHESTRATOR_PORT,
+        "BYOC_ORCHESTRATOR",
+        "whisper-byoc orchestrator -orchestrator -network offchain -serviceAddr 127.0.0.1:8936 "
+        "-byoc -byocContainerURL http://127.0.0.1:8000 -byocModelID whisper-tiny",
+    ),
+    Service(
+        "gateway",
+        GATEWAY_PORT,
+        "BYOC_GATEWAY",
+        "whisper-byoc gateway -gateway -orchAddr 127.0.0.1:8936 -httpAddr 127.0.0.1:8935 -httpIngest",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    check: str
+    state: Literal["ok", "--", "FAIL"]
+    detail: str
+    advice: str = ""
+    """What to do, in one sentence."""
 
 
 def configure(parser: Parser) -> None:
-    for role, variable in ADDRESSES:
-        text = f"the {role}, which must answer (default: {checks.DEFAULTS[role]}, which may)"
-        parser.option(f"--{role}", help=text, metavar="URL", env=(variable,))
+    for service in SERVICES:
+        text = f"address of the {service.role} (default: http://localhost:{service.port}, which need not answer)"
+        parser.option(f"--{service.role}", help=text, metavar="URL", env=(service.variable,))
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--timeout", help="longest time for one check, in seconds", convert=seconds, default=30.0)
     parser.switch("--json", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    urls = {role: base_url(url, credentials=True) for role, _ in ADDRESSES if (url := getattr(args, role))}
+    given = {service.role: getattr(args, service.role) for service in SERVICES}
+    urls = {role: base_url(url, credentials=True) for role, url in given.items() if url}
     findings = asyncio.run(examine(urls, args.model_dir, args.timeout))
     failed = any(each.state == "FAIL" for each in findings)
     if args.json:
@@ -42,20 +98,21 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def examine(urls: dict[str, str], model_dir: Path | None, timeout: float) -> list[Finding]:
-    """Run all checks at once, each under its time limit."""
-    async with open_session(total_seconds=checks.ANSWER_SECONDS) as http:
-        services = checks.Services(http, urls)
-        work: dict[str, Coroutine[Any, Any, Finding]] = {
-            "ffmpeg": checks.check_ffmpeg(),
-            "model": asyncio.to_thread(checks.check_model, model_dir),
-            **{f"port {number}": checks.check_port(number, role, services.identify) for number, role in PORTS},
-            "container": services.container(),
-            "orchestrator": services.orchestrator(),
-            "gateway": services.gateway(),
-            "microphone": checks.check_microphone(),
-        }
-        return await asyncio.gather(*(limited(name, check, timeout) for name, check in work.items()))
+def line(finding: Finding) -> str:
+    text = f"{finding.state:<5}{finding.check:<14}{printable(finding.detail)}"
+    return text + (f"\n{'':<19}-> {printable(finding.advice)}" if finding.advice else "")
+
+
+async def examine(urls: Mapping[str, str], model_dir: Path | None, timeout: float) -> list[Finding]:
+    """Run all checks at once, each under its time limit; `urls` are the given addresses by role."""
+    async with open_session(total_seconds=SERVICE_SECONDS) as http:
+        return await asyncio.gather(
+            limited("ffmpeg", check_ffmpeg(), timeout),
+            limited("model", asyncio.to_thread(check_model, model_dir), timeout),
+            *(limited(f"port {each.port}", check_port(http, each), timeout) for each in SERVICES),
+            *(limited(each.role, check_service(http, each, urls.get(each.role)), timeout) for each in SERVICES),
+            limited("microphone", check_microphone(), timeout),
+        )
 
 
 async def limited(name: str, check: Coroutine[Any, Any, Finding], timeout: float) -> Finding:
@@ -64,12 +121,141 @@ async def limited(name: str, check: Coroutine[Any, Any, Finding], timeout: float
         async with asyncio.timeout(timeout):
             return await check
     except TimeoutError:
-        return fail(name, f"no answer within {timeout:g} s", "Look at what is there, or allow more with --timeout.")
+        advice = "Look at what is there, or allow more with --timeout."
+        return Finding(name, "FAIL", f"no answer within {timeout:g} s", advice)
     except Exception as error:
-        return fail(name, f"the check itself failed: {type(error).__name__}: {error}", "This is a bug; report it.")
+        detail = f"the check itself failed: {type(error).__name__}: {error}"
+        return Finding(name, "FAIL", detail, "This is a bug; report it.")
 
 
-def line(finding: Finding) -> str:
-    """Write a finding as a line, and the advice as a second one."""
-    text = f"{finding.state:<5}{finding.check:<14}{printable(finding.detail)}"
-    return text + (f"\n{'':<19}-> {printable(finding.advice)}" if finding.advice else "")
+async def check_ffmpeg() -> Finding:
+    install = "install ffmpeg on PATH, or `pip install imageio-ffmpeg`"
+    try:
+        path = ffmpeg_path()
+    except MediaError:
+        return Finding("ffmpeg", "FAIL", "there is none: only WAV and raw PCM16 can be read", f"{install}.")
+    try:
+        code, text = await output_of((path, "-version"), FFMPEG_SECONDS, ffmpeg_environment())
+    except (TimeoutError, OSError) as error:
+        problem = str(error) or "no answer"
+    else:
+        version = re.match(r"ffmpeg version (\S+)", text)
+        if version and not code:
+            return Finding("ffmpeg", "ok", f"{version[1]} ({path})")
+        problem = f"it ends with {code}"
+    return Finding("ffmpeg", "FAIL", f"{path} does not run: {problem}", f"Remove it, then {install}.")
+
+
+def check_model(directory: Path | None) -> Finding:
+    """Look for whisper-tiny, then for the bundled model, and check their hashes. Blocks."""
+    try:
+        from whisper_byoc.speech.models import default_model_dir, find_model  # here, as it imports torch
+
+        tiny, folder = find_model("tiny", directory), directory or default_model_dir()
+        if tiny is not None:
+            return Finding("model", "ok", f"whisper-tiny ({tiny})")
+        find_model("demo")
+    except ModelError as error:
+        problem, _, advice = str(error).rstrip(".").partition("; ")
+        advice = advice or "make the file readable, or set MODEL_DIR to another folder"
+        return Finding("model", "FAIL", problem, f"{advice}.")
+    except ImportError as error:
+        detail = f"openai-whisper is not installed: {error}"
+        return Finding("model", "FAIL", detail, "Run `pip install whisper-byoc` anew.")
+    return Finding(
+        "model",
+        "--",
+        f"whisper-tiny is not in {folder}; the bundled whisper-demo is there",
+        "Run `whisper-byoc preload --model tiny`, or serve 321 words with `--pipeline whisper-demo`.",
+    )
+
+
+async def check_port(http: aiohttp.ClientSession, service: Service) -> Finding:
+    """See whether the default port of a service is free, or who has it."""
+    check, role = f"port {service.port}", service.role
+    try:
+        with socket.socket() as listener:
+            if os.name == "posix":  # as servers do; elsewhere it would let two have the same port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("", service.port))
+        return Finding(check, "ok", f"free for the {role}")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            advice = f"Let the {role} listen on another port."
+            return Finding(check, "FAIL", f"it cannot be bound: {error.strerror}", advice)
+    found = await role_at(http, f"http://127.0.0.1:{service.port}")
+    if found == role:
+        return Finding(check, "ok", f"the {role} listens there")
+    owner = f"another whisper-byoc, the {found}" if found else "another program"
+    return Finding(check, "FAIL", f"taken by {owner}", f"Stop it, or let the {role} listen on another port.")
+
+
+async def role_at(http: aiohttp.ClientSession, url: str) -> str:
+    """Return the role of the service at an address; empty for another program."""
+    with suppress(*CONNECTION_ERRORS, *NOT_OURS):
+        _, status = await fetch(http, f"{url}/status")
+        return str(status["role"])
+    with suppress(*CONNECTION_ERRORS, *NOT_OURS):
+        _, version = await fetch(http, f"{url}/version")
+        return "container" if version["model_id"] else ""
+    return ""
+
+
+async def check_service(http: aiohttp.ClientSession, service: Service, given_url: str | None) -> Finding:
+    """See whether a service answers, and can take jobs."""
+    role, url = service.role, given_url or f"http://localhost:{service.port}"
+    try:
+        if role == "container":
+            return await check_container(http, url)
+        return await check_node(http, role, url)
+    except CONNECTION_ERRORS as error:
+        if isinstance(error, aiohttp.ClientConnectorError) and given_url is None:
+            return Finding(role, "--", f"not running at {url}", f"Start it with `{service.start}`.")
+        advice = f"Check the address, or start the {role} there."
+        return Finding(role, "FAIL", f"{url} does not answer: {reason_of(error)}", advice)
+    except NOT_OURS:
+        advice = f"Give the right one with --{role} URL, or stop what is there."
+        return Finding(role, "FAIL", f"{url} does not answer as {role}s do", advice)
+
+
+async def check_container(http: aiohttp.ClientSession, url: str) -> Finding:
+    status, ready = await fetch(http, f"{url}/readyz")
+    _, version = await fetch(http, f"{url}/version")
+    detail = f"{url}: version {version['version']}, serves {version['model_id']}"
+    reasons = ", ".join(map(str, ready["reasons"]))
+    if status == 200:
+        return Finding("container", "ok", detail)
+    advice = "Wait until its model is loaded, or read its log; `/readyz` turns 200 when work can be taken."
+    return Finding("container", "FAIL", f"{detail}; not ready: {reasons}", advice)
+
+
+async def check_node(http: aiohttp.ClientSession, role: str, url: str) -> Finding:
+    """See what an orchestrator or gateway offers, and what is wrong with those behind it."""
+    _, known = await fetch(http, f"{url}/capabilities")
+    offers = known["capabilities"]
+    if role == "gateway":
+        good, peers = "reachable", known["orchestrators"]
+        advice = "Start an orchestrator and a container, and see that -orchAddr names the orchestrator."
+    else:
+        good, peers = "ready", [peer for offer in offers for peer in offer["containers"]]
+        advice = "Start a container, and see that -byocContainerURL and -byocModelID name it."
+    names = [f"{offer['name']} ({offer['available']} free)" for offer in offers]
+    faults = [f"{peer['url']}: {peer.get('trouble') or f'not {good}'}" for peer in peers if not peer[good]]
+    broken = f"; in trouble: {', '.join(dict.fromkeys(faults))}" if faults else ""
+    if names and len(faults) < len(peers):
+        return Finding(role, "ok", f"{url}: offers {', '.join(names)}{broken}")
+    return Finding(role, "FAIL", f"{url}: has nothing ready to offer{broken}", advice)
+
+
+async def fetch(http: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
+    async with http.get(url, allow_redirects=False) as answer:
+        body = await read_body(answer.content, LARGEST_REPORT, ValueError("too large"))
+        return answer.status, json_value(body)
+
+
+async def check_microphone() -> Finding:
+    found = await find_recorders()
+    if found:
+        return Finding("microphone", "ok", f"can be recorded with {', '.join(each.name for each in found)}")
+    advice = "For `send --microphone`, install alsa-utils, sox, or an ffmpeg that knows this machine's sound system."
+    return Finding("microphone", "--", "nothing here can record one", advice)

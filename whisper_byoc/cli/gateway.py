@@ -6,16 +6,13 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 import argparse
 import asyncio
 
-from whisper_byoc.cli.options import Parser, add_log_level, log_ignored
-from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
-from whisper_byoc.cli.orchestrator import add_times, network_limits, without_tls
+from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored
+from whisper_byoc.cli.orchestrator import add_node_options, network_limits, own_address
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.network.gateway import GatewayConfig, serve
 from whisper_byoc.network.serving import Address
-
-DEFAULT_PORT = 8935
 
 
 def configure(parser: Parser) -> None:
@@ -27,19 +24,18 @@ def configure(parser: Parser) -> None:
         default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT[,…]",
     )
-    parser.go_option("httpAddr", help="where to listen", default=f"127.0.0.1:{DEFAULT_PORT}", metavar="HOST:PORT")
+    parser.go_option("httpAddr", help="where to listen", default=f"127.0.0.1:{GATEWAY_PORT}", metavar="HOST:PORT")
     parser.go_option(
         "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT", default=""
     )
     parser.option(
         "--allow-cors",
-        help="let pages of other origins use the gateway, if it is not empty",
+        help="let web pages of other origins use the gateway, if not empty",
         env=("LIVE_AI_ALLOW_CORS",),
         default="",
         metavar="1",
     )
-    add_times(parser)
-    add_log_level(parser)
+    add_node_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not urls:
         raise UsageError("-orchAddr names no orchestrator")
     config = GatewayConfig(
-        listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT),
+        listen=own_address(args.httpAddr, "-httpAddr", GATEWAY_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
         cross_origin=bool(args.allow_cors),
@@ -61,6 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
 def public_host(address: str) -> str:
     """Check how clients reach the gateway; with a scheme where a proxy with TLS stands in front of it."""
-    if address and not Address(address, DEFAULT_PORT).host:
-        raise UsageError(f"-gatewayHost {address!r} names no host; write it as gateway.example:{DEFAULT_PORT}")
+    if address and not Address(address, GATEWAY_PORT).host:
+        raise UsageError(f"-gatewayHost {address!r} names no host; write it as gateway.example:{GATEWAY_PORT}")
     return address.rstrip("/")

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
 
+CONTAINER_PORT = 8000
+ORCHESTRATOR_PORT = 8936
+GATEWAY_PORT = 8935
 LARGEST_SECRET_FILE = 4096
 GO_FLAG = re.compile(
     r"--?(\w*[a-z][A-Z]\w*|broadcaster|byoc|config|datadir|gateway|monitor|netint|network|nodes|nvidia|orchestrator"

@@ -6,7 +6,16 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 import argparse
 import asyncio
 
-from whisper_byoc.cli.options import Parser, Repeated, add_log_level, count, log_ignored, seconds
+from whisper_byoc.cli.options import (
+    CONTAINER_PORT,
+    ORCHESTRATOR_PORT,
+    Parser,
+    Repeated,
+    add_log_level,
+    count,
+    log_ignored,
+    seconds,
+)
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
@@ -14,11 +23,7 @@ from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator import OrchestratorConfig, serve
 from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import Address
-
-DEFAULT_PORT = 8936
-CONTAINER_PORT = 8000
-CAPACITY = 32
-"""As many jobs as our container has open by default."""
+from whisper_byoc.server.core.limits import Limits
 
 
 def configure(parser: Parser) -> None:
@@ -27,7 +32,7 @@ def configure(parser: Parser) -> None:
     parser.go_option(
         "serviceAddr",
         help="where gateways and containers reach this orchestrator",
-        default=f"127.0.0.1:{DEFAULT_PORT}",
+        default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT",
     )
     parser.go_option("httpAddr", help="where to listen, if that is elsewhere", metavar="HOST:PORT")
@@ -36,7 +41,9 @@ def configure(parser: Parser) -> None:
     parser.go_option(
         "byocModelID", help="capability that the containers offer; may be repeated", action=Repeated, metavar="NAME"
     )
-    parser.go_option("byocCapacity", help="jobs at once at each of them", convert=count, default=CAPACITY, metavar="N")
+    parser.go_option(
+        "byocCapacity", help="jobs at once at each of them", convert=count, default=Limits().jobs, metavar="N"
+    )
     parser.secret("--byocToken", help="bearer token that they want", env=("AUTH_TOKEN",))
     parser.go_option(
         "liveAITrickleHostForRunner",
@@ -44,16 +51,15 @@ def configure(parser: Parser) -> None:
         metavar="HOST:PORT",
         default="",
     )
-    add_times(parser)
-    add_log_level(parser)
+    add_node_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level)
     log_ignored(args)
     config = OrchestratorConfig(
-        service=Address(without_tls(args.serviceAddr, "-serviceAddr"), DEFAULT_PORT),
-        listen=Address(without_tls(args.httpAddr, "-httpAddr"), DEFAULT_PORT) if args.httpAddr else None,
+        service=own_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT),
+        listen=own_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else None,
         secret=args.orchSecret,
         containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
@@ -63,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_times(parser: Parser) -> None:
-    """Add what the gateway has as well."""
+def add_node_options(parser: Parser) -> None:
+    """Add the options that orchestrators and gateways share."""
     limits = NetworkLimits()
     parser.option(
         "--job-timeout", help="longest wait for a result, in seconds", convert=seconds, default=limits.job_seconds
@@ -75,6 +81,7 @@ def add_times(parser: Parser) -> None:
         convert=seconds,
         default=limits.drain_seconds,
     )
+    add_log_level(parser)
 
 
 def network_limits(args: argparse.Namespace) -> NetworkLimits:
@@ -82,10 +89,7 @@ def network_limits(args: argparse.Namespace) -> NetworkLimits:
 
 
 def containers(urls: list[str], names: list[str], capacity: int, token: str) -> list[Container]:
-    """Make a container of every pair of URL and name; those of one URL share its capacity.
-
-    Raises `UsageError` for one without the other.
-    """
+    """Return a container for every pair of URL and name; those of one URL share its capacity."""
     if bool(urls) != bool(names):
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
     found: list[Container] = []
@@ -102,14 +106,14 @@ def trickle_host(text: str) -> str:
     """Check a `host:port`, which may be empty."""
     if not text:
         return ""
-    address = Address(text, DEFAULT_PORT)
+    address = Address(text, ORCHESTRATOR_PORT)
     if address.scheme or address.path or not address.host or text.endswith("/"):
         raise UsageError(f"-liveAITrickleHostForRunner {text}: write it as host:port, without a scheme or a path")
     return text
 
 
-def without_tls(address: str, flag: str) -> str:
-    """Refuse https, which a node without a certificate cannot serve."""
-    if address.startswith("https://"):
-        raise UsageError(f"{flag} {address}: this serves plain HTTP; write http://, or put a proxy with TLS in front")
-    return address
+def own_address(text: str, flag: str, default_port: int) -> Address:
+    """Read an address that this node serves; it has no certificate for https."""
+    if text.startswith("https://"):
+        raise UsageError(f"{flag} {text}: this serves plain HTTP; write http://, or put a proxy with TLS in front")
+    return Address(text, default_port)

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from whisper_byoc.aio import race, stop_on_signals
-from whisper_byoc.cli.gateway import DEFAULT_PORT as GATEWAY_PORT
-from whisper_byoc.cli.options import Parser, port, seconds
-from whisper_byoc.cli.orchestrator import CONTAINER_PORT
-from whisper_byoc.cli.orchestrator import DEFAULT_PORT as ORCHESTRATOR_PORT
+from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
 from whisper_byoc.cli.processes import LogLine, NamedLog, Processes
 from whisper_byoc.errors import StartError, UsageError
 from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session
