@@ -13,10 +13,9 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address
+from whisper_byoc.network.serving import Address, NetworkLimits
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import UsageError
-from whisper_byoc.network.limits import NetworkLimits
-from whisper_byoc.network.serving import Address, Node, open_context
+from whisper_byoc.network.serving import Address, NetworkLimits, Node, open_context
 
 
 @pytest.mark.parametrize(

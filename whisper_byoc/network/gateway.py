@@ -13,12 +13,12 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.peers import AbortScope
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import (
     Address,
     Context,
+    NetworkLimits,
     Node,
     as_json,
     as_text,

@@ -1,17 +1,118 @@
-"""Wires the orchestrator together, and runs it."""
+"""The orchestrator: how containers and gateways find each other, and running it."""
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiohttp import web
+
+from whisper_byoc import livepeer
+from whisper_byoc.errors import RequestRefused, UsageError
+from whisper_byoc.http import base_url, json_object
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.registration import Registration
-from whisper_byoc.network.serving import Address, Node, open_context, serve_until_stopped
+from whisper_byoc.network.serving import (
+    Address,
+    NetworkLimits,
+    Node,
+    as_text,
+    open_context,
+    read_small,
+    serve_until_stopped,
+)
+
+MOST_CONTAINERS = 1000
+LONGEST_TEXT = 2048
+
+
+class Registration:
+    """The routes. `secret` is what containers must show; `service_url` is where gateways bring jobs."""
+
+    def __init__(self, pool: Pool, health: HealthCheck, secret: str) -> None:
+        self.service_url = ""
+        self._pool = pool
+        self._health = health
+        self._secret = secret.encode()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/capability/register", as_text(self.register)),
+            web.post("/capability/unregister", as_text(self.unregister)),
+            web.get("/process/token", as_text(self.token), allow_head=False),
+        ]
+
+    async def register(self, request: web.Request) -> web.Response:
+        """Take a container in, or change what is known of it."""
+        self._check_secret(request)
+        container = parse_container(await read_small(request))
+        if len(tuple(self._pool)) >= MOST_CONTAINERS and self._pool.find(container.name, container.url) is None:
+            raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
+        known = self._pool.add(container)
+        known.is_ready()  # it has just said so itself
+        self._health.follow(known.url)
+        return web.Response(text="ok", content_type="application/json")
+
+    async def unregister(self, request: web.Request) -> web.Response:
+        """Give a container no more jobs; those that it has go on. A name that is not known is fine."""
+        self._check_secret(request)
+        name = (await read_small(request)).decode("utf-8", "replace").strip()
+        url = request.headers.get(livepeer.CAPABILITY_URL, "").rstrip("/")
+        for each in self._pool.of(name):
+            if url in ("", each.url):
+                each.not_ready("it has unregistered")
+                each.leaving = each.registered
+        return web.Response(text="ok", content_type="application/json")
+
+    async def token(self, request: web.Request) -> web.Response:
+        """Tell a gateway how many jobs of a capability could be taken; off-chain all of them are free of charge."""
+        sender = livepeer.parse_sender(request.headers.get(livepeer.SENDER, ""))
+        name = request.headers.get(livepeer.CAPABILITY, "")
+        if not name:
+            raise RequestRefused(400, f"the {livepeer.CAPABILITY} header is missing")
+        free = self._pool.free(name)
+        answer = {
+            "sender_address": sender,
+            "ticket_params": {},  # go-livepeer's gateway fails without this and the price
+            "balance": 0,
+            "price": {"pixelsPerUnit": 1},
+            "service_addr": self.service_url,
+        }
+        return web.json_response(answer | ({"available_capacity": free} if free else {}))
+
+    def _check_secret(self, request: web.Request) -> None:
+        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(shown, self._secret):
+            raise RequestRefused(400, "invalid authorization")
+
+
+def parse_container(body: bytes) -> Container:
+    """Read what a container says of itself; its price means nothing off-chain.
+
+    Raises `RequestRefused` (400).
+    """
+    fields = json_object(body)
+    name, token = _text(fields, "name"), _text(fields, "token")
+    capacity = 0 if fields.get("capacity") is None else fields["capacity"]
+    if not name:
+        raise RequestRefused(400, "name must not be empty")
+    try:
+        url = base_url(_text(fields, "url"))
+    except UsageError as error:
+        raise RequestRefused(400, f"url: {error}") from None
+    if type(capacity) is not int or not 0 <= capacity <= livepeer.LARGEST_INT:
+        raise RequestRefused(400, f"capacity must be a whole number of at least 0, not {capacity!r:.80}")
+    return Container(name, url, capacity, token, registered=True)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = "" if fields.get(name) is None else fields[name]
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or not value.isprintable():
+        raise RequestRefused(400, f"{name} must be a string of one line of printable characters, not {value!r:.80}")
+    return value
 
 
 @dataclass(frozen=True)

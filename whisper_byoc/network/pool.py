@@ -12,8 +12,8 @@ import aiohttp
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, reason_of
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.peers import AbortScope, ask
+from whisper_byoc.network.serving import NetworkLimits
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 

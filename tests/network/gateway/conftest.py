@@ -12,9 +12,8 @@ import pytest
 from tests.waiting import until
 from whisper_byoc.network import gateway as gateway_app
 from whisper_byoc.network import orchestrator as orchestrator_app
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address
+from whisper_byoc.network.serving import Address, NetworkLimits
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 

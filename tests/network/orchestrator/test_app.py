@@ -9,10 +9,9 @@ import pytest
 from tests.waiting import until
 from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
-from whisper_byoc.network.limits import NetworkLimits
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running, serve
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address
+from whisper_byoc.network.serving import Address, NetworkLimits
 
 
 async def test_what_it_tells_of_itself(serving, orchestrate, kit):

@@ -236,7 +236,7 @@ async def test_other_methods_are_405(orchestrate):
 
 
 async def test_there_is_a_most_of_containers_and_those_known_may_register_again(orchestrate, monkeypatch):
-    monkeypatch.setattr("whisper_byoc.network.registration.MOST_CONTAINERS", 2)
+    monkeypatch.setattr("whisper_byoc.network.orchestrator.MOST_CONTAINERS", 2)
     api = await orchestrate(ask_seconds=60)
     for port in (9, 10, 9):
         assert (await api.register(url=f"http://127.0.0.1:{port}"))[0] == 200
