@@ -98,7 +98,7 @@ class Live:
 
 async def test_all_of_a_live_processors_code_runs_on_its_authors_loop(author_loop, serving):
     live = Live()
-    api = await serving(live, loop=author_loop, lull_seconds=0.02)
+    api = await serving(live, loop=author_loop, flush_seconds=0.02)
     await api.put("job", b"ab", chunked=True, query="?more=1")
     async with api.http.get(f"{api.url}/live/job/output", headers={"Accept": "application/x-ndjson"}) as output:
         assert json.loads(await output.content.readline())["text"] == "so far"

@@ -572,6 +572,23 @@ async def test_a_session_that_gives_nonsense_makes_error_records_and_the_job_goe
     assert records[-1]["errors"] == 2
 
 
+@pytest.mark.parametrize(("live", "missing"), [(False, "feed, finish"), (True, "feed, finish, feed_live, when_ready")])
+async def test_a_session_that_lacks_a_method_opens_no_job(serving, live, missing):
+    class Lacks(Upper):
+        def open_session(self, job):
+            return self
+
+        def summary(self):
+            return {}
+
+    processor = Lacks()
+    processor.live = live
+    api = await serving(processor)
+    status, body, _ = await api.put("job", b"x")
+    assert (status, f"its session, a Lacks, has no {missing}" in body["error"]) == (500, True)
+    assert not api.table.jobs
+
+
 async def test_a_summary_that_is_no_json_is_left_out(serving):
     api = await serving(Given([], {"n": b"x"}))
     await api.put("job", b"good")

@@ -13,7 +13,7 @@ from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.core.inbox import JOINED_BYTES, SMALL_BYTES, Inbox, Pieces
+from whisper_byoc.server.core.inbox import JOINED_BYTES, SMALL_BYTES, Inbox, QueuedPieces
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.ingest.framing import AudioFraming
 
@@ -213,10 +213,10 @@ async def test_what_waits_behind_a_full_queue_when_the_client_goes_is_heard_too(
 
 
 async def test_small_pieces_become_one_with_the_newest_arrival():
-    pieces = Pieces([(b"ab", 1.0)], 2)
+    pieces = QueuedPieces([(b"ab", 1.0)], 2)
     for n in range(5000):
         pieces.add(b"c", 2.0 + n)
-    assert sum(len(data) for data, _ in pieces.pieces) == pieces.reserved == len(pieces) == 5002
+    assert sum(len(data) for data, _ in pieces.pieces) == pieces.reserved == 5002
     assert [len(data) for data, _ in pieces.pieces] == [SMALL_BYTES, 5002 - SMALL_BYTES]
     assert [arrived for _, arrived in pieces.pieces] == [2.0 + SMALL_BYTES - 3, 2.0 + 4999]
 
@@ -343,7 +343,7 @@ async def test_half_a_sample_is_carried_to_the_next_feed_unless_its_own_broke_of
 
 async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serving):
     listener = Listener()
-    api = await serving(listener, lull_seconds=0.02, idle_seconds=0.5)
+    api = await serving(listener, flush_seconds=0.02, idle_seconds=0.5)
     await api.put("job", bytes(640), chunked=True, query="?more=1")
     assert (await api.get("job"))[1] == b"flush"
     await asyncio.sleep(0.3)

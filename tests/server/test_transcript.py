@@ -10,7 +10,6 @@ from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
-from whisper_byoc.server.core.results import Record, TranscriptLog
 
 HELLO, NUMBERS = "hello world", "seven three nine zero five one"
 
@@ -104,28 +103,28 @@ async def test_silence_has_an_empty_transcript_in_every_form(demo):
     assert json.loads((await transcript(demo, "job", "?format=json"))[1])["text"] == ""
 
 
+class PlainText:
+    """Makes transcripts of its input, without times."""
+
+    async def process(self, frame):
+        raise AssertionError
+
+    def open_session(self, job):
+        return self
+
+    async def feed(self, frame):
+        return [Result(frame, {"type": "transcript", "text": frame.decode(), "is_final": True})]
+
+    async def finish(self):
+        return []
+
+    def summary(self):
+        return {}
+
+
 async def test_text_without_times_has_no_subtitles(serving):
-    class Plain:
-        media = "audio"
-        content_type = "text/plain"
-
-        async def process(self, frame):
-            raise AssertionError
-
-        def open_session(self, job):
-            return self
-
-        async def feed(self, frame):
-            return [Result(b"x", {"type": "transcript", "text": "plain words", "is_final": True})]
-
-        async def finish(self):
-            return []
-
-        def summary(self):
-            return {}
-
-    api = await serving(Plain())
-    await api.put("job", bytes(64))
+    api = await serving(PlainText())
+    await api.put("job", b"plain words")
     await until_text(api, "job", "plain words")
     for form in ("srt", "vtt"):
         status, body = await api.json(f"/live/job/transcript?format={form}")
@@ -133,15 +132,12 @@ async def test_text_without_times_has_no_subtitles(serving):
     assert json.loads((await transcript(api, "job", "?format=verbose_json"))[1])["text"] == "plain words"
 
 
-async def test_the_beginning_of_a_transcript_goes_when_it_is_too_long(demo, sound):
-    log = demo.table
-    await demo.put("job")
-    job = log.get("job")
-    job.transcript = TranscriptLog(max_bytes=1000)
-    for seq in range(20):
-        fields = {"type": "transcript", "is_final": True, "text": f"text {seq}", "language": "en", "segments": []}
-        job.transcript.add(Record("job", seq, "result", Result(b"", fields)))
-    _, text, headers = await transcript(demo, "job")
+async def test_the_beginning_of_a_transcript_goes_when_it_is_too_long(serving):
+    api = await serving(PlainText(), transcript_bytes=1000)
+    for number in range(20):
+        await api.put("job", b"text %d" % number)
+    await api.end("job")
+    _, text, headers = await transcript(api, "job", "?wait=20")
     kept = text.splitlines()
     assert kept == [f"text {seq}" for seq in range(20 - len(kept), 20)]
     assert int(headers["X-Transcript-Dropped"]) == 20 - len(kept) > 0

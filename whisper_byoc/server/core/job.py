@@ -12,7 +12,7 @@ from typing import Any, cast
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_results
-from whisper_byoc.server.core.inbox import Inbox, Mark, Pieces, Segment
+from whisper_byoc.server.core.inbox import Inbox, QueuedPieces, QueuedSegment, Signal
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
@@ -32,7 +32,7 @@ class Job:
         self.content_type = pipeline.content_type
         self.inbox = Inbox(info.job_id, limits, self.touch)
         self.results = ResultRing(info.job_id, self.content_type, limits.kept_results, limits.kept_bytes)
-        self.transcript = TranscriptLog()
+        self.transcript = TranscriptLog(limits.transcript_bytes)
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a feed that is connected gets its tail in first."""
         self.ended_at: float | None = None
@@ -48,14 +48,14 @@ class Job:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._errors = 0
-        self._at_work: Segment | Pieces | None = None
+        self._at_work: QueuedSegment | QueuedPieces | None = None
         self._computing = False
+        self._is_live = pipeline.live
+        self._live = cast("LiveSession", session)  # of use only if it is live
         self._feed_open = False  # the session has had pieces of a live feed, which a whole segment ends
         self._touched = self._loop.time()
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
-
-    # -- input ---------------------------------------------------------------------------------------------
 
     async def update(self, params: Mapping[str, Any]) -> None:
         """Change the session's parameters from the next segment on.
@@ -77,8 +77,6 @@ class Job:
         self.closing.set()
         if not self.has_feed:
             self.inbox.close()
-
-    # -- who is connected ----------------------------------------------------------------------------------
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
@@ -145,8 +143,6 @@ class Job:
             return 0.0
         return self._loop.time() - max(self.ended_at, self._touched)
 
-    # -- the end -------------------------------------------------------------------------------------------
-
     async def stop(self, reason: str) -> None:
         """End the job now: one error record for each segment without an outcome, one for the job."""
         if self.results.ended:
@@ -167,48 +163,42 @@ class Job:
         self._end(summary)
 
     async def _run(self) -> None:
-        live = self._session if isinstance(self._session, LiveSession) else None
-        if live is not None:
-            await self._attempt(self._ask_for_signals(live), "the start of the session")
-        lull: float | None = None
-        while (item := await self.inbox.next(lull)) is not Mark.END:
-            if item is Mark.READY:
-                await self._attempt(self._call(cast("LiveSession", live).ready), "a partial text")
+        if self._is_live:
+            await self._attempt(self._begin_live(), "the start of the session")
+        flush_after: float | None = None
+        while (item := await self.inbox.next(flush_after)) is not Signal.END:
+            if item is Signal.READY:
+                await self._attempt(self._call(self._live.ready), "a partial text")
                 continue
-            if item is Mark.LULL:
-                await self._attempt(self._call(cast("LiveSession", live).flush), "an utterance")
-            elif isinstance(item, Pieces):
-                await self._hand_on(item)
+            if item is Signal.FLUSH:
+                await self._attempt(self._call(self._live.flush), "an utterance")
             else:
-                await self._work(item)
-            lull = self._limits.lull_seconds if isinstance(item, Pieces) else None
+                self._at_work = item
+                await (self._feed_live(item) if isinstance(item, QueuedPieces) else self._feed(item))
+                self._at_work = None
+                self._settle(item)
+            flush_after = self._limits.flush_seconds if isinstance(item, QueuedPieces) else None
         await self._attempt(self._call(self._session.finish), "the end of the stream")
         self._end(await self._sum_up())
 
-    async def _ask_for_signals(self, session: LiveSession) -> list[Result]:
-        await self._call(session.when_ready, self._note_ready)
+    async def _begin_live(self) -> list[Result]:
+        await self._call(self._live.when_ready, self._on_ready)
         return []
 
-    async def _work(self, segment: Segment) -> None:
-        self._at_work = segment
-        what = f"a segment of {len(segment)} bytes"
+    async def _feed(self, segment: QueuedSegment) -> None:
+        what = f"a segment of {segment.size} bytes"
         if isinstance(segment.data, SegmentError):
             await self._fail(segment.data, what)
-        else:
-            if self._feed_open:
-                self._feed_open = False
-                await self._attempt(self._call(cast("LiveSession", self._session).end_feed), "the end of a feed")
-            await self._attempt(self._call(self._session.feed, segment.data), what)
-        self._at_work = None
-        self._settle(segment)
+            return
+        if self._feed_open:
+            self._feed_open = False
+            await self._attempt(self._call(self._live.end_feed), "the end of a feed")
+        await self._attempt(self._call(self._session.feed, segment.data), what)
 
-    async def _hand_on(self, pieces: Pieces) -> None:
-        self._at_work, self._feed_open = pieces, True
-        session = cast("LiveSession", self._session)
-        for piece, arrived in pieces.pieces:
-            await self._attempt(self._call(session.feed_live, piece, arrived), f"a piece of {len(piece)} bytes")
-        self._at_work = None
-        self._settle(pieces)
+    async def _feed_live(self, item: QueuedPieces) -> None:
+        self._feed_open = True
+        for piece, arrived in item.pieces:
+            await self._attempt(self._call(self._live.feed_live, piece, arrived), f"a piece of {len(piece)} bytes")
 
     async def _attempt(self, work: Coroutine[Any, Any, Any], what: str) -> None:
         try:
@@ -247,9 +237,9 @@ class Job:
         if not task.cancelled() and task.exception() is not None:
             log.debug("job %s: abandoned work ended with %r", self.info.job_id, task.exception())
 
-    def _note_ready(self) -> None:
+    def _on_ready(self) -> None:
         with suppress(RuntimeError):  # the server has gone, and its loop with it
-            self._loop.call_soon_threadsafe(self.inbox.mark, Mark.READY)
+            self._loop.call_soon_threadsafe(self.inbox.signal, Signal.READY)
 
     async def _fail(self, error: Exception, what: str) -> None:
         seq = self.results.next_seq
@@ -266,19 +256,18 @@ class Job:
         self._errors += number
         self._metrics.failed(self.info.pipeline, number)
 
-    def _settle(self, segment: Segment | Pieces) -> None:
-        self.inbox.release(segment.reserved)
-        if isinstance(segment, Pieces):
-            self._metrics.received(self.info.pipeline, segment.reserved)
-            return
-        latency_ms = (self._loop.time() - segment.arrived) * 1000
-        self._metrics.segment(self.info.pipeline, len(segment), latency_ms)
+    def _settle(self, item: QueuedSegment | QueuedPieces) -> None:
+        self.inbox.release(item.reserved)
+        if isinstance(item, QueuedPieces):
+            self._metrics.received(self.info.pipeline, item.reserved)
+        else:
+            self._metrics.segment(self.info.pipeline, item.size, (self._loop.time() - item.arrived) * 1000)
 
     async def _sum_up(self) -> dict[str, Any]:
         try:
             async with asyncio.timeout(SUMMARY_SECONDS):
-                if isinstance(self._session, LiveSession):
-                    await self._call(self._session.close)
+                if self._is_live:
+                    await self._call(self._live.close)
                 return dict(await self._call(self._session.summary))
         except Exception:
             log.exception("job %s: its session has no summary", self.info.job_id)

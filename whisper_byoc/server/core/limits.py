@@ -1,4 +1,4 @@
-"""Every bound of the server in one place."""
+"""Every bound of the server that an operator or a test may want to change."""
 
 from dataclasses import dataclass
 
@@ -21,21 +21,25 @@ class Limits:
     """Results of one job that are unread, or kept for reading again."""
     kept_bytes: int = 64 * MIB
     """Their bytes. One result always fits."""
+    transcript_bytes: int = 16 * MIB
+    """Transcripts kept of one job. One of an utterance has some 400 bytes: this is more than a day of talk."""
     segment_seconds: float = 120.0
     """Longest work on one segment."""
     admission_seconds: float = 30.0
     """Longest wait of a one-segment PUT for room in the queue, before 503."""
     idle_seconds: float = 300.0
-    """A job into which nothing comes, that does nothing, and of which nothing is read for so long is ended."""
+    """A job without input, work and reading for so long is ended; so is an answer that its client does not read."""
+    wait_seconds: float = 300.0
+    """Longest `?wait=` that a client may ask for."""
     linger_seconds: float = 60.0
     """How long the results of an ended job stay readable."""
-    lull_seconds: float = 5.0
-    """A live feed that is silent on the wire for so long has ended its utterance: many senders send no silence, and one
-    that broke off may never come back. Segments of a stream are shorter."""
+    flush_seconds: float = 5.0
+    """A live feed of which nothing arrives for so long has ended its utterance: many senders send no silence, and one
+    that broke off may never come back. Longer than a segment of a stream."""
     keep_alive_seconds: float = 15.0
-    """Between two signs of life to a follower for whom there are no records."""
+    """Between two comments to a follower of events while there are no records."""
     sweep_seconds: float = 1.0
-    """Between two looks at which jobs are to be ended or forgotten."""
+    """Between two searches for jobs that are to be ended or forgotten."""
     load_seconds: float = 600.0
     """Longest time a processor may take to initialize."""
     drain_seconds: float = 30.0

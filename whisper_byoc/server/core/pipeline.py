@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from whisper_byoc.aio import Changed
-from whisper_byoc.errors import ByocError, StartError
+from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,10 @@ ANSWER_SECONDS = 0.5
 """Longest wait for a processor to say how it is; those who ask for our health give us one second."""
 SERVER_PARAMS = frozenset({"data_format", "height", "input", "max_framerate", "model", "partials", "pipeline", "width"})
 """Parameters that the server itself reads, here or for a stream."""
+
+
+SESSION_METHODS = ("feed", "finish", "summary")
+LIVE_METHODS = ("feed_live", "when_ready", "ready", "flush", "end_feed", "close")
 
 
 class PipelineState(Enum):
@@ -145,8 +149,15 @@ class Pipeline:
         return self.state is PipelineState.READY
 
     async def open_session(self, job: JobInfo) -> Session:
-        """Open this pipeline's side of a job. Raises what the processor raises."""
+        """Open this pipeline's side of a job.
+
+        Raises what the processor raises, and `RequestRefused` (500) for a session that lacks a method.
+        """
         session: Session = await self.call(session_of, self._processor, job)
+        methods = (*SESSION_METHODS, *LIVE_METHODS) if self.live else SESSION_METHODS
+        if missing := [name for name in methods if not callable(getattr(session, name, None))]:
+            kind = type(session).__name__
+            raise RequestRefused(500, f"pipeline {self.name}: its session, a {kind}, has no {', '.join(missing)}")
         return session
 
     async def stop(self, timeout: float) -> None:

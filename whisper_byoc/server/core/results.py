@@ -1,10 +1,10 @@
-"""The numbered records of one job, each serialised once; and the whole text that they make."""
+"""The numbered records of one job, bounded, and the text that they make together."""
 
 import base64
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from whisper_byoc.aio import Changed
@@ -13,10 +13,8 @@ from whisper_byoc.processors.base import Result
 
 Kind = Literal["result", "error", "end"]
 
-MAX_ERROR = 2000
-"""Characters of an error: what a processor raises may be of any length, and errors do not count against the ring."""
-TRANSCRIPT_BYTES = 16 << 20
-"""A record of an utterance has some 400 bytes: that is more than a day of talk."""
+MAX_ERROR_CHARACTERS = 2000
+"""Longest error: what a processor raises may be of any length, and errors do not count against the ring."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,9 @@ class Record:
     seq: int
     kind: Kind
     result: Result
-    content_type: str = "application/octet-stream"
+    content_type: str
     line: bytes = b""
-    """The record as JSON if `result` has fields of its own; else JSON is made of the body when somebody asks for it."""
+    """The record as JSON, if it was written already: that of a body, which is larger than the body, is not kept."""
 
     @property
     def size(self) -> int:
@@ -50,36 +48,33 @@ class Record:
 
         A result without a record of its own carries its bytes as `text`, or as base64 `data`.
         """
-        if self.result.record is not None:
-            return _own_fields(self.job_id, self.seq, self.kind, self.result.record)
-        head = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
-        if self.content_type.startswith("text/"):
-            return head | {"text": self.result.body.decode("utf-8", "replace")}
-        return head | {"size": self.size, "data": base64.b64encode(self.result.body).decode("ascii")}
+        head: dict[str, Any] = {"type": self.kind, "job_id": self.job_id, "seq": self.seq}
+        if self.result.record is None:
+            if self.content_type.startswith("text/"):
+                return head | {"text": self.result.body.decode("utf-8", "replace")}
+            return head | {"size": self.size, "data": base64.b64encode(self.result.body).decode("ascii")}
+        fields = {**head, **self.result.record}
+        if fields.get("segments") is not None:  # the id has the record's number, which the processor cannot know
+            fields["segments"] = [
+                {"id": f"{self.job_id}-{self.seq}-{number}", **each} for number, each in enumerate(fields["segments"])
+            ]
+        return fields
 
     def json(self) -> bytes:
-        """Return one line of UTF-8 JSON, without the newline."""
-        return self.line or _dump(self.fields())
+        """Return one line of UTF-8 JSON, without the newline.
 
-
-def _own_fields(job_id: str, seq: int, kind: Kind, record: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {"type": kind, "job_id": job_id, "seq": seq, **record}
-    if record.get("segments") is not None:  # a segment's id holds the record's number, which the processor cannot know
-        fields["segments"] = [{"id": f"{job_id}-{seq}-{n}", **each} for n, each in enumerate(record["segments"])]
-    return fields
-
-
-def _dump(fields: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ProcessorError(f"the record of a Result must be JSON: {error}") from None
+        Raises `ProcessorError` for a record that is no JSON.
+        """
+        try:
+            return self.line or json.dumps(self.fields(), ensure_ascii=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ProcessorError(f"the record of a Result must be JSON: {error}") from None
 
 
 class ResultRing:
-    """A bounded ring of records. Unread ones are never dropped, read ones are kept while there is room.
+    """A bounded ring of records. Unread ones are never dropped; those that were read are kept while there is room.
 
-    `add` waits while unread records fill it; the reader makes room.
+    `add` waits while the ring is full of unread records; reading makes room.
     """
 
     def __init__(self, job_id: str, content_type: str, max_records: int, max_bytes: int) -> None:
@@ -91,7 +86,7 @@ class ResultRing:
         self._kept_bytes = 0
         self._unread_bytes = 0
         self._read_up_to = 0
-        self._handed_out = 0  # a reader has, or has had, everything below
+        self._seen_up_to = 0  # some reader has got everything below, though it may still be writing it
         self._changed = Changed()
         self.next_seq = 0
         """What trickle calls latest: the number of the newest record plus one."""
@@ -103,12 +98,15 @@ class ResultRing:
         return self.next_seq - int(self.ended) - self._read_up_to
 
     async def add(self, result: Result) -> Record:
-        """Append a result, after waiting for room. A partial one that nobody has seen gives way to what comes next.
+        """Append a result, after waiting for room. It replaces a partial one that no reader has got.
 
         Raises `ProcessorError` for a record that is no JSON.
         """
-        if self._kept and self._kept[-1].partial and self._kept[-1].seq >= self._handed_out:
-            self._take_back()
+        if self._kept and self._kept[-1].partial and self._kept[-1].seq >= self._seen_up_to:
+            replaced = self._kept.pop()
+            self._kept_bytes -= replaced.size
+            self._unread_bytes -= replaced.size
+            self.next_seq -= 1
         await self._changed.until(lambda: self._has_room(len(result.body)))
         return self._append("result", result)
 
@@ -119,12 +117,12 @@ class ResultRing:
 
     def force_error(self, message: str) -> None:
         """Append an error record at once: for a job that is being ended while its ring is full."""
-        shown = message if len(message) <= MAX_ERROR else f"{message[:MAX_ERROR]}…"
+        shown = message if len(message) <= MAX_ERROR_CHARACTERS else f"{message[:MAX_ERROR_CHARACTERS]}…"
         writable = shown.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no UTF-8
         self._append("error", Result(b"", {"error": writable}))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Append the end record; nothing comes after it.
+        """Append the end record, the last one.
 
         Raises `ProcessorError` for a summary that is no JSON.
         """
@@ -133,17 +131,17 @@ class ResultRing:
         self._changed.notify()
 
     async def next_unread(self, timeout: float | None) -> Record | None:
-        """Wait for the oldest unread record (the end record again and again); None when `timeout` passed."""
+        """Wait for the oldest unread record, in the end always the end record; None when `timeout` seconds passed."""
         if not await self._changed.until(lambda: self.ended or self._read_up_to < self.next_seq, timeout):
             return None
-        return self._hand_out(self._read_up_to)
+        return self._see(self._read_up_to)
 
     @overload
     def unread_records(self) -> AsyncGenerator[Record, None]: ...
     @overload
     def unread_records(self, silence: float) -> AsyncGenerator[Record | None, None]: ...
     async def unread_records(self, silence: float | None = None) -> AsyncGenerator[Record | None, None]:
-        """Yield what is unread as it comes, up to the end record, and None whenever nothing came for `silence` seconds.
+        """Yield unread records as they come, up to the end record, and None after every `silence` seconds without one.
 
         A record counts as read when the caller asks for the next one.
         """
@@ -156,9 +154,9 @@ class ResultRing:
                 ended = record.kind == "end"
 
     async def wait_for(self, seq: int, timeout: float) -> Record | None:
-        """Wait for record `seq` by number; None when it did not come in time or is no longer kept."""
+        """Wait for record `seq`; None when it did not come in time, or is no longer kept."""
         await self._changed.until(lambda: self.ended or seq < self.next_seq, timeout)
-        return self._hand_out(seq)
+        return self._see(seq)
 
     async def until_ended(self, timeout: float) -> bool:
         return await self._changed.until(lambda: self.ended, timeout)
@@ -177,22 +175,16 @@ class ResultRing:
             self._trim()
             self._changed.notify()
 
-    def _hand_out(self, seq: int) -> Record | None:
+    def _see(self, seq: int) -> Record | None:
         record = self.at(seq)
         if record is not None:
-            self._handed_out = max(self._handed_out, seq + 1)
+            self._seen_up_to = max(self._seen_up_to, seq + 1)
         return record
 
-    def _take_back(self) -> None:
-        gone = self._kept.pop()
-        self._kept_bytes -= gone.size
-        self._unread_bytes -= gone.size
-        self.next_seq -= 1
-
     def _append(self, kind: Kind, result: Result) -> Record:
-        fields = result.record
-        line = b"" if fields is None else _dump(_own_fields(self._job_id, self.next_seq, kind, fields))
-        record = Record(self._job_id, self.next_seq, kind, result, self._content_type, line)
+        record = Record(self._job_id, self.next_seq, kind, result, self._content_type)
+        if result.record is not None:
+            record = replace(record, line=record.json())
         self._kept.append(record)
         self._kept_bytes += record.size
         self._unread_bytes += record.size
@@ -213,14 +205,11 @@ class ResultRing:
 
 
 class TranscriptLog:
-    """The final transcripts of a job, for whoever asks at the end: readers may have taken its results long ago.
+    """The final transcripts of a job, at most `max_bytes` of them: the ring may have forgotten its oldest results."""
 
-    The oldest go when there are too many.
-    """
-
-    def __init__(self, max_bytes: int = TRANSCRIPT_BYTES) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.dropped = 0
-        """Records that are gone."""
+        """Records that were dropped, the oldest first."""
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
