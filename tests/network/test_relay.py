@@ -12,7 +12,7 @@ from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
 from whisper_byoc.network.serving import as_json, as_text
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.trickle.limits import ByteBudget
 
 BODY = [bytes([n]) * (n * 1000 + 1) for n in range(30)]
 WHOLE = b"".join(BODY)
@@ -36,7 +36,7 @@ async def served(handle, wrap=as_json, cancellation=True):
 @asynccontextmanager
 async def receiving(use, *, keep=1 << 20, limit=None, memory=None, cancellation=True):
     """Serve a handler that answers with what `use(body)` returns."""
-    memory = memory or Memory(1 << 30)
+    memory = memory or ByteBudget(1 << 30)
 
     async def handle(request):
         body = RequestBody(request, memory, keep, limit)
@@ -156,7 +156,7 @@ async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it():
     [
         ({"limit": 1000}, bytes(1001), 413, "1001 bytes"),
         ({"limit": 1000}, None, 413, "1000 bytes"),
-        ({"memory": Memory(1000)}, None, 503, "holds"),
+        ({"memory": ByteBudget(1000)}, None, 503, "holds"),
     ],
 )
 async def test_bodies_are_bounded_each_and_together(options, data, status, words):
@@ -181,7 +181,7 @@ async def test_a_bug_while_reading_a_body_is_logged_and_is_not_called_a_lack_of_
 
 
 async def test_a_sender_who_hangs_up_leaves_no_bytes_behind():
-    memory = Memory(1 << 20)
+    memory = ByteBudget(1 << 20)
 
     async def use(body):
         await anext(body.chunks())

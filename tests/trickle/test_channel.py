@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from whisper_byoc.trickle.channel import MERGED_BYTES, Channel, Cursor, Segment
 from whisper_byoc.trickle.errors import BadSequence, ChannelClosed, MemoryFull, SegmentFinished, TrickleError
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.trickle.limits import ByteBudget
 from whisper_byoc.trickle.protocol import parse_seq
 
 SIZES = st.lists(st.integers(0, 20) | st.integers(MERGED_BYTES - 3, MERGED_BYTES + 3), max_size=12)
 
 
 def new_segment(memory=None):
-    return Segment(0, memory or Memory(1 << 30), 1 << 30)
+    return Segment(0, memory or ByteBudget(1 << 30), 1 << 30)
 
 
 def new_channel():
-    return Channel("ch", "text/plain", 1 << 20, Memory(1 << 30))
+    return Channel("ch", "text/plain", 1 << 20, ByteBudget(1 << 30))
 
 
 def write(channel, seq, data=b"x"):
@@ -77,7 +77,7 @@ def test_single_bytes_do_not_cost_an_object_each():
 
 
 def test_memory_is_shared_and_given_back_when_nobody_reads_any_more():
-    memory = Memory(100)
+    memory = ByteBudget(100)
     one, two = new_segment(memory), new_segment(memory)
     one.append(bytes(60))
     two.append(bytes(40))

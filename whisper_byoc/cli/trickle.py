@@ -13,9 +13,9 @@ from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.pipe import Pieces, by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, chunks_of, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
-from whisper_byoc.trickle.server import DEFAULT_PORT, serve
+from whisper_byoc.trickle.server import TRICKLE_PORT, serve
 from whisper_byoc.trickle.subscriber import SegmentReader
 
 
@@ -38,7 +38,7 @@ def configure(parser: Parser) -> None:
     sub.add_argument("--verbose", action="store_true", help="report every segment on stderr")
     server = actions.add_parser("serve", description="Run a trickle server.", help="run a trickle server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    server.add_argument("--port", type=port, default=DEFAULT_PORT, help=f"port (default {DEFAULT_PORT})")
+    server.add_argument("--port", type=port, default=TRICKLE_PORT, help=f"port (default {TRICKLE_PORT})")
     server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
     server.add_argument("--no-autocreate", action="store_true", help="let no remote peer create a channel")
 
@@ -81,7 +81,7 @@ def report(segment: SegmentReader, size: int) -> None:
     print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
 
 
-def pieces_of(source: io.BufferedIOBase, args: argparse.Namespace) -> Pieces:
+def pieces_of(source: io.BufferedIOBase, args: argparse.Namespace) -> SegmentPieces:
     chunks = chunks_of(source)
     if args.lines:
         return by_line(chunks)

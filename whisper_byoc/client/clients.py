@@ -20,7 +20,6 @@ ROUTE = "/live/video-to-video"
 """The network's one route for live jobs, whatever goes through it."""
 OCTET_STREAM = "application/octet-stream"
 NDJSON = "application/x-ndjson"
-CLOSED = "Lp-Trickle-Closed"
 
 
 class GatewayClient(Connection):
@@ -205,7 +204,7 @@ class TrickleClient(Connection):
             async with self._request("GET", f"/live/{self._job}/output") as answer:
                 if answer.status == 200:
                     return await whole_body(answer)
-                if CLOSED in answer.headers:
+                if "Lp-Trickle-Closed" in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
 
     async def _put(self, job: str, body: object, query: Mapping[str, str], content_type: str) -> None:

@@ -18,6 +18,7 @@ from whisper_byoc.network.peers import refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import Context, as_json, as_text
+from whisper_byoc.trickle.protocol import CLOSED, SEQ
 
 T = TypeVar("T")
 
@@ -28,8 +29,7 @@ ANSWER_HEADERS = (
 )  # fmt: skip
 """What of a container's answer passes; go-livepeer keeps two of them."""
 LIVE_HEADERS = ("Content-Type", "Content-Encoding")
-FRAME_HEADERS = ("Content-Type", "Content-Length", "Lp-Trickle-Seq")
-CLOSED = "Lp-Trickle-Closed"
+FRAME_HEADERS = ("Content-Type", "Content-Length", SEQ)
 ALONE_S = "30"
 """A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
 RESULT_WAIT_S = "300"

@@ -18,7 +18,7 @@ from whisper_byoc.network.peers import AbortScope, first_to_take, refusal, talki
 from whisper_byoc.network.records import RecordStream, record_stream
 from whisper_byoc.network.serving import Context
 from whisper_byoc.trickle import MemoryFull
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.trickle.limits import ByteBudget
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -32,7 +32,7 @@ class RequestBody:
     its first byte. After `release` nothing is held.
     """
 
-    def __init__(self, request: web.Request, memory: Memory, keep_bytes: int, limit: int | None = None) -> None:
+    def __init__(self, request: web.Request, memory: ByteBudget, keep_bytes: int, limit: int | None = None) -> None:
         """Raise `RequestRefused` (413) for a body of more than `limit` bytes."""
         self.length = request.content_length
         """Bytes of the whole body; None for a live feed."""

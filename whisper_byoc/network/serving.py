@@ -17,7 +17,7 @@ from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
 from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.trickle.limits import ByteBudget
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -169,7 +169,7 @@ class Context:
     limits: NetworkLimits
     http: aiohttp.ClientSession
     """For requests to peers."""
-    memory: Memory
+    memory: ByteBudget
     """Of all bodies that are held."""
     trickle: TrickleServer
     tasks: Tasks = field(default_factory=Tasks)
@@ -186,7 +186,7 @@ async def open_context(role: str, limits: NetworkLimits) -> AsyncIterator[Contex
     trickle = TrickleServer(TRICKLE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
     # go-livepeer's orchestrators sign their own certificates
     async with http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES) as session:
-        context = Context(role, limits, session, Memory(limits.total_bytes), trickle)
+        context = Context(role, limits, session, ByteBudget(limits.total_bytes), trickle)
         try:
             yield context
         finally:

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from whisper_byoc.errors import StartError
-from whisper_byoc.trickle.server import DEFAULT_PORT, TrickleServer, serve
+from whisper_byoc.trickle.server import TRICKLE_PORT, TrickleServer, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m whisper_byoc.trickle`, and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m whisper_byoc.trickle", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port; 0 takes a free one (default %(default)s)")
+    parser.add_argument("--port", type=int, default=TRICKLE_PORT, help="port; 0 takes a free one (default %(default)s)")
     parser.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default %(default)s)")
     parser.add_argument("--no-autocreate", action="store_true", help="let no remote peer create a channel")
     parser.add_argument("--changefeed", action="store_true", help="keep the channel _changes")

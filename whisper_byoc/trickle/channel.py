@@ -11,7 +11,7 @@ from whisper_byoc.trickle.errors import (
     SegmentNotFound,
     SegmentTooLarge,
 )
-from whisper_byoc.trickle.limits import Memory
+from whisper_byoc.trickle.limits import ByteBudget
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, WINDOW
 
 MERGED_BYTES = 4096
@@ -21,7 +21,7 @@ MERGED_BYTES = 4096
 class Segment:
     """The bytes of one index. They only grow, and writers never wait for readers."""
 
-    def __init__(self, seq: int, memory: Memory, limit: int) -> None:
+    def __init__(self, seq: int, memory: ByteBudget, limit: int) -> None:
         self.seq = seq
         self.size = 0
         self.closed = False
@@ -96,7 +96,7 @@ class Channel:
     `next_write` is the index after the newest segment that was begun.
     """
 
-    def __init__(self, name: str, mime: str, segment_bytes: int, memory: Memory) -> None:
+    def __init__(self, name: str, mime: str, segment_bytes: int, memory: ByteBudget) -> None:
         self.name = name
         self.mime = mime
         self.next_write = 0

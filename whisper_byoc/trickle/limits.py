@@ -30,22 +30,18 @@ class TrickleLimits:
     """
 
 
-class Memory:
-    """Counts bytes that are held, up to a limit."""
+class ByteBudget:
+    """Counts the bytes that a server holds in memory, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
 
     def take(self, size: int) -> None:
-        """Count `size` more bytes.
-
-        Raises `MemoryFull`.
-        """
+        """Raise `MemoryFull` where `size` more bytes would be too many."""
         if self.held + size > self.limit:
             raise MemoryFull(f"the server holds {self.held} of {self.limit} bytes; try again later")
         self.held += size
 
     def give(self, size: int) -> None:
-        """Count `size` bytes less."""
         self.held -= size

@@ -9,19 +9,17 @@ from typing import BinaryIO
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
-CHUNK_BYTES = 64 << 10
-
-Pieces = AsyncIterator[tuple[bytes, bool]]
+SegmentPieces = AsyncIterator[tuple[bytes, bool]]
 """Bytes to be sent as they come; the flag says that a segment ends after them."""
 
 
 async def chunks_of(source: io.BufferedIOBase) -> AsyncIterator[bytes]:
     """Read a file or a pipe as its bytes come, without blocking the event loop."""
-    while data := await asyncio.to_thread(source.read1, CHUNK_BYTES):
+    while data := await asyncio.to_thread(source.read1, 64 << 10):
         yield data
 
 
-async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> Pieces:
+async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> SegmentPieces:
     """Make every line one segment; a line of more than `longest` bytes is cut."""
     rest = b""
     async for data in source:
@@ -35,7 +33,7 @@ async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> Piece
         yield rest, True
 
 
-async def by_size(source: AsyncIterator[bytes], size: int) -> Pieces:
+async def by_size(source: AsyncIterator[bytes], size: int) -> SegmentPieces:
     """Make every `size` bytes one segment."""
     left = size
     async for data in source:
@@ -47,7 +45,9 @@ async def by_size(source: AsyncIterator[bytes], size: int) -> Pieces:
             left -= len(data)
 
 
-async def by_time(source: AsyncIterator[bytes], seconds: float, clock: Callable[[], float] = time.monotonic) -> Pieces:
+async def by_time(
+    source: AsyncIterator[bytes], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> SegmentPieces:
     """End a segment with the first piece that comes `seconds` or more after its first one."""
     began_at: float | None = None
     async for data in source:
@@ -58,7 +58,7 @@ async def by_time(source: AsyncIterator[bytes], seconds: float, clock: Callable[
             began_at = None
 
 
-async def publish(pieces: Pieces, publisher: TricklePublisher) -> int:
+async def publish(pieces: SegmentPieces, publisher: TricklePublisher) -> int:
     """Send pieces as segments to an open publisher, and return how many there were.
 
     Raises what the publisher raises.

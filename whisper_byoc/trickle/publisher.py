@@ -28,9 +28,9 @@ class TricklePublisher:
     It starts at index 0, as go-livepeer's and pytrickle's publishers do. With `join` it goes on where the channel is,
     and closes what another publisher left open there (the Python gateway client's way). With `create` it makes the
     channel first. `keep_bytes` is how much of a segment is kept so that it can be sent again; a larger one that
-    breaks raises `SegmentBroken`. A segment that had to be sent again may have another index than the one before + 1.
-    `continuous` is for sound and video, where a segment is no more than a piece of one stream of bytes: what arrived of
-    it before its connection broke is not sent again, which readers would hear twice.
+    breaks raises `SegmentBroken`. A segment that had to be sent again need not have the index after the one before.
+    `continuous` is for sound and video, where a segment is only a piece of one stream of bytes: what arrived before its
+    connection broke is not sent again, or readers would hear it twice.
     """
 
     def __init__(
@@ -161,13 +161,12 @@ class SegmentWriter:
         self._channel = publisher.channel
         self._reset = reset
         self._chunks: list[bytes] = []  # what was written, as long as it is kept
-        self._next = 0  # the first chunk that the present connection did not take yet
+        self._next = 0  # the first chunk that the present connection has not taken
         self._size = 0
         self._unsent = 0
         self._whole = False
         self._replayable = True  # all that was written is kept
         self._opened = False  # the server may know of the index
-        self._started = False  # the present connection took bytes
         self._doubtful = False  # a connection broke after it took bytes
         self._index_taken = False
         self._changed = Changed()
@@ -221,7 +220,7 @@ class SegmentWriter:
                 await self._channel.finish(self.seq)
 
     async def drop(self) -> None:
-        """Drop the connection, and leave the index as it is."""
+        """Drop the connection without closing the index at the server."""
         await cancel(self._task)
 
     async def __aenter__(self) -> Self:
@@ -246,7 +245,7 @@ class SegmentWriter:
                 if isinstance(error, _IndexTaken):
                     self._index_taken = True
                 else:
-                    self._doubtful = self._doubtful or self._started
+                    self._doubtful = self._doubtful or self._next > 0
                 idle = self._size == 0 and not self._whole
                 what = f"segment {self.seq} of {self._channel.url}"
                 pause = (idle_retry if idle else retry).pause_after(error, began_at, what)
@@ -269,7 +268,7 @@ class SegmentWriter:
                 if self._publisher.continuous and stored and written.startswith(stored):
                     self._chunks = [written[len(stored) :]]  # the rest goes to another index
                     self._size = len(self._chunks[0])
-                    self._doubtful, self._index_taken = False, True
+                    self._next, self._doubtful, self._index_taken = 0, False, True
         if self._doubtful or self._index_taken:
             self.seq = await self._publisher.renumber(self)
             self._opened = False
@@ -277,8 +276,7 @@ class SegmentWriter:
         return False
 
     async def _attempt(self) -> None:
-        """Open the POST, send what there is and what comes, and read the answer."""
-        self._next, self._started, self._unsent = 0, False, self._size
+        self._next, self._unsent = 0, self._size
         headers = {"Content-Type": self._publisher.mime}
         reset = self._reset or self._publisher.left_open
         if reset:
@@ -312,7 +310,6 @@ class SegmentWriter:
         while True:
             if data := b"".join(self._chunks[self._next :]):
                 self._next = len(self._chunks)
-                self._started = True
                 if self._size > self._publisher.keep_bytes:
                     self._chunks, self._next, self._replayable = [], 0, False
                 yield data

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("whisper_byoc.trickle")
 
-LONGEST_TEXT = 200
+QUOTED_BYTES = 200
 """Bytes of an error's body that are quoted."""
 ERROR_TEXT_S = 2.0
 FIRST_PAUSE_S = 0.1
@@ -104,7 +104,7 @@ class RemoteChannel:
     """The small requests that a channel takes. Each raises `ChannelNotFound`, `Refused`, or one of `RETRIED`."""
 
     def __init__(self, url: str, options: ClientOptions) -> None:
-        """Raise `TrickleError` for what is not the URL of a channel."""
+        """Raise `TrickleError` for a URL that cannot be a channel's."""
         try:
             self.url = base_url(url, credentials=True)
         except UsageError:
@@ -170,7 +170,7 @@ class RemoteChannel:
         text = b""
         with contextlib.suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(ERROR_TEXT_S):
-                text = await answer.content.read(LONGEST_TEXT)
+                text = await answer.content.read(QUOTED_BYTES)
         answer.close()
         if answer.status == 404:
             return ChannelNotFound(f"there is no channel at {self.url}")

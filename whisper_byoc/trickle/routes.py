@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 
 from whisper_byoc.aiohttp_internals import LateHeadResponse, send_continue
 from whisper_byoc.trickle.channel import Channel, Cursor, Segment
@@ -23,9 +24,7 @@ from whisper_byoc.trickle.errors import (
 from whisper_byoc.trickle.limits import TrickleLimits
 from whisper_byoc.trickle.protocol import CLOSED, EXPECT_CONTENT, LATEST, NOT_FOUND, RESET, SEQ, TERMINATED, parse_seq
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-SMALL_BYTES = 64 << 10
+ONE_PIECE_BYTES = 64 << 10
 """A finished segment up to this size is answered in one piece."""
 BROKEN_BODY = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 """What reading a request body raises when it breaks off."""
@@ -58,11 +57,11 @@ class TrickleRoutes:
         """Add all routes below the base path."""
         channel = base_path + "{name:[^/]+}"
         segment = channel + "/{seq:[^/]+}"
-        app.router.add_post(channel, _answering(self.create))
-        app.router.add_delete(channel, _answering(self.delete))
-        app.router.add_get(segment, _answering(self.read), allow_head=False)
-        app.router.add_post(segment, _answering(self.write))
-        app.router.add_delete(segment, _answering(self.finish))
+        app.router.add_post(channel, _answering_errors(self.create))
+        app.router.add_delete(channel, _answering_errors(self.delete))
+        app.router.add_get(segment, _answering_errors(self.read), allow_head=False)
+        app.router.add_post(segment, _answering_errors(self.write))
+        app.router.add_delete(segment, _answering_errors(self.finish))
 
     def cut_stalled(self) -> None:
         """Cut off the peers that have taken or sent nothing for `stall_seconds`.
@@ -82,7 +81,7 @@ class TrickleRoutes:
         try:
             self._table.close(self._unreserved(request))
         except ChannelNotFound:
-            return _refusal(400, "Invalid stream")
+            return _http_error(400, "Invalid stream")
         return web.Response()
 
     async def finish(self, request: web.Request) -> web.StreamResponse:
@@ -90,7 +89,7 @@ class TrickleRoutes:
         try:
             channel.finish_seq(parse_seq(request.match_info["seq"]))
         except SegmentNotFound:
-            return _refusal(400, "Nonexistent segment")
+            return _http_error(400, "Nonexistent segment")
         return web.Response()
 
     async def write(self, request: web.Request) -> web.StreamResponse:
@@ -112,7 +111,7 @@ class TrickleRoutes:
                 if segment.closed and not channel.holds(segment):  # nobody can ask for it any more
                     if channel.closed:
                         return _closing(_written(channel, segment))
-                    return _refusal(409, "Too late", close=True)
+                    return _http_error(409, "Too late", close=True)
                 segment.append(data)
             segment.whole = True
         finally:
@@ -138,7 +137,7 @@ class TrickleRoutes:
         headers = {SEQ: str(segment.seq), "Content-Type": channel.mime}
         if latest != segment.seq:
             headers[LATEST] = str(latest)
-        if segment.closed and segment.size <= SMALL_BYTES:
+        if segment.closed and segment.size <= ONE_PIECE_BYTES:
             return web.Response(body=b"".join(segment.chunks), headers=headers)
         return await self._stream(request, segment, LateHeadResponse(headers=headers))
 
@@ -202,7 +201,7 @@ class TrickleRoutes:
         return name
 
 
-def _answering(handler: Handler) -> Handler:
+def _answering_errors(handler: Handler) -> Handler:
     """Turn our errors into the answers that go-livepeer gives, and into clear ones where it has none."""
 
     @functools.wraps(handler)
@@ -210,16 +209,16 @@ def _answering(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except (ChannelNotFound, ChannelClosed):
-            return _refusal(404, "Stream not found", close=request.method == "POST")
+            return _http_error(404, "Stream not found", close=request.method == "POST")
         except BadSequence:
-            return _refusal(400, "Invalid idx")
+            return _http_error(400, "Invalid idx")
         except SegmentFinished as error:
-            return _refusal(409, str(error), close=True)
+            return _http_error(409, str(error), close=True)
         except LimitReached as error:
-            return _refusal(error.status, str(error), close=True)
+            return _http_error(error.status, str(error), close=True)
         except BROKEN_BODY as error:
             error.__traceback__ = None  # the request keeps the error, and its frames would keep the segment
-            return _refusal(500, "Server error", close=True)
+            return _http_error(500, "Server error", close=True)
 
     return answer
 
@@ -237,7 +236,7 @@ def _closing(response: web.Response) -> web.Response:
     return response
 
 
-def _refusal(status: int, reason: str, *, close: bool = False) -> web.Response:
+def _http_error(status: int, reason: str, *, close: bool = False) -> web.Response:
     """Answer with a sentence, as Go's `http.Error` does."""
     response = web.Response(status=status, text=reason + "\n", headers={"X-Content-Type-Options": "nosniff"})
     return _closing(response) if close else response

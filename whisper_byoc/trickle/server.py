@@ -14,19 +14,19 @@ from whisper_byoc import http
 from whisper_byoc.aio import cancel, every, stop_on_signals
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import ChannelNotFound, TooManyChannels, TrickleError
-from whisper_byoc.trickle.limits import Memory, TrickleLimits
+from whisper_byoc.trickle.limits import ByteBudget, TrickleLimits
 from whisper_byoc.trickle.protocol import CHANGES
 from whisper_byoc.trickle.routes import TrickleRoutes
 
 log = logging.getLogger("whisper_byoc.trickle")
 
-DEFAULT_PORT = 2939
+TRICKLE_PORT = 2939
 """That of http-trickle's stand-alone server."""
 DEFAULT_MIME = "application/octet-stream"
-KEEP_ALIVE_S = 600.0
+IDLE_CONNECTION_S = 600.0
 """go-livepeer's idle timeout between two requests."""
-SHUTDOWN_S = 1.0
-"""Longest wait for a publisher that is sending a segment; whoever only waits is released at once."""
+UNFINISHED_SEGMENT_S = 1.0
+"""Longest wait, at the end, for a publisher that is sending a segment; whoever only waits is released at once."""
 
 
 class TrickleServer:
@@ -47,7 +47,7 @@ class TrickleServer:
         self.base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
         self.autocreate = autocreate
         self.limits = limits or TrickleLimits()
-        self.memory = Memory(self.limits.total_bytes)
+        self.memory = ByteBudget(self.limits.total_bytes)
         self.channels: dict[str, Channel] = {}
         """The open channels by name. They come and go by `create` and `close`."""
         self._routes = TrickleRoutes(self)
@@ -163,8 +163,9 @@ async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterato
     """
     app = web.Application()
     server.add_routes(app)
-    listener = http.listening(app, host, port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S)
-    async with listener as bound:
+    async with http.listening(
+        app, host, port, keep_alive_seconds=IDLE_CONNECTION_S, shutdown_seconds=UNFINISHED_SEGMENT_S
+    ) as bound:
         yield f"http://{http.bracketed(host)}:{bound}{server.base_path}"
 
 

@@ -202,7 +202,6 @@ class _Fetcher:
         self._served = False
 
     async def first(self, start: int) -> SegmentReader | None:
-        """Wait for the first segment; None when the channel ends before it."""
         absent_since = time.monotonic()
         while True:
             try:
@@ -257,7 +256,6 @@ class _Fetcher:
                     seq = latest
 
     async def again(self, seq: int) -> _Answer | None:
-        """Ask once more for a segment that was there; None when it is there no longer."""
         answer = await self._ask(seq)
         if answer.response.status == 200 and answer.first and not answer.channel_closed:
             return answer

@@ -18,14 +18,12 @@ from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds, taken_within
 from whisper_byoc.speech.transcript import from_records
+from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
 
 log = logging.getLogger(__name__)
 
 DEFAULT_WAIT_S = 30.0
 MAX_WAIT_S = 300.0
-GONE = 470
-"""Trickle's status for a segment that the stream does not have (any more)."""
-SEQ, LATEST, CLOSED = "Lp-Trickle-Seq", "Lp-Trickle-Latest", "Lp-Trickle-Closed"
 TRANSCRIPT_FORMATS = ("txt", "json", "verbose_json", "srt", "vtt", "ndjson")
 
 
@@ -72,16 +70,16 @@ async def _again(job: Job, seq: int, wait: float) -> web.Response:
         return _answer(record)
     latest = str(job.results.next_seq)
     if seq >= job.results.next_seq:
-        closed = {CLOSED: "terminated"} if job.results.ended else {}
+        closed = {CLOSED: TERMINATED} if job.results.ended else {}
         return web.Response(status=204, headers={LATEST: latest, **closed})
     body = {"error": f"result {seq} is no longer kept", "seq": seq}
-    return web.json_response(body, status=GONE, headers={SEQ: str(seq), LATEST: latest})
+    return web.json_response(body, status=NOT_FOUND, headers={SEQ: str(seq), LATEST: latest})
 
 
 def _answer(record: Record) -> web.Response:
     headers = {SEQ: str(record.seq)}
     if record.kind == "end":
-        return web.Response(status=204, headers={**headers, CLOSED: "terminated"})
+        return web.Response(status=204, headers={**headers, CLOSED: TERMINATED})
     if record.kind == "error":
         return web.json_response({"error": record.error, "seq": record.seq}, status=500, headers=headers)
     return web.Response(body=record.result.body, headers={**headers, "Content-Type": record.content_type})
@@ -141,7 +139,7 @@ async def get_transcript(request: web.Request) -> web.Response:
     form = choice("format", request.query.get("format", "txt"), TRANSCRIPT_FORMATS)
     job = request.app[TABLE].get(request.match_info["job_id"])
     await job.results.until_ended(number("wait", request.query.get("wait", 0), 0, MAX_WAIT_S))
-    headers = {CLOSED: "terminated"} if job.results.ended else {}
+    headers = {CLOSED: TERMINATED} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
     body = await asyncio.to_thread(_write_transcript, job.transcript.lines(), form)  # a day's talk takes a while
