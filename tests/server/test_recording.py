@@ -5,15 +5,14 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from audio import pcm
 from audio.errors import AudioError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from audio.sniff import is_media
 from audio.wav import read_wav, write_wav
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.server.ingest.recordings import is_media, read_recording
+from whisper_byoc.server.ingest.recordings import read_recording
 
 LIMIT = 64 << 20
 MIB = 1 << 20
@@ -142,13 +141,3 @@ def test_what_is_refused(data, content_type, status, words):
 def test_what_is_no_sound_is_an_error_and_never_silence(data, content_type):
     with pytest.raises(AudioError):
         read_recording(data, content_type, LIMIT, raw_by_default=False)
-
-
-@given(st.binary(max_size=600))
-def test_any_bytes_are_media_or_not(data):
-    assert is_media(data) in (True, False)
-
-
-@given(st.lists(st.integers(-200, 200), min_size=200, max_size=400))
-def test_quiet_pcm_is_not_taken_for_media(samples):
-    assert not is_media(np.array([0, *samples], dtype="<i2").tobytes())

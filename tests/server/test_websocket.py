@@ -10,7 +10,6 @@ import pytest
 from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
-from whisper_byoc.server.routes import websocket
 
 NUMBERS = "seven three nine zero five one"
 
@@ -276,13 +275,12 @@ async def test_a_server_that_shuts_down_sends_what_it_has_and_says_so(serving):
     await draining
 
 
-async def test_a_client_that_does_not_read_is_cut_off(serving, monkeypatch):
+async def test_a_client_that_does_not_read_is_cut_off(serving):
     class Talks(Says):
         async def process(self, frame):
             return b"x" * (8 << 20)
 
-    monkeypatch.setattr(websocket, "SEND_SECONDS", 0.3)
-    api = await serving(Talks())
+    api = await serving(Talks(), idle_seconds=0.3)
     async with connect(api, max_msg_size=0) as ws:
         transport = ws._conn.transport
         transport.pause_reading()

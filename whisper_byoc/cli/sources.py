@@ -17,11 +17,11 @@ from audio import pcm
 from audio.errors import PcmError, WavError
 from audio.media import load_audio
 from audio.riff import may_become_wav
+from audio.sniff import is_media
 from whisper_byoc.aio import cancel, stop_on_signals
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
-from whisper_byoc.server.ingest.recordings import is_media
 
 MICROPHONE, STDIN = "--microphone", "-"
 CHUNK_SECONDS = 0.1

@@ -79,7 +79,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
-    except ConnectionError:  # the client is gone: there is nobody to answer
+    except ConnectionError:  # the client is gone or does not read, or the answer cannot go on
         abort(request)
         return web.Response(status=400)
     except Exception as error:

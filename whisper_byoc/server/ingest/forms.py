@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
-from multidict import MultiDict
+from multidict import MultiDict, MultiMapping
 
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, read_body
@@ -38,6 +38,11 @@ class Upload:
     def field(self, name: str, default: str = "") -> str:
         """Return one field, stripped; `default` when it is absent or empty."""
         return self.fields.get(name, "").strip() or default
+
+
+def params_without(fields: MultiMapping[str], *names: str) -> dict[str, str]:
+    """Return the fields of a query or form but for those of these names, which the route reads itself."""
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 async def read_upload(request: web.Request, limits: Limits) -> Upload:

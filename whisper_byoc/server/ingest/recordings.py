@@ -22,6 +22,7 @@ from audio.errors import MediaError, UnsupportedWav
 from audio.media import decode_media
 from audio.quiet import QuietCutter
 from audio.riff import begins_like_wav
+from audio.sniff import is_media
 from audio.wav import read_wav
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
@@ -29,7 +30,7 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
 from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
+from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE, JobTable
 from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.speech.transcript import Transcription, from_records
@@ -38,12 +39,6 @@ WINDOW_SECONDS = 30.0
 """Longest segment: Whisper's window. Nobody waits for the first words of a whole recording as for live ones."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
 BLOCK_SAMPLES = 1 << 20
-MAGIC = (b"ID3", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"FORM", b"caff", b".snd", b"#!AMR", b"RF64", b"0&\xb2u", b"RIFF")
-"""How files begin that may come without a Content-Type of their own; 1A45DFA3 is Matroska and WebM, 3026B275 ASF."""
-MP3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-MP3_KBPS_LOW = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-"""Layer III bit rates of MPEG 1, and of MPEG 2 and 2.5 (ISO 11172-3 and 13818-3)."""
-BUSY_SECONDS = 5
 DECODERS = 2
 """Recordings decoded at once: ffmpeg is fast, and the model needs the CPUs."""
 UNKNOWN_LANGUAGE = "und"
@@ -111,31 +106,6 @@ def _decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
     return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE)
 
 
-def is_media(data: bytes) -> bool:
-    """Whether bytes begin like a media file: by its magic number, or by two frames of MP3 or AAC in a row."""
-    if data.startswith(MAGIC) or data[4:8] == b"ftyp":
-        return True
-    if data[:1] == data[188:189] == data[376:377] == b"G":  # packets of MPEG-TS
-        return True
-    length = _frame_length(data[:6])
-    return length > 0 and _frame_length(data[length : length + 6]) > 0
-
-
-def _frame_length(head: bytes) -> int:
-    """Return the length of the MP3 (layer III) or AAC (ADTS) frame that begins so, or 0 if none does."""
-    if len(head) < 6 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return 0
-    version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    if layer == 0:
-        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5 if head[1] & 0xF0 == 0xF0 else 0
-    rate, speed = head[2] >> 4, head[2] >> 2 & 3
-    if layer != 1 or version == 1 or not 0 < rate < 15 or speed == 3:
-        return 0
-    hertz = (44100, 48000, 32000)[speed] >> {3: 0, 2: 1, 0: 2}[version]
-    kbps = (MP3_KBPS if version == 3 else MP3_KBPS_LOW)[rate - 1]
-    return (144 if version == 3 else 72) * kbps * 1000 // hertz + (head[2] >> 1 & 1)
-
-
 class Intake:
     """Bounds how many uploads are held, and how many are decoded, at once."""
 
@@ -151,7 +121,9 @@ class Intake:
         Raises `RequestRefused` (429) when all are taken.
         """
         if self._free == 0:
-            raise RequestRefused(429, "this server is busy with as many recordings as it takes at once", BUSY_SECONDS)
+            raise RequestRefused(
+                429, "this server is busy with as many recordings as it takes at once", RETRY_AFTER_SECONDS
+            )
         self._free -= 1
         try:
             yield
@@ -172,7 +144,7 @@ class Intake:
                 )
         except TimeoutError:
             message = f"the recording was not decoded within {seconds:g} s, as there were others"
-            raise RequestRefused(429, message, BUSY_SECONDS) from None
+            raise RequestRefused(429, message, RETRY_AFTER_SECONDS) from None
 
     async def close(self, _: web.Application) -> None:
         self._decoders.shutdown(wait=False, cancel_futures=True)
@@ -240,11 +212,11 @@ class RecordingJob:
                     await self.job.inbox.submit(segment)
                 self.job.end_input()
         except RequestRefused:
-            raise RequestRefused(429, f"{SHUTTING_DOWN}, or waited too long", BUSY_SECONDS) from None
+            raise RequestRefused(429, f"{SHUTTING_DOWN}, or waited too long", RETRY_AFTER_SECONDS) from None
 
 
 @asynccontextmanager
-async def received(request: web.Request, *, form_only: bool = False) -> AsyncIterator[Upload]:
+async def received_upload(request: web.Request, *, form_only: bool = False) -> AsyncIterator[Upload]:
     """Hold a place for the request, and read its body.
 
     Raises `RequestRefused`: 415 for a body that is no form where only that is read, 429 when busy; and as `read_upload`
@@ -254,19 +226,19 @@ async def received(request: web.Request, *, form_only: bool = False) -> AsyncIte
         raise RequestRefused(415, "this route reads forms; send the recording as multipart/form-data")
     with request.app[INTAKE].place():
         if request.app[TABLE].draining:
-            raise RequestRefused(429, SHUTTING_DOWN, BUSY_SECONDS)
+            raise RequestRefused(429, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
         yield await read_upload(request, request.app[TABLE].limits)
 
 
 @asynccontextmanager
-async def running(
+async def recording_job(
     request: web.Request, pipeline: Pipeline, params: Mapping[str, Any], upload: Upload
 ) -> AsyncIterator[RecordingJob]:
     """Open a job for the upload, and decode it; free the job in the end.
 
-    Raises as `opened` and `Intake.decode` do.
+    Raises as `temporary_job` and `Intake.decode` do.
     """
-    async with opened(request.app[TABLE], pipeline, params) as job:
+    async with temporary_job(request.app[TABLE], pipeline, params) as job:
         if pipeline.media == "audio":
             recording = await request.app[INTAKE].decode(upload)
         else:
@@ -275,7 +247,7 @@ async def running(
 
 
 @asynccontextmanager
-async def opened(table: JobTable, pipeline: Pipeline, params: Mapping[str, Any]) -> AsyncIterator[Job]:
+async def temporary_job(table: JobTable, pipeline: Pipeline, params: Mapping[str, Any]) -> AsyncIterator[Job]:
     """Open a job under a fresh id, and free it in the end.
 
     Raises `UsageError` for bad parameters, `RequestRefused`: 429 when busy, 503 while the pipeline is loading.

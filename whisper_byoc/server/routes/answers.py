@@ -1,4 +1,4 @@
-"""The forms of an answer: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
+"""Answers: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError
 from whisper_byoc.errors import BadParam, RequestRefused, SegmentError, UsageError
-from whisper_byoc.http import abort
+from whisper_byoc.server.core.results import MAX_ERROR_CHARACTERS
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription
@@ -29,12 +29,10 @@ CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
         "sse": "text/event-stream",
     }
 )
-"""Name of a form -> Content-Type."""
+"""Format of an answer -> its Content-Type."""
 
 MAX_LINE_BYTES = 64 * 1024 - 1
 """Longest line of an event stream: an orchestrator copies it with a scanner of 64 KiB (go-livepeer, byoc)."""
-MAX_ERROR_CHARACTERS = 2000
-"""Longest error in an event; what a processor raises may be of any length."""
 DONE = b"[DONE]"
 """Ends an event stream, in whichever line it stands: go-livepeer looks for the characters, not for the event."""
 
@@ -74,7 +72,7 @@ def _plain(_: web.Request, error: RequestRefused) -> object:
 
 
 def _refusal(request: web.Request, error: Exception) -> RequestRefused:
-    """Say what the client is told of an error; one that nobody foresaw is for the log."""
+    """Return what the client is told of an error; an unforeseen one goes to the log instead."""
     if isinstance(error, RequestRefused):
         return error
     if isinstance(error, (UsageError, SegmentError)):  # how processors refuse parameters
@@ -85,16 +83,16 @@ def _refusal(request: web.Request, error: Exception) -> RequestRefused:
     return RequestRefused(500, "the server failed on this request; its log says why")
 
 
-def render(transcription: Transcription, form: str) -> str:
+def render(transcription: Transcription, wanted: str) -> str:
     """Write a transcription as `text`, `srt` or `vtt`.
 
     Raises `RequestRefused` (406) for subtitles of text that has no times.
     """
-    if form == "text":
+    if wanted == "text":
         return f"{transcription.text}\n"
     if transcription.text and not transcription.segments:
-        raise RequestRefused(406, f"this pipeline gives no times, so it has no {form}; ask for text or json")
-    return FORMATS[form](transcription)
+        raise RequestRefused(406, f"this pipeline gives no times, so it has no {wanted}; ask for text or json")
+    return FORMATS[wanted](transcription)
 
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
@@ -110,27 +108,26 @@ def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
     return found
 
 
-async def taken_within(seconds: float, request: web.Request, writing: Awaitable[None]) -> None:
+async def deliver(request: web.Request, writing: Awaitable[None]) -> None:
     """Wait until the client's socket has taken what is written.
 
-    Raises `ConnectionResetError`, and drops the connection, when that takes longer than `seconds`.
+    Raises `ConnectionResetError`, by which the connection is dropped, when that takes longer than the idle limit.
     """
+    seconds = request.app[TABLE].limits.idle_seconds
     try:
         async with asyncio.timeout(seconds):
             await writing
     except TimeoutError:
         log.warning("%s %s: dropped, its client has read nothing for %g s", request.method, request.path, seconds)
-        abort(request)
         raise ConnectionResetError("the client does not read") from None
 
 
 class EventStream:
-    """Server-sent events of JSON, ended by `data: [DONE]`. An error on the way becomes an event in `shape`."""
+    """Server-sent events of JSON, ended by `data: [DONE]`. An error raised in its context is sent in `shape`."""
 
     def __init__(self, request: web.Request, headers: Mapping[str, str], shape: Shape) -> None:
         self.response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._request = request
-        self._timeout = request.app[TABLE].limits.idle_seconds
         self._shape = shape
 
     async def __aenter__(self) -> Self:
@@ -138,7 +135,7 @@ class EventStream:
         return self
 
     async def send(self, fields: bytes | object) -> None:
-        """Send one event: an object, or one that is JSON in UTF-8 already.
+        """Send one event: an object, or bytes that are its JSON.
 
         Raises `RequestRefused` (422) when it does not fit into a line, and `ConnectionError` when the reader does not
         read.
@@ -149,10 +146,10 @@ class EventStream:
         line = b"data: %b" % text.replace(DONE, b"\\u005bDONE]")  # only ever within a JSON string
         if len(line) > MAX_LINE_BYTES:
             raise RequestRefused(422, f"an event of {len(line)} bytes does not fit into a line; ask for another format")
-        await self._write(line + b"\n\n")
+        await deliver(self._request, self.response.write(line + b"\n\n"))
 
     async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        """Send the error, if there was one, and the end. Nothing when the reader is gone."""
+        """Send the error, if there was one, and the end; nothing when the client is gone."""
         if isinstance(error, Exception) and not isinstance(error, ConnectionError):
             refused = _refusal(self._request, error)
             self._request.app[TABLE].metrics.refused(refused.status)
@@ -160,9 +157,6 @@ class EventStream:
             await self.send(self._shape(self._request, short))
         elif error is not None:
             return False
-        await self._write(b"data: %b\n\n" % DONE)
-        await taken_within(self._timeout, self._request, self.response.write_eof())
+        await deliver(self._request, self.response.write(b"data: %b\n\n" % DONE))
+        await deliver(self._request, self.response.write_eof())
         return True
-
-    async def _write(self, data: bytes) -> None:
-        await taken_within(self._timeout, self._request, self.response.write(data))

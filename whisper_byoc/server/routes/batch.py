@@ -2,7 +2,6 @@
 
 import json
 from contextlib import aclosing
-from typing import Any
 
 from aiohttp import web
 
@@ -10,28 +9,27 @@ from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.params import choice
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import TABLE, JobTable
-from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recordings import RecordingJob, received, running
+from whisper_byoc.server.ingest.forms import Upload, params_without
+from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
 
-NOT_PARAMS = frozenset({"pipeline", "format", "response_format"})
 BYTES = "bytes"
-"""The form of an answer that is the processor's own bytes."""
+"""The format of an answer that is the processor's own bytes."""
 
 
 async def post_capability(request: web.Request) -> web.StreamResponse:
-    """Work on one recording or frame, and answer in the form that was asked for."""
+    """Work on one recording or frame, and answer in the format that was asked for."""
     table = request.app[TABLE]
     pipeline = _named_pipeline(table, request.match_info.get("name", ""))
     if request.method != "POST":
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
-    async with received(request) as upload:
-        if wanted := upload.field("pipeline"):
-            pipeline = table.named(wanted) or table.speech_pipeline(wanted)
-        form = _wanted_form(request, upload, pipeline)
-        params = {name: value for name, value in upload.fields.items() if name not in NOT_PARAMS}
-        async with running(request, pipeline, params, upload) as job:
-            return await _answer(request, job, form)
+    async with received_upload(request) as upload:
+        if name := upload.field("pipeline"):
+            pipeline = table.named(name) or table.speech_pipeline(name)
+        wanted = _wanted_format(request, upload, pipeline)
+        params = params_without(upload.fields, "pipeline", "format", "response_format")
+        async with recording_job(request, pipeline, params, upload) as job:
+            return await _answer(request, job, wanted)
 
 
 def _named_pipeline(table: JobTable, name: str) -> Pipeline:
@@ -45,8 +43,8 @@ def _named_pipeline(table: JobTable, name: str) -> Pipeline:
     raise RequestRefused(404, f"model not found: nothing is served at /{name}; recordings are taken at {names}")
 
 
-def _wanted_form(request: web.Request, upload: Upload, pipeline: Pipeline) -> str:
-    """Choose the form: by a field, since neither query nor `Accept` passes an orchestrator, else by `Accept`."""
+def _wanted_format(request: web.Request, upload: Upload, pipeline: Pipeline) -> str:
+    """Choose the format: by a field, since neither query nor `Accept` passes an orchestrator, else by `Accept`."""
     named = next((name for name in ("response_format", "format") if upload.field(name)), "")
     if not pipeline.gives_text:
         if named:
@@ -54,28 +52,30 @@ def _wanted_form(request: web.Request, upload: Upload, pipeline: Pipeline) -> st
         return BYTES
     if named:
         return choice(named, upload.field(named), CONTENT_TYPES)
-    types = {value.partition(";")[0]: form for form, value in CONTENT_TYPES.items()}
+    types = {value.partition(";")[0]: name for name, value in CONTENT_TYPES.items()}
     accepted = (each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "").split(","))
     return next((types[each] for each in accepted if each in types), "json")
 
 
-async def _answer(request: web.Request, job: RecordingJob, form: str) -> web.StreamResponse:
-    if form == "sse":
+async def _answer(request: web.Request, job: RecordingJob, wanted: str) -> web.StreamResponse:
+    if wanted == "sse":
         return await _stream(request, job)
-    headers = job.headers(job.pipeline.content_type if form == BYTES else CONTENT_TYPES[form])
-    if form == BYTES:
+    headers = job.headers(job.pipeline.content_type if wanted == BYTES else CONTENT_TYPES[wanted])
+    if wanted == BYTES:
         body = b"".join([each.result.body for each in await job.outcome()])
-    elif form == "ndjson":
+    elif wanted == "ndjson":
         body = b"".join([each.json() + b"\n" for each in await job.outcome()])
-    else:
+    elif wanted == "json":
         transcription = await job.transcription()
-        text: dict[str, Any] = {
+        fields = {
             "text": transcription.text,
             "language": transcription.language,
             "duration": job.recording.seconds,
+            "segments": segments_in_seconds(transcription),
         }
-        text["segments"] = segments_in_seconds(transcription)
-        body = (json.dumps(text, ensure_ascii=False) if form == "json" else render(transcription, form)).encode()
+        body = json.dumps(fields, ensure_ascii=False).encode()
+    else:
+        body = render(await job.transcription(), wanted).encode()
     return web.Response(body=body, headers=headers)
 
 

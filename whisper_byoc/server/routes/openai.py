@@ -17,7 +17,7 @@ from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.params import choice, number, switch
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recordings import RecordingJob, received, running
+from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
@@ -47,53 +47,56 @@ async def post_translation(request: web.Request) -> web.StreamResponse:
 
 
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
-    async with received(request, form_only=True) as upload:
+    async with received_upload(request, form_only=True) as upload:
         pipeline = request.app[TABLE].speech_pipeline(upload.field("model"))
-        form = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
-        grains = _granularities(upload)
+        wanted = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
+        granularities = _granularities(upload)
         number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
         streamed = switch("stream", upload.field("stream", "false"))
-        if streamed and form not in ("json", "text"):
-            raise BadParam("response_format", f"a stream is of events, it cannot be {form}; use json")
+        if streamed and wanted not in ("json", "text"):
+            raise BadParam("response_format", f"a stream is of events, it cannot be {wanted}; use json")
         params: dict[str, Any] = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
         params |= {"task": task} if task != "transcribe" else {}
-        params |= {"words": True} if "word" in grains else {}
-        async with running(request, pipeline, params, upload) as job:
+        params |= {"words": True} if "word" in granularities else {}
+        async with recording_job(request, pipeline, params, upload) as job:
             if streamed:
                 return await _stream(request, job)
             transcription = await job.transcription()
-            if form in ("json", "verbose_json"):
-                body = (
-                    await _verbose(transcription, job, task, grains)
-                    if form == "verbose_json"
-                    else {"text": transcription.text}
-                )
-                usage = {"usage": {"type": "duration", "seconds": math.ceil(job.recording.seconds)}}
-                text, kind = json.dumps(body | usage, ensure_ascii=False), CONTENT_TYPES["json"]
-            else:
-                text, kind = render(transcription, form), CONTENT_TYPES[form]
-            return web.Response(body=text.encode(), headers=job.headers(kind))
+            if wanted not in ("json", "verbose_json"):
+                text = render(transcription, wanted)
+                return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES[wanted]))
+            body: dict[str, Any] = {"text": transcription.text}
+            if wanted == "verbose_json":
+                body |= await _verbose_fields(transcription, job, task, granularities)
+            body["usage"] = {"type": "duration", "seconds": math.ceil(job.recording.seconds)}
+            return _json_answer(job, body)
+
+
+def _json_answer(job: RecordingJob, body: dict[str, Any]) -> web.Response:
+    text = json.dumps(body, ensure_ascii=False)
+    return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))
 
 
 def _granularities(upload: Upload) -> set[str]:
-    """Read which times are wanted: `segment` unless told otherwise."""
     names = ("timestamp_granularities[]", "timestamp_granularities")
-    grains = {value for name in names for value in upload.fields.getall(name, [])}
-    if not grains <= {"word", "segment"}:
-        raise BadParam(names[0], f"{names[0]} must be word or segment, not {sorted(grains)}")
-    return grains or {"segment"}
+    found = {value for name in names for value in upload.fields.getall(name, [])}
+    if not found <= {"word", "segment"}:
+        raise BadParam(names[0], f"{names[0]} must be word or segment, not {sorted(found)}")
+    return found or {"segment"}
 
 
-async def _verbose(transcription: Transcription, job: RecordingJob, task: str, grains: set[str]) -> dict[str, Any]:
-    """Make the body of `verbose_json`.
+async def _verbose_fields(
+    transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
+) -> dict[str, Any]:
+    """Return what `verbose_json` has beside the text.
 
     A segment has no `avg_logprob` and no `no_speech_prob`, which records do not carry; `tokens` is empty likewise.
     """
     segments = segments_in_seconds(transcription)
     language = "english" if task == "translate" else await asyncio.to_thread(_language_name, transcription.language)
-    body = {"task": task, "language": language, "duration": job.recording.seconds, "text": transcription.text}
-    if "segment" in grains:
-        body["segments"] = [
+    fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
+    if "segment" in granularities:
+        fields["segments"] = [
             {
                 "id": number,
                 "seek": int(each["start"] * 100),  # in frames of 10 ms, as openai-whisper has it
@@ -106,13 +109,13 @@ async def _verbose(transcription: Transcription, job: RecordingJob, task: str, g
             }
             for number, each in enumerate(segments)
         ]
-    if "word" in grains:
-        body["words"] = [
+    if "word" in granularities:
+        fields["words"] = [
             {name: word[name] for name in ("word", "start", "end")}
             for each in segments
             for word in each.get("words", ())
         ]
-    return body
+    return fields
 
 
 def _language_name(code: str) -> str:
@@ -154,18 +157,17 @@ def _as_detail(_: web.Request, error: RequestRefused) -> object:
 @errors_as(_as_detail, unreadable=415)
 async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
     """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
-    async with received(request, form_only=True) as upload:
+    async with received_upload(request, form_only=True) as upload:
         try:
             pipeline = request.app[TABLE].speech_pipeline(upload.field("model_id"))
         except RequestRefused as error:
             raise RequestRefused(400, str(error)) from None  # this dialect has no 404
         wanted = upload.field("return_timestamps", "true").lower()
         kind = TIMESTAMPS[choice("return_timestamps", wanted, TIMESTAMPS)]
-        async with running(request, pipeline, {"words": True} if kind == "words" else {}, upload) as job:
+        async with recording_job(request, pipeline, {"words": True} if kind == "words" else {}, upload) as job:
             transcription = await job.transcription()
-            pieces: Sequence[TextSegment | Word] = transcription.segments if kind else ()
+            timed: Sequence[TextSegment | Word] = transcription.segments if kind else ()
             if kind == "words":
-                pieces = [word for each in transcription.segments for word in each.words]
-            chunks = [{"timestamp": [each.start, each.end], "text": each.text} for each in pieces]
-            text = json.dumps({"text": transcription.text, "chunks": chunks}, ensure_ascii=False)
-            return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))
+                timed = [word for each in transcription.segments for word in each.words]
+            chunks = [{"timestamp": [each.start, each.end], "text": each.text} for each in timed]
+            return _json_answer(job, {"text": transcription.text, "chunks": chunks})

@@ -1,4 +1,4 @@
-"""`GET /live/{job_id}/output` and `/transcript`: the way out.
+"""`GET /live/{job_id}/output` and `/transcript`: a job's results and text.
 
 A result counts as read only once it has been written to the socket.
 """
@@ -11,32 +11,28 @@ from typing import Any
 
 from aiohttp import web
 
-from whisper_byoc.http import abort
 from whisper_byoc.params import choice, number, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds, taken_within
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, deliver, render, segments_in_seconds
 from whisper_byoc.speech.transcript import from_records
 from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WAIT_S = 30.0
-MAX_WAIT_S = 300.0
+DEFAULT_WAIT_SECONDS = 30.0
 TRANSCRIPT_FORMATS = ("txt", "json", "verbose_json", "srt", "vtt", "ndjson")
 
 
 async def get_output(request: web.Request) -> web.StreamResponse:
     """Answer with the next unread result, a kept one, or all that follow, as the request asks."""
-    query = request.query
-    wait = number("wait", query.get("wait", DEFAULT_WAIT_S), 0, MAX_WAIT_S)
-    loop = asyncio.get_running_loop()
+    table, query, loop = request.app[TABLE], request.query, asyncio.get_running_loop()
+    wait = number("wait", query.get("wait", DEFAULT_WAIT_SECONDS), 0, table.limits.wait_seconds)
     deadline = loop.time() + wait
-    job = await request.app[TABLE].find(request.match_info["job_id"], wait)
-    left = max(0.0, deadline - loop.time())
+    job = await table.find(request.match_info["job_id"], wait)
     if "seq" in query:
-        return await _again(job, whole("seq", query["seq"]), left)
+        return await _again(job, whole("seq", query["seq"]), deadline - loop.time())
     accept, raw = request.headers.get("Accept", ""), switch("follow", query.get("follow", "0"))
     with job.reading():
         if "text/event-stream" in accept:
@@ -44,24 +40,17 @@ async def get_output(request: web.Request) -> web.StreamResponse:
         if "application/x-ndjson" in accept:
             return await _follow(request, job, "application/x-ndjson", lambda record: record.json() + b"\n")
         if raw:
-            return await _follow(
-                request, job, job.content_type, _as_text if job.content_type.startswith("text/") else _as_body
-            )
-        return await _next(request, job, left)
-
-
-async def _next(request: web.Request, job: Job, wait: float) -> web.StreamResponse:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait
-    while (record := await job.results.next_unread(max(0.0, deadline - loop.time()))) is not None and record.partial:
-        job.results.mark_read(record)  # only those who follow records see partial text
-    if record is None:
-        return web.Response(status=204)
-    response = _answer(record)
-    await response.prepare(request)
-    await taken_within(request.app[TABLE].limits.idle_seconds, request, response.write_eof())
-    job.results.mark_read(record)
-    return response
+            encode = _as_text if job.content_type.startswith("text/") else _as_body
+            return await _follow(request, job, job.content_type, encode)
+        while (record := await job.results.next_unread(deadline - loop.time())) is not None and record.partial:
+            job.results.mark_read(record)  # only those who follow records see partial text
+        if record is None:
+            return web.Response(status=204)
+        response = _answer(record)
+        await response.prepare(request)
+        await deliver(request, response.write_eof())
+        job.results.mark_read(record)
+        return response
 
 
 async def _again(job: Job, seq: int, wait: float) -> web.Response:
@@ -88,21 +77,16 @@ def _answer(record: Record) -> web.Response:
 async def _follow(
     request: web.Request, job: Job, content_type: str, encode: Callable[[Record], bytes]
 ) -> web.StreamResponse:
-    limits = request.app[TABLE].limits
     response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
     response.enable_chunked_encoding()
     await response.prepare(request)
-    try:
-        async for record in job.results.unread_records(limits.keep_alive_seconds):
-            if record is not None:
-                await taken_within(limits.idle_seconds, request, response.write(encode(record)))
-                job.touch()
-            elif encode is _as_event:
-                await taken_within(limits.idle_seconds, request, response.write(b": keep-alive\n\n"))
-        await taken_within(limits.idle_seconds, request, response.write_eof())
-    except _BreakOffError as error:
-        log.warning("job %s: the answer breaks off: %s", job.info.job_id, error)
-        abort(request)
+    async for record in job.results.unread_records(request.app[TABLE].limits.keep_alive_seconds):
+        if record is not None:
+            await deliver(request, response.write(encode(record)))
+            job.touch()
+        elif encode is _as_event:
+            await deliver(request, response.write(b": keep-alive\n\n"))
+    await deliver(request, response.write_eof())
     return response
 
 
@@ -113,11 +97,12 @@ def _as_event(record: Record) -> bytes:
 def _as_body(record: Record) -> bytes:
     """Return raw bytes, to be written back to back.
 
-    Raises `_BreakOffError` for an error: raw bytes have no way to tell of one, and leaving it out would shift all that
-    follows. The error stays unread.
+    Raises `ConnectionAbortedError` for an error, which stays unread: raw bytes cannot tell of it, and without it the
+    client would count the results wrongly.
     """
     if record.kind == "error":
-        raise _BreakOffError(f"result {record.seq} is an error: {record.error}")
+        log.warning("job %s: the answer breaks off: result %d is an error", record.job_id, record.seq)
+        raise ConnectionAbortedError(record.error)
     return record.result.body
 
 
@@ -127,36 +112,33 @@ def _as_text(record: Record) -> bytes:
     return body + b"\n" if body else b""
 
 
-class _BreakOffError(Exception):
-    """The answer cannot go on."""
-
-
 async def get_transcript(request: web.Request) -> web.Response:
-    """Answer with the text there is; with `?wait=` seconds, once the job has ended, if that is in time.
+    """Answer with the text so far, after waiting `?wait=` seconds at most for the end of the job.
 
     `Lp-Trickle-Closed` says that it is all there is going to be, `X-Transcript-Dropped` that its beginning is gone.
     """
-    form = choice("format", request.query.get("format", "txt"), TRANSCRIPT_FORMATS)
-    job = request.app[TABLE].get(request.match_info["job_id"])
-    await job.results.until_ended(number("wait", request.query.get("wait", 0), 0, MAX_WAIT_S))
+    table, query = request.app[TABLE], request.query
+    wanted = choice("format", query.get("format", "txt"), TRANSCRIPT_FORMATS)
+    job = table.get(request.match_info["job_id"])
+    await job.results.until_ended(number("wait", query.get("wait", 0), 0, table.limits.wait_seconds))
     headers = {CLOSED: TERMINATED} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
-    body = await asyncio.to_thread(_write_transcript, job.transcript.lines(), form)  # a day's talk takes a while
-    kind = {"txt": "text", "verbose_json": "json"}.get(form, form)
-    return web.Response(body=body, headers={**headers, "Content-Type": CONTENT_TYPES[kind]})
+    body = await asyncio.to_thread(_write_transcript, job.transcript.lines(), wanted)  # a day's talk takes a while
+    content_type = CONTENT_TYPES[{"txt": "text", "verbose_json": "json"}.get(wanted, wanted)]
+    return web.Response(body=body, headers={**headers, "Content-Type": content_type})
 
 
-def _write_transcript(lines: tuple[bytes, ...], form: str) -> bytes:
-    if form == "ndjson":
+def _write_transcript(lines: tuple[bytes, ...], wanted: str) -> bytes:
+    if wanted == "ndjson":
         return b"".join(line + b"\n" for line in lines)
     records = [json.loads(line) for line in lines]
     transcription = from_records(records)
-    if form in ("json", "verbose_json"):
+    if wanted in ("json", "verbose_json"):
         body: dict[str, Any] = {"text": transcription.text, "language": transcription.language}
-        if form == "verbose_json":
+        if wanted == "verbose_json":
             body["segments"] = segments_in_seconds(transcription)
         return json.dumps(body, ensure_ascii=False).encode() + b"\n"
-    if form == "txt":
+    if wanted == "txt":
         return "".join(f"{record['text']}\n" for record in records).encode()
-    return render(transcription, form).encode()
+    return render(transcription, wanted).encode()

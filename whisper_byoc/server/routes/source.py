@@ -1,4 +1,4 @@
-"""`PUT` and `DELETE /live/{job_id}/source`: the way in."""
+"""`PUT` and `DELETE /live/{job_id}/source`: a job's input."""
 
 import asyncio
 import logging
@@ -19,7 +19,8 @@ from whisper_byoc.params import number, switch, whole
 from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
+from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest.forms import params_without
 from whisper_byoc.server.ingest.framing import (
     PCM_TYPES,
     Framing,
@@ -34,9 +35,8 @@ log = logging.getLogger(__name__)
 
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
-MAX_ALONE_S = 86400.0
-"""Beyond the idle limit it has no effect; who asks for more need not know that limit."""
-NOT_PARAMS = frozenset({"pipeline", "more", "alone"})
+MAX_ALONE_SECONDS = 86400.0
+"""Beyond the idle limit it has no effect, but clients need not know that limit."""
 BROKEN = (*CONNECTION_ERRORS, asyncio.IncompleteReadError)
 """What a body raises that breaks off."""
 
@@ -46,8 +46,8 @@ async def put_source(request: web.Request) -> web.Response:
     table, query = request.app[TABLE], request.query
     limits = table.limits
     _check_length(request, limits.segment_bytes)
-    params = {name: value for name, value in query.items() if name not in NOT_PARAMS}
-    alone = min(number("alone", query.get("alone", limits.idle_seconds), 0, MAX_ALONE_S), limits.idle_seconds)
+    params = params_without(query, "pipeline", "more", "alone")
+    alone = min(number("alone", query.get("alone", limits.idle_seconds), 0, MAX_ALONE_SECONDS), limits.idle_seconds)
     more = switch("more", query.get("more", "0"))
     job_id, name = request.match_info["job_id"], query.get("pipeline")
     pipeline = table.pipeline_of(job_id, name)
@@ -184,7 +184,8 @@ class _Feed:
                 if complete and not self._more:
                     job.end_input()
         if not complete and table.draining:
-            raise RequestRefused(503, f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken", retry_after=5)
+            message = f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
         return self._segments, self._size
 
     async def _hand_in(self, chunk: bytes) -> None:

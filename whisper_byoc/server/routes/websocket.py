@@ -13,15 +13,14 @@ from whisper_byoc.http import json_value
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest.forms import params_without
 from whisper_byoc.server.ingest.framing import AudioFraming, LiveInput
-from whisper_byoc.server.ingest.recordings import opened
+from whisper_byoc.server.ingest.recordings import temporary_job
+from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20
 """32 s of sound; senders send parts of a second."""
-SEND_SECONDS = 60.0
-"""Longest wait for a client that does not read."""
-NOT_PARAMS = frozenset({"pipeline", "model"})
-GONE = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+CLOSED = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
 class CloseEarly(ByocError):
@@ -40,26 +39,27 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
     pipeline = table.speech_pipeline(request.query.get("pipeline") or request.query.get("model", ""))
     params = {"partials": "true"} if pipeline.live else {}
-    params |= {name: value for name, value in request.query.items() if name not in NOT_PARAMS}
+    params |= params_without(request.query, "pipeline", "model")
     try:
-        async with opened(table, pipeline, params) as job:
+        async with temporary_job(table, pipeline, params) as job:
             await socket.prepare(request)
-            await _converse(socket, job, table.limits.idle_seconds, live=pipeline.live)
+            await _converse(request, socket, job, live=pipeline.live)
         await socket.close()
     except CloseEarly as error:
-        await _send(socket, {"error": str(error)})
+        await _send(request, socket, {"error": str(error)})
         await socket.close(code=error.code)
     return socket
 
 
-async def _converse(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+async def _converse(request: web.Request, socket: web.WebSocketResponse, job: Job, *, live: bool) -> None:
     """Receive and send at once, until all results are sent.
 
     Raises `CloseEarly` for what the client did wrong, a segment without a result and a server that shuts down,
     `ConnectionError` when the client is gone.
     """
+    idle_seconds = request.app[TABLE].limits.idle_seconds
     receiving = asyncio.ensure_future(_receive(socket, job, idle_seconds, live=live))
-    sending = asyncio.ensure_future(_send_results(socket, job))
+    sending = asyncio.ensure_future(_send_results(request, socket, job))
     try:
         await first_of(receiving, sending)
         for task in (sending, receiving):
@@ -105,7 +105,7 @@ def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
 
     Raises `CloseEarly` for other text, `ConnectionError` when there will be no more messages.
     """
-    if message.type in GONE:
+    if message.type in CLOSED:
         raise ConnectionResetError("the client hung up")
     if message.type is WSMsgType.BINARY:
         return bytes(message.data)
@@ -125,25 +125,17 @@ def _is_end(text: str) -> bool:
     return isinstance(message, dict) and message.get("type") == "eos"
 
 
-async def _send_results(socket: web.WebSocketResponse, job: Job) -> None:
+async def _send_results(request: web.Request, socket: web.WebSocketResponse, job: Job) -> None:
     with job.reading():
         async for record in job.results.unread_records():
             if record.kind == "error":
                 raise CloseEarly(WSCloseCode.INTERNAL_ERROR, record.error)
             if record.kind == "result":
-                await _send(socket, _message(record))
+                await _send(request, socket, _message(record))
 
 
-async def _send(socket: web.WebSocketResponse, fields: dict[str, Any]) -> None:
-    """Send one message.
-
-    Raises `ConnectionError` when the client is gone, or does not read.
-    """
-    try:
-        async with asyncio.timeout(SEND_SECONDS):
-            await socket.send_str(json.dumps(fields, ensure_ascii=False))
-    except TimeoutError:
-        raise ConnectionResetError("the client does not read") from None
+async def _send(request: web.Request, socket: web.WebSocketResponse, fields: dict[str, Any]) -> None:
+    await deliver(request, socket.send_str(json.dumps(fields, ensure_ascii=False)))
 
 
 def _message(record: Record) -> dict[str, Any]:
