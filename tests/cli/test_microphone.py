@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from whisper_byoc.cli.microphone import dshow_listing, dshow_microphone, ffmpeg_devices, recorders
+from whisper_byoc.cli.microphone import ffmpeg_devices, recorders
 
 LINUX = """\
 Devices:
@@ -26,14 +26,14 @@ def everything(name):
 
 
 def names(*args, **options):
-    return [recorder.name for recorder in recorders(*args, **options)]
+    return list(recorders(*args, **options))
 
 
 def test_best_first_on_linux():
     found = recorders("/bin/ffmpeg", {"alsa", "pulse"}, platform="linux", which=everything)
-    assert [each.name for each in found] == ["parec", "arecord", "rec", "sox", "ffmpeg (pulse)", "ffmpeg (alsa)"]
-    assert found[1].command == ("/bin/arecord", "-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", "16000")
-    assert found[4].command == (
+    assert list(found) == ["parec", "arecord", "rec", "sox", "ffmpeg (pulse)", "ffmpeg (alsa)"]
+    assert found["arecord"] == ("/bin/arecord", "-q", "-t", "raw", "-f", "S16_LE", "-c", "1", "-r", "16000")
+    assert found["ffmpeg (pulse)"] == (
         "/bin/ffmpeg", "-f", "pulse", "-i", "default",
         "-f", "s16le", "-ac", "1", "-acodec", "pcm_s16le", "-ar", "16000", "-flush_packets", "1", "pipe:1",
         "-hide_banner", "-loglevel", "error", "-nostdin",
@@ -42,14 +42,11 @@ def test_best_first_on_linux():
 
 def test_elsewhere():
     assert names("f", {"avfoundation"}, platform="darwin", which=everything) == ["rec", "sox", "ffmpeg (avfoundation)"]
-    (found,) = recorders("f", {"dshow"}, platform="win32", which=lambda _: None, dshow="Mic (USB)")
-    assert found.command[2:5] == ("dshow", "-i", "audio=Mic (USB)")
 
 
 @pytest.mark.parametrize("ffmpeg", [None, "/bin/ffmpeg"])
 def test_none(ffmpeg):
     assert names(ffmpeg, {"dshow", "v4l2"}, platform="linux", which=lambda _: None) == []
-    assert names(ffmpeg, {"dshow"}, platform="win32", which=lambda _: None) == []  # its name is not known
     assert names(ffmpeg, {"alsa"}, platform="sunos5", which=lambda _: None) == []
 
 
@@ -68,29 +65,3 @@ def test_devices_of_this_ffmpeg():
         check=True,
     ).stdout
     assert "lavfi" in ffmpeg_devices(listing)
-
-
-OLD_DSHOW = """\
-[dshow @ 0x1] DirectShow video devices (some may be both video and audio devices)
-[dshow @ 0x1]  "Camera"
-[dshow @ 0x1]     Alternative name "@device_pnp_x"
-[dshow @ 0x1] DirectShow audio devices
-[dshow @ 0x1]  "Microphone (Realtek)"
-[dshow @ 0x1]     Alternative name "@device_cm_y"
-dummy: Immediate exit requested
-"""
-NEW_DSHOW = """\
-[dshow @ 0x1] "Camera" (video)
-[dshow @ 0x1]   Alternative name "@device_pnp_x"
-[dshow @ 0x1] "Microphone (Realtek)" (audio)
-"""
-
-
-@pytest.mark.parametrize("listing", [OLD_DSHOW, NEW_DSHOW])
-def test_microphone_of_windows(listing):
-    assert dshow_microphone(listing) == "Microphone (Realtek)"
-    assert dshow_microphone(listing.replace("(audio)", "(none)").replace("DirectShow audio", "DirectShow odd")) is None
-
-
-def test_listing_of_windows():
-    assert dshow_listing("ffmpeg")[-4:] == ("-f", "dshow", "-i", "dummy")

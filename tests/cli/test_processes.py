@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.cli.processes import LONGEST_LOG_LINE, LogLines, NamedLog, Processes
+from whisper_byoc.cli.processes import LONGEST_LOG_LINE, LogLines, Processes, write_log_line
 from whisper_byoc.errors import StartError
 
 SERVE = ("serve", "--pipeline", "passthrough", "--host", "127.0.0.1", "--port", "0")
@@ -103,10 +103,9 @@ class Terminal(io.StringIO):
 def test_names_have_colours_on_a_terminal_unless_NO_COLOR_is_set(monkeypatch, no_color, coloured):
     monkeypatch.setenv("NO_COLOR", no_color)
     out = Terminal()
-    log = NamedLog(out)
-    log.line("gateway", "hello")
-    log.line("container", "there")
-    log.line("gateway", "again")
+    write_log_line(out, "gateway", "hello")
+    write_log_line(out, "container", "there")
+    write_log_line(out, "gateway", "again")
     lines = out.getvalue().splitlines()
     if coloured:
         colours = [re.fullmatch(r"\x1b\[(\d+)m\w+ +\|\x1b\[0m \w+", line)[1] for line in lines]
@@ -118,7 +117,7 @@ def test_names_have_colours_on_a_terminal_unless_NO_COLOR_is_set(monkeypatch, no
 def test_names_have_no_colours_in_a_pipe(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = io.StringIO()
-    NamedLog(out).line("gateway", "hello")
+    write_log_line(out, "gateway", "hello")
     assert out.getvalue() == "gateway      | hello\n"
 
 
@@ -127,6 +126,6 @@ def test_a_reader_that_has_gone_stops_nobody():
     reading, writing = os.pipe()
     os.close(reading)
     out = os.fdopen(writing, "w")
-    NamedLog(out).line("up", "stopping; Ctrl-C once more kills")
+    write_log_line(out, "up", "stopping; Ctrl-C once more kills")
     with pytest.raises(BrokenPipeError):  # that is what it was
         out.close()

@@ -6,9 +6,9 @@ __all__ = ["script"]
 
 
 def script() -> None:
-    """Be the program `whisper-byoc`, which Ctrl-C ends without a traceback while it is still being imported, too."""
+    """Run the program `whisper-byoc`; Ctrl-C ends it without a traceback even while it is being imported."""
     try:
         from whisper_byoc.cli import main
     except KeyboardInterrupt:
         sys.exit(130)
-    main.script()
+    main.run_program()

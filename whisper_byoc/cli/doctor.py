@@ -256,6 +256,6 @@ async def fetch(http: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
 async def check_microphone() -> Finding:
     found = await find_recorders()
     if found:
-        return Finding("microphone", "ok", f"can be recorded with {', '.join(each.name for each in found)}")
+        return Finding("microphone", "ok", f"can be recorded with {', '.join(found)}")
     advice = "For `send --microphone`, install alsa-utils, sox, or an ffmpeg that knows this machine's sound system."
     return Finding("microphone", "--", "nothing here can record one", advice)

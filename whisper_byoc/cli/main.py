@@ -1,4 +1,4 @@
-"""`whisper-byoc COMMAND …`: finds the command, and turns every expected error into one sentence and an exit code."""
+"""`whisper-byoc COMMAND …`: find the command, and turn every expected error into one sentence and an exit code."""
 
 import atexit
 import errno
@@ -33,15 +33,15 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "doctor": "check this machine and what runs on it, and say what to do",
     }
 )
-"""Every command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
+"""Each command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""Why stdout cannot be written, for no fault of this program. A reader that has gone is BrokenPipeError."""
+"""Why stdout may fail through no fault of this program; a reader that has gone is a `BrokenPipeError`."""
 ONE_DASH = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
 
 
-def script() -> None:
-    """Be the program `whisper-byoc`."""
+def run_program() -> None:
+    """Run the command line of this process, and end the process with its exit code."""
     open_closed_streams()
     allow_any_text()
     code = EXIT_FAILURE
@@ -84,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(words)
     except UsageError as error:
-        return print_error(error, EXIT_USAGE)
+        return print_error(str(error), EXIT_USAGE)
     except (ByocError, AudioError) as error:
-        return print_error(error, EXIT_FAILURE)
+        return print_error(str(error), EXIT_FAILURE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("WHISPER_BYOC_DEBUG"):
             raise
         bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
-        return print_error(ByocError(bug), EXIT_FAILURE)
+        return print_error(bug, EXIT_FAILURE)
 
 
 def discard_output() -> None:
@@ -107,13 +107,13 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def output_error(error: OSError) -> ByocError:
-    return ByocError(f"the output cannot be written: {error.strerror}")
+def output_error(error: OSError) -> str:
+    return f"the output cannot be written: {error.strerror}"
 
 
-def print_error(error: Exception, code: int) -> int:
+def print_error(message: str, code: int) -> int:
     """Print one sentence on stderr, without what a server may have put into it to act on the terminal."""
-    print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
+    print(f"whisper-byoc: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -150,17 +150,13 @@ def overview() -> str:
 
 
 def with_two_dashes(words: Sequence[str]) -> list[str]:
-    """Accept Go's spelling of options, `-port 8000`; what comes after a script belongs to the script."""
-    ours = script_index(words) if words[:1] == ["run"] else len(words)
+    """Accept Go's spelling of options, `-port 8000`; what follows the script of `run` belongs to the script."""
+    ours = len(words)
+    if words[:1] == ["run"]:
+        ours = 1
+        while ours < len(words) and words[ours].startswith("-"):  # an option before the script, and its value
+            ours += 1 if "=" in words[ours] else 2
     return [*map(two_dashes, words[:ours]), *words[ours:]]
-
-
-def script_index(words: Sequence[str]) -> int:
-    """Find the script in a line of `run`: before it there are only options, each with a value."""
-    at = 1
-    while at < len(words) and words[at].startswith("-"):
-        at += 1 if "=" in words[at] else 2
-    return min(at, len(words))
 
 
 def two_dashes(word: str) -> str:
@@ -168,4 +164,4 @@ def two_dashes(word: str) -> str:
 
 
 if __name__ == "__main__":
-    script()
+    run_program()

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from audio import pcm
 from audio.errors import MediaError
@@ -14,7 +13,7 @@ from audio.ffmpeg import ffmpeg_environment, ffmpeg_path, pcm_from_device
 from whisper_byoc.aio import cancel
 from whisper_byoc.process import Program, output_of
 
-CHUNK_BYTES = 3200  # 0.1 s
+SOUND_CHUNK_BYTES = int(0.1 * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
 LIST_SECONDS = 10.0
 FIRST_SECONDS = 5.0  # a sound server may have to be started first
 LEAVE_SECONDS = 2.0
@@ -23,40 +22,30 @@ RATE = str(pcm.SAMPLE_RATE)
 SOX_RAW = ("-t", "raw", "-e", "signed-integer", "-b", "16", "-L", "-c", "1", "-r", RATE)
 
 
-@dataclass(frozen=True)
-class Recorder:
-    """One way to record."""
-
-    name: str
-    """What to call it in a message."""
-    command: tuple[str, ...]
+Recorders = dict[str, tuple[str, ...]]
+"""Commands that record the microphone to stdout as PCM16 mono 16 kHz, by names for messages, best first."""
 
 
-async def find_recorders() -> list[Recorder]:
-    """List what could record the default microphone here, best first."""
+async def find_recorders() -> Recorders:
+    """Return what may record the default microphone here."""
     try:
         ffmpeg = ffmpeg_path()
         _, listing = await output_of((ffmpeg, "-hide_banner", "-devices"), LIST_SECONDS, ffmpeg_environment())
-        named = ""
-        if sys.platform == "win32":
-            _, named = await output_of(dshow_listing(ffmpeg), LIST_SECONDS, ffmpeg_environment())
     except (MediaError, OSError, TimeoutError):  # no ffmpeg that runs; there may be other recorders
         return recorders(None, ())
-    return recorders(ffmpeg, ffmpeg_devices(listing), dshow=dshow_microphone(named))
+    return recorders(ffmpeg, ffmpeg_devices(listing))
 
 
 def recorders(
     ffmpeg: str | None,
     devices: Collection[str],
     *,
-    dshow: str | None = None,
     platform: str = sys.platform,
     which: Callable[[str], str | None] = shutil.which,
-) -> list[Recorder]:
-    """Return the programs on PATH that can record on this platform, best first. Any of them may still fail.
+) -> Recorders:
+    """Return the programs on PATH that can record on this platform. Any of them may still fail.
 
-    `ffmpeg` is the path of ffmpeg if there is one, `devices` the result of `ffmpeg_devices`, and `dshow` the name of
-    the microphone on Windows (see `dshow_microphone`).
+    `ffmpeg` is the path of ffmpeg if there is one, and `devices` the result of `ffmpeg_devices`.
     """
     candidates = {
         "parec": ("--raw", "--format=s16le", f"--rate={RATE}", "--channels=1", "--latency-msec=100"),
@@ -66,43 +55,18 @@ def recorders(
     }
     if platform != "linux":  # PulseAudio and ALSA belong there
         del candidates["parec"], candidates["arecord"]
-    found = [Recorder(name, (path, *options)) for name, options in candidates.items() if (path := which(name))]
-    sources = {
-        "linux": {"pulse": "default", "alsa": "default"},
-        "darwin": {"avfoundation": ":default"},
-        "win32": {"dshow": f"audio={dshow}"} if dshow else {},
-    }.get(platform, {})
-    if ffmpeg:
-        found += [
-            Recorder(f"ffmpeg ({device})", tuple(pcm_from_device(device, source, ffmpeg)))
-            for device, source in sources.items()
-            if device in devices
-        ]
+    found = {name: (path, *options) for name, options in candidates.items() if (path := which(name))}
+    sources = {"linux": {"pulse": "default", "alsa": "default"}, "darwin": {"avfoundation": ":default"}}
+    for device, source in sources.get(platform, {}).items():
+        if ffmpeg and device in devices:
+            found[f"ffmpeg ({device})"] = tuple(pcm_from_device(device, source, ffmpeg))
     return found
 
 
 def ffmpeg_devices(listing: str) -> frozenset[str]:
-    """Parse the output of `ffmpeg -hide_banner -devices`: the devices that it can record from."""
+    """Return the devices that ffmpeg can record from, out of what `ffmpeg -hide_banner -devices` prints."""
     rows = re.findall(r"^ D[ E]d? +(\S+)", listing, re.MULTILINE)
     return frozenset(name for row in rows for name in row.split(","))
-
-
-def dshow_listing(ffmpeg: str) -> tuple[str, ...]:
-    """Return the command that lists the devices of Windows, on stderr."""
-    return (ffmpeg, "-hide_banner", "-list_devices", "true", "-f", "dshow", "-i", "dummy")
-
-
-def dshow_microphone(listing: str) -> str | None:
-    """Find the first sound device in that list; older ffmpegs write headings, newer ones the kind behind each name."""
-    in_audio = False
-    for line in listing.splitlines():
-        if "DirectShow" in line and "devices" in line:
-            in_audio = "DirectShow audio" in line
-        elif "Alternative name" not in line and (found := re.search(r'"(.+)"( \((.+)\))?\s*$', line)):
-            kind = found[3]
-            if (kind and "audio" in kind) or (not kind and in_audio):
-                return found[1]
-    return None
 
 
 @asynccontextmanager
@@ -112,47 +76,45 @@ async def microphone(stop: asyncio.Event) -> AsyncIterator[AsyncGenerator[bytes,
     Raises `MediaError` when none of them works; so does the stream when the recorder ends by itself.
     """
     failures = []
-    for recorder in await find_recorders():
+    for name, command in (await find_recorders()).items():
         async with AsyncExitStack() as stack:
             try:
-                program = await stack.enter_async_context(Program(recorder.command))
+                program = await stack.enter_async_context(Program(command))
             except OSError as error:
-                failures.append(f"{recorder.name}: {error.strerror}")
+                failures.append(f"{name}: {error.strerror}")
                 continue
             program.stdin.close()
             stack.push_async_callback(cancel, asyncio.create_task(_end_when(stop, program)))
             if (first := await _first_chunk(program)) or stop.is_set():
-                yield _recording(recorder, program, first, stop)
+                yield _recording(name, program, first, stop)
                 return
-        failures.append(f"{recorder.name}: {_failure(program)}")
-    tried = f"no microphone could be recorded ({'; '.join(failures)}); connect one" if failures else (
-        "there is no program to record a microphone with; install alsa-utils, sox or ffmpeg"
-    )  # fmt: skip
-    raise MediaError(f"{tried}, {INSTEAD}")
+        failures.append(f"{name}: {_failure(program)}")
+    if not failures:
+        raise MediaError(
+            f"there is no program to record a microphone with; install alsa-utils, sox or ffmpeg, {INSTEAD}"
+        )
+    raise MediaError(f"no microphone could be recorded ({'; '.join(failures)}); connect one, {INSTEAD}")
 
 
 async def _first_chunk(program: Program) -> bytes:
     try:
         async with asyncio.timeout(FIRST_SECONDS):
-            return await program.stdout.read(CHUNK_BYTES)
+            return await program.stdout.read(SOUND_CHUNK_BYTES)
     except TimeoutError:
         return b""
 
 
-async def _recording(
-    recorder: Recorder, program: Program, first: bytes, stop: asyncio.Event
-) -> AsyncGenerator[bytes, None]:
+async def _recording(name: str, program: Program, first: bytes, stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
     chunk = first
     while chunk:
         yield chunk
-        chunk = await program.stdout.read(CHUNK_BYTES)
+        chunk = await program.stdout.read(SOUND_CHUNK_BYTES)
     if not stop.is_set():
         await program.close()
-        raise MediaError(f"the recording has ended by itself ({recorder.name}: {_failure(program)})")
+        raise MediaError(f"the recording has ended by itself ({name}: {_failure(program)})")
 
 
 async def _end_when(stop: asyncio.Event, program: Program) -> None:
-    """Ask the recorder to end when `stop` is set; kill one that does not."""
     await stop.wait()
     program.terminate()
     try:

@@ -48,11 +48,16 @@ class Parser(argparse.ArgumentParser):
         self._go_names: list[str] = []
 
     def option(
-        self, *flags: str, help: str, env: tuple[str, ...] = (), convert: Callable[[str], Any] = str, **rest: Any
+        self,
+        *flags: str,
+        help: str,
+        env: tuple[str, ...] = (),
+        convert: Callable[[str], Any] = str,
+        default: Any = None,
+        **rest: Any,
     ) -> None:
         """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
         variables = (*env, _variable(flags[0]))
-        default = rest.pop("default", None)
         shown = "" if default in (None, "") else f"default {default}; "
         for variable in variables:
             if value := os.environ.get(variable):  # compose files set a variable to nothing to leave it out
@@ -62,9 +67,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(*flags, help=text, type=convert, default=default, **rest)
 
     def secret(self, flag: str, *, help: str, env: tuple[str, ...]) -> None:
-        """Add an option for a secret or a file that holds it, and take its variables out of the environment.
+        """Add an option for a secret or a file that holds it.
 
-        Child processes would inherit them.
+        Its variables are removed from the environment, which child processes inherit.
         """
         self._secrets.append(flag)
         self.option(flag, help=f"{help}, or a file that holds it", env=env)
@@ -84,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         self.option(f"--{name}", help=help, env=(f"LP_{name.upper()}",), **{"metavar": "VALUE"} | rest)
 
     def go_switch(self, name: str) -> None:
-        """Add `-name`, which go-livepeer needs. It takes a value, which changes nothing here."""
+        """Add `-name`, which go-livepeer needs; its value, if any, changes nothing here."""
         self._go_names.append(name)
         self.add_argument(f"--{name}", help="accepted; true here in any case", nargs="?", metavar="BOOL")
 
@@ -125,7 +130,6 @@ def log_ignored(args: argparse.Namespace) -> None:
 
 
 def existing_file(text: str) -> Path:
-    """A file that is there."""
     path = Path(text)
     try:
         if path.is_dir():
@@ -138,17 +142,14 @@ def existing_file(text: str) -> Path:
 
 
 def port(text: str) -> int:
-    """A TCP port; 0 lets the system choose."""
     return _whole(text, range(65536), "a port (0-65535)")
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
     return _whole(text, range(1, 2**63), "a whole number of at least 1")
 
 
 def amount(text: str) -> int:
-    """A whole number of at least 0."""
     return _whole(text, range(2**63), "a whole number of at least 0")
 
 
@@ -162,7 +163,6 @@ def byte_count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time of more than 0 s."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Commands of ours as child processes that start and end together, with one log."""
+"""Commands of ours as child processes that start and end together, and share one log."""
 
 import asyncio
 import codecs
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NoReturn, Self, TextIO
 
 from whisper_byoc.aio import cancel, first_of
@@ -26,7 +27,7 @@ COMMAND = (sys.executable, "-P", "-m", "whisper_byoc.cli.main")
 LISTENING = re.compile(r"listening on port (\d+)$")
 READ_BYTES = 64 * 1024
 OUTPUT_SECONDS = 1.0
-"""Time for what a process that has ended left to read."""
+"""Longest wait for the rest of the output of a process that has ended."""
 
 PARENT_PIPE = "WHISPER_BYOC_PARENT_PIPE"
 """Set in the environment of a child that is to end when its stdin does."""
@@ -36,14 +37,14 @@ PARENT_GRACE_SECONDS = 5.0
 LONGEST_LOG_LINE = 16 * 1024
 """Characters; a longer line is cut into several."""
 NAME_WIDTH = 13
-COLOURS = (36, 35, 33, 32)
+COLOURS = MappingProxyType({"container": 36, "orchestrator": 35, "gateway": 33, "up": 32})
 """Cyan, magenta, yellow, green: legible on black and on white."""
 
 
 class Processes:
     """Child processes within `async with`; leaving it stops them, the newest first.
 
-    `log` gets every line that they write; each may take `stop_seconds` to end.
+    `log` is called for every line that they write; each has `stop_seconds` to end.
     """
 
     def __init__(self, log: LogLine, stop_seconds: float) -> None:
@@ -65,7 +66,7 @@ class Processes:
 
         Raises `StartError` when it ends before that.
         """
-        environment = {**os.environ, PARENT_PIPE: "1"}
+        environment = os.environ | {PARENT_PIPE: "1"}
         program = Program([*COMMAND, *arguments], environment=environment, merge_stderr=True)
         await program.start()
         child = Child(name, program, self._log)
@@ -81,18 +82,16 @@ class Processes:
         raise StartError(next(child.outcome for child in self.children if child.ended.done()))
 
     async def stop(self) -> None:
-        """Stop one after the other, the newest first."""
         for child in reversed(self.children):
             await child.stop(self._stop_seconds)
 
     def kill(self) -> None:
-        """Kill all that still run."""
         for child in self.children:
             child.kill()
 
 
 class Child:
-    """One of our commands as a program that runs."""
+    """A command of ours that runs as a program."""
 
     def __init__(self, name: str, program: Program, log: LogLine) -> None:
         self.name = name
@@ -122,7 +121,6 @@ class Child:
         await self.ended
 
     def kill(self) -> None:
-        """Kill it, and what it has started, if it still runs."""
         self._program.kill()
 
     async def _read(self) -> None:
@@ -165,26 +163,17 @@ class LogLines:
         return [printable(part) for part in parts]
 
 
-class NamedLog:
-    """Writes lines with their process's name before them, in colour on a terminal unless NO_COLOR is set."""
+def write_log_line(out: TextIO, name: str, text: str) -> None:
+    """Write a line with its process's name before it, in colour on a terminal unless NO_COLOR is set.
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._coloured = out.isatty() and not os.environ.get("NO_COLOR")
-        self._colours: dict[str, int] = {}
-
-    def line(self, name: str, text: str) -> None:
-        """Write one line at once. Ignores a reader that has gone, as `tee` at Ctrl-C, and a full disk.
-
-        The caller has processes to stop in order, whatever becomes of the log.
-        """
-        head = f"{name:<{NAME_WIDTH}}|"
-        if self._coloured:
-            colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
-            head = f"\x1b[{colour}m{head}\x1b[0m"
-        with suppress(OSError):
-            self._out.write(f"{head} {text}\n")
-            self._out.flush()
+    A reader that has gone, as `tee` at Ctrl-C, or a full disk is ignored: the caller has processes to stop in order.
+    """
+    head = f"{name:<{NAME_WIDTH}}|"
+    if out.isatty() and not os.environ.get("NO_COLOR"):
+        head = f"\x1b[{COLOURS[name]}m{head}\x1b[0m"
+    with suppress(OSError):
+        out.write(f"{head} {text}\n")
+        out.flush()
 
 
 def end_with_parent() -> None:

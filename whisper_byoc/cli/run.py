@@ -36,7 +36,6 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the script, then serve what it defines unless it has served by itself."""
     log_to_stderr(args.log_level)
     served = False
 
@@ -49,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     with tutorial_names(serve):
         names = execute(args.script, args.arguments)
-        if not served and not (is_client(names) and args.class_name is None and not processors_in(names)):
-            asyncio.run(serve(find_processor(names, args.class_name, args.script)))
+        classes = {name: value for name, value in names.items() if is_processor(value)}
+        done = served or (has_client(names) and not classes and args.class_name is None)
+        if not done:
+            asyncio.run(serve(make_processor(classes, args.class_name, args.script)))
     return 0
 
 
@@ -82,30 +83,25 @@ def execute(script: Path, arguments: list[str]) -> dict[str, Any]:
         sys.argv, sys.path[:] = argv, path
 
 
-def is_client(names: dict[str, Any]) -> bool:
-    """Whether a script has one of our clients: without a processor of its own, it has done its work then."""
+def has_client(names: dict[str, Any]) -> bool:
+    """Whether a script has one of our clients; without a processor of its own, it has then done its work."""
     clients = (TrickleClient, GatewayClient, sys.modules.get("http_trickle", TrickleClient))
     return any(value is client for value in names.values() for client in clients)
 
 
-def processors_in(names: dict[str, Any]) -> dict[str, Any]:
-    """Return the classes of a script that have the shape of a processor."""
-    return {
-        name: value
-        for name, value in names.items()
-        if isinstance(value, type)
-        and value.__module__ == "__main__"
-        and inspect.iscoroutinefunction(getattr(value, "process", None))
-        and getattr(value, "process", None) is not FrameProcessor.process
-    }
+def is_processor(value: object) -> bool:
+    """Whether it is a class that the script itself defines, and that processes frames."""
+    if not isinstance(value, type) or value.__module__ != "__main__":
+        return False
+    process = getattr(value, "process", None)
+    return inspect.iscoroutinefunction(process) and process is not FrameProcessor.process
 
 
-def find_processor(names: dict[str, Any], class_name: str | None, script: Path) -> Processor:
+def make_processor(classes: dict[str, Any], class_name: str | None, script: Path) -> Processor:
     """Make the processor that the script defines.
 
     Raises `UsageError` when there is none, or more than one to choose from.
     """
-    classes = processors_in(names)
     if class_name is not None:
         classes = {name: value for name, value in classes.items() if name == class_name}
     if not classes:

@@ -4,8 +4,6 @@ FILE is anything that ffmpeg reads; .pcm, .raw and .s16le are taken as PCM16 mon
 Ctrl-C ends a recording and waits for its last words; a second one gives up.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys
@@ -26,7 +24,7 @@ OPEN_BAR = "{desc}: {n:.1f} s"
 
 
 class Where(argparse.Action):
-    """Takes `--url` or `--gateway`, and remembers which; the environment may set both, the command line may not."""
+    """Takes `--url` or `--gateway` and remembers which; the environment may set both, but not the command line."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
@@ -53,7 +51,6 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send every source; fails when the server had an error for any segment."""
     if bool(args.files) == args.microphone:
         raise UsageError("give what to send: one or more FILEs, - for PCM16 on stdin, or --microphone alone")
     if args.files.count(STDIN) > 1:
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def send_all(names: list[str], args: argparse.Namespace) -> int:
-    """Send source by source over one client, and return the exit code."""
+    """Send one source after the other, and return the exit code: 1 if the server had an error for any segment."""
     display = Display(sys.stdout, sys.stderr, as_json=args.json)
     errors = 0
     try:
@@ -124,7 +121,7 @@ async def send_source(client: TrickleClient | GatewayClient, source: Source, dis
     return errors
 
 
-async def counted(source: AsyncGenerator[bytes, None], bar: tqdm[Any]) -> AsyncGenerator[bytes, None]:
+async def counted(source: AsyncGenerator[bytes, None], bar: "tqdm[Any]") -> AsyncGenerator[bytes, None]:
     """Pass bytes on, and move the bar to their seconds."""
     sent = 0
     async with aclosing(source):

@@ -8,8 +8,19 @@ import asyncio
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
-from whisper_byoc.cli.options import Parser, Repeated, add_log_level, amount, byte_count, count, port, seconds
+from whisper_byoc.cli.options import (
+    CONTAINER_PORT,
+    Parser,
+    Repeated,
+    add_log_level,
+    amount,
+    byte_count,
+    count,
+    port,
+    seconds,
+)
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.processors.registry import find
@@ -21,6 +32,7 @@ from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES
 
 LIMIT_OPTIONS = (
+    # flag, field of `Limits`, type, help
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),
     ("--max-jobs", "jobs", count, "jobs open at once"),
     ("--max-queue", "queue_segments", count, "segments of one job that may wait"),
@@ -32,16 +44,6 @@ LIMIT_OPTIONS = (
     ("--linger", "linger_seconds", seconds, "seconds for which results of an ended job stay"),
     ("--drain-timeout", "drain_seconds", seconds, "longest time from SIGTERM to exit, in seconds"),
 )
-CAPABILITY_OPTIONS = (
-    ("NAME", "CAPABILITY_NAME", "name", str, "", "name to register (default: the first pipeline's)"),
-    ("DESCRIPTION", "CAPABILITY_DESCRIPTION", "description", str, "", "description to register"),
-    ("URL", "CAPABILITY_URL", "url", str, "", "where orchestrators reach this server (default: http://HOSTNAME:PORT)"),
-    ("CAPACITY", "CAPACITY", "capacity", amount, 0, "jobs at once; 0 is the most that may be open"),
-    ("PRICE_PER_UNIT", "PRICE_PER_UNIT", "price_per_unit", amount, 0, "price of a second"),
-    ("PRICE_SCALING", "PRICE_SCALING", "price_scaling", count, 1, "divides the price"),
-    ("PRICE_CURRENCY", "PRICE_CURRENCY", "currency", str, "", "of the price; empty is wei"),
-)
-"""What follows CAPABILITY_ and LIVEPEER_ in the variables, the field of `Capability`, type, default and help."""
 
 
 def configure(parser: Parser) -> None:
@@ -57,12 +59,16 @@ def configure(parser: Parser) -> None:
     )
     parser.option("--host", help="address to listen on", env=("HOST",), default="0.0.0.0")
     parser.option(
-        "--port", help="port to listen on; 0 lets the system choose", env=("PORT",), convert=port, default=8000
+        "--port",
+        help="port to listen on; 0 lets the system choose",
+        env=("PORT",),
+        convert=port,
+        default=CONTAINER_PORT,
     )
     parser.option("--language", help="language spoken, as an ISO 639-1 code, or auto", default="en")
     parser.option(
         "--partial-policy",
-        help="which words of an utterance that goes on are shown",
+        help="which words of an unfinished utterance are shown",
         choices=sorted(POLICIES),
         default="attention",
     )
@@ -78,12 +84,12 @@ def configure(parser: Parser) -> None:
     )
     parser.option(
         "--data-format",
-        help="lines on the data channel of a stream that does not say",
+        help="form of the lines on a stream's data channel, unless the stream asks for one",
         env=("DATA_FORMAT",),
         choices=DATA_FORMATS,
         default="object",
     )
-    parser.option("--worker-type", help="the pipeline that /version answers with", env=("PIPELINE",), default="byoc")
+    parser.option("--worker-type", help="the pipeline that /version reports", env=("PIPELINE",), default="byoc")
     add_registration(parser)
     add_limits(parser)
     add_log_level(parser)
@@ -116,26 +122,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_registration(parser: Parser) -> None:
-    """Add the options for registration at orchestrators."""
     parser.option(
         "--orch-url",
         env=("ORCH_URL", "LIVEPEER_ORCH_URL"),
         metavar="URL[,URL]",
-        help="orchestrators to register at; none, if not set",
+        help="orchestrators to register at (default: none)",
     )
     parser.secret("--orch-secret", help="their -orchSecret", env=("ORCH_SECRET", "LIVEPEER_ORCH_SECRET"))
     parser.switch("--orch-verify-tls", help="check the certificates of orchestrators, which are usually self-signed")
-    for name, livepeer_name, field, convert, default, text in CAPABILITY_OPTIONS:
-        env = (f"CAPABILITY_{name}", f"LIVEPEER_{livepeer_name}")
-        flag = f"--capability-{name.lower().replace('_', '-')}"
-        parser.option(flag, dest=f"capability_{field}", help=text, env=env, convert=convert, default=default)
+    add_capability(parser)
     parser.option(
         "--reg-interval",
-        help="seconds between checks that the registration stands",
+        help="seconds between checks that the server is still registered",
         env=("REG_INTERVAL_SECONDS", "LIVEPEER_REG_INTERVAL_SECONDS"),
         convert=seconds,
         default=60.0,
     )
+
+
+def add_capability(parser: Parser) -> None:
+    def add(name: str, *, help: str, livepeer_name: str = "", **rest: Any) -> None:
+        env = (f"CAPABILITY_{name}", f"LIVEPEER_{livepeer_name or name}")
+        parser.option(f"--capability-{name.lower().replace('_', '-')}", help=help, env=env, **rest)
+
+    add("NAME", livepeer_name="CAPABILITY_NAME", help="name to register (default: the first pipeline's)", default="")
+    add("DESCRIPTION", livepeer_name="CAPABILITY_DESCRIPTION", help="description to register", default="")
+    url_help = "where orchestrators reach this server (default: http://HOSTNAME:PORT)"
+    add("URL", livepeer_name="CAPABILITY_URL", help=url_help, default="")
+    add("CAPACITY", help="jobs at once; 0 is the limit of --max-jobs", convert=amount, default=0)
+    add("PRICE_PER_UNIT", help="price of a second", convert=amount, default=0)
+    add("PRICE_SCALING", help="divisor of the price", convert=count, default=1)
+    add("PRICE_CURRENCY", help="currency of the price; empty is wei", default="")
 
 
 def registration_of(args: argparse.Namespace) -> Registration | None:
@@ -143,12 +160,19 @@ def registration_of(args: argparse.Namespace) -> Registration | None:
     urls = tuple(each for each in (args.orch_url or "").split(",") if each.strip())
     if not urls:
         return None
-    capability = Capability(**{field: getattr(args, f"capability_{field}") for _, _, field, *_ in CAPABILITY_OPTIONS})
+    capability = Capability(
+        name=args.capability_name,
+        description=args.capability_description,
+        url=args.capability_url,
+        capacity=args.capability_capacity,
+        price_per_unit=args.capability_price_per_unit,
+        price_scaling=args.capability_price_scaling,
+        currency=args.capability_price_currency,
+    )
     return Registration(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
 
 
 def add_limits(parser: Parser) -> None:
-    """Add an option for every bound of the server that operators may set."""
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
     for flag, name, convert, text in LIMIT_OPTIONS:
         parser.option(flag, dest=name, help=text, convert=convert, default=defaults[name], metavar="N")

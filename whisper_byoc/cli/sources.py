@@ -19,16 +19,14 @@ from audio.media import load_audio
 from audio.riff import may_become_wav
 from audio.sniff import is_media
 from whisper_byoc.aio import cancel, stop_on_signals
-from whisper_byoc.cli.microphone import microphone
+from whisper_byoc.cli.microphone import SOUND_CHUNK_BYTES, microphone
 from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
 
 MICROPHONE, STDIN = "--microphone", "-"
-CHUNK_SECONDS = 0.1
 DECODE_SECONDS = 3600.0
-"""Longest time for one file. A server must limit strangers; who decodes a long video of their own has Ctrl-C."""
+"""Longest time for one file. A server must limit strangers; someone who decodes their own file has Ctrl-C."""
 RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
-CHUNK_BYTES = int(CHUNK_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ class Source:
 
 
 def check_source(name: str) -> None:
-    """Raise `UsageError` when a source cannot be: no such file, or a keyboard."""
     if name == STDIN and sys.stdin.isatty():
         raise UsageError("stdin is a terminal; pipe PCM16 mono 16 kHz into -, or name a FILE, or use --microphone")
     if name not in (STDIN, MICROPHONE):
@@ -52,9 +49,9 @@ def check_source(name: str) -> None:
 
 @asynccontextmanager
 async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
-    """Open a file, `STDIN` or the `MICROPHONE`. The first Ctrl-C ends the last two, a second one has its usual effect.
+    """Open a file, `STDIN` or the `MICROPHONE`. The first Ctrl-C ends stdin or the recording, a second one the program.
 
-    Raises `AudioError` when there is no sound to be had.
+    Raises `AudioError` when there is no sound.
     """
     if name == MICROPHONE:
         with first_interrupt() as stop:
@@ -114,25 +111,25 @@ async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
     """Yield small chunks; if `realtime`, each of them when its sound would have been spoken."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    for at in range(0, len(data), CHUNK_BYTES):
+    for at in range(0, len(data), SOUND_CHUNK_BYTES):
         if realtime:
             await asyncio.sleep(max(0.0, began + to_seconds(at) - loop.time()))
-        yield data[at : at + CHUNK_BYTES]
+        yield data[at : at + SOUND_CHUNK_BYTES]
 
 
 async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
     """Yield what arrives on stdin until its end, or until `stop` is set."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
     if not can_be_awaited(sys.stdin.fileno()):
-        while not stop.is_set() and (chunk := await asyncio.to_thread(sys.stdin.buffer.read, CHUNK_BYTES)):
+        while not stop.is_set() and (chunk := await asyncio.to_thread(sys.stdin.buffer.read, SOUND_CHUNK_BYTES)):
             yield chunk
         return
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     closing = asyncio.ensure_future(stop.wait())
     closing.add_done_callback(lambda _: transport.close())  # the reader returns what it has, then its end
     try:
-        while chunk := await reader.read(CHUNK_BYTES):
+        while chunk := await reader.read(SOUND_CHUNK_BYTES):
             yield chunk
     finally:
         await cancel(closing)
@@ -154,7 +151,7 @@ async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 
 def can_be_awaited(descriptor: int) -> bool:
-    """Whether the loop can wait for it: a pipe, a socket or a terminal, but neither a file nor /dev/null."""
+    """Whether the loop can wait for it, as for a pipe, a socket or a terminal; not for a file or /dev/null."""
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -164,5 +161,4 @@ def can_be_awaited(descriptor: int) -> bool:
 
 
 def to_seconds(size: int) -> float:
-    """Bytes of PCM16 to seconds of sound."""
     return size / (pcm.SAMPLE_RATE * pcm.SAMPLE_WIDTH)

@@ -6,7 +6,6 @@ Text goes to stdout, or into a folder with --output, beside a progress bar on st
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription, join
 
 ONE_EACH = ("srt", "vtt")
-"""Formats whose files cannot be joined: cues are counted from 1, and a header stands at the beginning."""
+"""Formats whose files cannot be concatenated: each begins with a header, or counts its cues from 1."""
 
 
 def configure(parser: Parser) -> None:
@@ -68,10 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_output(folder: Path, files: list[Path]) -> None:
-    """Make the folder before any work is done.
-
-    Raises `UsageError` when that cannot be, or when two files would have their text in the same place.
-    """
+    """Make the folder before any work is done; two files must not have their text in the same place."""
     first: dict[str, Path] = {}
     for path in files:
         if (other := first.setdefault(path.stem, path)) is not path:
@@ -83,10 +79,7 @@ def check_output(folder: Path, files: list[Path]) -> None:
 
 
 async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
-    """Load the model once, then take file by file. One that cannot be read does not keep the others waiting.
-
-    Raises `AudioError`, `UsageError` when the only file cannot be read, `ByocError` when some of several cannot.
-    """
+    """Load the model once, then take one file after the other; one that cannot be read does not stop the rest."""
     await processor.initialize()
     options = processor.options().decoding
     unread: list[str] = []
@@ -109,12 +102,13 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
 async def transcribe(
     processor: WhisperProcessor, options: DecodeOptions, samples: NDArray[np.float32], name: str
 ) -> Transcription:
-    """Transcribe piece by piece, cut as a live feed is, with a progress bar in seconds of sound."""
-    parts, at = [], 0
+    """Transcribe samples (n,) piece by piece, cut as a live feed is, with a progress bar in seconds of sound."""
+    parts, at, cutter = [], 0, QuietCutter()
     total = len(samples) / pcm.SAMPLE_RATE
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
-        for piece in pieces(samples):
+        for segment in [*cutter.feed(pcm.encode(samples)), *cutter.finish()]:
+            piece = pcm.decode(segment)
             timed = await processor.transcribe(piece, options)
             parts.append(timed.value.shifted(at / pcm.SAMPLE_RATE))
             at += len(piece)
@@ -122,15 +116,7 @@ async def transcribe(
     return join(parts, options.language or "en")
 
 
-def pieces(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Cut samples (n,) at quiet points, as the server cuts a live feed."""
-    cutter = QuietCutter()
-    for segment in [*cutter.feed(pcm.encode(samples)), *cutter.finish()]:
-        yield pcm.decode(segment)
-
-
 def write(transcription: Transcription, kind: str, source: Path, folder: Path | None) -> None:
-    """Write one form of the text to stdout, or into the folder."""
     text = FORMATS[kind](transcription)
     if folder is None:
         sys.stdout.write(text)
@@ -145,7 +131,6 @@ def write(transcription: Transcription, kind: str, source: Path, folder: Path | 
 
 
 def formats(text: str) -> list[str]:
-    """A list of output formats."""
     names = text.lower().split(",")
     unknown = [name for name in names if name not in FORMATS]
     if unknown:

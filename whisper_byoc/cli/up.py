@@ -9,12 +9,13 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 
 from whisper_byoc.aio import race, stop_on_signals
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
-from whisper_byoc.cli.processes import LogLine, NamedLog, Processes
+from whisper_byoc.cli.processes import LogLine, Processes, write_log_line
 from whisper_byoc.errors import StartError, UsageError
 from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session
 from whisper_byoc.processors.registry import find
@@ -23,9 +24,9 @@ EVERYWHERE = ("", "0.0.0.0", "::")
 READY_SECONDS = 900.0
 """A model may have to be downloaded; the container itself gives up after 600 s of loading."""
 POLL_SECONDS = 0.2
-ANSWER_SECONDS = 5.0
-MARGIN_SECONDS = 5.0
-"""Between the end of a drain and the end of a process."""
+POLL_TIMEOUT_SECONDS = 5.0
+EXIT_SECONDS = 5.0
+"""Time for a process to end after its drain."""
 KILLED = 130
 
 
@@ -85,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
         gateway_port=args.gateway_port,
         drain_seconds=args.drain_timeout,
     )
-    return asyncio.run(_until_stopped(plan, NamedLog(sys.stderr).line))
+    return asyncio.run(_until_stopped(plan, partial(write_log_line, sys.stderr)))
 
 
 async def _until_stopped(plan: Plan, log: LogLine) -> int:
     stop = stop_on_signals()
-    async with Processes(log, plan.drain_seconds + MARGIN_SECONDS) as processes:
+    async with Processes(log, plan.drain_seconds + EXIT_SECONDS) as processes:
         await race(_serve(plan, processes, log), stop.wait())
         kill = stop_on_signals()
         log("up", "stopping; Ctrl-C once more kills")
@@ -113,7 +114,7 @@ async def running_nodes(plan: Plan, log: LogLine) -> AsyncIterator[Addresses]:
 
     Raises `StartError` when one of them ends before that, or when they are not ready after 15 minutes.
     """
-    async with Processes(log, plan.drain_seconds + MARGIN_SECONDS) as processes:
+    async with Processes(log, plan.drain_seconds + EXIT_SECONDS) as processes:
         yield await _start(plan, processes)
 
 
@@ -154,7 +155,7 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
 async def _all_offered(gateway: str, names: set[str]) -> None:
     """Ask the gateway until it has a free place for each capability, which takes an orchestrator and a container."""
     try:
-        async with asyncio.timeout(READY_SECONDS), open_session(total_seconds=ANSWER_SECONDS) as http:
+        async with asyncio.timeout(READY_SECONDS), open_session(total_seconds=POLL_TIMEOUT_SECONDS) as http:
             while not names <= await _offered(http, gateway):  # noqa: ASYNC110 - another process has no event
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
