@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import signal
+from itertools import islice
 
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.aio import Changed, Tasks, cancel, every, first_of, race, stop_on_signals
+from whisper_byoc.aio import Changed, Tasks, backoff, cancel, every, first_of, race, stop_on_signals
 
 
 async def test_changed_wakes_everyone_who_waits():
@@ -176,3 +177,9 @@ async def test_the_first_signal_stops_and_the_second_has_its_usual_effect(number
         await stop.wait()
     assert not loop.remove_signal_handler(signal.SIGTERM)
     assert not loop.remove_signal_handler(signal.SIGINT)
+
+
+def test_pauses_double_up_to_the_longest_and_spread():
+    for expected, pause in zip((1, 2, 4, 8, 16, 30, 30, 30), backoff(1.0, 30.0), strict=False):
+        assert expected / 2 <= pause <= expected
+    assert len({next(islice(backoff(1.0, 30.0), 5, None)) for _ in range(5)}) > 1

@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 import logging
+import random
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,18 @@ async def every(seconds: float, action: Callable[[], Awaitable[object] | object]
                 await outcome
         except Exception:  # one failure must not end what has to go on for months
             log.exception("%s failed; the next try is in %g s", what, seconds)
+
+
+def backoff(first: float, longest: float) -> Iterator[float]:
+    """Yield the pauses between tries, in seconds: they double from `first` up to `longest`.
+
+    Each is shortened by up to a half, so that many clients of one server do not come back all at once.
+    """
+    chance = random.SystemRandom()
+    pause = min(first, longest)
+    while True:
+        yield chance.uniform(pause / 2, pause)
+        pause = min(pause * 2, longest)
 
 
 def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:

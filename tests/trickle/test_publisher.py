@@ -360,7 +360,8 @@ async def test_nobody_there(quick, refresh_seconds):
 def test_tries_pause_ever_longer_and_end_after_their_patience():
     patient = Retry(ClientOptions(longest_pause=1.0))
     broken, now = ConnectionResetError(), time.monotonic()
-    assert [patient.pause_after(broken, now, "it") for _ in range(7)] == [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    for longest in (0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
+        assert longest / 2 <= patient.pause_after(broken, now, "it") <= longest
     hasty = Retry(ClientOptions(patience_seconds=0.0))
     assert hasty.pause_after(broken, now, "it") == 0
     assert hasty.pause_after(broken, now - 60, "it") == 0, "a connection that lasted had been working"

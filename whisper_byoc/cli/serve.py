@@ -26,7 +26,7 @@ from whisper_byoc.livepeer import Capability
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.joining.registration import Registration
+from whisper_byoc.server.joining.registration import RegistrationOptions
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES
@@ -155,7 +155,7 @@ def add_capability(parser: Parser) -> None:
     add("PRICE_CURRENCY", help="currency of the price; empty is wei", default="")
 
 
-def registration_of(args: argparse.Namespace) -> Registration | None:
+def registration_of(args: argparse.Namespace) -> RegistrationOptions | None:
     """Return the registration that the options ask for; None without an orchestrator."""
     urls = tuple(each for each in (args.orch_url or "").split(",") if each.strip())
     if not urls:
@@ -169,7 +169,7 @@ def registration_of(args: argparse.Namespace) -> Registration | None:
         price_scaling=args.capability_price_scaling,
         currency=args.capability_price_currency,
     )
-    return Registration(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
+    return RegistrationOptions(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
 
 
 def add_limits(parser: Parser) -> None:

@@ -19,7 +19,7 @@ from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.joining.registrar import Registrar
-from whisper_byoc.server.joining.registration import Registration
+from whisper_byoc.server.joining.registration import RegistrationOptions
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.routes import StreamTable
 
@@ -38,7 +38,7 @@ class ServerConfig:
     host: str = "0.0.0.0"
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
-    registration: Registration | None = None
+    registration: RegistrationOptions | None = None
     """At which orchestrators to register, if any."""
     token: str = field(default="", repr=False)
     """Bearer token that clients must show; empty is none."""

@@ -45,12 +45,12 @@ def to_json(transcription: Transcription) -> str:
 
 def to_srt(transcription: Transcription) -> str:
     """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(f"{number}\n{_written(cue, ',')}" for number, cue in enumerate(cues(transcription.segments), 1))
+    return "".join(f"{number}\n{_timed_lines(cue, ',')}" for number, cue in enumerate(cues(transcription.segments), 1))
 
 
 def to_vtt(transcription: Transcription) -> str:
     """WebVTT: a header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
-    body = "".join(_written(cue, ".") for cue in cues(transcription.segments))
+    body = "".join(_timed_lines(cue, ".") for cue in cues(transcription.segments))
     return "WEBVTT\n\n" + body.replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
 
 
@@ -94,7 +94,7 @@ def _cues_of(segment: TextSegment) -> Iterator[Cue]:
         yield Cue(start, max(start, end), tuple(block))
 
 
-def _written(cue: Cue, mark: str) -> str:
+def _timed_lines(cue: Cue, mark: str) -> str:
     return f"{timestamp(cue.start, mark)} --> {timestamp(cue.end, mark)}\n" + "\n".join(cue.lines) + "\n\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import aiohttp
 from yarl import URL
 
+from whisper_byoc.aio import backoff
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, read_body, reason_of
 from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
@@ -72,7 +73,7 @@ class Retry:
 
     def restart(self) -> None:
         """Forget the failures so far: the server did what it should."""
-        self._pauses = backoff(self._options.longest_pause)
+        self._pauses = retry_pauses(self._options)
         self._failing_since: float | None = None
 
     def pause_after(self, error: BaseException, began_at: float, what: str) -> float:
@@ -92,12 +93,10 @@ class Retry:
         return next(self._pauses)
 
 
-def backoff(longest: float) -> Iterator[float]:
-    """Yield pauses between tries: none, then longer and longer ones."""
-    pause = 0.0
-    while True:
-        yield min(pause, longest)
-        pause = pause * 2 or FIRST_PAUSE_S
+def retry_pauses(options: ClientOptions) -> Iterator[float]:
+    """Yield the pauses between tries: none before the second one, then longer and longer ones."""
+    yield 0.0
+    yield from backoff(FIRST_PAUSE_S, options.longest_pause)
 
 
 class RemoteChannel:

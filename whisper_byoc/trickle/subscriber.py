@@ -15,7 +15,7 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge
 from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
-from whisper_byoc.trickle.remote import ClientOptions, RemoteChannel, Retry, backoff, header_seq
+from whisper_byoc.trickle.remote import ClientOptions, RemoteChannel, Retry, header_seq, retry_pauses
 
 log = logging.getLogger("whisper_byoc.trickle")
 
@@ -154,7 +154,7 @@ class SegmentReader:
             raise self._broken() from cause
 
     def _new_pauses(self) -> Iterator[float]:
-        return itertools.islice(backoff(self._options.longest_pause), RESUMES)
+        return itertools.islice(retry_pauses(self._options), RESUMES)
 
     def _broken(self) -> SegmentBroken:
         message = f"segment {self.seq} broke off after {self._received} bytes, and the rest cannot be had"

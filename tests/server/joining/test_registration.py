@@ -10,7 +10,6 @@ import subprocess
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import aiohttp
@@ -23,8 +22,8 @@ from tests.waiting import until
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.joining.registrar import Registrar, Standing, growing_pauses, standing_of
-from whisper_byoc.server.joining.registration import Registration
+from whisper_byoc.server.joining.registrar import Registrar, Standing, standing_of
+from whisper_byoc.server.joining.registration import RegistrationOptions
 from whisper_byoc.server.run import Server, ServerConfig, own_address, serve
 
 SECRET = "orch-secret-Zq81"
@@ -151,7 +150,7 @@ async def join():
         def start(*orchestrators, busy=lambda: False, **options) -> Registrar:
             urls = tuple(each if isinstance(each, str) else each.url for each in orchestrators)
             registrar = Registrar(
-                Registration(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), busy
+                RegistrationOptions(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), busy
             )
             registrar.start()
             stack.push_async_callback(registrar.stop)
@@ -351,7 +350,7 @@ class Gate:
 async def test_a_server_registers_what_it_is_and_counts_its_jobs(orchestrator):
     gate = Gate()
     gate.ready.set()
-    registration = Registration((orchestrator.url,), SECRET, **QUICK)
+    registration = RegistrationOptions((orchestrator.url,), SECRET, **QUICK)
     config = ServerConfig("127.0.0.1", 0, Limits(jobs=7), registration, TOKEN)
     async with Server({"upper": gate, "other": Gate()}, config) as server, aiohttp.ClientSession() as http:
         server.join()
@@ -414,7 +413,7 @@ async def test_a_process_set_up_by_its_environment_leaves_on_sigterm(orchestrato
 
 async def test_the_server_registers_only_when_loaded_and_goes_when_told(orchestrator):
     gate, stop = Gate(), asyncio.Event()
-    registration = Registration((orchestrator.url,), SECRET, **QUICK)
+    registration = RegistrationOptions((orchestrator.url,), SECRET, **QUICK)
     serving = asyncio.ensure_future(
         serve({"gate": gate}, ServerConfig("127.0.0.1", 0, registration=registration), stop)
     )
@@ -442,7 +441,7 @@ def test_the_sample_for_live_runner_has_what_go_livepeer_demands():
 
 
 def test_nothing_secret_in_the_repr():
-    registration = Registration(("https://orch:8935",), SECRET, Capability("name", token=TOKEN))
+    registration = RegistrationOptions(("https://orch:8935",), SECRET, Capability("name", token=TOKEN))
     config = ServerConfig(registration=registration, token=TOKEN)
     for secret in (SECRET, TOKEN):
         assert secret not in repr(config)
@@ -471,22 +470,16 @@ def test_any_bytes_are_an_answer(status, body):
     assert standing_of(status, body) in Standing
 
 
-def test_pauses_double_up_to_the_longest_and_spread():
-    for expected, pause in zip((1, 2, 4, 8, 16, 30, 30, 30), growing_pauses(1.0, 30.0), strict=False):
-        assert expected / 2 <= pause <= expected
-    assert len({next(islice(growing_pauses(1.0, 30.0), 5, None)) for _ in range(5)}) > 1
-
-
 @pytest.mark.parametrize("url", ["ftp://orch", "https://orch/?x=1", "https://u:pw@orch"])
 def test_addresses_that_cannot_be(url):
     with pytest.raises(UsageError) as caught:
-        Registration((url,))
+        RegistrationOptions((url,))
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("secret", ["two\nlines", " padded-Zq81", "\x00"])
 def test_secrets_that_cannot_be_sent_are_not_shown_either(secret):
-    for make in (lambda: Registration((), secret), lambda: Capability(token=secret)):
+    for make in (lambda: RegistrationOptions((), secret), lambda: Capability(token=secret)):
         with pytest.raises(UsageError) as caught:
             make()
         assert secret not in str(caught.value)

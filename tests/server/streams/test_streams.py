@@ -325,8 +325,8 @@ async def test_control_messages_change_parameters_and_garbage_does_not(orchestra
 
 @pytest.mark.parametrize("kind", ["-control", "-events", "-data", ""])
 async def test_a_channel_closed_early_ends_the_stream_and_nothing_hangs(orchestrate, monkeypatch, kind):
-    monkeypatch.setattr(output, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(output, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(output, "HEARTBEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(output, "KEEP_ALIVE_EVERY_S", 0.05)
     world = await orchestrate()
     urls = world.channels("cut", ["", "-control", "-events", "-data"])
     await world.start("cut", urls, {"input": "pcm16"})
@@ -511,8 +511,8 @@ async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orches
 
 
 async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate, monkeypatch):
-    monkeypatch.setattr(output, "KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr(output, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(output, "KEEP_ALIVE_EVERY_S", 0.05)
+    monkeypatch.setattr(output, "HEARTBEAT_EVERY_S", 0.05)
     monkeypatch.setattr(stream, "TOUCH_S", 0.05)
     world = await orchestrate(idle_seconds=0.3)
     urls = world.channels("quiet", ["", "-data", "-events"])

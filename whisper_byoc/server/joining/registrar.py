@@ -8,16 +8,15 @@ is done only when it is found to have forgotten.
 import asyncio
 import json
 import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 
 import aiohttp
 
-from whisper_byoc.aio import Tasks
+from whisper_byoc.aio import Tasks, backoff
 from whisper_byoc.http import CONNECTION_ERRORS, json_value, open_session, read_body, reason_of
 from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, sender_header
-from whisper_byoc.server.joining.registration import Registration
+from whisper_byoc.server.joining.registration import RegistrationOptions
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ class Registrar:
     `busy` tells whether any job is open: as long as one is, nothing is registered again.
     """
 
-    def __init__(self, registration: Registration, busy: Callable[[], bool]) -> None:
-        self._registration = registration
+    def __init__(self, options: RegistrationOptions, busy: Callable[[], bool]) -> None:
+        self._options = options
         self._busy = busy
         self._http: aiohttp.ClientSession | None = None
         self._memberships: list[Membership] = []
@@ -39,9 +38,9 @@ class Registrar:
 
     def start(self) -> None:
         """Begin to register."""
-        self._http = open_session(verify=self._registration.verify_tls, total_seconds=self._registration.answer_seconds)
-        for url in self._registration.orchestrators:
-            membership = Membership(url, self._registration, self._http, self._busy)
+        self._http = open_session(verify=self._options.verify_tls, total_seconds=self._options.answer_seconds)
+        for url in self._options.orchestrators:
+            membership = Membership(url, self._options, self._http, self._busy)
             self._memberships.append(membership)
             self._tasks.start(membership.keep())
 
@@ -60,11 +59,11 @@ class Membership:
     """The registration at one orchestrator."""
 
     def __init__(
-        self, orchestrator: str, registration: Registration, http: aiohttp.ClientSession, busy: Callable[[], bool]
+        self, orchestrator: str, options: RegistrationOptions, http: aiohttp.ClientSession, busy: Callable[[], bool]
     ) -> None:
         self._orchestrator = orchestrator
-        self._registration = registration
-        self._capability = registration.capability
+        self._options = options
+        self._capability = options.capability
         self._http = http
         self._busy = busy
         self._may_be_known = False
@@ -78,7 +77,7 @@ class Membership:
                 await self._until_forgotten()
             except Exception:  # a bug here must cost neither the jobs nor, for long, the registration
                 log.exception("keeping the registration at %s failed; beginning again", self._orchestrator)
-                await asyncio.sleep(self._registration.interval_seconds)
+                await asyncio.sleep(self._options.interval_seconds)
 
     async def leave(self) -> None:
         """Unregister, if a registration was ever sent."""
@@ -88,7 +87,7 @@ class Membership:
         # of several containers with one name only this one leaves, where the orchestrator can tell them apart
         headers = {**self._secret_header(), CAPABILITY_URL: self._capability.url}
         try:
-            async with asyncio.timeout(self._registration.leave_seconds):
+            async with asyncio.timeout(self._options.leave_seconds):
                 status, body = await self._ask("POST", "/capability/unregister", headers, name.encode())
         except CONNECTION_ERRORS as error:
             log.warning("%s could not be told that %s is gone: %s", self._orchestrator, name, reason_of(error))
@@ -103,7 +102,7 @@ class Membership:
         mine = self._capability
         body = json.dumps(mine.to_json()).encode()
         headers = {**self._secret_header(), "Content-Type": "application/json"}
-        for pause in growing_pauses(self._registration.first_pause, self._registration.longest_pause):
+        for pause in backoff(self._options.first_pause, self._options.longest_pause):
             self._may_be_known = True
             try:
                 status, answer = await self._ask("POST", "/capability/register", headers, body)
@@ -120,14 +119,14 @@ class Membership:
                 text += "; ORCH_SECRET must be what the orchestrator was given as -orchSecret"
             self._log_once("register", logging.ERROR, text)
             # a refusal stays one until somebody changes a setting; a failing server or proxy recovers by itself
-            await asyncio.sleep(pause if status >= 500 else self._registration.interval_seconds)
+            await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
     async def _until_forgotten(self) -> None:
         """Ask now and then; return when no job is open and two answers in a row do not know the capability."""
         while True:
-            await asyncio.sleep(self._registration.interval_seconds)
+            await asyncio.sleep(self._options.interval_seconds)
             if await self._seems_forgotten():
-                await asyncio.sleep(self._registration.confirm_seconds)
+                await asyncio.sleep(self._options.confirm_seconds)
                 if await self._seems_forgotten():
                     return
 
@@ -160,12 +159,12 @@ class Membership:
             return answer.status, await read_body(answer.content)
 
     def _secret_header(self) -> dict[str, str]:
-        return {"Authorization": self._registration.secret}
+        return {"Authorization": self._options.secret}
 
     def _shown(self, body: bytes) -> str:
         """Quote an answer for the log, without the secrets that it may repeat."""
         text = body.decode("utf-8", "replace").strip()
-        for secret in (self._registration.secret, self._capability.token):
+        for secret in (self._options.secret, self._capability.token):
             text = text.replace(secret, "***") if secret else text
         return repr(text[:LONGEST_SHOWN])
 
@@ -196,12 +195,3 @@ def standing_of(status: int, body: bytes) -> Standing:
     if not isinstance(capacity, int):
         return Standing.UNKNOWN
     return Standing.REGISTERED if capacity > 0 else Standing.MISSING
-
-
-def growing_pauses(first: float, longest: float) -> Iterator[float]:
-    """Yield pauses in seconds that double up to `longest`, each shortened by up to a half to spread the containers."""
-    chance = random.SystemRandom()
-    pause = min(first, longest)
-    while True:
-        yield chance.uniform(pause / 2, pause)
-        pause = min(pause * 2, longest)

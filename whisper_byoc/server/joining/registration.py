@@ -8,7 +8,7 @@ from whisper_byoc.livepeer import Capability, check_header_value
 
 
 @dataclass(frozen=True)
-class Registration:
+class RegistrationOptions:
     """At which orchestrators to register what. All times in seconds."""
 
     orchestrators: tuple[str, ...]

@@ -10,7 +10,6 @@ from whisper_byoc.process import Program
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 32 * 1024
 WRITE_SECONDS = 60.0
 """Longest wait for ffmpeg to take bytes: it waits for the sink, which may wait for the model."""
 FLUSH_SECONDS = 5.0
@@ -24,8 +23,7 @@ class LiveDecoder:
         self._name = name
         self._sink = sink
         self._command = command
-        self._program: Program | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._running: tuple[Program, asyncio.Task[None]] | None = None  # with the task that reads its output
 
     async def feed(self, data: bytes) -> None:
         """Pass bytes to ffmpeg; if it dies of them, another one gets them.
@@ -33,19 +31,20 @@ class LiveDecoder:
         Raises `MediaError` when there is no ffmpeg, and what `sink` raises.
         """
         for _ in range(2):
-            if self._reading is not None and self._reading.done():
+            if self._running is None or self._running[1].done():
                 await self._end(FLUSH_SECONDS)
-            if self._program is None or self._reading is None:
-                self._program, self._reading = await self._start()
-            if await self._written(data, self._program.stdin, self._reading):
+                self._running = await self._start()
+            program, reading = self._running
+            if await self._written(data, program.stdin, reading):
                 return
             await self._end(FLUSH_SECONDS)
         log.warning("%s: ffmpeg takes no input; %d bytes of the feed are lost", self._name, len(data))
 
     async def finish(self) -> None:
         """Close ffmpeg's input, pass on the rest of its output, and end it. Raises what `sink` raises."""
-        if self._program is not None:
-            self._program.stdin.close()
+        if self._running is not None:
+            program, _ = self._running
+            program.stdin.close()
         await self._end(FLUSH_SECONDS)
 
     async def kill(self) -> None:
@@ -62,7 +61,7 @@ class LiveDecoder:
         return program, asyncio.create_task(self._read(program))
 
     async def _read(self, program: Program) -> None:
-        while data := await program.stdout.read(READ_BYTES):
+        while data := await program.stdout.read(32 * 1024):
             await self._sink(data)
         await program.wait()
 
@@ -78,10 +77,9 @@ class LiveDecoder:
 
     async def _end(self, seconds: float) -> None:
         """Let ffmpeg end by itself within `seconds`, then kill it. Raises what `sink` raised."""
-        program, reading = self._program, self._reading
-        self._program = self._reading = None
-        if program is None or reading is None:
+        if self._running is None:
             return
+        (program, reading), self._running = self._running, None
         try:
             await asyncio.wait({reading}, timeout=seconds)
         finally:

@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,8 +20,8 @@ from whisper_byoc.trickle.remote import ClientOptions
 log = logging.getLogger(__name__)
 
 MAX_LINE = 60 * 1024
-KEEP_ALIVE_S = 20.0
-HEARTBEAT_S = 10.0
+KEEP_ALIVE_EVERY_S = 20.0
+HEARTBEAT_EVERY_S = 10.0
 FIRST_LINE_S = 1.0
 """Readers subscribe, to what comes next, after the start was answered: nothing is written before that time."""
 LOST_S = 300.0
@@ -51,7 +50,7 @@ class DataWriter:
             async with TricklePublisher(self._url, "application/jsonl", options=self._options) as publisher:
                 await asyncio.sleep(FIRST_LINE_S)
                 try:
-                    async for record in self._job.results.unread_records(KEEP_ALIVE_S):
+                    async for record in self._job.results.unread_records(KEEP_ALIVE_EVERY_S):
                         line = self._line(keep_alive) if record is None else self._short_line(record)
                         await publisher.publish(line)
                 except TrickleError as error:
@@ -67,12 +66,15 @@ class DataWriter:
         """Return the line of a record, without the parts that would make it too long for the gateway."""
         encoded = record.json()
         line = self._line(encoded)
-        if len(line) > MAX_LINE:
-            for shorter in _shortened(json.loads(encoded)):
-                line = self._line(_json(shorter))
-                if len(line) <= MAX_LINE:
-                    break
-        return line
+        if len(line) <= MAX_LINE:
+            return line
+        fields = json.loads(encoded) | {"shortened": True}
+        for segment in fields.get("segments", ()):
+            segment.pop("words", None)
+        for part in ("segments", "data"):
+            if len(self._line(_json(fields))) > MAX_LINE:
+                fields.pop(part, None)
+        return self._line(_json(fields))
 
     def _line(self, encoded: bytes) -> bytes:
         if self.data_format == "pytrickle":
@@ -123,7 +125,7 @@ class EventWriter:
 
     async def _next(self) -> dict[str, Any] | None:
         try:
-            async with asyncio.timeout(HEARTBEAT_S):
+            async with asyncio.timeout(HEARTBEAT_EVERY_S):
                 return await self._events.get()
         except TimeoutError:
             self.emit("heartbeat", "stream_heartbeat")
@@ -133,14 +135,3 @@ class EventWriter:
 def _json(value: object) -> bytes:
     # parameters come back in events, and JSON may hold one half of a surrogate pair, which UTF-8 cannot
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def _shortened(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the fields of a record without words, then without segments, then without data."""
-    fields["shortened"] = True
-    for segment in fields.get("segments", ()):
-        segment.pop("words", None)
-    yield fields
-    for part in ("segments", "data"):
-        fields.pop(part, None)
-        yield fields

@@ -21,9 +21,9 @@ from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
 log = logging.getLogger(__name__)
 
-STOP_S = 8.0
+STOP_LIMIT_S = 8.0
 """A stop is answered within this time; an orchestrator waits 10 s for it."""
-FLUSH_S = 1.0
+LAST_EVENTS_S = 1.0
 """Longest time for the last events."""
 TOUCH_S = 5.0
 MAX_CONTROL = 1 << 20
@@ -102,7 +102,7 @@ class Stream:
             self._events.emit("params_updated", params=self.params)
         self.over = asyncio.ensure_future(self._run())
 
-    async def stop(self, limit: float = STOP_S) -> None:
+    async def stop(self, limit: float = STOP_LIMIT_S) -> None:
         """Take in what has arrived, deliver the last results and the end record, then end; within `limit` seconds."""
         self.job.end_input()
         patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
@@ -139,7 +139,7 @@ class Stream:
                 both.create_task(self._or_stop_job(output.run()))
             self._events.emit("stream_stopped")
             self._events.finish()
-            await asyncio.wait({events}, timeout=FLUSH_S)
+            await asyncio.wait({events}, timeout=LAST_EVENTS_S)
         finally:
             await cancel(events, control, touching)
 

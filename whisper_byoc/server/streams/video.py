@@ -33,11 +33,10 @@ TS_PACKET = 188
 SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
 """Bytes of the input that may wait for the encoder to take their sound; what comes then is dropped."""
-FLUSH_S = 5.0
+ENCODER_FLUSH_S = 5.0
 STALL_S = 3.0
 """An encoder that takes no picture for so long waits for something that will not come."""
 MAX_STALLS = 3
-READ_BYTES = 256 * 1024
 
 
 class PpmSplitter:
@@ -180,7 +179,7 @@ class VideoOutput:
                         encoder.stdin.close()
                         self._sound_ended = True
                         self._sound_changed.notify()
-                        await asyncio.wait({published}, timeout=FLUSH_S)
+                        await asyncio.wait({published}, timeout=ENCODER_FLUSH_S)
                     if published.done():
                         published.result()
                 finally:
@@ -228,7 +227,7 @@ class VideoOutput:
         loop = asyncio.get_running_loop()
         writer: SegmentWriter | None = None
         began, rest = 0.0, b""
-        while data := await encoded.read(READ_BYTES):
+        while data := await encoded.read(256 * 1024):
             data = rest + data
             whole = len(data) - len(data) % TS_PACKET
             data, rest = data[:whole], data[whole:]
