@@ -155,38 +155,28 @@ async def http():
 
 @pytest.fixture
 def idle_again(http):
-    """Give a context after which nodes must hold as little as before: jobs, places, streams, sessions, tasks."""
+    """Give a context after which nodes must hold as little as before: jobs, places, streams, sessions."""
 
     async def counts(node):
         if "serve" in node.log.name:
             async with http.get(f"{node.url}/metrics") as answer:
                 return re.findall(
                     r"^(byoc_sessions_active|byoc_segments_queued) (\S+)$", await answer.text(), re.MULTILINE
-                ), 0
+                )
         async with http.get(f"{node.url}/status") as answer:
             status = await answer.json()
         async with http.get(f"{node.url}/capabilities") as answer:
             offers = (await answer.json())["capabilities"]
         load = [each["load"] for offer in offers for each in offer.get("containers", [])]
-        return (status["jobs"], status["streams"], status["draining"], load), status["tasks"]
-
-    async def settled(nodes):
-        """Counts, with the fewest tasks of some moments: nodes ask each other now and then."""
-        seen = []
-        for _ in range(4):
-            seen.append([await counts(node) for node in nodes])
-            await asyncio.sleep(0.03)
-        return [(moments[-1][0], min(tasks for _, tasks in moments)) for moments in zip(*seen, strict=True)]
+        return (status["jobs"], status["streams"], status["draining"], load)
 
     @contextlib.asynccontextmanager
     async def watch(*nodes, seconds=10):
-        before = await settled(nodes)
+        before = [await counts(node) for node in nodes]
         yield
         deadline = time.monotonic() + seconds
-        while True:
-            after = await settled(nodes)
-            if all(a[0] == b[0] and a[1] <= b[1] for a, b in zip(after, before, strict=True)):
-                return
+        while (after := [await counts(node) for node in nodes]) != before:
             assert time.monotonic() < deadline, f"{[node.log.stem for node in nodes]}: {before} became {after}"
+            await asyncio.sleep(0.05)
 
     return watch

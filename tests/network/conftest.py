@@ -93,7 +93,6 @@ class Orchestrator:
 
     def __init__(self, run, http):
         self.run = run
-        self.context = run.context
         self.pool = run.pool
         self.url = f"http://127.0.0.1:{run.port}"
         self.port = run.port
@@ -116,8 +115,8 @@ class Orchestrator:
 
         def nothing_left():
             left.update(
-                slots=self.pool.jobs, streams=len(self.run.streams), tasks=len(self.context.tasks),
-                held=self.context.memory.held, channels=len(self.context.trickle.channels),
+                slots=self.pool.jobs, streams=len(self.run.streams), held=self.run.memory.held,
+                channels=len(self.run.trickle.channels),
             )  # fmt: skip
             return not any(left.values())
 

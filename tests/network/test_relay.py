@@ -11,7 +11,7 @@ from tests.waiting import until
 from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
-from whisper_byoc.network.serving import as_json, as_text
+from whisper_byoc.network.serving import error_answers
 from whisper_byoc.trickle.limits import ByteBudget
 
 BODY = [bytes([n]) * (n * 1000 + 1) for n in range(30)]
@@ -20,16 +20,16 @@ HEAD = {"Content-Type": "application/octet-stream"}
 
 
 @asynccontextmanager
-async def served(handle, wrap=as_json, cancellation=True):
+async def served(handle, path="/", cancellation=True):
     """Serve `handle(request)`, and yield a session, the URL and the port."""
-    app = web.Application(client_max_size=0)
-    app.router.add_route("*", "/", wrap(handle))
+    app = web.Application(client_max_size=0, middlewares=[error_answers("gateway")])
+    app.router.add_route("*", path, handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=cancellation)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     async with aiohttp.ClientSession() as http:
-        yield http, f"http://127.0.0.1:{port}/", port
+        yield http, f"http://127.0.0.1:{port}{path}", port
     await runner.cleanup()
 
 
@@ -214,13 +214,13 @@ class Peer:
         return data
 
 
-def answering(use, accept="", stall=5.0, wrap=as_json):
+def answering(use, accept="", stall=5.0, path="/"):
     """Serve a handler that does `use(client)`."""
 
     async def handle(request):
         return await use(ClientAnswer(request, stall, record_stream(accept)))
 
-    return served(handle, wrap)
+    return served(handle, path)
 
 
 async def test_bytes_pass_and_the_answer_ends():
@@ -233,12 +233,12 @@ async def test_bytes_pass_and_the_answer_ends():
         assert (answer.status, answer.headers["X-A"], await answer.read()) == (200, "b", b"abcd")
 
 
-@pytest.mark.parametrize(("wrap", "body"), [(as_json, '{"error": "full"}'), (as_text, "full\n")])
-async def test_an_error_before_the_head_is_an_error(wrap, body):
+@pytest.mark.parametrize(("path", "body"), [("/live/x", '{"error": "full"}'), ("/process/x", "full\n")])
+async def test_an_error_before_the_head_is_an_error(path, body):
     async def use(client):
         return await client.fail(RequestRefused(503, "full", retry_after=7))
 
-    async with answering(use, wrap=wrap) as (http, url, _), http.get(url) as answer:
+    async with answering(use, path=path) as (http, url, _), http.get(url) as answer:
         assert (answer.status, answer.headers["Retry-After"], await answer.text()) == (503, "7", body)
 
 

@@ -2,12 +2,12 @@
 
 import aiohttp
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import UsageError
-from whisper_byoc.network.serving import Address, NetworkLimits, Node, open_context
+from whisper_byoc.network.gateway import GatewayConfig, running
+from whisper_byoc.network.serving import Address
 
 
 @pytest.mark.parametrize(
@@ -60,24 +60,13 @@ def test_any_text_is_an_address_or_a_usage_error(text):
 
 
 async def test_a_route_that_there_is_not_says_who_lacks_it(caplog):
-    async def here(_):
-        return web.Response()
-
-    class NoStreams:
-        def __len__(self):
-            return 0
-
-        async def stop_all(self, reason):
-            pass
-
     caplog.set_level("INFO")
-    async with open_context("gateway", NetworkLimits()) as context:
-        node = Node(context, NoStreams(), lambda: 0, lambda reason: None, lambda: {"capabilities": []})
-        async with node.listening(Address("127.0.0.1:0", 1), [web.get("/here", here)]), aiohttp.ClientSession() as http:
-            url = f"http://127.0.0.1:{node.port}"
-            async with http.put(f"{url}/live/a/source") as answer:
-                told = {"error": "PUT /live/a/source: this gateway has no such route"}
-                assert (answer.status, await answer.json()) == (404, told)
-            async with http.post(f"{url}/here") as answer:
-                assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
-    assert f"gateway listening on port {node.port}" in caplog.messages
+    config = GatewayConfig(Address("127.0.0.1:0", 1), ["http://127.0.0.1:9"])
+    async with running(config) as gateway, aiohttp.ClientSession() as http:
+        url = f"http://127.0.0.1:{gateway.port}"
+        async with http.put(f"{url}/live/a/source") as answer:
+            told = {"error": "PUT /live/a/source: this gateway has no such route"}
+            assert (answer.status, await answer.json()) == (404, told)
+        async with http.post(f"{url}/health") as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
+    assert f"gateway listening on port {gateway.port}" in caplog.messages

@@ -88,17 +88,11 @@ def network_limits(args: argparse.Namespace) -> NetworkLimits:
 
 
 def containers(urls: list[str], names: list[str], capacity: int, token: str) -> list[Container]:
-    """Return a container for every pair of URL and name; those of one URL share its capacity."""
+    """Return a container for every pair of URL and name."""
     if bool(urls) != bool(names):
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
-    found: list[Container] = []
-    for url in urls:
-        base = base_url(url, scheme="http", port=CONTAINER_PORT)
-        same = [Container(name, base, capacity, token) for name in names]
-        for each in same:
-            each.together = tuple(same)
-        found += same
-    return found
+    bases = [base_url(url, scheme="http", port=CONTAINER_PORT) for url in urls]
+    return [Container(name, base, capacity, token) for base in bases for name in names]
 
 
 def trickle_host(text: str) -> str:

@@ -17,7 +17,7 @@ from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.relay import Relay
-from whisper_byoc.network.serving import Context, as_json, as_text
+from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle.protocol import CLOSED, SEQ
 
 T = TypeVar("T")
@@ -38,20 +38,20 @@ RESULT_WAIT_S = "300"
 class ContainerJobs:
     """The routes."""
 
-    def __init__(self, context: Context, pool: Pool) -> None:
-        self._context = context
+    def __init__(self, node: Node, pool: Pool) -> None:
+        self._node = node
         self._pool = pool
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/process/request", as_text(self.batch)),
-            web.post("/process/request/{route:.*}", as_text(self.batch)),
-            web.post("/live/video-to-video", as_json(self.live)),
+            web.post("/process/request", self.batch),
+            web.post("/process/request/{route:.*}", self.batch),
+            web.post("/live/video-to-video", self.live),
         ]
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
-        self._context.check_draining()
+        self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         route = request.match_info.get("route", "").strip("/")
         if ".." in route.split("/"):  # the container's other paths are not ours to give
@@ -71,30 +71,30 @@ class ContainerJobs:
             finally:
                 slot.free()
 
-        with Relay(self._context, request) as relay:
+        with Relay(self._node, request) as relay:
             return await relay.to_first(self._pool.slots(job.capability), attempt)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """Bring a frame or a live feed to a container, and its results back."""
-        self._context.check_draining()
+        self._node.check_draining()
         model = request.headers.get(livepeer.MODEL, "")
         if not model:
             names = ", ".join(self._pool.names) or "none yet"
             raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
 
         async def attempt(slot: Slot) -> web.StreamResponse:
-            return await LiveJob(self._context, slot, relay).run()
+            return await LiveJob(self._node, slot, relay).run()
 
-        with Relay(self._context, request, live=True) as relay:
+        with Relay(self._node, request, live=True) as relay:
             return await relay.to_first(self._pool.slots(model), attempt)
 
 
 class LiveJob:
     """One frame or live feed at one container: `PUT /live/{job}/source` and `GET /live/{job}/output`."""
 
-    def __init__(self, context: Context, slot: Slot, relay: Relay) -> None:
-        self._context = context
-        self._limits = context.limits
+    def __init__(self, node: Node, slot: Slot, relay: Relay) -> None:
+        self._node = node
+        self._limits = node.limits
         self._slot = slot
         self._container = slot.container
         self._relay = relay
@@ -120,7 +120,7 @@ class LiveJob:
         except RequestRefused as error:
             return await self._relay.fail(error)
         finally:
-            self._context.tasks.start(self._leave())
+            self._node.tasks.start(self._leave())
 
     async def _frame(self) -> web.StreamResponse:
         await self._send()
@@ -161,7 +161,7 @@ class LiveJob:
         headers = picked(self._headers, LIVE_HEADERS) | self._container.headers
         if body.length is not None:
             headers["Content-Length"] = str(body.length)
-        async with self._context.http.put(
+        async with self._node.http.put(
             f"{self._url}/source", data=body.chunks(), params=params, headers=headers, allow_redirects=False
         ) as answer:
             if answer.status >= 400:
@@ -172,14 +172,14 @@ class LiveJob:
         self, params: dict[str, str], accept: str | None = None
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         headers = {**({"Accept": accept} if accept else {}), **self._container.headers}
-        return self._context.http.get(f"{self._url}/output", params=params, headers=headers, allow_redirects=False)
+        return self._node.http.get(f"{self._url}/output", params=params, headers=headers, allow_redirects=False)
 
     async def _leave(self) -> None:
         """Free the container's memory and the place, behind the client's back."""
         limit = aiohttp.ClientTimeout(total=self._limits.answer_seconds)
         try:
             with contextlib.suppress(*CONNECTION_ERRORS):
-                async with self._context.http.delete(self._url, headers=self._container.headers, timeout=limit):
+                async with self._node.http.delete(self._url, headers=self._container.headers, timeout=limit):
                     pass
         finally:
             self._slot.free()

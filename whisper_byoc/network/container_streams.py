@@ -20,7 +20,7 @@ from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import json_object, json_value
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.serving import Context, as_text, read_small
+from whisper_byoc.network.serving import Node, StreamTable, read_small
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
 
@@ -54,55 +54,43 @@ KINDS = (
 )
 
 
-class ContainerStreams:
+class ContainerStreams(StreamTable["ContainerStream"]):
     """All streams of one orchestrator.
 
     `service_url` is how gateways reach it; containers are given `trickle_host` instead, if set.
     """
 
-    def __init__(self, context: Context, pool: Pool, trickle_host: str = "") -> None:
+    def __init__(self, node: Node, pool: Pool, trickle_host: str = "") -> None:
+        super().__init__()
         self.service_url = ""
-        self._context = context
+        self._node = node
         self._pool = pool
-        self._trickle = context.trickle
+        self._trickle = node.trickle
         self._trickle_host = trickle_host
-        self._streams: dict[str, ContainerStream] = {}
-        self._starting: set[str] = set()
-
-    def __len__(self) -> int:
-        return sum(not stream.over.done() for stream in self._streams.values())
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/ai/stream/start", as_text(self.start)),
-            web.post("/ai/stream/stop", as_text(self.stop)),
-            web.post("/ai/stream/update", as_text(self.update)),
-            web.post("/ai/stream/payment", as_text(self.payment)),
+            web.post("/ai/stream/start", self.start),
+            web.post("/ai/stream/stop", self.stop),
+            web.post("/ai/stream/update", self.update),
+            web.post("/ai/stream/payment", self.payment),
         ]
 
     async def start(self, request: web.Request) -> web.Response:
         """Find a container for a stream, and answer with the URLs of its channels."""
-        self._context.check_draining()
+        self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
         body = json_object(await read_small(request, LARGEST_BODY))
-        before = self._streams.get(stream_id)
-        if stream_id in self._starting or (before is not None and not before.ending):
-            raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        self._starting.add(stream_id)
-        try:
-            if before is not None:  # it was stopped, and its channels are still there for its last readers
-                await asyncio.wait({before.over})
-                self._context.check_draining()
+        async with self.starting(stream_id):
+            self._node.check_draining()
             channels = Channels(self._trickle, stream_id, job.options)
             try:
                 stream = await self._on_some_container(job, stream_id, channels, body)
             except BaseException:
                 channels.close()
                 raise
-        finally:
-            self._starting.discard(stream_id)
-        self._streams[stream_id] = stream
+            self._streams[stream_id] = stream
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
         urls = channels.headers(self.service_url + self._trickle.base_path)
         return web.Response(headers={**urls, livepeer.BALANCE: "0"})
@@ -115,7 +103,7 @@ class ContainerStreams:
         start = {"gateway_request_id": stream_id, **channels.body_urls(base), **body}
 
         async def attempt(slot: Slot) -> ContainerStream:
-            stream = ContainerStream(stream_id, slot, channels, self._context)
+            stream = ContainerStream(stream_id, slot, channels, self._node)
             await stream.start(start, job.timeout_seconds)
             log.info("stream %s runs at %s", stream_id, slot.container.url)
             return stream
@@ -137,13 +125,6 @@ class ContainerStreams:
         """Thank for a payment; off-chain nothing is owed."""
         await read_small(request)
         return web.Response(headers={livepeer.BALANCE: "0"})
-
-    async def stop_all(self, reason: str) -> None:
-        streams = list(self._streams.values())
-        for stream in streams:
-            self._context.tasks.start(stream.stop_quietly(reason))
-        if streams:
-            await asyncio.wait({stream.over for stream in streams})
 
     def _find(self, request: web.Request) -> "ContainerStream":
         stream_id = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB)).stream_id
@@ -199,13 +180,13 @@ class ContainerStream:
 
     over: asyncio.Task[None]
 
-    def __init__(self, stream_id: str, slot: Slot, channels: Channels, context: Context) -> None:
+    def __init__(self, stream_id: str, slot: Slot, channels: Channels, node: Node) -> None:
         self.id = stream_id
         self._slot = slot
         self._peer = slot.container.peer
         self._channels = channels
-        self._http = context.http
-        self._limits = context.limits
+        self._http = node.http
+        self._limits = node.limits
         self._ending = asyncio.Event()
         self._stopping: asyncio.Task[Answer] | None = None
 
@@ -254,7 +235,12 @@ class ContainerStream:
             self._ending.set()
         return await asyncio.shield(self._stopping)
 
-    async def stop_quietly(self, reason: str) -> None:
+    async def end(self, reason: str) -> None:
+        """Stop it, and wait until it is over."""
+        await self._stop_quietly(reason)
+        await asyncio.wait({self.over})
+
+    async def _stop_quietly(self, reason: str) -> None:
         try:
             await self.stop(reason.encode())
         except RequestRefused as error:
@@ -278,7 +264,7 @@ class ContainerStream:
                 with contextlib.suppress(TrickleError):  # the channel may be closed
                     await LocalPublisher(self._channels.events).publish(json.dumps({"event": event}).encode())
             if self._slot.reason is None:
-                await self.stop_quietly(reason)
+                await self._stop_quietly(reason)
             await asyncio.sleep(self._limits.linger_seconds)
             log.info("stream %s has ended", self.id)
         finally:

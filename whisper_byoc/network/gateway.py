@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import aiohttp
 from aiohttp import web
 from yarl import URL
 
@@ -17,12 +19,9 @@ from whisper_byoc.network.peers import AbortScope
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import (
     Address,
-    Context,
     NetworkLimits,
     Node,
-    as_json,
-    as_text,
-    open_context,
+    open_session,
     serve_until_stopped,
 )
 
@@ -37,18 +36,18 @@ NOT_PASSED_BACK = frozenset(
 class GatewayJobs:
     """The routes of frames, live feeds and batch jobs."""
 
-    def __init__(self, context: Context, directory: Directory) -> None:
+    def __init__(self, node: Node, directory: Directory) -> None:
         self.count = 0
         self.scope = AbortScope()
         """All jobs are in it; it is aborted when the time for draining is over."""
-        self._context = context
+        self._node = node
         self._directory = directory
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/live/video-to-video", as_json(self.live)),
-            web.post("/process/request", as_text(self.batch)),
-            web.post("/process/request/{route:.*}", as_text(self.batch)),
+            web.post("/live/video-to-video", self.live),
+            web.post("/process/request", self.batch),
+            web.post("/process/request/{route:.*}", self.batch),
         ]
 
     async def live(self, request: web.Request) -> web.StreamResponse:
@@ -58,8 +57,8 @@ class GatewayJobs:
             names = ", ".join(self._directory.available) or "none yet"
             raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
         headers = passed_on(request, livepeer.MODEL)
-        seconds = self._context.limits.job_seconds + MARGIN_S
-        with self._counted(), Relay(self._context, request, live=True) as relay:
+        seconds = self._node.limits.job_seconds + MARGIN_S
+        with self._counted(), Relay(self._node, request, live=True) as relay:
             return await self._on_some_orchestrator(self._directory.ranked(model), relay, headers, seconds)
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
@@ -68,7 +67,7 @@ class GatewayJobs:
             raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
-        with self._counted(), Relay(self._context, request) as relay:
+        with self._counted(), Relay(self._node, request) as relay:
             urls = await self._directory.with_places(job.capability)
             return await self._on_some_orchestrator(urls, relay, headers, job.timeout_seconds + MARGIN_S)
 
@@ -84,8 +83,8 @@ class GatewayJobs:
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        self._context.check_draining()
-        if self.count >= self._context.limits.jobs:
+        self._node.check_draining()
+        if self.count >= self._node.limits.jobs:
             raise RequestRefused(503, f"{self.count} jobs are going on, which is all this gateway takes", retry_after=1)
         self.count += 1
         try:
@@ -125,22 +124,44 @@ class GatewayConfig:
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
+class Gateway(Node):
+    """A gateway."""
+
+    role = "gateway"
+    streams: GatewayStreams
+
+    def __init__(self, config: GatewayConfig, session: aiohttp.ClientSession) -> None:
+        super().__init__(config.limits, session)
+        self.directory = Directory(config.orchestrators, session)
+        self.streams = GatewayStreams(self, self.directory, config.public_host)
+        self._jobs = GatewayJobs(self, self.directory)
+
+    @property
+    def jobs(self) -> int:
+        return self._jobs.count
+
+    def abort_jobs(self, reason: str) -> None:
+        self._jobs.scope.abort(reason)
+
+    def capabilities(self) -> dict[str, Any]:
+        return self.directory.capabilities()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [*self._jobs.routes(), *self.streams.routes()]
+
+
 @contextlib.asynccontextmanager
-async def running(config: GatewayConfig) -> AsyncIterator[Node]:
+async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
     """Serve while the context lasts.
 
     Raises `StartError` when the address cannot be had.
     """
-    async with open_context("gateway", config.limits) as context:
-        directory = Directory(config.orchestrators, context.http)
-        jobs = GatewayJobs(context, directory)
-        streams = GatewayStreams(context, directory, config.public_host)
-        node = Node(context, streams, lambda: jobs.count, jobs.scope.abort, directory.capabilities)
-        asking = asyncio.get_running_loop().create_task(directory.keep_asking())
+    async with open_session() as session:
+        gateway = Gateway(config, session)
+        asking = asyncio.get_running_loop().create_task(gateway.directory.keep_asking())
         try:
-            routes = [*jobs.routes(), *streams.routes()]
-            async with node.listening(config.listen, routes, cross_origin=config.cross_origin):
-                yield node
+            async with gateway.listening(config.listen, cross_origin=config.cross_origin):
+                yield gateway
         finally:
             await cancel(asking)
 

@@ -1,6 +1,5 @@
 """The gateway's streams: `/process/stream/…`, as clients of go-livepeer's gateway start, read, change and stop them."""
 
-import asyncio
 import logging
 import re
 import secrets
@@ -15,7 +14,7 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import json_object
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.relay import ClientAnswer
-from whisper_byoc.network.serving import Context, as_text, read_small
+from whisper_byoc.network.serving import Node, StreamTable, read_small
 from whisper_byoc.network.session import Session
 
 log = logging.getLogger("whisper_byoc.network.gateway")
@@ -29,27 +28,23 @@ MOST_KEPT = 256
 """… and of so many."""
 
 
-class GatewayStreams:
+class GatewayStreams(StreamTable[Session]):
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
-    def __init__(self, context: Context, directory: Directory, public_host: str = "") -> None:
-        self._context = context
+    def __init__(self, node: Node, directory: Directory, public_host: str = "") -> None:
+        super().__init__()
+        self._node = node
         self._directory = directory
         self._public_host = public_host
-        self._sessions: dict[str, Session] = {}
-        self._starting: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._starting) + sum(session.ended_at is None for session in self._sessions.values())
 
     def routes(self) -> list[web.RouteDef]:
         one = "/process/stream/{stream_id}"
         return [
-            web.post("/process/stream/start", as_text(self.start)),
-            web.post(f"{one}/stop", as_text(self.stop)),
-            web.post(f"{one}/update", as_text(self.update)),
-            web.get(f"{one}/status", as_text(self.status), allow_head=False),
-            web.get(f"{one}/data", as_text(self.data), allow_head=False),
+            web.post("/process/stream/start", self.start),
+            web.post(f"{one}/stop", self.stop),
+            web.post(f"{one}/update", self.update),
+            web.get(f"{one}/status", self.status, allow_head=False),
+            web.get(f"{one}/data", self.data, allow_head=False),
         ]
 
     async def start(self, request: web.Request) -> web.Response:
@@ -58,21 +53,13 @@ class GatewayStreams:
         fields = json_object(await read_small(request, LARGEST_BODY))
         stream_id = id_for(fields)
         self._forget_old()
-        self._context.check_draining()
-        before = self._sessions.get(stream_id)
-        if stream_id in self._starting or (before is not None and not before.ending):
-            raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        if len(self) >= self._context.limits.jobs:
-            raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
-        session = Session(stream_id, job, params_in(fields), self._context)
-        self._starting.add(stream_id)
-        try:
-            if before is not None:
-                await before.gone()
+        self._node.check_draining()
+        session = Session(stream_id, job, params_in(fields), self._node)
+        async with self.starting(stream_id):
+            if len(self) >= self._node.limits.jobs:
+                raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
             await session.start(await self._directory.with_places(job.capability))
-            self._sessions[stream_id] = session
-        finally:
-            self._starting.discard(stream_id)
+            self._streams[stream_id] = session
         return web.json_response(self._urls(request, session))
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -100,7 +87,7 @@ class GatewayStreams:
             raise RequestRefused(503, f"stream {session.id!r} was started without enable_data_output")
         last = request.headers.get("Last-Event-ID", "")
         start = int(last) + 1 if last.isascii() and last.isdigit() and len(last) < 16 else 0
-        client = ClientAnswer(request, self._context.limits.stall_seconds)
+        client = ClientAnswer(request, self._node.limits.stall_seconds)
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         await client.begin(200, headers)
         await client.write(b": stream %b\n\n" % session.id.encode())  # a reader knows at once that it is connected
@@ -108,29 +95,24 @@ class GatewayStreams:
             await client.write(b"id: %d\ndata: %b\n\n" % numbered if numbered else b": keep-alive\n\n")
         return await client.end(b'event: end\ndata: {"type":"stream_ended"}\n\n')
 
-    async def stop_all(self, reason: str) -> None:
-        await asyncio.gather(
-            *(session.stop(reason.encode(), "text/plain") for session in self._sessions.values() if session.busy)
-        )
-
     def _find(self, request: web.Request) -> Session:
         stream_id = request.match_info["stream_id"]
         self._forget_old()
-        if session := self._sessions.get(stream_id):
+        if session := self._streams.get(stream_id):
             return session
         raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or ended a while ago")
 
     def _forget_old(self) -> None:
-        ended = sorted((each.ended_at, name) for name, each in self._sessions.items() if each.ended_at is not None)
+        ended = sorted((each.ended_at, name) for name, each in self._streams.items() if each.ended_at is not None)
         before = time.monotonic() - KEPT_S
         for _, name in ended[: max(0, len(ended) - MOST_KEPT)] + [each for each in ended if each[0] < before]:
-            self._sessions.pop(name, None)
+            self._streams.pop(name, None)
 
     def _urls(self, request: web.Request, session: Session) -> dict[str, str]:
         """Return all keys of go-livepeer's answer, and the trickle channels of ours."""
         host = self._public_host or request.host
         base = host if "://" in host else f"{request.scheme}://{host}"
-        route, trickle = f"{base}/process/stream/{session.id}", base + self._context.trickle.base_path
+        route, trickle = f"{base}/process/stream/{session.id}", base + self._node.trickle.base_path
         return {
             "stream_id": session.id,
             "whip_url": "",

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from whisper_byoc import livepeer
@@ -19,8 +20,7 @@ from whisper_byoc.network.serving import (
     Address,
     NetworkLimits,
     Node,
-    as_text,
-    open_context,
+    open_session,
     read_small,
     serve_until_stopped,
 )
@@ -40,9 +40,9 @@ class Registration:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/capability/register", as_text(self.register)),
-            web.post("/capability/unregister", as_text(self.unregister)),
-            web.get("/process/token", as_text(self.token), allow_head=False),
+            web.post("/capability/register", self.register),
+            web.post("/capability/unregister", self.unregister),
+            web.get("/process/token", self.token, allow_head=False),
         ]
 
     async def register(self, request: web.Request) -> web.Response:
@@ -132,11 +132,42 @@ class OrchestratorConfig:
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
-@dataclass
 class Orchestrator(Node):
-    """An orchestrator that serves."""
+    """An orchestrator."""
 
-    pool: Pool = field(default_factory=Pool)
+    role = "orchestrator"
+    streams: ContainerStreams
+
+    def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
+        super().__init__(config.limits, session)
+        self.pool = Pool()
+        self.health = HealthCheck(self.pool, session, config.limits)
+        self.streams = ContainerStreams(self, self.pool, config.trickle_host)
+        self.registration = Registration(self.pool, self.health, config.secret)
+        self._jobs = ContainerJobs(self, self.pool)
+
+    @property
+    def jobs(self) -> int:
+        return self.pool.jobs - len(self.streams)
+
+    def abort_jobs(self, reason: str) -> None:
+        for container in self.pool:
+            container.abort_jobs(reason)
+
+    def capabilities(self) -> dict[str, Any]:
+        return {
+            "capabilities": [
+                {
+                    "name": name,
+                    "available": self.pool.free(name),
+                    "containers": [each.describe() for each in self.pool.of(name)],
+                }
+                for name in self.pool.names
+            ]
+        }
+
+    def routes(self) -> list[web.RouteDef]:
+        return [*self.registration.routes(), *self._jobs.routes(), *self.streams.routes()]
 
 
 @asynccontextmanager
@@ -145,51 +176,17 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Orchestrator]:
 
     Raises `StartError` when the address cannot be had.
     """
-    async with open_context("orchestrator", config.limits) as context:
-        pool = Pool()
-        health = HealthCheck(pool, context.http, config.limits)
-        streams = ContainerStreams(context, pool, config.trickle_host)
-        registration = Registration(pool, health, config.secret)
-        jobs = ContainerJobs(context, pool)
-
-        def abort_jobs(reason: str) -> None:
-            for container in pool:
-                container.abort_jobs(reason)
-
-        node = Orchestrator(
-            context, streams, lambda: pool.jobs - len(streams), abort_jobs, lambda: capabilities(pool), pool=pool
-        )
-        routes = [*registration.routes(), *jobs.routes(), *streams.routes()]
+    async with open_session() as session:
+        orchestrator = Orchestrator(config, session)
         try:
-            async with node.listening(config.listen or config.service, routes):
-                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or node.port}"
-                registration.service_url = streams.service_url = url
+            async with orchestrator.listening(config.listen or config.service):
+                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or orchestrator.port}"
+                orchestrator.registration.service_url = orchestrator.streams.service_url = url
                 for container in config.containers:
-                    health.follow(pool.add(container).url)
-                yield node
+                    orchestrator.health.follow(orchestrator.pool.add(container).url)
+                yield orchestrator
         finally:
-            await health.close()
-
-
-def capabilities(pool: Pool) -> dict[str, Any]:
-    """Describe what there is, without the tokens of the containers."""
-
-    def shown(container: Container) -> dict[str, Any]:
-        return {
-            "url": container.url,
-            "ready": container.ready,
-            "capacity": container.capacity,
-            "load": container.load,
-            "registered": container.registered,
-            "trouble": container.trouble,
-        }
-
-    return {
-        "capabilities": [
-            {"name": name, "available": pool.free(name), "containers": [shown(each) for each in pool.of(name)]}
-            for name in pool.names
-        ]
-    }
+            await orchestrator.health.close()
 
 
 async def serve(config: OrchestratorConfig, stop: asyncio.Event | None = None) -> None:

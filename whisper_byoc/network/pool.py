@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -45,20 +46,14 @@ class Container:
     gone_at: float = field(default_factory=time.monotonic)
     """Since when it has not been ready."""
     slots: set["Slot"] = field(default_factory=set)
-    together: Collection["Container"] = field(default=(), repr=False)
-    """The names of one container, this one among them, that share its capacity; empty: this one has its own."""
 
     @property
     def peer(self) -> str:
         return f"the container at {self.url}"
 
     @property
-    def load(self) -> int:
-        return sum(len(each.slots) for each in self.together or (self,))
-
-    @property
     def free(self) -> int:
-        return max(0, self.capacity - self.load) if self.ready and not self.leaving else 0
+        return max(0, self.capacity - len(self.slots)) if self.ready and not self.leaving else 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -68,6 +63,17 @@ class Container:
     def query(self) -> dict[str, str]:
         """What tells it which pipeline is meant, unless it has only one."""
         return {} if self.pipelines and len(self.pipelines) == 1 else {"pipeline": self.name}
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it for anybody: without its token."""
+        return {
+            "url": self.url,
+            "ready": self.ready,
+            "capacity": self.capacity,
+            "load": len(self.slots),
+            "registered": self.registered,
+            "trouble": self.trouble,
+        }
 
     def is_ready(self) -> None:
         if not self.ready and not self.leaving:

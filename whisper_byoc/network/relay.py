@@ -16,7 +16,7 @@ from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.http import abort
 from whisper_byoc.network.peers import AbortScope, first_to_take, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
-from whisper_byoc.network.serving import Context
+from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle import MemoryFull
 from whisper_byoc.trickle.limits import ByteBudget
 
@@ -196,16 +196,16 @@ class Relay:
     `feed_bytes` are. A live feed's answer may be records, if the client accepts them.
     """
 
-    def __init__(self, context: Context, request: web.Request, *, live: bool = False) -> None:
+    def __init__(self, node: Node, request: web.Request, *, live: bool = False) -> None:
         """Raise `RequestRefused` (413) for a body that says it is too large."""
-        limits = context.limits
+        limits = node.limits
         self.request = request
-        self._http = context.http
+        self._http = node.http
         if live and request.content_length is None:
-            self.body = RequestBody(request, context.memory, limits.feed_bytes)
+            self.body = RequestBody(request, node.memory, limits.feed_bytes)
             self.client = ClientAnswer(request, limits.stall_seconds, record_stream(request.headers.get("Accept", "")))
         else:
-            self.body = RequestBody(request, context.memory, limits.frame_bytes, limits.frame_bytes)
+            self.body = RequestBody(request, node.memory, limits.frame_bytes, limits.frame_bytes)
             self.client = ClientAnswer(request, limits.stall_seconds)
 
     def __enter__(self) -> Self:

@@ -1,17 +1,17 @@
 """What the gateway and the orchestrator have in common as servers: addresses, error answers, what monitors ask."""
 
+import abc
 import asyncio
 import contextlib
-import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import aiohttp
 from aiohttp import web
-from aiohttp.typedefs import Handler as AnyHandler
+from aiohttp.typedefs import Handler
 
 from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
@@ -35,9 +35,7 @@ LAST_WORDS_S = 1.0
 TRICKLE_PATH = "/ai/trickle/"
 ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
 LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
-CONNECTION_TASK = "RequestHandler.start"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,11 @@ class Address:
     def __init__(self, text: str, default_port: int) -> None:
         """Raise `UsageError` for what is no address."""
         found = ADDRESS.fullmatch(text.strip())
-        if not found or int(found[3] or 0) > 65535 or not text.strip() or not _may_be_looked_up(found[2]):
+        try:
+            usable = found and text.strip() and found[2].encode("idna") is not None and int(found[3] or 0) <= 65535
+        except UnicodeError:  # no host can have that name
+            usable = False
+        if not found or not usable:
             raise UsageError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
         self.scheme = found[1] or ""
         self.host = found[2]
@@ -95,47 +97,25 @@ class Address:
         return self.host.strip("[]") if self.host and LOCAL.fullmatch(self.host) else "0.0.0.0"
 
 
-def _may_be_looked_up(host: str) -> bool:
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        return False
-    return True
-
-
-def _no_such_route(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Say who it is that lacks a route: an address of a gateway is soon taken for a container's."""
+def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Answer errors as `{"error": sentence}`, and as plain text on go-livepeer's routes, as Go's `http.Error` does."""
 
     @web.middleware
-    async def answer(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers = {}
         try:
             return await handler(request)
         except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
-            allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            message = f"{request.method} {request.path}: this {role} has no such route"
-            return web.json_response({"error": message}, status=error.status, headers=allowed)
-
-    return answer
-
-
-def as_text(handler: Handler) -> Handler:
-    """Answer errors as Go's `http.Error` does: the sentence and a newline."""
-    return _answering(handler, lambda message: web.Response(text=message + "\n"))
-
-
-def as_json(handler: Handler) -> Handler:
-    """Answer errors as `{"error": sentence}`."""
-    return _answering(handler, lambda message: web.json_response({"error": message}))
-
-
-def _answering(handler: Handler, write: Callable[[str], web.Response]) -> Handler:
-    @functools.wraps(handler)
-    async def answer(request: web.Request) -> web.StreamResponse:
-        retry_after = None
-        try:
-            return await handler(request)
+            # an address of a gateway is soon taken for a container's: say who it is that lacks a route
+            status, message = error.status, f"{request.method} {request.path}: this {role} has no such route"
+            if "Allow" in error.headers:
+                headers["Allow"] = error.headers["Allow"]
+        except web.HTTPException:  # the trickle server's
+            raise
         except RequestRefused as error:
-            status, message, retry_after = error.status, str(error), error.retry_after
+            status, message = error.status, str(error)
+            if error.retry_after is not None:
+                headers["Retry-After"] = str(error.retry_after)
         except TrickleError as error:
             status, message = 503, str(error)
         except (ConnectionError, ReaderGone):
@@ -144,10 +124,11 @@ def _answering(handler: Handler, write: Callable[[str], web.Response]) -> Handle
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             status, message = 500, "the server failed on this request; its log says why"
-        response = write(message.encode("utf-8", "replace").decode())  # a peer's words may hold half a character
-        response.set_status(status)
-        if retry_after is not None:
-            response.headers["Retry-After"] = str(retry_after)
+        message = message.encode("utf-8", "replace").decode()  # a peer's words may hold half a character
+        if request.path.startswith(GO_ROUTES):
+            response = web.Response(text=message + "\n", status=status, headers=headers)
+        else:
+            response = web.json_response({"error": message}, status=status, headers=headers)
         if not request.content.at_eof():
             response.force_close()  # the rest of the body will not be read
         return response
@@ -161,71 +142,97 @@ async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> byte
     return await http.read_body(request.content, limit, too_large)
 
 
-@dataclass
-class Context:
-    """What the routes of a gateway or an orchestrator share."""
+class _Stream(Protocol):
+    over: asyncio.Task[None]
 
-    role: str
-    limits: NetworkLimits
-    http: aiohttp.ClientSession
-    """For requests to peers."""
-    memory: ByteBudget
-    """Of all bodies that are held."""
-    trickle: TrickleServer
-    tasks: Tasks = field(default_factory=Tasks)
-    draining: bool = False
+    @property
+    def ending(self) -> bool:
+        """Whether it is over, or will be soon."""
+
+    async def end(self, reason: str) -> None:
+        """Stop it if it is running, and wait until it is over."""
+
+
+S = TypeVar("S", bound=_Stream)
+
+
+class StreamTable(Generic[S]):
+    """The streams of a gateway or an orchestrator, by their ids."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, S] = {}
+        self._starting: set[str] = set()
+
+    def __len__(self) -> int:
+        return sum(not stream.over.done() for stream in self._streams.values())
+
+    @contextlib.asynccontextmanager
+    async def starting(self, stream_id: str) -> AsyncIterator[None]:
+        """Hold an id within the context, which begins when a stream of the same id that is ending is over.
+
+        Raises `RequestRefused` (400) when one is running.
+        """
+        before = self._streams.get(stream_id)
+        if stream_id in self._starting or (before is not None and not before.ending):
+            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+        self._starting.add(stream_id)
+        try:
+            if before is not None:
+                await asyncio.wait({before.over})
+            yield
+        finally:
+            self._starting.discard(stream_id)
+
+    async def stop_all(self, reason: str) -> None:
+        await asyncio.gather(*(stream.end(reason) for stream in self._streams.values()))
+
+
+class Node(abc.ABC):
+    """A gateway or an orchestrator: what its routes share, what monitors ask, and how it ends."""
+
+    role: ClassVar[str]
+    streams: StreamTable[Any]
+
+    def __init__(self, limits: NetworkLimits, session: aiohttp.ClientSession) -> None:
+        self.limits = limits
+        self.http = session
+        """For requests to peers."""
+        self.memory = ByteBudget(limits.total_bytes)
+        """Of all bodies that are held."""
+        self.trickle = TrickleServer(TRICKLE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
+        self.tasks = Tasks()
+        self.draining = False
+        self.port = 0
+
+    @property
+    @abc.abstractmethod
+    def jobs(self) -> int:
+        """Jobs that are going on and are no streams."""
+
+    @abc.abstractmethod
+    def abort_jobs(self, reason: str) -> None:
+        """End all of them."""
+
+    @abc.abstractmethod
+    def capabilities(self) -> dict[str, Any]:
+        """Describe what there is, for anybody."""
+
+    @abc.abstractmethod
+    def routes(self) -> Iterable[web.RouteDef]: ...
 
     def check_draining(self) -> None:
         if self.draining:
-            raise RequestRefused(503, f"the {self.role} is shutting down", retry_after=5)
-
-
-@contextlib.asynccontextmanager
-async def open_context(role: str, limits: NetworkLimits) -> AsyncIterator[Context]:
-    """Open what the routes share; background tasks end last, as they tell peers of requests that were cut off."""
-    trickle = TrickleServer(TRICKLE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
-    # go-livepeer's orchestrators sign their own certificates
-    async with http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES) as session:
-        context = Context(role, limits, session, ByteBudget(limits.total_bytes), trickle)
-        try:
-            yield context
-        finally:
-            await context.tasks.close(LAST_WORDS_S)
-
-
-class Streams(Protocol):
-    """The streams of a gateway or an orchestrator."""
-
-    def __len__(self) -> int: ...
-
-    async def stop_all(self, reason: str) -> None: ...
-
-
-@dataclass
-class Node:
-    """A gateway or an orchestrator: its routes, what monitors ask, and how it ends."""
-
-    context: Context
-    streams: Streams
-    jobs: Callable[[], int]
-    """Return how many jobs are going on that are no streams."""
-    abort_jobs: Callable[[str], None]
-    """End all jobs for a reason."""
-    capabilities: Callable[[], dict[str, Any]]
-    """Describe what there is."""
-    port: int = 0
+            raise RequestRefused(503, self._reason, retry_after=5)
 
     @contextlib.asynccontextmanager
-    async def listening(
-        self, address: Address, routes: Iterable[web.RouteDef], *, cross_origin: bool = False
-    ) -> AsyncIterator[Self]:
+    async def listening(self, address: Address, *, cross_origin: bool = False) -> AsyncIterator[Self]:
         """Serve while the context lasts; `cross_origin` lets pages of any origin call every route.
 
         Raises `StartError` when the address cannot be had.
         """
-        app = web.Application(client_max_size=0, middlewares=[_no_such_route(self.context.role)])
-        self.context.trickle.add_routes(app)
-        app.add_routes([*routes, *self._status_routes()])
+        app = web.Application(client_max_size=0, middlewares=[error_answers(self.role)])
+        self.trickle.add_routes(app)
+        app.add_routes([*self.routes(), *self._status_routes()])
         if cross_origin:
             _allow_other_origins(app)
         listener = http.listening(
@@ -238,20 +245,23 @@ class Node:
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
         )
-        async with listener as self.port:
-            log.info("%s listening on port %d", self.context.role, self.port)
-            try:
-                yield self
-            finally:
-                self.context.draining = True
-                await self.streams.stop_all(self._reason)
+        try:
+            async with listener as self.port:
+                log.info("%s listening on port %d", self.role, self.port)
+                try:
+                    yield self
+                finally:
+                    self.draining = True
+                    await self.streams.stop_all(self._reason)
+        finally:  # last, as they tell peers of requests that were cut off
+            await self.tasks.close(LAST_WORDS_S)
 
     async def drain(self) -> None:
         """Take no new work, stop the streams, and give jobs time to end."""
-        self.context.draining = True
-        log.info("shutting down: %d jobs and %d streams to end", self.jobs(), len(self.streams))
+        self.draining = True
+        log.info("shutting down: %d jobs and %d streams to end", self.jobs, len(self.streams))
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.context.limits.drain_seconds
+        deadline = loop.time() + self.limits.drain_seconds
         await self.streams.stop_all(self._reason)
         await self._no_jobs(deadline)
         self.abort_jobs(self._reason)
@@ -259,12 +269,12 @@ class Node:
 
     @property
     def _reason(self) -> str:
-        return f"the {self.context.role} is shutting down"
+        return f"the {self.role} is shutting down"
 
     async def _no_jobs(self, deadline: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while self.jobs():  # noqa: ASYNC110 - polled: jobs end in many ways
+                while self.jobs:  # noqa: ASYNC110 - polled: jobs end in many ways
                     await asyncio.sleep(POLL_S)
 
     def _status_routes(self) -> list[web.RouteDef]:
@@ -272,7 +282,7 @@ class Node:
             return web.json_response({"status": "OK"})
 
         async def ready(_: web.Request) -> web.Response:
-            reasons = ["shutting down"] if self.context.draining else []
+            reasons = ["shutting down"] if self.draining else []
             if not any(each["available"] for each in self.capabilities()["capabilities"]):
                 reasons.append("no capability can take a job")
             return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
@@ -281,20 +291,13 @@ class Node:
             return web.json_response(self.capabilities())
 
         async def status(_: web.Request) -> web.Response:
-            who = {"role": self.context.role, "version": __version__, "tasks": _working_tasks()}
-            counts = {"jobs": self.jobs(), "streams": len(self.streams), "draining": self.context.draining}
-            return web.json_response(who | counts)
+            counts = {"jobs": self.jobs, "streams": len(self.streams), "draining": self.draining}
+            return web.json_response({"role": self.role, "version": __version__, **counts})
 
         handlers = {
             "/health": health, "/healthz": ready, "/readyz": ready, "/capabilities": capabilities, "/status": status
         }  # fmt: skip
         return [web.get(path, handler) for path, handler in handlers.items()]
-
-
-def _working_tasks() -> int:
-    """Count the tasks there are, but for the one that aiohttp has for each open connection, busy or idle."""
-    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
-    return sum(getattr(each, "__qualname__", "") != CONNECTION_TASK for each in coroutines)
 
 
 def _allow_other_origins(app: web.Application) -> None:
@@ -303,11 +306,16 @@ def _allow_other_origins(app: web.Application) -> None:
             response.headers[f"Access-Control-{name}"] = "*"
 
     @web.middleware
-    async def preflight(request: web.Request, handler: AnyHandler) -> web.StreamResponse:
+    async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.Response() if request.method == "OPTIONS" else await handler(request)
 
     app.on_response_prepare.append(add_headers)
     app.middlewares.append(preflight)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Open a session for requests to peers; go-livepeer's orchestrators sign their own certificates."""
+    return http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES)
 
 
 async def serve_until_stopped(

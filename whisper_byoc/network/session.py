@@ -11,7 +11,7 @@ from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.livepeer import JobHeader
 from whisper_byoc.network.peers import Answer, first_to_take
 from whisper_byoc.network.records import RecordLog
-from whisper_byoc.network.serving import Context
+from whisper_byoc.network.serving import Node
 from whisper_byoc.network.upstream import StreamEnds, Upstream
 from whisper_byoc.trickle import LocalPublisher, LocalSubscriber
 from whisper_byoc.trickle.channel import Channel
@@ -32,7 +32,7 @@ class Session:
 
     over: asyncio.Task[None]
 
-    def __init__(self, stream_id: str, job: JobHeader, params: Mapping[str, Any], context: Context) -> None:
+    def __init__(self, stream_id: str, job: JobHeader, params: Mapping[str, Any], node: Node) -> None:
         self.id = stream_id
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
@@ -44,30 +44,19 @@ class Session:
         self.ended_at: float | None = None
         self._job = job.asking(stream_id=stream_id)
         self._params = params
-        self._context = context
-        self._trickle = context.trickle
+        self._node = node
+        self._trickle = node.trickle
         self._channels: list[Channel] = []
         self._ends = StreamEnds(None, self._pcm, None, self.records, self._on_event)
         self._upstream: Upstream | None = None
         self._stopper: asyncio.Task[bytes] | None = None
-        self._stopping_peer: asyncio.Task[None] | None = None
         self._container_status: dict[str, Any] = {}
         self._error = ""
-
-    @property
-    def busy(self) -> bool:
-        return not self.over.done() or (self._stopper is not None and not self._stopper.done())
 
     @property
     def ending(self) -> bool:
         """Whether it is over, or will be soon: all has been said, or somebody is stopping it."""
         return self.ended_at is not None or self.records.ended or self._stopper is not None
-
-    async def gone(self) -> None:
-        """Wait until nothing is left of it, at its orchestrator either; its name is free then."""
-        await asyncio.wait({self.over})
-        if self._stopping_peer is not None:
-            await asyncio.wait({self._stopping_peer})
 
     async def start(self, orchestrators: Sequence[str]) -> None:
         """Begin at the first of these orchestrators that takes the stream.
@@ -88,7 +77,7 @@ class Session:
         self.over = asyncio.get_running_loop().create_task(self._run(upstream), name=f"stream {self.id}")
 
     async def _start_at(self, url: str) -> Upstream:
-        upstream = Upstream(url, self._job, self._context.http)
+        upstream = Upstream(url, self._job, self._node.http)
         try:
             await upstream.start({"params": self._params or None})
         except BaseException as error:
@@ -96,6 +85,12 @@ class Session:
                 self._stop_later(upstream)  # it may have begun
             raise
         return upstream
+
+    async def end(self, reason: str) -> None:
+        """Stop it if it is running, and wait until it is over."""
+        if self._stopper is not None or not self.over.done():
+            await self.stop(reason.encode(), "text/plain")
+        await asyncio.wait({self.over})
 
     async def stop(self, body: bytes, content_type: str) -> bytes:
         """Send on what has arrived, have the last words said, and return the container's answer, empty if it has none.
@@ -117,16 +112,13 @@ class Session:
 
     def status(self) -> dict[str, Any]:
         """Describe the stream; what the container says of itself comes first."""
-        head: dict[str, Any] = {
+        own = {
             "stream_id": self.id,
             "state": "running" if self.ended_at is None else "ended",
             "orchestrator": self._upstream.url if self._upstream else "",
             "whep_url": "",
         }
-        if self.input_name:
-            ends = self._ends
-            head["ingest_metrics"] = {"segments": ends.segments, "bytes": ends.bytes, "missed": ends.missed}
-        return {**self._container_status, **head, **({"error": self._error} if self._error else {})}
+        return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
 
     async def _run(self, upstream: Upstream) -> None:
         reason = "the stream was stopped, and its last words did not come in time"
@@ -139,20 +131,21 @@ class Session:
             await self._finish(upstream, reason)
 
     async def _finish(self, upstream: Upstream, reason: str) -> None:
-        """Let readers come to the end, and free everything."""
+        """Let readers come to the end, and free everything, at the orchestrator too."""
         if reason and not self.records.ended:
             self._error = self._error or reason
             log.warning("stream %s: %s", self.id, reason)
             self.records.fail(self.id, reason)
         self.records.close()
-        if not upstream.stopped:
-            self._stopping_peer = self._stop_later(upstream)
+        stopping = () if upstream.stopped else (self._stop_later(upstream),)
         try:
             if self._ends.output is not None and self._ends.output.channel.next_write:
                 await asyncio.sleep(LINGER_S)
         finally:
             self._close_channels()
             self.ended_at = time.monotonic()
+        if stopping:
+            await first_of(*stopping, timeout=LAST_WORDS_S)
 
     async def _stop(self, body: bytes, content_type: str) -> bytes:
         if self.over.done() or self._upstream is None:
@@ -169,7 +162,7 @@ class Session:
         async def stop() -> None:
             await upstream.stop(b"", "text/plain")
 
-        return self._context.tasks.start(stop())
+        return self._node.tasks.start(stop())
 
     def _open_channel(self, name: str) -> Channel:
         self._channels.append(self._trickle.create(name, "video/MP2T"))

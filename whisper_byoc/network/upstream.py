@@ -52,11 +52,6 @@ class StreamEnds:
     records: RecordLog
     on_event: Callable[[dict[str, Any]], None]
     """Called with every event of the container."""
-    segments: int = 0
-    """Segments of the input so far, and below their bytes."""
-    bytes: int = 0
-    missed: int = 0
-    """Segments of the input that had left the channel's window before they could be sent on."""
 
 
 class Upstream:
@@ -212,16 +207,13 @@ class Upstream:
         address = self._channels["Publish"]
         async with TricklePublisher(address, "video/MP2T", continuous=True, options=OPTIONS) as publisher:
             async for segment in source:
-                ends.segments += 1
                 if segment.missed:
-                    ends.missed += segment.missed
                     message = _gone(segment.missed, "of the input", "be sent on") + "; publish no faster than live"
                     ends.records.missed(self._job.stream_id, message)
                 async with await publisher.next() as writer:
                     size = 0
                     async for data in segment:
                         size += len(data)
-                        ends.bytes += len(data)
                         await writer.write(data)
                     if ends.pcm and size % 2 and not segment.segment.whole:  # what follows a broken one begins a sample
                         await writer.write(b"\0")

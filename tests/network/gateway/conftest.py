@@ -251,8 +251,9 @@ class Gateway:
         return status
 
     async def received(self, size):
-        """Wait until the gateway has got so many bytes of the stream `one`."""
-        return (await self.status(wanted=lambda status: status["ingest_metrics"]["bytes"] == size))["ingest_metrics"]
+        """Wait until so many bytes of the stream `one` have arrived at the gateway."""
+        channel = self.running.trickle.get("one")
+        await until(lambda: sum(segment.size for segment in channel.segments) == size)
 
     async def offers(self, wanted):
         """Wait until what the gateway says of its orchestrators is as wanted."""
@@ -261,9 +262,8 @@ class Gateway:
 
     async def settled(self):
         """Wait until nothing is going on any more."""
-        context, streams = self.running.context, self.running.streams
-        await until(lambda: not self.running.jobs() and not len(streams) and not len(context.tasks))
-        await until(lambda: not context.memory.held)
+        await until(lambda: not self.running.jobs and not len(self.running.streams))
+        await until(lambda: not self.running.memory.held)
         await until(lambda: not at_work())
 
 
@@ -448,7 +448,7 @@ class World:
     async def over(self, gateway):
         """Wait until nothing is left of any stream, on any hop."""
         await gateway.settled()
-        await until(lambda: not gateway.running.context.trickle.channels)
+        await until(lambda: not gateway.running.trickle.channels)
         if hasattr(gateway, "orchestrator"):
             await until(lambda: gateway.orchestrator.slots == 0)
             await until(lambda: not gateway.api.server.streams.streams)

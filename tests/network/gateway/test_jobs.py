@@ -36,7 +36,7 @@ async def open_feed(gateway, accept="*/*", query=PIXELS, model="test"):
 
 def counts(gateway):
     """What must be as it was when all is over."""
-    return gateway.running.jobs(), gateway.orchestrator.slots, len(gateway.api.table.jobs)
+    return gateway.running.jobs, gateway.orchestrator.slots, len(gateway.api.table.jobs)
 
 
 # --- one frame
@@ -104,7 +104,7 @@ async def test_too_many_jobs_and_shutting_down_are_503(world):
     feed.send(None)
     await answer.read()
     await gateway.settled()
-    gateway.running.context.draining = True
+    gateway.running.draining = True
     status, body, headers = await gateway.live(b"x")
     assert (status, headers["Retry-After"]) == (503, "5")
     assert "shutting down" in json.loads(body)["error"]
@@ -339,7 +339,7 @@ async def test_results_let_go_of_the_feed(world):
         got = 0
         while got < 300_001:
             got += len(await asyncio.wait_for(answer.content.readany(), 10))
-    await until(lambda: gateway.running.context.memory.held == 0)
+    await until(lambda: gateway.running.memory.held == 0)
     feed.send(None)
     await answer.read()
     await gateway.settled()

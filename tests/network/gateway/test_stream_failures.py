@@ -155,7 +155,7 @@ async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(worl
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one", {"input": "pcm16"})
     hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
-    channel = worker.orchestrator.running.context.trickle.get("one")
+    channel = worker.orchestrator.running.trickle.get("one")
     async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
         async with await publisher.next() as segment:
             await segment.write(b"abc")  # in the middle of a sample
@@ -176,7 +176,7 @@ async def test_a_segment_that_its_client_breaks_off_in_mid_sample_does_not_shift
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one", params)
     hearing = asyncio.ensure_future(everything(worker.url("subscribe")))
-    channel = gateway.running.context.trickle.get("one")
+    channel = gateway.running.trickle.get("one")
     async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
         segment = await publisher.next()
         await segment.write(b"abc")
@@ -196,7 +196,7 @@ async def test_text_that_was_gone_is_told_of(world):
     await worker.say({"type": "transcript", "seq": 0})
     reader = gateway.follow(answer["data_url"])
     await until(lambda: reader.events)
-    channel = worker.orchestrator.running.context.trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     for seq in range(1, 10):  # in one go: nobody can read them all
         segment = channel.for_write(channel.next_write)
         channel.begin(segment)
@@ -213,7 +213,7 @@ async def test_text_whose_rest_is_gone_after_an_outage_is_told_of_and_what_follo
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one")
     reader = gateway.follow(answer["data_url"])
-    channel = worker.orchestrator.running.context.trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     unfinished = channel.for_write(0)
     channel.begin(unfinished)
     unfinished.append(b'{"type": "transcript", "seq": 0}\n{"type": "tran')
@@ -242,7 +242,7 @@ async def test_a_record_that_broke_off_and_is_sent_again_reaches_the_client_once
     path = worker.url("data").split("/", 3)[3]
     connection[1].write(b"POST /%b/0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
     connection[1].write(b"%x\r\n%b\r\n" % (len(half), half))
-    channel = worker.orchestrator.running.context.trickle.get("one-data")
+    channel = worker.orchestrator.running.trickle.get("one-data")
     await until(lambda: channel.next_write == 1)
     connection[1].transport.abort()
     whole = {"type": "transcript", "seq": 0, "text": "one two"}

@@ -364,7 +364,7 @@ async def test_draining_takes_nothing_new_and_lets_a_feed_come_to_its_end(servin
     feed = kit.Feed()
     async with await opened(api, feed, query="?width=2&height=1", **kit.NDJSON) as answer:
         draining = asyncio.ensure_future(api.run.drain())
-        await until(lambda: api.context.draining)
+        await until(lambda: api.run.draining)
         status, body, headers = await api.live(b"x")
         assert (status, json.loads(body)) == (503, {"error": "the orchestrator is shutting down"})
         assert "Retry-After" in headers

@@ -34,28 +34,6 @@ def test_a_place_is_given_back_once():
     assert (made.jobs, made.free("a")) == (1, 1)
 
 
-def test_names_of_one_container_share_its_capacity_where_it_is_given_once():
-    made = Pool()
-    same = [made.add(Container(name, "http://c0", 2)) for name in ("a", "b")]
-    other = made.add(Container("b", "http://c1", 1))
-    for each in same:
-        each.together = tuple(same)
-    for each in made:
-        each.is_ready()
-    first = next(made.slots("a"))
-    assert (made.free("a"), made.free("b"), same[1].load) == (1, 2, 1)
-    second = next(made.slots("b"))
-    assert second.container is same[1]
-    assert (made.free("a"), made.free("b")) == (0, 1)
-    assert next(made.slots("b")).container is other, "the first one is full"
-    with pytest.raises(PeerBusy):
-        next(made.slots("a"))
-    second.free()
-    assert (made.free("a"), made.jobs) == (1, 2)
-    first.free()
-    assert (made.free("a"), made.free("b")) == (2, 2)
-
-
 def test_who_was_passed_over_is_not_asked_again():
     made = pool(1, 5)
     assert [slot.container.url for slot in made.slots("a")] == ["http://c1", "http://c0"]

@@ -89,7 +89,7 @@ async def test_a_stream_has_its_channels_on_both_sides(worker, gateway):
     assert json.loads(sent) == {
         "gateway_request_id": "s1", **expected, "params": {"a": 1}, "more": 2, "data_url": "mine",
     }  # fmt: skip
-    kinds = {name: channel.mime for name, channel in world.api.context.trickle.channels.items()}
+    kinds = {name: channel.mime for name, channel in world.api.run.trickle.channels.items()}
     assert kinds == {
         "s1": "video/MP2T", "s1-out": "video/MP2T", "s1-data": "application/jsonl",
         "s1-control": "application/json", "s1-events": "application/json",
@@ -239,7 +239,7 @@ async def test_a_bad_stream_id_is_400(worker, gateway, stream):
 
 async def test_too_many_channels_leave_none(worker, gateway):
     world = await gateway(await worker())
-    trickle = world.api.context.trickle
+    trickle = world.api.run.trickle
     trickle.limits = type(trickle.limits)(channels=3)
     status, _, _ = await world.start(parameters=ALL)
     assert status == 503
