@@ -49,13 +49,13 @@ ROUTES = (
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
-"""What monitors ask; they have no token, and a 401 to an orchestrator would end the registration."""
+"""What monitors ask: they have no token, and an orchestrator that gets a 401 ends the registration."""
 
 
 def build_app(
     table: JobTable, stream_table: streams.StreamTable, worker_type: str = "byoc", token: str = ""
 ) -> web.Application:
-    """Build the application around the jobs; with a token, work is for those who show it."""
+    """Build the application; with a token, all but `OPEN_PATHS` asks for it."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[streams.STREAMS] = stream_table
@@ -87,10 +87,6 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def _bearer(token: str) -> Middleware:
-    """Make the middleware that lets only requests with `Authorization: Bearer <token>` through, but for `OPEN_PATHS`.
-
-    Tokens are compared in a time that does not depend on where they differ.
-    """
     expected = token.encode()
 
     @web.middleware
@@ -98,6 +94,7 @@ def _bearer(token: str) -> Middleware:
         if request.path not in OPEN_PATHS:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
             shown = given.strip().encode("utf-8", "surrogateescape")
+            # compare_digest takes the same time wherever they differ
             if scheme.lower() != "bearer" or not hmac.compare_digest(shown, expected):
                 raise RequestRefused(401, "this container wants its token: send `Authorization: Bearer TOKEN`")
         return await handler(request)

@@ -1,4 +1,4 @@
-"""Serving somebody else's processor: the server in a thread of its own, the processor on its author's event loop.
+"""`run_processor`: the server runs in a thread of its own, the processor on its author's event loop.
 
 A `process` that blocks (a loop over every byte, a model called directly) then delays its own frames and nothing else:
 the server goes on reading, answering `/health`, keeping time limits and draining.
@@ -20,7 +20,7 @@ from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 log = logging.getLogger("whisper_byoc.server")
 
 UNBLOCK_SECONDS = 5.0
-"""After the server's end: longest wait for an event loop that its processor blocks."""
+"""After the server has ended: longest wait for an event loop that the processor blocks."""
 
 
 async def run_processor(
@@ -40,29 +40,29 @@ async def run_processor(
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     name = name or type(processor).__name__
     config = ServerConfig(host, port, limits or Limits())
-    home = asyncio.get_running_loop()
-    over: asyncio.Future[None] = home.create_future()
+    author_loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = author_loop.create_future()
     stop_server: Future[Callable[[], object]] = Future()
 
-    async def body() -> None:
+    async def serve_processor() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         stop_server.set_result(lambda: loop.call_soon_threadsafe(stop.set))
-        await serve({name: processor}, config, stop, home)
+        await serve({name: processor}, config, stop, author_loop)
 
     def run() -> None:
         error: BaseException | None = None
         try:
-            asyncio.run(body())
+            asyncio.run(serve_processor())
         except BaseException as caught:
             error = caught
-        noticed = threading.Event()
+        seen = threading.Event()
 
-        def finish() -> None:
-            noticed.set()
-            over.set_result(None) if error is None else over.set_exception(error)
+        def report() -> None:
+            seen.set()
+            ended.set_result(None) if error is None else ended.set_exception(error)
 
-        home.call_soon_threadsafe(finish)
-        if not noticed.wait(UNBLOCK_SECONDS):
+        author_loop.call_soon_threadsafe(report)
+        if not seen.wait(UNBLOCK_SECONDS):
             log.error("the processor blocks its event loop and cannot be waited for: exiting without it")
             logging.shutdown()
             os._exit(0 if error is None else 1)
@@ -71,21 +71,21 @@ async def run_processor(
     stop = stop_server.result()  # at once: nothing has gone wrong yet
     with _first_signal_calls(stop):
         try:
-            await asyncio.shield(over)
+            await asyncio.shield(ended)
         except asyncio.CancelledError:
             stop()
-            await over
+            await ended
             raise
 
 
 @contextmanager
 def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
-    """Have the first SIGTERM or SIGINT call `stop`, and a second one do what it usually does.
+    """Call `stop` at the first SIGTERM or SIGINT; a second one has its usual effect.
 
-    By `signal.signal`, which reaches even a thread whose event loop is blocked.
+    By `signal.signal`, which works even while the event loop of this thread is blocked.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets signals; whoever serves from another one stops by cancelling
+        yield  # only the main thread gets signals; in another one, run_processor is stopped by cancelling it
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

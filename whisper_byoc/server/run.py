@@ -25,15 +25,15 @@ from whisper_byoc.server.streams.routes import StreamTable
 
 log = logging.getLogger("whisper_byoc.server")
 
-KEEP_ALIVE_S = 3600.0  # an orchestrator keeps its connection open between jobs
-SHUTDOWN_S = 5.0
+KEEP_ALIVE_SECONDS = 3600.0  # an orchestrator keeps its connection open between jobs
+SHUTDOWN_SECONDS = 5.0
 LOG_FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
-"""As pytrickle and its applications log."""
+"""As in pytrickle and its applications."""
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where to listen, the bounds to keep, and what to say of oneself."""
+    """Where to listen, the limits, and what others are told of this container."""
 
     host: str = "0.0.0.0"
     port: int = 8000
@@ -82,7 +82,7 @@ async def serve(
 
 
 class Server:
-    """The listener with everything behind it. Entering it listens and begins to load; leaving it stops all."""
+    """The listener and all that it serves. Entering it listens and begins to load; leaving it stops everything."""
 
     def __init__(
         self,
@@ -105,15 +105,17 @@ class Server:
         self._registrar: Registrar | None = None
 
     async def __aenter__(self) -> Self:
-        """Listen.
-
-        Raises `StartError` when the port cannot be had.
-        """
+        """Raise `StartError` when the port cannot be had."""
         app = build_app(self.table, self.streams, self._config.worker_type, self._config.token)
         listener = listening(
-            app, self._config.host, self._config.port, keep_alive_seconds=KEEP_ALIVE_S, shutdown_seconds=SHUTDOWN_S,
-            unpack=True, handler_cancellation=True,
-        )  # fmt: skip
+            app,
+            self._config.host,
+            self._config.port,
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            shutdown_seconds=SHUTDOWN_SECONDS,
+            unpack=True,
+            handler_cancellation=True,
+        )
         self.port = await self._listener.enter_async_context(listener)
         log.info("Trickle server listening on port %d", self.port)
         self.table.start()
@@ -128,7 +130,7 @@ class Server:
         await self.streams.close()
         await self.table.close()
         for pipeline in self.table.pipelines.values():
-            await pipeline.stop(SHUTDOWN_S)
+            await pipeline.stop(SHUTDOWN_SECONDS)
         await self._listener.aclose()
 
     async def loaded(self) -> None:
@@ -148,13 +150,13 @@ class Server:
         self._registrar.start()
 
     async def leave(self) -> None:
-        """Unregister: no more work is sent here then, while the listener stays open for what there is."""
+        """Unregister, so that no more work is sent here; the listener stays open for the work there is."""
         if self._registrar is not None:
             await self._registrar.stop()
             self._registrar = None
 
 
 def own_address(host: str, port: int) -> str:
-    """Guess where others reach this server: at the address it is bound to, else by the name of the machine."""
+    """Guess the URL of this server: the address that it is bound to, or the machine's name if it is bound to all."""
     name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
     return f"http://{bracketed(name)}:{port}"

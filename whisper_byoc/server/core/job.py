@@ -1,6 +1,6 @@
 """One job: takes segments in order, has its session work on them, and numbers the outcomes.
 
-Every segment that was accepted gets exactly one outcome. Every way in (`/live`, streams, batch) ends here.
+Every accepted segment gets exactly one outcome. Every route (`/live`, streams, batch) ends in a job.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ SUMMARY_SECONDS = 1.0
 
 
 class Job:
-    """One stream of one client. Owns one task, from its making until `results.ended`."""
+    """One stream of one client, and the task that works on it until `results.ended`."""
 
     def __init__(self, info: JobInfo, session: Session, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
         self.info = info
@@ -34,14 +34,12 @@ class Job:
         self.results = ResultRing(info.job_id, self.content_type, limits.kept_results, limits.kept_bytes)
         self.transcript = TranscriptLog(limits.transcript_bytes)
         self.closing = asyncio.Event()
-        """Set when no more input is wanted; a feed that is connected gets its tail in first."""
+        """Set when no more input is wanted; a connected feed may still hand in its tail."""
         self.ended_at: float | None = None
         self.alone_limit = limits.idle_seconds
         """The job is ended after so many `alone_seconds`."""
         self.has_feed = False
-        """Whether a live feed is connected."""
         self.has_reader = False
-        """Whether a reader is connected."""
         self._session = session
         self._call = pipeline.call
         self._limits = limits
@@ -73,7 +71,7 @@ class Job:
             raise RequestRefused(503, "the processor is busy, and did not take the parameters", 1) from None
 
     def end_input(self) -> None:
-        """Let a connected feed hand in its tail and the queue run dry, then finish. Harmless when repeated."""
+        """Finish after a connected feed has handed in its tail and the queue is empty. Harmless when repeated."""
         self.closing.set()
         if not self.has_feed:
             self.inbox.close()
@@ -128,7 +126,7 @@ class Job:
 
     @property
     def busy(self) -> bool:
-        """Whether a feed is connected or there is work, which goes on after the queue has run dry."""
+        """Whether a feed is connected or there is work; a job that is closing has its last words to work on."""
         at_work = self._computing or self.inbox.items > 0 or self.closing.is_set()
         return not self.results.ended and (self.has_feed or at_work)
 
@@ -144,7 +142,7 @@ class Job:
         return self._loop.time() - max(self.ended_at, self._touched)
 
     async def stop(self, reason: str) -> None:
-        """End the job now: one error record for each segment without an outcome, one for the job."""
+        """End the job now, with an error record for each segment without an outcome, and one for the job."""
         if self.results.ended:
             return
         self.closing.set()
@@ -213,7 +211,7 @@ class Job:
             await self._fail(error, what)
 
     async def _limited(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Await the processor's work; after the time limit leave it behind, even if it ignores its cancellation."""
+        """Await the processor's work; abandon it after the time limit, even if it ignores its cancellation."""
         task = self._loop.create_task(work)
         self._computing = True
         try:
@@ -250,7 +248,7 @@ class Job:
             message = f"the processor failed with {type(error).__name__}: {error}"
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
-        self._count_errors(1)  # not before: a job that is stopped meanwhile has another error in its place
+        self._count_errors(1)  # not before: if the job is stopped while this waits, it counts another in its place
 
     def _count_errors(self, number: int) -> None:
         self._errors += number

@@ -1,4 +1,4 @@
-"""A processor in service: its name, its state, and how its code is called."""
+"""A processor that is served: its name, its state, and how its code is called."""
 
 import asyncio
 import inspect
@@ -16,11 +16,11 @@ from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, ses
 log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 300.0
-"""A processor that has been at one call for so long is in trouble."""
+"""A processor that has been at one call for so long is reported as stuck."""
 ANSWER_SECONDS = 0.5
-"""Longest wait for a processor to say how it is; those who ask for our health give us one second."""
+"""Longest wait for a processor's `trouble`; health checks allow one second."""
 SERVER_PARAMS = frozenset({"data_format", "height", "input", "max_framerate", "model", "partials", "pipeline", "width"})
-"""Parameters that the server itself reads, here or for a stream."""
+"""Parameters that the server itself reads from a query or a stream's start: no processor has to declare them."""
 
 
 SESSION_METHODS = ("feed", "finish", "summary")
@@ -28,17 +28,16 @@ LIVE_METHODS = ("feed_live", "when_ready", "ready", "flush", "end_feed", "close"
 
 
 class PipelineState(Enum):
-    """How far a pipeline has come."""
-
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
 
 
 class Caller:
-    """Calls functions and coroutine functions of a processor on `loop`, its author's; on the running one by default.
+    """Calls functions and coroutine functions of a processor on its author's event loop; by default on the running one.
 
-    All of an author's code runs there: none of it has to be safe for threads, and none of it can block the server.
+    All of the author's code runs there: none of it has to be thread-safe, and with a loop of its own it cannot block
+    the server.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -62,7 +61,7 @@ class Caller:
             del self._since[number]
 
     def longest(self) -> float:
-        """Return the seconds for which the oldest unfinished call has been at work."""
+        """Return the age of the oldest unfinished call, in seconds; 0 if there is none."""
         now = time.monotonic()
         return now - min(list(self._since.values()), default=now)
 
@@ -79,7 +78,6 @@ class Pipeline:
 
     @property
     def media(self) -> Media:
-        """How a live feed for this pipeline is cut."""
         return getattr(self._processor, "media", "bytes")
 
     @property
@@ -96,23 +94,23 @@ class Pipeline:
         return self.content_type.startswith("text/")
 
     def unknown_params(self, names: Iterable[str]) -> list[str]:
-        """Return the names that nobody reads; none for a processor with sessions of its own that declares no names."""
+        """Return the names that nobody reads: none if the processor has sessions of its own and declares no names."""
         declared = getattr(self._processor, "params", None)
         if declared is None and hasattr(self._processor, "open_session"):
             return []
         return sorted(set(names) - SERVER_PARAMS - set(declared or ()))
 
     async def trouble(self) -> str | None:
-        """Return one sentence when the processor says that it is stuck or broken, or is at one call for too long."""
+        """Return one sentence when the processor says that it is broken, or is at one call for too long; else None."""
         if self.state is not PipelineState.READY:
             return None
-        ask, sentence = getattr(self._processor, "trouble", None), None
+        sentence: str | None = None
         try:
-            if ask is not None:
+            if (ask := getattr(self._processor, "trouble", None)) is not None:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     sentence = await self.call(ask)
         except TimeoutError:
-            log.debug("pipeline %s: its event loop is blocked", self.name)  # by a call, whose time tells
+            log.debug("pipeline %s: its event loop is blocked", self.name)  # by a call that has been long, or will be
         except Exception as error:
             return f"it cannot tell how it is: {type(error).__name__}: {error}"
         longest = self.call.longest()
@@ -144,7 +142,7 @@ class Pipeline:
             self._changed.notify()
 
     async def wait_ready(self, timeout: float) -> bool:
-        """Wait for the end of loading; return whether it ended well."""
+        """Wait until the pipeline is loaded; return False if that failed or took longer than `timeout` seconds."""
         await self._changed.until(lambda: self.state is not PipelineState.LOADING, timeout)
         return self.state is PipelineState.READY
 
@@ -161,7 +159,7 @@ class Pipeline:
         return session
 
     async def stop(self, timeout: float) -> None:
-        """Shut the processor down. An error there is only logged: there is nobody left to act on it."""
+        """Shut the processor down; log errors, as nobody is left to act on them."""
         shutdown = getattr(self._processor, "shutdown", None)
         if shutdown is None:
             return

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -25,9 +26,9 @@ ANY_SPEECH = ("", "whisper-1")
 
 
 class JobTable:
-    """Knows every job, and which pipeline it belongs to.
+    """Every job, and the pipelines that they may run on.
 
-    `capability` is the name under which orchestrators know this container: another one of the first pipeline.
+    `capability`, the name under which orchestrators know this container, is another name of the first pipeline.
     """
 
     def __init__(
@@ -54,17 +55,15 @@ class JobTable:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """Every job that is not forgotten yet."""
         return tuple(self._jobs.values())
 
     def named(self, name: str) -> Pipeline | None:
-        """Return the pipeline of that name, if there is one."""
         if name and name == self.capability and name not in self.pipelines:
             return next(iter(self.pipelines.values()))
         return self.pipelines.get(name)
 
     def speech_pipeline(self, name: str = "") -> Pipeline:
-        """Choose a pipeline that makes text of sound: by its name or its model's; the first, if no matter which.
+        """Choose a pipeline that makes text of sound, by its name or its model's; without a name, the first.
 
         Raises `RequestRefused` (404) with the names there are.
         """
@@ -110,10 +109,9 @@ class JobTable:
     ) -> Job:
         """Return the job of that id, opening it if it is new.
 
-        It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit).
-
-        Raises what the processor raises for parameters that it refuses, and `RequestRefused` as `pipeline_of` does, and
-        503 when draining, at capacity or not ready.
+        It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit). Raises what
+        the processor raises for parameters that it refuses, and `RequestRefused`: as `pipeline_of` does, and 503 when
+        draining, full or not ready.
         """
         pipeline = self.pipeline_of(job_id, pipeline_name)
         if self.draining:
@@ -184,14 +182,16 @@ class JobTable:
         self._opened.notify()
         for job in self.jobs:
             job.end_input()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.drain_seconds
-        # polled, for it depends on the time since the last reader
-        while loop.time() < deadline and not all(map(self._may_go, self.jobs)):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.drain_seconds):
+                # polled, as it depends on how long ago the last reader left
+                while not all(self._may_go(job) for job in self.jobs):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+    def _may_go(self, job: Job) -> bool:
+        return job.settled or job.unattended_seconds > self.limits.reader_grace_seconds
 
     async def close(self) -> None:
-        """Stop whatever is left."""
         self.draining = True
         if self._sweeper is not None:
             await cancel(self._sweeper)
@@ -201,19 +201,20 @@ class JobTable:
             await job.stop("the server shut down")
 
     def _make_place(self) -> None:
-        """Refuse (503) a job too many; forget ended jobs early when they pile up."""
-        open_jobs = sum(job.ended_at is None for job in self._jobs.values())
-        if len(self._jobs) - open_jobs >= self.limits.jobs:
-            done = [job.info.job_id for job in self._jobs.values() if job.settled]
-            if done:
-                del self._jobs[done[0]]
-            else:
-                open_jobs = self.limits.jobs
-        if self.draining or open_jobs >= self.limits.jobs:
-            raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
+        """Refuse (503) a job too many: as many may be open, and as many may have ended and still be read.
 
-    def _may_go(self, job: Job) -> bool:
-        return job.settled or job.unattended_seconds > self.limits.reader_grace_seconds
+        An ended job whose results were read is forgotten early to make place.
+        """
+        ended = [job for job in self.jobs if job.ended_at is not None]
+        full = len(self._jobs) - len(ended) >= self.limits.jobs
+        if len(ended) >= self.limits.jobs:
+            settled = next((job for job in ended if job.settled), None)
+            if settled is None:
+                full = True
+            else:
+                del self._jobs[settled.info.job_id]
+        if full:
+            raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
 
     async def _sweep(self) -> None:
         for job in self.jobs:
@@ -231,4 +232,3 @@ class JobTable:
 
 
 TABLE = web.AppKey("TABLE", JobTable)
-"""Where the routes find the jobs."""

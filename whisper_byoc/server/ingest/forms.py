@@ -1,4 +1,4 @@
-"""Request bodies that are one recording or frame: the body itself, or a field of a form with others around it."""
+"""Request bodies that are one recording or frame: the body itself, or one field of a form."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 8192
 """Longest other field; a prompt is at most 1000 characters."""
 FORM_BYTES = 256 * 1024
-"""What a form may add to the recording."""
+"""What a form may add to the size of the recording."""
 CHUNK_BYTES = 256 * 1024
 PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit")
 MALFORMED = (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessingError)
@@ -26,9 +26,10 @@ MALFORMED = (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessi
 
 @dataclass(frozen=True)
 class Upload:
-    """What came: never empty."""
+    """One recording or frame as it was sent, and the parameters that came with it."""
 
     data: bytes
+    """Never empty."""
     content_type: str
     """As the sender named it, with parameters; empty when it did not."""
     in_form: bool = False
@@ -84,7 +85,6 @@ async def _read_form(request: web.Request, limit: int) -> Upload:
 
 
 async def _read_parts(request: web.Request, limit: int) -> Upload | None:
-    """Read the parts of a form, each under its own limit; None when there was no recording among them."""
     found: tuple[bytes, str] | None = None
     fields = MultiDict[str]()
     count = 0

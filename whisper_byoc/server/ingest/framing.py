@@ -1,4 +1,4 @@
-"""The body of a live feed: read as it arrives, and cut into segments."""
+"""A live feed: received as it arrives, and cut into segments."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def pcm_trouble(content_type: str) -> str:
-    """Say what is wrong with a type of PCM16 that names another rate or more channels; empty when nothing is."""
+    """Return one sentence if a PCM16 content type names another rate or more channels, else an empty string."""
     header = Message()
     header["Content-Type"] = content_type
     for name, wanted in (("rate", str(pcm.SAMPLE_RATE)), ("channels", "1")):
@@ -32,7 +32,7 @@ def pcm_trouble(content_type: str) -> str:
 
 
 class LiveInput(Generic[T]):
-    """Receives from a client until it ends, or until `closing` is set; raises `idle` after `timeout` s of nothing."""
+    """Calls `receive` until `closing` is set; raises `idle` when nothing was received for `timeout` seconds."""
 
     def __init__(
         self, receive: Callable[[], Coroutine[Any, Any, T]], closing: asyncio.Event, timeout: float, idle: Exception
@@ -74,11 +74,11 @@ class Framing(Protocol):
     """
 
     live: bool
-    """Whether what it returns are pieces of a live feed, not segments."""
+    """Whether it returns pieces of a live feed instead of segments."""
 
     @property
     def blocking(self) -> bool:
-        """Whether `feed` decodes media, and so belongs in a worker thread."""
+        """Whether `feed` decodes media, and so must be called in a worker thread."""
 
     def feed(self, data: bytes) -> list[bytes]: ...
 
@@ -102,12 +102,12 @@ class AudioFraming:
         return [whole] if whole else []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Return the rest. Half a sample at the very end is an error, unless another live feed may go on from there."""
+        """Return the rest. Half a sample at the end is an error, unless another live feed can supply its other half."""
         half = self._aligner.rest
         if self.live and complete:
             return [half] if half else []
         rest: list[bytes | BadSegment] = [*self._cutter.finish()]
-        if half or self._cutter.pending:  # behind a feed that broke off, it would shift all that follows by a byte
+        if half or self._cutter.pending:  # kept after a feed that broke off, it would shift all later samples
             rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return rest
 

@@ -1,7 +1,6 @@
 """A whole recording: decoded in a worker thread, cut into segments, and worked on by a job of its own.
 
-Every request/response way in shares this. A request takes a place, is read, opens a job, is decoded and cut, and reads
-its job's records. Whatever happens to it, its job is freed.
+All routes that answer one request with one transcript share this. The job is freed when the request is over.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.speech.transcript import Transcription, from_records
 
 WINDOW_SECONDS = 30.0
-"""Longest segment: Whisper's window. Nobody waits for the first words of a whole recording as for live ones."""
+"""Longest segment: Whisper's window. Live sound is cut shorter, as somebody waits for its first words."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
 BLOCK_SAMPLES = 1 << 20
 DECODERS = 2
@@ -73,18 +72,18 @@ def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default
     kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
     if kind.startswith(NOT_SOUND):
         raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
-    pieces: Iterable[bytes]
+    blocks: Iterable[bytes]
     if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
         _check_raw(data, content_type, limit)
-        pieces = (data,)
+        blocks = (data,)
     else:
         sound = _decode(data, limit // pcm.SAMPLE_WIDTH)
-        # encoded in blocks, which needs little memory beside the samples
-        pieces = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
+        # encoded block by block, which needs little memory beside the samples
+        blocks = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
     cutter, segments, samples = QuietCutter(WINDOW_SECONDS), [], 0
-    for piece in pieces:
-        segments += cutter.feed(piece)
-        samples += len(piece) // pcm.SAMPLE_WIDTH
+    for block in blocks:
+        segments += cutter.feed(block)
+        samples += len(block) // pcm.SAMPLE_WIDTH
     if not samples:
         raise MediaError("There is no sound in the recording; check how it was made.")
     return Recording((*segments, *cutter.finish()), samples)
@@ -116,10 +115,7 @@ class Intake:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place.
-
-        Raises `RequestRefused` (429) when all are taken.
-        """
+        """Hold one of the places; raise `RequestRefused` (429) when all are taken."""
         if self._free == 0:
             raise RequestRefused(
                 429, "this server is busy with as many recordings as it takes at once", RETRY_AFTER_SECONDS
@@ -199,7 +195,7 @@ class RecordingJob:
         return found
 
     async def transcription(self) -> Transcription:
-        """Collect the text. A pipeline that returns no more than text has no segments, and no language."""
+        """Collect the text. Without records of the type `transcript` there are no segments and no language."""
         found = [record.fields() for record in await self.outcome() if record.kind == "result"]
         if any(each["type"] != "transcript" for each in found):
             return Transcription(" ".join(filter(None, (each.get("text", "") for each in found))), UNKNOWN_LANGUAGE)
@@ -255,7 +251,7 @@ async def temporary_job(table: JobTable, pipeline: Pipeline, params: Mapping[str
     try:
         job = await table.open(uuid.uuid4().hex, pipeline.name, params)
     except RequestRefused as error:
-        # Loading is not being busy: nobody knows how long it takes, and an orchestrator is not told of us before.
+        # only busy is 429: loading takes an unknown time, and orchestrators learn of this server only after it
         if error.status == 503 and pipeline.state is PipelineState.READY:
             raise RequestRefused(429, str(error), error.retry_after) from None
         raise

@@ -72,7 +72,6 @@ def _plain(_: web.Request, error: RequestRefused) -> object:
 
 
 def _refusal(request: web.Request, error: Exception) -> RequestRefused:
-    """Return what the client is told of an error; an unforeseen one goes to the log instead."""
     if isinstance(error, RequestRefused):
         return error
     if isinstance(error, (UsageError, SegmentError)):  # how processors refuse parameters

@@ -88,10 +88,7 @@ def _granularities(upload: Upload) -> set[str]:
 async def _verbose_fields(
     transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
 ) -> dict[str, Any]:
-    """Return what `verbose_json` has beside the text.
-
-    A segment has no `avg_logprob` and no `no_speech_prob`, which records do not carry; `tokens` is empty likewise.
-    """
+    # records carry no avg_logprob, no no_speech_prob and no tokens
     segments = segments_in_seconds(transcription)
     language = "english" if task == "translate" else await asyncio.to_thread(_language_name, transcription.language)
     fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
@@ -119,7 +116,6 @@ async def _verbose_fields(
 
 
 def _language_name(code: str) -> str:
-    """Return the English name that OpenAI answers with, `english` for `en`; the code itself where there is none."""
     from whisper.tokenizer import LANGUAGES  # takes seconds where no model has been loaded
 
     return str(LANGUAGES.get(code, code))
@@ -132,7 +128,6 @@ def _compression_ratio(text: str) -> float:
 
 
 async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:
-    """Write the text as it comes: `transcript.text.delta` events, all of which together are `transcript.text.done`."""
     parts: list[str] = []
     async with (
         EventStream(request, job.headers(CONTENT_TYPES["sse"]), _as_error) as events,

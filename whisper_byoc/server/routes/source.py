@@ -143,10 +143,8 @@ def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Frami
 
 
 class _Feed:
-    """One chunked body on its way into a job."""
-
     def __init__(self, request: web.Request, job: Job, framing: Framing, *, more: bool) -> None:
-        """`more` says that the job's input goes on behind the body."""
+        """`more`: the end of the body is not the end of the job's input."""
         self._request = request
         self._job = job
         self._framing = framing
@@ -156,7 +154,7 @@ class _Feed:
         self._size = 0
 
     async def take(self) -> tuple[int, int]:
-        """Take the body as it arrives; whatever arrived is worked on, however it ends. Return segments and bytes."""
+        """Take the body as it arrives, all of it even if it breaks off. Return the number of segments and of bytes."""
         table = self._request.app[TABLE]
         idle = RequestRefused(408, f"nothing arrived for {table.limits.idle_seconds:g} s")
         content, job = self._request.content, self._job
@@ -206,7 +204,6 @@ class _Feed:
             self._segments += isinstance(tail, bytes)
 
     async def _cut(self, chunk: bytes) -> None:
-        """Cut what came, in a thread if that decodes."""
         if not self._framing.blocking:
             self._waiting += self._framing.feed(chunk)
             return
@@ -214,5 +211,5 @@ class _Feed:
         try:
             await asyncio.shield(work)
         finally:
-            await asyncio.wait({work})  # until then the framing is the thread's alone, even if we are cancelled
+            await asyncio.wait({work})  # even if cancelled: until then the framing belongs to the thread
             self._waiting += work.result() if work.exception() is None else ()

@@ -1,4 +1,4 @@
-"""What operators and orchestrators ask: `/health`, `/readyz`, `/version`, `/metrics` and `/hardware/…`."""
+"""The state of the server: `/health`, `/readyz`, `/version`, `/metrics` and `/hardware/…`."""
 
 import asyncio
 import os
@@ -67,7 +67,7 @@ async def get_metrics(request: web.Request) -> web.Response:
 
 
 async def get_hardware_info(request: web.Request) -> web.Response:
-    """Answer with what the machine is, in pytrickle's form: GPU parts are empty, CPU and memory beside."""
+    """Describe the machine in pytrickle's format, with an empty GPU part and the CPU beside it."""
     return web.json_response(_identity(request) | {"gpu_info": {}, "cpu_info": await asyncio.to_thread(_cpu_info)})
 
 
@@ -83,7 +83,6 @@ async def get_hardware_stats(request: web.Request) -> web.Response:
 
 
 def _identity(request: web.Request) -> dict[str, str]:
-    """Say what runs here; `model_id` is the names that clients ask for."""
     return {"pipeline": request.app[WORKER_TYPE], "model_id": ",".join(request.app[TABLE].pipelines)}
 
 

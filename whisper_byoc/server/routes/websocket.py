@@ -32,7 +32,7 @@ class CloseEarly(ByocError):
 
 
 async def get_transcribe(request: web.Request) -> web.StreamResponse:
-    """Talk to one client. What is wrong with its request is said in HTTP, before the upgrade."""
+    """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     table = request.app[TABLE]
     socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES)
     if not socket.can_prepare(request):
@@ -73,9 +73,9 @@ async def _converse(request: web.Request, socket: web.WebSocketResponse, job: Jo
 
 
 async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
-    """Hand the sound to the job until `eos`, then keep listening: pings want their answer, and the client may go.
+    """Submit the sound until `eos`, then go on receiving, to answer pings and to notice that the client goes.
 
-    Returns only when it is the server that ends the input.
+    Returns only when the server ends the input.
     """
     idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
     framing = AudioFraming(live=live)
@@ -101,7 +101,7 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
 
 
 def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
-    """Return the sound in a message; None for `eos`, and behind it for any text.
+    """Return the sound in a message; None for `eos`, and for any text after it (`ended`).
 
     Raises `CloseEarly` for other text, `ConnectionError` when there will be no more messages.
     """
@@ -115,7 +115,6 @@ def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
 
 
 def _is_end(text: str) -> bool:
-    """Whether a text message is the end of the stream: `eos`, or an object of that `type`."""
     if text.strip() == "eos":
         return True
     try:
