@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.cli.terminal import Display, LiveText, fit, json_line, printable, width
+from whisper_byoc.cli.terminal import Display, fit, json_line, printable, width
 
 HOSTILE = "\x1b[2Ja\x9b31mb\x07\x7f\u202ec\u2028d\r\ne\ud800\x00"
 
@@ -27,12 +27,31 @@ def final(text):
     return {"type": "transcript", "is_final": True, "text": text}
 
 
-def written(records, *, columns=80, terminal=True, color=True):
-    live = LiveText(terminal=terminal, color=color)
-    return [live.show(record, columns) for record in records]
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
-def test_partial_lines_are_rewritten_and_final_lines_stay():
+@pytest.fixture
+def written(monkeypatch):
+    """Give a function that shows records on a terminal of 80 columns, or in a pipe, and returns what each writes."""
+
+    def run(records, *, out=None, color=True):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("NO_COLOR", "" if color else "1")
+        out = out or Terminal()
+        display, texts = Display(out, io.StringIO()), []
+        for record in records:
+            display.show(record)
+            texts.append(out.getvalue())
+            out.truncate(0)
+            out.seek(0)
+        return texts
+
+    return run
+
+
+def test_partial_lines_are_rewritten_and_final_lines_stay(written):
     records = [partial("hel"), partial("hello wor"), final("hello world"), final("next"), {"type": "end"}]
     assert written(records) == [
         "\r\x1b[J\x1b[2mhel\x1b[0m\n",
@@ -43,16 +62,16 @@ def test_partial_lines_are_rewritten_and_final_lines_stay():
     ]
 
 
-def test_without_color_it_is_the_same_but_not_dimmed():
+def test_without_color_it_is_the_same_but_not_dimmed(written):
     assert written([partial("a"), final("b")], color=False) == ["\r\x1b[Ja\n", "\x1b[A\r\x1b[Jb\n"]
 
 
-def test_a_pipe_gets_final_lines_only():
+def test_a_pipe_gets_final_lines_only(written):
     records = [partial("hel"), final("hello"), final(""), final("a\nb"), {"type": "error"}, {"type": "end"}]
-    assert written(records, terminal=False) == ["", "hello\n", "", "a b\n", "", ""]
+    assert written(records, out=io.StringIO()) == ["", "hello\n", "", "a b\n", "", ""]
 
 
-def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away():
+def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away(written):
     assert written([partial("a"), partial(""), partial("b"), {"type": "error"}, final("c")]) == [
         "\r\x1b[J\x1b[2ma\x1b[0m\n",
         "\x1b[A\r\x1b[J",
@@ -62,9 +81,9 @@ def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away():
     ]
 
 
-def test_records_without_is_final_are_final_and_odd_values_do_no_harm():
+def test_records_without_is_final_are_final_and_odd_values_do_no_harm(written):
     assert written([{"type": "result", "text": "a"}, {"type": "result", "text": 3}, {"type": "result", "text": None}],
-                   terminal=False) == ["a\n", "3\n", ""]  # fmt: skip
+                   out=io.StringIO()) == ["a\n", "3\n", ""]  # fmt: skip
 
 
 def test_hostile_text():

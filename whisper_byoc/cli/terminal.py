@@ -1,4 +1,4 @@
-"""What a terminal shows: text made safe and fitting, and partial text that is rewritten in place until it is final."""
+"""Text for a terminal: made safe, cut to fit, and rewritten in place until it is final."""
 
 import json
 import os
@@ -60,63 +60,53 @@ def _safe(char: str) -> str:
     return "\ufffd" if kind in ("Cc", "Cs", "Co", "Cn") else char
 
 
-class LiveText:
-    """Turns records into what is to be written, byte for byte.
-
-    On a `terminal` a partial line is rewritten in place, dimmed if `color`; the cursor waits on the line below it,
-    where a progress bar may be. Elsewhere there are only final lines, and no escape sequence.
-    """
-
-    def __init__(self, *, terminal: bool, color: bool) -> None:
-        self._terminal = terminal
-        self._color = color
-        self._shown = False
-
-    def show(self, record: Mapping[str, Any], columns: int) -> str:
-        """Return what to write for a record, on a terminal of so many columns."""
-        text = printable(str(record.get("text") or "")).strip()
-        if record.get("is_final", True):
-            return self.erase() + (f"{text}\n" if text else "")
-        if not self._terminal:
-            return ""
-        before = self.erase()
-        text = fit(text, columns - 1)  # some terminals wrap as soon as the last column is written
-        self._shown = bool(text)
-        if self._color and text:
-            text = f"{DIM}{text}{PLAIN}"
-        return before + (f"{text}\n" if text else "")
-
-    def erase(self) -> str:
-        """Return what removes the partial line."""
-        if not self._terminal:
-            return ""
-        before, self._shown = self._shown, False
-        return (UP if before else "") + ERASE
-
-
 class Display:
-    """Shows records on `out` and errors on `err`, above a progress bar."""
+    """Shows records on `out` and errors on `err`, above a progress bar.
+
+    On a terminal a partial line is rewritten in place, dimmed unless NO_COLOR is set; the cursor waits on the line
+    below it, where the progress bar may be. Elsewhere only final lines are written, and no escape sequence.
+    """
 
     def __init__(self, out: TextIO, err: TextIO, *, as_json: bool = False) -> None:
         self._out = out
         self._err = err
         self._as_json = as_json
-        terminal = out.isatty() and os.environ.get("TERM") != "dumb" and not as_json
-        self._live = LiveText(terminal=terminal, color=not os.environ.get("NO_COLOR"))
+        self._terminal = out.isatty() and os.environ.get("TERM") != "dumb" and not as_json
+        self._dimmed = not os.environ.get("NO_COLOR")
+        self._partial_shown = False
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Show one record. Blocks while the reader of our output does not read."""
         if self._as_json:
             self._write(self._out, json_line(record) + "\n")
             return
-        self._write(self._out, self._live.show(record, _columns(self._out)))
+        text = printable(str(record.get("text") or "")).strip()
+        if record.get("is_final", True):
+            self._write(self._out, self._erase() + (f"{text}\n" if text else ""))
+        elif self._terminal:
+            self._show_partial(text)
         if record["type"] == "error":
             reason = printable(str(record.get("error")))
             self._write(self._err, f"segment {record.get('seq')} failed: {reason}\n")
 
     def close(self) -> None:
         """Remove a partial line that no final one has replaced."""
-        self._write(self._out, self._live.erase())
+        self._write(self._out, self._erase())
+
+    def _show_partial(self, text: str) -> None:
+        before = self._erase()
+        text = fit(text, _columns(self._out) - 1)  # some terminals wrap as soon as the last column is written
+        self._partial_shown = bool(text)
+        if text:
+            text = f"{DIM}{text}{PLAIN}\n" if self._dimmed else f"{text}\n"
+        self._write(self._out, before + text)
+
+    def _erase(self) -> str:
+        """Return what removes the partial line."""
+        if not self._terminal:
+            return ""
+        before, self._partial_shown = self._partial_shown, False
+        return (UP if before else "") + ERASE
 
     def _write(self, stream: TextIO, text: str) -> None:
         from tqdm import tqdm  # here, as every command imports this module for its messages

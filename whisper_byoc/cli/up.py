@@ -6,12 +6,10 @@ Whatever else these three take by environment variables, they take here too (LOG
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-
-import aiohttp
 
 from whisper_byoc.aio import race, stop_on_signals
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
@@ -121,32 +119,32 @@ async def running_nodes(plan: Plan, log: LogLine) -> AsyncIterator[Addresses]:
 async def _start(plan: Plan, processes: Processes) -> Addresses:
     """Start each when the one before it listens, then wait until all of them can take jobs."""
     names, host = [find(name).name for name in plan.pipelines], _reachable(plan.host)
-    drain = ("--drain-timeout", f"{plan.drain_seconds:g}")
 
     async def start(role: str, command: str, *arguments: str) -> str:
-        return f"http://{host}:{await processes.start(role, command, *arguments, *drain)}"
+        port = await processes.start(role, command, *arguments, f"--drain-timeout={plan.drain_seconds:g}")
+        return f"http://{host}:{port}"
 
     container = await start(
         "container",
         "serve",
-        *_repeated("--pipeline", plan.pipelines),
-        *("--host", plan.host),
-        *("--port", str(plan.container_port)),
-        *("--orch-url", ""),  # it is named below; a registration elsewhere is no business of a trial's
+        *(f"--pipeline={name}" for name in plan.pipelines),
+        f"--host={plan.host}",
+        f"--port={plan.container_port}",
+        "--orch-url=",  # the orchestrator below is told of it; it must not register elsewhere
     )
     orchestrator = await start(
         "orchestrator",
         "orchestrator",
-        *("-serviceAddr", f"{host}:{plan.orchestrator_port}"),
-        *("-httpAddr", f"{bracketed(plan.host)}:{plan.orchestrator_port}"),
-        *("-byocContainerURL", container),
-        *_repeated("-byocModelID", names),
+        f"-serviceAddr={host}:{plan.orchestrator_port}",
+        f"-httpAddr={bracketed(plan.host)}:{plan.orchestrator_port}",
+        f"-byocContainerURL={container}",
+        *(f"-byocModelID={name}" for name in names),
     )
     gateway = await start(
         "gateway",
         "gateway",
-        *("-orchAddr", orchestrator),
-        *("-httpAddr", f"{bracketed(plan.host)}:{plan.gateway_port}"),
+        f"-orchAddr={orchestrator}",
+        f"-httpAddr={bracketed(plan.host)}:{plan.gateway_port}",
     )
     await race(_all_offered(gateway, set(names)), processes.first_end())
     return Addresses(container, orchestrator, gateway)
@@ -154,26 +152,18 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
 
 async def _all_offered(gateway: str, names: set[str]) -> None:
     """Ask the gateway until it has a free place for each capability, which takes an orchestrator and a container."""
+    offered: set[str] = set()
     try:
         async with asyncio.timeout(READY_SECONDS), open_session(total_seconds=POLL_TIMEOUT_SECONDS) as http:
-            while not names <= await _offered(http, gateway):  # noqa: ASYNC110 - another process has no event
+            while not names <= offered:
                 await asyncio.sleep(POLL_SECONDS)
+                with suppress(*CONNECTION_ERRORS):
+                    async with http.get(f"{gateway}/capabilities") as answer:
+                        known = (await answer.json())["capabilities"]
+                    offered = {each["name"] for each in known if each["available"]}
     except TimeoutError:
         message = f"not all of the three were ready after {READY_SECONDS:g} s; their log says more"
         raise StartError(message) from None
-
-
-async def _offered(http: aiohttp.ClientSession, gateway: str) -> set[str]:
-    try:
-        async with http.get(f"{gateway}/capabilities") as answer:
-            known = (await answer.json())["capabilities"]
-    except CONNECTION_ERRORS:
-        return set()
-    return {each["name"] for each in known if each["available"]}
-
-
-def _repeated(flag: str, values: Sequence[str]) -> list[str]:
-    return [word for value in values for word in (flag, value)]
 
 
 def _reachable(host: str) -> str:

@@ -1,4 +1,4 @@
-"""The two clients: of a container, which has a route for what goes in and one for what comes out, and of a gateway."""
+"""The two clients: of a gateway, and of a container, which has one route for input and one for output."""
 
 import asyncio
 import io
@@ -16,8 +16,6 @@ from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused
 from whisper_byoc.http import json_value
 from whisper_byoc.livepeer import MODEL
 
-ROUTE = "/live/video-to-video"
-"""The network's one route for live jobs, whatever goes through it."""
 OCTET_STREAM = "application/octet-stream"
 NDJSON = "application/x-ndjson"
 
@@ -90,8 +88,9 @@ class GatewayClient(Connection):
     def _post(
         self, body: object, query: Mapping[str, str], headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a frame or a feed for the model."""
-        return self._request("POST", ROUTE, data=body, params=query, headers={MODEL: self._model, **headers})
+        # the network's one route for live jobs, whatever goes through it
+        path = "/live/video-to-video"
+        return self._request("POST", path, data=body, params=query, headers={MODEL: self._model, **headers})
 
 
 class TrickleClient(Connection):
@@ -113,15 +112,14 @@ class TrickleClient(Connection):
     ) -> None:
         super().__init__(base_url, token, timeout)
         self._query = dict(params or {}) | ({"pipeline": pipeline} if pipeline else {})
-        self._job = _new_job_id()
+        self._job = uuid.uuid4().hex
         self._job_open = False
         self._result_due = False
         self._one_at_a_time = asyncio.Lock()
 
     async def __aexit__(self, *details: object) -> None:
         if self._job_open:
-            with suppress(ClientError):  # leaving must not fail because the server is gone
-                await self._delete(self._job)
+            await self._delete(self._job)
         await super().__aexit__(*details)
 
     async def process_frame(self, frame: bytes) -> bytes:
@@ -132,9 +130,8 @@ class TrickleClient(Connection):
         """
         async with self._one_at_a_time:
             if self._result_due:  # of a call that was given up: it would be taken for the result of this frame
-                with suppress(ClientError):
-                    await self._delete(self._job)
-                self._job, self._job_open, self._result_due = _new_job_id(), False, False
+                await self._delete(self._job)
+                self._job, self._job_open, self._result_due = uuid.uuid4().hex, False, False
             async with self._time_limit():
                 return await self._process(frame)
 
@@ -142,7 +139,7 @@ class TrickleClient(Connection):
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = OCTET_STREAM, **query: str
     ) -> AsyncGenerator[JsonRecord, None]:
         """Send `source` as a live feed, and yield each record, as `GatewayClient.stream` does."""
-        job = _new_job_id()
+        job = uuid.uuid4().hex
         outgoing = Outgoing(source)
         feed = asyncio.ensure_future(self._feed(job, outgoing, content_type, self._query | query))
         output = self._records(job, outgoing, feed)
@@ -155,16 +152,14 @@ class TrickleClient(Connection):
         finally:
             await records.aclose()
             if not ended:
-                with suppress(ClientError):
-                    await self._delete(job)
+                await self._delete(job)
 
     async def _feed(self, job: str, outgoing: Outgoing, content_type: str, query: Mapping[str, str]) -> None:
         """Send the body. When that fails, end the input, so that the reader gets what did arrive, and its end."""
         try:
             await self._put(job, outgoing, query, content_type)
         except ClientError:
-            with suppress(ClientError):
-                await self._delete(f"{job}/source")
+            await self._delete(f"{job}/source")
             raise
         finally:
             outgoing.end()
@@ -213,9 +208,7 @@ class TrickleClient(Connection):
             await whole_body(answer)
 
     async def _delete(self, path: str) -> None:
-        async with self._request("DELETE", f"/live/{path}", timeout=SHORT) as answer:
-            await whole_body(answer)
-
-
-def _new_job_id() -> str:
-    return uuid.uuid4().hex
+        """End a job, or its input, if the server is still there."""
+        with suppress(ClientError):
+            async with self._request("DELETE", f"/live/{path}", timeout=SHORT) as answer:
+                await whole_body(answer)

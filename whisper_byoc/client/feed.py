@@ -1,4 +1,4 @@
-"""A live feed as the client sees it: bytes go out, records come in, and the server has a time limit for its turn."""
+"""A live feed as the client sees it: bytes go out, records come in, and the server must answer in time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
@@ -10,7 +10,7 @@ from whisper_byoc.client.connection import MAX_RECORD_BYTES
 from whisper_byoc.errors import ClientError, ServerRefused, ServerUnreachable
 from whisper_byoc.http import json_value, lines
 
-CHUNK_BYTES = 64 * 1024
+BODY_CHUNK_BYTES = 64 * 1024
 SETTLE_SECONDS = 1.0
 
 JsonRecord = dict[str, Any]
@@ -19,8 +19,8 @@ JsonRecord = dict[str, Any]
 class Outgoing:
     """The body of a feed: passes the bytes of a source on.
 
-    A source that raises ends the body in the usual way, so that the server works on what did arrive; its exception is
-    kept in `error`.
+    When the source raises, the body ends as usual, so that the server works on what did arrive; the exception is kept
+    in `error`.
     """
 
     def __init__(self, source: AsyncIterable[bytes] | bytes) -> None:
@@ -35,7 +35,7 @@ class Outgoing:
 
     @property
     def waiting_since(self) -> float | None:
-        """Time of the loop since which the server has something to do; None while the source makes its next bytes."""
+        """Loop time since which the server has had to act; None while the source produces its next bytes."""
         return self._passed_at if self.answered or self.ended else self._began_at
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -53,12 +53,11 @@ class Outgoing:
         return chunk
 
     def end(self) -> None:
-        """Send nothing more."""
         self.ended = True
         self._passed_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """Close the source too, if it is a generator: its `finally` runs now, not when it is garbage-collected."""
+        """End it, and close a source that is a generator, so that its `finally` runs now."""
         self.end()
         async with self._reading:  # a reader that was cancelled takes a moment to leave
             if isinstance(self._source, AsyncGenerator):
@@ -76,8 +75,8 @@ class Outgoing:
 
 
 async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
-    for at in range(0, len(data), CHUNK_BYTES):
-        yield data[at : at + CHUNK_BYTES]
+    for at in range(0, len(data), BODY_CHUNK_BYTES):
+        yield data[at : at + BODY_CHUNK_BYTES]
 
 
 async def records_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[JsonRecord]:
@@ -106,11 +105,10 @@ async def exchange(
     *,
     feed: asyncio.Future[None] | None = None,
 ) -> AsyncGenerator[JsonRecord, None]:
-    """Yield each record as it comes, up to and with the `end` record; whatever happens, nothing stays open.
+    """Yield each record as it comes, up to and including the `end` record; whatever happens, nothing stays open.
 
-    `feed` is the request that takes `outgoing` along, where `records` come from another one. Raises
-    `ServerUnreachable` when `records` end too early or the server is too slow, and at the end what the feed or its
-    source has raised.
+    `feed` is the request that sends `outgoing`, where `records` come from another one. Raises `ServerUnreachable`
+    when `records` end too early or the server is too slow, and at the end what the feed or its source has raised.
     """
     ended = False
     try:
@@ -120,7 +118,9 @@ async def exchange(
                 raise ServerUnreachable(f"{server} ended its answer before the end of the job")
             ended = record["type"] == "end"
             yield record
-        await _settle(records)
+        with suppress(ClientError, TimeoutError):  # an answer that ends in order leaves the connection usable
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await anext(records, None)
         if feed is not None:
             await feed
         if outgoing.error is not None:
@@ -135,9 +135,10 @@ async def exchange(
 async def _next_record(
     records: AsyncGenerator[JsonRecord, None], outgoing: Outgoing, timeout: float, server: str
 ) -> JsonRecord | None:
-    """Wait for a record, None at their end: `timeout` seconds while it is the server's turn, else without limit.
+    """Return the next record, or None at their end.
 
-    Raises `ServerUnreachable` when it takes longer, and what `records` raises.
+    The server has `timeout` seconds when it must act; a source may take any time. Raises `ServerUnreachable`, and
+    what `records` raises.
     """
     loop = asyncio.get_running_loop()
     coming = asyncio.ensure_future(anext(records, None))
@@ -154,15 +155,7 @@ async def _next_record(
         await cancel(coming)
 
 
-async def _settle(records: AsyncGenerator[JsonRecord, None]) -> None:
-    """After the `end` record, let the answer end in order, which keeps the connection; one that lingers is cut off."""
-    with suppress(ClientError, TimeoutError):
-        async with asyncio.timeout(SETTLE_SECONDS):
-            await anext(records, None)
-
-
 def _silence(outgoing: Outgoing, timeout: float, server: str) -> str:
-    """Say what the server did not do in time."""
     if outgoing.ended:
         return f"{server} sent no record for {timeout:g} s after the end of the feed"
     if not outgoing.answered:
