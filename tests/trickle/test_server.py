@@ -34,22 +34,18 @@ async def test_a_sweep_that_fails_is_not_the_last_one(caplog):
             if self.sweeps == 1:
                 raise RuntimeError("a defect")
 
-    async with Failing(limits=TrickleLimits(sweep_seconds=0.001)) as server:
+    server = Failing(limits=TrickleLimits(sweep_seconds=0.001))
+    async with listening(server, "127.0.0.1", 0):
         await until(lambda: server.sweeps > 1)
     assert "a defect" in caplog.text
 
 
-async def test_who_is_cancelled_while_the_server_stops_is_cancelled():
+async def test_a_channel_is_created_once_and_ends_with_the_server():
     server = TrickleServer(changefeed=True)
-    await server.start()
-    assert server.create("ch") is server.create("ch", "text/other")
-    await asyncio.sleep(0)
-    stopping = asyncio.create_task(server.stop())
-    await asyncio.sleep(0)
-    stopping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await stopping
-    assert stopping.cancelled()
+    async with listening(server, "127.0.0.1", 0):
+        channel = server.create("ch")
+        assert channel is server.create("ch", "text/other")
+    assert channel.closed
     assert not server.channels
 
 

@@ -185,7 +185,7 @@ class Channel:
             raise ChannelClosed(f"channel {self.name!r} is closed")
 
     def _not_found(self, seq: int) -> SegmentNotFound:
-        return SegmentNotFound(f"segment {seq} is not there; the next one is {self.next_write}", self.next_write)
+        return SegmentNotFound(f"segment {seq} is not there; the next one is {self.next_write}")
 
     def _held(self, seq: int) -> Segment | None:
         segment = self._slots[seq % WINDOW]

@@ -20,11 +20,7 @@ class ChannelClosed(TrickleError):
 
 
 class SegmentNotFound(TrickleError):
-    """The channel has no segment of that index (no longer, or not yet); `latest` is its next write."""
-
-    def __init__(self, message: str, latest: int) -> None:
-        super().__init__(message)
-        self.latest = latest
+    """The channel has no segment of that index, no longer or not yet."""
 
 
 class SegmentFinished(TrickleError):

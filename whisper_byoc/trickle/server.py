@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Self
 
 from aiohttp import web
 
@@ -51,7 +50,6 @@ class TrickleServer:
         self.channels: dict[str, Channel] = {}
         """The open channels by name. They come and go by `create` and `close`."""
         self._routes = TrickleRoutes(self)
-        self._sweeper: asyncio.Task[None] | None = None
         self._changes: Channel | None = None
         if changefeed:
             self._changes = self.create(CHANGES, "application/json")
@@ -114,34 +112,17 @@ class TrickleServer:
         """Serve the channels under `base_path`, sweep while the application runs, and end them when it stops."""
         self._routes.add_to(app, self.base_path)
 
-        async def until_stopped(_: web.Application) -> AsyncIterator[None]:
-            async with self:
-                yield
+        async def sweeping(_: web.Application) -> AsyncIterator[None]:
+            sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self.sweep, "sweeping the channels"))
+            yield
+            await cancel(sweeper)
+            self.close_all()  # those that came during the shutdown
 
-        async def on_shutdown(_: web.Application) -> None:  # comes first: open requests keep a shutdown waiting
+        async def end_channels(_: web.Application) -> None:  # open requests keep a shutdown waiting
             self.close_all()
 
-        app.cleanup_ctx.append(until_stopped)
-        app.on_shutdown.append(on_shutdown)
-
-    async def start(self) -> None:
-        """Begin to sweep; an application that has our routes does this itself."""
-        if self._sweeper is None:
-            self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self.sweep, "sweeping the channels"))
-
-    async def stop(self) -> None:
-        """End every channel, and stop sweeping."""
-        self.close_all()
-        sweeper, self._sweeper = self._sweeper, None
-        if sweeper:
-            await cancel(sweeper)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+        app.cleanup_ctx.append(sweeping)
+        app.on_shutdown.append(end_channels)
 
     def _report_change(self, what: str, name: str) -> None:
         feed = self._changes

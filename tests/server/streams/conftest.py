@@ -113,7 +113,6 @@ async def orchestrate(serving, monkeypatch):
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    await trickle.start()
     base = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     worlds = []
@@ -125,5 +124,4 @@ async def orchestrate(serving, monkeypatch):
     yield start
     for world in worlds:
         await world.api.server.streams.close()  # else they connect anew while the listener goes
-    await trickle.stop()
     await runner.cleanup()
