@@ -69,7 +69,7 @@ class WavHeader(NamedTuple):
 
     format: WavFormat
     riff_size: int
-    """What the RIFF chunk claims: bytes of the file but the first 8."""
+    """What the RIFF chunk claims: bytes of the file after the first 8."""
     data_size: int
     """What the `data` chunk claims: bytes of sound."""
     sound: memoryview

@@ -166,8 +166,8 @@ class UtteranceSplitter:
         return ended
 
     def flush(self) -> list[Utterance]:
-        """End the open utterance where it is, for when nothing has come for so long that nothing may follow."""
-        return [] if self._first is None else [self._end_with_silence("end")]
+        """End the open utterance where it is: nothing has come for a while, and nothing may follow."""
+        return [] if self._first is None else [self._end("end")]
 
     def finish(self) -> list[Utterance]:
         """Return what is left at the end of the stream. Half a sample is `pending`."""
@@ -193,7 +193,7 @@ class UtteranceSplitter:
         if probability >= self.options.silence_threshold:
             self._speech_end = self._position
         elif self.silence >= self.pause:
-            return [self._end_with_silence("pause")]
+            return [self._end("pause")]
         if self._position - self._first >= _to_samples(self.options.longest):
             return [self._cut()]
         return []
@@ -221,19 +221,18 @@ class UtteranceSplitter:
         search_from = self._first + (self._position - self._first) * 2 // 3
         point = search_from + quietest_point(self._slice(search_from, self._position))
         if point >= self._speech_end:  # no speech follows, so nothing goes on
-            return self._end_with_silence("cut")
-        utterance = self._end(point, "cut")
+            return self._end("cut")
+        utterance = self._end("cut", point)
         self._first = self._speech_start = point
         return utterance
-
-    def _end_with_silence(self, ended_by: EndedBy) -> Utterance:
-        return self._end(self._end_of_silence(), ended_by)
 
     def _end_of_silence(self) -> int:
         # options may change while this runs in another thread: never beyond what there is
         return min(self._position, self._speech_end + self.kept_silence)
 
-    def _end(self, position: int, ended_by: EndedBy) -> Utterance:
+    def _end(self, ended_by: EndedBy, position: int | None = None) -> Utterance:
+        if position is None:
+            position = self._end_of_silence()
         utterance = self._utterance(position, ended_by)
         self._number += 1
         self._previous_end, self._first = position, None

@@ -51,7 +51,7 @@ PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
 def find(name: str) -> PipelineSpec:
     """Look a pipeline up: one of the table, `whisper-MODEL` for any model of openai-whisper, or a `.pt` file.
 
-    Raises `UnknownPipeline` with the names there are.
+    Raises `UnknownPipeline`, which lists the names there are.
     """
     if name in PIPELINES:
         return PIPELINES[name]
@@ -64,7 +64,7 @@ def find(name: str) -> PipelineSpec:
 
 
 def model_of(name: str) -> str:
-    """Return the model of a speech pipeline; any other name as it is. For commands that take the name of either."""
+    """Return the model of a speech pipeline, or the name as it is: for commands that take the name of either."""
     try:
         return find(name).model or name
     except UnknownPipeline:

@@ -34,9 +34,9 @@ class LiveOptions:
     policy: str = "attention"
     """Which words of a draft are shown: one of `POLICIES`."""
     first_draft_after: float = 0.45
-    """Sound since the beginning of speech of which the first draft is made."""
+    """Sound from the beginning of speech before the first draft is made."""
     draft_every: float = 0.4
-    """Further sound of which the next draft is made, at the earliest; half of it while no word is shown yet."""
+    """Sound between two drafts, at least; half of it while no word is shown yet."""
     splitter: SplitterOptions = field(default_factory=SplitterOptions)
 
 
@@ -45,7 +45,7 @@ class Update:
     """A new text of an utterance, or the reason why it has none."""
 
     utterance: Utterance
-    """Where it is in the stream; as far as it was known when a draft of it was made."""
+    """Its place in the stream; for a draft, as it was when the draft began."""
     is_final: bool
     result: Timed[Transcription] | None = None
     """The text, with its times from the utterance's first sample; None if there is an `error`."""

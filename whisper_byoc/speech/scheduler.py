@@ -130,10 +130,7 @@ class Scheduler:
         return await self._do(lambda engine, is_cancelled: engine.transcribe(samples, options, is_cancelled))
 
     async def draft(self, samples: Samples, options: DecodeOptions) -> Timed[Draft]:
-        """Have a worker draft when it has nothing better to do.
-
-        Raises `Cancelled` when something better came.
-        """
+        """Have a worker draft while no transcription waits; raises `Cancelled` when one needs the worker."""
         return await self._do(lambda engine, is_cancelled: engine.draft(samples, options, is_cancelled), low=True)
 
     async def detect_language(self, samples: Samples) -> tuple[str, float]:

@@ -110,7 +110,7 @@ class Channel:
 
     @property
     def segments(self) -> list[Segment]:
-        """The segments in the window, the oldest first; those at the end, once the channel is closed."""
+        """The segments in the window, the oldest first; of a closed channel, those that it ended with."""
         return sorted(filter(None, self._slots), key=lambda segment: segment.seq)
 
     def index_of(self, seq: int) -> int:
@@ -118,7 +118,7 @@ class Channel:
         return {NEXT: self.next_write, CURRENT: max(self.next_write - 1, 0)}.get(seq, seq)
 
     def for_write(self, seq: int) -> Segment:
-        """Return the segment to write to: not one that was finished or left behind, but a new one also far ahead."""
+        """Return the segment to write to, a new one also far ahead; refuse one that was finished or left behind."""
         self._check_open()
         seq = self.next_write if seq == NEXT else seq
         if seq < 0:

@@ -24,10 +24,8 @@ class TrickleLimits:
     probe_seconds: float = 10.0
     """How often the server checks that a waiting reader is still connected."""
     stall_seconds: float = 60.0
-    """A reader that takes nothing for this long while bytes wait for it is cut off at the next sweep.
-
-    So is a writer that sends nothing for this long of a segment that nobody can ask for any more.
-    """
+    """A reader that takes nothing for this long while bytes wait for it is cut off at the next sweep; a writer that
+    sends nothing as well, once nobody can ask for its segment any more."""
 
 
 class ByteBudget:

@@ -9,7 +9,7 @@ from whisper_byoc.trickle.subscriber import LARGEST_READ, read_whole
 
 
 class LocalPublisher:
-    """Writes to a channel of a server in this process, always to what comes next."""
+    """Writes to a channel of a server in this process, always to the next segment."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel

@@ -35,7 +35,7 @@ class ClientOptions:
     verify: bool = True
     """Check certificates; go-livepeer's orchestrators sign their own."""
     connect_seconds: float = 10.0
-    """Longest wait for a connection. One that breaks after it lasted longer was working: failing begins anew."""
+    """Longest wait for a connection. One that lasted longer before it broke had worked, and patience begins anew."""
     answer_seconds: float = 30.0
     """Longest wait for the answer to a whole request, and for a server to take the next bytes."""
     patience_seconds: float = 30.0
@@ -49,7 +49,7 @@ class ClientOptions:
     absent_seconds: float = 0.0
     """How long a subscriber waits for a channel that does not exist yet."""
     absent_pause: float = 0.25
-    """How often it looks for it meanwhile."""
+    """How often it looks for such a channel."""
     linger_seconds: float = 0.5
     """A publisher waits this long before it deletes its channel: afterwards nobody can ask for the last segment."""
     stall_seconds: float = 300.0
@@ -64,7 +64,7 @@ RETRIED = (*CONNECTION_ERRORS, ServerTrouble)
 
 
 class Retry:
-    """When to try again: after ever longer pauses, until `patience_seconds` (those of the options) have passed."""
+    """When to try again: after ever longer pauses, for `patience_seconds` (by default those of the options)."""
 
     def __init__(self, options: ClientOptions, patience_seconds: float | None = None) -> None:
         self._options = options
@@ -79,7 +79,7 @@ class Retry:
     def pause_after(self, error: BaseException, began_at: float, what: str) -> float:
         """Return how many seconds to wait after a try of `what`, begun at `began_at` (`time.monotonic`), has failed.
 
-        Raises `Unreachable` when there were failures for too long.
+        Raises `Unreachable` when there have been nothing but failures for longer than that.
         """
         log.info("%s: %s", what, reason_of(error))
         now = time.monotonic()

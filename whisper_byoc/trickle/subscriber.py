@@ -28,8 +28,8 @@ class TrickleSubscriber:
     """Iterates over the segments of a channel, in order and each once, until the channel ends.
 
     `start` is an index, -1 (the next segment that is written) or -2 (the newest one that was started). Silence is no
-    error, for however long. A segment without a byte is passed over. Going on to the next segment gives up what was
-    not read of the one before; the next one is asked for as soon as one is handed out.
+    error, however long it lasts. A segment without a byte is passed over. Going on to the next segment gives up what
+    was not read of the one before; the next one is asked for as soon as one is handed out.
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:

@@ -17,7 +17,7 @@ FLUSH_SECONDS = 5.0
 
 
 class LiveDecoder:
-    """Feeds an ffmpeg of the given command line, and passes its output to `sink`; it is started by the first bytes."""
+    """Runs an ffmpeg of the given command line from the first bytes on, and passes its output to `sink`."""
 
     def __init__(self, name: str, sink: Callable[[bytes], Awaitable[None]], command: Callable[[], list[str]]) -> None:
         self._name = name

@@ -18,9 +18,9 @@ from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 log = logging.getLogger(__name__)
 
 QUIET_S = 0.3
-"""After a stop: when no input has come for so long, there is no more on its way."""
+"""After a stop: once no input has come for this long, no more is expected."""
 STOP_READING_S = 2.0
-"""After a stop: longest time for which input is still read."""
+"""After a stop: input is read for this long at most."""
 
 
 class Sink:

@@ -23,9 +23,9 @@ MAX_LINE = 60 * 1024
 KEEP_ALIVE_EVERY_S = 20.0
 HEARTBEAT_EVERY_S = 10.0
 FIRST_LINE_S = 1.0
-"""Readers subscribe, to what comes next, after the start was answered: nothing is written before that time."""
+"""Readers subscribe to what comes next once the start was answered: nothing is written before this time."""
 LOST_S = 300.0
-"""A data channel that takes nothing for so long is given up."""
+"""A data channel that takes nothing for this long is given up."""
 MAX_EVENTS = 64
 DATA_FORMATS: Final = ("object", "pytrickle")
 """One JSON object a line; or, as pytrickle does it, an array of strings a line, of exactly one string."""
@@ -106,7 +106,7 @@ class EventWriter:
         self._events.put_nowait(None)
 
     async def run(self) -> None:
-        """Publish until `finish`; return early when the channel is gone, which is how a session ends."""
+        """Publish until `finish`. Return early when the channel is gone: then the session has ended."""
         if self._url is None:
             while await self._events.get() is not None:
                 pass

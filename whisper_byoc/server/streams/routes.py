@@ -39,16 +39,16 @@ class StreamTable:
     async def start(self, request: StartRequest, pipeline: str | None) -> Stream:
         """Start a stream.
 
-        Raises `RequestRefused`: 400 for what cannot be, 503 when there is no room.
+        Raises `RequestRefused`: 400 for a stream that cannot be, 503 when there is no room.
         """
         stream_id = request.stream_id
         self._check_is_free(stream_id)
         job_id = job_id_of(stream_id)
         before = next((job for job in self._table.jobs if job.info.job_id == job_id), None)
-        if before is not None and not before.results.ended:  # not to be shared, and not to be abandoned with the stream
-            raise RequestRefused(400, f"a job {job_id!r} that is no stream is running here; use another id")
-        if before is not None:  # an earlier stream of that name
-            with contextlib.suppress(RequestRefused):
+        if before is not None:
+            if not before.results.ended:  # not to be shared, and not to be abandoned with the stream
+                raise RequestRefused(400, f"a job {job_id!r} that is no stream is running here; use another id")
+            with contextlib.suppress(RequestRefused):  # an earlier stream of that name
                 await self._table.forget(job_id, "a new stream took its name")
         its = self._table.pipeline_of(job_id, pipeline)
         if its.media == "bytes":

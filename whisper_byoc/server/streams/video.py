@@ -35,7 +35,7 @@ MAX_SOUND = 16 << 20
 """Bytes of the input that may wait for the encoder to take their sound; what comes then is dropped."""
 ENCODER_FLUSH_S = 5.0
 STALL_S = 3.0
-"""An encoder that takes no picture for so long waits for something that will not come."""
+"""An encoder that takes no picture for this long waits for sound that will not come."""
 MAX_STALLS = 3
 
 
