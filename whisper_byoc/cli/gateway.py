@@ -1,4 +1,4 @@
-"""Run a gateway without a chain, for development: clients bring it sound, it brings that to orchestrators.
+"""Run a gateway without a chain, for development: it passes the jobs of clients on to orchestrators.
 
 The flags are go-livepeer's, those of the tutorial among them; see docs/network.md.
 """
@@ -20,13 +20,16 @@ def configure(parser: Parser) -> None:
     parser.go_switch("httpIngest")
     parser.go_option(
         "orchAddr",
-        help="orchestrators, with commas between",
+        help="orchestrators, separated by commas",
         default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT[,…]",
     )
-    parser.go_option("httpAddr", help="where to listen", default=f"127.0.0.1:{GATEWAY_PORT}", metavar="HOST:PORT")
+    parser.go_option("httpAddr", help="address to listen on", default=f"127.0.0.1:{GATEWAY_PORT}", metavar="HOST:PORT")
     parser.go_option(
-        "gatewayHost", help="how clients reach this gateway (default: as they did)", metavar="HOST:PORT", default=""
+        "gatewayHost",
+        help="how clients reach this gateway (default: the address they used)",
+        metavar="HOST:PORT",
+        default="",
     )
     parser.option(
         "--allow-cors",

@@ -22,10 +22,10 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
         "send": "stream a sound file or a microphone, and print the text as it comes",
-        "transcribe": "turn sound files into text here, without a server",
+        "transcribe": "turn sound files into text on this machine, without a server",
         "run": "serve a script that defines a processor",
         "preload": "download a model, so that nothing is fetched later",
-        "pipelines": "list the pipelines there are",
+        "pipelines": "list the pipelines",
         "orchestrator": "run an orchestrator without a chain, for development",
         "gateway": "run a gateway without a chain, for development",
         "up": "run a container, an orchestrator and a gateway in one go",

@@ -88,7 +88,7 @@ async def microphone(stop: asyncio.Event) -> AsyncIterator[AsyncGenerator[bytes,
             if (first := await _first_chunk(program)) or stop.is_set():
                 yield _recording(name, program, first, stop)
                 return
-        failures.append(f"{name}: {_failure(program)}")
+        failures.append(f"{name}: {_recorder_error(program)}")
     if not failures:
         raise MediaError(
             f"there is no program to record a microphone with; install alsa-utils, sox or ffmpeg, {INSTEAD}"
@@ -111,7 +111,7 @@ async def _recording(name: str, program: Program, first: bytes, stop: asyncio.Ev
         chunk = await program.stdout.read(SOUND_CHUNK_BYTES)
     if not stop.is_set():
         await program.close()
-        raise MediaError(f"the recording has ended by itself ({name}: {_failure(program)})")
+        raise MediaError(f"the recording has ended by itself ({name}: {_recorder_error(program)})")
 
 
 async def _end_when(stop: asyncio.Event, program: Program) -> None:
@@ -123,5 +123,5 @@ async def _end_when(stop: asyncio.Event, program: Program) -> None:
         program.kill()
 
 
-def _failure(program: Program) -> str:
+def _recorder_error(program: Program) -> str:
     return program.last_error or "it gave no sound"

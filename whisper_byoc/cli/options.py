@@ -1,4 +1,4 @@
-"""Options that environment variables set as well, the kinds of values they take, and go-livepeer's flags."""
+"""Options that environment variables can set too, the types of their values, and go-livepeer's flags."""
 
 import argparse
 import difflib
@@ -24,7 +24,7 @@ GO_FLAG = re.compile(
 """A flag that may be go-livepeer's: it is in camelCase, or it is one of the few that are a single word (0.9,
 cmd/livepeer/starter/flags.go)."""
 TYPO = 0.77
-"""A flag that is so similar to one of ours was meant to be that one (`difflib`, 1 is equal)."""
+"""Similarity (`difflib`, 1 is equal) from which an unknown flag is taken for a misspelled one of ours."""
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
     def go_switch(self, name: str) -> None:
         """Add `-name`, which go-livepeer needs; its value, if any, changes nothing here."""
         self._go_names.append(name)
-        self.add_argument(f"--{name}", help="accepted; true here in any case", nargs="?", metavar="BOOL")
+        self.add_argument(f"--{name}", help="accepted for compatibility; always on", nargs="?", metavar="BOOL")
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a command line. A command with flags of go-livepeer's takes all of them, and logs those it ignores.

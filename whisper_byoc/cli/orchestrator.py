@@ -1,4 +1,4 @@
-"""Run an orchestrator without a chain, for development: it knows containers, and brings them the jobs of gateways.
+"""Run an orchestrator without a chain, for development: it passes the jobs of gateways on to containers.
 
 The flags are go-livepeer's, those of the tutorial among them; see docs/network.md.
 """
@@ -34,19 +34,21 @@ def configure(parser: Parser) -> None:
         default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT",
     )
-    parser.go_option("httpAddr", help="where to listen, if that is elsewhere", metavar="HOST:PORT")
-    parser.secret("--orchSecret", help="what containers must show to register", env=("ORCH_SECRET", "LP_ORCHSECRET"))
-    parser.go_option("byocContainerURL", help="a container; may be repeated", action=Repeated, metavar="URL")
+    parser.go_option("httpAddr", help="address to listen on, if not -serviceAddr", metavar="HOST:PORT")
+    parser.secret(
+        "--orchSecret", help="secret that containers must show to register", env=("ORCH_SECRET", "LP_ORCHSECRET")
+    )
+    parser.go_option("byocContainerURL", help="address of a container; may be repeated", action=Repeated, metavar="URL")
     parser.go_option(
         "byocModelID", help="capability that the containers offer; may be repeated", action=Repeated, metavar="NAME"
     )
     parser.go_option(
-        "byocCapacity", help="jobs at once at each of them", convert=count, default=Limits().jobs, metavar="N"
+        "byocCapacity", help="jobs at once in each container", convert=count, default=Limits().jobs, metavar="N"
     )
-    parser.secret("--byocToken", help="bearer token that they want", env=("AUTH_TOKEN",))
+    parser.secret("--byocToken", help="bearer token that the containers ask for", env=("AUTH_TOKEN",))
     parser.go_option(
         "liveAITrickleHostForRunner",
-        help="where containers reach the channels, if that is elsewhere",
+        help="where containers reach the channels, if not at -serviceAddr",
         metavar="HOST:PORT",
         default="",
     )

@@ -1,4 +1,4 @@
-"""List the pipelines there are."""
+"""List the pipelines."""
 
 import argparse
 

@@ -25,7 +25,7 @@ LogLine = Callable[[str, str], object]
 COMMAND = (sys.executable, "-P", "-m", "whisper_byoc.cli.main")
 """Without the current folder on the path (-P): an `audio.py` there would hide ours."""
 LISTENING = re.compile(r"listening on port (\d+)$")
-READ_BYTES = 64 * 1024
+PIPE_READ_BYTES = 64 * 1024
 OUTPUT_SECONDS = 1.0
 """Longest wait for the rest of the output of a process that has ended."""
 
@@ -125,7 +125,7 @@ class Child:
 
     async def _read(self) -> None:
         lines = LogLines()
-        while data := await self._program.stdout.read(READ_BYTES):
+        while data := await self._program.stdout.read(PIPE_READ_BYTES):
             for line in lines.feed(data):
                 self._take(line)
         for line in lines.feed(b"", final=True):

@@ -38,9 +38,15 @@ class Where(argparse.Action):
 def configure(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for PCM16 on stdin")
     parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
-    parser.option("--url", help="container", env=("BYOC_URL",), default="http://localhost:8000", action=Where)
     parser.option(
-        "--gateway", help="gateway to go through, instead of --url", env=("BYOC_GATEWAY",), action=Where, metavar="URL"
+        "--url", help="address of the container", env=("BYOC_URL",), default="http://localhost:8000", action=Where
+    )
+    parser.option(
+        "--gateway",
+        help="address of a gateway to go through, instead of --url",
+        env=("BYOC_GATEWAY",),
+        action=Where,
+        metavar="URL",
     )
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
     parser.option("--language", help="language spoken, or auto (default: the server's)")

@@ -40,8 +40,8 @@ LIMIT_OPTIONS = (
     ("--max-results", "kept_results", count, "results of one job that are kept"),
     ("--max-results-bytes", "kept_bytes", byte_count, "bytes of results of one job that are kept"),
     ("--segment-timeout", "segment_seconds", seconds, "longest work on one segment, in seconds"),
-    ("--idle-timeout", "idle_seconds", seconds, "end a job after so many seconds of nothing"),
-    ("--linger", "linger_seconds", seconds, "seconds for which results of an ended job stay"),
+    ("--idle-timeout", "idle_seconds", seconds, "end a job after so many seconds without activity"),
+    ("--linger", "linger_seconds", seconds, "seconds for which the results of an ended job are kept"),
     ("--drain-timeout", "drain_seconds", seconds, "longest time from SIGTERM to exit, in seconds"),
 )
 

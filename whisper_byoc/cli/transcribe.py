@@ -48,9 +48,9 @@ def configure(parser: Parser) -> None:
     parser.option("--language", help="language spoken, or auto", default="en")
     parser.option("--threads", help="torch threads (default: the CPUs, 4 at most)", convert=count)
     parser.option(
-        "--format", help=f"one or more of {', '.join(FORMATS)}, with commas between", convert=formats, default="txt"
+        "--format", help=f"one or more of {', '.join(FORMATS)}, separated by commas", convert=formats, default="txt"
     )
-    parser.option("--output", help="folder for the results, FILE.txt and so on (default: stdout)", convert=Path)
+    parser.option("--output", help="folder for the results, such as FILE.txt (default: stdout)", convert=Path)
 
 
 def run(args: argparse.Namespace) -> int:

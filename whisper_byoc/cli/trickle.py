@@ -25,28 +25,28 @@ def configure(parser: Parser) -> None:
     add_client(pub)
     pub.add_argument("--mime", default="application/octet-stream", help="MIME type of the segments")
     cut = pub.add_mutually_exclusive_group()
-    cut.add_argument("--lines", action="store_true", help="every line is one segment")
-    cut.add_argument("--size", type=byte_count, help="every so many bytes are one segment")
-    cut.add_argument("--seconds", type=seconds, default=1.0, help="a segment ends after so long (default: 1)")
+    cut.add_argument("--lines", action="store_true", help="one segment per line")
+    cut.add_argument("--size", type=byte_count, help="bytes per segment")
+    cut.add_argument("--seconds", type=seconds, default=1.0, help="seconds per segment (default: 1)")
     pub.add_argument("--create", action="store_true", help="create the channel first")
-    pub.add_argument("--join", action="store_true", help="go on where the channel is, instead of at 0")
-    pub.add_argument("--delete", action="store_true", help="end the channel for everybody at the end")
+    pub.add_argument("--join", action="store_true", help="continue at the channel's current index, instead of at 0")
+    pub.add_argument("--delete", action="store_true", help="delete the channel at the end")
     sub = actions.add_parser("sub", description="Write a channel to stdout.", help="write a channel to stdout")
     add_client(sub)
     sub.add_argument("--start", type=start, default=CURRENT, help="an index, current (default) or next")
-    sub.add_argument("--wait", type=seconds, default=0.0, help="how long the channel may not be there yet (default: 0)")
+    sub.add_argument("--wait", type=seconds, default=0.0, help="seconds to wait for the channel to exist (default: 0)")
     sub.add_argument("--verbose", action="store_true", help="report every segment on stderr")
     server = actions.add_parser("serve", description="Run a trickle server.", help="run a trickle server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     server.add_argument("--port", type=port, default=TRICKLE_PORT, help=f"port (default {TRICKLE_PORT})")
     server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
-    server.add_argument("--no-autocreate", action="store_true", help="let no remote peer create a channel")
+    server.add_argument("--no-autocreate", action="store_true", help="do not let remote peers create channels")
 
 
 def add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="URL of the channel")
     parser.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
-    parser.add_argument("--patience", type=seconds, default=30.0, help="how long to try again in a row (default: 30)")
+    parser.add_argument("--patience", type=seconds, default=30.0, help="seconds to keep retrying (default: 30)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Run the whole path on this machine: a container, an orchestrator and a gateway, with one log, until Ctrl-C.
 
-Whatever else these three take by environment variables, they take here too (LOG_LEVEL, AUTH_TOKEN, MODEL_DIR, …).
+Their other options can be set by their environment variables (LOG_LEVEL, AUTH_TOKEN, MODEL_DIR, …).
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Addresses:
 def configure(parser: Parser) -> None:
     parser.option(
         "--pipelines",
-        help="what the container serves, with commas between",
+        help="pipelines that the container serves, separated by commas",
         default="whisper-tiny",
         metavar="NAME[,NAME]",
     )
@@ -65,7 +65,7 @@ def configure(parser: Parser) -> None:
         parser.option(flag, help=f"port of the {role}; 0 lets the system choose", convert=port, default=number)
     parser.option(
         "--drain-timeout",
-        help="longest time that each gives its jobs at the end, in seconds",
+        help="longest time for each of the three to finish its jobs at the end, in seconds",
         convert=seconds,
         default=10.0,
     )

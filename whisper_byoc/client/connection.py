@@ -1,4 +1,4 @@
-"""What the clients share: one HTTP session to one server, and every failure as a `ClientError`."""
+"""The base of the clients: one HTTP session to one server, and every failure as a `ClientError`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,9 +22,9 @@ from whisper_byoc.http import (
 SHORT = aiohttp.ClientTimeout(total=CONNECT_SECONDS)
 """For requests that a server answers at once."""
 MAX_RECORD_BYTES = 128 * 1024 * 1024
-"""No answer and no record is read beyond it; a record can carry a whole frame as base64."""
-LONGEST_MESSAGE = 200
-"""Characters that are shown of an error answer that is not ours."""
+"""Limit of an answer and of a record, which can carry a whole frame as base64."""
+SHOWN_CHARACTERS = 200
+"""How much is shown of an error answer that is not ours."""
 
 
 class Connection:
@@ -52,7 +52,6 @@ class Connection:
 
     @asynccontextmanager
     async def _time_limit(self) -> AsyncIterator[None]:
-        """Raise `ServerUnreachable` when what is done within takes too long."""
         try:
             async with asyncio.timeout(self._timeout):
                 yield
@@ -89,7 +88,7 @@ async def error_of(answer: aiohttp.ClientResponse) -> ClientError:
         fields = json_value(text)
         message, seq = str(fields["error"]), fields.get("seq")
     except (ValueError, TypeError, KeyError, AttributeError):
-        message, seq = text.strip()[:LONGEST_MESSAGE] or str(answer.reason), None
+        message, seq = text.strip()[:SHOWN_CHARACTERS] or str(answer.reason), None
     if answer.status == 500 and isinstance(seq, int):
         return SegmentFailed(seq, message)
     return ServerRefused(answer.status, message)
