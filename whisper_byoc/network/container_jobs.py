@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
@@ -12,7 +12,7 @@ from yarl import URL
 
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
-from whisper_byoc.errors import RequestRefused
+from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
@@ -99,6 +99,8 @@ class LiveJob:
         self._container = slot.container
         self._relay = relay
         self._headers = relay.request.headers
+        self._begun = False
+        """Whether the container may have got some of the body."""
         self._url = f"{slot.container.url}/live/{uuid.uuid4().hex}"
 
     async def run(self) -> web.StreamResponse:
@@ -118,6 +120,8 @@ class LiveJob:
                     async with asyncio.timeout(self._limits.job_seconds):
                         return await self._frame()
         except RequestRefused as error:
+            if isinstance(error, PeerFailed) and self._begun:
+                error.reached = True  # one of the two requests may have come too late to get a connection
             return await self._relay.fail(error)
         finally:
             self._node.tasks.start(self._leave())
@@ -162,11 +166,16 @@ class LiveJob:
         if body.length is not None:
             headers["Content-Length"] = str(body.length)
         async with self._node.http.put(
-            f"{self._url}/source", data=body.chunks(), params=params, headers=headers, allow_redirects=False
+            f"{self._url}/source", data=self._chunks(), params=params, headers=headers, allow_redirects=False
         ) as answer:
             if answer.status >= 400:
                 raise await refusal(self._container.peer, answer)
             await answer.read()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in self._relay.body.chunks():
+            self._begun = self._begun or bool(chunk)
+            yield chunk
 
     def _get(
         self, params: dict[str, str], accept: str | None = None

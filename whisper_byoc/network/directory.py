@@ -85,7 +85,7 @@ class Directory:
 
     def ranked(self, name: str) -> list[str]:
         """Return the URLs of all orchestrators, the most promising first: the list may be some seconds old."""
-        ranked = sorted(self._orchestrators, key=lambda each: (-each.offers.get(name, 0), not each.reachable))
+        ranked = sorted(self._orchestrators, key=lambda each: (-each.offers.get(name, -1), not each.reachable))
         return [each.url for each in ranked]
 
     async def with_places(self, capability: str) -> list[str]:

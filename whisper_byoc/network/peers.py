@@ -137,33 +137,22 @@ async def first_to_take(
 ) -> Taken:
     """Return what `attempt` returns for the first peer that takes the job.
 
-    A peer that does not offer what is asked, is busy or cannot be reached is passed over. One that got the job and
-    failed before it answered is followed by others, of which only one more may fail like that: the job may be the
-    cause. What took too long or is refused is not tried again, nor is a job that is no longer `repeatable`.
+    A peer that is busy or cannot be reached is passed over, as long as the job is `repeatable`. Any other failure is
+    final: that peer may have begun.
 
-    Raises `RequestRefused`: of all failures the one that says most about the job.
+    Raises `RequestRefused`: when nobody takes the job, that of a busy peer if there is one.
     """
-    failure: RequestRefused | None = None
+    failures: list[RequestRefused] = []
     for peer in peers:
-        if failure is not None:
-            log.warning("%s; trying another one", failure)
+        if failures:
+            log.warning("%s; trying another one", failures[-1])
         try:
             return await attempt(peer)
         except RequestRefused as error:
-            weight = _weight(error)
-            if not weight or not repeatable() or (weight == _FAILED and failure and _weight(failure) == _FAILED):
+            unreached = isinstance(error, PeerFailed) and not error.reached
+            if not (unreached or isinstance(error, PeerBusy)) or not repeatable():
                 raise
-            if failure is None or weight > _weight(failure):
-                failure = error
+            failures.append(error)
         await asyncio.sleep(0)  # a row of refusals leaves the loop to others
-    raise failure or PeerFailed("there is nobody to ask")
-
-
-_FAILED = 4
-
-
-def _weight(error: RequestRefused) -> int:
-    """Return how much a failure says about the job; 0 means that no other peer would do better."""
-    if isinstance(error, PeerFailed):
-        return 0 if error.status == 504 else _FAILED if error.reached else 2
-    return 3 if isinstance(error, PeerBusy) else 1 if error.status == 404 else 0
+    busy = [error for error in failures if isinstance(error, PeerBusy)]
+    raise next(iter([*busy, *failures]), PeerFailed("there is nobody to ask"))

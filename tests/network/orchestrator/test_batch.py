@@ -159,19 +159,20 @@ async def test_a_refused_connection_goes_to_another_container(scripted, orchestr
     await api.quiet()
 
 
-async def test_a_container_that_breaks_off_before_its_answer_is_followed_by_one_other(scripted, orchestrate):
+async def test_a_container_that_breaks_off_before_its_answer_is_an_error_and_nobody_else_gets_the_job(
+    scripted, orchestrate
+):
     got = []
 
     async def broken(wire):
         got.append(await wire.body())
         wire.cut()
 
-    containers = [await scripted(broken) for _ in range(3)]
-    api = await orchestrate(*containers)
-    status, body, _ = await api.batch(b"the body" * 1000, "x")
+    api = await orchestrate(*[await scripted(broken) for _ in range(2)])
+    status, body, _ = await api.batch(b"the body", "x")
     assert status == 502
     assert b"failed" in body
-    assert got == [b"the body" * 1000] * 2
+    assert got == [b"the body"]
     await api.quiet()
 
 

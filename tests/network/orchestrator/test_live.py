@@ -245,33 +245,27 @@ async def test_a_container_that_does_not_open_the_job_is_504(live_script, orches
     await api.quiet()
 
 
-# -- containers that die ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["cut", "frozen"])
-async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, orchestrate, kit, how):
-    """Whether its sockets break, or it is found out to be dead while they stay open."""
-    got = []
+async def test_a_container_that_is_busy_in_mid_feed_is_followed_by_one_that_gets_all_of_it(
+    live_script, serving, orchestrate, kit
+):
+    body = [bytes([n]) * (20_000 + n) for n in range(20)]
+    got, go_on = [], asyncio.Event()
 
     async def put(wire):
-        while data := await wire.chunk():
-            got.append(data)
-        await never(wire)
+        while sum(map(len, got)) < sum(map(len, body[:15])):
+            got.append(await wire.chunk())
+        await go_on.wait()
+        await wire.answer(503, Connection="close")
 
-    dying = await live_script(put, never)
-    api = await orchestrate(dying, open_seconds=20, answer_seconds=0.1)
-    body = [bytes([n]) * (20_000 + n) for n in range(20)]
+    api = await orchestrate(await live_script(put, never))
     feed = kit.Feed()
     for chunk in body[:15]:
         feed.send(chunk)
     posting = asyncio.ensure_future(api.live(feed))
-    await until(lambda: sum(map(len, got)) == sum(map(len, body[:15])))
+    await until(lambda: b"".join(got) == b"".join(body[:15]))
     mirror = kit.Reverse()
     await api.register(url=(await serving({"test": mirror})).url)
-    if how == "cut":
-        await dying.die()
-    else:
-        dying.frozen = True
+    go_on.set()
     await until(lambda: api.pool.of("test")[1].slots)
     for chunk in body[15:]:
         feed.send(chunk)
@@ -279,6 +273,37 @@ async def test_the_whole_feed_is_sent_again_byte_for_byte(live_script, serving, 
     status, answer, _ = await posting
     assert (status, answer) == (200, b"".join(body)[::-1])
     assert mirror.frames == [b"".join(body)]
+    await api.quiet()
+
+
+# -- containers that die ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cut", "frozen"])
+async def test_a_container_that_dies_before_its_answer_is_502(live_script, orchestrate, kit, how):
+    """Whether its sockets break, or it is found out to be dead while they stay open."""
+    begun = asyncio.Event()
+
+    async def put(wire):
+        await wire.chunk()
+        begun.set()
+        await never(wire)
+
+    dying, other = await live_script(put, never), await live_script(put, never)
+    api = await orchestrate(dying, open_seconds=20, answer_seconds=0.1)
+    feed = kit.Feed()
+    feed.send(b"x")
+    posting = asyncio.ensure_future(api.live(feed))
+    await begun.wait()
+    await api.register(url=other.url)
+    if how == "cut":
+        await dying.die()
+    else:
+        dying.frozen = True
+    status, body, _ = await posting
+    assert status == 502
+    assert dying.url in json.loads(body)["error"]
+    assert not other.asked
     await api.quiet()
 
 
