@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from whisper_byoc import livepeer
-from whisper_byoc.aio import cancel
+from whisper_byoc.aio import race
 from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import json_object, json_value
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
@@ -23,13 +22,13 @@ from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.serving import Node, StreamTable, read_small
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
+from whisper_byoc.trickle.local import LocalSegment
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 LARGEST_BODY = 10 << 20
 """As go-livepeer's gateway takes it."""
 LARGEST_EVENT = 1 << 20
-WATCH_S = 0.5
 
 
 class Kind(NamedTuple):
@@ -249,14 +248,11 @@ class ContainerStream:
     async def _watch(self) -> None:
         """Wait for the end, whoever brings it about, then free everything."""
         try:
-            events = asyncio.get_running_loop().create_task(self._read_events())
             try:
                 async with self._slot.guard():
-                    reason = await self._reason_to_end()
+                    reason = await race(self._container_ends(), self._gateway_goes(), self._asked_to_end())
             except PeerFailed as error:
                 reason = str(error)
-            finally:
-                await cancel(events)
             self._ending.set()
             if reason:
                 log.warning("stream %s: %s", self.id, reason)
@@ -271,36 +267,35 @@ class ContainerStream:
             self._channels.close()
             self._slot.free()
 
-    async def _reason_to_end(self) -> str:
-        """Wait until the stream has to end; return why, or nothing if somebody asked for it."""
-        while not self.ending:
-            if reason := self._silence():
-                return reason
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_S):
-                    await self._ending.wait()
+    async def _asked_to_end(self) -> str:
+        await self._ending.wait()
         return ""
 
-    def _silence(self) -> str:
-        """Say who has gone without a word; empty if both are there."""
-        events, control, now = self._channels.events, self._channels.control, time.monotonic()
-        quiet = now - events.active_at
-        if events.closed:
-            return f"{self._peer} should publish events, and closed the channel of events"
-        if quiet > self._limits.events_seconds:
-            return f"{self._peer} should publish events, and published none for {quiet:.0f} s"
-        silent = control.next_write > 0 and now - control.active_at > self._limits.control_seconds
-        if control.closed or silent:
-            return "the gateway is gone: it says nothing on the control channel any more"
-        return ""
+    async def _container_ends(self) -> str:
+        """Read events until the container ends the stream by itself, or is silent; return why if that is a failure."""
+        seconds, loop = self._limits.events_seconds, asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds) as silence:
+                async for segment in LocalSubscriber(self._channels.events, NEXT):
+                    silence.reschedule(loop.time() + seconds)
+                    if await self._says_stopped(segment):
+                        return ""
+        except TimeoutError:
+            return f"{self._peer} should publish events, and published none for {seconds:g} s"
+        return f"{self._peer} should publish events, and closed the channel of events"
 
-    async def _read_events(self) -> None:
-        """Notice when the container ends the stream by itself."""
-        with contextlib.suppress(TrickleError):  # a channel that was closed is noticed elsewhere
-            async for segment in LocalSubscriber(self._channels.events, NEXT):
-                try:
-                    message = json_value(await segment.read(LARGEST_EVENT))
-                    if message.get("event", message).get("type") == "stream_stopped":
-                        self._ending.set()
-                except (ValueError, AttributeError, TrickleError) as error:
-                    log.debug("stream %s: an event that is none: %s", self.id, error)
+    async def _says_stopped(self, segment: LocalSegment) -> bool:
+        try:
+            message = json_value(await segment.read(LARGEST_EVENT))
+            return bool(message.get("event", message).get("type") == "stream_stopped")
+        except (ValueError, AttributeError, TrickleError) as error:
+            log.debug("stream %s: an event that is none: %s", self.id, error)
+            return False
+
+    async def _gateway_goes(self) -> str:
+        """Wait until the gateway, which has to write to the control channel once it has begun to, is silent."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as silence:
+                async for _ in LocalSubscriber(self._channels.control, NEXT):
+                    silence.reschedule(asyncio.get_running_loop().time() + self._limits.control_seconds)
+        return "the gateway is gone: it says nothing on the control channel any more"
