@@ -1,30 +1,51 @@
-"""One client's stream at the gateway, from its start to its last record."""
+"""One client's stream at the gateway: its orchestrator, the channels it flows through, and its records."""
 
 import asyncio
+import contextlib
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.livepeer import JobHeader
-from whisper_byoc.network.peers import Answer, first_to_take
-from whisper_byoc.network.records import RecordLog
+from whisper_byoc.http import json_value, reason_of
+from whisper_byoc.network.peers import Answer, first_to_take, post, refused
+from whisper_byoc.network.records import RecordLog, is_fragment
 from whisper_byoc.network.serving import Node
-from whisper_byoc.network.upstream import StreamEnds, Upstream
-from whisper_byoc.trickle import LocalPublisher, LocalSubscriber
+from whisper_byoc.trickle import (
+    ClientOptions,
+    LocalPublisher,
+    LocalSubscriber,
+    SegmentBroken,
+    TrickleError,
+    TricklePublisher,
+    TrickleSubscriber,
+)
 from whisper_byoc.trickle.channel import Channel
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
-PCM_NAMES = ("pcm16", "s16le", "pcm")
+OPTIONS = ClientOptions(verify=False, answer_seconds=5.0, patience_seconds=8.0, longest_pause=1.0)
+"""An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
+KEEP_ALIVE_S = 10.0
+HEARTBEAT_S = 40.0
+"""Without an event for so long the stream counts as lost (go-livepeer: 30 s, seen at its 10 s ticks)."""
+MARGIN_S = 5.0
+STOP_S = 12.0
 FLUSH_S = 3.0
 """After a stop: longest time for which input that has arrived is still sent."""
 LAST_WORDS_S = 4.0
 """After the container's answer to a stop: longest wait for its end record."""
+LAST_S = 2.0
+"""When one of a stream's channels has ended: longest wait for what is still on its way in the others."""
 LINGER_S = 0.5
 """The video channel stays open for so long after the end: readers ask for what was written last."""
+LARGEST_EVENT = 1 << 20
+LARGEST_LINE = 8 << 20
+PCM_NAMES = ("pcm16", "s16le", "pcm")
 
 
 class Session:
@@ -32,7 +53,7 @@ class Session:
 
     over: asyncio.Task[None]
 
-    def __init__(self, stream_id: str, job: JobHeader, params: Mapping[str, Any], node: Node) -> None:
+    def __init__(self, stream_id: str, job: livepeer.JobHeader, params: Mapping[str, Any], node: Node) -> None:
         self.id = stream_id
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
@@ -45,18 +66,24 @@ class Session:
         self._job = job.asking(stream_id=stream_id)
         self._params = params
         self._node = node
-        self._trickle = node.trickle
-        self._channels: list[Channel] = []
-        self._ends = StreamEnds(None, self._pcm, None, self.records, self._on_event)
-        self._upstream: Upstream | None = None
-        self._stopper: asyncio.Task[bytes] | None = None
+        self._channels: dict[str, Channel] = {}
+        self._url = ""
+        """The orchestrator's, and below the URLs of the channels there, by their kinds."""
+        self._remote: dict[str, str] = {}
+        self._sending: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[bytes] | None = None
+        self._stopped = False
+        """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
+        self._lost = ""
         self._container_status: dict[str, Any] = {}
         self._error = ""
+
+    # -- what the client asks for
 
     @property
     def ending(self) -> bool:
         """Whether it is over, or will be soon: all has been said, or somebody is stopping it."""
-        return self.ended_at is not None or self.records.ended or self._stopper is not None
+        return self.ended_at is not None or self.records.ended or self._stopping is not None
 
     async def start(self, orchestrators: Sequence[str]) -> None:
         """Begin at the first of these orchestrators that takes the stream.
@@ -64,82 +91,165 @@ class Session:
         Raises `RequestRefused` with the words of whoever refused, or `TrickleError` when there is no room for channels.
         """
         try:
-            if self.input_name:
-                self._ends.input = LocalSubscriber(self._open_channel(self.input_name))
-            if self.output_name:
-                self._ends.output = LocalPublisher(self._open_channel(self.output_name))
-            upstream = await first_to_take(orchestrators, self._start_at)
+            for name in filter(None, (self.input_name, self.output_name)):
+                self._channels[name] = self._node.trickle.create(name, "video/MP2T")
+            await first_to_take(orchestrators, self._start_at)
         except BaseException:
             self._close_channels()
             raise
-        self._upstream = upstream
-        log.info("stream %s runs at %s", self.id, upstream.url)
-        self.over = asyncio.get_running_loop().create_task(self._run(upstream), name=f"stream {self.id}")
-
-    async def _start_at(self, url: str) -> Upstream:
-        upstream = Upstream(url, self._job, self._node.http)
-        try:
-            await upstream.start({"params": self._params or None})
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
-                self._stop_later(upstream)  # it may have begun
-            raise
-        return upstream
-
-    async def end(self, reason: str) -> None:
-        """Stop it if it is running, and wait until it is over."""
-        if self._stopper is not None or not self.over.done():
-            await self.stop(reason.encode(), "text/plain")
-        await asyncio.wait({self.over})
+        log.info("stream %s runs at %s", self.id, self._url)
+        self.over = asyncio.get_running_loop().create_task(self._run(), name=f"stream {self.id}")
 
     async def stop(self, body: bytes, content_type: str) -> bytes:
         """Send on what has arrived, have the last words said, and return the container's answer, empty if it has none.
 
         All callers get the same answer; a caller who goes away does not interrupt it.
         """
-        if self._stopper is None:
-            self._stopper = asyncio.get_running_loop().create_task(self._stop(body, content_type))
-        return await asyncio.shield(self._stopper)
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(body, content_type))
+        return await asyncio.shield(self._stopping)
+
+    async def end(self, reason: str) -> None:
+        """Stop it if it is running, and wait until it is over."""
+        if self._stopping is not None or not self.over.done():
+            await self.stop(reason.encode(), "text/plain")
+        await asyncio.wait({self.over})
 
     async def update(self, body: bytes, content_type: str) -> Answer:
         """Hand parameters to the container, and return its answer.
 
         Raises `RequestRefused`.
         """
-        if self.over.done() or self._upstream is None:
+        if self.over.done():
             raise RequestRefused(404, f"stream {self.id!r} has ended")
-        return await self._upstream.update(body, content_type)
+        return await self._post("update", body, content_type, self._job.timeout_seconds + MARGIN_S)
 
     def status(self) -> dict[str, Any]:
         """Describe the stream; what the container says of itself comes first."""
         own = {
             "stream_id": self.id,
             "state": "running" if self.ended_at is None else "ended",
-            "orchestrator": self._upstream.url if self._upstream else "",
+            "orchestrator": self._url,
             "whep_url": "",
         }
         return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
 
-    async def _run(self, upstream: Upstream) -> None:
+    # -- requests to the orchestrator
+
+    async def _start_at(self, url: str) -> None:
+        self._url = url
+        body = json.dumps({"params": self._params or None}).encode()
+        try:
+            answer = await self._post("start", body, "application/json", self._job.timeout_seconds + MARGIN_S)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
+            for kind in ("Control", "Events", "Publish", "Subscribe", "Data"):
+                if address := answer.headers.get(f"X-{kind}-Url"):
+                    self._remote[kind] = address
+            if "Control" not in self._remote or "Events" not in self._remote:
+                raise PeerFailed(f"{self._peer} named no channels for control and events")
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
+                self._stop_later()  # it may have begun
+            raise
+
+    async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> bytes:
+        """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
+        try:
+            answer = await self._post("stop", body, content_type, STOP_S)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
+        except RequestRefused as error:
+            log.warning("stream %s: %s", self.id, error)
+            return b""
+        self._stopped = True
+        return answer.body
+
+    def _stop_later(self) -> asyncio.Task[None]:
+        async def stop() -> None:
+            await self._stop_peer()
+
+        return self._node.tasks.start(stop())
+
+    @property
+    def _peer(self) -> str:
+        return f"the orchestrator at {self._url}"
+
+    async def _post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+        headers = {livepeer.JOB: self._job.encode(), "Content-Type": content_type}
+        return await post(self._node.http, self._peer, f"{self._url}/ai/stream/{action}", body, headers, seconds)
+
+    # -- from the start to the end
+
+    async def _run(self) -> None:
         reason = "the stream was stopped, and its last words did not come in time"
         try:
-            reason = await upstream.run(self._ends)
+            reason = await self._pass_on()
         except Exception:
             log.exception("stream %s failed", self.id)
             reason = "the gateway failed on this stream; its log says why"
         finally:
-            await self._finish(upstream, reason)
+            await self._finish(reason)
 
-    async def _finish(self, upstream: Upstream, reason: str) -> None:
+    async def _pass_on(self) -> str:
+        """Pass everything on until the stream has ended; return the reason if that was too early, else nothing."""
+        start = asyncio.get_running_loop().create_task
+        answers, others = [start(self._read_events())], [start(self._keep_alive())]
+        if "Data" in self._remote:
+            answers.insert(0, start(self._read_data()))
+        if "Publish" in self._remote and self.input_name:
+            self._sending = start(self._send_input())
+            others.append(self._sending)
+        results = list(answers)
+        if "Subscribe" in self._remote and self.output_name:
+            video = start(self._copy_video())
+            results.append(video)
+            others.append(video)
+        try:
+            while not any(task.done() for task in answers) and not any(map(_failure, others)):
+                await first_of(*(task for task in (*answers, *others) if not task.done()))
+            if self.records.ended:
+                results.remove(answers[-1])  # nobody needs more events
+            if results:
+                await asyncio.wait(results, timeout=LAST_S)
+            return self._reason([*answers, *others])
+        finally:
+            await cancel(*answers, *others)
+            self._sending = None  # its failure would hold on to the input
+
+    def _reason(self, tasks: Sequence[asyncio.Task[None]]) -> str:
+        """Return why it ended too early; not every container's text has an end record."""
+        if self.records.ended:
+            return ""
+        if self._lost:
+            return self._lost
+        failures = [reason_of(error) for task in tasks if (error := _failure(task))]
+        if self._stopped and not _failure(tasks[0]):
+            return ""
+        return failures[0] if failures else "the orchestrator ended the stream"
+
+    async def _stop(self, body: bytes, content_type: str) -> bytes:
+        if self.over.done():
+            return b""
+        if self.input_name in self._channels:
+            self._close(self._channels[self.input_name])
+        if self._sending is not None:
+            await first_of(self._sending, timeout=FLUSH_S)
+        answer = await self._stop_peer(body, content_type)
+        await first_of(self.over, timeout=LAST_WORDS_S)
+        await cancel(self.over)
+        return answer
+
+    async def _finish(self, reason: str) -> None:
         """Let readers come to the end, and free everything, at the orchestrator too."""
         if reason and not self.records.ended:
             self._error = self._error or reason
             log.warning("stream %s: %s", self.id, reason)
             self.records.fail(self.id, reason)
         self.records.close()
-        stopping = () if upstream.stopped else (self._stop_later(upstream),)
+        stopping = () if self._stopped else (self._stop_later(),)
         try:
-            if self._ends.output is not None and self._ends.output.channel.next_write:
+            if self.output_name and self._channels[self.output_name].next_write:
                 await asyncio.sleep(LINGER_S)
         finally:
             self._close_channels()
@@ -147,43 +257,108 @@ class Session:
         if stopping:
             await first_of(*stopping, timeout=LAST_WORDS_S)
 
-    async def _stop(self, body: bytes, content_type: str) -> bytes:
-        if self.over.done() or self._upstream is None:
-            return b""
-        if self._ends.input is not None:
-            self._close(self._ends.input.channel)
-        await self._upstream.input_sent(FLUSH_S)
-        answer = await self._upstream.stop(body, content_type)
-        await first_of(self.over, timeout=LAST_WORDS_S)
-        await cancel(self.over)
-        return answer
-
-    def _stop_later(self, upstream: Upstream) -> asyncio.Task[None]:
-        async def stop() -> None:
-            await upstream.stop(b"", "text/plain")
-
-        return self._node.tasks.start(stop())
-
-    def _open_channel(self, name: str) -> Channel:
-        self._channels.append(self._trickle.create(name, "video/MP2T"))
-        return self._channels[-1]
-
     def _close_channels(self) -> None:
-        for channel in self._channels:
+        for channel in self._channels.values():
             self._close(channel)
-        self._channels.clear()
-        self._ends.input = self._ends.output = None  # they hold on to the channels' last segments
+        self._channels.clear()  # they hold their last segments
 
     def _close(self, channel: Channel) -> None:
         if not channel.closed:
-            self._trickle.close(channel.name)
+            self._node.trickle.close(channel.name)
 
-    @property
-    def _pcm(self) -> bool:
-        return str(self._params.get("input", "")).lower() in PCM_NAMES
+    # -- what flows through the channels
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        if event.get("type") in ("status", "inference_status"):
+    async def _read_events(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(HEARTBEAT_S) as heartbeat, self._reader("Events") as subscriber:
+                async for segment in subscriber:
+                    try:
+                        message = json_value(await segment.read(LARGEST_EVENT))
+                        event = message.get("event", message)
+                        self._note(event, event.get("type"))
+                    except (ValueError, AttributeError, TrickleError):
+                        continue  # go-livepeer passes over such an event, too
+                    heartbeat.reschedule(loop.time() + HEARTBEAT_S)
+        except TimeoutError:
+            raise PeerFailed(f"the container has published no event for {HEARTBEAT_S:g} s") from None
+
+    def _note(self, event: dict[str, Any], kind: object) -> None:
+        if kind == "stream_lost":
+            self._lost = str(event.get("message", "")) or "the orchestrator lost the stream"
+        elif kind == "stream_stopped":
+            self._stopped = True
+        elif kind in ("status", "inference_status"):
             self._container_status = event
-        elif event.get("type") == "error" and not self._error:
+        elif kind == "error" and not self._error:
             self._error = str(event.get("message", event.get("error", "")))
+
+    async def _read_data(self) -> None:
+        """Collect lines as they come, until the end record or the end of the channel."""
+        async with self._reader("Data") as subscriber:
+            async for segment in subscriber:
+                if segment.missed:
+                    self.records.missed(self.id, _gone(segment.missed, "of the stream's text", "be read"))
+                rest = b""
+                try:
+                    async for data in segment:
+                        *lines, rest = (rest + data).split(b"\n")
+                        for line in lines:
+                            self.records.add(line)
+                        if len(rest) > LARGEST_LINE:
+                            raise PeerFailed(f"the container wrote a line of more than {LARGEST_LINE} bytes")
+                except SegmentBroken as error:
+                    log.warning("stream %s: %s", self.id, error)
+                    self.records.missed(self.id, _gone(1, "of the stream's text", "be read"))
+                    continue
+                if is_fragment(rest):  # a writer that is still there sends all of it again
+                    log.warning("stream %s: a record broke off after %d bytes", self.id, len(rest))
+                else:
+                    self.records.add(rest)
+                if self.records.ended:
+                    return
+
+    async def _keep_alive(self) -> None:
+        async with TricklePublisher(self._remote["Control"], "application/json", options=OPTIONS) as publisher:
+            while True:
+                await publisher.publish(b'{"keep":"alive"}')
+                await asyncio.sleep(KEEP_ALIVE_S)
+
+    async def _send_input(self) -> None:
+        """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
+        pcm = str(self._params.get("input", "")).lower() in PCM_NAMES
+        source = LocalSubscriber(self._channels[self.input_name])
+        publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
+        async with publisher:
+            async for segment in source:
+                if segment.missed:
+                    message = _gone(segment.missed, "of the input", "be sent on") + "; publish no faster than live"
+                    self.records.missed(self.id, message)
+                async with await publisher.next() as writer:
+                    size = 0
+                    async for data in segment:
+                        size += len(data)
+                        await writer.write(data)
+                    if pcm and size % 2 and not segment.segment.whole:  # what follows a broken one begins a sample
+                        await writer.write(b"\0")
+            await publisher.close(delete_channel=True)
+
+    async def _copy_video(self) -> None:
+        output = LocalPublisher(self._channels[self.output_name])
+        async with self._reader("Subscribe") as subscriber:
+            async for segment in subscriber:
+                async with await output.next() as writer:
+                    with contextlib.suppress(TrickleError):  # a broken segment costs what is missing of it
+                        async for data in segment:
+                            await writer.write(data)
+
+    def _reader(self, kind: str) -> TrickleSubscriber:
+        return TrickleSubscriber(self._remote[kind], start=0, options=OPTIONS)
+
+
+def _gone(segments: int, of_what: str, to_what: str) -> str:
+    return f"{segments} segments {of_what} were gone before they could {to_what}"
+
+
+def _failure(task: asyncio.Task[None]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None

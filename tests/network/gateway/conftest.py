@@ -170,7 +170,7 @@ def offering(**names):
     return {"capabilities": [{"name": name, "available": free} for name, free in names.items()]}
 
 
-OURS = ("Session.", "Upstream.", "RequestBody.", "forward")
+OURS = ("Session.", "RequestBody.", "forward")
 """Coroutines of the gateway's that belong to one job or stream."""
 
 

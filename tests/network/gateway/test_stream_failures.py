@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network import upstream
+from whisper_byoc.network import session
 from whisper_byoc.trickle import LocalSubscriber, TricklePublisher, TrickleSubscriber
 
 PCM = {"input": "pcm16"}
@@ -31,8 +31,8 @@ def first_and_other(workers):
 
 
 def impatient(monkeypatch):
-    options = upstream.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1)
-    monkeypatch.setattr(upstream, "OPTIONS", options)
+    options = session.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1)
+    monkeypatch.setattr(session, "OPTIONS", options)
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -74,8 +74,8 @@ async def test_a_container_that_dies_ends_the_stream_with_one_error(world, said)
 
 
 async def test_a_container_without_events_is_lost(world, monkeypatch):
-    monkeypatch.setattr(upstream, "HEARTBEAT_S", 0.3)
-    monkeypatch.setattr(upstream, "LAST_S", 0.1)
+    monkeypatch.setattr(session, "HEARTBEAT_S", 0.3)
+    monkeypatch.setattr(session, "LAST_S", 0.1)
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one")
     await worker.say({"type": "transcript", "seq": 0})
@@ -89,8 +89,8 @@ async def test_a_container_without_events_is_lost(world, monkeypatch):
 @pytest.mark.parametrize("how", ["nothing", "hangs", "no urls", "bad urls", "half"])
 async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, how):
     """It is told to let go of the stream, which fails at its start if that is known then."""
-    monkeypatch.setattr(upstream, "HEARTBEAT_S", 1.0)
-    monkeypatch.setattr(upstream, "LAST_S", 0.1)
+    monkeypatch.setattr(session, "HEARTBEAT_S", 1.0)
+    monkeypatch.setattr(session, "LAST_S", 0.1)
     impatient(monkeypatch)
     stops = []
 
