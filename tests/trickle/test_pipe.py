@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import signal
 import sys
 from asyncio.subprocess import PIPE
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from whisper_byoc.cli import trickle as command
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.errors import ClientError, StartError, UsageError
-from whisper_byoc.trickle.pipe import by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.pipe import by_line, by_size, by_time, publish, subscribe
 
 RUN = """
 import sys
@@ -72,7 +73,7 @@ async def test_from_a_file_to_a_file(trickle):
     subscriber = await api.subscriber(start=0)
     sink, sizes = io.BytesIO(), []
     reading = asyncio.create_task(subscribe(subscriber, sink, lambda segment, size: sizes.append((segment.seq, size))))
-    assert await publish(by_line(chunks_of(io.BytesIO(b"one\ntwo\nrest"))), publisher) == 3
+    assert await publish(by_line(given_in([b"one\ntw", b"o\nrest"])), publisher) == 3
     await publisher.close(delete_channel=True)
     assert await asyncio.wait_for(reading, 10) == 3
     assert sink.getvalue() == b"one\ntwo\nrest"
@@ -116,6 +117,18 @@ async def test_pub_to_sub(trickle):
     output, errors = await asyncio.wait_for(sub.communicate(), 30)
     assert (sub.returncode, output) == (0, b"one\ntwo\nthree"), errors
     assert errors.decode().splitlines()[-1] == "segment 2: 5 bytes, text/plain"
+
+
+async def test_ctrl_c_ends_pub_though_stdin_is_silent(trickle, spawn):
+    api = await trickle()
+    words = ("-m", "whisper_byoc.cli.main", "trickle", "pub", api.url(), "--create")
+    process = await spawn(sys.executable, *words, stdin=PIPE)
+    process.stdin.write(b"part")
+    await api.stored(0, 4)
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 130
+    assert await process.communicate() == (b"", b"")
 
 
 @pytest.mark.parametrize(("text", "seq"), [("current", -2), ("next", -1), ("17", 17)])

@@ -1,12 +1,13 @@
 """Where the sound to send comes from: files, stdin, the microphone."""
 
 import asyncio
-import selectors
+import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from audio.errors import PcmError, WavError
 from audio.media import load_audio
 from audio.riff import may_become_wav
 from audio.sniff import is_media
-from whisper_byoc.aio import cancel, stop_on_signals
+from whisper_byoc.aio import race, stop_on_signals
 from whisper_byoc.cli.microphone import SOUND_CHUNK_BYTES, microphone
 from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
 
 MICROPHONE, STDIN = "--microphone", "-"
+STDIN_BYTES = 64 * 1024
+"""Read at once: what a pipe of Linux holds."""
 DECODE_SECONDS = 3600.0
 """Longest time for one file. A server must limit strangers; someone who decodes their own file has Ctrl-C."""
 RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
@@ -59,7 +62,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
                 yield Source("microphone", chunks)
     elif name == STDIN:
         with first_interrupt() as stop:
-            yield Source("stdin", raw_or_wav(from_stdin(stop)))
+            yield Source("stdin", raw_or_wav(stdin_chunks(stop)))
     else:
         data = pcm.encode(load_sound(Path(name)))
         yield Source(Path(name).name, paced(data, realtime=realtime), len(data))
@@ -117,22 +120,28 @@ async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
         yield data[at : at + SOUND_CHUNK_BYTES]
 
 
-async def from_stdin(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    """Yield what arrives on stdin until its end, or until `stop` is set."""
-    if not can_be_awaited(sys.stdin.fileno()):
-        while not stop.is_set() and (chunk := await asyncio.to_thread(sys.stdin.buffer.read, SOUND_CHUNK_BYTES)):
-            yield chunk
-        return
-    reader = asyncio.StreamReader()
+async def stdin_chunks(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    """Yield what arrives on stdin until its end, or until `stop` is set; what has arrived by then still counts."""
+    descriptor = sys.stdin.fileno()
+    while not stop.is_set():
+        with suppress(OSError, NotImplementedError):  # files and /dev/null need no wait, and Windows has none
+            await race(_readable(descriptor), stop.wait())
+            if stop.is_set() and not select.select([descriptor], [], [], 0)[0]:
+                return
+        chunk = await asyncio.to_thread(os.read, descriptor, STDIN_BYTES)
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _readable(descriptor: int) -> bool:
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    closing = asyncio.ensure_future(stop.wait())
-    closing.add_done_callback(lambda _: transport.close())  # the reader returns what it has, then its end
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
     try:
-        while chunk := await reader.read(SOUND_CHUNK_BYTES):
-            yield chunk
+        return await readable.wait()
     finally:
-        await cancel(closing)
+        loop.remove_reader(descriptor)
 
 
 async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -148,16 +157,6 @@ async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
                 raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
             known = True
             yield chunk
-
-
-def can_be_awaited(descriptor: int) -> bool:
-    """Whether the loop can wait for it, as for a pipe, a socket or a terminal; not for a file or /dev/null."""
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def to_seconds(size: int) -> float:

@@ -5,15 +5,15 @@ pub sends stdin to a channel as segments, sub writes the segments of a channel t
 
 import argparse
 import asyncio
-import io
-import os
 import sys
+from collections.abc import AsyncIterator
 
 from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
+from whisper_byoc.cli.sources import stdin_chunks
 from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, chunks_of, publish, subscribe
+from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
 from whisper_byoc.trickle.server import TRICKLE_PORT, serve
 from whisper_byoc.trickle.subscriber import SegmentReader
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
 async def pub(args: argparse.Namespace) -> None:
     publisher = TricklePublisher(args.url, args.mime, create=args.create, join=args.join, options=options(args))
     async with publisher:
-        with os.fdopen(sys.stdin.fileno(), "rb", closefd=False) as source:
-            await publish(pieces_of(source, args), publisher)
+        await publish(pieces_of(stdin_chunks(asyncio.Event()), args), publisher)
         await publisher.close(delete_channel=args.delete)
 
 
@@ -81,8 +80,7 @@ def report(segment: SegmentReader, size: int) -> None:
     print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
 
 
-def pieces_of(source: io.BufferedIOBase, args: argparse.Namespace) -> SegmentPieces:
-    chunks = chunks_of(source)
+def pieces_of(chunks: AsyncIterator[bytes], args: argparse.Namespace) -> SegmentPieces:
     if args.lines:
         return by_line(chunks)
     return by_size(chunks, args.size) if args.size else by_time(chunks, args.seconds)

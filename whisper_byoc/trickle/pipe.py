@@ -1,7 +1,6 @@
-"""From a file to a channel and back: what `whisper-byoc trickle pub` and `sub` do."""
+"""From chunks of bytes to a channel and back: what `whisper-byoc trickle pub` and `sub` do."""
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
@@ -11,12 +10,6 @@ from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 SegmentPieces = AsyncIterator[tuple[bytes, bool]]
 """Bytes to be sent as they come; the flag says that a segment ends after them."""
-
-
-async def chunks_of(source: io.BufferedIOBase) -> AsyncIterator[bytes]:
-    """Read a file or a pipe as its bytes come, without blocking the event loop."""
-    while data := await asyncio.to_thread(source.read1, 64 << 10):
-        yield data
 
 
 async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> SegmentPieces:
