@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from enum import Enum
 
 from audio.ffmpeg import ffmpeg_environment, frames_from_ts, ts_from_frames
+from audio.pcm import FrameAligner
 from whisper_byoc.aio import Changed, cancel
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.process import Program
@@ -44,7 +45,6 @@ class PpmSplitter:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._size: tuple[int, int] | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
         """Return the frames that are complete now: width, height and RGB24 bytes.
@@ -53,29 +53,18 @@ class PpmSplitter:
         """
         self._buffer += data
         frames: list[tuple[int, int, bytes]] = []
-        while True:
-            self._size = self._size or self._take_header()
-            if self._size is None:
+        while header := PPM_HEADER.match(self._buffer):
+            width, height = int(header[1]), int(header[2])
+            if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+                raise BadSegment(f"pictures of {width}x{height} are larger than {MAX_SIDE}x{MAX_SIDE}")
+            start, end = header.end(), header.end() + width * height * 3
+            if len(self._buffer) < end:
                 return frames
-            width, height = self._size
-            size = width * height * 3
-            if len(self._buffer) < size:
-                return frames
-            frames.append((width, height, bytes(memoryview(self._buffer)[:size])))
-            del self._buffer[:size]
-            self._size = None
-
-    def _take_header(self) -> tuple[int, int] | None:
-        found = PPM_HEADER.match(self._buffer)
-        if found is None:
-            if len(self._buffer) >= MAX_PPM_HEADER:
-                raise BadSegment("the output of ffmpeg is no picture")
-            return None
-        width, height = int(found[1]), int(found[2])
-        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-            raise BadSegment(f"pictures of {width}x{height} are larger than {MAX_SIDE}x{MAX_SIDE}")
-        del self._buffer[: found.end()]
-        return width, height
+            frames.append((width, height, bytes(memoryview(self._buffer)[start:end])))
+            del self._buffer[:end]
+        if len(self._buffer) >= MAX_PPM_HEADER:
+            raise BadSegment("the output of ffmpeg is no picture")
+        return frames
 
 
 class VideoSink(Sink):
@@ -226,17 +215,15 @@ class VideoOutput:
         """Cut an encoder's output into trickle segments."""
         loop = asyncio.get_running_loop()
         writer: SegmentWriter | None = None
-        began, rest = 0.0, b""
+        began = 0.0
+        packets = FrameAligner(TS_PACKET)
         while data := await encoded.read(256 * 1024):
-            data = rest + data
-            whole = len(data) - len(data) % TS_PACKET
-            data, rest = data[:whole], data[whole:]
             if writer is not None and loop.time() - began >= SEGMENT_S:
                 await writer.close()
                 writer = None
             if writer is None:
                 writer, began = await publisher.next(), loop.time()
-            await writer.write(data)
+            await writer.write(bytes(packets.feed(data)))
         if writer is not None:
             await writer.close()
 
