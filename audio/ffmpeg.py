@@ -104,10 +104,6 @@ def ts_from_frames(rate: int, sound: int | None) -> list[str]:
 
 
 def _command(output: Any, path: str | None = None) -> list[str]:
-    """Return the command line for an output of ffmpeg-python: quiet but for errors, and deaf to keys on stdin.
-
-    `path` is the ffmpeg to run, by default `ffmpeg_path()`, which raises `MediaError` when there is none.
-    """
     quiet = output.global_args("-hide_banner", "-loglevel", "error", "-nostdin")
     words: list[str] = quiet.compile(cmd=path or ffmpeg_path())
     return words

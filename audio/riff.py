@@ -36,7 +36,6 @@ READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)}
 
 
 def begins_like_wav(data: bytes) -> bool:
-    """Whether bytes are the beginning of a WAV file."""
     return len(data) >= HEAD_BYTES and may_become_wav(data)
 
 

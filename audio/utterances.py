@@ -250,7 +250,6 @@ class UtteranceSplitter:
         return self._buffer[start - self._base : end - self._base].copy()
 
     def _forget(self, position: int) -> None:
-        """Drop the samples before a position."""
         if position > self._base:
             self._buffer = self._buffer[position - self._base :].copy()
             self._base = position

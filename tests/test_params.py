@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.errors import BadParam
-from whisper_byoc.params import choice, number, switch, whole
+from whisper_byoc.params import choice, has_pcm_input, number, switch, whole
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", " on ", True, 1])
@@ -66,3 +66,8 @@ def test_any_value_is_read_or_named(value):
     ):
         with suppress(BadParam):
             read()
+
+
+@pytest.mark.parametrize(("params", "pcm"), [({"input": "S16LE"}, True), ({"input": "mpegts"}, False), ({}, False)])
+def test_what_a_stream_says_of_its_input(params, pcm):
+    assert has_pcm_input(params) is pcm

@@ -4,12 +4,13 @@ Values come as text, or as JSON has them. The `BadParam` that every function rai
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from whisper_byoc.errors import BadParam
 
 ON = frozenset({"1", "true", "yes", "on"})
 OFF = frozenset({"0", "false", "no", "off"})
+PCM_INPUTS = frozenset({"pcm16", "s16le", "pcm"})
 
 
 def switch(name: str, value: object) -> bool:
@@ -41,6 +42,11 @@ def whole(name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> in
         bounds = f"from {least} to {most}" if most < 2**31 else f"of at least {least}"
         raise BadParam(name, f"{name} must be a whole number {bounds}, not {text}")
     return int(text)
+
+
+def has_pcm_input(params: Mapping[str, object]) -> bool:
+    """Return whether a stream's parameter `input` says that its segments are raw PCM16, not a container."""
+    return str(params.get("input", "")).lower() in PCM_INPUTS
 
 
 def choice(name: str, value: object, choices: Collection[str]) -> str:

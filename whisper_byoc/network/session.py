@@ -15,6 +15,7 @@ from whisper_byoc.http import json_value, reason_of
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.records import RecordLog, is_fragment
 from whisper_byoc.network.serving import Node
+from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
     ClientOptions,
     LocalPublisher,
@@ -45,7 +46,6 @@ LINGER_S = 0.5
 """The video channel stays open for so long after the end: readers ask for what was written last."""
 LARGEST_EVENT = 1 << 20
 LARGEST_LINE = 8 << 20
-PCM_NAMES = ("pcm16", "s16le", "pcm")
 
 
 class Session:
@@ -326,7 +326,7 @@ class Session:
 
     async def _send_input(self) -> None:
         """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
-        pcm = str(self._params.get("input", "")).lower() in PCM_NAMES
+        pcm = has_pcm_input(self._params)
         source = LocalSubscriber(self._channels[self.input_name])
         publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
         async with publisher:

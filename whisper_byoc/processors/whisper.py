@@ -87,7 +87,6 @@ class WhisperProcessor:
         return WhisperSession(self._scheduler, self.options(job.params), self.options)
 
     def trouble(self) -> str | None:
-        """One sentence when a worker is stuck, else None."""
         return self._scheduler.trouble()
 
     async def shutdown(self) -> None:

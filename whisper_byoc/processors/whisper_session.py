@@ -153,7 +153,6 @@ class WhisperSession:
         return [self._result(update) for update in updates]
 
     def _result(self, update: Update) -> Result:
-        """Put an update on the job's clock."""
         utterance = update.utterance
         first, length = self._live_start + utterance.first, len(utterance.samples)
         if update.result is None:

@@ -103,5 +103,4 @@ def is_prompt_echo(text: str, prompt: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case without punctuation."""
     return re.sub(r"[^\w' ]", " ", text.lower()).split()

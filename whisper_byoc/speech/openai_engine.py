@@ -224,7 +224,6 @@ def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer) -> 
 
 
 def _whole_characters(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Drop the tokens at the end that are only a part of a character."""
     while tokens and tokenizer.decode(tokens).endswith(REPLACEMENT):
         tokens = tokens[:-1]
     return tokens

@@ -109,7 +109,6 @@ class Scheduler:
 
     @property
     def idle(self) -> int:
-        """Workers that have nothing to do."""
         return self._queue.idle
 
     async def start(self, load: Callable[[], Engine]) -> Engine:

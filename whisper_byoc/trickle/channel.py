@@ -80,7 +80,6 @@ class Cursor:
         return b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield bytes as they arrive, until the segment is closed."""
         while True:
             if data := self.take():
                 yield data

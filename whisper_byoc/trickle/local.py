@@ -51,7 +51,6 @@ class LocalWriter:
         self._segment.append(data)
 
     async def close(self) -> None:
-        """Finish the segment."""
         self._segment.whole = True
         self._channel.finish(self._segment)
 

@@ -54,7 +54,6 @@ class TrickleRoutes:
         """Connections whose peer has to act, since when, and whether it may be cut off if it does not."""
 
     def add_to(self, app: web.Application, base_path: str) -> None:
-        """Add all routes below the base path."""
         channel = base_path + "{name:[^/]+}"
         segment = channel + "/{seq:[^/]+}"
         app.router.add_post(channel, _answering_errors(self.create))

@@ -41,7 +41,6 @@ class TrickleSubscriber:
         self._ended = False
 
     async def start(self) -> None:
-        """Open the session."""
         self._channel.open()
 
     async def close(self) -> None:
@@ -138,7 +137,6 @@ class SegmentReader:
         return await read_whole(self, self.seq, limit)
 
     def discard(self) -> None:
-        """Give up what was not read."""
         if self._answer:
             self._answer.response.close()
             self._answer = None

@@ -37,7 +37,6 @@ class Registrar:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        """Begin to register."""
         self._http = open_session(verify=self._options.verify_tls, total_seconds=self._options.answer_seconds)
         for url in self._options.orchestrators:
             membership = Membership(url, self._options, self._http, self._busy)
@@ -98,7 +97,6 @@ class Membership:
             log.warning("%s kept capability %s: %d %s", self._orchestrator, name, status, self._shown(body))
 
     async def _register(self) -> None:
-        """Try until the orchestrator agrees."""
         mine = self._capability
         body = json.dumps(mine.to_json()).encode()
         headers = {**self._secret_header(), "Content-Type": "application/json"}

@@ -34,7 +34,6 @@ class Sink:
         await self._decoder.feed(data)
 
     async def flush(self) -> None:
-        """Submit what the decoder still holds."""
         await self._decoder.finish()
 
     def submit_rest(self) -> None:

@@ -33,7 +33,6 @@ class StreamTable:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """The streams that are running."""
         return tuple(self._streams.values())
 
     async def start(self, request: StartRequest, pipeline: str | None) -> Stream:
@@ -71,7 +70,6 @@ class StreamTable:
         return stream_id in self._ended
 
     async def close(self) -> None:
-        """Stop all streams."""
         await asyncio.gather(*(stream.stop() for stream in self.streams))
 
     def state(self) -> dict[str, Any]:
@@ -115,7 +113,6 @@ def job_id_of(stream_id: str) -> str:
 
 
 def pytrickle_error(request: web.Request, error: RequestRefused) -> object:
-    """Make an error body as pytrickle does."""
     return {"status": "error", "message": str(error), "current_state": request.app[STREAMS].state()}
 
 
@@ -144,7 +141,6 @@ async def stop_stream(request: web.Request) -> web.Response:
 
 @errors_as(pytrickle_error)
 async def update_stream(request: web.Request) -> web.Response:
-    """Change the parameters of a running stream."""
     body = await json_body(request)
     stream = request.app[STREAMS].find(request.headers.get(STREAM_ID))
     if stream is None:
@@ -184,7 +180,6 @@ async def json_body(request: web.Request) -> Any:
 
 
 def success(request: web.Request, message: str, stream_id: str | None) -> web.Response:
-    """Answer as pytrickle does."""
     state = request.app[STREAMS].state()
     body = {"status": "success", "message": message, "request_id": stream_id, "current_state": state}
     return web.json_response(body)

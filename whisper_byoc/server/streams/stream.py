@@ -9,7 +9,7 @@ from typing import Any, Self
 from whisper_byoc.aio import cancel, every
 from whisper_byoc.errors import BadParam
 from whisper_byoc.http import json_value
-from whisper_byoc.params import choice, switch, whole
+from whisper_byoc.params import choice, has_pcm_input, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
@@ -27,7 +27,6 @@ LAST_EVENTS_S = 1.0
 """Longest time for the last events."""
 TOUCH_S = 5.0
 MAX_CONTROL = 1 << 20
-PCM_NAMES = ("pcm16", "s16le", "pcm")
 DEFAULT_RATE = 30
 """Frames a second, where `max_framerate` does not say."""
 URLS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
@@ -156,8 +155,7 @@ class Stream:
             rate = self.params.get("max_framerate", DEFAULT_RATE)
             output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
             return VideoSink(self.job, output, rate), output
-        raw = str(self.params.get("input", "")).lower() in PCM_NAMES
-        return AudioSink(self.job, pcm=raw, live=self._pipeline.live), self._data
+        return AudioSink(self.job, pcm=has_pcm_input(self.params), live=self._pipeline.live), self._data
 
     async def _follow_control(self) -> None:
         """Apply the parameters that come on the control channel, whose end is that of the session."""

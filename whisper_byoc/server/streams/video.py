@@ -154,7 +154,6 @@ class VideoOutput:
     async def _encode(
         self, first: bytes, pictures: AsyncIterator[bytes], publisher: TricklePublisher, *, with_sound: bool
     ) -> Ending:
-        """Run one encoder, from `first` to the last picture or its own end."""
         ours, theirs = socket.socketpair()  # ffmpeg reads the sound from it as from a pipe
         with ours, theirs:
             command = await asyncio.to_thread(ts_from_frames, self._rate, theirs.fileno() if with_sound else None)
@@ -178,7 +177,6 @@ class VideoOutput:
             return ending
 
     async def _pictures(self) -> AsyncIterator[bytes]:
-        """Yield each result as a PPM picture, in order."""
         last = b""
         async for record in self._job.results.unread_records():
             if record.kind == "result" and (size := self._size_of(record.result.body)) is not None:
@@ -212,7 +210,6 @@ class VideoOutput:
             writer.transport.abort()
 
     async def _publish(self, encoded: asyncio.StreamReader, publisher: TricklePublisher) -> None:
-        """Cut an encoder's output into trickle segments."""
         loop = asyncio.get_running_loop()
         writer: SegmentWriter | None = None
         began = 0.0
