@@ -197,12 +197,6 @@ def test_in_a_terminal(terminal, monkeypatch):
     )
 
 
-def test_in_a_terminal_without_color(terminal, monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    assert terminal([partial("a")]) == "\r\x1b[Ja\n\x1b[A\r\x1b[J"
-
-
 def test_a_dumb_terminal_is_as_good_as_a_pipe(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert terminal([partial("a"), final("b")]) == "b\n"

@@ -2,7 +2,10 @@
 
 import sys
 
-__all__ = ["script"]
+__all__ = ["EXIT_INTERRUPTED", "script"]
+
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
 
 
 def script() -> None:
@@ -10,5 +13,5 @@ def script() -> None:
     try:
         from whisper_byoc.cli import main
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     main.run_program()

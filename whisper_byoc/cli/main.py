@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from audio.errors import AudioError
 from whisper_byoc import __version__
+from whisper_byoc.cli import EXIT_INTERRUPTED
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.cli.processes import end_with_parent
 from whisper_byoc.cli.terminal import printable
@@ -34,7 +35,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Each command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Why stdout may fail through no fault of this program; a reader that has gone is a `BrokenPipeError`."""
 ONE_DASH = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from whisper_byoc.aio import race, stop_on_signals
+from whisper_byoc.cli import EXIT_INTERRUPTED
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
 from whisper_byoc.cli.processes import LogLine, Processes, write_log_line
 from whisper_byoc.errors import StartError, UsageError
@@ -25,7 +26,6 @@ POLL_SECONDS = 0.2
 POLL_TIMEOUT_SECONDS = 5.0
 EXIT_SECONDS = 5.0
 """Time for a process to end after its drain."""
-KILLED = 130
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run all three until SIGTERM or Ctrl-C; a second one kills them."""
     names = [name.strip() for name in args.pipelines.split(",") if name.strip()]
     if not names:
         raise UsageError("--pipelines names no pipeline (see `whisper-byoc pipelines`)")
@@ -97,7 +96,7 @@ async def _until_stopped(plan: Plan, log: LogLine) -> int:
         if not kill.is_set():
             return 0
         processes.kill()
-        return KILLED
+        return EXIT_INTERRUPTED
 
 
 async def _serve(plan: Plan, processes: Processes, log: LogLine) -> None:
