@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
-from whisper_byoc.aio import cancel, first_of, stop_on_signals
+from whisper_byoc.aio import cancel, race, stop_on_signals
 from whisper_byoc.errors import StartError
 from whisper_byoc.http import bracketed, listening
 from whisper_byoc.params import choice
@@ -66,16 +66,14 @@ async def serve(
     """
     stop = stop or stop_on_signals()
     async with Server(processors, config, loop) as server:
-        loading, stopping = asyncio.ensure_future(server.loaded()), asyncio.ensure_future(stop.wait())
-        try:
-            await first_of(loading, stopping)
-            if loading.done():
-                loading.result()
-                log.info("ready: %s", ", ".join(processors))
-                server.join()
-                await stopping
-        finally:
-            await cancel(loading, stopping)
+
+        async def load_and_join() -> None:
+            await server.loaded()
+            log.info("ready: %s", ", ".join(processors))
+            server.join()
+            await stop.wait()
+
+        await race(load_and_join(), stop.wait())
         await server.leave()
         log.info("shutting down: %d segments to finish", server.table.queued)
         await server.table.drain()
