@@ -11,7 +11,7 @@ from whisper_byoc.processors.tint import GrayscaleProcessor, GreenTintProcessor,
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.models import model_names
 
-PCM, TEXT, RGB = "PCM16 16 kHz mono", "UTF-8 text", "RGB24 frames"
+RGB_FRAMES = "RGB24 frames"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class PipelineSpec:
 
 
 def _speech(name: str, model: str, summary: str) -> PipelineSpec:
-    return PipelineSpec(name, PCM, TEXT, summary, lambda settings: WhisperProcessor(model, settings), model)
+    return PipelineSpec(
+        name, "PCM16 16 kHz mono", "UTF-8 text", summary, lambda settings: WhisperProcessor(model, settings), model
+    )
 
 
 def _video(name: str, processor: Callable[[], Processor], summary: str) -> PipelineSpec:
-    return PipelineSpec(name, RGB, RGB, summary, lambda _: processor())
+    return PipelineSpec(name, RGB_FRAMES, RGB_FRAMES, summary, lambda _: processor())
 
 
 PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(

@@ -1,10 +1,11 @@
 """The formats of a transcript for people and their programs: plain text, JSON, and subtitles as SubRip and WebVTT."""
 
 import json
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from whisper_byoc.speech.transcript import TextSegment, Transcription
@@ -67,30 +68,28 @@ def cues(segments: Iterable[TextSegment]) -> list[Cue]:
         for cue in _cues_of(segment):
             start = max(cue.start, found[-1].end if found else 0.0)
             found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
-    followers = [cue.start for cue in found[1:]] + [float("inf")]
-    return [
-        Cue(cue.start, min(max(cue.end, cue.start + SHORTEST_SECONDS), max(follower, cue.end)), cue.lines)
-        for cue, follower in zip(found, followers, strict=False)  # without cues the infinite follower is left over
-    ]
+    for number, cue in enumerate(found):
+        next_start = found[number + 1].start if number + 1 < len(found) else math.inf
+        found[number] = replace(cue, end=max(cue.end, min(cue.start + SHORTEST_SECONDS, next_start)))
+    return found
 
 
 def _cues_of(segment: TextSegment) -> Iterator[Cue]:
     """Split one segment where its lines are full; each cue has the time of its words, or its share of the whole."""
     lines = textwrap.wrap(cue_text(segment.text), LINE_CHARACTERS, break_long_words=True, break_on_hyphens=False)
-    blocks = [lines[at : at + LINES] for at in range(0, len(lines), LINES)]
-    total = sum(len(line) for line in lines) or 1
-    timed = [word for word in segment.words if cue_text(word.text)]
-    exact = [cue_text(word.text) for word in timed] == [word for line in lines for word in line.split()]
-    shown = words_before = 0
-    for block in blocks:
-        before, shown = shown, shown + sum(map(len, block))
-        count = sum(len(line.split()) for line in block)
+    words = [word for word in segment.words if cue_text(word.text)]
+    exact = [cue_text(word.text) for word in words] == [word for line in lines for word in line.split()]
+    seconds_per_character = (segment.end - segment.start) / (sum(map(len, lines)) or 1)
+    characters = spoken = 0  # in the cues so far
+    for at in range(0, len(lines), LINES):
+        block = lines[at : at + LINES]
+        before, characters = characters, characters + sum(map(len, block))
+        first, spoken = spoken, spoken + sum(len(line.split()) for line in block)
         if exact:
-            start, end = timed[words_before].start, timed[words_before + count - 1].end
+            start, end = words[first].start, words[spoken - 1].end
         else:
-            length = segment.end - segment.start
-            start, end = segment.start + length * before / total, segment.start + length * shown / total
-        words_before += count
+            start = segment.start + seconds_per_character * before
+            end = segment.start + seconds_per_character * characters
         yield Cue(start, max(start, end), tuple(block))
 
 

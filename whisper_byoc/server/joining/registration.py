@@ -1,4 +1,4 @@
-"""At which orchestrators to register what."""
+"""The options of registering at orchestrators."""
 
 from dataclasses import dataclass, field, replace
 from typing import Self

@@ -17,7 +17,7 @@ from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWr
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
-from whisper_byoc.trickle.subscriber import TrickleSubscriber
+from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 log = logging.getLogger(__name__)
 
@@ -164,15 +164,18 @@ class Stream:
         async with TrickleSubscriber(self.request.control_url, options=self._options) as subscriber:
             try:
                 async for segment in subscriber:
-                    try:
-                        message = json_value(await segment.read(MAX_CONTROL))
-                        if isinstance(message, dict) and "keep" not in message:
-                            await self.update(message.get("params", message))
-                    except Exception as error:  # whatever is wrong with one, the next may be good
-                        self._report(f"a control message was not used: {error}")
+                    await self._apply_control(segment)
             except TrickleError as error:
                 log.info("stream %s: the control channel has ended: %s", self.request.stream_id, error)
         self.job.end_input()
+
+    async def _apply_control(self, segment: SegmentReader) -> None:
+        try:
+            message = json_value(await segment.read(MAX_CONTROL))
+            if isinstance(message, dict) and "keep" not in message:
+                await self.update(message.get("params", message))
+        except Exception as error:  # whatever is wrong with one, the next may be good
+            self._report(f"a control message was not used: {error}")
 
     def _report(self, message: str) -> None:
         log.warning("stream %s: %s", self.request.stream_id, message)
