@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.waiting import until
+from tests.waiting import forever, until
 from whisper_byoc.errors import BadParam
 from whisper_byoc.processors.base import Result
 
@@ -144,7 +144,7 @@ async def test_two_requests_at_once_open_one_session(author_loop, serving):
     unblock = threading.Event()
     author_loop.call_soon_threadsafe(unblock.wait)
     putting = [asyncio.ensure_future(api.put("job", b"ab")) for _ in range(2)]
-    await asyncio.sleep(0.05)  # both are being admitted
+    await api.json("/health")  # by now both are being admitted
     unblock.set()
     assert [status for status, *_ in await asyncio.gather(*putting)] == [200, 200]
     assert live.opened == 1
@@ -153,7 +153,7 @@ async def test_two_requests_at_once_open_one_session(author_loop, serving):
 async def test_a_processor_that_cannot_tell_how_it_is_or_is_stuck_is_in_trouble(serving, monkeypatch):
     class Stuck:
         async def process(self, frame):
-            await asyncio.sleep(60)
+            await forever()
 
         def trouble(self):
             return "the model is gone" if self.gone else None

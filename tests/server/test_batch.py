@@ -1,9 +1,8 @@
-"""BYOC batch over real sockets: every form in and out, and every way in which it can go wrong."""
+"""BYOC batch over real sockets: every format in and out, and every way in which it can go wrong."""
 
 import asyncio
 import io
 import json
-import re
 import subprocess
 
 import aiohttp
@@ -14,52 +13,10 @@ from hypothesis import strategies as st
 from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
-from tests.waiting import until
+from tests.server.stubs import Mirror, Says, raw
+from tests.waiting import forever, until
 
 NUMBERS = "seven three nine zero five one"
-CODECS = {"mp3": "libmp3lame", "flac": "flac", "ogg": "libvorbis", "webm": "libopus"}
-TYPES = {"mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg", "webm": "audio/webm"}
-
-
-class Echo:
-    async def process(self, frame):
-        return frame[::-1]
-
-
-class Says:
-    """Gives a text of its own for every segment."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    def __init__(self, *texts):
-        self.texts = list(texts)
-
-    async def process(self, frame):
-        text = self.texts.pop(0)
-        if isinstance(text, Exception):
-            raise text
-        return text.encode()
-
-
-class Slow(Says):
-    def __init__(self):
-        self.begun, self.go = asyncio.Event(), asyncio.Event()
-
-    async def process(self, frame):
-        self.begun.set()
-        await self.go.wait()
-        return b"done"
-
-
-@pytest.fixture
-async def api(serving, demo_processor):
-    return await serving({"whisper-demo": demo_processor})
-
-
-@pytest.fixture(scope="session")
-def numbers(fixtures_dir):
-    return (fixtures_dir / "demo-numbers.wav").read_bytes()
 
 
 async def post(api, path, data, **options):
@@ -69,12 +26,11 @@ async def post(api, path, data, **options):
 
 
 async def free_again(api):
-    """No job is left, and the next request is served."""
     await until(lambda: not api.table.jobs)
 
 
-async def test_json_by_default_with_its_headers(api, numbers):
-    status, body, headers = await post(api, "/whisper-demo", numbers, headers={"Content-Type": "audio/wav"})
+async def test_json_by_default_with_its_headers(demo, numbers):
+    status, body, headers = await post(demo, "/whisper-demo", numbers, headers={"Content-Type": "audio/wav"})
     assert status == 200
     found = json.loads(body)
     assert (found["text"], found["language"], found["duration"]) == (NUMBERS, "en", 3.672)
@@ -83,67 +39,66 @@ async def test_json_by_default_with_its_headers(api, numbers):
     metadata = json.loads(headers["X-Metadata"])
     assert metadata == {"job_id": metadata["job_id"], "pipeline": "whisper-demo", "audio_ms": 3671, "work_units": 4,
                         "content_type": headers["Content-Type"]}  # fmt: skip
-    await free_again(api)
+    await free_again(demo)
 
 
-@pytest.mark.parametrize("kind", CODECS)
-@pytest.mark.parametrize("typed", [True, False])
-async def test_media(api, fixtures_dir, tmp_path, kind, typed):
-    path = tmp_path / f"sound.{kind}"
-    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", fixtures_dir / "demo-numbers.wav"]
-    subprocess.run([*command, "-c:a", CODECS[kind], path], check=True, env=ffmpeg_environment())
-    headers = {"Content-Type": TYPES[kind] if typed else "application/octet-stream"}
-    status, body, headers = await post(api, "/whisper-demo?format=text", path.read_bytes(), headers=headers)
+@pytest.mark.parametrize("content_type", ["audio/mpeg", "application/octet-stream"])
+async def test_media(demo, fixtures_dir, tmp_path, content_type):
+    path = tmp_path / "sound.mp3"
+    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", fixtures_dir / "demo-numbers.wav", path]
+    subprocess.run(command, check=True, env=ffmpeg_environment())
+    headers = {"Content-Type": content_type}
+    status, body, headers = await post(demo, "/whisper-demo?format=text", path.read_bytes(), headers=headers)
     assert (status, body) == (200, f"{NUMBERS}\n")
     assert headers["X-Livepeer-Work-Units"] == "4"
 
 
 @pytest.mark.parametrize("content_type", ["audio/pcm", "application/octet-stream"])
-async def test_raw_pcm(api, numbers, content_type):
+async def test_raw_pcm(demo, numbers, content_type):
     data = pcm.encode(read_wav(numbers))
-    _, body, _ = await post(api, "/whisper-demo?format=text", data, headers={"Content-Type": content_type})
+    _, body, _ = await post(demo, "/whisper-demo?format=text", data, headers={"Content-Type": content_type})
     assert body == f"{NUMBERS}\n"
 
 
 CUE = "00:00:00{mark}000 --> 00:00:03{mark}100\nseven three nine zero five one\n\n"
-FORMS = {
+FORMATS = {
     "text": ("text/plain; charset=utf-8", f"{NUMBERS}\n"),
     "srt": ("application/x-subrip; charset=utf-8", f"1\n{CUE.format(mark=',')}"),
     "vtt": ("text/vtt; charset=utf-8", f"WEBVTT\n\n{CUE.format(mark='.')}"),
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("way", ["format", "response_format", "accept", "field"])
-async def test_forms_of_the_answer(api, numbers, form, way):
-    content_type, text = FORMS[form]
-    query = "" if way in ("accept", "field") else f"?{way}={form}"
+async def test_formats_of_the_answer(demo, numbers, name, way):
+    content_type, text = FORMATS[name]
+    query = "" if way in ("accept", "field") else f"?{way}={name}"
     headers = {"Accept": f"audio/x-none, {content_type.partition(';')[0]};q=0.9, */*"} if way == "accept" else {}
     data = numbers
     if way == "field":
-        data = aiohttp.FormData({"response_format": form})
+        data = aiohttp.FormData({"response_format": name})
         data.add_field("file", numbers, filename="a.wav")
-    status, body, headers = await post(api, f"/whisper-demo{query}", data, headers=headers)
+    status, body, headers = await post(demo, f"/whisper-demo{query}", data, headers=headers)
     assert (status, headers["Content-Type"], body) == (200, content_type, text)
 
 
-async def test_ndjson_and_a_long_recording(api, fixtures_dir, texts):
+async def test_ndjson_and_a_long_recording(demo, fixtures_dir, texts):
     wav = (fixtures_dir / "demo-long-40s.wav").read_bytes()
-    status, body, headers = await post(api, "/whisper-demo", wav, headers={"Accept": "application/x-ndjson"})
+    status, body, headers = await post(demo, "/whisper-demo", wav, headers={"Accept": "application/x-ndjson"})
     assert (status, headers["Content-Type"]) == (200, "application/x-ndjson")
     *transcripts, end = map(json.loads, body.splitlines())
     assert len(transcripts) == 2
     assert " ".join(each["text"] for each in transcripts) == texts["demo-long-40s.wav"]["text"]
     assert (end["type"], end["audio_ms"], end["errors"]) == ("end", 40000, 0)
-    _, whole, _ = await post(api, "/whisper-demo", wav)
+    _, whole, _ = await post(demo, "/whisper-demo", wav)
     ends = [each["end"] for each in json.loads(whole)["segments"]]
     assert ends == sorted(ends)
     assert 30 < ends[-1] <= 40
 
 
-async def test_sse(api, fixtures_dir, texts):
+async def test_sse(demo, fixtures_dir, texts):
     wav = (fixtures_dir / "demo-long-40s.wav").read_bytes()
-    status, body, headers = await post(api, "/whisper-demo?format=sse", wav)
+    status, body, headers = await post(demo, "/whisper-demo?format=sse", wav)
     assert (status, headers["Content-Type"]) == (200, "text/event-stream")
     assert headers["X-Livepeer-Work-Units"] == "40"
     assert body.endswith("data: [DONE]\n\n")
@@ -151,11 +106,11 @@ async def test_sse(api, fixtures_dir, texts):
     *transcripts, end = map(json.loads, events)
     assert " ".join(each["text"] for each in transcripts) == texts["demo-long-40s.wav"]["text"]
     assert (done, end["type"]) == ("[DONE]", "end")
-    await free_again(api)
+    await free_again(demo)
 
 
 async def test_sse_comes_while_the_work_goes_on(serving):
-    slow = Slow()
+    slow = Says.gated("done")
     api = await serving({"slow": slow})
     async with api.http.post(f"{api.url}/slow?format=sse", data=io.BytesIO(bytes(40 * 32000))) as answer:
         await slow.begun.wait()
@@ -183,24 +138,24 @@ async def test_an_event_that_fits_no_line_is_an_error_event(serving):
     assert max(map(len, body.splitlines())) < 65536
 
 
-async def test_parameters_by_query_and_by_form(api, numbers):
-    _, body, _ = await post(api, "/whisper-demo?words=true", numbers)
+async def test_parameters_by_query_and_by_form(demo, numbers):
+    _, body, _ = await post(demo, "/whisper-demo?words=true", numbers)
     words = json.loads(body)["segments"][0]["words"]
     assert [each["word"] for each in words] == NUMBERS.split()
     assert all(0 <= each["start"] <= each["end"] <= 3.672 for each in words)
     form = aiohttp.FormData({"language": "de", "words": "false"})
     form.add_field("audio", numbers, filename="a.wav")
-    status, body, _ = await post(api, "/whisper-demo?words=true&language=en", form)
+    status, body, _ = await post(demo, "/whisper-demo?words=true&language=en", form)
     assert status == 400
     assert "'de'" in json.loads(body)["error"]  # the form wins
-    status, body, _ = await post(api, "/whisper-demo?task=translate", numbers)
+    status, body, _ = await post(demo, "/whisper-demo?task=translate", numbers)
     assert status == 400
     assert "cannot translate" in json.loads(body)["error"]
-    await free_again(api)
+    await free_again(demo)
 
 
 async def test_other_pipelines_get_one_frame_and_give_bytes(serving):
-    api = await serving({"mirror": Echo()})
+    api = await serving({"mirror": Mirror()})
     async with api.http.post(f"{api.url}/mirror", data=b"RIFFabc") as answer:
         assert (answer.status, await answer.read()) == (200, b"cbaFFIR")
         assert answer.content_type == "application/octet-stream"
@@ -212,7 +167,7 @@ async def test_other_pipelines_get_one_frame_and_give_bytes(serving):
 
 
 async def test_which_paths_there_are(serving):
-    api = await serving({"mirror": Echo(), "says": Says(*"abcdef")}, config={"capability": "audio-transcription"})
+    api = await serving({"mirror": Mirror(), "says": Says(*"abcdef")}, config={"capability": "audio-transcription"})
     sound = bytes(320)
     assert (await post(api, "/says?format=text", sound))[:2] == (200, "a\n")
     assert (await post(api, "/transcribe?format=text", sound))[:2] == (200, "b\n")
@@ -231,7 +186,7 @@ async def test_which_paths_there_are(serving):
 
 
 async def test_text_without_times_has_no_subtitles(serving):
-    api = await serving(Says("hello", "hello", "hello"))
+    api = await serving(Says("hello"))
     status, body, _ = await post(api, "/test?format=srt", bytes(320))
     assert status == 406
     assert "no times" in json.loads(body)["error"]
@@ -239,10 +194,10 @@ async def test_text_without_times_has_no_subtitles(serving):
     assert json.loads(body) == {"text": "hello", "language": "und", "duration": 0.01, "segments": []}
 
 
-@pytest.mark.parametrize("form", ["json", "text", "srt", "ndjson"])
-async def test_a_segment_that_fails_fails_the_request(serving, form):
+@pytest.mark.parametrize("name", ["json", "text", "ndjson"])
+async def test_a_segment_that_fails_fails_the_request(serving, name):
     api = await serving(Says("fine", ValueError("no such luck"), "fine"))
-    status, body, headers = await post(api, f"/test?format={form}", bytes(70 * 32000))
+    status, body, headers = await post(api, f"/test?format={name}", bytes(70 * 32000))
     assert status == 422
     assert "no such luck" in json.loads(body)["error"]
     assert "X-Livepeer-Work-Units" not in headers
@@ -264,9 +219,6 @@ async def test_a_segment_that_fails_ends_an_event_stream(serving):
 BAD = [
     (b"", {}, 400, "0 bytes"),
     (b"hello", {"Content-Type": "audio/mpeg"}, 400, "not media"),
-    (b"RIFF\x00\x00\x00\x00WAVEdata", {"Content-Type": "audio/wav"}, 400, ""),
-    (b"abc", {"Content-Type": "audio/pcm"}, 400, "3 bytes"),
-    (b"abc", {"Content-Type": "audio/l16; rate=8000"}, 415, "rate=16000"),
     (b"{}", {"Content-Type": "application/json"}, 415, "application/json"),
     (b"x" * 200_001, {"Content-Type": "audio/mpeg"}, 413, "200000 bytes"),
     (b"hello", {"Content-Type": "multipart/form-data"}, 400, "multipart"),
@@ -290,10 +242,9 @@ async def test_bad_bodies(serving, data, headers, status, words, chunked):
     await free_again(api)
 
 
-@pytest.mark.parametrize("form", ["yaml", "verbose", "[DONE]"])
-async def test_unknown_form(serving, form):
+async def test_unknown_format(serving):
     api = await serving(Says("never"))
-    status, body, _ = await post(api, f"/test?format={form}", bytes(320))
+    status, body, _ = await post(api, "/test?format=[DONE]", bytes(320))
     assert status == 400
     assert "json, text, srt, vtt, ndjson, sse" in json.loads(body)["error"]
 
@@ -342,7 +293,7 @@ PIECES = st.sampled_from(
 
 async def test_no_form_breaks_the_server(serving):
     """Any bytes are a recording or a 4xx, never a 500; drawn in a thread, as hypothesis knows no loops."""
-    api = await serving({"says": Echo()}, segment_bytes=5000)
+    api = await serving({"says": Mirror()}, segment_bytes=5000)
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     loop = asyncio.get_running_loop()
 
@@ -357,7 +308,7 @@ async def test_no_form_breaks_the_server(serving):
 
 
 async def test_busy_is_429_and_never_5xx(serving):
-    slow = Slow()
+    slow = Says.gated("done")
     api = await serving({"slow": slow}, jobs=1)
     first = asyncio.ensure_future(post(api, "/slow?format=text", bytes(320)))
     await slow.begun.wait()
@@ -375,12 +326,12 @@ async def test_busy_is_429_and_never_5xx(serving):
 
 
 async def test_while_draining_what_is_under_way_is_finished_and_the_rest_is_429(serving):
-    slow = Slow()
+    slow = Says.gated("done")
     api = await serving({"slow": slow})
     first = asyncio.ensure_future(post(api, "/slow?format=text", bytes(70 * 32000)))
     await slow.begun.wait()
     draining = asyncio.ensure_future(api.table.drain())
-    await asyncio.sleep(0)
+    await until(lambda: api.table.draining)
     status, body, headers = await post(api, "/slow", bytes(320))
     assert (status, "shutting down" in body, "Retry-After" in headers) == (429, True, True)
     slow.go.set()
@@ -390,29 +341,26 @@ async def test_while_draining_what_is_under_way_is_finished_and_the_rest_is_429(
 
 async def test_loading_is_503_after_a_while(serving):
     class Loading(Says):
-        async def initialize(self):
-            await asyncio.Event().wait()
+        initialize = staticmethod(forever)
 
     api = await serving({"loading": Loading()}, wait=False, admission_seconds=0.05)
     status, body, headers = await post(api, "/loading", bytes(320))
     assert (status, "not ready" in body, "Retry-After" in headers) == (503, True, True)
 
 
-async def test_two_requests_at_once(api, fixtures_dir, texts):
+async def test_two_requests_at_once(demo, fixtures_dir, texts):
     names = ["demo-hello-world.wav", "demo-stereo-48k.wav", "demo-stop.wav", "demo-numbers.wav"]
     bodies = [(fixtures_dir / name).read_bytes() for name in names]
-    answers = await asyncio.gather(*(post(api, "/whisper-demo?format=text", body) for body in bodies))
+    answers = await asyncio.gather(*(post(demo, "/whisper-demo?format=text", body) for body in bodies))
     assert [answer[1].strip() for answer in answers] == [texts[name]["text"] for name in names]
-    await free_again(api)
+    await free_again(demo)
 
 
 @pytest.mark.parametrize("query", ["", "?format=sse"])
 async def test_a_client_that_vanishes_frees_its_job(serving, query):
-    slow = Slow()
+    slow = Says.gated("done")
     api = await serving({"slow": slow})
-    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(b"POST /slow%b HTTP/1.1\r\nHost: x\r\nContent-Length: 320\r\n\r\n" % query.encode() + bytes(320))
-    await writer.drain()
+    _, writer = await raw(api, f"POST /slow{query} HTTP/1.1\nHost: x\nContent-Length: 320", bytes(320))
     await slow.begun.wait()
     assert len(api.table.jobs) == 1
     writer.transport.abort()
@@ -423,32 +371,22 @@ async def test_a_client_that_vanishes_frees_its_job(serving, query):
 
 async def test_a_client_that_vanishes_in_mid_body_frees_its_place(serving):
     api = await serving({"says": Says("fine")}, jobs=1)
-    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(b"POST /says HTTP/1.1\r\nHost: x\r\nContent-Length: 320\r\n\r\nabc")
-    await writer.drain()
+    _, writer = await raw(api, "POST /says HTTP/1.1\nHost: x\nContent-Length: 320", b"abc")
 
     async def busy():
-        return (await post(api, "/says?format=yaml", bytes(320)))[0]
+        return (await post(api, "/says?format=yaml", bytes(320)))[0] == 429
 
-    while await busy() != 429:
-        await asyncio.sleep(0.01)
+    while not await busy():
+        pass
     writer.transport.abort()
-    while await busy() == 429:
-        await asyncio.sleep(0.01)
+    while await busy():
+        pass
     assert (await post(api, "/says?format=text", bytes(320)))[1] == "fine\n"
 
 
 async def test_a_body_that_does_not_come_is_408(serving):
     api = await serving({"says": Says("never")}, idle_seconds=0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(b"POST /says HTTP/1.1\r\nHost: x\r\nContent-Length: 320\r\n\r\nabc")
+    reader, writer = await raw(api, "POST /says HTTP/1.1\nHost: x\nContent-Length: 320", b"abc")
     assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
     await free_again(api)
-
-
-async def test_refusals_are_counted(serving):
-    api = await serving({"says": Says("never")})
-    await post(api, "/says", b"")
-    async with api.http.get(f"{api.url}/metrics") as answer:
-        assert re.search(r'byoc_refused_total\{status="400"\} 1\.0', await answer.text())

@@ -90,7 +90,7 @@ async def test_a_full_ring_waits_for_its_reader_and_a_partial_takes_no_place_for
     await asyncio.wait_for(results.add(partial("b c")), 1)  # in the place of the other
     await asyncio.wait_for(results.add(final("b c d")), 1)
     adding = asyncio.ensure_future(results.add(final("e")))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     assert not adding.done()
     assert [text(await read(results)) for _ in range(2)] == ["a", "b c d"]
     await asyncio.wait_for(adding, 1)
@@ -102,7 +102,7 @@ async def test_sizes_are_those_of_what_is_there():
         await asyncio.wait_for(results.add(partial("x" * 100)), 1)
     await results.add(final("0123456789"))
     adding = asyncio.ensure_future(results.add(final("x")))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     assert not adding.done()
     await read(results)
     await asyncio.wait_for(adding, 1)

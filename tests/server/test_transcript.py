@@ -6,22 +6,10 @@ import re
 
 import pytest
 
-from audio import pcm
-from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.processors.base import Result
 
 HELLO, NUMBERS = "hello world", "seven three nine zero five one"
-
-
-@pytest.fixture
-async def demo(serving, demo_processor):
-    return await serving({"whisper-demo": demo_processor})
-
-
-@pytest.fixture(scope="session")
-def sound(fixtures_dir):
-    return lambda name: pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
 
 
 async def transcript(api, job, query=""):
@@ -160,17 +148,6 @@ async def test_parameters_of_live_text_in_the_query(demo, sound):
     assert status == 200
     records = await demo.records("job")
     assert [each["text"] for each in records if each.get("is_final") and each["text"]] == [NUMBERS]
-
-
-async def test_two_feeds_with_half_a_sample_between_them_are_one_stream(demo, sound):
-    data = sound("demo-numbers.wav")
-    middle = len(data) // 2 // 2 * 2 + 1
-    await feed(demo, "job", data[:middle], "?more=1")
-    await feed(demo, "job", data[middle:])
-    *found, end = await demo.records("job")
-    assert [each["text"] for each in found] == [NUMBERS]
-    assert (end["errors"], end["audio_ms"]) == (0, len(data) // 32)
-    assert found[0]["stats"]["lag_ms"] >= 0
 
 
 async def test_segments_and_a_feed_in_one_job_share_its_clock(demo, sound):

@@ -7,40 +7,18 @@ import json
 import aiohttp
 import pytest
 
-from audio import pcm
-from audio.wav import read_wav
+from tests.server.stubs import Says
 from tests.waiting import until
 
 NUMBERS = "seven three nine zero five one"
 
 
-class Says:
-    """Answers with the length of what it gets; waits when told so."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    def __init__(self):
-        self.begun, self.go = asyncio.Event(), asyncio.Event()
-        self.go.set()
-        self.error = None
+class Sized(Says):
+    """Answers with the length of what it gets, once it may go."""
 
     async def process(self, frame):
-        self.begun.set()
-        await self.go.wait()
-        if self.error:
-            raise self.error
+        await super().process(b"")
         return b"%d" % len(frame)
-
-
-@pytest.fixture
-async def demo(serving, demo_processor):
-    return await serving({"whisper-demo": demo_processor})
-
-
-@pytest.fixture(scope="session")
-def sound(fixtures_dir):
-    return lambda name: pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
 
 
 def connect(api, query="", **options):
@@ -85,23 +63,28 @@ async def test_results_come_before_the_end(demo, sound, texts):
     assert found[-1]["end"] <= 40
 
 
-@pytest.mark.parametrize("query", ["", "?partials=false"])
-async def test_partial_text_while_somebody_speaks(demo, sound, query):
+async def test_partial_text_while_somebody_speaks(demo, sound):
     data = sound("demo-numbers.wav")
-    async with connect(demo, query) as ws:
-        for at in range(0, len(data), 3200):
-            await ws.send_bytes(data[at : at + 3200])
-            await asyncio.sleep(0.1)  # as it is spoken
+    spoken = 80_000  # 2.5 s
+    async with connect(demo) as ws:
+        await ws.send_bytes(data[:spoken])
+        first = json.loads((await ws.receive(20)).data)
+        await ws.send_bytes(data[spoken:])
         await ws.send_str("eos")
         found, code = await rest(ws)
     assert code == 1000
-    *partials, final = found
+    *partials, final = [first, *found]
     assert (final["text"], final["final"]) == (NUMBERS, True)
-    assert bool(partials) is (query == "")
     for each in partials:
         assert not each["final"]
         assert NUMBERS.startswith(each["text"].split()[0])
         assert final["start"] - 0.5 <= each["start"] < each["end"] <= 3.7
+
+
+@pytest.mark.parametrize(("query", "partials"), [("", "true"), ("?partials=false", "false"), ("?partials=off", "off")])
+async def test_partial_text_is_sent_unless_it_is_not_wanted(demo, query, partials):
+    async with connect(demo, query):
+        assert demo.table.jobs[0].info.params == {"partials": partials}
 
 
 async def test_two_at_once_and_parameters(demo, sound):
@@ -111,12 +94,12 @@ async def test_two_at_once_and_parameters(demo, sound):
             await ws.send_str("eos")
             return (await rest(ws))[0][-1]["text"]
 
-    texts = await asyncio.gather(talk("demo-stop.wav", "?language=en"), talk("demo-yes.wav", "?model=whisper-1"))
-    assert texts == ["stop", "yes"]
+    said = await asyncio.gather(talk("demo-stop.wav", "?language=en"), talk("demo-yes.wav", "?model=whisper-1"))
+    assert said == ["stop", "yes"]
 
 
 async def test_nothing_but_the_end(serving):
-    api = await serving(Says())
+    api = await serving(Sized(""))
     async with connect(api) as ws:
         await ws.send_str("eos")
         assert await rest(ws) == ([], 1000)
@@ -142,7 +125,7 @@ async def test_what_is_refused_before_the_upgrade(demo, query, status, words):
 
 
 async def test_busy(serving):
-    api = await serving(Says(), jobs=1)
+    api = await serving(Sized(""), jobs=1)
     async with connect(api):
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await connect(api)
@@ -161,8 +144,7 @@ async def test_busy(serving):
     ],
 )
 async def test_what_a_client_may_not_say(serving, messages, code, words):
-    says = Says()
-    says.go.clear()
+    says = Sized.gated("")
     api = await serving(says)
     async with connect(api) as ws:
         if messages[0] == "eos":
@@ -178,7 +160,7 @@ async def test_what_a_client_may_not_say(serving, messages, code, words):
 
 
 async def test_a_message_over_the_limit(serving):
-    api = await serving(Says())
+    api = await serving(Sized(""))
     async with connect(api) as ws:
         await ws.send_bytes(bytes((1 << 20) + 1))
         found, code = await rest(ws)
@@ -187,7 +169,7 @@ async def test_a_message_over_the_limit(serving):
 
 
 async def test_a_client_that_says_nothing(serving):
-    api = await serving(Says(), idle_seconds=0.1, sweep_seconds=60)
+    api = await serving(Sized(""), idle_seconds=0.1, sweep_seconds=60)
     async with connect(api) as ws:
         found, code = await rest(ws)
     assert code == 1008
@@ -196,9 +178,7 @@ async def test_a_client_that_says_nothing(serving):
 
 
 async def test_a_segment_that_fails(serving):
-    says = Says()
-    says.error = ValueError("no such luck")
-    api = await serving(says)
+    api = await serving(Says(ValueError("no such luck")))
     async with connect(api) as ws:
         await ws.send_bytes(bytes(320))
         await ws.send_str("eos")
@@ -211,8 +191,7 @@ async def test_a_segment_that_fails(serving):
 @pytest.mark.parametrize("after_eos", [False, True])
 @pytest.mark.parametrize("rudely", [False, True])
 async def test_a_client_that_vanishes_frees_its_job(serving, after_eos, rudely):
-    says = Says()
-    says.go.clear()
+    says = Sized.gated("")
     api = await serving(says)
     ws = await connect(api)
     await ws.send_bytes(bytes(16 * 32000))
@@ -228,8 +207,7 @@ async def test_a_client_that_vanishes_frees_its_job(serving, after_eos, rudely):
 
 
 async def test_pings_are_answered_while_the_work_goes_on(serving):
-    says = Says()
-    says.go.clear()
+    says = Sized.gated("")
     api = await serving(says)
     async with connect(api, autoping=False) as ws:
         await ws.send_bytes(bytes(320))
@@ -242,8 +220,7 @@ async def test_pings_are_answered_while_the_work_goes_on(serving):
 
 
 async def test_a_queue_that_is_full_pushes_back_and_loses_nothing(serving):
-    says = Says()
-    says.go.clear()
+    says = Sized.gated("")
     api = await serving(says, queue_segments=2)
     async with connect(api) as ws:
 
@@ -262,7 +239,7 @@ async def test_a_queue_that_is_full_pushes_back_and_loses_nothing(serving):
 
 
 async def test_a_server_that_shuts_down_sends_what_it_has_and_says_so(serving):
-    api = await serving(Says())
+    api = await serving(Sized(""))
     async with connect(api, autoping=False) as ws:
         await ws.send_bytes(bytes(320))
         await ws.ping()
@@ -276,11 +253,7 @@ async def test_a_server_that_shuts_down_sends_what_it_has_and_says_so(serving):
 
 
 async def test_a_client_that_does_not_read_is_cut_off(serving):
-    class Talks(Says):
-        async def process(self, frame):
-            return b"x" * (8 << 20)
-
-    api = await serving(Talks(), idle_seconds=0.3)
+    api = await serving(Says("x" * (8 << 20)), idle_seconds=0.3)
     async with connect(api, max_msg_size=0) as ws:
         transport = ws._conn.transport
         transport.pause_reading()
