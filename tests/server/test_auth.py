@@ -3,20 +3,16 @@
 import aiohttp
 import pytest
 
+from tests.server.stubs import Upper
 from whisper_byoc.server.run import Server, ServerConfig
 
 TOKEN = "kÿ-token"
 
 
-class Echo:
-    async def process(self, frame: bytes) -> bytes:
-        return frame
-
-
 @pytest.fixture
 async def guarded():
     config = ServerConfig("127.0.0.1", 0, token=TOKEN)
-    async with Server({"echo": Echo()}, config) as server, aiohttp.ClientSession() as http:
+    async with Server({"upper": Upper()}, config) as server, aiohttp.ClientSession() as http:
         await server.loaded()
         yield lambda method, path, **options: http.request(method, f"http://127.0.0.1:{server.port}{path}", **options)
 
@@ -44,7 +40,7 @@ async def test_work_with_the_token(guarded, scheme):
     async with guarded("PUT", "/live/job/source", data=b"abc", headers=headers) as answer:
         assert answer.status == 200
     async with guarded("GET", "/live/job/output?wait=5", headers=headers) as answer:
-        assert await answer.read() == b"abc"
+        assert await answer.read() == b"ABC"
     async with guarded("GET", "/nowhere", headers=headers) as answer:
         assert answer.status == 404
 
@@ -62,6 +58,6 @@ async def test_no_way_around(guarded, path):
 
 
 async def test_no_401_without_a_token(serving):
-    api = await serving(Echo())
+    api = await serving(Upper())
     status, _, _ = await api.put("job", b"abc", headers={"Authorization": "Bearer anything"})
     assert status == 200

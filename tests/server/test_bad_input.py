@@ -9,24 +9,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.waiting import until
+from tests.server.stubs import Says, Sound, Upper, raw
+from tests.waiting import forever, until
 from whisper_byoc.processors.base import Result
-
-
-class Upper:
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame: bytes) -> bytes:
-        return frame.upper()
-
-
-class Sound(Upper):
-    """Stands in for speech where only the way there is tested: answers with the length of what it gets."""
-
-    media = "audio"
-
-    async def process(self, frame: bytes) -> bytes:
-        return b"%d bytes" % len(frame)
 
 
 class Large:
@@ -52,14 +37,6 @@ class Gate:
             self.cancelled += 1
             raise
         return frame
-
-
-async def raw(api, head: str, body: bytes = b""):
-    """Open a connection and send exactly this."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
-    await writer.drain()
-    return reader, writer
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -188,13 +165,9 @@ async def test_a_processor_that_fails_makes_one_error_record(serving, made, mess
 async def test_an_error_of_any_length_and_letters_is_one_that_every_reader_gets(serving):
     errors = [ValueError("x" * (1 << 20)), OSError("no file \udcff"), ValueError("fine")]
 
-    class Fails:
-        async def process(self, frame):
-            raise errors[int(frame)]
-
-    api = await serving(Fails())
-    for number in range(3):
-        await api.put("job", b"%d" % number)
+    api = await serving(Says(*errors, ""))
+    for _ in range(3):
+        await api.put("job", b"x")
     await api.end("job")
     said = [each.get("error") for each in await api.records("job")]
     assert len(said[0].encode()) < 8192
@@ -209,7 +182,7 @@ async def test_an_error_of_any_length_and_letters_is_one_that_every_reader_gets(
 async def test_a_processor_that_is_cancelled_from_within_is_not_said_to_be_slow(serving):
     class Cancelled:
         async def process(self, frame):
-            inner = asyncio.ensure_future(asyncio.Event().wait())
+            inner = asyncio.ensure_future(forever())
             inner.cancel()
             await inner
 
@@ -221,15 +194,9 @@ async def test_a_processor_that_is_cancelled_from_within_is_not_said_to_be_slow(
 
 
 async def test_an_error_that_waits_for_room_when_the_job_is_stopped_counts_once(serving):
-    class Fails:
-        async def process(self, frame):
-            if frame == b"bad":
-                raise ValueError("no")
-            return frame
-
-    api = await serving(Fails(), kept_results=1)
-    await api.put("job", b"good")
-    await api.put("job", b"bad")
+    api = await serving(Says("good", ValueError("no"), ""), kept_results=1)
+    await api.put("job", b"x")
+    await api.put("job", b"x")
     job = api.table.get("job")
     await until(lambda: job.results.next_seq == 1 and job.inbox.items == 1 and job.idle_seconds > 0.05)
     await job.stop("enough")
@@ -301,7 +268,9 @@ async def test_a_live_feed_is_not_read_faster_than_its_results(serving):
     api = await serving(Upper(), kept_results=1, queue_segments=1, idle_seconds=60)
     frames = 50
     feeding = asyncio.ensure_future(api.put("job", [b"abc"] * frames, chunked=True, query="?width=1&height=1"))
-    await asyncio.sleep(0.2)
+    await until(lambda: api.table.jobs)
+    for _ in range(20):
+        await api.json("/health")  # time in which more could be read
     assert not feeding.done()
     assert api.table.get("job").results.next_seq <= 2
     records = await api.records("job")
@@ -355,19 +324,13 @@ async def test_half_a_sample_at_the_end_of_a_feed_is_an_error_record(serving):
     assert "one byte was left over" in records[1]["error"]
 
 
-async def test_chunked_video_needs_its_size(serving):
-    class Video(Upper):
-        media = "video"
+class Video(Upper):
+    media = "video"
 
+
+async def test_chunked_video_needs_its_size(serving):
     api = await serving(Video())
-    for query in (
-        "",
-        "?width=2",
-        "?width=0&height=2",
-        "?width=x&height=2",
-        "?width=99999&height=2",
-        "?width=²&height=2",
-    ):
+    for query in ("", "?width=2", *(f"?width={width}&height=2" for width in ("0", "x", "99999", "²"))):
         status, body, _ = await api.put("job", b"x", chunked=True, query=query)
         assert status == 400, query
         assert "?width=&height=" in body["error"]
@@ -376,9 +339,6 @@ async def test_chunked_video_needs_its_size(serving):
 
 
 async def test_video_feed_is_cut_into_frames_and_the_rest_is_an_error(serving):
-    class Video(Upper):
-        media = "video"
-
     api = await serving(Video())
     await api.put("job", [b"abcdefabc", b"defxyz"], chunked=True, query="?width=2&height=1")
     records = await api.records("job")
@@ -481,7 +441,7 @@ async def test_followers_that_stop_reading_before_the_end_do_not_keep_their_jobs
 
 async def test_a_keep_alive_that_is_not_read_lets_the_follower_go(serving, monkeypatch):
     async def never(*_):
-        await asyncio.Event().wait()
+        await forever()
 
     api = await serving(Upper(), idle_seconds=0.2, keep_alive_seconds=0.01)
     monkeypatch.setattr(web.StreamResponse, "write", never)
@@ -635,15 +595,9 @@ async def test_a_segment_that_is_packed_is_415_and_not_worked_on_by_half(serving
 
 
 async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):
-    class Sometimes:
-        async def process(self, frame):
-            if frame == b"bad":
-                raise ValueError("no")
-            return frame
-
-    api = await serving(Sometimes())
-    for frame in (b"good", b"bad"):
-        await api.put("job", frame)
+    api = await serving({"test": Says("good", ValueError("no"), "")})
+    for _ in range(2):
+        await api.put("job", b"x")
     with pytest.raises(aiohttp.ClientPayloadError):
         await api.get("job", "?follow=1")
     assert (await api.get("job"))[0] == 500

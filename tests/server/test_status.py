@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.waiting import until
 from whisper_byoc import __version__
 from whisper_byoc.errors import UsageError
 from whisper_byoc.server.run import ServerConfig
@@ -37,7 +38,7 @@ async def test_health_through_a_life(serving):
     assert (await api.get("job"))[0] == 200
     assert await api.json("/health") == (200, {"status": "IDLE"})  # though the job is still open
     draining = asyncio.ensure_future(api.table.drain())
-    await asyncio.sleep(0)
+    await until(lambda: api.table.draining)
     status, body = await api.json("/readyz")
     assert (status, body["reasons"]) == (503, ["the server is shutting down"])
     assert (await api.put("new", b"x"))[0] == 503

@@ -7,40 +7,10 @@ import json
 import aiohttp
 import pytest
 
+from tests.server.stubs import Mirror, Says, Sound, Upper
 from tests.waiting import until
 from whisper_byoc.errors import BadParam, BadSegment, UsageError
 from whisper_byoc.processors.base import PlainSession
-
-
-class Upper:
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return frame.upper()
-
-
-class Heard:
-    """Stands in for speech."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
-
-
-class Reverse:
-    async def process(self, frame):
-        return frame[::-1]
-
-
-class Slow:
-    def __init__(self):
-        self.go = asyncio.Event()
-
-    async def process(self, frame):
-        await self.go.wait()
-        return frame
 
 
 async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(serving):
@@ -55,7 +25,7 @@ async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(servin
 
 
 async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
-    api = await serving(Reverse())
+    api = await serving(Mirror())
     over = asyncio.Event()
 
     async def feed():
@@ -77,14 +47,14 @@ async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
 
 
 async def test_work_keeps_the_job_too(serving):
-    slow = Slow()
-    api = await serving({"slow": slow, "mirror": Reverse()})
+    slow = Says.gated("done")
+    api = await serving({"slow": slow, "mirror": Mirror()})
     await api.put("job", b"abc", query="?alone=0.1&pipeline=slow")
     await api.put("left", b"abc", query="?alone=0.1&pipeline=mirror")
     await until(lambda: api.table.get("left").ended_at is not None)
     slow.go.set()
     status, body, _ = await api.get("job")
-    assert (status, body) == (200, b"abc")
+    assert (status, body) == (200, b"done")
 
 
 async def test_alone_may_be_more_than_the_idle_limit_and_must_be_a_number(serving):
@@ -106,7 +76,7 @@ async def test_alone_is_no_parameter_of_the_processor(serving):
 
 @pytest.fixture
 def named(serving):
-    return lambda: serving({"speech": Heard(), "mirror": Reverse()}, config={"capability": "my-worker"})
+    return lambda: serving({"speech": Sound(), "mirror": Mirror()}, config={"capability": "my-worker"})
 
 
 async def test_the_registered_name_is_the_first_pipeline_on_every_way(named):
@@ -155,7 +125,7 @@ async def test_parameters_that_a_session_refuses_are_400_with_its_words(serving,
 
 
 async def test_a_first_put_that_is_refused_leaves_no_job_behind(serving):
-    api = await serving({"speech": Heard(), "mirror": Reverse()})
+    api = await serving({"speech": Sound(), "mirror": Mirror()})
     for query, options, status in (
         ("?pipeline=none", {}, 404), ("", {}, 400),
         ("?pipeline=speech", {"headers": {"Content-Type": "audio/mpeg"}}, 415),
