@@ -16,7 +16,6 @@ SHARED = {
     for name in (
         "aio",
         "aiohttp_internals",
-        "cpu",
         "errors",
         "http",
         "livepeer",

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from whisper_byoc import params as read
-from whisper_byoc.cpu import available_cpus
 from whisper_byoc.errors import BadParam
 from whisper_byoc.processors.base import JobInfo, Media
+from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions

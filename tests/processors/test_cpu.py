@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.cpu import available_cpus
+from whisper_byoc.processors.cpu import available_cpus
 
 HOST_CPUS = 64
 
