@@ -3,15 +3,13 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
 from whisper_byoc import livepeer
-from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import refusal, talking_to
@@ -19,8 +17,6 @@ from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle.protocol import CLOSED, SEQ
-
-T = TypeVar("T")
 
 BATCH_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
 """What of a batch request passes; go-livepeer keeps the first."""
@@ -141,23 +137,24 @@ class LiveJob:
 
     async def _feed(self) -> web.StreamResponse:
         """Send the feed while its results come back."""
-        patience, client = self._limits.open_seconds, self._relay.client
-        following = {"follow": "1", "wait": f"{patience:g}"}
-        sending = asyncio.get_running_loop().create_task(self._send())
+        client, seconds = self._relay.client, self._limits.open_seconds
+        following = {"follow": "1", "wait": f"{seconds:g}"}
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                opening = stack.enter_async_context(self._get(following, self._headers.get("Accept", "*/*")))
-                answer = await unless_refused(sending, opening, patience)
+            # a container that refuses a feed says nothing in its output: a failure of either side ends the other
+            async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
+                sending = group.create_task(self._send())
+                async with asyncio.timeout(seconds):
+                    opening = self._get(following, self._headers.get("Accept", "*/*"))
+                    answer = await stack.enter_async_context(opening)
                 if answer.status != 200:
                     raise await refusal(self._container.peer, answer)
                 await self._relay.begin(200, picked(answer.headers, ("Content-Type",)))
-                await unless_refused(sending, client.copy(answer, lambda: not sending.done()))
-                if not await first_of(sending, timeout=self._limits.stall_seconds):
-                    raise TimeoutError
-                sending.result()
-                return await client.finish()
-        finally:
-            await cancel(sending)
+                await client.copy(answer, lambda: not sending.done())
+                async with asyncio.timeout(self._limits.stall_seconds):
+                    await sending
+            return await client.finish()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
 
     async def _send(self) -> None:
         body = self._relay.body
@@ -192,24 +189,6 @@ class LiveJob:
                     pass
         finally:
             self._slot.free()
-
-
-async def unless_refused(sending: asyncio.Task[None], work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
-    """Do the work while a feed is sent, and raise what the sending of it has failed with.
-
-    A container that refuses a feed says nothing in its output: a job of which it has half a feed never ends.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    try:
-        if not await first_of(task, sending, timeout=seconds):
-            raise TimeoutError
-        if not task.done():
-            sending.result()
-            if not await first_of(task, timeout=seconds):
-                raise TimeoutError
-        return task.result()
-    finally:
-        await cancel(task)
 
 
 def picked(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
