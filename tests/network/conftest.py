@@ -184,7 +184,7 @@ async def orchestrate():
 
 
 class Wire:
-    """One connection to a scripted container, and the request that came over it."""
+    """One connection to a scripted peer, and the request that came over it."""
 
     def __init__(self, reader, writer):
         self.reader = reader
@@ -238,61 +238,69 @@ class Wire:
         self.writer.transport.abort()
 
 
-class Script:
-    """A container that answers what a function says, and remembers what it was asked. It is well by default."""
+class Listener:
+    """A server whose connections end with it; subclasses have `handle(reader, writer)`."""
 
-    def __init__(self, answer):
-        self.answer = answer
-        self.asked = []
-        self.headers = []
-        self.version = b'{"model_id":"test"}'
-        self.frozen = False
-        self.listener = None
-        self._wires = set()
-        self._tasks = set()
+    def __init__(self):
+        self.port = 0
+        self._listener = None
+        self._connections = set()
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    async def listen(self, port=0):
-        self.listener = await asyncio.start_server(self.handle, "127.0.0.1", port)
-        self.port = self.listener.sockets[0].getsockname()[1]
+    async def listen(self):
+        """Begin, or begin again at the same port."""
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
 
-    async def handle(self, reader, writer):
-        wire = Wire(reader, writer)
-        self._wires.add(wire)
-        task = asyncio.current_task()
-        self._tasks.add(task)
+    def _accept(self, reader, writer):
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader, writer):
         try:
-            while True:
-                await wire.next()
-                if self.frozen:
-                    await asyncio.Event().wait()
-                if wire.path == "/readyz":
-                    await wire.answer(200, b"{}")
-                elif wire.path == "/version":
-                    await wire.answer(200, self.version)
-                else:
-                    self.asked.append((wire.method, wire.path))
-                    self.headers.append(wire.headers)
-                    await self.answer(wire)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            await self.handle(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.transport.abort()
-            self._wires.discard(wire)
-            self._tasks.discard(task)
 
-    async def die(self):
+    async def close(self):
         """Refuse connections and cut those there are, as a killed process does."""
-        self.listener.close()
-        for wire in tuple(self._wires):
-            wire.cut()
-        tasks = tuple(self._tasks)
+        self._listener.close()
+        tasks = set(self._connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Script(Listener):
+    """A peer that answers what a function says, and remembers what it was asked. As a container it is well."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+        self.asked = []
+        self.headers = []
+        self.told = {"/readyz": (200, b"{}"), "/version": (200, b'{"model_id":"test"}')}
+        """What it says of itself: status and body."""
+        self.frozen = False
+
+    async def handle(self, reader, writer):
+        wire = Wire(reader, writer)
+        while True:
+            await wire.next()
+            if self.frozen:
+                await asyncio.Event().wait()
+            if wire.path in self.told:
+                await wire.answer(*self.told[wire.path])
+            else:
+                self.asked.append((wire.method, wire.path))
+                self.headers.append(wire.headers)
+                await self.answer(wire)
 
     def count(self, method, ending=""):
         return sum(each[0] == method and each[1].endswith(ending) for each in self.asked)
@@ -306,7 +314,7 @@ async def scripted():
         async def start(answer):
             script = Script(answer)
             await script.listen()
-            stack.push_async_callback(script.die)
+            stack.push_async_callback(script.close)
             return script
 
         yield start

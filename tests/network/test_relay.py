@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from tests.waiting import until
-from whisper_byoc.errors import PeerFailed, ReaderGone, RequestRefused
+from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
 from whisper_byoc.network.serving import error_answers
@@ -180,21 +180,6 @@ async def test_a_bug_while_reading_a_body_is_logged_and_is_not_called_a_lack_of_
     assert "ZeroDivisionError: a bug" in caplog.text
 
 
-async def test_a_sender_who_hangs_up_leaves_no_bytes_behind():
-    memory = ByteBudget(1 << 20)
-
-    async def use(body):
-        await anext(body.chunks())
-        await asyncio.sleep(60)
-
-    async with receiving(use, memory=memory) as (_, _, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhello")
-        await until(lambda: memory.held == 5)
-        writer.transport.abort()
-        await until(lambda: not memory.held)
-
-
 # -- answers ---------------------------------------------------------------------------------------------
 
 
@@ -223,16 +208,6 @@ def answering(use, accept="", stall=5.0, path="/"):
     return served(handle, path)
 
 
-async def test_bytes_pass_and_the_answer_ends():
-    async def use(client):
-        await client.begin(200, {**HEAD, "X-A": "b"})
-        await client.copy(Peer(b"ab", b"cd"))
-        return await client.finish()
-
-    async with answering(use) as (http, url, _), http.get(url) as answer:
-        assert (answer.status, answer.headers["X-A"], await answer.read()) == (200, "b", b"abcd")
-
-
 @pytest.mark.parametrize(("path", "body"), [("/live/x", '{"error": "full"}'), ("/process/x", "full\n")])
 async def test_an_error_before_the_head_is_an_error(path, body):
     async def use(client):
@@ -240,21 +215,6 @@ async def test_an_error_before_the_head_is_an_error(path, body):
 
     async with answering(use, path=path) as (http, url, _), http.get(url) as answer:
         assert (answer.status, answer.headers["Retry-After"], await answer.text()) == (503, "7", body)
-
-
-async def test_an_error_after_the_head_is_told_as_records():
-    async def use(client):
-        await client.begin(200, HEAD)
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await client.copy(Peer(b'{"seq":0}\n{"se', then=aiohttp.ClientPayloadError("cut")))
-        return await client.fail(RequestRefused(502, "gone"))
-
-    async with answering(use, "application/x-ndjson") as (http, url, _), http.get(url) as answer:
-        records = [each async for each in answer.content]
-        assert answer.headers["Content-Type"] == "application/x-ndjson"
-    assert records[0] == b'{"seq":0}\n'
-    assert b'"seq":1,"error":"gone"' in records[1]
-    assert b'"type":"end"' in records[2]
 
 
 async def test_bytes_that_cannot_go_on_break_off():
@@ -266,36 +226,6 @@ async def test_bytes_that_cannot_go_on_break_off():
     async with answering(use) as (http, url, _), http.get(url) as answer:
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
-
-
-async def test_records_without_an_end_are_not_whole():
-    async def use(client):
-        await client.begin(200, HEAD)
-        await client.copy(Peer(b'{"seq":0}\n'))
-        with pytest.raises(PeerFailed, match="without an end record"):
-            await client.finish()
-        return await client.end()
-
-    async with answering(use, "application/x-ndjson") as (http, url, _), http.get(url) as answer:
-        assert await answer.read() == b'{"seq":0}\n'
-
-
-async def test_a_silent_peer_is_given_up_unless_it_may_be_silent():
-    silences = []
-
-    def may_be_silent():
-        silences.append(None)
-        return len(silences) < 3
-
-    async def use(client):
-        await client.begin(200, HEAD)
-        with pytest.raises(TimeoutError):
-            await client.copy(Peer(b"x", None, None, None, None), may_be_silent)
-        return await client.finish()
-
-    async with answering(use, stall=0.05) as (http, url, _), http.get(url) as answer:
-        assert await answer.read() == b"x"
-    assert len(silences) == 3
 
 
 @pytest.mark.parametrize("how", ["copy", "end"])

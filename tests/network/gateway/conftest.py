@@ -1,7 +1,6 @@
 """A gateway with orchestrators and containers on loopback: real ones, behind a relay, or scripts."""
 
 import asyncio
-import base64
 import io
 import json
 from contextlib import AsyncExitStack
@@ -9,6 +8,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.network.conftest import Lengths, Listener, Script, job
 from tests.waiting import until
 from whisper_byoc.network import gateway as gateway_app
 from whisper_byoc.network import orchestrator as orchestrator_app
@@ -18,16 +18,6 @@ from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 ANYWHERE = Address("127.0.0.1:0", 1)
-
-
-class Sound:
-    """Tells how much it heard; stands in for speech where only the way there is tested."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
 
 
 class Pixels:
@@ -40,41 +30,6 @@ class Pixels:
         if frame == b"bad":
             raise ValueError("a bad frame")
         return frame[::-1]
-
-
-class Listener:
-    """A server whose connections end with it."""
-
-    def __init__(self):
-        self.port = 0
-        self._listener = None
-        self._connections = set()
-
-    async def listen(self):
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
-
-    def _accept(self, reader, writer):
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-
-    async def _serve(self, reader, writer):
-        try:
-            await self.handle(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def close(self):
-        """Listen no more, and drop what is connected."""
-        self._listener.close()
-        tasks = set(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
 
 
 class Relay(Listener):
@@ -110,60 +65,6 @@ class Orchestrator:
     @property
     def slots(self):
         return self.running.pool.jobs
-
-
-class Script(Listener):
-    """A peer that does what a function says: `post(script, reader, writer, path, headers)`."""
-
-    def __init__(self, post, offers, token):
-        super().__init__()
-        self.post = post
-        self.offers = offers
-        self.token = token
-        self.asked = []
-        self.bodies = []
-        self.url = ""
-
-    async def handle(self, reader, writer):
-        while True:
-            lines = (await reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
-            method, path, _ = lines[0].split(" ")
-            headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines[1:])}
-            if path == "/capabilities" and method == "GET":
-                self.answer_json(writer, self.offers)
-            elif path == "/process/token":
-                self.answer_json(writer, self.token)
-            else:
-                self.asked.append((method, path, headers))
-                if not await self.post(self, reader, writer, path, headers):
-                    await writer.drain()
-                    writer.write_eof()
-                    return
-
-    def answer_json(self, writer, body):
-        if body is None:
-            self.answer(writer, 404, b"404 page not found\n")
-        else:
-            self.answer(writer, 200, json.dumps(body).encode(), "application/json")
-
-    @staticmethod
-    def answer(writer, status, body=b"", kind="text/plain", **headers):
-        head = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", f"Content-Type: {kind}"]
-        head += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        writer.write("\r\n".join([*head, "", ""]).encode() + body)
-
-    async def body(self, reader, headers):
-        """Read a request's body, and keep it."""
-        found = b""
-        if "content-length" in headers:
-            found = await reader.readexactly(int(headers["content-length"]))
-        else:
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                found += await reader.readexactly(size)
-                await reader.readexactly(2)
-            await reader.readexactly(2)
-        self.bodies.append(found)
-        return found
 
 
 def offering(**names):
@@ -303,14 +204,8 @@ class Reader:
 
 
 def header(capability="test", seconds=20, parameters=None, request=None, **rest):
-    fields = {
-        "capability": capability,
-        "timeout_seconds": seconds,
-        "parameters": json.dumps(parameters or {}),
-        "request": json.dumps(request or {}),
-        **rest,
-    }
-    return base64.b64encode(json.dumps(fields).encode()).decode()
+    details = {"parameters": json.dumps(parameters or {}), "request": json.dumps(request or {})}
+    return job(capability, seconds, **details, **rest)["Livepeer"]
 
 
 def stream_header(capability="test", seconds=20, ingress=True, egress=False, data=True, **parameters):
@@ -330,28 +225,24 @@ class Worker:
         self.on_stop = None
         self.stop_answer = b'{"bye": 1}'
 
-    async def __call__(self, script, reader, writer, path, headers):
-        if path in ("/readyz", "/health", "/version"):
-            script.answer_json(writer, {"status": "IDLE"})
-            return True
-        body, path = await script.body(reader, headers), path.split("?")[0]
-        if path == "/stream/start":
+    async def __call__(self, wire):
+        body = await wire.body()
+        if wire.path == "/stream/start":
             if self.refusal:
-                script.answer(writer, *self.refusal)
-                return True
+                await wire.answer(*self.refusal)
+                return
             self.started.append(json.loads(body))
-        elif path == "/stream/stop":
+        elif wire.path == "/stream/stop":
             self.stops += 1
             if self.on_stop:
                 await self.on_stop()
-            script.answer(writer, 200, self.stop_answer, "application/json")
-            return True
-        elif path == "/stream/params":
+            await wire.answer(200, self.stop_answer, Content_Type="application/json")
+            return
+        elif wire.path == "/stream/params":
             self.asked = body
-            script.answer(writer, self.params[0], self.params[1], "application/json")
-            return True
-        script.answer(writer, 200, b"{}", "application/json")
-        return True
+            await wire.answer(*self.params, Content_Type="application/json")
+            return
+        await wire.answer(200, b"{}", Content_Type="application/json")
 
     def url(self, kind, number=-1):
         return self.started[number][f"{kind}_url"]
@@ -367,7 +258,7 @@ class Worker:
 
 
 def heard(found):
-    """Bytes of sound that `Sound` has told of."""
+    """Bytes of sound that `Lengths` has told of."""
     return sum(int(record["text"].split()[0]) for record in found if record.get("text"))
 
 
@@ -378,7 +269,7 @@ class World:
         self.stack = stack
         self.serving = serving
         self.http = http
-        self.Sound, self.Pixels, self.Worker, self.heard = Sound, Pixels, Worker, heard
+        self.Sound, self.Pixels, self.heard = Lengths, Pixels, heard
         self.header, self.stream_header, self.offering = header, stream_header, offering
 
     async def orchestrator(self, *apis, name="test", capacity=8, relayed=False, urls=(), **limits):
@@ -401,11 +292,12 @@ class World:
         await until(lambda: all(each.ready for each in running.pool))
         return Orchestrator(running, f"http://127.0.0.1:{relay.port if relay else running.port}", relay)
 
-    async def script(self, post, offers=None, token=None):
-        script = Script(post, offers, token)
+    async def script(self, answer, offers=None, token=None):
+        script = Script(answer)
+        for path, told in (("/capabilities", offers), ("/process/token", token)):
+            script.told[path] = (404, b"404 page not found\n") if told is None else (200, json.dumps(told).encode())
         await script.listen()
         self.stack.push_async_callback(script.close)
-        script.url = f"http://127.0.0.1:{script.port}"
         return script
 
     async def gateway(self, *orchestrators, public_host="", cross_origin=False, stack=None, **limits):

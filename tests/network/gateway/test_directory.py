@@ -10,10 +10,9 @@ from whisper_byoc.network import directory
 NOBODY = "http://127.0.0.1:9"
 
 
-async def ok(script, reader, writer, path, headers):
-    await script.body(reader, headers)
-    script.answer(writer, 200, script.url.encode())
-    return True
+async def ok(wire):
+    await wire.body()
+    await wire.answer(200, f"http://{wire.headers['host']}".encode())
 
 
 async def test_many_gateways_and_many_orchestrators(world):
@@ -125,7 +124,7 @@ async def test_the_one_with_the_most_places_comes_first(world):
     gateway = await world.gateway(*scripts)
     assert (await gateway.live(b"x"))[1] == scripts[1].url.encode()
     assert (await gateway.batch(b"x"))[1] == scripts[1].url.encode()
-    scripts[2].token = {"available_capacity": 9}  # a token is newer than the list
+    scripts[2].told["/process/token"] = 200, b'{"available_capacity": 9}'  # a token is newer than the list
     assert (await gateway.batch(b"x"))[1] == scripts[2].url.encode()
 
 
@@ -133,17 +132,16 @@ async def test_the_one_with_the_most_places_comes_first(world):
 async def test_an_orchestrator_that_talks_nonsense_is_asked_again(world, answer, monkeypatch):
     monkeypatch.setattr(directory, "ASK_EVERY_S", 0.01)
     script = await world.script(ok)
-    script.answer_json = lambda writer, _: script.answer(writer, 200, answer)
+    script.told["/capabilities"] = 200, answer
     gateway = await world.gateway(script)
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
-    del script.answer_json
-    script.offers = world.offering(test=4)
+    script.told["/capabilities"] = 200, json.dumps(world.offering(test=4)).encode()
     await gateway.offers(lambda told: told["capabilities"] == [{"name": "test", "available": 4}])
 
 
 async def test_an_orchestrator_in_trouble_says_so(world):
     script = await world.script(ok)
-    script.answer_json = lambda writer, _: script.answer(writer, 500, b"sorry")
+    script.told["/capabilities"] = 500, b"sorry"
     gateway = await world.gateway(script)
     told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
     assert (told["reachable"], told["trouble"]) == (False, "it answered 500")

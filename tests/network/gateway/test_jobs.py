@@ -6,23 +6,8 @@ import os
 
 import pytest
 
+from tests.network.conftest import Feed
 from tests.waiting import until
-
-
-class Feed:
-    """A chunked body that the test writes bit by bit."""
-
-    def __init__(self):
-        self.queue = asyncio.Queue()
-
-    def send(self, data):
-        self.queue.put_nowait(data)
-
-    async def __aiter__(self):
-        yield b""  # sends the head
-        while (data := await self.queue.get()) is not None:
-            yield data
-
 
 PIXELS = "?width=1&height=1"
 
@@ -90,7 +75,7 @@ async def test_no_free_capacity_is_503_with_retry_after(world):
     assert status == 503
     assert int(headers["Retry-After"]) > 0
     assert "capacity" in json.loads(body)["error"]
-    feed.send(None)
+    feed.end()
     await answer.read()
     await until(lambda: counts(gateway)[:2] == (0, 0))
     assert (await gateway.live(b"x"))[0] == 200
@@ -101,7 +86,7 @@ async def test_too_many_jobs_and_shutting_down_are_503(world):
     feed, answer = await open_feed(gateway)
     status, _, headers = await gateway.live(b"x")
     assert (status, headers["Retry-After"]) == (503, "1")
-    feed.send(None)
+    feed.end()
     await answer.read()
     await gateway.settled()
     gateway.running.draining = True
@@ -146,7 +131,7 @@ async def test_results_of_a_live_feed_come_while_it_is_sent(world, accept, kind)
     while b"cba" not in first:
         first += await asyncio.wait_for(answer.content.readany(), 10)
     feed.send(b"def")
-    feed.send(None)
+    feed.end()
     text = (first + await answer.read()).decode()
     if accept == "application/x-ndjson":
         records = [json.loads(line) for line in text.splitlines()]
@@ -219,13 +204,6 @@ async def test_a_feed_that_breaks_off_is_no_failure_of_the_orchestrator(world):
 # --- orchestrators that fail
 
 
-def chunk(data):
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: %b\r\n\r\n"
-
-
 async def two(world, post, offers=9):
     """A script that is asked first, and a real one."""
     script = await world.script(post, world.offering(test=offers), {"available_capacity": 99})
@@ -235,8 +213,8 @@ async def two(world, post, offers=9):
 
 
 async def test_an_orchestrator_without_capacity_is_passed_over(world):
-    async def busy(script, reader, writer, path, headers):
-        script.answer(writer, 503, b'{"error": "full"}', "application/json", Retry_After=3)
+    async def busy(wire):
+        await wire.answer(503, b'{"error": "full"}', Retry_After=3, Connection="close")
 
     script, orchestrator, gateway = await two(world, busy)
     status, body, headers = await gateway.live(b"abc")
@@ -251,11 +229,12 @@ async def test_an_orchestrator_without_capacity_is_passed_over(world):
 async def test_an_orchestrator_that_is_busy_after_a_whole_feed_is_replaced_and_the_feed_sent_again(world):
     sent = os.urandom(600_000)  # less than what is kept of a feed
 
-    async def busy(script, reader, writer, path, headers):
-        await script.body(reader, headers)
-        script.answer(writer, 503)
+    async def busy(wire):
+        bodies.append(await wire.body())
+        await wire.answer(503)
 
-    script, orchestrator, gateway = await two(world, busy)
+    bodies = []
+    _, orchestrator, gateway = await two(world, busy)
     headers = {"X-Model-Id": "test", "Accept": "application/x-ndjson"}
 
     async def body():
@@ -265,7 +244,7 @@ async def test_an_orchestrator_that_is_busy_after_a_whole_feed_is_replaced_and_t
     url = f"{gateway.url}/live/video-to-video?width=1000&height=100"
     async with gateway.http.post(url, data=body(), headers=headers) as answer:
         records = [json.loads(line) for line in (await answer.read()).splitlines()]
-    assert script.bodies == [sent]
+    assert bodies == [sent]
     assert [(record["type"], record["seq"]) for record in records][1:] == [("result", 1), ("end", 2)]
     assert records[-1]["errors"] == 0
     await gateway.settled()
@@ -273,14 +252,16 @@ async def test_an_orchestrator_that_is_busy_after_a_whole_feed_is_replaced_and_t
 
 
 async def test_an_orchestrator_that_dies_with_a_frame_is_502(world):
-    async def dies(script, reader, writer, path, headers):
-        await script.body(reader, headers)
+    async def dies(wire):
+        bodies.append(await wire.body())
+        wire.cut()
 
+    bodies = []
     script, _, gateway = await two(world, dies)
     status, body, _ = await gateway.live(b"abc")
     assert status == 502
     assert script.url in json.loads(body)["error"]
-    assert script.bodies == [b"abc"]
+    assert bodies == [b"abc"]
     await gateway.settled()
 
 
@@ -289,15 +270,17 @@ async def test_an_orchestrator_that_dies_after_a_result_gives_an_error_and_an_en
     record = b'{"type":"transcript","job_id":"j","seq":0,"is_final":true,"text":"a"}'
     first = record + b"\n" if "json" in accept else b"id: 0\ndata: " + record + b"\n\n"
 
-    async def dies(script, reader, writer, path, headers):
-        writer.write(HEAD % accept.encode() + chunk(first))
-        await script.body(reader, headers)
+    async def dies(wire):
+        await wire.begin(Content_Type=accept)
+        await wire.piece(first)
+        await wire.body()
+        wire.cut()
 
     _, _, gateway = await two(world, dies)
     feed, answer = await open_feed(gateway, accept)
     assert await answer.content.readline()
     feed.send(b"abc")
-    feed.send(None)
+    feed.end()
     text = (await answer.read()).decode()
     found = [json.loads(line[line.index("{") :]) for line in text.splitlines() if "{" in line]
     assert [(each["type"], each["seq"]) for each in found][-2:] == [("error", 1), ("end", 2)]
@@ -306,17 +289,17 @@ async def test_an_orchestrator_that_dies_after_a_result_gives_an_error_and_an_en
 
 
 async def test_an_orchestrator_that_says_nothing_after_the_end_of_a_feed_is_given_up(world):
-    async def hangs(script, reader, writer, path, headers):
-        writer.write(HEAD % b"application/x-ndjson")
-        await script.body(reader, headers)
-        await asyncio.sleep(20)
+    async def hangs(wire):
+        await wire.begin(Content_Type="application/x-ndjson")
+        await wire.body()
+        await asyncio.Event().wait()
 
     script = await world.script(hangs, world.offering(test=1))
     gateway = await world.gateway(script, stall_seconds=0.2)
     feed, answer = await open_feed(gateway, "application/x-ndjson")
     await asyncio.sleep(0.6)  # silence is all right as long as the client sends
     feed.send(b"abc")
-    feed.send(None)
+    feed.end()
     records = [json.loads(line) for line in (await answer.read()).splitlines()]
     assert [record["type"] for record in records] == ["error", "end"]
     assert "in time" in records[0]["error"]
@@ -333,6 +316,6 @@ async def test_results_let_go_of_the_feed(world):
         while got < 300_001:
             got += len(await asyncio.wait_for(answer.content.readany(), 10))
     await until(lambda: gateway.running.memory.held == 0)
-    feed.send(None)
+    feed.end()
     await answer.read()
     await gateway.settled()

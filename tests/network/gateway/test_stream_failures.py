@@ -94,27 +94,26 @@ async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, 
     impatient(monkeypatch)
     stops = []
 
-    async def post(script, reader, writer, path, headers):
-        if path == "/ai/stream/start":
-            await script.body(reader, headers)
+    async def post(wire):
+        if wire.path == "/ai/stream/start":
+            await wire.body()
             base = f"{script.url}/ai/trickle/one"
             if how == "bad urls":
                 base = "nonsense://"
             kinds = {"X_Control_Url": base + "-control", "X_Events_Url": base + "-events", "X_Data_Url": base + "-data"}
             if how == "half":
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
-                return False
-            script.answer(writer, 200, **({} if how == "no urls" else kinds))
-            return True
-        if path == "/ai/stream/stop":
-            await script.body(reader, headers)
-            stops.append(path)
-            script.answer(writer, 200)
-            return True
-        if how == "hangs":
-            await asyncio.sleep(30)
-        script.answer(writer, 404, b"404 page not found")
-        return False
+                await wire.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+                wire.cut()
+            await wire.answer(200, **({} if how == "no urls" else kinds))
+        elif wire.path == "/ai/stream/stop":
+            await wire.body()
+            stops.append(wire.path)
+            await wire.answer(200)
+        elif how == "hangs":
+            await asyncio.Event().wait()
+        else:
+            await wire.answer(404, b"404 page not found", Connection="close")
+            wire.cut()
 
     script = await world.script(post, None, {"available_capacity": 99})  # as go-livepeer: no list of capabilities
     gateway = await world.gateway(script)
@@ -130,21 +129,21 @@ async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, 
 
 async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
     worker, gateway = await world.worker_pair()
-    real, asked = worker.script.post, asyncio.Event()
+    asked = asyncio.Event()
 
-    async def slow(script, reader, writer, path, headers):
-        if path.startswith("/stream/start"):
+    async def slow(wire):
+        if wire.path == "/stream/start":
             asked.set()
             await asyncio.sleep(0.3)
-        return await real(script, reader, writer, path, headers)
+        await worker(wire)
 
-    worker.script.post = slow
+    worker.script.answer = slow
     starting = asyncio.ensure_future(gateway.start("one"))
     await asyncio.wait_for(asked.wait(), 10)
     starting.cancel()
     await world.over(gateway)
     await until(lambda: worker.orchestrator.slots == 0)
-    worker.script.post = real
+    worker.script.answer = worker
     while (await gateway.start("one"))[0] != 200:  # the orchestrator may not have noticed yet
         await asyncio.sleep(0.01)
     await gateway.post("/process/stream/one/stop")
@@ -260,8 +259,8 @@ async def test_a_go_livepeer_like_orchestrator(world):
     api = await world.serving(world.Sound())
     orchestrator = await world.orchestrator(api)
 
-    async def nothing(script, reader, writer, path, headers):
-        script.answer(writer, 404, b"404 page not found\n")
+    async def nothing(wire):
+        await wire.answer(404, b"404 page not found\n")
 
     script = await world.script(nothing, None, {"available_capacity": 2, "service_addr": orchestrator.url})
     gateway = await world.gateway(script)

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import subprocess
 from contextlib import AsyncExitStack
 
 import pytest
 
-from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.waiting import until
 from whisper_byoc.network import gateway_streams, records
 from whisper_byoc.trickle import TricklePublisher
@@ -17,13 +15,6 @@ KEYS = {
     "stream_id", "whip_url", "whep_url", "rtmp_url", "rtmp_output_url", "update_url", "status_url", "data_url",
     "stop_url", "publish_url", "subscribe_url",
 }  # fmt: skip
-
-
-def ffmpeg(*arguments, data=None):
-    command = [ffmpeg_path(), "-loglevel", "error", *arguments]
-    return subprocess.run(
-        command, env=ffmpeg_environment(), input=data, stdout=subprocess.PIPE, check=True, timeout=60
-    ).stdout
 
 
 async def test_the_start_answer_has_every_key_of_go_livepeer(world):
@@ -160,20 +151,6 @@ async def test_pcm_comes_back_as_text_and_the_end_of_input_ends_the_stream(world
     assert await again.ended() == found[1:]
     await world.over(gateway)
     assert (await gateway.json("/process/stream/one/status"))[1]["state"] == "ended"
-
-
-async def test_mpeg_ts_comes_back_as_text(world):
-    gateway = await world.pair(world.Sound())
-    ts = await asyncio.to_thread(
-        ffmpeg, "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-t", "3", "-c:a", "aac", "-f", "mpegts",
-        "pipe:1",
-    )  # fmt: skip
-    _, answer = await gateway.start("one")
-    reader = gateway.follow(answer["data_url"])
-    await gateway.publish(answer["publish_url"], *(ts[at : at + 188 * 50] for at in range(0, len(ts), 188 * 50)))
-    await gateway.end(answer["publish_url"])
-    assert abs(world.heard(await reader.ended()) / 32_000 - 3) < 0.3
-    await world.over(gateway)
 
 
 async def test_stop_says_the_last_words_before_it_answers_and_is_idempotent(world):

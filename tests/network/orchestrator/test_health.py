@@ -69,13 +69,13 @@ async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, or
 
     container = await scripted(answer)
     api = await orchestrate(container)
-    await container.die()
+    await container.close()
     await until(lambda: not api.pool.free("test"))
     assert f"BYOC capability lost: test ({container.url}): " in caplog.text
     status, shown = await api.json("/capabilities")
     assert status == 200
     assert shown["capabilities"][0]["containers"][0]["trouble"]
-    await container.listen(container.port)
+    await container.listen()
     await api.ready()
     assert [each.message for each in caplog.records].count("BYOC capability registered: test") == 2
     assert (await api.batch(b"x"))[0] == 200
@@ -106,7 +106,7 @@ async def test_nonsense_about_itself_neither_ends_the_following_nor_the_jobs(scr
         await wire.answer(200)
 
     container = await scripted(answer)
-    container.version = body
+    container.told["/version"] = 200, body
     api = await orchestrate(container)
     (known,) = api.pool
     for _ in range(3):
@@ -125,11 +125,11 @@ async def test_its_pipelines_are_learned_and_named_in_requests(scripted, orchest
         await wire.answer(200, b"x")
 
     container = await scripted(answer)
-    container.version = b'{"model_id":"other,test"}'
+    container.told["/version"] = 200, b'{"model_id":"other,test"}'
     api = await orchestrate(container)
     await api.live(b"x")
     assert "pipeline=test" in queries[0]
-    container.version = b'{"model_id":"whatever"}'
+    container.told["/version"] = 200, b'{"model_id":"whatever"}'
     api.pool.of("test")[0].not_ready("restarted")
     await api.ready()
     queries.clear()

@@ -110,46 +110,6 @@ async def test_a_trickle_host_for_containers_is_in_their_urls_only(worker, gatew
     await world.post("stop")
 
 
-async def test_a_real_container_hears_speech_and_its_words_come_back(serving, gateway, kit):
-    container = await serving({"test": kit.Lengths()})
-    world = await gateway(container)
-    status, _, headers = await world.start(body=b'{"params":{"input":"pcm16"}}', parameters=ALL)
-    assert status == 200
-    lines = []
-
-    async def read():
-        async with TrickleSubscriber(headers["X-Data-Url"], start=-2) as subscriber:
-            async for segment in subscriber:
-                lines.extend(json.loads(line) for line in (await segment.read()).splitlines())
-
-    reading = asyncio.ensure_future(read())
-    async with TricklePublisher(headers["X-Publish-Url"], "audio/L16") as publisher:
-        await publisher.publish(bytes(32000))
-        await publisher.publish(bytes(32000))
-        status, body, _ = await world.post("stop")
-    assert (status, json.loads(body)["status"]) == (200, "success")
-    await reading
-    assert [each.get("text") for each in lines] == ["64000 bytes", None]
-    assert lines[-1]["type"] == "end"
-    await world.api.quiet()
-    assert container.server.streams.streams == ()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_pytrickles_clients_are_a_gateways_side(serving, gateway, kit, pytrickle):
-    world = await gateway(await serving({"test": kit.Lengths()}))
-    _, _, headers = await world.start(body=b'{"params":{"input":"pcm16"}}', parameters=ALL)
-    publishing = pytrickle.Publisher(headers["X-Publish-Url"])
-    async with publishing as publisher, pytrickle.Subscriber(headers["X-Data-Url"]) as subscriber:
-        async with await publisher.next() as segment:
-            await segment.write(bytes(32000 * 16))
-        first = await asyncio.wait_for(subscriber.next(), 20)
-        assert json.loads(await first.read())["text"].endswith(" bytes")
-        assert (await world.post("stop"))[0] == 200
-    await world.api.quiet()
-
-
 @pytest.mark.parametrize(("status", "words"), [(400, "no such language"), (404, "gone"), (500, "broken"), (402, "pay")])
 async def test_a_container_that_refuses_is_heard_and_nothing_is_left(worker, gateway, status, words):
     container = await worker(start=(status, json.dumps({"error": words}).encode()))
@@ -338,7 +298,7 @@ async def test_a_container_that_dies_is_told_as_an_event_before_the_channels_clo
     events, reading = world.events()
     await event(world, b'{"event":{"type":"status"}}')
     await until(lambda: events)
-    await container.die()
+    await container.close()
     await asyncio.wait_for(reading, 10)
     _, lost = events
     assert (lost["event"]["type"], lost["event"]["stream_id"]) == ("stream_lost", "s1")
