@@ -124,18 +124,15 @@ class Child:
         self._program.kill()
 
     async def _read(self) -> None:
-        lines = LogLines()
-        while data := await self._program.stdout.read(PIPE_READ_BYTES):
-            for line in lines.feed(data):
-                self._take(line)
-        for line in lines.feed(b"", final=True):
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        self._last_line = line if line.strip() else self._last_line
-        if (found := LISTENING.search(line)) and not self.port.done():
-            self.port.set_result(int(found[1]))
-        self._log(self.name, line)
+        lines, ended = LogLines(), False
+        while not ended:
+            data = await self._program.stdout.read(PIPE_READ_BYTES)
+            ended = not data
+            for line in lines.feed(data, final=ended):
+                self._last_line = line if line.strip() else self._last_line
+                if (found := LISTENING.search(line)) and not self.port.done():
+                    self.port.set_result(int(found[1]))
+                self._log(self.name, line)
 
     async def _end(self) -> None:
         await self._program.wait()

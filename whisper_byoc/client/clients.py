@@ -173,8 +173,8 @@ class TrickleClient(Connection):
             opening = asyncio.ensure_future(stack.enter_async_context(request))
             try:
                 await first_of(opening, feed)
-                if not opening.done() and feed.exception() is not None:
-                    feed.result()
+                if not opening.done():
+                    feed.result()  # raises if the feed was refused
                 answer = await opening
             finally:
                 await cancel(opening)
