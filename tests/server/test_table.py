@@ -17,11 +17,11 @@ async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(servin
     api = await serving(Upper())
     await api.put("left", b"abc", query="?alone=0.2&more=1")
     await api.put("kept", b"abc", query="?more=1")
-    await until(lambda: api.table.get("left").ended_at is not None)
+    await until(lambda: api.table.get("left").results.ended)
     *_, error, end = await api.records("left")
     assert error["error"] == "nobody fed or read the job for 0.2 s"
     assert end["type"] == "end"
-    assert api.table.get("kept").ended_at is None
+    assert not api.table.get("kept").results.ended
 
 
 async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
@@ -37,9 +37,9 @@ async def test_a_reader_or_a_feed_that_is_silent_keeps_the_job(serving):
     await api.put("read", b"abc", query="?alone=0.1&more=1")
     reading = asyncio.ensure_future(api.records("read"))
     await api.put("left", b"abc", query="?alone=0.1&more=1")
-    await until(lambda: api.table.get("left").ended_at is not None)
-    assert api.table.get("fed").ended_at is None
-    assert api.table.get("read").ended_at is None
+    await until(lambda: api.table.get("left").results.ended)
+    assert not api.table.get("fed").results.ended
+    assert not api.table.get("read").results.ended
     over.set()
     (await feeding).release()
     await api.end("read")
@@ -51,7 +51,7 @@ async def test_work_keeps_the_job_too(serving):
     api = await serving({"slow": slow, "mirror": Mirror()})
     await api.put("job", b"abc", query="?alone=0.1&pipeline=slow")
     await api.put("left", b"abc", query="?alone=0.1&pipeline=mirror")
-    await until(lambda: api.table.get("left").ended_at is not None)
+    await until(lambda: api.table.get("left").results.ended)
     slow.go.set()
     status, body, _ = await api.get("job")
     assert (status, body) == (200, b"done")

@@ -144,7 +144,7 @@ class Server:
             return
         name, address = next(iter(self.table.pipelines)), own_address(self._config.host, self.port)
         full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
-        self._registrar = Registrar(full, lambda: any(job.ended_at is None for job in self.table.jobs))
+        self._registrar = Registrar(full, lambda: not all(job.results.ended for job in self.table.jobs))
         self._registrar.start()
 
     async def leave(self) -> None:

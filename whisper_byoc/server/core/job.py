@@ -35,7 +35,6 @@ class Job:
         self.transcript = TranscriptLog(limits.transcript_bytes)
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a connected feed may still hand in its tail."""
-        self.ended_at: float | None = None
         self.alone_limit = limits.idle_seconds
         """The job is ended after so many `alone_seconds`."""
         self.has_feed = False
@@ -133,13 +132,6 @@ class Job:
     @property
     def settled(self) -> bool:
         return self.results.ended and self.results.unread == 0 and not self.has_reader
-
-    @property
-    def unattended_seconds(self) -> float:
-        """Seconds for which an ended job has had no reader; 0 while it works or is being read."""
-        if self.ended_at is None or self.has_reader:
-            return 0.0
-        return self._loop.time() - max(self.ended_at, self._touched)
 
     async def stop(self, reason: str) -> None:
         """End the job now, with an error record for each segment without an outcome, and one for the job."""
@@ -273,7 +265,7 @@ class Job:
 
     def _end(self, summary: dict[str, Any]) -> None:
         self.closing.set()
-        self.ended_at = self._loop.time()
+        self.touch()
         errors = {"errors": self._errors}
         try:
             self.results.end(summary | errors)

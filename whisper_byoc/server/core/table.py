@@ -67,19 +67,17 @@ class JobTable:
 
         Raises `RequestRefused` (404) with the names there are.
         """
-        speech = {each.name: each for each in self.pipelines.values() if each.media == "audio" and each.gives_text}
-        if name and name == self.capability and (alias := self.named(name)):
-            name = alias.name
+        speech = [each for each in self.pipelines.values() if each.media == "audio" and each.gives_text]
         if name in ANY_SPEECH and speech:
-            return next(iter(speech.values()))
+            return speech[0]
         model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
-        for known in (model, f"whisper-{model}"):
-            if known in speech:
-                return speech[known]
+        for known in (name, model, f"whisper-{model}"):
+            pipeline = self.named(known)
+            if pipeline is not None and pipeline in speech:
+                return pipeline
         wanted = repr(name[:100]) if name else "there is none for speech"
-        raise RequestRefused(
-            404, f"model not found: {wanted}; this container has for speech: {', '.join(speech) or '-'}", param="model"
-        )
+        names = ", ".join(each.name for each in speech) or "-"
+        raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {names}", param="model")
 
     def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
         """Return the pipeline on which a job runs, or would run if it were opened.
@@ -89,11 +87,11 @@ class JobTable:
         check_id(job_id)
         job = self._jobs.get(job_id)
         names = ", ".join(self.pipelines)
-        if name is None and job is not None:
-            return self.pipelines[job.info.pipeline]
-        if name is None and len(self.pipelines) == 1:
-            return next(iter(self.pipelines.values()))
         if name is None:
+            if job is not None:
+                return self.pipelines[job.info.pipeline]
+            if len(self.pipelines) == 1:
+                return next(iter(self.pipelines.values()))
             message = "this container serves several pipelines; name one with ?pipeline= (send --pipeline)"
             raise RequestRefused(400, f"{message}: {names}")
         pipeline = self.named(name)
@@ -189,7 +187,7 @@ class JobTable:
                     await asyncio.sleep(0.05)
 
     def _may_go(self, job: Job) -> bool:
-        return job.settled or job.unattended_seconds > self.limits.reader_grace_seconds
+        return job.settled or (job.results.ended and job.alone_seconds > self.limits.reader_grace_seconds)
 
     async def close(self) -> None:
         self.draining = True
@@ -205,7 +203,7 @@ class JobTable:
 
         An ended job whose results were read is forgotten early to make place.
         """
-        ended = [job for job in self.jobs if job.ended_at is not None]
+        ended = [job for job in self.jobs if job.results.ended]
         full = len(self._jobs) - len(ended) >= self.limits.jobs
         if len(ended) >= self.limits.jobs:
             settled = next((job for job in ended if job.settled), None)
@@ -218,8 +216,8 @@ class JobTable:
 
     async def _sweep(self) -> None:
         for job in self.jobs:
-            if job.ended_at is not None:
-                if job.unattended_seconds > self.limits.linger_seconds:
+            if job.results.ended:
+                if job.alone_seconds > self.limits.linger_seconds:
                     self._jobs.pop(job.info.job_id, None)
             elif job.idle_seconds > self.limits.idle_seconds:
                 log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)

@@ -96,14 +96,15 @@ def render(transcription: Transcription, wanted: str) -> str:
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
     """Return `start`, `end` and `text` of each segment, and its `words` if there are any."""
-    found: list[dict[str, Any]] = []
+    found = []
     for each in transcription.segments:
-        words = [
-            {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
-            for word in each.words
-        ]
-        head = {"start": each.start, "end": each.end, "text": each.text}
-        found.append({**head, "words": words} if words else head)
+        segment: dict[str, Any] = {"start": each.start, "end": each.end, "text": each.text}
+        if each.words:
+            segment["words"] = [
+                {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
+                for word in each.words
+            ]
+        found.append(segment)
     return found
 
 
