@@ -10,7 +10,6 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
-from whisper_byoc.trickle.server import listening
 
 QUICK = {
     "patience_seconds": 5.0,
@@ -171,7 +170,7 @@ async def trickle():
             server = TrickleServer(
                 base_path, autocreate=autocreate, changefeed=changefeed, limits=TrickleLimits(**limits)
             )
-            base = await stack.enter_async_context(listening(server, "127.0.0.1", 0))
+            base = await stack.enter_async_context(server.listening("127.0.0.1", 0))
             session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20), auto_decompress=False)
             http = await stack.enter_async_context(session)
             return Api(server, base, http, stack)

@@ -23,7 +23,6 @@ from whisper_byoc.trickle import (
     Unreachable,
 )
 from whisper_byoc.trickle.remote import Retry
-from whisper_byoc.trickle.server import listening
 
 OK = ("HTTP/1.1 200 OK", "Content-Length: 0")
 
@@ -485,7 +484,7 @@ def test_what_is_no_channel_url(url):
 async def test_any_chunking_arrives_as_it_was_written(segments, keep_bytes):
     server = TrickleServer("/", autocreate=True)
     wanted = [b"".join(each) for each in segments if b"".join(each)]
-    async with listening(server, "127.0.0.1", 0) as base:
+    async with server.listening("127.0.0.1", 0) as base:
         reading = asyncio.create_task(collect(server.create("ch"), len(wanted)))
         async with TricklePublisher(base + "ch", keep_bytes=keep_bytes) as publisher:
             for pieces in segments:

@@ -22,7 +22,7 @@ from whisper_byoc.trickle import (
     TrickleSubscriber,
     Unreachable,
 )
-from whisper_byoc.trickle.server import listening, serve
+from whisper_byoc.trickle.server import serve
 
 
 async def test_a_sweep_that_fails_is_not_the_last_one(caplog):
@@ -35,14 +35,14 @@ async def test_a_sweep_that_fails_is_not_the_last_one(caplog):
                 raise RuntimeError("a defect")
 
     server = Failing(limits=TrickleLimits(sweep_seconds=0.001))
-    async with listening(server, "127.0.0.1", 0):
+    async with server.listening("127.0.0.1", 0):
         await until(lambda: server.sweeps > 1)
     assert "a defect" in caplog.text
 
 
 async def test_a_channel_is_created_once_and_ends_with_the_server():
     server = TrickleServer(changefeed=True)
-    async with listening(server, "127.0.0.1", 0):
+    async with server.listening("127.0.0.1", 0):
         channel = server.create("ch")
         assert channel is server.create("ch", "text/other")
     assert channel.closed
@@ -94,7 +94,7 @@ async def test_its_options(quick):
 
 
 async def test_a_port_in_use():
-    async with listening(TrickleServer(), "127.0.0.1", 0) as base:
+    async with TrickleServer().listening("127.0.0.1", 0) as base:
         port = int(base.split(":")[2].split("/")[0])
         with pytest.raises(StartError, match=f"port {port} on 127.0.0.1 is in use"):
             await serve(TrickleServer(), "127.0.0.1", port, asyncio.Event())

@@ -124,6 +124,19 @@ class TrickleServer:
         app.cleanup_ctx.append(sweeping)
         app.on_shutdown.append(end_channels)
 
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str, port: int) -> AsyncIterator[str]:
+        """Serve alone while the context lasts, and yield the URL to which names of channels are added.
+
+        Port 0 takes a free one. Raises `StartError` when the address cannot be had.
+        """
+        app = web.Application()
+        self.add_routes(app)
+        async with http.listening(
+            app, host, port, keep_alive_seconds=IDLE_CONNECTION_S, shutdown_seconds=UNFINISHED_SEGMENT_S
+        ) as bound:
+            yield f"http://{http.bracketed(host)}:{bound}{self.base_path}"
+
     def _report_change(self, what: str, name: str) -> None:
         feed = self._changes
         if feed is None or feed.closed:
@@ -136,27 +149,13 @@ class TrickleServer:
         feed.finish(segment)
 
 
-@contextlib.asynccontextmanager
-async def listening(server: TrickleServer, host: str, port: int) -> AsyncIterator[str]:
-    """Serve while the context lasts, and yield the URL that channel names are added to. Port 0 takes a free one.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    app = web.Application()
-    server.add_routes(app)
-    async with http.listening(
-        app, host, port, keep_alive_seconds=IDLE_CONNECTION_S, shutdown_seconds=UNFINISHED_SEGMENT_S
-    ) as bound:
-        yield f"http://{http.bracketed(host)}:{bound}{server.base_path}"
-
-
 async def serve(server: TrickleServer, host: str, port: int, stop: asyncio.Event | None = None) -> None:
     """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end.
 
     Raises `StartError` when the address cannot be had.
     """
     stop = stop or stop_on_signals()
-    async with listening(server, host, port) as url:
+    async with server.listening(host, port) as url:
         log.info("trickle server listening on %s (auto-create %s)", url, "on" if server.autocreate else "off")
         await stop.wait()
         log.info("shutting down: %d channels end", len(server.channels))

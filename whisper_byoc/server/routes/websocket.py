@@ -20,7 +20,7 @@ from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20
 """32 s of sound; senders send parts of a second."""
-CLOSED = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+CLOSING_TYPES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
 class CloseEarly(ByocError):
@@ -105,7 +105,7 @@ def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
 
     Raises `CloseEarly` for other text, `ConnectionError` when there will be no more messages.
     """
-    if message.type in CLOSED:
+    if message.type in CLOSING_TYPES:
         raise ConnectionResetError("the client hung up")
     if message.type is WSMsgType.BINARY:
         return bytes(message.data)
