@@ -4,7 +4,6 @@ import asyncio
 import json
 
 import pytest
-from aiohttp import web
 
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle.publisher import TricklePublisher
@@ -107,21 +106,14 @@ class Orchestrator:
 async def orchestrate(serving, monkeypatch):
     monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.0)  # followers read from the first segment on
     trickle = TrickleServer("/ai/trickle/")
-    app = web.Application(client_max_size=0)
-    trickle.add_routes(app)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-
     worlds = []
+    async with trickle.listening("127.0.0.1", 0) as url:
 
-    async def start(processor=None, **limits):
-        worlds.append(Orchestrator(trickle, base, await serving(processor or Sound(), **limits)))
-        return worlds[-1]
+        async def start(processor=None, **limits):
+            base = url.removesuffix(trickle.base_path)
+            worlds.append(Orchestrator(trickle, base, await serving(processor or Sound(), **limits)))
+            return worlds[-1]
 
-    yield start
-    for world in worlds:
-        await world.api.server.streams.close()  # else they connect anew while the listener goes
-    await runner.cleanup()
+        yield start
+        for world in worlds:
+            await world.api.server.streams.close()  # else they connect anew while the listener goes
