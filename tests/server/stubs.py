@@ -2,6 +2,8 @@
 
 import asyncio
 
+from whisper_byoc.processors.base import Result
+
 
 class Upper:
     """A processor by its shape alone."""
@@ -48,6 +50,77 @@ class Says(Sound):
         if isinstance(text, Exception):
             raise text
         return text.encode()
+
+
+class Listener:
+    """A processor with live sessions that keeps what it hears, waits for `go`, and answers as `answer` says."""
+
+    media = "audio"
+    live = True
+    content_type = "text/plain; charset=utf-8"
+
+    def __init__(self, answer=lambda piece: []):
+        self.answer = answer
+        self.go, self.begun = asyncio.Event(), asyncio.Event()
+        self.go.set()
+        self.pieces, self.arrivals, self.calls, self.closed = [], [], [], 0
+
+    async def process(self, frame):
+        raise AssertionError("sessions are used")
+
+    def open_session(self, job):
+        self.job = job
+        return self
+
+    async def feed(self, frame):
+        self.calls.append("feed")
+        if frame == b"no":
+            raise ValueError("no such segment")
+        return [final(f"segment of {len(frame)}")]
+
+    async def feed_live(self, piece, arrived):
+        self.begun.set()
+        await self.go.wait()
+        self.pieces.append(piece)
+        self.arrivals.append(arrived)
+        return self.answer(piece)
+
+    def when_ready(self, tell):
+        self.tell = tell
+
+    async def ready(self):
+        return self.answer(None)
+
+    async def flush(self):
+        self.calls.append("flush")
+        return [final("flush")]
+
+    async def end_feed(self):
+        self.calls.append("end_feed")
+        return [final("last words")]
+
+    async def finish(self):
+        self.calls.append("finish")
+        return [final(f"{len(self.heard)} bytes")]
+
+    def close(self):
+        self.closed += 1
+
+    def summary(self):
+        return {}
+
+    @property
+    def heard(self):
+        return b"".join(self.pieces)
+
+
+def final(text, **options):
+    fields = {"type": "transcript", "text": text, "is_final": True, "language": "en", "segments": []}
+    return Result(text.encode(), fields, **options)
+
+
+def partial(text):
+    return Result(b"", {"type": "transcript", "text": text, "is_final": False, "segments": []}, partial=True)
 
 
 async def raw(api, head: str, body: bytes = b""):

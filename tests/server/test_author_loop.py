@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from tests.server.stubs import Listener, partial
 from tests.waiting import forever, until
 from whisper_byoc.errors import BadParam
-from whisper_byoc.processors.base import Result
 
 
 @pytest.fixture
@@ -23,77 +23,54 @@ def author_loop():
     loop.close()
 
 
-class Live:
-    """A processor with live sessions that notes which of its functions ran, and in which thread."""
-
-    media = "audio"
-    live = True
-    content_type = "text/plain; charset=utf-8"
+class Live(Listener):
+    """Notes in which threads each of its functions was called."""
 
     def __init__(self):
-        self.calls, self.sound, self.opened = {}, b"", 0
-
-    def note(self, name):
-        self.calls.setdefault(name, set()).add(threading.get_ident())
+        super().__init__(lambda piece: [] if piece else [partial("so far")])
+        self.threads, self.opened = {}, 0
 
     async def initialize(self):
-        self.note("initialize")
-
-    async def process(self, frame):
-        raise AssertionError("sessions are used")
+        pass
 
     def open_session(self, job):
-        self.note("open_session")
         self.opened += 1
         return self
 
     def update(self, params):
-        self.note("update")
         if params.get("language") == "xx":
             raise BadParam("language", "no language xx")
 
-    async def feed(self, frame):
-        self.note("feed")
-        return [Result(b"segment")]
-
     async def feed_live(self, piece, arrived):
-        self.note("feed_live")
-        self.sound += piece
-        self.signal()
-        return []
-
-    def when_ready(self, callback):
-        self.note("when_ready")
-        self.signal = callback
-
-    async def ready(self):
-        self.note("ready")
-        return [Result(b"", {"type": "transcript", "text": "so far", "is_final": False}, partial=True)]
+        self.tell()
+        return await super().feed_live(piece, arrived)
 
     async def flush(self):
-        self.note("flush")
-        return []
-
-    async def end_feed(self):
-        self.note("end_feed")
-        return []
-
-    async def finish(self):
-        self.note("finish")
-        return [Result(b"the end")]
-
-    def close(self):
-        self.note("close")
-
-    def summary(self):
-        self.note("summary")
-        return {"bytes": len(self.sound)}
+        return []  # a final text would take the place of the partial one
 
     def trouble(self):
-        self.note("trouble")
+        return None
 
     async def shutdown(self):
-        self.note("shutdown")
+        pass
+
+
+CALLED = (
+    "initialize", "open_session", "update", "feed", "feed_live", "when_ready", "ready", "flush", "end_feed", "finish",
+    "close", "summary", "trouble", "shutdown",
+)  # fmt: skip
+
+
+def noted(function):
+    def call(self, *arguments):
+        self.threads.setdefault(function.__name__, set()).add(threading.get_ident())
+        return function(self, *arguments)
+
+    return call
+
+
+for name in CALLED:
+    setattr(Live, name, noted(getattr(Live, name)))
 
 
 async def test_all_of_a_live_processors_code_runs_on_its_authors_loop(author_loop, serving):
@@ -102,29 +79,27 @@ async def test_all_of_a_live_processors_code_runs_on_its_authors_loop(author_loo
     await api.put("job", b"ab", chunked=True, query="?more=1")
     async with api.http.get(f"{api.url}/live/job/output", headers={"Accept": "application/x-ndjson"}) as output:
         assert json.loads(await output.content.readline())["text"] == "so far"
-        await until(lambda: "flush" in live.calls)
+        await until(lambda: "flush" in live.threads)
         await api.put("job", b"cd")
         await api.table.get("job").update({"language": "de"})
         with pytest.raises(BadParam):
             await api.table.get("job").update({"language": "xx"})
         await api.put("job", b"ef", chunked=True)
         records = [json.loads(line) async for line in output.content]
-    assert [each["text"] for each in records if each["type"] == "result"] == ["segment", "the end"]
-    assert (records[-1]["type"], records[-1]["bytes"], records[-1]["errors"]) == ("end", 4, 0)
+    assert [each["text"] for each in records if each.get("is_final")] == ["last words", "segment of 2", "4 bytes"]
+    assert (records[-1]["type"], records[-1]["errors"]) == ("end", 0)
     assert (await api.json("/health"))[1] == {"status": "IDLE"}
     await api.server.__aexit__(None, None, None)
-    assert set(live.calls) == {
-        "initialize", "open_session", "update", "feed", "feed_live", "when_ready", "ready", "flush", "end_feed",
-        "finish", "close", "summary", "trouble", "shutdown",
-    }  # fmt: skip
-    assert set.union(*live.calls.values()) == {next(iter(live.calls["initialize"]))} != {threading.get_ident()}
+    assert set(live.threads) == set(CALLED)
+    (thread,) = set.union(*live.threads.values())
+    assert thread != threading.get_ident()
 
 
 async def test_requests_are_answered_while_the_authors_loop_is_blocked(author_loop, serving):
     live, unblock = Live(), threading.Event()
     api = await serving(live, loop=author_loop, admission_seconds=0.1)
     await api.put("job", b"ab")
-    await until(lambda: "feed" in live.calls)
+    await until(lambda: "feed" in live.threads)
     author_loop.call_soon_threadsafe(unblock.wait)
     began = time.monotonic()
     assert (await api.json("/readyz"))[0] == 200

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from audio import pcm
 from audio.wav import read_wav
-from tests.server.stubs import raw
+from tests.server.stubs import Listener, final, partial, raw
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import Result
@@ -18,77 +18,6 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.ingest.framing import AudioFraming
 
 SECOND = 32_000
-
-
-class Listener:
-    """A processor whose session keeps what it hears, waits when told so, and answers as `answer` says."""
-
-    media = "audio"
-    live = True
-    content_type = "text/plain; charset=utf-8"
-
-    def __init__(self, answer=lambda piece: []):
-        self.answer = answer
-        self.go, self.begun = asyncio.Event(), asyncio.Event()
-        self.go.set()
-        self.pieces, self.arrivals, self.calls, self.closed = [], [], [], 0
-
-    async def process(self, frame):
-        raise AssertionError("sessions are used")
-
-    def open_session(self, job):
-        self.job = job
-        return self
-
-    async def feed(self, frame):
-        self.calls.append("feed")
-        if frame == b"no":
-            raise ValueError("no such segment")
-        return [final(f"segment of {len(frame)}")]
-
-    async def feed_live(self, piece, arrived):
-        self.begun.set()
-        await self.go.wait()
-        self.pieces.append(piece)
-        self.arrivals.append(arrived)
-        return self.answer(piece)
-
-    def when_ready(self, tell):
-        self.tell = tell
-
-    async def ready(self):
-        return self.answer(None)
-
-    async def flush(self):
-        self.calls.append("flush")
-        return [final("flush")]
-
-    async def end_feed(self):
-        self.calls.append("end_feed")
-        return [final("last words")]
-
-    async def finish(self):
-        self.calls.append("finish")
-        return [final(f"{len(self.heard)} bytes")]
-
-    def close(self):
-        self.closed += 1
-
-    def summary(self):
-        return {}
-
-    @property
-    def heard(self):
-        return b"".join(self.pieces)
-
-
-def final(text, **options):
-    fields = {"type": "transcript", "text": text, "is_final": True, "language": "en", "segments": []}
-    return Result(text.encode(), fields, **options)
-
-
-def partial(text):
-    return Result(b"", {"type": "transcript", "text": text, "is_final": False, "segments": []}, partial=True)
 
 
 def numbered(size):
