@@ -50,7 +50,7 @@ def check_id(text: str, what: str = "job id") -> str:
 
 def sender_header() -> str:
     """Return the value of `SENDER` in a token request of a gateway without a key."""
-    return _encoded({"addr": NOBODY, "sig": ""})
+    return _header_value({"addr": NOBODY, "sig": ""})
 
 
 def parse_sender(text: str) -> dict[str, str]:
@@ -58,7 +58,7 @@ def parse_sender(text: str) -> dict[str, str]:
 
     Raises `RequestRefused` (400).
     """
-    sender = _decoded(text, SENDER)
+    sender = _header_object(text, SENDER)
     return {"addr": str(sender.get("addr", "")), "sig": str(sender.get("sig", ""))}
 
 
@@ -82,7 +82,7 @@ class JobHeader:
         """
         if not text:
             raise RequestRefused(400, f"the {JOB} header is missing: base64 of a JSON object that describes the job")
-        fields = _decoded(text, JOB)
+        fields = _header_object(text, JOB)
         for name in ("request", "parameters"):
             object_in(fields.get(name), name)
         seconds = fields.get("timeout_seconds")
@@ -97,7 +97,7 @@ class JobHeader:
 
     def encode(self) -> str:
         """Return the header's value as a gateway without a key writes it; orchestrators take that off-chain."""
-        return _encoded(asdict(self) | {"sender": NOBODY, "sig": ""})
+        return _header_value(asdict(self) | {"sender": NOBODY, "sig": ""})
 
     def asking(self, **details: Any) -> Self:
         """Return the same job with more keys in `request`."""
@@ -115,11 +115,11 @@ class JobHeader:
         return object_in(self.parameters, "parameters")
 
 
-def _encoded(fields: Mapping[str, Any]) -> str:
+def _header_value(fields: Mapping[str, Any]) -> str:
     return base64.b64encode(json.dumps(fields).encode()).decode()
 
 
-def _decoded(text: str, header: str) -> dict[str, Any]:
+def _header_object(text: str, header: str) -> dict[str, Any]:
     try:
         found = json_value(base64.b64decode(text, validate=True))
     except ValueError:

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 
 from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored
-from whisper_byoc.cli.orchestrator import add_node_options, network_limits, own_address
+from whisper_byoc.cli.orchestrator import add_node_options, network_limits, served_address
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if not urls:
         raise UsageError("-orchAddr names no orchestrator")
     config = GatewayConfig(
-        listen=own_address(args.httpAddr, "-httpAddr", GATEWAY_PORT),
+        listen=served_address(args.httpAddr, "-httpAddr", GATEWAY_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
         cross_origin=bool(args.allow_cors),

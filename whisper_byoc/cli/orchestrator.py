@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level)
     log_ignored(args)
     config = OrchestratorConfig(
-        service=own_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT),
-        listen=own_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else None,
+        service=served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT),
+        listen=served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else None,
         secret=args.orchSecret,
         containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
@@ -107,7 +107,7 @@ def trickle_host(text: str) -> str:
     return text
 
 
-def own_address(text: str, flag: str, default_port: int) -> Address:
+def served_address(text: str, flag: str, default_port: int) -> Address:
     """Read an address that this node serves; it has no certificate for https."""
     if text.startswith("https://"):
         raise UsageError(f"{flag} {text}: this serves plain HTTP; write http://, or put a proxy with TLS in front")

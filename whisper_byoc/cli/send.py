@@ -90,22 +90,22 @@ async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
     where = getattr(args, "where", "gateway" if args.gateway else "url")
     if where == "url":
         return TrickleClient(args.url, pipeline=args.pipeline, params=params, **options)
-    if args.pipeline is None:
-        async with GatewayClient(args.gateway, **options) as asking:
-            try:
-                args.pipeline = the_only_one(await asking.capabilities(), args.gateway)
-            except ServerRefused as error:
-                if error.status != 404:
-                    raise
-                raise ClientError(f"{args.gateway} is not a gateway; a container is given with --url") from None
-    return GatewayClient(args.gateway, args.pipeline, params=params, **options)
+    model = await only_model(args.gateway, options) if args.pipeline is None else args.pipeline
+    return GatewayClient(args.gateway, model, params=params, **options)
 
 
-def the_only_one(known: dict[str, Any], gateway: str) -> str:
-    """Choose the only model there is.
+async def only_model(gateway: str, options: dict[str, Any]) -> str:
+    """Ask a gateway for the only model it has.
 
     Raises `ClientError` when there is none, `UsageError` with the names when there are several.
     """
+    try:
+        async with GatewayClient(gateway, **options) as client:
+            known = await client.capabilities()
+    except ServerRefused as error:
+        if error.status != 404:
+            raise
+        raise ClientError(f"{gateway} is not a gateway; a container is given with --url") from None
     names = [str(each["name"]) for each in known["capabilities"]]
     if not names:
         raise ClientError(f"{gateway} has no model now; is a container running? `whisper-byoc doctor` finds out")
