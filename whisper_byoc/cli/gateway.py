@@ -11,8 +11,8 @@ from whisper_byoc.cli.orchestrator import add_node_options, network_limits, serv
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
-from whisper_byoc.network.gateway import GatewayConfig, serve
-from whisper_byoc.network.serving import Address
+from whisper_byoc.network.gateway import GatewayConfig, running
+from whisper_byoc.network.serving import Address, serve
 
 
 def configure(parser: Parser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         cross_origin=bool(args.allow_cors),
         limits=network_limits(args),
     )
-    asyncio.run(serve(config))
+    asyncio.run(serve(running(config)))
     return 0
 
 

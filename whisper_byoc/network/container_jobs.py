@@ -12,7 +12,7 @@ from yarl import URL
 from whisper_byoc import livepeer
 from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.network.peers import refusal, talking_to
+from whisper_byoc.network.peers import first_to_take, refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import Node
@@ -68,10 +68,9 @@ class ContainerJobs:
                 slot.free()
 
         with Relay(self._node, request) as relay:
-            return await relay.to_first(self._pool.slots(job.capability), attempt)
+            return await first_to_take(self._pool.slots(job.capability), attempt, relay.repeatable)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        """Bring a frame or a live feed to a container, and its results back."""
         self._node.check_draining()
         model = request.headers.get(livepeer.MODEL, "")
         if not model:
@@ -82,7 +81,7 @@ class ContainerJobs:
             return await LiveJob(self._node, slot, relay).run()
 
         with Relay(self._node, request, live=True) as relay:
-            return await relay.to_first(self._pool.slots(model), attempt)
+            return await first_to_take(self._pool.slots(model), attempt, relay.repeatable)
 
 
 class LiveJob:
@@ -120,7 +119,7 @@ class LiveJob:
                 error.reached = True  # one of the two requests may have come too late to get a connection
             return await self._relay.fail(error)
         finally:
-            self._node.tasks.start(self._leave())
+            self._node.tasks.start(self._leave())  # the client need not wait for that
 
     async def _frame(self) -> web.StreamResponse:
         await self._send()
@@ -136,7 +135,6 @@ class LiveJob:
                     return web.Response(body=b"")
 
     async def _feed(self) -> web.StreamResponse:
-        """Send the feed while its results come back."""
         client, seconds = self._relay.client, self._limits.open_seconds
         following = {"follow": "1", "wait": f"{seconds:g}"}
         try:
@@ -181,7 +179,6 @@ class LiveJob:
         return self._node.http.get(f"{self._url}/output", params=params, headers=headers, allow_redirects=False)
 
     async def _leave(self) -> None:
-        """Free the container's memory and the place, behind the client's back."""
         limit = aiohttp.ClientTimeout(total=self._limits.answer_seconds)
         try:
             with contextlib.suppress(*CONNECTION_ERRORS):

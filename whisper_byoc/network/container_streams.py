@@ -76,7 +76,6 @@ class ContainerStreams(StreamTable["ContainerStream"]):
         ]
 
     async def start(self, request: web.Request) -> web.Response:
-        """Find a container for a stream, and answer with the URLs of its channels."""
         self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
@@ -158,11 +157,9 @@ class Channels:
         self.control, self.events = (self._channels[kind] for kind in KINDS[:2])
 
     def body_urls(self, base: str) -> dict[str, str]:
-        """Return what tells the container the URLs of its channels below `base`."""
         return {kind.body_key: base + channel.name for kind, channel in self._channels.items()}
 
     def headers(self, base: str) -> dict[str, str]:
-        """Return what tells the gateway the URLs of its channels below `base`."""
         return {kind.header: base + channel.name for kind, channel in self._channels.items()}
 
     def close(self) -> None:
@@ -191,7 +188,6 @@ class ContainerStream:
 
     @property
     def ending(self) -> bool:
-        """Whether it will be over soon: somebody has ended it, or its container is gone."""
         return self._ending.is_set()
 
     async def start(self, body: Mapping[str, Any], seconds: float) -> None:
@@ -209,10 +205,6 @@ class ContainerStream:
         self.over = asyncio.get_running_loop().create_task(self._watch(), name=f"stream {self.id}")
 
     async def post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
-        """Send the container a request about the stream.
-
-        Raises `PeerFailed`.
-        """
         container = self._slot.container
         headers = {livepeer.STREAM_ID: self.id, **container.headers, "Content-Type": content_type}
         async with self._slot.guard():
@@ -235,7 +227,6 @@ class ContainerStream:
         return await asyncio.shield(self._stopping)
 
     async def end(self, reason: str) -> None:
-        """Stop it, and wait until it is over."""
         await self._stop_quietly(reason)
         await asyncio.wait({self.over})
 

@@ -49,7 +49,6 @@ class Directory:
         self._http = http
 
     async def keep_asking(self) -> None:
-        """Ask all orchestrators every few seconds, until cancelled."""
         while True:
             try:
                 await self.ask()

@@ -15,14 +15,13 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
-from whisper_byoc.network.peers import AbortScope
+from whisper_byoc.network.peers import AbortScope, first_to_take
 from whisper_byoc.network.relay import Relay
 from whisper_byoc.network.serving import (
     Address,
     NetworkLimits,
     Node,
     open_session,
-    serve_until_stopped,
 )
 
 MARGIN_S = 5.0
@@ -51,7 +50,6 @@ class GatewayJobs:
         ]
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        """Bring one frame, or a live feed, to an orchestrator that offers the model."""
         model = request.headers.get(livepeer.MODEL, "")
         if not model:
             names = ", ".join(self._directory.available) or "none yet"
@@ -79,7 +77,7 @@ class GatewayJobs:
             peer = f"the orchestrator at {url}"
             return await relay.post(self.scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
 
-        return await relay.to_first(urls, attempt)
+        return await first_to_take(urls, attempt, relay.repeatable)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -164,11 +162,3 @@ async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
                 yield gateway
         finally:
             await cancel(asking)
-
-
-async def serve(config: GatewayConfig, stop: asyncio.Event | None = None) -> None:
-    """Serve until `stop` is set (default: by SIGTERM or SIGINT), then drain.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    await serve_until_stopped(running(config), stop)

@@ -48,7 +48,6 @@ class GatewayStreams(StreamTable[Session]):
         ]
 
     async def start(self, request: web.Request) -> web.Response:
-        """Start a stream; the answer comes when a container has taken it on."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         fields = json_object(await read_small(request, LARGEST_BODY))
         stream_id = id_for(fields)
@@ -109,7 +108,6 @@ class GatewayStreams(StreamTable[Session]):
             self._streams.pop(name, None)
 
     def _urls(self, request: web.Request, session: Session) -> dict[str, str]:
-        """Return all keys of go-livepeer's answer, and the trickle channels of ours."""
         host = self._public_host or request.host
         base = host if "://" in host else f"{request.scheme}://{host}"
         route, trickle = f"{base}/process/stream/{session.id}", base + self._node.trickle.base_path

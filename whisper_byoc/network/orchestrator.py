@@ -1,6 +1,5 @@
 """The orchestrator: how containers and gateways find each other, and running it."""
 
-import asyncio
 import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +21,6 @@ from whisper_byoc.network.serving import (
     Node,
     open_session,
     read_small,
-    serve_until_stopped,
 )
 
 MOST_CONTAINERS = 1000
@@ -46,7 +44,6 @@ class Registration:
         ]
 
     async def register(self, request: web.Request) -> web.Response:
-        """Take a container in, or change what is known of it."""
         self._check_secret(request)
         container = parse_container(await read_small(request))
         if len(tuple(self._pool)) >= MOST_CONTAINERS and self._pool.find(container.name, container.url) is None:
@@ -187,11 +184,3 @@ async def running(config: OrchestratorConfig) -> AsyncIterator[Orchestrator]:
                 yield orchestrator
         finally:
             await orchestrator.health.close()
-
-
-async def serve(config: OrchestratorConfig, stop: asyncio.Event | None = None) -> None:
-    """Serve until `stop` is set (default: by SIGTERM or SIGINT), then drain.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    await serve_until_stopped(running(config), stop)

@@ -32,7 +32,6 @@ class AbortScope:
         self._guards: set[asyncio.Timeout] = set()
 
     def abort(self, reason: str) -> None:
-        """Interrupt the work, and refuse more; only the first reason counts."""
         if self.reason is None:
             self.reason = reason
             for guard in self._guards:

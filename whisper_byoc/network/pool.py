@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,8 +42,6 @@ class Container:
     """What it says it serves; None before it was asked, empty if it does not tell."""
     leaving: bool = False
     """Whether it has unregistered, and is only known until its last job is over."""
-    gone_at: float = field(default_factory=time.monotonic)
-    """Since when it has not been ready."""
     slots: set["Slot"] = field(default_factory=set)
 
     @property
@@ -86,19 +83,16 @@ class Container:
     def not_ready(self, trouble: str) -> None:
         """Note that it takes no new jobs; those it has go on."""
         if self.ready:
-            self.gone_at = time.monotonic()
             log.warning("BYOC capability lost: %s (%s): %s", self.name, self.url, trouble)
         elif trouble != self.trouble and not self.leaving:
             log.info("waiting for %s (%s): %s", self.name, self.url, trouble)
         self.ready, self.trouble, self.pipelines = False, trouble, None
 
     def gone(self, trouble: str) -> None:
-        """Note that it is gone, and end the jobs it had."""
         self.not_ready(trouble)
         self.abort_jobs(f"{self.peer} is gone: {trouble}")
 
     def abort_jobs(self, reason: str) -> None:
-        """End the jobs that it has."""
         for slot in tuple(self.slots):
             slot.abort(reason)
 
@@ -204,7 +198,6 @@ class HealthCheck:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def follow(self, url: str) -> None:
-        """Begin to ask the container at a URL, unless that is done already."""
         if url not in self._tasks:
             self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url))
 
@@ -221,20 +214,18 @@ class HealthCheck:
                     each.not_ready(trouble) if trouble else each.is_ready()
             except CONNECTION_ERRORS as error:
                 silences += 1
-                if _connection_refused(error):
-                    self._gone(containers, reason_of(error))
-                elif silences >= SILENCES:
-                    self._gone(containers, f"{silences} times in a row it gave no answer: {reason_of(error)}")
+                trouble = reason_of(error)
+                if not _connection_refused(error):
+                    trouble = f"{SILENCES} times in a row it gave no answer: {trouble}"
+                if _connection_refused(error) or silences >= SILENCES:
+                    for each in containers:
+                        each.gone(trouble)
+                        too_long = silences * self._limits.ask_seconds > self._limits.forget_seconds
+                        each.leaving = each.leaving or (each.registered and too_long)
             except Exception:  # a bug here must not end the asking
                 log.exception("asking %s how it is failed", url)
             await asyncio.sleep(self._limits.ask_seconds)
         del self._tasks[url]
-
-    def _gone(self, containers: list[Container], trouble: str) -> None:
-        for each in containers:
-            each.gone(trouble)
-            if each.registered and time.monotonic() - each.gone_at > self._limits.forget_seconds:
-                each.leaving = True
 
     async def _ask(self, url: str, containers: list[Container]) -> str:
         """Return the reason why a container takes no jobs, empty if it does.

@@ -31,7 +31,6 @@ class RecordCount:
         self.errors = 0
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count a record that was passed on."""
         kind, seq, timing = record.get("type"), record.get("seq"), record.get("timing")
         self._job_id = str(record.get("job_id", self._job_id))
         self._seq = seq if type(seq) is int else self._seq + 1
@@ -41,7 +40,6 @@ class RecordCount:
         self._audio_ms = end if type(end) is int else self._audio_ms
 
     def failure(self, job_id: str, message: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the last two records of a job that failed; `job_id` is for one that has said nothing yet."""
         job_id, seq = self._job_id or job_id, self._seq + 1
         counts = {"audio_ms": self._audio_ms, "transcripts": self._transcripts, "errors": self.errors + 1}
         error = {"type": "error", "job_id": job_id, "seq": seq, "error": message}
@@ -91,7 +89,6 @@ class RecordStream:
         return self._end
 
     def failure(self, job_id: str, message: str) -> bytes:
-        """Return an error and an end record, numbered after what was passed on."""
         written = []
         for record in self._count.failure(job_id, message):
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))

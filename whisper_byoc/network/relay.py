@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Self
 
 import aiohttp
 from aiohttp import web
@@ -14,15 +14,13 @@ from yarl import URL
 
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.http import abort
-from whisper_byoc.network.peers import AbortScope, first_to_take, refusal, talking_to
+from whisper_byoc.network.peers import AbortScope, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
 from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle import MemoryFull
 from whisper_byoc.trickle.limits import ByteBudget
 
 log = logging.getLogger("whisper_byoc.network")
-
-Peer = TypeVar("Peer")
 
 
 class RequestBody:
@@ -121,7 +119,6 @@ class ClientAnswer:
         self._response: web.StreamResponse | None = None
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send the head."""
         head = {"Content-Type": "application/octet-stream", **headers}
         if self._records:
             head |= {"Content-Type": self._records.content_type, "Cache-Control": "no-cache"}
@@ -148,7 +145,6 @@ class ClientAnswer:
             await self.write(self._records.feed(data) if self._records else data)
 
     async def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
         assert self._response is not None
         if data:
             async with self._client_reads():
@@ -172,7 +168,6 @@ class ClientAnswer:
         return await self.end(self._records.failure(uuid.uuid4().hex, str(error)))
 
     async def end(self, data: bytes = b"") -> web.StreamResponse:
-        """Send the last bytes."""
         await self.write(data)
         assert self._response is not None
         async with self._client_reads():
@@ -214,11 +209,9 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.body.release()
 
-    async def to_first(
-        self, peers: Iterable[Peer], attempt: Callable[[Peer], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Have the request done by the first peer that takes it, as `first_to_take` says."""
-        return await first_to_take(peers, attempt, lambda: self.body.repeatable)
+    def repeatable(self) -> bool:
+        """Whether another peer can still have the whole body."""
+        return self.body.repeatable
 
     async def post(
         self, scope: AbortScope, peer: str, url: URL, headers: Mapping[str, str], seconds: float,

@@ -146,8 +146,7 @@ class _Stream(Protocol):
     over: asyncio.Task[None]
 
     @property
-    def ending(self) -> bool:
-        """Whether it is over, or will be soon."""
+    def ending(self) -> bool: ...
 
     async def end(self, reason: str) -> None:
         """Stop it if it is running, and wait until it is over."""
@@ -318,12 +317,10 @@ def open_session() -> aiohttp.ClientSession:
     return http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES)
 
 
-async def serve_until_stopped(
-    running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None
-) -> None:
-    """Serve until `stop` is set (default: by SIGTERM or SIGINT), then drain.
+async def serve(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:
+    """Serve what `running(config)` of gateway or orchestrator returns until `stop` is set, then drain.
 
-    Raises `StartError` when the address cannot be had.
+    By default SIGTERM and SIGINT set it. Raises `StartError` when the address cannot be had.
     """
     stop = stop or stop_on_signals()  # before anybody can know that we listen
     async with running as node:

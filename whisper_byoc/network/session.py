@@ -110,16 +110,11 @@ class Session:
         return await asyncio.shield(self._stopping)
 
     async def end(self, reason: str) -> None:
-        """Stop it if it is running, and wait until it is over."""
         if self._stopping is not None or not self.over.done():
             await self.stop(reason.encode(), "text/plain")
         await asyncio.wait({self.over})
 
     async def update(self, body: bytes, content_type: str) -> Answer:
-        """Hand parameters to the container, and return its answer.
-
-        Raises `RequestRefused`.
-        """
         if self.over.done():
             raise RequestRefused(404, f"stream {self.id!r} has ended")
         return await self._post("update", body, content_type, self._job.timeout_seconds + MARGIN_S)
@@ -241,7 +236,6 @@ class Session:
         return answer
 
     async def _finish(self, reason: str) -> None:
-        """Let readers come to the end, and free everything, at the orchestrator too."""
         if reason and not self.records.ended:
             self._error = self._error or reason
             log.warning("stream %s: %s", self.id, reason)
@@ -294,7 +288,6 @@ class Session:
             self._error = str(event.get("message", event.get("error", "")))
 
     async def _read_data(self) -> None:
-        """Collect lines as they come, until the end record or the end of the channel."""
         async with self._reader("Data") as subscriber:
             async for segment in subscriber:
                 if segment.missed:
