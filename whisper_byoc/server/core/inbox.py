@@ -44,8 +44,8 @@ class QueuedPieces:
         self.pieces.append((data, arrived))
 
 
-class Signal(Enum):
-    """What a job is told between segments."""
+class Sentinel(Enum):
+    """What the inbox yields beside segments and pieces."""
 
     READY = "ready"
     """The session of a live feed has results between two pieces."""
@@ -69,7 +69,7 @@ class Inbox:
         self._touch = touch
         self._closed = False
         self._freed = Changed()
-        self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Signal] = asyncio.Queue()  # bounded by `_fits`
+        self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Sentinel] = asyncio.Queue()  # bounded by `_fits`
         self._joinable: QueuedPieces | None = None  # what is last in the queue, if it is of a live feed
         self._loop = asyncio.get_running_loop()
 
@@ -139,15 +139,15 @@ class Inbox:
         else:
             self.enqueue(data, size)
 
-    def signal(self, signal: Signal) -> None:
-        self._queue.put_nowait(signal)
+    def put_ready(self) -> None:
+        self._queue.put_nowait(Sentinel.READY)
 
     def close(self) -> None:
-        """Take no more; `Signal.END` follows what waits. Harmless when repeated."""
+        """Take no more; `Sentinel.END` follows what waits. Harmless when repeated."""
         if not self._closed:
             self._closed = True
             self._freed.notify()
-            self.signal(Signal.END)
+            self._queue.put_nowait(Sentinel.END)
 
     def _fits(self, size: int, items: int) -> bool:
         if self.items == 0:
@@ -158,14 +158,14 @@ class Inbox:
         self._joinable = QueuedPieces([(data, self._loop.time())], len(data))
         self._queue.put_nowait(self._joinable)
 
-    async def next(self, flush_after: float | None = None) -> QueuedSegment | QueuedPieces | Signal:
-        """Wait for what comes next; `Signal.FLUSH` when nothing came for `flush_after` seconds."""
+    async def next(self, flush_after: float | None = None) -> QueuedSegment | QueuedPieces | Sentinel:
+        """Wait for what comes next; `Sentinel.FLUSH` when nothing came for `flush_after` seconds."""
         try:
             async with asyncio.timeout(flush_after):
                 item = await self._queue.get()
         except TimeoutError:
             if self._queue.empty():
-                return Signal.FLUSH
+                return Sentinel.FLUSH
             item = self._queue.get_nowait()  # it came in the same turn of the loop
         if item is self._joinable:
             self._joinable = None
@@ -176,4 +176,4 @@ class Inbox:
         self._closed = True
         self._freed.notify()
         items = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-        return [item for item in items if not isinstance(item, Signal)]
+        return [item for item in items if not isinstance(item, Sentinel)]

@@ -12,7 +12,7 @@ from typing import Any, cast
 from audio.errors import AudioError
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_results
-from whisper_byoc.server.core.inbox import Inbox, QueuedPieces, QueuedSegment, Signal
+from whisper_byoc.server.core.inbox import Inbox, QueuedPieces, QueuedSegment, Sentinel
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline
@@ -130,7 +130,8 @@ class Job:
         return not self.results.ended and (self.has_feed or at_work)
 
     @property
-    def settled(self) -> bool:
+    def fully_read(self) -> bool:
+        """Whether it has ended and all of its results have been read."""
         return self.results.ended and self.results.unread == 0 and not self.has_reader
 
     async def stop(self, reason: str) -> None:
@@ -146,7 +147,7 @@ class Job:
             return
         waiting = [self._at_work, *left] if self._at_work else left
         for segment in waiting:
-            self._settle(segment)
+            self._release(segment)
             self.results.force_error(f"not processed: {reason}")
         self._count_errors(len(waiting) + 1)
         self.results.force_error(reason)
@@ -156,17 +157,17 @@ class Job:
         if self._is_live:
             await self._attempt(self._begin_live(), "the start of the session")
         flush_after: float | None = None
-        while (item := await self.inbox.next(flush_after)) is not Signal.END:
-            if item is Signal.READY:
+        while (item := await self.inbox.next(flush_after)) is not Sentinel.END:
+            if item is Sentinel.READY:
                 await self._attempt(self._call(self._live.ready), "a partial text")
                 continue
-            if item is Signal.FLUSH:
+            if item is Sentinel.FLUSH:
                 await self._attempt(self._call(self._live.flush), "an utterance")
             else:
                 self._at_work = item
                 await (self._feed_live(item) if isinstance(item, QueuedPieces) else self._feed(item))
                 self._at_work = None
-                self._settle(item)
+                self._release(item)
             flush_after = self._limits.flush_seconds if isinstance(item, QueuedPieces) else None
         await self._attempt(self._call(self._session.finish), "the end of the stream")
         self._end(await self._sum_up())
@@ -192,7 +193,7 @@ class Job:
 
     async def _attempt(self, work: Coroutine[Any, Any, Any], what: str) -> None:
         try:
-            for result in check_results(await self._limited(work)):
+            for result in check_results(await self._within_time_limit(work)):
                 if result.error:
                     await self._fail(SegmentError(result.error), "an utterance")
                 else:
@@ -202,7 +203,7 @@ class Job:
         except Exception as error:
             await self._fail(error, what)
 
-    async def _limited(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _within_time_limit(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Await the processor's work; abandon it after the time limit, even if it ignores its cancellation."""
         task = self._loop.create_task(work)
         self._computing = True
@@ -229,7 +230,7 @@ class Job:
 
     def _on_ready(self) -> None:
         with suppress(RuntimeError):  # the server has gone, and its loop with it
-            self._loop.call_soon_threadsafe(self.inbox.signal, Signal.READY)
+            self._loop.call_soon_threadsafe(self.inbox.put_ready)
 
     async def _fail(self, error: Exception, what: str) -> None:
         seq = self.results.next_seq
@@ -246,7 +247,7 @@ class Job:
         self._errors += number
         self._metrics.failed(self.info.pipeline, number)
 
-    def _settle(self, item: QueuedSegment | QueuedPieces) -> None:
+    def _release(self, item: QueuedSegment | QueuedPieces) -> None:
         self.inbox.release(item.reserved)
         if isinstance(item, QueuedPieces):
             self._metrics.received(self.info.pipeline, item.reserved)

@@ -187,7 +187,7 @@ class JobTable:
                     await asyncio.sleep(0.05)
 
     def _may_go(self, job: Job) -> bool:
-        return job.settled or (job.results.ended and job.alone_seconds > self.limits.reader_grace_seconds)
+        return job.fully_read or (job.results.ended and job.alone_seconds > self.limits.reader_grace_seconds)
 
     async def close(self) -> None:
         self.draining = True
@@ -206,11 +206,11 @@ class JobTable:
         ended = [job for job in self.jobs if job.results.ended]
         full = len(self._jobs) - len(ended) >= self.limits.jobs
         if len(ended) >= self.limits.jobs:
-            settled = next((job for job in ended if job.settled), None)
-            if settled is None:
+            read = next((job for job in ended if job.fully_read), None)
+            if read is None:
                 full = True
             else:
-                del self._jobs[settled.info.job_id]
+                del self._jobs[read.info.job_id]
         if full:
             raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
 
