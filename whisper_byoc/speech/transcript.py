@@ -123,10 +123,12 @@ def from_records(records: Iterable[Mapping[str, Any]], language: str = "en") -> 
 
     `language` is that of a job without text.
     """
-    spoken = [each for each in records if each["type"] == "transcript" and each["text"] and each.get("is_final", True)]
-    segments = tuple(_segment(segment) for record in spoken for segment in record.get("segments", ()))
-    text = " ".join(record["text"] for record in spoken)
-    return Transcription(text, spoken[0].get("language", language) if spoken else language, segments)
+    final = [each for each in records if each["type"] == "transcript" and each.get("is_final", True)]
+    parts = (
+        Transcription(each["text"], each.get("language", language), tuple(map(_segment, each.get("segments", ()))))
+        for each in final
+    )
+    return join(parts, language)
 
 
 def _segment(fields: Mapping[str, Any]) -> TextSegment:
