@@ -90,11 +90,11 @@ async def test_a_second_ctrl_c_kills(up):
     async def endless():
         while True:
             yield bytes(1 << 16)
-            taken.set()
 
     async def send():
         async with GatewayClient(running.gateway, "passthrough") as client:
-            return [record async for record in client.stream(endless())]
+            async for _ in client.stream(endless()):
+                taken.set()
 
     feed = asyncio.ensure_future(send())
     await taken.wait()
