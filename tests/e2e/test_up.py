@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 
+import aiohttp
 import pytest
 
-from tests.waiting import until
+from tests.waiting import forever, until
 from whisper_byoc import GatewayClient
 
 ANY_PORTS = ("--port", "0", "--orchestrator-port", "0", "--gateway-port", "0")
@@ -85,19 +86,21 @@ async def test_children_do_not_outlive_a_killed_parent(up):
 
 async def test_a_second_ctrl_c_kills(up):
     running = await up("--drain-timeout", "300")
-    taken = asyncio.Event()
 
     async def endless():
-        while True:
-            yield bytes(1 << 16)
+        yield bytes(1 << 16)
+        await forever()
 
     async def send():
         async with GatewayClient(running.gateway, "passthrough") as client:
-            async for _ in client.stream(endless()):
-                taken.set()
+            return [record async for record in client.stream(endless())]
 
     feed = asyncio.ensure_future(send())
-    await taken.wait()
+    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+        jobs = 0
+        while not jobs:
+            async with http.get(f"{running.gateway}/status") as answer:
+                jobs = (await answer.json())["jobs"]
     running.process.send_signal(signal.SIGINT)
     await running.logged(r"gateway +\| .*shutting down: 1 jobs and 0 streams to end")
     assert await running.end(signal.SIGINT) == 130
