@@ -1,0 +1,259 @@
+"""Whisper's tokens: text from and to numbers, the special ones, and which tokens make a word.
+
+The vocabulary comes from a file: openai-whisper's (`gpt2.tiktoken`, `multilingual.tiktoken`) or that of a CTranslate2
+folder (`tokenizer.json`, `vocabulary.json`, `vocabulary.txt`). Numbers of special tokens follow from its size.
+"""
+
+import base64
+import binascii
+import functools
+import importlib.util
+import json
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from whisper_byoc.errors import ModelError
+from whisper_byoc.speech.fast.weights import Dimensions
+from whisper_byoc.speech.language import LANGUAGES
+
+MAX_FILE_BYTES = 32 << 20
+TIMESTAMPS = 1501
+"""0.00 to 30.00 s in steps of 0.02 s."""
+UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
+"""Languages without blanks between words (openai-whisper, `split_to_word_tokens`)."""
+SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+"""GPT-2's rule that parts text before its bytes are merged (openai-whisper, `get_encoding`)."""
+NOTES = "♩♪♫♬♭♮♯"
+_GROUPS = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
+SYMBOLS = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *_GROUPS.split(),
+    *NOTES,
+)
+"""What stands for something that is not spoken (openai-whisper, `non_speech_tokens`)."""
+CUT_CHARACTER = "\ufffd"
+"""Stands where a text begins or ends in the middle of a character."""
+
+
+class Tokenizer:
+    """The tokens of one model."""
+
+    def __init__(self, text_tokens: Sequence[bytes], dims: Dimensions) -> None:
+        """`text_tokens[number]` is the bytes of a token. Raises `ModelError` when they do not fit the model."""
+        if len(text_tokens) + len(_special_names(dims.num_languages)) != dims.n_vocab:
+            raise ModelError(
+                f"The vocabulary has {len(text_tokens)} tokens of text, which does not fit a model of {dims.n_vocab}."
+            )
+        self.multilingual = dims.multilingual
+        self.text_tokens = tuple(text_tokens)
+        special = {name: len(text_tokens) + at for at, name in enumerate(_special_names(dims.num_languages))}
+        self.eot = special["<|endoftext|>"]
+        self.sot = special["<|startoftranscript|>"]
+        self.translate = special["<|translate|>"]
+        self.transcribe = special["<|transcribe|>"]
+        self.sot_lm = special["<|startoflm|>"]
+        self.sot_prev = special["<|startofprev|>"]
+        self.no_speech = special["<|nospeech|>"]
+        self.no_timestamps = special["<|notimestamps|>"]
+        self.timestamp_begin = special["<|0.00|>"]
+        self.languages = {code: special[f"<|{code}|>"] for code in LANGUAGES[: dims.num_languages]}
+        """Language code -> token."""
+        ranks = {token: number for number, token in enumerate(text_tokens)}
+        if len(ranks) != len(text_tokens):
+            raise ModelError("The vocabulary has a token of text twice.")
+        self._encoding = tiktoken.Encoding(name="whisper", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of text. Raises `ValueError` for text that contains the name of a special token."""
+        return self._encoding.encode(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens, without timestamps."""
+        return self._encoding.decode([token for token in tokens if token < self.timestamp_begin])
+
+    def start(self, language: str | None, task: str) -> list[int]:
+        """Return the tokens that a transcript begins with; a model of English only has one."""
+        if not self.multilingual:
+            return [self.sot]
+        return [self.sot, self.languages[language or "en"], self.translate if task == "translate" else self.transcribe]
+
+    @functools.cached_property
+    def suppressed(self) -> list[int]:
+        """Tokens that a transcript never has (openai-whisper, `DecodingTask._get_suppress_tokens`), sorted."""
+        found = {self.transcribe, self.translate, self.sot, self.sot_prev, self.sot_lm, self.no_speech}
+        found |= {self.encode(" -")[0], self.encode(" '")[0]}
+        for symbol in SYMBOLS:
+            for tokens in (self.encode(symbol), self.encode(" " + symbol)):
+                if len(tokens) == 1 or symbol in NOTES:
+                    found.add(tokens[0])
+        return sorted(found)
+
+    @functools.cached_property
+    def blank(self) -> list[int]:
+        """Tokens that a transcript does not begin with (openai-whisper, `SuppressBlank`)."""
+        return [*self.encode(" "), self.eot]
+
+    def words(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
+        """Part tokens into words, and return their texts and tokens (openai-whisper, `split_to_word_tokens`).
+
+        A word begins with a blank or is punctuation; in a language without blanks every character is one.
+        """
+        pieces = self._characters(tokens)
+        if language in UNSPACED:
+            return [text for text, _ in pieces], [group for _, group in pieces]
+        words: list[str] = []
+        groups: list[list[int]] = []
+        for text, group in pieces:
+            apart = group[0] >= self.eot or text.startswith(" ") or text.strip() in string.punctuation
+            if apart or not words:
+                words.append(text)
+                groups.append(list(group))
+            else:
+                words[-1] += text
+                groups[-1] += group
+        return words, groups
+
+    def _characters(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """Part tokens where a character ends; a last one that is cut stands for itself."""
+        pieces: list[tuple[str, list[int]]] = []
+        whole = self._encoding.decode(list(tokens))
+        at, group = 0, list[int]()
+        for token in tokens:
+            group.append(token)
+            text = self._encoding.decode(group)
+            cut = text.find(CUT_CHARACTER)
+            if cut < 0 or whole[at + cut : at + cut + 1] == CUT_CHARACTER:  # the text itself may have this character
+                pieces.append((text, group))
+                at, group = at + len(text), []
+        if group and pieces:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + group)
+        elif group:
+            pieces.append((self._encoding.decode(group), group))
+        return pieces
+
+
+def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
+    """Return the text tokens of a model, from its folder if it has one, else from openai-whisper's files.
+
+    openai-whisper is not imported for that. Raises `ModelError` when there are none.
+    """
+    if folder is not None:
+        for name, read in (
+            ("tokenizer.json", read_tokenizer_json),
+            ("vocabulary.json", read_vocabulary_json),
+            ("vocabulary.txt", read_vocabulary_text),
+        ):
+            if (folder / name).is_file():
+                return read(folder / name)
+        raise ModelError(f"{folder} has no tokenizer.json, vocabulary.json or vocabulary.txt.")
+    package = importlib.util.find_spec("whisper")
+    if package is None or package.origin is None:
+        raise ModelError("The vocabulary of a .pt file is that of the package openai-whisper, which is not installed.")
+    name = "multilingual" if dims.multilingual else "gpt2"
+    return read_tiktoken(Path(package.origin).parent / "assets" / f"{name}.tiktoken")
+
+
+def read_tiktoken(path: Path) -> list[bytes]:
+    """Read a vocabulary in tiktoken's form: a token in base64 and its number on each line."""
+    try:
+        lines = [line.split() for line in _read(path).splitlines() if line]
+        numbers = {int(number): base64.b64decode(token) for token, number in lines}  # one is empty: "="
+    except (ValueError, binascii.Error) as error:
+        raise ModelError(f"{path} is not a vocabulary in tiktoken's form.") from error
+    return _in_order(path, numbers)
+
+
+def write_tiktoken(tokens: Iterable[bytes], path: Path) -> None:
+    """Write a vocabulary in tiktoken's form."""
+    lines = ((base64.b64encode(token) or b"=") + f" {number}\n".encode() for number, token in enumerate(tokens))
+    path.write_bytes(b"".join(lines))
+
+
+def read_tokenizer_json(path: Path) -> list[bytes]:
+    """Read the vocabulary of a `tokenizer.json` (Hugging Face tokenizers, a byte-level BPE)."""
+    found = _json(path)
+    model = found.get("model") if isinstance(found, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+        raise ModelError(f"{path} has no `model.vocab` with numbers.")
+    return _in_order(path, {number: _as_bytes(path, token) for token, number in _text_only(vocabulary.items())})
+
+
+def read_vocabulary_json(path: Path) -> list[bytes]:
+    """Read a `vocabulary.json`: a list of all tokens, special ones behind those of text."""
+    found = _json(path)
+    if not isinstance(found, list) or not all(isinstance(token, str) for token in found):
+        raise ModelError(f"{path} is not a list of tokens.")
+    return _listed(path, found)
+
+
+def read_vocabulary_text(path: Path) -> list[bytes]:
+    """Read a `vocabulary.txt`: a token on each line, special ones behind those of text."""
+    try:
+        return _listed(path, _read(path).decode().removesuffix("\n").split("\n"))
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not UTF-8.") from None
+
+
+def _listed(path: Path, tokens: list[str]) -> list[bytes]:
+    numbered = ((token, number) for number, token in enumerate(tokens))
+    return _in_order(path, {number: _as_bytes(path, token) for token, number in _text_only(numbered)})
+
+
+def _text_only(tokens: Iterable[tuple[str, int]]) -> Iterable[tuple[str, int]]:
+    return ((token, number) for token, number in tokens if not (token.startswith("<|") and token.endswith("|>")))
+
+
+def _in_order(path: Path, tokens: dict[int, bytes]) -> list[bytes]:
+    if sorted(tokens) != list(range(len(tokens))):
+        raise ModelError(f"{path} leaves out numbers of tokens.")
+    return [tokens[number] for number in range(len(tokens))]
+
+
+def _as_bytes(path: Path, token: str) -> bytes:
+    table = _byte_characters()
+    try:
+        return bytes(table[character] for character in token)
+    except KeyError:
+        raise ModelError(f"{path} has a token {token[:40]!r} that is not of a byte-level vocabulary.") from None
+
+
+@functools.cache
+def _byte_characters() -> dict[str, int]:
+    """Return GPT-2's character for each byte (`bytes_to_unicode`): itself if printable, else the next after 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+def _special_names(languages: int) -> list[str]:
+    return [
+        "<|endoftext|>",
+        "<|startoftranscript|>",
+        *(f"<|{code}|>" for code in LANGUAGES[:languages]),
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+        *(f"<|{number * 0.02:.2f}|>" for number in range(TIMESTAMPS)),
+    ]
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ModelError(f"{path} has more than {MAX_FILE_BYTES >> 20} MB.")
+    return data
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON.") from error
