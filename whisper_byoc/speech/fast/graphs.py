@@ -1,0 +1,202 @@
+"""Whisper's encoder and decoder as OpenVINO graphs, built operation by operation from the weights.
+
+Both follow openai-whisper's `model.py`. What differs serves speed and changes no value: the encoder ends with the keys
+and values of the decoder's cross attention, which the decoder takes as inputs, and the decoder keeps those of its own
+tokens as state from one call to the next. Masks are inputs, added to attention before its softmax.
+
+B is the number of sequences, n of new tokens, P of tokens in the state, T of mel frames, S of positions of sound, H of
+heads and D of values per head.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_byoc.speech.fast.runtime import ov
+from whisper_byoc.speech.fast.weights import Weights
+
+op = ov.opset13
+LAYER_NORM_EPSILON = 1e-5
+"""torch's default, which openai-whisper keeps."""
+INT8_MAX = 127
+
+
+def encoder_graph(weights: Weights) -> ov.Model:
+    """Build the encoder.
+
+    Input `mel` (B, mels, T) float32, T even. Outputs, for each decoder layer i, `key<i>` and `value<i>` (B, H, T/2, D).
+    """
+    dims = weights.dims
+    build = _Builder(weights, int8=False)
+    mel = _input("mel", ov.Type.f32, [-1, dims.n_mels, -1])
+    x = op.gelu(build.convolution(mel, "encoder.conv1", stride=1), "erf")
+    x = op.gelu(build.convolution(x, "encoder.conv2", stride=2), "erf")
+    x = op.transpose(x, _ints([0, 2, 1]))
+    length = op.gather(op.shape_of(x), _ints([1]), _ints(0))
+    places = op.slice(build.constant("encoder.positional_embedding"), _ints([0]), length, _ints([1]), _ints([0]))
+    x = op.add(x, places)
+    for layer in range(dims.n_audio_layer):
+        block = f"encoder.blocks.{layer}"
+        normal = build.norm(x, f"{block}.attn_ln")
+        heads = dims.n_audio_head
+        query, key, value = (build.heads(normal, f"{block}.attn.{part}", heads) for part in ("query", "key", "value"))
+        x = op.add(x, build.linear(_joined(op.scaled_dot_product_attention(query, key, value)), f"{block}.attn.out"))
+        x = op.add(x, build.mlp(x, block))
+    x = build.norm(x, "encoder.ln_post")
+    results = []
+    for layer in range(dims.n_text_layer):
+        for part in ("key", "value"):
+            found = build.heads(x, f"decoder.blocks.{layer}.cross_attn.{part}", dims.n_text_head)
+            results.append(_output(found, f"{part}{layer}"))
+    return ov.Model(results, [mel], "encoder")
+
+
+def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
+    """Build the decoder; `int8` keeps its matrices as int8 with a scale for each row.
+
+    Inputs:
+        tokens (B, n) int64
+        positions (B, n) int64: places in the text, from 0
+        rows (B) int32: which sequence of the state each one continues
+        wanted (k) int64: indices of the new tokens whose logits are wanted
+        text_mask (B, 1, n, P + n) float32: added to attention to the text
+        sound_mask (B, 1, 1, S) float32: added to attention to the sound
+        key<i>, value<i> (B, H, S, D) float32: what the encoder found, for each layer
+    Outputs:
+        logits (B, k, vocabulary) float32
+        query<i> (B, H, n, D) float32: what attends to `key<i>`, for each layer with alignment heads
+    """
+    dims = weights.dims
+    build = _Builder(weights, int8=int8)
+    heads, size = dims.n_text_head, dims.n_text_state // dims.n_text_head
+    tokens = _input("tokens", ov.Type.i64, [-1, -1])
+    positions = _input("positions", ov.Type.i64, [-1, -1])
+    rows = _input("rows", ov.Type.i32, [-1])
+    wanted = _input("wanted", ov.Type.i64, [-1])
+    text_mask = _input("text_mask", ov.Type.f32, [-1, 1, -1, -1])
+    sound_mask = _input("sound_mask", ov.Type.f32, [-1, 1, 1, -1])
+    inputs = [tokens, positions, rows, wanted, text_mask, sound_mask]
+    batch = op.shape_of(rows)
+    embedding = build.matrix("decoder.token_embedding.weight")
+    x = op.add(
+        op.gather(embedding, tokens, _ints(0)),
+        op.gather(build.constant("decoder.positional_embedding"), positions, _ints(0)),
+    )
+    results, sinks = [], []
+    aligned = {layer for layer, _ in weights.aligned}
+    for layer in range(dims.n_text_layer):
+        block = f"decoder.blocks.{layer}"
+        normal = build.norm(x, f"{block}.attn_ln")
+        query, key, value = (build.heads(normal, f"{block}.attn.{part}", heads) for part in ("query", "key", "value"))
+        past = [_State(f"{part}{layer}", batch, heads, size) for part in ("key", "value")]
+        key, value = past[0].extend(key, rows), past[1].extend(value, rows)
+        sinks += [each.sink for each in past]
+        mixed = op.scaled_dot_product_attention(query, key, value, text_mask)
+        x = op.add(x, build.linear(_joined(mixed), f"{block}.attn.out"))
+        query = build.heads(build.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query", heads)
+        if layer in aligned:
+            results.append(_output(query, f"query{layer}"))
+        key, value = (_input(f"{part}{layer}", ov.Type.f32, [-1, heads, -1, size]) for part in ("key", "value"))
+        inputs += [key, value]
+        mixed = op.scaled_dot_product_attention(query, key, value, sound_mask)
+        x = op.add(x, build.linear(_joined(mixed), f"{block}.cross_attn.out"))
+        x = op.add(x, build.mlp(x, block))
+    x = op.gather(build.norm(x, "decoder.ln"), wanted, _ints(1))
+    results.insert(0, _output(op.matmul(x, embedding, False, True), "logits"))
+    return ov.Model(results, sinks, inputs, "decoder")
+
+
+class _Builder:
+    def __init__(self, weights: Weights, *, int8: bool) -> None:
+        self._tensors = weights.tensors
+        self._int8 = int8
+
+    def constant(self, name: str, shape: Sequence[int] | None = None) -> ov.Node:
+        values = self._tensors[name]
+        return _constant(values if shape is None else values.reshape(shape))
+
+    def matrix(self, name: str) -> ov.Node:
+        """Return weights (rows, columns); as int8 they are widened to float32 where they are used."""
+        values = self._tensors[name]
+        if not self._int8:
+            return _constant(values)
+        numbers, scales = quantized(values)
+        return op.multiply(op.convert(op.constant(numbers), "f32"), op.constant(scales))
+
+    def linear(self, x: ov.Node, name: str) -> ov.Node:
+        found = op.matmul(x, self.matrix(f"{name}.weight"), False, True)
+        bias = f"{name}.bias"
+        return op.add(found, self.constant(bias)) if bias in self._tensors else found
+
+    def heads(self, x: ov.Node, name: str, heads: int) -> ov.Node:
+        """Project (B, n, H * D) and part it into heads: (B, H, n, D)."""
+        size = self._tensors[f"{name}.weight"].shape[0] // heads
+        parted = op.reshape(self.linear(x, name), _ints([0, 0, heads, size]), special_zero=True)
+        return op.transpose(parted, _ints([0, 2, 1, 3]))
+
+    def norm(self, x: ov.Node, name: str) -> ov.Node:
+        normal = op.mvn(x, _ints([-1]), True, LAYER_NORM_EPSILON, "inside_sqrt")
+        return op.add(op.multiply(normal, self.constant(f"{name}.weight")), self.constant(f"{name}.bias"))
+
+    def mlp(self, x: ov.Node, block: str) -> ov.Node:
+        inner = op.gelu(self.linear(self.norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"), "erf")
+        return self.linear(inner, f"{block}.mlp.2")
+
+    def convolution(self, x: ov.Node, name: str, stride: int) -> ov.Node:
+        found = op.convolution(x, self.constant(f"{name}.weight"), [stride], [1], [1], [1])
+        return op.add(found, self.constant(f"{name}.bias", (1, -1, 1)))
+
+
+class _State:
+    """Keys or values (B, H, P, D) that stay between two calls; empty at first."""
+
+    def __init__(self, name: str, batch: ov.Node, heads: int, size: int) -> None:
+        info = ov.op.util.VariableInfo()
+        info.data_shape = ov.PartialShape([-1, heads, -1, size])
+        info.data_type = ov.Type.f32
+        info.variable_id = f"text_{name}"
+        self._variable = ov.op.util.Variable(info)
+        empty = op.concat([batch, _ints([heads]), _ints([0]), _ints([size])], 0)
+        initial = op.broadcast(op.constant(np.float32(0)), empty)
+        self._read = ov.opset6.read_value(initial, self._variable)
+        self.sink: ov.Node | None = None
+
+    def extend(self, new: ov.Node, rows: ov.Node) -> ov.Node:
+        """Return the state of `rows` with the new tokens behind it, and keep that."""
+        whole = op.concat([op.gather(self._read, rows, _ints(0)), new], 2)
+        self.sink = ov.opset6.assign(whole, self._variable)
+        return whole
+
+
+def quantized(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a matrix (rows, columns) to int8; return it with the scales (rows, 1) that it is to be multiplied by."""
+    scales = np.abs(values).max(1, keepdims=True) / np.float32(INT8_MAX)
+    scales[scales == 0] = 1
+    return np.rint(values / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def _input(name: str, kind: ov.Type, shape: list[int]) -> ov.Node:
+    node = op.parameter(ov.PartialShape(shape), kind, name)
+    node.output(0).get_tensor().set_names({name})
+    return node
+
+
+def _output(node: ov.Node, name: str) -> ov.Node:
+    result = op.result(node, name)
+    result.output(0).get_tensor().set_names({name})
+    return result
+
+
+def _joined(x: ov.Node) -> ov.Node:
+    """Put heads (B, H, n, D) side by side: (B, n, H * D)."""
+    heads, size = x.get_output_partial_shape(0)[1].get_length(), x.get_output_partial_shape(0)[3].get_length()
+    return op.reshape(op.transpose(x, _ints([0, 2, 1, 3])), _ints([0, 0, heads * size]), special_zero=True)
+
+
+def _constant(values: NDArray[np.float32]) -> ov.Node:
+    return op.constant(np.ascontiguousarray(values))
+
+
+def _ints(values: int | Sequence[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int64))
