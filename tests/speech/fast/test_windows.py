@@ -1,0 +1,126 @@
+"""Sound of any length against `whisper.transcribe`; and windows whose text looks wrong."""
+
+import pytest
+import whisper
+
+from whisper_byoc.speech import models
+from whisper_byoc.speech.engine import never
+from whisper_byoc.speech.fast import model as fast
+from whisper_byoc.speech.fast import windows as module
+from whisper_byoc.speech.fast.decoding import Decoded
+from whisper_byoc.speech.fast.mel import log_mel
+from whisper_byoc.speech.fast.windows import FULL_ONLY, SHORT_FIRST, Attempt, Request, Windows, transcribe
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return models.load_model("demo")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fast.build(fast.read_weights(models.DEMO_FILE), models.DEMO_FILE, exact=True)
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return model.network(1)
+
+
+def found_by(model, network, samples, **options):
+    request = Request(**{"language": "en", "task": "transcribe", "prompt": "", "words": False, "limit": 224} | options)
+    windows = Windows(network, log_mel(samples, 80), never)
+    return list(transcribe(network, model.tokenizer, model.alignment_heads, windows, request, never))
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("name", ["demo-long-40s.wav", "demo-numbers.wav", "tiny-weather.wav", "demo-stop.wav"])
+def test_segments_and_words_are_openai_whispers(model, network, reference, sound, name, words):
+    expected = whisper.transcribe(
+        reference, sound(name), language="en", temperature=0.0, condition_on_previous_text=False,
+        word_timestamps=words, fp16=False,
+    )  # fmt: skip
+    found = found_by(model, network, sound(name), words=words, attempts=(Attempt(full=True),))
+    segments = [each for each in expected["segments"] if each["text"]]
+    assert [each.text for each in found] == [each["text"] for each in segments]
+    for mine, theirs in zip(found, segments, strict=True):
+        assert (mine.segment.start, mine.segment.end) == pytest.approx((theirs["start"], theirs["end"]), abs=0.02)
+        assert mine.score.logprob == pytest.approx(theirs["avg_logprob"], abs=1e-3)
+        assert mine.score.compression == pytest.approx(theirs["compression_ratio"])
+        if words:
+            assert [word.text for word in mine.segment.words] == [word["word"] for word in theirs["words"]]
+            for one, other in zip(mine.segment.words, theirs["words"], strict=True):
+                assert (one.start, one.end) == pytest.approx((other["start"], other["end"]), abs=0.02)
+                assert one.probability == pytest.approx(other["probability"], abs=1e-3)
+
+
+@pytest.fixture
+def scripted(model, monkeypatch):
+    """Have `decode` return what the test wants; returns what it was asked for."""
+    asked = []
+
+    def script(*texts):
+        waiting = list(texts)
+
+        def decode(network, sound, tokenizer, start, **options):
+            asked.append((sound.positions, options["temperature"], bool(options["prompt"])))
+            text, change = waiting.pop(0)
+            values = {"logprob": -0.2, "no_speech": 0.1, "ended": True} | change
+            return Decoded(tokens=tokenizer.encode(" " + text), queries={}, **values)
+
+        monkeypatch.setattr(module, "decode", decode)
+        return asked
+
+    return script
+
+
+GUESS = {"logprob": -1.5}
+SHORT, FULL = 208, 1500  # positions for 3 s of sound and 1 s more
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected", "asked"),
+    [
+        ([("good", {})], "good", [(SHORT, 0.0)]),
+        ([("guess", GUESS), ("good", {})], "good", [(SHORT, 0.0), (FULL, 0.0)]),
+        ([("cut off", {"ended": False}), ("good", {})], "good", [(SHORT, 0.0), (FULL, 0.0)]),
+        ([("and so on " * 20, {}), ("good", {})], "good", [(SHORT, 0.0), (FULL, 0.0)]),
+        ([("a", GUESS), ("b", {"logprob": -1.2}), ("c", GUESS)], "b", [(SHORT, 0.0), (FULL, 0.0), (FULL, 0.4)]),
+        ([("none", {"logprob": -1.5, "no_speech": 0.7})], None, [(SHORT, 0.0)]),
+    ],
+)
+def test_text_that_looks_wrong_is_decoded_again_on_the_whole_window(
+    model, network, noise, scripted, texts, expected, asked
+):
+    asking = scripted(*texts)
+    found = found_by(model, network, noise[: 3 * 16_000])
+    assert [each.text.strip() for each in found] == ([expected] if expected else [])
+    assert [(positions, temperature) for positions, temperature, _ in asking] == asked
+
+
+def test_full_windows_are_not_computed_twice(model, network, noise, scripted):
+    asked = scripted(("guess", GUESS), ("good", {}))
+    assert found_by(model, network, noise, attempts=FULL_ONLY)[0].text == " good"
+    assert [(positions, temperature) for positions, temperature, _ in asked] == [(FULL, 0.0), (FULL, 0.4)]
+
+
+def test_sound_that_fills_the_window_is_not_tried_twice_alike(model, network, sound, scripted):
+    asked = scripted(("guess", GUESS), ("good", {}))
+    found_by(model, network, sound("demo-long-40s.wav")[: 28 * 16_000], attempts=SHORT_FIRST)
+    assert [(positions, temperature) for positions, temperature, _ in asked] == [(FULL, 0.0), (FULL, 0.4)]
+
+
+def test_an_echo_of_the_prompt_is_decoded_again_without_it(model, network, noise, scripted):
+    asked = scripted(("we met in the garden", {}), ("hello", {}))
+    found = found_by(model, network, noise, prompt="yesterday we met in the garden")
+    assert [each.text for each in found] == [" hello"]
+    assert [prompt for *_, prompt in asked] == [True, False]
+
+
+def test_only_the_first_window_has_the_prompt(model, network, sound, scripted):
+    asked = scripted(("one", {}), ("two", {}))
+    found = found_by(model, network, sound("demo-long-40s.wav"), prompt="yesterday we met in the garden")
+    assert [each.text for each in found] == [" one", " two"]
+    assert [prompt for *_, prompt in asked] == [True, False]

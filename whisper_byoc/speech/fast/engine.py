@@ -1,0 +1,139 @@
+"""`Engine` on OpenVINO."""
+
+import string
+from typing import Self
+
+from audio.pcm import SAMPLE_RATE
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, IsCancelled, Samples, never
+from whisper_byoc.speech.fast.alignment import token_ends
+from whisper_byoc.speech.fast.decoding import decode, language_probabilities
+from whisper_byoc.speech.fast.mel import log_mel
+from whisper_byoc.speech.fast.model import FastModel
+from whisper_byoc.speech.fast.network import Network, Sound
+from whisper_byoc.speech.fast.tokenizer import CUT_CHARACTER, Tokenizer
+from whisper_byoc.speech.fast.windows import FULL_ONLY, SHORT_FIRST, Request, Scored, Windows, score_of, transcribe
+from whisper_byoc.speech.hallucination import is_prompt_echo, max_tokens, remove_loops
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+
+LONGEST_DRAFT = 30 * SAMPLE_RATE
+"""Samples."""
+
+
+class FastEngine:
+    """`Engine` on OpenVINO; sound shorter than 27 s is computed for its length only, with silence behind it."""
+
+    def __init__(self, model: FastModel, *, full_windows: bool = False) -> None:
+        """`full_windows` computes all 30 s for every sound, as openai-whisper does."""
+        self._model = model
+        self._full_windows = full_windows
+        self._loaded: Network | None = None
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether the model knows languages other than English."""
+        return self._model.dims.multilingual
+
+    def replica(self) -> Self:
+        """Return an engine for another thread, on the same graphs."""
+        self._model.users += 1
+        return type(self)(self._model, full_windows=self._full_windows)
+
+    def use_threads(self, number: int) -> None:
+        """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
+        self._loaded = self._model.network(number)
+
+    def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
+        """Transcribe sound of any length.
+
+        Text that looks wrong is decoded again, on all 30 s of its window, and the best one is returned.
+        """
+        windows = self._windows(samples, is_cancelled)
+        seconds = len(samples) / SAMPLE_RATE
+        language = options.language or self._detect(windows.sound(0, full=self._full_windows))[0]
+        request = Request(
+            language,
+            options.task,
+            options.initial_prompt,
+            options.words,
+            max_tokens(seconds),
+            FULL_ONLY if self._full_windows else SHORT_FIRST,
+        )
+        model = self._model
+        found = transcribe(self._network, model.tokenizer, model.alignment_heads, windows, request, is_cancelled)
+        segments = tuple(filter(None, map(_text_segment, found)))
+        text = " ".join(segment.text for segment in segments)
+        return Transcription(text, language, segments).within(0.0, seconds)
+
+    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
+        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
+        samples = samples[:LONGEST_DRAFT]
+        seconds, tokenizer = len(samples) / SAMPLE_RATE, self._model.tokenizer
+        sound = self._windows(samples, is_cancelled).sound(0, full=self._full_windows)
+        language = options.language or self._detect(sound)[0]
+        prompt = options.initial_prompt
+        decoded = decode(
+            self._network,
+            sound,
+            tokenizer,
+            tokenizer.start(language, options.task),
+            prompt=tokenizer.encode(" " + prompt.strip()) if prompt else (),
+            timestamps=False,
+            limit=max_tokens(seconds),
+            is_cancelled=is_cancelled,
+        )
+        score = score_of(decoded, tokenizer)
+        if score.invented or score.repetitive or is_prompt_echo(tokenizer.decode(decoded.tokens), prompt):
+            return Draft((), language)
+        positions = len(samples) // 320
+        ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions) if decoded.tokens else []
+        return Draft(_draft_words(decoded.tokens, ends, tokenizer, language), language)
+
+    def detect_language(self, samples: Samples) -> tuple[str, float]:
+        """Return the language of the first 30 s, and its probability."""
+        if not self.multilingual:
+            return "en", 1.0
+        return self._detect(self._windows(samples, never).sound(0, full=self._full_windows))
+
+    @property
+    def _network(self) -> Network:
+        assert self._loaded is not None, "use_threads() comes first"
+        return self._loaded
+
+    def _windows(self, samples: Samples, is_cancelled: IsCancelled) -> Windows:
+        return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled)
+
+    def _detect(self, sound: Sound) -> tuple[str, float]:
+        if not self.multilingual:
+            return "en", 1.0
+        chances = language_probabilities(self._network, sound, self._model.tokenizer)
+        language = max(chances, key=chances.__getitem__)
+        return language, chances[language]
+
+
+def _text_segment(found: Scored) -> TextSegment | None:
+    """Convert a segment; None for one that the hallucination filter rejects."""
+    spoken = found.text.replace(CUT_CHARACTER, "").strip()
+    text = remove_loops(spoken, found.segment.end - found.segment.start)
+    if not text or found.score.invented:
+        return None
+    words = tuple(
+        Word(word.start, word.end, word.text.replace(CUT_CHARACTER, "").strip(), word.probability)
+        for word in (found.segment.words if text == spoken else ())
+    )
+    return TextSegment(found.segment.start, found.segment.end, text, words)
+
+
+def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, language: str) -> tuple[DraftWord, ...]:
+    """Part tokens into words with their punctuation, without a character that is cut at the end."""
+    while tokens and tokenizer.decode(tokens).endswith(CUT_CHARACTER):
+        tokens = tokens[:-1]
+    found: list[DraftWord] = []
+    last = -1
+    for piece, group in zip(*tokenizer.words(tokens, language), strict=True):
+        last += len(group)
+        text = piece.replace(CUT_CHARACTER, "")
+        if found and text.strip() in string.punctuation:
+            found[-1] = DraftWord(found[-1].text + text, ends[last])
+        elif text.strip():
+            found.append(DraftWord(text, ends[last]))
+    return tuple(found)
