@@ -42,7 +42,7 @@ def job(**params):
 
 async def test_shutdown_frees_the_model():
     def loaded():
-        return {id(each) for each in gc.get_objects() if type(each).__name__ == "OpenAIEngine"}
+        return {id(each) for each in gc.get_objects() if type(each).__name__ in ("FastEngine", "OpenAIEngine")}
 
     before = loaded()
     processor = WhisperProcessor("demo", WhisperSettings(workers=1))

@@ -122,6 +122,21 @@ def add_log_level(parser: Parser) -> None:
     )
 
 
+def add_engine(parser: Parser) -> None:
+    parser.option(
+        "--engine",
+        help="what runs the model: OpenVINO, openai-whisper, or the first of these that is installed",
+        choices=("auto", "fast", "openai"),
+        default="auto",
+    )
+    parser.option(
+        "--audio-context",
+        help="what the fast engine computes for less than 27 s of sound: as much as that needs, or always 30 s",
+        choices=("short", "full"),
+        default="short",
+    )
+
+
 def log_ignored(args: argparse.Namespace) -> None:
     """Name the flags that were accepted and ignored, in one line."""
     if args.ignored:

@@ -14,6 +14,7 @@ from whisper_byoc.cli.options import (
     CONTAINER_PORT,
     Parser,
     Repeated,
+    add_engine,
     add_log_level,
     amount,
     byte_count,
@@ -73,7 +74,8 @@ def configure(parser: Parser) -> None:
         default="attention",
     )
     parser.option("--workers", help="worker threads, each with the model (default: CPUs / threads)", convert=count)
-    parser.option("--threads", help="torch threads in each worker (default: the CPUs, 4 at most)", convert=count)
+    parser.option("--threads", help="CPU threads of each worker (default: the CPUs, 4 at most)", convert=count)
+    add_engine(parser)
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
     )
@@ -103,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         model_dir=args.model_dir,
         policy=args.partial_policy,
+        engine=args.engine,
+        audio_context=args.audio_context,
     )
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
-from whisper_byoc.cli.options import Parser, count, existing_file
+from whisper_byoc.cli.options import Parser, add_engine, count, existing_file
 from whisper_byoc.cli.sources import load_sound
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.registry import model_of
@@ -40,13 +40,14 @@ def configure(parser: Parser) -> None:
         "--model",
         "--pipeline",
         "--byocModelID",
-        help="model name, pipeline name or .pt file",
+        help="model name, pipeline name, .pt file or CTranslate2 folder",
         env=("WHISPER_MODEL",),
         default="tiny",
     )
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--language", help="language spoken, or auto", default="en")
-    parser.option("--threads", help="torch threads (default: the CPUs, 4 at most)", convert=count)
+    parser.option("--threads", help="CPU threads (default: the CPUs, 4 at most)", convert=count)
+    add_engine(parser)
     parser.option(
         "--format", help=f"one or more of {', '.join(FORMATS)}, separated by commas", convert=formats, default="txt"
     )
@@ -60,7 +61,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{alone[0]} of several files would be no valid {alone[0]} when run together: --output DIR")
     if args.output is not None:
         check_output(args.output, args.files)
-    settings = WhisperSettings(args.language, workers=1, threads=args.threads, model_dir=args.model_dir)
+    settings = WhisperSettings(
+        args.language,
+        workers=1,
+        threads=args.threads,
+        model_dir=args.model_dir,
+        engine=args.engine,
+        audio_context=args.audio_context,
+    )
     processor = WhisperProcessor(model_of(args.model), settings)
     asyncio.run(transcribe_all(processor, args))
     return 0

@@ -51,13 +51,15 @@ PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
 
 
 def find(name: str) -> PipelineSpec:
-    """Look a pipeline up: one of the table, `whisper-MODEL` for any model of openai-whisper, or a `.pt` file.
+    """Look a pipeline up: one of the table, `whisper-MODEL` for any model of openai-whisper, a `.pt` file or a folder.
+
+    A folder is one in CTranslate2's form.
 
     Raises `UnknownPipeline`, which lists the names there are.
     """
     if name in PIPELINES:
         return PIPELINES[name]
-    if name.endswith(".pt"):
+    if name.endswith(".pt") or Path(name, "model.bin").is_file():
         return _speech(f"whisper-{Path(name).stem}", name, f"Whisper checkpoint {name}")
     model = name.removeprefix("whisper-")
     if model in model_names():

@@ -11,12 +11,13 @@ from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
+from whisper_byoc.speech.language import LANGUAGES
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
 
 MAX_THREADS = 4
-"""The tiny model gains nothing from more torch threads than this; further CPUs become workers."""
+"""The tiny model gains nothing from more threads than this; further CPUs become workers."""
 
 MAX_PROMPT = 1000
 """Characters; the model itself uses only the last 223 tokens (openai-whisper, `n_text_ctx // 2 - 1`)."""
@@ -38,6 +39,10 @@ class WhisperSettings:
     model_dir: Path | None = None
     policy: str = "attention"
     """Which words of an utterance that is still going on are shown (`speech.live.POLICIES`)."""
+    engine: str = "auto"
+    """`fast` (OpenVINO), `openai` (openai-whisper, the reference), or `auto`: the first one that is installed."""
+    audio_context: str = "short"
+    """What the fast engine computes of a window with less than 27 s of sound: what it needs, or `full`, all 30 s."""
 
     def sizes(self) -> tuple[int, int]:
         """Return the number of workers, and of CPU threads in each."""
@@ -107,10 +112,17 @@ class WhisperProcessor:
 
     def load_engine(self) -> Engine:
         """Load the model; called in a thread."""
-        from whisper_byoc.speech.models import load_model
+        from whisper_byoc.speech import models
+
+        engine = self._settings.engine
+        if engine == "fast" or (engine == "auto" and models.fast_engine_installed()):
+            from whisper_byoc.speech.fast.engine import FastEngine
+
+            model = models.load_fast_model(self._model, self._settings.model_dir)
+            return FastEngine(model, full_windows=self._settings.audio_context == "full")
         from whisper_byoc.speech.openai_engine import OpenAIEngine
 
-        return OpenAIEngine(load_model(self._model, self._settings.model_dir))
+        return OpenAIEngine(models.load_model(self._model, self._settings.model_dir))
 
     def _decoding(self, params: Mapping[str, Any], base: DecodeOptions) -> DecodeOptions:
         language = self._language(params["language"]) if params.get("language") else base.language
@@ -127,8 +139,6 @@ class WhisperProcessor:
 
     def _language(self, language: Any) -> str | None:
         """Check a language code; None stands for `auto`."""
-        from whisper.tokenizer import LANGUAGES
-
         if language == "auto":
             return None if self._multilingual else "en"
         if not isinstance(language, str) or language not in LANGUAGES:
