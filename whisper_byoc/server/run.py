@@ -16,7 +16,7 @@ from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
-from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.joining.registrar import Registrar
 from whisper_byoc.server.joining.registration import RegistrationOptions
@@ -94,9 +94,9 @@ class Server:
                 raise StartError(f"{name}: {kind} has no `async def process(self, frame: bytes) -> bytes`")
         self.port = config.port
         self._config = config
-        pipelines = {name: Pipeline(name, each, loop) for name, each in processors.items()}
         capability = config.registration.capability.name if config.registration else ""
-        self.table = JobTable(pipelines, config.limits, Metrics(), capability or config.capability)
+        pipelines = (Pipeline(name, each, loop) for name, each in processors.items())
+        self.table = JobTable(Pipelines(pipelines, capability or config.capability), config.limits, Metrics())
         self.streams = StreamTable(self.table, config.data_format)
         self._listener = AsyncExitStack()
         self._loading: list[asyncio.Task[None]] = []
@@ -118,7 +118,7 @@ class Server:
         log.info("Trickle server listening on port %d", self.port)
         self.table.start()
         limit = self._config.limits.load_seconds
-        self._loading = [asyncio.ensure_future(each.start(limit)) for each in self.table.pipelines.values()]
+        self._loading = [asyncio.ensure_future(each.start(limit)) for each in self.table.pipelines]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -127,7 +127,7 @@ class Server:
         await cancel(*self._loading)
         await self.streams.close()
         await self.table.close()
-        for pipeline in self.table.pipelines.values():
+        for pipeline in self.table.pipelines:
             await pipeline.stop(SHUTDOWN_SECONDS)
         await self._listener.aclose()
 
@@ -142,7 +142,7 @@ class Server:
         """Begin to register at the orchestrators, where there are any; to be called when all is loaded."""
         if self._config.registration is None:
             return
-        name, address = next(iter(self.table.pipelines)), own_address(self._config.host, self.port)
+        name, address = self.table.pipelines.first.name, own_address(self._config.host, self.port)
         full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
         self._registrar = Registrar(full, lambda: not all(job.results.ended for job in self.table.jobs))
         self._registrar.start()

@@ -544,7 +544,7 @@ async def test_events_that_the_channel_does_not_take_are_dropped(caplog):
     ("states", "status"), [(["READY"], "IDLE"), (["READY", "LOADING"], "LOADING"), (["LOADING", "FAILED"], "ERROR")]
 )
 def test_the_state_of_the_server(states, status):
-    pipelines = {name: SimpleNamespace(state=PipelineState[name]) for name in states}
+    pipelines = [SimpleNamespace(state=PipelineState[name]) for name in states]
     state = StreamTable(SimpleNamespace(pipelines=pipelines)).state()
     assert (state["status"], state["pipeline_ready"]) == (status, status == "IDLE")
 

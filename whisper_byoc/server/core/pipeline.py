@@ -1,11 +1,11 @@
-"""A processor that is served: its name, its state, and how its code is called."""
+"""The processors that are served: their names, their states, and how their code is called."""
 
 import asyncio
 import inspect
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -23,6 +23,8 @@ SERVER_PARAMS = frozenset({"data_format", "height", "input", "max_framerate", "m
 """Parameters that the server itself reads from a query or a stream's start: no processor has to declare them."""
 
 
+ANY_SPEECH = ("", "whisper-1")
+"""`whisper-1` is what clients of OpenAI send when they want Whisper, whichever there is."""
 SESSION_METHODS = ("feed", "finish", "summary")
 LIVE_METHODS = ("feed_live", "when_ready", "ready", "flush", "end_feed", "close")
 
@@ -170,3 +172,47 @@ class Pipeline:
             log.warning("pipeline %s did not shut down within %.0f s", self.name, timeout)
         except Exception:
             log.exception("pipeline %s failed to shut down", self.name)
+
+
+class Pipelines:
+    """The pipelines of one server, by the names that clients ask for.
+
+    `capability`, the name under which orchestrators know this container, is another name of the first one.
+    """
+
+    def __init__(self, pipelines: Iterable[Pipeline], capability: str = "") -> None:
+        self._all = tuple(pipelines)
+        self._named = {each.name: each for each in self._all}
+        if capability:
+            self._named.setdefault(capability, self.first)
+
+    def __iter__(self) -> Iterator[Pipeline]:
+        return iter(self._all)
+
+    @property
+    def first(self) -> Pipeline:
+        return self._all[0]
+
+    @property
+    def names(self) -> list[str]:
+        return [each.name for each in self._all]
+
+    def find(self, name: str) -> Pipeline | None:
+        return self._named.get(name)
+
+    def find_speech(self, name: str = "") -> Pipeline:
+        """Return a pipeline that makes text of sound, by its name or its model's; without a name, the first.
+
+        Raises `RequestRefused` (404) with the names there are.
+        """
+        speech = [each for each in self._all if each.media == "audio" and each.gives_text]
+        if name in ANY_SPEECH and speech:
+            return speech[0]
+        model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
+        for known in (name, model, f"whisper-{model}"):
+            pipeline = self.find(known)
+            if pipeline is not None and pipeline in speech:
+                return pipeline
+        wanted = repr(name[:100]) if name else "there is none for speech"
+        names = ", ".join(each.name for each in speech) or "-"
+        raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {names}", param="model")

@@ -15,27 +15,19 @@ from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
-from whisper_byoc.server.core.pipeline import Pipeline
+from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
 SHUTTING_DOWN = "the server is shutting down"
-ANY_SPEECH = ("", "whisper-1")
-"""`whisper-1` is what clients of OpenAI send when they want Whisper, whichever there is."""
 
 
 class JobTable:
-    """Every job, and the pipelines that they may run on.
+    """Every job, and the pipelines that they may run on."""
 
-    `capability`, the name under which orchestrators know this container, is another name of the first pipeline.
-    """
-
-    def __init__(
-        self, pipelines: Mapping[str, Pipeline], limits: Limits, metrics: Metrics, capability: str = ""
-    ) -> None:
+    def __init__(self, pipelines: Pipelines, limits: Limits, metrics: Metrics) -> None:
         self.pipelines = pipelines
-        self.capability = capability
         self.limits = limits
         self.draining = False
         self.metrics = metrics
@@ -57,28 +49,6 @@ class JobTable:
     def jobs(self) -> tuple[Job, ...]:
         return tuple(self._jobs.values())
 
-    def named(self, name: str) -> Pipeline | None:
-        if name and name == self.capability and name not in self.pipelines:
-            return next(iter(self.pipelines.values()))
-        return self.pipelines.get(name)
-
-    def speech_pipeline(self, name: str = "") -> Pipeline:
-        """Choose a pipeline that makes text of sound, by its name or its model's; without a name, the first.
-
-        Raises `RequestRefused` (404) with the names there are.
-        """
-        speech = [each for each in self.pipelines.values() if each.media == "audio" and each.gives_text]
-        if name in ANY_SPEECH and speech:
-            return speech[0]
-        model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
-        for known in (name, model, f"whisper-{model}"):
-            pipeline = self.named(known)
-            if pipeline is not None and pipeline in speech:
-                return pipeline
-        wanted = repr(name[:100]) if name else "there is none for speech"
-        names = ", ".join(each.name for each in speech) or "-"
-        raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {names}", param="model")
-
     def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
         """Return the pipeline on which a job runs, or would run if it were opened.
 
@@ -86,15 +56,15 @@ class JobTable:
         """
         check_id(job_id)
         job = self._jobs.get(job_id)
-        names = ", ".join(self.pipelines)
+        names = ", ".join(self.pipelines.names)
+        if name is None and job is not None:
+            name = job.info.pipeline
         if name is None:
-            if job is not None:
-                return self.pipelines[job.info.pipeline]
-            if len(self.pipelines) == 1:
-                return next(iter(self.pipelines.values()))
+            if len(self.pipelines.names) == 1:
+                return self.pipelines.first
             message = "this container serves several pipelines; name one with ?pipeline= (send --pipeline)"
             raise RequestRefused(400, f"{message}: {names}")
-        pipeline = self.named(name)
+        pipeline = self.pipelines.find(name)
         if pipeline is None:
             message = f"model not found: this container has no pipeline {name!r}; it serves: {names}"
             raise RequestRefused(404, message)

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.params import choice
-from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.core.table import TABLE, JobTable
+from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
+from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
@@ -19,27 +19,27 @@ BYTES = "bytes"
 
 async def post_capability(request: web.Request) -> web.StreamResponse:
     """Work on one recording or frame, and answer in the format that was asked for."""
-    table = request.app[TABLE]
-    pipeline = _named_pipeline(table, request.match_info.get("name", ""))
+    pipelines = request.app[TABLE].pipelines
+    pipeline = _named_pipeline(pipelines, request.match_info.get("name", ""))
     if request.method != "POST":
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
     async with received_upload(request) as upload:
         if name := upload.field("pipeline"):
-            pipeline = table.named(name) or table.speech_pipeline(name)
+            pipeline = pipelines.find(name) or pipelines.find_speech(name)
         wanted = _wanted_format(request, upload, pipeline)
         params = params_without(upload.fields, "pipeline", "format", "response_format")
         async with recording_job(request, pipeline, params, upload) as job:
             return await _answer(request, job, wanted)
 
 
-def _named_pipeline(table: JobTable, name: str) -> Pipeline:
-    if found := table.named(name):
+def _named_pipeline(pipelines: Pipelines, name: str) -> Pipeline:
+    if found := pipelines.find(name):
         return found
     if not name:
-        return next(iter(table.pipelines.values()))  # the one that is registered
+        return pipelines.first  # the one that is registered
     if name == "transcribe":
-        return table.speech_pipeline()
-    names = ", ".join(f"/{each}" for each in table.pipelines)
+        return pipelines.find_speech()
+    names = ", ".join(f"/{each}" for each in pipelines.names)
     raise RequestRefused(404, f"model not found: nothing is served at /{name}; recordings are taken at {names}")
 
 

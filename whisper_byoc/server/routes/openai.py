@@ -48,7 +48,7 @@ async def post_translation(request: web.Request) -> web.StreamResponse:
 
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received_upload(request, form_only=True) as upload:
-        pipeline = request.app[TABLE].speech_pipeline(upload.field("model"))
+        pipeline = request.app[TABLE].pipelines.find_speech(upload.field("model"))
         wanted = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
         granularities = _granularities(upload)
         number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
@@ -154,7 +154,7 @@ async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
     """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
     async with received_upload(request, form_only=True) as upload:
         try:
-            pipeline = request.app[TABLE].speech_pipeline(upload.field("model_id"))
+            pipeline = request.app[TABLE].pipelines.find_speech(upload.field("model_id"))
         except RequestRefused as error:
             raise RequestRefused(400, str(error)) from None  # this dialect has no 404
         wanted = upload.field("return_timestamps", "true").lower()

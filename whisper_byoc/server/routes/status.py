@@ -20,7 +20,7 @@ WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
 async def get_health(request: web.Request) -> web.Response:
     """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it."""
     table = request.app[TABLE]
-    states = {pipeline.state for pipeline in table.pipelines.values()}
+    states = {pipeline.state for pipeline in table.pipelines}
     if PipelineState.FAILED in states or await _troubles(table):
         status = "ERROR"
     elif PipelineState.LOADING in states:
@@ -35,7 +35,7 @@ async def get_ready(request: web.Request) -> web.Response:
     table = request.app[TABLE]
     reasons = [
         f"pipeline {pipeline.name} is {pipeline.state.value}"
-        for pipeline in table.pipelines.values()
+        for pipeline in table.pipelines
         if pipeline.state is not PipelineState.READY
     ]
     reasons += await _troubles(table)
@@ -45,10 +45,11 @@ async def get_ready(request: web.Request) -> web.Response:
 
 
 async def _troubles(table: JobTable) -> list[str]:
-    pipelines = table.pipelines.values()
-    sentences = await asyncio.gather(*(pipeline.trouble() for pipeline in pipelines))
+    sentences = await asyncio.gather(*(pipeline.trouble() for pipeline in table.pipelines))
     return [
-        f"pipeline {each.name}: {sentence}" for each, sentence in zip(pipelines, sentences, strict=True) if sentence
+        f"pipeline {name}: {sentence}"
+        for name, sentence in zip(table.pipelines.names, sentences, strict=True)
+        if sentence
     ]
 
 
@@ -83,7 +84,7 @@ async def get_hardware_stats(request: web.Request) -> web.Response:
 
 
 def _identity(request: web.Request) -> dict[str, str]:
-    return {"pipeline": request.app[WORKER_TYPE], "model_id": ",".join(request.app[TABLE].pipelines)}
+    return {"pipeline": request.app[WORKER_TYPE], "model_id": ",".join(request.app[TABLE].pipelines.names)}
 
 
 def _cpu_info() -> dict[str, Any]:

@@ -37,7 +37,7 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES)
     if not socket.can_prepare(request):
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
-    pipeline = table.speech_pipeline(request.query.get("pipeline") or request.query.get("model", ""))
+    pipeline = table.pipelines.find_speech(request.query.get("pipeline") or request.query.get("model", ""))
     params = {"partials": "true"} if pipeline.live else {}
     params |= params_without(request.query, "pipeline", "model")
     try:

@@ -74,7 +74,7 @@ class StreamTable:
 
     def state(self) -> dict[str, Any]:
         """Return the state object of pytrickle."""
-        states = {pipeline.state for pipeline in self._table.pipelines.values()}
+        states = {pipeline.state for pipeline in self._table.pipelines}
         ready = states == {PipelineState.READY}
         if PipelineState.FAILED in states:
             status = "ERROR"
