@@ -162,12 +162,7 @@ class _Feed:
         complete, rest = False, b""
         with job.feeding():
             try:
-                async with aclosing(body.received()) as chunks:
-                    async for chunk in chunks:
-                        if not chunk:
-                            complete = True
-                            break
-                        await self._hand_in(chunk)
+                complete = await self._receive(body)
                 if not complete:
                     rest = take_unread(content)
             except (*BROKEN, asyncio.CancelledError) as error:
@@ -185,6 +180,15 @@ class _Feed:
             message = f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken"
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
         return self._segments, self._size
+
+    async def _receive(self, body: LiveInput[bytes]) -> bool:
+        """Return whether the body came to its end, not to that of the job's input."""
+        async with aclosing(body.received()) as chunks:
+            async for chunk in chunks:
+                if not chunk:
+                    return True
+                await self._hand_in(chunk)
+        return False
 
     async def _hand_in(self, chunk: bytes) -> None:
         self._size += len(chunk)

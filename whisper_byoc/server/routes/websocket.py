@@ -77,20 +77,9 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
 
     Returns only when the server ends the input.
     """
-    idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
-    framing = AudioFraming(live=live)
     try:
         with job.feeding():
-            async with aclosing(LiveInput(socket.receive, job.closing, idle_seconds, idle).received()) as messages:
-                async for message in messages:
-                    job.touch()
-                    data = _sound_in(message)
-                    if data is None:
-                        break
-                    for segment in framing.feed(data):
-                        await job.inbox.submit(segment, live=live)
-            for tail in framing.finish(complete=True):
-                job.inbox.submit_now(tail, live=live)
+            await _submit_sound(socket, job, idle_seconds, live=live)
             ended_by_server = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:
@@ -98,6 +87,21 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
     while not ended_by_server:
         if _sound_in(await socket.receive(), ended=True) is not None:
             raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream (eos)")
+
+
+async def _submit_sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+    idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
+    framing = AudioFraming(live=live)
+    async with aclosing(LiveInput(socket.receive, job.closing, idle_seconds, idle).received()) as messages:
+        async for message in messages:
+            job.touch()
+            data = _sound_in(message)
+            if data is None:
+                break
+            for segment in framing.feed(data):
+                await job.inbox.submit(segment, live=live)
+    for tail in framing.finish(complete=True):
+        job.inbox.submit_now(tail, live=live)
 
 
 def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:
