@@ -4,8 +4,6 @@ import asyncio
 import base64
 import io
 import json
-import re
-import sys
 import types
 from contextlib import AsyncExitStack
 
@@ -256,6 +254,9 @@ class Listener:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def _accept(self, reader, writer):
+        if not self._listener.is_serving():  # it had been in the backlog
+            writer.transport.abort()
+            return
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -318,47 +319,6 @@ async def scripted():
             return script
 
         yield start
-
-
-SERVE = """
-import asyncio, logging
-from whisper_byoc.server.run import ServerConfig, serve
-
-class Upper:
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        await asyncio.sleep(3600 if b"hang" in frame else 0)
-        return frame.upper()
-
-logging.basicConfig(level=logging.INFO)
-asyncio.run(serve({"test": Upper()}, ServerConfig("127.0.0.1", 0)))
-"""
-
-
-class Process:
-    """A container in a process of its own."""
-
-    def __init__(self, process, port):
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-
-    def kill(self):
-        self.process.kill()
-
-
-@pytest.fixture
-def process(spawn):
-    """Give a function that runs a container in a process, which can be killed."""
-
-    async def start():
-        each = await spawn(sys.executable, "-c", SERVE)
-        while line := await asyncio.wait_for(each.stderr.readline(), 50):
-            if found := re.search(rb"listening on port (\d+)", line):
-                return Process(each, int(found[1]))
-        raise AssertionError("the container did not start")
-
-    return start
 
 
 @pytest.fixture

@@ -68,19 +68,6 @@ async def test_a_header_that_is_not_text_is_refused(world, name):
     await gateway.settled()
 
 
-async def test_no_free_capacity_is_503_with_retry_after(world):
-    gateway = await world.pair(world.Pixels(), capacity=1)
-    feed, answer = await open_feed(gateway)
-    status, body, headers = await gateway.live(b"x")
-    assert status == 503
-    assert int(headers["Retry-After"]) > 0
-    assert "capacity" in json.loads(body)["error"]
-    feed.end()
-    await answer.read()
-    await until(lambda: counts(gateway)[:2] == (0, 0))
-    assert (await gateway.live(b"x"))[0] == 200
-
-
 async def test_too_many_jobs_and_shutting_down_are_503(world):
     gateway = await world.pair(world.Pixels(), jobs=1)
     feed, answer = await open_feed(gateway)

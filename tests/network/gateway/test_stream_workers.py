@@ -75,14 +75,6 @@ async def test_a_client_who_does_not_wait_for_the_stop_does_not_interrupt_it(wor
     await gateway.settled()
 
 
-async def test_what_is_said_while_it_stops_is_there_before_the_answer(world):
-    worker, gateway = await world.worker_pair()
-    _, answer = await gateway.start("one")
-    worker.on_stop = lambda: worker.say({"type": "last", "seq": 0}, {"type": "end", "seq": 1})
-    await gateway.post("/process/stream/one/stop")
-    assert [record["type"] for record in await gateway.follow(answer["data_url"]).ended()] == ["last", "end"]
-
-
 async def test_a_container_that_stops_by_itself_is_no_failure(world):
     worker, gateway = await world.worker_pair()
     _, answer = await gateway.start("one", ingress=False, data=True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import json
 
 import pytest
 
@@ -22,18 +21,6 @@ def answers(scripted, orchestrate):
         return await orchestrate(container), container
 
     return start
-
-
-async def test_a_real_container_works_on_it(serving, orchestrate, kit):
-    api = await orchestrate(await serving({"test": kit.Lengths()}))
-    status, body, headers = await api.batch(bytes(3200), "test")
-    assert (status, json.loads(body)["text"]) == (200, "3200 bytes")
-    assert headers["Content-Type"].startswith("application/json")
-    assert headers["Livepeer-Balance"] == "0"
-    assert json.loads(headers["X-Metadata"])["pipeline"] == "test"
-    status, body, _ = await api.batch(bytes(3200), "test?format=text")  # go-livepeer drops the query
-    assert (status, body) == (200, b"3200 bytes\n")
-    await api.quiet()
 
 
 async def test_what_passes_to_the_container_and_what_comes_back(scripted, orchestrate):
@@ -212,25 +199,6 @@ async def test_a_client_that_hangs_up_frees_the_slot_and_ends_the_work(scripted,
     posting.cancel()
     await asyncio.wait_for(hung_up.wait(), 10)
     await api.quiet()
-
-
-async def test_a_client_that_breaks_off_its_body_frees_the_slot(scripted, orchestrate, kit):
-    async def read(wire):
-        await wire.body()
-
-    api = await orchestrate(await scripted(read))
-    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    lines = [
-        "POST /process/request/x HTTP/1.1",
-        "Host: x",
-        "Content-Length: 1000",
-        f"Livepeer: {kit.job()['Livepeer']}",
-    ]
-    writer.write("\r\n".join([*lines, "", "part"]).encode())
-    await until(lambda: api.pool.jobs == 1)
-    writer.transport.abort()
-    await api.quiet()
-    assert all(each.ready for each in api.pool)
 
 
 async def test_events_flow_as_they_come(scripted, orchestrate, kit):

@@ -276,24 +276,6 @@ async def test_a_container_that_dies_before_its_answer_is_502(live_script, orche
     await api.quiet()
 
 
-async def test_a_process_killed_after_a_result_is_an_error_record_and_an_end(process, orchestrate, kit):
-    containers = [await process(), await process()]
-    api = await orchestrate(*containers)
-    feed = kit.Feed()
-    feed.send(b"abcdef")
-    async with await opened(api, feed, query="?width=2&height=1", **kit.SSE) as answer:
-        await answer.content.readuntil(b"}\n")
-        busy = next(each.url for each in api.pool if each.slots)
-        dying = next(each for each in containers if each.url == busy)
-        dying.kill()
-        rest = await answer.content.read()
-    records = [json.loads(line[line.index(b"{") :]) for line in rest.splitlines() if b"{" in line]
-    assert [(each["type"], each["seq"]) for each in records] == [("error", 1), ("end", 2)]
-    assert dying.url in records[0]["error"]
-    assert records[1]["errors"] == 1
-    await api.quiet()
-
-
 async def test_a_container_that_drains_in_mid_feed_is_an_error_and_does_not_begin_anew(live_script, orchestrate, kit):
     async def put(wire):
         await wire.chunk()

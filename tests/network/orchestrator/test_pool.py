@@ -1,12 +1,11 @@
 """Places at containers: who gets a job, what is said when nobody can, and that no place stays taken."""
 
-import asyncio
 import logging
 
 import pytest
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.network.pool import Container, Pool, Slot
+from whisper_byoc.network.pool import Container, Pool
 
 
 def pool(*capacities, name="a"):
@@ -57,15 +56,6 @@ def test_containers_that_do_not_answer_are_named_with_their_trouble():
     assert caught.value.status == 502
 
 
-def test_adding_a_container_again_changes_it_and_keeps_its_jobs():
-    made = pool(1)
-    slot = next(made.slots("a"))
-    known = made.add(Container("a", "http://c0", 7, "token"))
-    assert known is slot.container
-    assert (known.capacity, known.token, known.free) == (7, "token", 6)
-    assert len(list(made)) == 1
-
-
 def test_a_container_that_leaves_is_known_until_its_last_job_is_over():
     made = pool(2)
     slot = next(made.slots("a"))
@@ -76,14 +66,6 @@ def test_a_container_that_leaves_is_known_until_its_last_job_is_over():
     assert slot.container.free == 0
     slot.free()
     assert (list(made), made.jobs) == ([], 0)
-
-
-def test_a_container_that_comes_back_before_that_has_its_jobs_still():
-    made = pool(2)
-    slot = next(made.slots("a"))
-    slot.container.leaving = True
-    assert made.add(Container("a", "http://c0", 3)) is slot.container
-    assert made.free("a") == 2
 
 
 def test_a_token_is_not_shown():
@@ -115,22 +97,3 @@ def test_coming_and_going_is_logged_once(caplog):
     container.pipelines = ("other",)
     container.is_ready()
     assert "says that it serves other" in caplog.text
-
-
-# -- a slot whose container dies -------------------------------------------------------------------------
-
-
-async def test_work_within_alive_is_interrupted_when_the_container_dies():
-    slot = Slot(Container("a", "http://c", 1))
-
-    async def work():
-        async with slot.guard():
-            await asyncio.sleep(60)
-
-    working = asyncio.ensure_future(work())
-    await asyncio.sleep(0)
-    slot.container.gone("connection refused")
-    with pytest.raises(PeerFailed, match="the container at http://c is gone: connection refused"):
-        await working
-    with pytest.raises(PeerFailed):
-        await work()
