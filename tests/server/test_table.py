@@ -112,15 +112,23 @@ async def test_another_name_is_still_unknown(named):
     assert "it serves: speech, mirror" in body["error"]
 
 
-@pytest.mark.parametrize("error", [BadSegment, UsageError, functools.partial(BadParam, "language")])
-async def test_parameters_that_a_session_refuses_are_400_with_its_words(serving, error):
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (BadSegment, 400, "no language xx"),
+        (UsageError, 400, "no language xx"),
+        (functools.partial(BadParam, "language"), 400, "no language xx"),
+        (ValueError, 500, "the server failed on this request; its log says why"),
+    ],
+)
+async def test_parameters_that_a_session_refuses_are_400_and_bugs_are_500(serving, error, status, words):
     class Picky(Upper):
         def open_session(self, job):
             raise error(f"no language {job.params['language']}")
 
     api = await serving(Picky())
-    status, body, _ = await api.put("job", b"abc", query="?language=xx")
-    assert (status, body["error"]) == (400, "no language xx")
+    answered, body, _ = await api.put("job", b"abc", query="?language=xx")
+    assert (answered, body["error"]) == (status, words)
     assert api.table.jobs == ()
 
 
