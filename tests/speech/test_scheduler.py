@@ -153,8 +153,7 @@ async def running():
         return scheduler
 
     yield start
-    for scheduler in started:
-        scheduler.stop()
+    await asyncio.gather(*(scheduler.stop() for scheduler in started))
 
 
 async def test_every_piece_is_heard(running):
@@ -168,7 +167,7 @@ async def test_each_engine_is_told_its_threads_in_its_own_thread(running):
     engine = Counting()
     scheduler = Scheduler(1, threads=3)
     await scheduler.start(lambda: engine)
-    scheduler.stop()
+    await scheduler.stop()
     assert engine.threads == (3, "whisper-0")
 
 
@@ -300,7 +299,7 @@ async def test_drafts_are_cancelled_at_the_stop_and_transcriptions_are_not(runni
     scheduler, first = await begun(running, engine)
     draft, transcription = asked(scheduler, "a", "B")
     await asyncio.sleep(0)
-    scheduler.stop()
+    stopping = asyncio.ensure_future(scheduler.stop())
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(draft, 10)
     engine.go.set()
@@ -309,6 +308,19 @@ async def test_drafts_are_cancelled_at_the_stop_and_transcriptions_are_not(runni
     for late in asked(scheduler, "a", "B"):
         with pytest.raises(ProcessorError, match="stopped"):
             await asyncio.wait_for(late, 10)
+    await stopping
+
+
+async def test_the_stop_waits_for_the_workers(running):
+    class Remembering(Counting):
+        def use_threads(self, number):
+            self.worker = threading.current_thread()
+
+    engine = Remembering()
+    scheduler = await running(engine)
+    assert engine.worker.is_alive()
+    await scheduler.stop()
+    assert not engine.worker.is_alive()
 
 
 async def test_a_cancelled_draft_leaves_the_queue(running):

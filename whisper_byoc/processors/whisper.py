@@ -96,8 +96,8 @@ class WhisperProcessor:
 
     async def shutdown(self) -> None:
         """Let the workers go, and the memory of the model with them."""
-        self._scheduler.stop()
         self._engine = None
+        await self._scheduler.stop()
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
         """Read a job's parameters: language, task, prompt, hotwords, words, partials, pause, longest.

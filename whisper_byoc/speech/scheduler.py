@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,6 +23,8 @@ T = TypeVar("T")
 
 STUCK_WORKER_SECONDS = 300.0
 """A worker that has spent this long on one piece of sound is taken to be stuck."""
+STOP_SECONDS = 3.0
+"""Longest wait for the workers to end."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Scheduler:
         self._threads = threads
         self._queue: TwoPriorityQueue[_Work] = TwoPriorityQueue()
         self._busy_since: dict[str, float] = {}
+        self._running: list[threading.Thread] = []
 
     @property
     def idle(self) -> int:
@@ -120,7 +122,11 @@ class Scheduler:
         engines = [engine, *(engine.replica() for _ in range(1, self._workers))]  # before one of them works
         warm: list[Future[None]] = [Future() for _ in engines]
         for number, each in enumerate(engines):
-            _in_thread(partial(self._run, each, warm[number]), f"whisper-{number}")
+            worker = threading.Thread(
+                target=self._run, args=(each, warm[number]), name=f"whisper-{number}", daemon=True
+            )
+            worker.start()
+            self._running.append(worker)
         await asyncio.gather(*map(asyncio.wrap_future, warm))
         return engine
 
@@ -144,10 +150,16 @@ class Scheduler:
                 return f"worker {name} has been at one segment for {now - since:.0f} s"
         return None
 
-    def stop(self) -> None:
-        """Let every worker go after the transcriptions that wait; drafts are cancelled."""
+    async def stop(self) -> None:
+        """Let every worker end after the transcriptions that wait, and wait for it; drafts are cancelled.
+
+        Python aborts a process that ends while a daemon thread is in torch, be it only to free its tensors.
+        """
         for work in self._queue.close():
             work.future.cancel()
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self._running:
+            await asyncio.to_thread(worker.join, max(0.0, deadline - time.monotonic()))
 
     async def _do(self, call: Callable[[Engine, IsCancelled], T], *, low: bool = False) -> Timed[T]:
         abandoned = threading.Event()
