@@ -7,10 +7,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes are bytes, times are seconds. A job holds at most `queue_bytes` + `kept_bytes` of payload."""
+    """Sizes are bytes, times are seconds. A job holds at most `queue_bytes`, `kept_bytes` and `transcript_bytes`."""
 
     segment_bytes: int = 64 * MIB
-    """Largest segment; the first thing a user sends is a 2.7 MB frame."""
+    """Largest segment, and largest recording, as sent and as PCM16. A frame of 1280x720 pixels has 2.7 MB."""
     jobs: int = 32
     """Jobs open at once; one more is answered 503."""
     queue_segments: int = 16
@@ -26,7 +26,8 @@ class Limits:
     segment_seconds: float = 120.0
     """Longest work on one segment."""
     admission_seconds: float = 30.0
-    """Longest wait of a one-segment PUT for room in the queue, before 503."""
+    """Longest wait for a pipeline that is loading, for a session to open or change, and for room in the queue; then the
+    request is answered 503."""
     idle_seconds: float = 300.0
     """A job without input, work and reading for so long is ended; so is an answer that its client does not read."""
     wait_seconds: float = 300.0
