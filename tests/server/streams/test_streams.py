@@ -514,12 +514,12 @@ async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate
     monkeypatch.setattr(output, "KEEP_ALIVE_EVERY_S", 0.05)
     monkeypatch.setattr(output, "HEARTBEAT_EVERY_S", 0.05)
     monkeypatch.setattr(stream, "TOUCH_S", 0.05)
-    world = await orchestrate(idle_seconds=0.3)
+    world = await orchestrate(idle_seconds=1.5)
     urls = world.channels("quiet", ["", "-data", "-events"])
     await world.start("quiet", urls, {"input": "pcm16"})
     data, reading = world.follow("quiet", "-data")
     events, listening = world.follow("quiet", "-events")
-    await until(lambda: len(data) > 8 and len(events) > 8)  # longer than the idle limit
+    await until(lambda: len(data) > 32 and len(events) > 32)  # longer than the idle limit
     assert {each["type"] for each in data} == {"keepalive"}
     async with world.publisher("quiet") as publisher:
         await publisher.publish(bytes(640))
