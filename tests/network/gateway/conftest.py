@@ -284,7 +284,7 @@ class World:
             listen=ANYWHERE,
             secret="secret",
             containers=containers,
-            limits=NetworkLimits(drain_seconds=1.0, **limits),
+            limits=NetworkLimits(**{"drain_seconds": 1.0, "ask_seconds": 0.1, **limits}),
         )
         running = await self.stack.enter_async_context(orchestrator_app.running(config))
         if relay:
