@@ -18,6 +18,7 @@ SHARED = {
         "aiohttp_internals",
         "errors",
         "http",
+        "languages",
         "livepeer",
         "params",
         "process",

@@ -7,11 +7,11 @@ from typing import Any
 
 from whisper_byoc import params as read
 from whisper_byoc.errors import BadParam
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
-from whisper_byoc.speech.language import LANGUAGES
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription

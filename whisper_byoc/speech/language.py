@@ -2,13 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 
-_CODES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
-    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
-    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
-)
-LANGUAGES = tuple(_CODES.split())
-"""ISO 639-1 codes (two are longer) in the order of Whisper's tokens (openai-whisper, `tokenizer.LANGUAGES`)."""
 SURE_PROBABILITY = 0.8
 SURE_SECONDS = 1.5
 """A language this probable in sound this long is decided on at once; otherwise two utterances in a row must agree."""

@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions
 from whisper_byoc.speech.fast import model as fast
 from whisper_byoc.speech.fast.engine import FastEngine
-from whisper_byoc.speech.language import LANGUAGES
 from whisper_byoc.speech.openai_engine import OpenAIEngine
 from whisper_byoc.speech.scheduler import Scheduler
 

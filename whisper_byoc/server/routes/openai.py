@@ -3,7 +3,6 @@
 `/v1/audio/transcriptions` and `/v1/audio/translations` are OpenAI's, `/audio-to-text` is that of Livepeer's ai-runner.
 """
 
-import asyncio
 import json
 import math
 import zlib
@@ -14,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import BadParam, RequestRefused
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.params import choice, number, switch
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
@@ -67,7 +67,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
                 return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES[wanted]))
             body: dict[str, Any] = {"text": transcription.text}
             if wanted == "verbose_json":
-                body |= await _verbose_fields(transcription, job, task, granularities)
+                body |= _verbose_fields(transcription, job, task, granularities)
             body["usage"] = {"type": "duration", "seconds": math.ceil(job.recording.seconds)}
             return _json_answer(job, body)
 
@@ -85,12 +85,12 @@ def _granularities(upload: Upload) -> set[str]:
     return found or {"segment"}
 
 
-async def _verbose_fields(
+def _verbose_fields(
     transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
 ) -> dict[str, Any]:
     # records carry no avg_logprob, no no_speech_prob and no tokens
     segments = segments_in_seconds(transcription)
-    language = "english" if task == "translate" else await asyncio.to_thread(_language_name, transcription.language)
+    language = "english" if task == "translate" else LANGUAGES.get(transcription.language, transcription.language)
     fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
     if "segment" in granularities:
         fields["segments"] = [
@@ -113,12 +113,6 @@ async def _verbose_fields(
             for word in each.get("words", ())
         ]
     return fields
-
-
-def _language_name(code: str) -> str:
-    from whisper.tokenizer import LANGUAGES  # takes seconds where no model has been loaded
-
-    return str(LANGUAGES.get(code, code))
 
 
 def _compression_ratio(text: str) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 import tiktoken
 
 from whisper_byoc.errors import ModelError
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech.fast.weights import Dimensions
-from whisper_byoc.speech.language import LANGUAGES
 
 MAX_FILE_BYTES = 32 << 20
 TIMESTAMPS = 1501
@@ -59,7 +59,7 @@ class Tokenizer:
         self.no_speech = special["<|nospeech|>"]
         self.no_timestamps = special["<|notimestamps|>"]
         self.timestamp_begin = special["<|0.00|>"]
-        self.languages = {code: special[f"<|{code}|>"] for code in LANGUAGES[: dims.num_languages]}
+        self.languages = {code: special[f"<|{code}|>"] for code in list(LANGUAGES)[: dims.num_languages]}
         """Language code -> token."""
         ranks = {token: number for number, token in enumerate(text_tokens)}
         if len(ranks) != len(text_tokens):
@@ -233,7 +233,7 @@ def _special_names(languages: int) -> list[str]:
     return [
         "<|endoftext|>",
         "<|startoftranscript|>",
-        *(f"<|{code}|>" for code in LANGUAGES[:languages]),
+        *(f"<|{code}|>" for code in list(LANGUAGES)[:languages]),
         "<|translate|>",
         "<|transcribe|>",
         "<|startoflm|>",
