@@ -20,7 +20,7 @@ from whisper_byoc.speech.fast.ctranslate2_file import read_ctranslate2
 from whisper_byoc.speech.fast.graphs import decoder_graph, encoder_graph
 from whisper_byoc.speech.fast.network import Compiled, Network
 from whisper_byoc.speech.fast.runtime import core, ov
-from whisper_byoc.speech.fast.silence import encoded_silence
+from whisper_byoc.speech.fast.silence import STRIDE, encoded_silence
 from whisper_byoc.speech.fast.tokenizer import Tokenizer, find_vocabulary, read_tiktoken, write_tiktoken
 from whisper_byoc.speech.fast.torch_file import read_torch_file
 from whisper_byoc.speech.fast.weights import Dimensions, Weights
@@ -54,14 +54,17 @@ class FastModel:
         self._lock = threading.Lock()
         self._compiled: Compiled | None = None
 
-    def network(self, threads: int) -> Network:
-        """Return a network for the calling thread; the first one compiles the graphs, for all users."""
+    def network(self, threads: int, tail: NDArray[np.float32] | None = None, stride: int = STRIDE) -> Network:
+        """Return a network for the calling thread; the first one compiles the graphs, for all users.
+
+        `tail` of another `stride` replaces the model's, for comparison.
+        """
         with self._lock:
             if self._compiled is None:
                 self._compiled = Compiled(
                     self.encoder, self.decoder, threads=threads, workers=self.users, exact=self.exact
                 )
-        return Network(self._compiled, self.dims, self.tail)
+        return Network(self._compiled, self.dims, self.tail if tail is None else tail, stride)
 
 
 def read_weights(source: Path) -> Weights:

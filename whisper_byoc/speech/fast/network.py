@@ -71,8 +71,9 @@ class Compiled:
 class Network:
     """One thread's view of a model: has the state of one text at a time."""
 
-    def __init__(self, compiled: Compiled, dims: Dimensions, tail: NDArray[np.float32]) -> None:
-        """`tail` is what `silence.encoded_silence` returned for this model."""
+    def __init__(self, compiled: Compiled, dims: Dimensions, tail: NDArray[np.float32], stride: int = STRIDE) -> None:
+        """`tail` is what `silence.encoded_silence` returned for this model and stride."""
+        self._stride = stride
         self._compiled = compiled
         self.dims = dims
         self._encoder = compiled.encoder.create_infer_request()
@@ -97,7 +98,7 @@ class Network:
         window[0, :, :kept] = mel[:, :kept]
         found = self._infer_encoder(window, is_cancelled)
         positions = frames // 2
-        skipped = -(-(positions - STRIDE // 2) // STRIDE)
+        skipped = -(-(positions - self._stride // 2) // self._stride)
         tail = self._tail[:, :, :, skipped:]
         length = tail.shape[3]
         mask = np.zeros((1, 1, 1, positions + length), np.float32)

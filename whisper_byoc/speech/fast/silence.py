@@ -29,8 +29,8 @@ LOUDNESS = 0.3
 NOISE = 0.001
 
 
-def encoded_silence(encoder: ov.Model, dims: Dimensions) -> NDArray[np.float32]:
-    """Return what an encoder makes of silence, at every STRIDE-th position of 30 s from the middle of a stride.
+def encoded_silence(encoder: ov.Model, dims: Dimensions, stride: int = STRIDE) -> NDArray[np.float32]:
+    """Return what an encoder makes of silence, at every so many positions of 30 s, from the middle of a stride.
 
     (2 * layers, 1, heads, positions, values) float32: key and value for each decoder layer. Positions within the first
     two seconds are of the voice.
@@ -41,7 +41,7 @@ def encoded_silence(encoder: ov.Model, dims: Dimensions) -> NDArray[np.float32]:
     request = core().compile_model(encoder, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     request.infer([window])
     names = [f"{part}{layer}" for layer in range(dims.n_text_layer) for part in ("key", "value")]
-    return np.stack([request.get_tensor(name).data[:, :, STRIDE // 2 :: STRIDE] for name in names])
+    return np.stack([request.get_tensor(name).data[:, :, stride // 2 :: stride] for name in names])
 
 
 def artificial_voice() -> Samples:

@@ -69,8 +69,11 @@ class Scored:
 class Windows:
     """The windows of one recording, encoded when they are needed; the last one is kept."""
 
-    def __init__(self, network: Network, mel: NDArray[np.float32], is_cancelled: IsCancelled) -> None:
-        """`mel` has the features of all of it, (mels, frames)."""
+    def __init__(
+        self, network: Network, mel: NDArray[np.float32], is_cancelled: IsCancelled, margin: float = MARGIN
+    ) -> None:
+        """`mel` has the features of all of it, (mels, frames); `margin` is in seconds."""
+        self._margin = margin
         self.frames = mel.shape[1]
         self._network = network
         self._mel = mel
@@ -80,7 +83,7 @@ class Windows:
     def sound(self, begin: int, *, full: bool) -> Sound:
         """Return the window that begins at a frame, all 30 s of it or what its sound needs."""
         seconds = min(FRAMES, self.frames - begin) / FRAMES_PER_SECOND
-        wanted = WINDOW_SECONDS if full or seconds >= LONGEST_SHORT else max(SHORTEST, seconds + MARGIN)
+        wanted = WINDOW_SECONDS if full or seconds >= LONGEST_SHORT else max(SHORTEST, seconds + self._margin)
         if self._last is None or self._last[0] != (begin, wanted):
             features = self._mel[:, begin : begin + FRAMES]
             self._last = (begin, wanted), self._network.encode(features, wanted, self._is_cancelled)
