@@ -161,7 +161,7 @@ async def test_the_scheduler_runs_it(tmp_path, sound, texts):
     found = await scheduler.transcribe(sound("demo-stop.wav"), DecodeOptions())
     assert found.value.text == "stop"
     assert await scheduler.detect_language(sound("demo-stop.wav")) == ("en", 1.0)
-    scheduler.stop()
+    await scheduler.stop()
 
 
 def test_a_language_that_nobody_named_is_detected(multilingual, noise):
