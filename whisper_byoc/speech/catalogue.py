@@ -2,7 +2,9 @@
 
 import base64
 import gzip
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -89,3 +91,9 @@ def alignment_heads(name: str, layers: int, heads: int) -> tuple[tuple[int, int]
     if len(matrix) != layers * heads:
         raise ModelError(f"The model is not {name!r}: its decoder has {layers} layers of {heads} heads.")
     return tuple((int(at) // heads, int(at) % heads) for at in matrix.nonzero()[0])
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

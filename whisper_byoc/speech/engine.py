@@ -4,7 +4,8 @@ An engine is one model that turns sound into text. It owns no threads and no que
 for each of its worker threads and calls it there, one call at a time. Sound is always `Samples`.
 """
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self, TypeAlias
 
@@ -60,6 +61,17 @@ class DraftWord:
     """With the space before it, where the language has one, and the punctuation behind it."""
     end: float
     """Seconds into the sound: where the decoder's attention was when it wrote the end of the word."""
+
+
+def draft_words(pieces: Iterable[str], ends: Iterable[float]) -> tuple[DraftWord, ...]:
+    """Make words of pieces of text and the times of their ends: punctuation belongs to the word before it."""
+    words: list[DraftWord] = []
+    for piece, end in zip(pieces, ends, strict=True):
+        if words and piece.strip() in string.punctuation:
+            words[-1] = DraftWord(words[-1].text + piece, end)
+        elif piece.strip():
+            words.append(DraftWord(piece, end))
+    return tuple(words)
 
 
 @dataclass(frozen=True)

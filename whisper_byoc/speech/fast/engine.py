@@ -1,10 +1,10 @@
 """`Engine` on OpenVINO."""
 
-import string
+from itertools import accumulate
 from typing import Self
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, IsCancelled, Samples, never
+from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, IsCancelled, Samples, draft_words, never
 from whisper_byoc.speech.fast.alignment import token_ends
 from whisper_byoc.speech.fast.decoding import decode, language_probabilities
 from whisper_byoc.speech.fast.mel import log_mel
@@ -127,13 +127,6 @@ def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, lan
     """Part tokens into words with their punctuation, without a character that is cut at the end."""
     while tokens and tokenizer.decode(tokens).endswith(CUT_CHARACTER):
         tokens = tokens[:-1]
-    found: list[DraftWord] = []
-    last = -1
-    for piece, group in zip(*tokenizer.words(tokens, language), strict=True):
-        last += len(group)
-        text = piece.replace(CUT_CHARACTER, "")
-        if found and text.strip() in string.punctuation:
-            found[-1] = DraftWord(found[-1].text + text, ends[last])
-        elif text.strip():
-            found.append(DraftWord(text, ends[last]))
-    return tuple(found)
+    pieces, groups = tokenizer.words(tokens, language)
+    last_tokens = (count - 1 for count in accumulate(map(len, groups)))
+    return draft_words((piece.replace(CUT_CHARACTER, "") for piece in pieces), (ends[token] for token in last_tokens))

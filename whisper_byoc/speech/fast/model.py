@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.errors import ModelError
+from whisper_byoc.speech.catalogue import file_sha256
 from whisper_byoc.speech.fast.ctranslate2_file import read_ctranslate2
 from whisper_byoc.speech.fast.graphs import decoder_graph, encoder_graph
 from whisper_byoc.speech.fast.network import Compiled, Network
@@ -97,7 +98,7 @@ def load_kept(folder: Path, sources: set[str]) -> FastModel | None:
             log.info("%s was made from another model or by another version", folder)
             return None
         for name in FILES:
-            if manifest["sha256"][name] != _sha256(folder / name):
+            if manifest["sha256"][name] != file_sha256(folder / name):
                 log.warning("%s is damaged: %s has another SHA-256 than it had", folder, name)
                 return None
         dims = Dimensions.parse(manifest["dims"])
@@ -134,7 +135,7 @@ def keep(model: FastModel, folder: Path, source: str) -> None:
             "source": source,
             "dims": asdict(model.dims),
             "alignment_heads": model.alignment_heads,
-            "sha256": {name: _sha256(part / name) for name in FILES},
+            "sha256": {name: file_sha256(part / name) for name in FILES},
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _replace(folder, part)
@@ -147,9 +148,9 @@ def keep(model: FastModel, folder: Path, source: str) -> None:
 def source_digest(source: Path) -> str:
     """Return what identifies a `.pt` file or a CTranslate2 folder: a SHA-256 of all of it that is used."""
     if not source.is_dir():
-        return _sha256(source)
+        return file_sha256(source)
     names = ("model.bin", "config.json", "tokenizer.json", "vocabulary.json", "vocabulary.txt")
-    hashes = {name: _sha256(source / name) for name in names if (source / name).is_file()}
+    hashes = {name: file_sha256(source / name) for name in names if (source / name).is_file()}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
@@ -177,8 +178,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _made_by() -> str:
     return f"format {FORMAT}, OpenVINO {ov.get_version()}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
