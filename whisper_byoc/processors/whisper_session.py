@@ -14,6 +14,7 @@ from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.live import LiveOptions, LiveTranscriber, Update
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription, TranscriptRecord
+from whisper_byoc.speech.voice_activity import VoiceActivity
 
 BEHIND_SECONDS = 1.0
 """A piece that has waited this long came faster than it could be transcribed."""
@@ -61,12 +62,14 @@ class WhisperSession:
     def __init__(
         self,
         scheduler: Scheduler,
+        voice_activity: VoiceActivity,
         options: SpeechOptions,
         read_options: Callable[[Mapping[str, Any], SpeechOptions], SpeechOptions],
     ) -> None:
         """`read_options` applies a client's parameters to options; it raises `BadParam`."""
         self.options = options
         self._scheduler = scheduler
+        self._voice_activity = voice_activity
         self._read_options = read_options
         self._language = LanguageChoice(options.decoding.language)  # one for all segments and live feeds of the job
         self._samples = 0
@@ -104,7 +107,12 @@ class WhisperSession:
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         if self._live is None:
             self._live = LiveTranscriber(
-                self._scheduler, self.options.decoding, self.options.live, self._language, self._on_ready
+                self._scheduler,
+                self.options.decoding,
+                self.options.live,
+                self._language,
+                self._voice_activity.stream(),
+                self._on_ready,
             )
             self._live_start = self._samples
         live = self._live
@@ -112,7 +120,7 @@ class WhisperSession:
         try:
             updates = await live.feed(piece, behind=behind)
         finally:
-            self._samples = self._live_start + live.splitter.received
+            self._samples = self._live_start + live.received
             self._arrivals.add(self._samples, arrived)
         return self._results(updates)
 
@@ -133,9 +141,9 @@ class WhisperSession:
         try:
             results = self._results(await live.finish())
         finally:
-            self._samples = self._live_start + live.splitter.received
+            self._samples = self._live_start + live.received
             live.close()
-        if live.splitter.pending:
+        if live.pending:
             results.append(Result(b"", error="the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return results
 

@@ -3,15 +3,16 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from audio.pcm import FULL_SCALE, SAMPLE_RATE
-from audio.utterances import SplitterOptions, Utterance, UtteranceSplitter
+from audio.utterances import CHUNK, Chunker, SplitterOptions, Utterance, UtteranceSplitter
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Samples
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.scheduler import Scheduler, Timed
@@ -52,6 +53,13 @@ class Update:
     error: Exception | None = None
 
 
+class Voice(Protocol):
+    """Finds speech in one stream: `speech.voice_activity.VoiceStream`."""
+
+    def rate(self, chunks: NDArray[np.int16]) -> asyncio.Future[Any]:
+        """Rate the next chunks, shape (n, CHUNK), in the order of the calls: their probabilities of speech, (n,)."""
+
+
 class LiveTranscriber:
     """Makes text of one stream. Calls must not overlap; between them drafts and early transcriptions go on.
 
@@ -65,22 +73,24 @@ class LiveTranscriber:
         decoding: DecodeOptions,
         options: LiveOptions,
         language: LanguageChoice,
+        voice: Voice,
         on_draft: Callable[[], None] = lambda: None,
-        splitter: UtteranceSplitter | None = None,
     ) -> None:
         """`on_draft` is called when a draft is done, so that `ready` has its text.
 
-        `language` takes the place of that in `decoding`, and may outlive this stream.
+        `language` takes the place of that in `decoding`, and may outlive this stream. `voice` is this stream's own.
         """
         self.options = options
-        self.splitter = splitter or UtteranceSplitter(options.splitter)
+        self._chunker = Chunker()
+        self._splitter = UtteranceSplitter(options.splitter)
+        self._voice = voice
         self._on_draft = on_draft
         self._scheduler = scheduler
         self._decoding = decoding
         self._language = language
         self._ended: deque[Utterance] = deque()
         self._finals: list[Update] = []  # made, but not yet returned
-        self._splitting: asyncio.Task[None] | None = None
+        self._rating: asyncio.Future[Any] | None = None  # the last one
         self._behind = False
         self._policy: Policy = POLICIES[options.policy]()
         self._drafted_until = 0  # position in the stream
@@ -88,10 +98,20 @@ class LiveTranscriber:
         self._draft: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
         self._early: tuple[Utterance, asyncio.Task[Timed[Transcription]]] | None = None
 
+    @property
+    def received(self) -> int:
+        """Whole samples that have come in."""
+        return self._chunker.received
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for the second half of their sample: 0 or 1."""
+        return self._chunker.pending
+
     def update(self, decoding: DecodeOptions, options: LiveOptions, language: LanguageChoice) -> None:
         """Change options from now on."""
         self._decoding, self.options, self._language = decoding, options, language
-        self.splitter.options = options.splitter
+        self._splitter.options = options.splitter
         if not options.partials:
             self._drop_draft()
 
@@ -101,21 +121,24 @@ class LiveTranscriber:
         `behind` means that sound comes faster than it can be transcribed: then only final text is made.
         """
         self._behind = behind
-        await self._split(lambda: self.splitter.feed(data))
+        await self._hear(self._chunker.feed(data))
         return [*await self._transcribe_ended(), *self._take_partials()]
 
     def ready(self) -> list[Update]:
         """Return the text of a draft that is done, though no sound has come."""
-        return self._take_partials() if self._splitting is None or self._splitting.done() else []
+        return self._take_partials() if self._rating is None or self._rating.done() else []
 
     async def flush(self) -> list[Update]:
         """End the open utterance and return its text: nothing has come for a while, and nothing may follow."""
-        await self._split(self.splitter.flush)
+        await self._heard()
+        self._ended += self._splitter.flush()
         return await self._transcribe_ended()
 
     async def finish(self) -> list[Update]:
         """Return the text of what is left at the end of the stream."""
-        await self._split(self.splitter.finish)
+        await self._hear(self._chunker.finish())
+        await self._heard()
+        self._ended += self._splitter.finish()
         return await self._transcribe_ended()
 
     def close(self) -> None:
@@ -123,15 +146,24 @@ class LiveTranscriber:
         self._drop_draft()
         self._drop_early()
 
-    async def _split(self, split: Callable[[], list[Utterance]]) -> None:
-        """Run the splitter in a thread. Cancelling this does not stop it, so the next call waits for it."""
-        self._splitting = _start_task(self._split_after(self._splitting, split))
-        await asyncio.shield(self._splitting)
+    async def _hear(self, samples: NDArray[np.int16]) -> None:
+        """Have samples rated, and hand them to the splitter. Cancelling this stops neither."""
+        if not len(samples):
+            return
+        whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK))
+        self._rating = self._voice.rate(whole.reshape(-1, CHUNK))
+        self._rating.add_done_callback(lambda rating: self._split(samples, rating))
+        await asyncio.shield(self._rating)
 
-    async def _split_after(self, previous: asyncio.Task[None] | None, split: Callable[[], list[Utterance]]) -> None:
-        if previous is not None:
-            await asyncio.wait({previous})
-        self._ended += await asyncio.to_thread(split)
+    async def _heard(self) -> None:
+        """Wait for what was fed by a call that has been cancelled."""
+        if self._rating is not None and not self._rating.done():
+            await asyncio.wait({self._rating})
+
+    def _split(self, samples: NDArray[np.int16], rating: asyncio.Future[Sequence[float]]) -> None:
+        failed = rating.exception() is not None  # which whoever fed them gets; here they only count as time
+        probabilities = [0.0] * -(-len(samples) // CHUNK) if failed else rating.result()
+        self._ended += self._splitter.feed(samples, probabilities)
 
     async def _transcribe_ended(self) -> list[Update]:
         """Return the text of all utterances that have ended. Cancelling this loses the text of at most one."""
@@ -165,7 +197,7 @@ class LiveTranscriber:
 
     def _take_partials(self) -> list[Update]:
         """Return the text of a draft that is done, and start what can be started for the open utterance."""
-        current = self.splitter.open_utterance()
+        current = self._splitter.open_utterance()
         if current is None or self._ended:  # the text of those comes first
             return []
         updates = self._take_draft(current)
@@ -173,7 +205,7 @@ class LiveTranscriber:
             self._drop_early()
         if self._behind:
             return updates
-        if self.splitter.silence >= self.splitter.kept_silence:
+        if self._splitter.silence >= self._splitter.kept_silence:
             if self._early is None:
                 self._early = current, _start_task(self._transcribe(current))
         elif self.options.partials:

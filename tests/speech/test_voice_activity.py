@@ -1,0 +1,215 @@
+"""Voice activity of many streams: speech is found where it is, and no stream changes what is found in another."""
+
+import asyncio
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
+from audio.wav import read_wav
+from whisper_byoc.errors import ProcessorError
+from whisper_byoc.processors.whisper import load_silero
+from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Memory, VoiceActivity
+
+RATE = 16_000
+CLEAN = [
+    *("demo-stop.wav", "demo-yes.wav", "demo-hello-world.wav", "demo-start-recording.wav", "demo-numbers.wav"),
+    *("demo-directions-slow.wav", "demo-spelling.wav", "demo-pipeline.wav", "demo-colours-fast.wav"),
+    *("demo-stereo-48k.wav", "demo-numbers-noise-15db.wav", "demo-long-40s.wav"),
+    *("tiny-weather.wav", "tiny-train.wav", "tiny-meeting.wav", "tiny-fox-fast.wav", "tiny-garden.wav"),
+]
+PATIENT = SplitterOptions(pause=0.6, shortest_pause=0.6, longest=28.0)
+"""Breaths within an utterance of the fixtures do not end it."""
+
+
+@pytest.fixture(scope="module")
+def service():
+    made = VoiceActivity(load_silero)
+    asyncio.run(made.start())
+    yield made
+    asyncio.run(made.stop())
+
+
+def chunked(samples):
+    """Whole chunks of PCM16, (n, CHUNK)."""
+    whole = np.clip(samples * 32768, -32768, 32767).astype(np.int16)
+    return whole[: len(whole) // CHUNK * CHUNK].reshape(-1, CHUNK)
+
+
+async def utterances(service, samples, options=PATIENT):
+    splitter, chunks = UtteranceSplitter(options), chunked(samples)
+    return [*splitter.feed(chunks.ravel(), await service.stream().rate(chunks)), *splitter.finish()]
+
+
+@pytest.mark.parametrize("level", [1.0, 0.01])
+@pytest.mark.parametrize("name", CLEAN)
+async def test_the_speech_of_a_fixture_is_found_where_it_is(service, fixtures_dir, texts, name, level):
+    found = await utterances(service, read_wav((fixtures_dir / name).read_bytes()) * level)
+    known = texts[name]["utterances"]
+    assert len(found) == len(known)
+    for utterance, truth in zip(found, known, strict=True):
+        assert utterance.speech_start / RATE == pytest.approx(truth["start"], abs=0.15)
+        assert utterance.speech_end / RATE == pytest.approx(truth["end"], abs=0.15)
+        assert utterance.first / RATE <= truth["start"]
+        assert utterance.end / RATE >= truth["end"] - 0.05
+
+
+def coloured(exponent, seconds=10, seed=0):
+    """Noise whose power falls with frequency: 0 white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(seconds * RATE))
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** (exponent / 2)
+    sound = np.fft.irfft(spectrum)
+    return sound / np.abs(sound).max()
+
+
+def tones(*frequencies, seconds=10):
+    time = np.arange(seconds * RATE) / RATE
+    return sum(np.sin(2 * np.pi * each * time) for each in frequencies) / len(frequencies)
+
+
+NO_SPEECH = {
+    "digital silence": lambda: np.zeros(10 * RATE),
+    "white noise": lambda: coloured(0),
+    "pink noise": lambda: coloured(1),
+    "brown noise": lambda: coloured(2),
+    "hum of 50 Hz": lambda: tones(50, 100, 150),
+    "a tone": lambda: tones(440),
+    "a chord": lambda: tones(261.6, 329.6, 392.0),
+    "an offset": lambda: np.full(10 * RATE, 0.5),
+    "clicks": lambda: (np.arange(10 * RATE) % 8000 == 0).astype(float),
+}
+
+
+@pytest.mark.parametrize("level", [0.9, 0.05, 0.003])
+@pytest.mark.parametrize("kind", NO_SPEECH)
+async def test_what_is_no_speech_gives_nothing(service, kind, level):
+    assert await utterances(service, NO_SPEECH[kind]() * level, SplitterOptions()) == []
+
+
+@pytest.fixture(scope="module")
+def sounds(fixtures_dir):
+    """Speech at several levels, and when it is alone in the world: pairs of chunks and probabilities."""
+    names = ("demo-numbers.wav", "tiny-weather.wav", "demo-colours-fast.wav", "demo-numbers.wav")
+    levels = (1.0, 0.02, 0.3, 0.002)
+    return [
+        chunked(read_wav((fixtures_dir / name).read_bytes()) * level)[15:75]
+        for name, level in zip(names, levels, strict=True)
+    ]
+
+
+cuts = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts)
+def test_probabilities_depend_neither_on_cuts_nor_on_other_streams(service, sounds, cuts):
+    async def fed(chunks, sizes):
+        stream, found, at, sizes = service.stream(), [], 0, itertools.cycle(sizes)
+        while at < len(chunks):
+            size = next(sizes)
+            found.append(await stream.rate(chunks[at : at + size]))
+            at += size
+        return np.concatenate(found)
+
+    async def together():
+        return await asyncio.gather(*map(fed, sounds, cuts))
+
+    async def alone():
+        return [await service.stream().rate(chunks) for chunks, _ in zip(sounds, cuts, strict=False)]
+
+    for mixed, expected in zip(asyncio.run(together()), asyncio.run(alone()), strict=True):
+        assert expected.max() > 0.9
+        assert mixed == pytest.approx(expected, abs=1e-4)
+
+
+class Model:
+    """Counts the chunks of each stream, when it is let; fails in the calls whose numbers are in `failing`."""
+
+    def __init__(self):
+        self.calls, self.failing, self.entered, self.free = [], set(), threading.Event(), threading.Event()
+
+    def __call__(self, windows, memory):
+        assert windows.shape[2] == CONTEXT + CHUNK
+        assert memory.hidden.shape == memory.cell.shape == (len(windows), 1, STATE)
+        self.entered.set()
+        assert self.free.wait(10)
+        self.calls.append(windows.shape[:2])
+        if len(self.calls) - 1 in self.failing:
+            raise ValueError("no memory")
+        counted = np.arange(1, windows.shape[1] + 1, dtype=np.float32) + memory.cell[:, :1, 0]
+        return counted, Memory(memory.hidden, memory.cell + np.float32(windows.shape[1]))
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture
+async def held(model):
+    """A service whose model is at work, and waits to be let go."""
+    made = VoiceActivity(lambda: model)
+    await made.start()
+    first = made.stream().rate(silence(1))
+    await asyncio.to_thread(model.entered.wait, 10)
+    yield made
+    model.free.set()
+    await asyncio.wait({first}, timeout=10)
+    await made.stop()
+
+
+def silence(chunks):
+    return np.zeros((chunks, CHUNK), np.int16)
+
+
+async def test_streams_that_wait_share_a_call_and_leave_when_they_have_no_more(held, model):
+    found = [held.stream().rate(silence(chunks)) for chunks in (2, 5, 3, 0, 5)]
+    model.free.set()
+    assert [list(each) for each in await asyncio.gather(*found)] == [list(range(1, n + 1)) for n in (2, 5, 3, 0, 5)]
+    assert model.calls == [(1, 1), (4, 2), (3, 1), (2, 2)]
+
+
+async def test_pieces_of_a_stream_count_in_their_order_even_if_nobody_waits(held, model):
+    stream = held.stream()
+    first, second, third = (stream.rate(silence(chunks)) for chunks in (2, 1, 2))
+    second.cancel()
+    other = held.stream().rate(silence(2))
+    model.free.set()
+    assert list(await first) == list(await other) == [1, 2]
+    assert list(await third) == [4, 5]
+
+
+async def test_an_error_reaches_all_who_wait_and_the_next_ones_are_served(held, model):
+    model.failing = {1}  # the call behind the one that it is at
+    streams = [held.stream() for _ in range(3)]
+    waiting = [each.rate(silence(1)) for each in streams]
+    model.free.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(each) for each in found] == ["no memory"] * 3
+    assert [list(each) for each in await asyncio.gather(*(each.rate(silence(1)) for each in streams))] == [[1]] * 3
+
+
+async def test_a_stop_is_told_to_all_who_wait_and_to_those_who_come_later(held, model):
+    waiting = held.stream().rate(silence(1))
+    stopping = asyncio.ensure_future(held.stop())
+    await asyncio.sleep(0)
+    model.free.set()
+    await stopping
+    with pytest.raises(ProcessorError, match="has been stopped"):
+        await waiting
+    with pytest.raises(ProcessorError, match="has been stopped"):
+        held.stream().rate(silence(1))
+
+
+async def test_a_model_that_does_not_load_is_told_at_the_start():
+    def load():
+        raise OSError("no weights")
+
+    service = VoiceActivity(load)
+    with pytest.raises(OSError, match="no weights"):
+        await service.start()
+    await service.stop()

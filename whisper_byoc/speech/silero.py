@@ -1,0 +1,93 @@
+"""Silero VAD 6.2 for 16 kHz, built for OpenVINO from its weights, for many streams at a time.
+
+`assets/silero_vad.npz` holds the weights of `silero_vad_openvino_16k.onnx` (MIT; SHA-256 7776b81ad1b0350c15d7f1555943b9
+232eb53e9ca5d989c6d0cea9ebc8664d87) in the wheel of silero-vad 6.2.3; `tools/silero_weights.py` wrote it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from audio.utterances import CHUNK
+from whisper_byoc.speech.fast.runtime import core, ov
+from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Floats, Memory
+
+WINDOW = CONTEXT + CHUNK
+WEIGHTS = Path(__file__).parent / "assets" / "silero_vad.npz"
+
+_FFT, _HOP = 256, 128
+_STRIDES = {"conv1": 1, "conv2": 2, "conv3": 2, "conv4": 1}
+
+op = ov.opset13
+
+
+class Silero:
+    """The model; to be used by one thread at a time. One CPU thread computes."""
+
+    def __init__(self, weights: Path = WEIGHTS) -> None:
+        with np.load(weights) as tensors:
+            graph = silero_graph(dict(tensors))
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+        self._request = core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def __call__(self, windows: Floats, memory: Memory) -> tuple[Floats, Memory]:
+        """Rate the next T chunks of each of B streams.
+
+        Args:
+            windows: float32, shape (B, T, WINDOW), in [-1, 1): each chunk behind the last CONTEXT samples before it.
+            memory: as it was returned for the chunk before; zeros at the beginning of a stream.
+
+        Returns:
+            The probability of speech, float32, shape (B, T), and what is to be remembered.
+        """
+        inputs = [windows, memory.hidden, memory.cell]
+        found = self._request.infer(inputs, share_inputs=True)
+        return found[0], Memory(found[1], found[2])
+
+
+def silero_graph(weights: dict[str, Floats]) -> ov.Model:
+    """Build the graph.
+
+    Inputs `windows` (B, T, WINDOW), `hidden` and `cell` (B, 1, STATE), outputs `probabilities` (B, T), `hidden` and
+    `cell`; all float32.
+    """
+    windows = op.parameter(ov.PartialShape([-1, -1, WINDOW]), ov.Type.f32, "windows")
+    hidden, cell = (op.parameter(ov.PartialShape([-1, 1, STATE]), ov.Type.f32, name) for name in ("hidden", "cell"))
+    sound = op.pad(op.reshape(windows, _ints([-1, 1, WINDOW]), False), _ints([0, 0, 0]), _ints([0, 0, 64]), "reflect")
+    spectrum = op.convolution(sound, op.constant(fourier_basis()[:, None]), [_HOP], [0], [0], [1])
+    real, imaginary = op.split(spectrum, _ints(1), 2).outputs()
+    x = op.sqrt(op.add(op.multiply(real, real), op.multiply(imaginary, imaginary)))
+    for name, stride in _STRIDES.items():
+        x = op.convolution(x, op.constant(weights[f"{name}.weight"]), [stride], [1], [1], [1])
+        x = op.relu(op.add(x, op.constant(weights[f"{name}.bias"].reshape(1, -1, 1))))
+    shape = op.shape_of(windows)
+    streams, chunks = (op.gather(shape, _ints([axis]), _ints(0)) for axis in (0, 1))
+    x = op.reshape(x, op.concat([streams, chunks, _ints([STATE])], 0), False)
+    lengths = op.broadcast(chunks, streams)
+    inner, outer = (op.constant(_gates(weights[f"lstm.weight_{part}"])) for part in ("ih", "hh"))
+    bias = op.constant(_gates(weights["lstm.bias_ih"] + weights["lstm.bias_hh"]))
+    lstm = op.lstm_sequence(x, hidden, cell, lengths, inner, outer, bias, STATE, "forward")
+    x = op.relu(op.squeeze(lstm.output(0), _ints([1])))
+    x = op.add(
+        op.matmul(x, op.constant(weights["output.weight"][0]), False, False), op.constant(weights["output.bias"])
+    )
+    results = [op.result(each) for each in (op.squeeze(op.sigmoid(x), _ints([2])), lstm.output(1), lstm.output(2))]
+    return ov.Model(results, [windows, hidden, cell], "silero")
+
+
+def fourier_basis() -> Floats:
+    """Return what turns 256 samples into their spectrum, seen through a Hann window: 129 rows real, 129 imaginary."""
+    samples, frequencies = np.arange(_FFT), np.arange(_FFT // 2 + 1)[:, None]
+    angles = 2 * np.pi * samples / _FFT
+    waves = np.concatenate((np.cos(frequencies * angles), -np.sin(frequencies * angles)))
+    return (waves * (0.5 - 0.5 * np.cos(angles))).astype(np.float32)
+
+
+def _gates(values: Floats) -> Floats:
+    """Bring torch's order of gates (input, forget, cell, output) into OpenVINO's (forget, input, cell, output)."""
+    first, second, *rest = np.split(values, 4)
+    return np.concatenate((second, first, *rest))[None]
+
+
+def _ints(values: int | list[int]) -> ov.Node:
+    return op.constant(np.array(values, np.int64))

@@ -1,0 +1,226 @@
+"""Where there is speech in all live streams of a process: one thread, and one call of the model for many chunks."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio.pcm import FULL_SCALE, SAMPLE_RATE
+from audio.utterances import CHUNK
+from whisper_byoc.errors import ProcessorError
+
+CONTEXT = 64
+"""Samples of the chunk before that the model wants to see again."""
+STATE = 128
+"""Numbers in the hidden state of its LSTM, and in the cell."""
+
+QUIET_PEAK = 0.1
+"""Sound whose peaks stay below this, of full scale, is amplified before it is rated …"""
+MAX_GAIN = 20.0
+"""… by this factor at most. In a voice with peaks at 0.007 the model misses whole words; in noise as quiet as that it
+finds no speech, however much it is amplified."""
+PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / 10)
+"""From chunk to chunk: a peak counts half as much after 10 s."""
+
+GATHER_SECONDS = 0.02
+"""With several live streams, calls of the model begin this far apart, so that one serves several of them."""
+CHUNKS_AT_ONCE = 512
+"""In one call, which takes 5 ms then."""
+STOP_SECONDS = 3.0
+"""Longest wait for the thread to end."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model remembers of B streams: float32, shape (B, 1, STATE) each; zeros at their beginning."""
+
+    hidden: Floats
+    cell: Floats
+
+
+class Model(Protocol):
+    """Rates the next T chunks of B streams: `speech.silero.Silero`."""
+
+    def __call__(self, windows: Floats, memory: Memory) -> tuple[Floats, Memory]:
+        """Take chunks behind their contexts, (B, T, CONTEXT + CHUNK); return the probabilities of speech, (B, T)."""
+
+
+class VoiceActivity:
+    """A thread that rates the chunks of all streams. It is started once, and stopped once."""
+
+    def __init__(self, load: Callable[[], Model]) -> None:
+        self._load = load
+        self._changed = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        """Load the model in a thread, and begin. Raises what `load` raises."""
+        model = await asyncio.to_thread(self._load)
+        self._thread = threading.Thread(target=self._run, args=(model,), name="voice-activity", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread; whoever still waits for it gets a `ProcessorError`."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+    def stream(self) -> "VoiceStream":
+        """Begin a stream."""
+        return VoiceStream(self._put)
+
+    def _put(self, request: "_Request") -> None:
+        with self._changed:
+            if self._stopped:
+                raise _stopped()
+            self._waiting.append(request)
+            self._changed.notify()
+
+    def _run(self, model: Model) -> None:
+        batch: list[_Request] = []
+        began = 0.0
+        while self._wait():
+            if self._streams() != {each.stream for each in batch}:
+                time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
+            began, batch = time.monotonic(), self._take()
+            try:
+                _rate(model, batch)
+            except Exception as error:
+                _fail(batch, error)
+            _answer(batch)
+        rest = list(self._waiting)
+        _fail(rest, _stopped())
+        _answer(rest)
+
+    def _wait(self) -> bool:
+        """Wait for work; return False when stopped."""
+        with self._changed:
+            while not self._waiting and not self._stopped:
+                self._changed.wait()
+            return not self._stopped
+
+    def _streams(self) -> "set[VoiceStream]":
+        with self._changed:
+            return {each.stream for each in self._waiting}
+
+    def _take(self) -> "list[_Request]":
+        """Take the oldest request of each stream."""
+        taken: dict[VoiceStream, _Request] = {}
+        with self._changed:
+            for each in self._waiting:
+                taken.setdefault(each.stream, each)
+            self._waiting = deque(each for each in self._waiting if taken[each.stream] is not each)
+        return list(taken.values())
+
+
+class VoiceStream:
+    """One stream: what the model remembers of it, and how loud it was."""
+
+    def __init__(self, put: Callable[["_Request"], None]) -> None:
+        self._put = put
+        self.context = np.zeros(CONTEXT, np.int16)
+        self.peak = np.float32(0)
+        self.hidden: Floats = np.zeros((1, STATE), np.float32)
+        self.cell: Floats = np.zeros((1, STATE), np.float32)
+
+    def rate(self, chunks: NDArray[np.int16]) -> asyncio.Future[Floats]:
+        """Rate the next chunks, int16, shape (n, CHUNK); the future has their probabilities of speech, shape (n,).
+
+        Chunks count in the order of the calls, whether or not anybody waits for the future. It raises what the model
+        raises. Raises `ProcessorError` when the service has been stopped.
+        """
+        loop = asyncio.get_running_loop()
+        request = _Request(self, chunks, loop, loop.create_future())
+        self._put(request)
+        return request.future
+
+
+@dataclass(eq=False)
+class _Request:
+    stream: VoiceStream
+    chunks: NDArray[np.int16]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Floats]
+    found: list[Floats] = field(default_factory=list)
+    done: int = 0
+    error: Exception | None = None
+
+    @property
+    def left(self) -> int:
+        return len(self.chunks) - self.done
+
+
+def _rate(model: Model, requests: list[_Request]) -> None:
+    """Rate as many chunks of every stream as there are of the one with the fewest; go on with those that have more."""
+    while requests := [each for each in requests if each.left]:
+        fewest = min(each.left for each in requests)
+        _rate_next(model, requests, min(fewest, max(1, CHUNKS_AT_ONCE // len(requests))))
+
+
+def _rate_next(model: Model, requests: list[_Request], number: int) -> None:
+    streams = [each.stream for each in requests]
+    windows = np.empty((len(requests), number, CONTEXT + CHUNK), np.float32)
+    for row, request in zip(windows, requests, strict=True):
+        chunks = request.chunks[request.done : request.done + number]
+        row[0, :CONTEXT] = request.stream.context
+        row[1:, :CONTEXT] = chunks[:-1, -CONTEXT:]
+        row[:, CONTEXT:] = chunks
+        request.stream.context = chunks[-1, -CONTEXT:]
+        request.done += number
+    _amplify(windows, streams)
+    memory = Memory(np.stack([each.hidden for each in streams]), np.stack([each.cell for each in streams]))
+    found, memory = model(windows, memory)
+    for place, request in enumerate(requests):
+        request.stream.hidden, request.stream.cell = memory.hidden[place], memory.cell[place]
+        request.found.append(found[place])
+
+
+def _amplify(windows: Floats, streams: list[VoiceStream]) -> None:
+    """Bring samples from the range of int16 to [-1, 1), and those of quiet streams up to where the model is sure."""
+    levels = np.abs(windows[:, :, CONTEXT:]).max(2) * np.float32(1 / FULL_SCALE)
+    peak = np.array([each.peak for each in streams], np.float32)
+    for chunk in range(levels.shape[1]):
+        peak = np.maximum(levels[:, chunk], peak * np.float32(PEAK_DECAY))
+        levels[:, chunk] = peak
+    for stream, last in zip(streams, peak, strict=True):
+        stream.peak = last
+    gains = QUIET_PEAK / np.clip(levels, QUIET_PEAK / MAX_GAIN, QUIET_PEAK)
+    windows *= (gains * np.float32(1 / FULL_SCALE))[:, :, None]
+
+
+def _fail(requests: list[_Request], error: Exception) -> None:
+    for each in requests:
+        each.error = error
+
+
+def _answer(requests: list[_Request]) -> None:
+    for loop in {each.loop for each in requests}:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_tell, [each for each in requests if each.loop is loop])
+
+
+def _tell(requests: list[_Request]) -> None:
+    for each in requests:
+        if each.future.done():  # whoever waited has cancelled it
+            continue
+        if each.error is not None:
+            each.future.set_exception(each.error)
+        else:
+            each.future.set_result(np.concatenate(each.found) if each.found else np.zeros(0, np.float32))
+
+
+def _stopped() -> ProcessorError:
+    return ProcessorError("the detection of speech has been stopped")
