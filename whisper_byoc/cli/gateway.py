@@ -12,7 +12,7 @@ from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.network.gateway import GatewayConfig, running
-from whisper_byoc.network.serving import Address, serve
+from whisper_byoc.network.serving import Address, serve_node
 
 
 def configure(parser: Parser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         cross_origin=bool(args.allow_cors),
         limits=network_limits(args),
     )
-    asyncio.run(serve(running(config)))
+    asyncio.run(serve_node(running(config)))
     return 0
 
 

@@ -21,7 +21,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits, serve
+from whisper_byoc.network.serving import Address, NetworkLimits, serve_node
 from whisper_byoc.server.core.limits import Limits
 
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
         limits=network_limits(args),
     )
-    asyncio.run(serve(running(config)))
+    asyncio.run(serve_node(running(config)))
     return 0
 
 

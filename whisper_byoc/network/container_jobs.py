@@ -47,7 +47,6 @@ class ContainerJobs:
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
-        self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         route = request.match_info.get("route", "").strip("/")
         if ".." in route.split("/"):  # the container's other paths are not ours to give
@@ -67,11 +66,10 @@ class ContainerJobs:
             finally:
                 slot.free()
 
-        with Relay(self._node, request) as relay:
+        with self._node.counted(), Relay(self._node, request) as relay:
             return await first_to_take(self._pool.slots(job.capability), attempt, relay.repeatable)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        self._node.check_draining()
         model = request.headers.get(livepeer.MODEL, "")
         if not model:
             names = ", ".join(self._pool.names) or "none yet"
@@ -80,7 +78,7 @@ class ContainerJobs:
         async def attempt(slot: Slot) -> web.StreamResponse:
             return await LiveJob(self._node, slot, relay).run()
 
-        with Relay(self._node, request, live=True) as relay:
+        with self._node.counted(), Relay(self._node, request, live=True) as relay:
             return await first_to_take(self._pool.slots(model), attempt, relay.repeatable)
 
 

@@ -16,22 +16,18 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import race
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_object, json_value
+from whisper_byoc.http import json_object
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.serving import Node, StreamTable, read_small
+from whisper_byoc.network.serving import Node, read_small
+from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
-from whisper_byoc.trickle.local import LocalSegment
 
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
-LARGEST_BODY = 10 << 20
-"""As go-livepeer's gateway takes it."""
-LARGEST_EVENT = 1 << 20
 
-
-class Kind(NamedTuple):
+class ChannelKind(NamedTuple):
     """A kind of channel: the end of its name, its type, and what either side calls its URL."""
 
     name: str
@@ -45,21 +41,21 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("control", "application/json", "", "control_url", "X-Control-Url"),
-    Kind("events", "application/json", "", "events_url", "X-Events-Url"),
-    Kind("", "video/MP2T", "enable_video_ingress", "subscribe_url", "X-Publish-Url"),
-    Kind("out", "video/MP2T", "enable_video_egress", "publish_url", "X-Subscribe-Url"),
-    Kind("data", "application/jsonl", "enable_data_output", "data_url", "X-Data-Url"),
+    ChannelKind("control", "application/json", "", "control_url", "X-Control-Url"),
+    ChannelKind("events", "application/json", "", "events_url", "X-Events-Url"),
+    ChannelKind("", "video/MP2T", "enable_video_ingress", "subscribe_url", "X-Publish-Url"),
+    ChannelKind("out", "video/MP2T", "enable_video_egress", "publish_url", "X-Subscribe-Url"),
+    ChannelKind("data", "application/jsonl", "enable_data_output", "data_url", "X-Data-Url"),
 )
 
 
-class ContainerStreams(StreamTable["ContainerStream"]):
+class ContainerStreams(Streams["ContainerStream"]):
     """All streams of one orchestrator.
 
     `service_url` is how gateways reach it; containers are given `trickle_host` instead, if set.
     """
 
-    def __init__(self, node: Node, pool: Pool, trickle_host: str = "") -> None:
+    def __init__(self, node: Node, pool: Pool, trickle_host: str) -> None:
         super().__init__()
         self.service_url = ""
         self._node = node
@@ -77,7 +73,7 @@ class ContainerStreams(StreamTable["ContainerStream"]):
 
     async def start(self, request: web.Request) -> web.Response:
         self._node.check_draining()
-        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
+        job = self._job(request)
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
         body = json_object(await read_small(request, LARGEST_BODY))
         async with self.starting(stream_id):
@@ -98,7 +94,7 @@ class ContainerStreams(StreamTable["ContainerStream"]):
     ) -> "ContainerStream":
         parts = urlsplit(self.service_url)
         base = f"{parts.scheme}://{self._trickle_host or parts.netloc}{self._trickle.base_path}"
-        start = {"gateway_request_id": stream_id, **channels.body_urls(base), **body}
+        start = json.dumps({"gateway_request_id": stream_id, **channels.body_urls(base), **body}).encode()
 
         async def attempt(slot: Slot) -> ContainerStream:
             stream = ContainerStream(stream_id, slot, channels, self._node)
@@ -109,31 +105,24 @@ class ContainerStreams(StreamTable["ContainerStream"]):
         return await first_to_take(self._pool.slots(job.capability), attempt)
 
     async def stop(self, request: web.Request) -> web.Response:
-        stream = self._find(request)
+        stream = self.find(self._job(request).stream_id)
         body = await read_small(request, LARGEST_BODY)
-        return _response(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
+        return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
 
     async def update(self, request: web.Request) -> web.Response:
-        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        stream = self._find(request)
+        job = self._job(request)
+        stream = self.find(job.stream_id)
         body = await read_small(request, LARGEST_BODY)
-        return _response(await stream.post("params", body, job.timeout_seconds))
+        return passed_back(await stream.post("params", body, job.timeout_seconds))
 
     async def payment(self, request: web.Request) -> web.Response:
         """Thank for a payment; off-chain nothing is owed."""
         await read_small(request)
         return web.Response(headers={livepeer.BALANCE: "0"})
 
-    def _find(self, request: web.Request) -> "ContainerStream":
-        stream_id = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB)).stream_id
-        if stream := self._streams.get(stream_id):
-            return stream
-        raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
-
-
-def _response(answer: Answer) -> web.Response:
-    kind = answer.headers.get("Content-Type", "")
-    return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": kind} if kind else {})
+    @staticmethod
+    def _job(request: web.Request) -> livepeer.JobHeader:
+        return livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
 
 
 class Channels:
@@ -142,7 +131,7 @@ class Channels:
     def __init__(self, trickle: TrickleServer, stream_id: str, options: Mapping[str, Any]) -> None:
         """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
         self._trickle = trickle
-        self._channels: dict[Kind, Channel] = {}
+        self._channels: dict[ChannelKind, Channel] = {}
         for kind in KINDS:
             if kind.option and not options.get(kind.option):
                 continue
@@ -168,41 +157,35 @@ class Channels:
                 self._trickle.close(channel.name)
 
 
-class ContainerStream:
-    """A stream at a container, which has taken it on when `start` returns.
-
-    From then on `over` is a task; it is done when the place is free and the channels are closed.
-    """
-
-    over: asyncio.Task[None]
+class ContainerStream(RelayedStream):
+    """A stream at a container, which has taken it on when `start` returns."""
 
     def __init__(self, stream_id: str, slot: Slot, channels: Channels, node: Node) -> None:
-        self.id = stream_id
+        super().__init__(stream_id)
         self._slot = slot
         self._peer = slot.container.peer
         self._channels = channels
         self._http = node.http
         self._limits = node.limits
         self._ending = asyncio.Event()
-        self._stopping: asyncio.Task[Answer] | None = None
 
     @property
     def ending(self) -> bool:
         return self._ending.is_set()
 
-    async def start(self, body: Mapping[str, Any], seconds: float) -> None:
+    async def start(self, body: bytes, seconds: float) -> None:
         """Tell the container to begin; when it does not, its place is freed.
 
         Raises `RequestRefused`.
         """
         try:
-            answer = await self.post("start", json.dumps(body).encode(), seconds)
+            answer = await self.post("start", body, seconds)
             if answer.status >= 400:
                 raise refused(self._peer, answer.status, answer.body)
         except BaseException:
             self._slot.free()
             raise
-        self.over = asyncio.get_running_loop().create_task(self._watch(), name=f"stream {self.id}")
+        self.begin()
 
     async def post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
         container = self._slot.container
@@ -214,29 +197,11 @@ class ContainerStream:
             raise refused(self._peer, 401, answer.body)
         return answer
 
-    async def stop(self, body: bytes, content_type: str = "text/plain") -> Answer:
-        """Have the container deliver its last words, then end the stream; all callers get the container's one answer.
+    async def _stop(self, body: bytes, content_type: str) -> Answer:
+        self._ending.set()
+        return await self.post("stop", body, self._limits.stop_seconds, content_type)
 
-        Raises `PeerFailed`.
-        """
-        if self._stopping is None:
-            stop = self.post("stop", body, self._limits.stop_seconds, content_type)
-            self._stopping = asyncio.get_running_loop().create_task(stop)
-            self._stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
-            self._ending.set()
-        return await asyncio.shield(self._stopping)
-
-    async def end(self, reason: str) -> None:
-        await self._stop_quietly(reason)
-        await asyncio.wait({self.over})
-
-    async def _stop_quietly(self, reason: str) -> None:
-        try:
-            await self.stop(reason.encode())
-        except RequestRefused as error:
-            log.warning("stream %s: %s", self.id, error)
-
-    async def _watch(self) -> None:
+    async def _run(self) -> None:
         """Wait for the end, whoever brings it about, then free everything."""
         try:
             try:
@@ -251,7 +216,10 @@ class ContainerStream:
                 with contextlib.suppress(TrickleError):  # the channel may be closed
                     await LocalPublisher(self._channels.events).publish(json.dumps({"event": event}).encode())
             if self._slot.reason is None:
-                await self._stop_quietly(reason)
+                try:
+                    await self.stop(reason.encode())
+                except RequestRefused as error:
+                    log.warning("stream %s: %s", self.id, error)
             await asyncio.sleep(self._limits.linger_seconds)
             log.info("stream %s has ended", self.id)
         finally:
@@ -269,19 +237,11 @@ class ContainerStream:
             async with asyncio.timeout(seconds) as silence:
                 async for segment in LocalSubscriber(self._channels.events, NEXT):
                     silence.reschedule(loop.time() + seconds)
-                    if await self._says_stopped(segment):
+                    if (await read_event(segment)).get("type") == "stream_stopped":
                         return ""
         except TimeoutError:
             return f"{self._peer} should publish events, and published none for {seconds:g} s"
         return f"{self._peer} should publish events, and closed the channel of events"
-
-    async def _says_stopped(self, segment: LocalSegment) -> bool:
-        try:
-            message = json_value(await segment.read(LARGEST_EVENT))
-            return bool(message.get("event", message).get("type") == "stream_stopped")
-        except (ValueError, AttributeError, TrickleError) as error:
-            log.debug("stream %s: an event that is none: %s", self.id, error)
-            return False
 
     async def _gateway_goes(self) -> str:
         """Wait until the gateway, which has to write to the control channel once it has begun to, is silent."""

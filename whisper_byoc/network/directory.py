@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from whisper_byoc import livepeer
+from whisper_byoc.aio import every
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.network.peers import ask
@@ -21,7 +22,7 @@ ANSWER_S = 2.0
 
 
 @dataclass(eq=False)
-class Orchestrator:
+class KnownOrchestrator:
     """One orchestrator, and what it last said of itself."""
 
     url: str
@@ -29,6 +30,10 @@ class Orchestrator:
     trouble: str = "not asked yet"
     offers: dict[str, int] = field(default_factory=dict)
     """Capability -> jobs of it that could be taken; empty for a go-livepeer node, which has no list."""
+
+    def describe(self) -> dict[str, Any]:
+        told = {"url": self.url, "reachable": self.reachable, "trouble": self.trouble}
+        return {**told, "capabilities": list(self.offers)}
 
     def answered(self, offers: dict[str, int]) -> None:
         if not self.reachable:
@@ -45,16 +50,12 @@ class Directory:
     """All orchestrators of one gateway."""
 
     def __init__(self, urls: Sequence[str], http: aiohttp.ClientSession) -> None:
-        self._orchestrators = [Orchestrator(url) for url in dict.fromkeys(urls)]
+        self._orchestrators = [KnownOrchestrator(url) for url in dict.fromkeys(urls)]
         self._http = http
 
     async def keep_asking(self) -> None:
-        while True:
-            try:
-                await self.ask()
-            except Exception:  # a bug must not end the asking
-                log.exception("asking the orchestrators failed")
-            await asyncio.sleep(ASK_EVERY_S)
+        await self.ask()
+        await every(ASK_EVERY_S, self.ask, "asking the orchestrators")
 
     async def ask(self) -> None:
         await asyncio.gather(*map(self._ask, self._orchestrators))
@@ -71,15 +72,7 @@ class Directory:
     def capabilities(self) -> dict[str, Any]:
         return {
             "capabilities": [{"name": name, "available": free} for name, free in self.available.items()],
-            "orchestrators": [
-                {
-                    "url": each.url,
-                    "reachable": each.reachable,
-                    "trouble": each.trouble,
-                    "capabilities": list(each.offers),
-                }
-                for each in self._orchestrators
-            ],
+            "orchestrators": [each.describe() for each in self._orchestrators],
         }
 
     def ranked(self, name: str) -> list[str]:
@@ -106,7 +99,7 @@ class Directory:
             raise RequestRefused(400, message)
         return list(dict.fromkeys(address for _, address in places))
 
-    async def _token(self, orchestrator: Orchestrator, capability: str) -> tuple[int, str]:
+    async def _token(self, orchestrator: KnownOrchestrator, capability: str) -> tuple[int, str]:
         """Return how many jobs an orchestrator could take, and its service address; 0 when there is no answer."""
         headers = {livepeer.SENDER: livepeer.sender_header(), livepeer.CAPABILITY: capability}
         try:
@@ -120,7 +113,7 @@ class Directory:
         known = isinstance(address, str) and address.startswith(("http://", "https://"))
         return free, str(address).rstrip("/") if known else orchestrator.url
 
-    async def _ask(self, orchestrator: Orchestrator) -> None:
+    async def _ask(self, orchestrator: KnownOrchestrator) -> None:
         try:
             status, body = await ask(self._http, f"{orchestrator.url}/capabilities", ANSWER_S)
         except CONNECTION_ERRORS as error:

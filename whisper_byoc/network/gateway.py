@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,10 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
-from whisper_byoc.network.peers import AbortScope, first_to_take
+from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take, peer_session
 from whisper_byoc.network.relay import Relay
-from whisper_byoc.network.serving import (
-    Address,
-    NetworkLimits,
-    Node,
-    open_session,
-)
+from whisper_byoc.network.serving import Address, NetworkLimits, Node
 
-MARGIN_S = 5.0
-"""The orchestrator has its own limit; ours is for an orchestrator that does not keep it (go-livepeer: 5 s)."""
 REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
 NOT_PASSED_BACK = frozenset(
     {"connection", "date", "keep-alive", "server", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -36,7 +29,6 @@ class GatewayJobs:
     """The routes of frames, live feeds and batch jobs."""
 
     def __init__(self, node: Node, directory: Directory) -> None:
-        self.count = 0
         self.scope = AbortScope()
         """All jobs are in it; it is aborted when the time for draining is over."""
         self._node = node
@@ -56,7 +48,7 @@ class GatewayJobs:
             raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
         headers = passed_on(request, livepeer.MODEL)
         seconds = self._node.limits.job_seconds + MARGIN_S
-        with self._counted(), Relay(self._node, request, live=True) as relay:
+        with self._node.counted(), Relay(self._node, request, live=True) as relay:
             return await self._on_some_orchestrator(self._directory.ranked(model), relay, headers, seconds)
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
@@ -65,7 +57,7 @@ class GatewayJobs:
             raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
-        with self._counted(), Relay(self._node, request) as relay:
+        with self._node.counted(), Relay(self._node, request) as relay:
             urls = await self._directory.with_places(job.capability)
             return await self._on_some_orchestrator(urls, relay, headers, job.timeout_seconds + MARGIN_S)
 
@@ -78,17 +70,6 @@ class GatewayJobs:
             return await relay.post(self.scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
 
         return await first_to_take(urls, attempt, relay.repeatable)
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._node.check_draining()
-        if self.count >= self._node.limits.jobs:
-            raise RequestRefused(503, f"{self.count} jobs are going on, which is all this gateway takes", retry_after=1)
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
 
 
 def passed_on(request: web.Request, *others: str) -> dict[str, str]:
@@ -134,10 +115,6 @@ class Gateway(Node):
         self.streams = GatewayStreams(self, self.directory, config.public_host)
         self._jobs = GatewayJobs(self, self.directory)
 
-    @property
-    def jobs(self) -> int:
-        return self._jobs.count
-
     def abort_jobs(self, reason: str) -> None:
         self._jobs.scope.abort(reason)
 
@@ -147,6 +124,14 @@ class Gateway(Node):
     def routes(self) -> list[web.RouteDef]:
         return [*self._jobs.routes(), *self.streams.routes()]
 
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        asking = asyncio.create_task(self.directory.keep_asking())
+        try:
+            yield
+        finally:
+            await cancel(asking)
+
 
 @contextlib.asynccontextmanager
 async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
@@ -154,11 +139,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
 
     Raises `StartError` when the address cannot be had.
     """
-    async with open_session() as session:
+    async with peer_session() as session:
         gateway = Gateway(config, session)
-        asking = asyncio.get_running_loop().create_task(gateway.directory.keep_asking())
-        try:
-            async with gateway.listening(config.listen, cross_origin=config.cross_origin):
-                yield gateway
-        finally:
-            await cancel(asking)
+        async with gateway.listening(config.listen, cross_origin=config.cross_origin):
+            yield gateway

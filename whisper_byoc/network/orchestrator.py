@@ -1,8 +1,8 @@
 """The orchestrator: how containers and gateways find each other, and running it."""
 
+import contextlib
 import hmac
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,26 +14,20 @@ from whisper_byoc.errors import RequestRefused, UsageError
 from whisper_byoc.http import base_url, json_object
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
+from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import (
-    Address,
-    NetworkLimits,
-    Node,
-    open_session,
-    read_small,
-)
+from whisper_byoc.network.serving import Address, NetworkLimits, Node, read_small
 
 MOST_CONTAINERS = 1000
 LONGEST_TEXT = 2048
 
 
 class Registration:
-    """The routes. `secret` is what containers must show; `service_url` is where gateways bring jobs."""
+    """The routes. `secret` is what containers must show."""
 
-    def __init__(self, pool: Pool, health: HealthCheck, secret: str) -> None:
-        self.service_url = ""
-        self._pool = pool
-        self._health = health
+    def __init__(self, node: "Orchestrator", secret: str) -> None:
+        self._node = node
+        self._pool = node.pool
         self._secret = secret.encode()
 
     def routes(self) -> list[web.RouteDef]:
@@ -50,7 +44,7 @@ class Registration:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
         known = self._pool.add(container)
         known.is_ready()  # it has just said so itself
-        self._health.follow(known.url)
+        self._node.health.follow(known.url)
         return web.Response(text="ok", content_type="application/json")
 
     async def unregister(self, request: web.Request) -> web.Response:
@@ -76,7 +70,7 @@ class Registration:
             "ticket_params": {},  # go-livepeer's gateway fails without this and the price
             "balance": 0,
             "price": {"pixelsPerUnit": 1},
-            "service_addr": self.service_url,
+            "service_addr": self._node.streams.service_url,
         }
         return web.json_response(answer | ({"available_capacity": free} if free else {}))
 
@@ -140,12 +134,9 @@ class Orchestrator(Node):
         self.pool = Pool()
         self.health = HealthCheck(self.pool, session, config.limits)
         self.streams = ContainerStreams(self, self.pool, config.trickle_host)
-        self.registration = Registration(self.pool, self.health, config.secret)
+        self._config = config
+        self._registration = Registration(self, config.secret)
         self._jobs = ContainerJobs(self, self.pool)
-
-    @property
-    def jobs(self) -> int:
-        return self.pool.jobs - len(self.streams)
 
     def abort_jobs(self, reason: str) -> None:
         for container in self.pool:
@@ -164,23 +155,27 @@ class Orchestrator(Node):
         }
 
     def routes(self) -> list[web.RouteDef]:
-        return [*self.registration.routes(), *self._jobs.routes(), *self.streams.routes()]
+        return [*self._registration.routes(), *self._jobs.routes(), *self.streams.routes()]
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        service = self._config.service
+        self.streams.service_url = f"http://{service.host or '127.0.0.1'}:{service.port or self.port}"
+        for container in self._config.containers:
+            self.health.follow(self.pool.add(container).url)
+        try:
+            yield
+        finally:
+            await self.health.close()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(config: OrchestratorConfig) -> AsyncIterator[Orchestrator]:
     """Serve while the context lasts.
 
     Raises `StartError` when the address cannot be had.
     """
-    async with open_session() as session:
+    async with peer_session() as session:
         orchestrator = Orchestrator(config, session)
-        try:
-            async with orchestrator.listening(config.listen or config.service):
-                url = f"http://{config.service.host or '127.0.0.1'}:{config.service.port or orchestrator.port}"
-                orchestrator.registration.service_url = orchestrator.streams.service_url = url
-                for container in config.containers:
-                    orchestrator.health.follow(orchestrator.pool.add(container).url)
-                yield orchestrator
-        finally:
-            await orchestrator.health.close()
+        async with orchestrator.listening(config.listen or config.service):
+            yield orchestrator

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
+from whisper_byoc.http import CONNECTION_ERRORS, json_value, open_session, read_body, reason_of
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -21,6 +21,9 @@ BUSY = (429, 503)
 LONGEST_MESSAGE = 500
 LARGEST_ANSWER = 10 << 20
 CONNECT_S = 5.0
+MARGIN_S = 5.0
+"""An orchestrator has its own limits of time; a gateway's are for one that does not keep them (go-livepeer: 5 s)."""
+READ_BYTES = 256 << 10
 
 
 class AbortScope:
@@ -54,6 +57,11 @@ class AbortScope:
             if guard.expired() and self.reason is not None:
                 raise PeerFailed(self.reason) from None
             raise
+
+
+def peer_session() -> aiohttp.ClientSession:
+    """Open a session for requests to peers; go-livepeer's orchestrators sign their own certificates."""
+    return open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES)
 
 
 @contextlib.contextmanager

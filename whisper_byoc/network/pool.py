@@ -19,6 +19,8 @@ log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 SILENCES = 3
 """A container that is asked so often in a row without an answer is gone; one that refuses connections is at once."""
+FORGOTTEN = 600
+"""A container that registered itself is forgotten after so many questions in a row without an answer."""
 NOT_READY = ("LOADING", "ERROR")
 
 
@@ -220,8 +222,7 @@ class HealthCheck:
                 if _connection_refused(error) or silences >= SILENCES:
                     for each in containers:
                         each.gone(trouble)
-                        too_long = silences * self._limits.ask_seconds > self._limits.forget_seconds
-                        each.leaving = each.leaving or (each.registered and too_long)
+                        each.leaving = each.leaving or (each.registered and silences > FORGOTTEN)
             except Exception:  # a bug here must not end the asking
                 log.exception("asking %s how it is failed", url)
             await asyncio.sleep(self._limits.ask_seconds)

@@ -15,9 +15,10 @@ LONGEST_DECODED = 64 << 10
 """A longer record carries media: it is a result, and is not decoded."""
 HEAD = 160
 """Within so many bytes of an event its record begins."""
-MOST_LINES = 1000
 MOST_BYTES = 4 << 20
-KEEP_ALIVE_S = 15.0
+"""Of a stream's newest lines, each with `LINE_COST` for what Python holds beside its bytes."""
+LINE_COST = 100
+COMMENT_EVERY_S = 15.0
 
 
 class RecordCount:
@@ -119,7 +120,7 @@ def record_stream(accept: str) -> RecordStream | None:
 
 
 class RecordLog:
-    """The newest lines of a stream's text, numbered from 0, for any number of readers at any time.
+    """The newest lines of a stream's text, for any number of readers at any time.
 
     A line is UTF-8 without a line break of any kind, whatever the container wrote: it becomes one line of an event.
     """
@@ -130,6 +131,7 @@ class RecordLog:
         self._count = RecordCount()
         self._lines: deque[bytes] = deque()
         self._first = 0
+        """Number of the oldest line that is kept, counted from the first that came."""
         self._bytes = 0
         self._changed = Changed()
 
@@ -147,7 +149,7 @@ class RecordLog:
             self.ended = self.ended or record.get("type") == "end"
         self._append(line)
 
-    def missed(self, job_id: str, message: str) -> None:
+    def lost(self, job_id: str, message: str) -> None:
         """Tell of a gap; the record has no number, as the container counts on."""
         if not self.ended:
             self._count.errors += 1
@@ -162,31 +164,30 @@ class RecordLog:
         self.ended = True
         self._changed.notify()
 
-    async def read(self, start: int = 0) -> AsyncIterator[tuple[int, bytes] | None]:
-        """Yield numbered lines from `start` on until the end, and None whenever 15 s pass without one.
+    async def read(self) -> AsyncIterator[bytes | None]:
+        """Yield the lines from the oldest that is kept to the end, and None whenever 15 s pass without one.
 
-        Readers that are too slow are told what they missed. A `start` that never was, as of another stream of the
-        same name, is 0.
+        Readers that are too slow are told what they missed.
         """
-        at = start if start <= self._first + len(self._lines) else 0
+        at = self._first
         while True:
             if at < self._first:
-                missed = {"type": "error", "error": f"{self._first - at} records were not read in time, and are gone"}
+                error = f"{self._first - at} records were not read in time, and are gone"
                 at = self._first
-                yield at - 1, json.dumps(missed).encode()
+                yield json.dumps({"type": "error", "error": error}).encode()
             elif at < self._first + len(self._lines):
-                yield at, self._lines[at - self._first]
+                yield self._lines[at - self._first]
                 at += 1
             elif self.ended:
                 return
-            elif not await self._changed.wait(KEEP_ALIVE_S):
+            elif not await self._changed.wait(COMMENT_EVERY_S):
                 yield None
 
     def _append(self, line: bytes) -> None:
         self._lines.append(line)
-        self._bytes += len(line)
-        while len(self._lines) > MOST_LINES or (self._bytes > MOST_BYTES and len(self._lines) > 1):
-            self._bytes -= len(self._lines.popleft())
+        self._bytes += len(line) + LINE_COST
+        while self._bytes > MOST_BYTES and len(self._lines) > 1:
+            self._bytes -= len(self._lines.popleft()) + LINE_COST
             self._first += 1
         self._changed.notify()
 
@@ -199,11 +200,6 @@ def records_in(line: bytes) -> list[dict[str, Any]]:
     found = _decoded(line)
     each = [_decoded(part) if isinstance(part, str) else part for part in found] if isinstance(found, list) else [found]
     return [record if isinstance(record, dict) else {} for record in each or [found]]
-
-
-def is_fragment(rest: bytes) -> bool:
-    """Return whether bytes without a line break behind them are a record whose writer broke off."""
-    return rest.lstrip()[:1] in (b"{", b"[") and _decoded(rest) is None
 
 
 def _decoded(text: str | bytes) -> Any:

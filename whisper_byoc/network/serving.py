@@ -5,9 +5,9 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import aiohttp
 from aiohttp import web
@@ -16,23 +16,20 @@ from aiohttp.typedefs import Handler
 from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
 from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
+from whisper_byoc.network.streams import Streams
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import ByteBudget
 
 log = logging.getLogger("whisper_byoc.network")
 
-KEEP_ALIVE_S = 600.0
+IDLE_CONNECTION_S = 600.0
 """go-livepeer's idle timeout between two requests."""
 SHUTDOWN_S = 1.0
-CONNECT_S = 5.0
-READ_BYTES = 256 * 1024
-MIB = 1024 * 1024
-LONGEST_LINE = 64 * 1024
+LONGEST_LINE = 64 << 10
 """Of a request's first line, and of a header: a job's parameters are in one of them."""
 POLL_S = 0.05
 LAST_WORDS_S = 1.0
 """Time in which jobs that are broken off tell their clients so."""
-TRICKLE_PATH = "/ai/trickle/"
 ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
 LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
@@ -42,11 +39,11 @@ GO_ROUTES = ("/process/", "/ai/", "/capability/")
 class NetworkLimits:
     """Sizes are bytes, times are seconds."""
 
-    frame_bytes: int = 64 * MIB
+    frame_bytes: int = 64 << 20
     """Largest frame, and largest body of a batch job; a container of ours takes as much."""
-    feed_bytes: int = MIB
+    feed_bytes: int = 1 << 20
     """How much of a live feed is kept for another peer until one has answered: 30 s of PCM16."""
-    total_bytes: int = 1024 * MIB
+    total_bytes: int = 1 << 30
     """All bodies that are held at once; beyond it 503."""
     jobs: int = 256
     """Requests with a body at once; beyond it 503."""
@@ -60,8 +57,6 @@ class NetworkLimits:
     """How often a container is asked how it is."""
     answer_seconds: float = 5.0
     """Longest wait for a container's word on its health, or on the end of a job."""
-    forget_seconds: float = 600.0
-    """A container that registered itself and has been gone for so long is forgotten."""
     stop_seconds: float = 10.0
     """Longest wait for a container's answer to the stop of a stream (go-livepeer)."""
     linger_seconds: float = 0.5
@@ -142,55 +137,11 @@ async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> byte
     return await http.read_body(request.content, limit, too_large)
 
 
-class _Stream(Protocol):
-    over: asyncio.Task[None]
-
-    @property
-    def ending(self) -> bool: ...
-
-    async def end(self, reason: str) -> None:
-        """Stop it if it is running, and wait until it is over."""
-
-
-S = TypeVar("S", bound=_Stream)
-
-
-class StreamTable(Generic[S]):
-    """The streams of a gateway or an orchestrator, by their ids."""
-
-    def __init__(self) -> None:
-        self._streams: dict[str, S] = {}
-        self._starting: set[str] = set()
-
-    def __len__(self) -> int:
-        return sum(not stream.over.done() for stream in self._streams.values())
-
-    @contextlib.asynccontextmanager
-    async def starting(self, stream_id: str) -> AsyncIterator[None]:
-        """Hold an id within the context, which begins when a stream of the same id that is ending is over.
-
-        Raises `RequestRefused` (400) when one is running.
-        """
-        before = self._streams.get(stream_id)
-        if stream_id in self._starting or (before is not None and not before.ending):
-            raise RequestRefused(400, f"stream {stream_id!r} is running already")
-        self._starting.add(stream_id)
-        try:
-            if before is not None:
-                await asyncio.wait({before.over})
-            yield
-        finally:
-            self._starting.discard(stream_id)
-
-    async def stop_all(self, reason: str) -> None:
-        await asyncio.gather(*(stream.end(reason) for stream in self._streams.values()))
-
-
 class Node(abc.ABC):
     """A gateway or an orchestrator: what its routes share, what monitors ask, and how it ends."""
 
     role: ClassVar[str]
-    streams: StreamTable[Any]
+    streams: Streams[Any]
 
     def __init__(self, limits: NetworkLimits, session: aiohttp.ClientSession) -> None:
         self.limits = limits
@@ -198,19 +149,16 @@ class Node(abc.ABC):
         """For requests to peers."""
         self.memory = ByteBudget(limits.total_bytes)
         """Of all bodies that are held."""
-        self.trickle = TrickleServer(TRICKLE_PATH, limits=TrickleLimits(segment_bytes=limits.frame_bytes))
+        self.trickle = TrickleServer(limits=TrickleLimits(segment_bytes=limits.frame_bytes))
         self.tasks = Tasks()
+        self.jobs = 0
+        """Requests that are going on and are no streams."""
         self.draining = False
         self.port = 0
 
-    @property
-    @abc.abstractmethod
-    def jobs(self) -> int:
-        """Jobs that are going on and are no streams."""
-
     @abc.abstractmethod
     def abort_jobs(self, reason: str) -> None:
-        """End all of them."""
+        """End all jobs that are no streams."""
 
     @abc.abstractmethod
     def capabilities(self) -> dict[str, Any]:
@@ -219,9 +167,28 @@ class Node(abc.ABC):
     @abc.abstractmethod
     def routes(self) -> Iterable[web.RouteDef]: ...
 
+    @abc.abstractmethod
+    def working(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the context in which peers are asked how they are; the node listens already."""
+
     def check_draining(self) -> None:
         if self.draining:
             raise RequestRefused(503, self._reason, retry_after=5)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a job within the context.
+
+        Raises `RequestRefused` (503) when there are too many, or the node is shutting down.
+        """
+        self.check_draining()
+        if self.jobs >= self.limits.jobs:
+            raise RequestRefused(503, f"{self.jobs} jobs are going on, which is all this {self.role} takes", 1)
+        self.jobs += 1
+        try:
+            yield
+        finally:
+            self.jobs -= 1
 
     @contextlib.asynccontextmanager
     async def listening(self, address: Address, *, cross_origin: bool = False) -> AsyncIterator[Self]:
@@ -238,14 +205,14 @@ class Node(abc.ABC):
             app,
             address.listen_host,
             address.port,
-            keep_alive_seconds=KEEP_ALIVE_S,
+            keep_alive_seconds=IDLE_CONNECTION_S,
             shutdown_seconds=SHUTDOWN_S,
             handler_cancellation=True,
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
         )
         try:
-            async with listener as self.port:
+            async with listener as self.port, self.working():
                 log.info("%s listening on port %d", self.role, self.port)
                 try:
                     yield self
@@ -312,13 +279,8 @@ def _allow_other_origins(app: web.Application) -> None:
     app.middlewares.append(preflight)
 
 
-def open_session() -> aiohttp.ClientSession:
-    """Open a session for requests to peers; go-livepeer's orchestrators sign their own certificates."""
-    return http.open_session(verify=False, connect_seconds=CONNECT_S, buffer_bytes=READ_BYTES)
-
-
-async def serve(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:
-    """Serve what `running(config)` of gateway or orchestrator returns until `stop` is set, then drain.
+async def serve_node(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:
+    """Serve what `gateway.running(config)` or the orchestrator's returns until `stop` is set, then drain.
 
     By default SIGTERM and SIGINT set it. Raises `StartError` when the address cannot be had.
     """

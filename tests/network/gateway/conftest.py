@@ -71,7 +71,7 @@ def offering(**names):
     return {"capabilities": [{"name": name, "available": free} for name, free in names.items()]}
 
 
-OURS = ("Session.", "RequestBody.", "forward")
+OURS = ("GatewayStream.", "RequestBody.", "forward")
 """Coroutines of the gateway's that belong to one job or stream."""
 
 

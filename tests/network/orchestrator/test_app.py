@@ -11,7 +11,7 @@ from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits, serve
+from whisper_byoc.network.serving import Address, NetworkLimits, serve_node
 
 
 async def test_what_it_tells_of_itself(serving, orchestrate, kit):
@@ -100,13 +100,13 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
 async def test_it_serves_until_it_is_stopped():
     stop = asyncio.Event()
     stop.set()
-    await asyncio.wait_for(serve(running(OrchestratorConfig(Address("127.0.0.1:0", 1))), stop), 20)
+    await asyncio.wait_for(serve_node(running(OrchestratorConfig(Address("127.0.0.1:0", 1))), stop), 20)
 
 
 async def test_an_address_in_use_is_a_start_error(orchestrate):
     api = await orchestrate()
     with pytest.raises(StartError, match="stop the program that listens there"):
-        await serve(running(OrchestratorConfig(Address(f"127.0.0.1:{api.port}", 1))), asyncio.Event())
+        await serve_node(running(OrchestratorConfig(Address(f"127.0.0.1:{api.port}", 1))), asyncio.Event())
 
 
 async def test_it_may_listen_elsewhere_than_it_is_reached(unused_tcp_port):

@@ -4,23 +4,22 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_value, reason_of
-from whisper_byoc.network.peers import Answer, first_to_take, post, refused
-from whisper_byoc.network.records import RecordLog, is_fragment
+from whisper_byoc.http import lines, reason_of
+from whisper_byoc.network.peers import MARGIN_S, Answer, first_to_take, post, refused
+from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.serving import Node
+from whisper_byoc.network.streams import RelayedStream, read_event
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
     ClientOptions,
     LocalPublisher,
     LocalSubscriber,
-    SegmentBroken,
     TrickleError,
     TricklePublisher,
     TrickleSubscriber,
@@ -29,32 +28,29 @@ from whisper_byoc.trickle.channel import Channel
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
-OPTIONS = ClientOptions(verify=False, answer_seconds=5.0, patience_seconds=8.0, longest_pause=1.0)
+OPTIONS = ClientOptions(verify=False, answer_seconds=4.0, patience_seconds=4.0, longest_pause=0.5)
 """An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
-KEEP_ALIVE_S = 10.0
-HEARTBEAT_S = 40.0
-"""Without an event for so long the stream counts as lost (go-livepeer: 30 s, seen at its 10 s ticks)."""
-MARGIN_S = 5.0
+CONTROL_EVERY_S = 10.0
 STOP_S = 12.0
 FLUSH_S = 3.0
 """After a stop: longest time for which input that has arrived is still sent."""
-LAST_WORDS_S = 4.0
+LAST_RECORDS_S = 4.0
 """After the container's answer to a stop: longest wait for its end record."""
 LAST_S = 2.0
 """When one of a stream's channels has ended: longest wait for what is still on its way in the others."""
 LINGER_S = 0.5
 """The video channel stays open for so long after the end: readers ask for what was written last."""
-LARGEST_EVENT = 1 << 20
 LARGEST_LINE = 8 << 20
+ENDS = ("Data", "Events")
+"""Channels of which the first to end ends the stream."""
+RESULTS = (*ENDS, "Subscribe")
 
 
-class Session:
-    """A stream from `start` until `over`; its records and status outlive it."""
-
-    over: asyncio.Task[None]
+class GatewayStream(RelayedStream):
+    """Its records and status outlive it."""
 
     def __init__(self, stream_id: str, job: livepeer.JobHeader, params: Mapping[str, Any], node: Node) -> None:
-        self.id = stream_id
+        super().__init__(stream_id)
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
         """Whether the client wanted text."""
@@ -62,7 +58,6 @@ class Session:
         """Name of the channel that takes the client's media; empty if the stream has no input."""
         self.output_name = f"{stream_id}-out" if job.options.get("enable_video_egress") else ""
         """Name of the channel with the video; empty if the stream has none."""
-        self.ended_at: float | None = None
         self._job = job.asking(stream_id=stream_id)
         self._params = params
         self._node = node
@@ -71,7 +66,6 @@ class Session:
         """The orchestrator's, and below the URLs of the channels there, by their kinds."""
         self._remote: dict[str, str] = {}
         self._sending: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Task[bytes] | None = None
         self._stopped = False
         """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
         self._lost = ""
@@ -82,8 +76,7 @@ class Session:
 
     @property
     def ending(self) -> bool:
-        """Whether it is over, or will be soon: all has been said, or somebody is stopping it."""
-        return self.ended_at is not None or self.records.ended or self._stopping is not None
+        return self.stopping is not None or self.records.ended or self.over.done()
 
     async def start(self, orchestrators: Sequence[str]) -> None:
         """Begin at the first of these orchestrators that takes the stream.
@@ -98,21 +91,7 @@ class Session:
             self._close_channels()
             raise
         log.info("stream %s runs at %s", self.id, self._url)
-        self.over = asyncio.get_running_loop().create_task(self._run(), name=f"stream {self.id}")
-
-    async def stop(self, body: bytes, content_type: str) -> bytes:
-        """Send on what has arrived, have the last words said, and return the container's answer, empty if it has none.
-
-        All callers get the same answer; a caller who goes away does not interrupt it.
-        """
-        if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(body, content_type))
-        return await asyncio.shield(self._stopping)
-
-    async def end(self, reason: str) -> None:
-        if self._stopping is not None or not self.over.done():
-            await self.stop(reason.encode(), "text/plain")
-        await asyncio.wait({self.over})
+        self.begin()
 
     async def update(self, body: bytes, content_type: str) -> Answer:
         if self.over.done():
@@ -121,12 +100,8 @@ class Session:
 
     def status(self) -> dict[str, Any]:
         """Describe the stream; what the container says of itself comes first."""
-        own = {
-            "stream_id": self.id,
-            "state": "running" if self.ended_at is None else "ended",
-            "orchestrator": self._url,
-            "whep_url": "",
-        }
+        state = "ended" if self.over.done() else "running"
+        own = {"stream_id": self.id, "state": state, "orchestrator": self._url, "whep_url": ""}
         return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
 
     # -- requests to the orchestrator
@@ -138,17 +113,18 @@ class Session:
             answer = await self._post("start", body, "application/json", self._job.timeout_seconds + MARGIN_S)
             if answer.status >= 400:
                 raise refused(self._peer, answer.status, answer.body)
+            wanted = {"Publish": self.input_name, "Subscribe": self.output_name}
             for kind in ("Control", "Events", "Publish", "Subscribe", "Data"):
-                if address := answer.headers.get(f"X-{kind}-Url"):
+                if (address := answer.headers.get(f"X-{kind}-Url")) and wanted.get(kind, kind):
                     self._remote[kind] = address
             if "Control" not in self._remote or "Events" not in self._remote:
                 raise PeerFailed(f"{self._peer} named no channels for control and events")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
-                self._stop_later()  # it may have begun
+                self._node.tasks.start(self._let_go())  # it may have begun
             raise
 
-    async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> bytes:
+    async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> Answer:
         """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
         try:
             answer = await self._post("stop", body, content_type, STOP_S)
@@ -156,15 +132,12 @@ class Session:
                 raise refused(self._peer, answer.status, answer.body)
         except RequestRefused as error:
             log.warning("stream %s: %s", self.id, error)
-            return b""
+            return Answer(200, b"", {})
         self._stopped = True
-        return answer.body
+        return answer
 
-    def _stop_later(self) -> asyncio.Task[None]:
-        async def stop() -> None:
-            await self._stop_peer()
-
-        return self._node.tasks.start(stop())
+    async def _let_go(self) -> None:
+        await self._stop_peer()
 
     @property
     def _peer(self) -> str:
@@ -188,50 +161,45 @@ class Session:
 
     async def _pass_on(self) -> str:
         """Pass everything on until the stream has ended; return the reason if that was too early, else nothing."""
-        start = asyncio.get_running_loop().create_task
-        answers, others = [start(self._read_events())], [start(self._keep_alive())]
-        if "Data" in self._remote:
-            answers.insert(0, start(self._read_data()))
-        if "Publish" in self._remote and self.input_name:
-            self._sending = start(self._send_input())
-            others.append(self._sending)
-        results = list(answers)
-        if "Subscribe" in self._remote and self.output_name:
-            video = start(self._copy_video())
-            results.append(video)
-            others.append(video)
+        work = {
+            "Data": self._read_data, "Events": self._read_events, "Subscribe": self._copy_video,
+            "Publish": self._send_input, "Control": self._keep_alive,
+        }  # fmt: skip
+        tasks = {kind: asyncio.create_task(each()) for kind, each in work.items() if kind in self._remote}
+        failing = asyncio.create_task(asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION))
+        self._sending = tasks.get("Publish")
+        ends, results = ({kind: tasks[kind] for kind in kinds if kind in tasks} for kinds in (ENDS, RESULTS))
         try:
-            while not any(task.done() for task in answers) and not any(map(_failure, others)):
-                await first_of(*(task for task in (*answers, *others) if not task.done()))
+            await first_of(*ends.values(), failing)
             if self.records.ended:
-                results.remove(answers[-1])  # nobody needs more events
+                del results["Events"]  # nobody needs more of them
             if results:
-                await asyncio.wait(results, timeout=LAST_S)
-            return self._reason([*answers, *others])
+                await asyncio.wait(results.values(), timeout=LAST_S)
+            return self._reason(tasks)
         finally:
-            await cancel(*answers, *others)
+            await cancel(failing, *tasks.values())
             self._sending = None  # its failure would hold on to the input
 
-    def _reason(self, tasks: Sequence[asyncio.Task[None]]) -> str:
+    def _reason(self, tasks: Mapping[str, asyncio.Task[None]]) -> str:
         """Return why it ended too early; not every container's text has an end record."""
         if self.records.ended:
             return ""
         if self._lost:
             return self._lost
-        failures = [reason_of(error) for task in tasks if (error := _failure(task))]
-        if self._stopped and not _failure(tasks[0]):
+        errors = {kind: error for kind, task in tasks.items() if task.done() and (error := task.exception())}
+        if self._stopped and "Data" not in errors:
             return ""
-        return failures[0] if failures else "the orchestrator ended the stream"
+        return reason_of(next(iter(errors.values()))) if errors else "the orchestrator ended the stream"
 
-    async def _stop(self, body: bytes, content_type: str) -> bytes:
+    async def _stop(self, body: bytes, content_type: str) -> Answer:
         if self.over.done():
-            return b""
+            return Answer(200, b"", {})
         if self.input_name in self._channels:
             self._close(self._channels[self.input_name])
         if self._sending is not None:
             await first_of(self._sending, timeout=FLUSH_S)
         answer = await self._stop_peer(body, content_type)
-        await first_of(self.over, timeout=LAST_WORDS_S)
+        await first_of(self.over, timeout=LAST_RECORDS_S)
         await cancel(self.over)
         return answer
 
@@ -241,15 +209,14 @@ class Session:
             log.warning("stream %s: %s", self.id, reason)
             self.records.fail(self.id, reason)
         self.records.close()
-        stopping = () if self._stopped else (self._stop_later(),)
+        stopping = () if self._stopped else (self._node.tasks.start(self._let_go()),)
         try:
-            if self.output_name and self._channels[self.output_name].next_write:
+            if self.output_name:
                 await asyncio.sleep(LINGER_S)
         finally:
             self._close_channels()
-            self.ended_at = time.monotonic()
         if stopping:
-            await first_of(*stopping, timeout=LAST_WORDS_S)
+            await first_of(*stopping, timeout=LAST_RECORDS_S)
 
     def _close_channels(self) -> None:
         for channel in self._channels.values():
@@ -263,59 +230,38 @@ class Session:
     # -- what flows through the channels
 
     async def _read_events(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(HEARTBEAT_S) as heartbeat, self._reader("Events") as subscriber:
-                async for segment in subscriber:
-                    try:
-                        message = json_value(await segment.read(LARGEST_EVENT))
-                        event = message.get("event", message)
-                        self._note(event, event.get("type"))
-                    except (ValueError, AttributeError, TrickleError):
-                        continue  # go-livepeer passes over such an event, too
-                    heartbeat.reschedule(loop.time() + HEARTBEAT_S)
-        except TimeoutError:
-            raise PeerFailed(f"the container has published no event for {HEARTBEAT_S:g} s") from None
-
-    def _note(self, event: dict[str, Any], kind: object) -> None:
-        if kind == "stream_lost":
-            self._lost = str(event.get("message", "")) or "the orchestrator lost the stream"
-        elif kind == "stream_stopped":
-            self._stopped = True
-        elif kind in ("status", "inference_status"):
-            self._container_status = event
-        elif kind == "error" and not self._error:
-            self._error = str(event.get("message", event.get("error", "")))
+        async with self._reader("Events") as subscriber:
+            async for segment in subscriber:
+                event = await read_event(segment)
+                kind, message = event.get("type"), str(event.get("message", event.get("error", "")))
+                if kind == "stream_lost":
+                    self._lost = message or "the orchestrator lost the stream"
+                elif kind == "stream_stopped":
+                    self._stopped = True
+                elif kind in ("status", "inference_status"):
+                    self._container_status = event
+                elif kind == "error":
+                    self._error = self._error or message
 
     async def _read_data(self) -> None:
+        too_long = PeerFailed(f"the container wrote a line of more than {LARGEST_LINE} bytes")
         async with self._reader("Data") as subscriber:
             async for segment in subscriber:
-                if segment.missed:
-                    self.records.missed(self.id, _gone(segment.missed, "of the stream's text", "be read"))
-                rest = b""
-                try:
-                    async for data in segment:
-                        *lines, rest = (rest + data).split(b"\n")
-                        for line in lines:
-                            self.records.add(line)
-                        if len(rest) > LARGEST_LINE:
-                            raise PeerFailed(f"the container wrote a line of more than {LARGEST_LINE} bytes")
-                except SegmentBroken as error:
-                    log.warning("stream %s: %s", self.id, error)
-                    self.records.missed(self.id, _gone(1, "of the stream's text", "be read"))
-                    continue
-                if is_fragment(rest):  # a writer that is still there sends all of it again
-                    log.warning("stream %s: a record broke off after %d bytes", self.id, len(rest))
-                else:
-                    self.records.add(rest)
+                self._tell_of_gap(segment.missed, "of the stream's text were gone before they could be read")
+                async for line in lines(segment, LARGEST_LINE, too_long):
+                    self.records.add(line)
                 if self.records.ended:
                     return
+
+    def _tell_of_gap(self, segments: int, what: str) -> None:
+        if segments:
+            self.records.lost(self.id, f"{segments} segments {what}")
 
     async def _keep_alive(self) -> None:
         async with TricklePublisher(self._remote["Control"], "application/json", options=OPTIONS) as publisher:
             while True:
                 await publisher.publish(b'{"keep":"alive"}')
-                await asyncio.sleep(KEEP_ALIVE_S)
+                await asyncio.sleep(CONTROL_EVERY_S)
 
     async def _send_input(self) -> None:
         """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
@@ -324,9 +270,8 @@ class Session:
         publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
         async with publisher:
             async for segment in source:
-                if segment.missed:
-                    message = _gone(segment.missed, "of the input", "be sent on") + "; publish no faster than live"
-                    self.records.missed(self.id, message)
+                gone = "of the input were gone before they could be sent on; publish no faster than live"
+                self._tell_of_gap(segment.missed, gone)
                 async with await publisher.next() as writer:
                     size = 0
                     async for data in segment:
@@ -347,11 +292,3 @@ class Session:
 
     def _reader(self, kind: str) -> TrickleSubscriber:
         return TrickleSubscriber(self._remote[kind], start=0, options=OPTIONS)
-
-
-def _gone(segments: int, of_what: str, to_what: str) -> str:
-    return f"{segments} segments {of_what} were gone before they could {to_what}"
-
-
-def _failure(task: asyncio.Task[None]) -> BaseException | None:
-    return task.exception() if task.done() and not task.cancelled() else None

@@ -1,0 +1,117 @@
+"""What the streams of a gateway and of an orchestrator have in common: a table by id, and one stop for all who ask."""
+
+import abc
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
+
+from aiohttp import web
+
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.http import json_value
+from whisper_byoc.network.peers import Answer
+from whisper_byoc.trickle import TrickleError
+from whisper_byoc.trickle.local import LocalSegment
+from whisper_byoc.trickle.subscriber import SegmentReader
+
+LARGEST_BODY = 10 << 20
+"""Of a start, stop or update, as go-livepeer's gateway takes it."""
+LARGEST_EVENT = 1 << 20
+
+
+class RelayedStream(abc.ABC):
+    """A stream that a node passes on, from `begin` until `over`."""
+
+    over: asyncio.Task[None]
+    """Done when everything that the stream held is free again."""
+
+    def __init__(self, stream_id: str) -> None:
+        self.id = stream_id
+        self.stopping: asyncio.Task[Answer] | None = None
+
+    def begin(self) -> None:
+        self.over = asyncio.get_running_loop().create_task(self._run(), name=f"stream {self.id}")
+
+    @property
+    @abc.abstractmethod
+    def ending(self) -> bool:
+        """Whether the stream is over, or will be soon."""
+
+    async def stop(self, body: bytes, content_type: str = "text/plain") -> Answer:
+        """Have the container deliver its last words, and end the stream; all callers get the container's one answer.
+
+        A caller who goes away does not interrupt it. Raises `PeerFailed`.
+        """
+        if self.stopping is None:
+            self.stopping = asyncio.get_running_loop().create_task(self._stop(body, content_type))
+            self.stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self.stopping)
+
+    async def end(self, reason: str) -> None:
+        """Stop the stream if it is running, and wait until it is over."""
+        with contextlib.suppress(RequestRefused):
+            await self.stop(reason.encode())
+        await asyncio.wait({self.over})
+
+    @abc.abstractmethod
+    async def _run(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _stop(self, body: bytes, content_type: str) -> Answer: ...
+
+
+S = TypeVar("S", bound=RelayedStream)
+
+
+class Streams(Generic[S]):
+    """The streams of a node, by their ids."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, S] = {}
+        self._starting: set[str] = set()
+
+    def __len__(self) -> int:
+        return sum(not stream.over.done() for stream in self._streams.values())
+
+    @contextlib.asynccontextmanager
+    async def starting(self, stream_id: str) -> AsyncIterator[None]:
+        """Hold an id within the context, which begins when a stream of the same id that is ending is over.
+
+        Raises `RequestRefused` (400) when one is running.
+        """
+        before = self._streams.get(stream_id)
+        if stream_id in self._starting or (before is not None and not before.ending):
+            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+        self._starting.add(stream_id)
+        try:
+            if before is not None:
+                await asyncio.wait({before.over})
+            yield
+        finally:
+            self._starting.discard(stream_id)
+
+    def find(self, stream_id: str) -> S:
+        """Raise `RequestRefused` (404) for a stream that is not known."""
+        if stream := self._streams.get(stream_id):
+            return stream
+        raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
+
+    async def stop_all(self, reason: str) -> None:
+        await asyncio.gather(*(stream.end(reason) for stream in self._streams.values()))
+
+
+def passed_back(answer: Answer) -> web.Response:
+    """Answer as the container did."""
+    content_type = answer.headers.get("Content-Type", "text/plain")
+    return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": content_type})
+
+
+async def read_event(segment: LocalSegment | SegmentReader) -> dict[str, Any]:
+    """Read a container's event; what is none is an empty one, as go-livepeer passes over such a segment."""
+    try:
+        message = json_value(await segment.read(LARGEST_EVENT))
+        event = message.get("event", message)
+    except (ValueError, AttributeError, TrickleError):
+        return {}
+    return event if isinstance(event, dict) else {}
