@@ -18,7 +18,7 @@ from audio.media import load_audio
 from whisper_byoc import GatewayClient
 from whisper_byoc.cli.up import Plan, running_nodes
 from whisper_byoc.errors import ByocError, ModelError
-from whisper_byoc.speech.models import fetch_model, find_model
+from whisper_byoc.speech.models import DEMO_NOTICE, fetch_model, find_model
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 REAL_MODELS = ("tiny", "tiny.en")
@@ -35,6 +35,8 @@ async def main() -> int:
     fast = parser.parse_args().fast
     model, why = choose_model()
     print(f"model: {model} ({why})")
+    if model == "demo":
+        print(f"note: {DEMO_NOTICE}")
     log: list[str] = []
     try:
         async with running_nodes(
@@ -67,7 +69,7 @@ def choose_model() -> tuple[str, str]:
             reasons.append(str(error).partition(": ")[0])  # the rest is advice
         else:
             return name, "downloaded just now"
-    return "demo", f"bundled: 321 words of synthetic speech, no substitute for Whisper; {'; '.join(reasons)}"
+    return "demo", "; ".join(reasons)
 
 
 async def say(gateway: str, pipeline: str, name: str, *, fast: bool) -> bool:

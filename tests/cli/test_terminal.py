@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.cli.terminal import Display, fit, json_line, printable, width
+from whisper_byoc.speech.models import DEMO_NOTICE
 
 HOSTILE = "\x1b[2Ja\x9b31mb\x07\x7f\u202ec\u2028d\r\ne\ud800\x00"
 
@@ -84,6 +85,17 @@ def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away(written):
 def test_records_without_is_final_are_final_and_odd_values_do_no_harm(written):
     assert written([{"type": "result", "text": "a"}, {"type": "result", "text": 3}, {"type": "result", "text": None}],
                    out=io.StringIO()) == ["a\n", "3\n", ""]  # fmt: skip
+
+
+def test_the_demo_model_is_named_once():
+    err = io.StringIO()
+    display = Display(io.StringIO(), err)
+    for text in ("hello", "world"):
+        display.show({**final(text), "model": "tiny"})
+    assert err.getvalue() == ""
+    for text in ("hello", "world"):
+        display.show({**final(text), "model": "demo"})
+    assert err.getvalue() == f"whisper-byoc: {DEMO_NOTICE}\n"
 
 
 def test_hostile_text():

@@ -11,6 +11,7 @@ import pytest
 from audio import pcm
 from audio.media import load_audio
 from tests.cli.conftest import refused
+from whisper_byoc.speech.models import DEMO_NOTICE
 
 
 def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
@@ -46,7 +47,7 @@ def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
 def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):
     path = tmp_path / "hello.pcm"
     path.write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-hello-world.wav")))
-    assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", "")
+    assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", f"whisper-byoc: {DEMO_NOTICE}\n")
 
 
 def test_transcribe_looks_at_its_folder_before_it_works(run, tmp_path):
@@ -102,5 +103,5 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, t
     words = ("transcribe", tmp_path / name, "--model", "demo", "--output", tmp_path)
     command = (sys.executable, "-m", "whisper_byoc.cli.main", *map(str, words))
     ended = subprocess.run(command, capture_output=True, timeout=50, check=False)
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (ended.returncode, ended.stderr) == (0, f"whisper-byoc: {DEMO_NOTICE}\n".encode())
     assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.waiting import forever, until
 from whisper_byoc import GatewayClient
+from whisper_byoc.speech.models import DEMO_NOTICE
 
 ANY_PORTS = ("--port", "0", "--orchestrator-port", "0", "--gateway-port", "0")
 
@@ -53,17 +54,19 @@ def up(launch, tmp_path, monkeypatch):
 
 
 async def test_a_frame_goes_through_and_ctrl_c_ends_all_in_order(up):
-    running = await up()
+    running = await up("--pipelines", "passthrough,whisper-demo")
+    await running.logged(rf"up +\| {DEMO_NOTICE}")
     async with GatewayClient(running.gateway, "passthrough") as client:
         assert await client.process_frame(b"abc") == b"abc"
         assert {each["name"] for each in (await client.capabilities())["capabilities"]} == {
-            "passthrough", "green-tint-cpu",
+            "passthrough", "whisper-demo",
         }  # fmt: skip
     assert all(os.getsid(pid) == pid for pid in running.children), "a terminal's Ctrl-C would reach them as well"
     assert await running.end(signal.SIGINT) == 0
     ended = re.findall(r"^(\w+) +\| .*shutting down", running.whole_log, re.MULTILINE)
     assert ended == ["gateway", "orchestrator", "container"]
     assert not any(map(alive, running.children))
+    assert f"whisper-demo: {DEMO_NOTICE}" in running.whole_log, "the container says it too"
     assert "Traceback" not in running.whole_log
     assert "\x1b" not in running.whole_log, "colours are for terminals"
 

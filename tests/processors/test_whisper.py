@@ -10,10 +10,11 @@ import pytest
 from audio import pcm
 from audio.wav import read_wav
 from tests.waiting import until
-from whisper_byoc.errors import BadParam, BadSegment, ModelError, UnknownModel
+from whisper_byoc.errors import BadParam, BadSegment, ModelError, UnknownModel, UsageError
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.processors.whisper_session import ArrivalTimes
+from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import DecodeOptions, Draft
 from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
@@ -52,6 +53,17 @@ async def test_shutdown_frees_the_model():
     await until(lambda: loaded() <= before)  # the worker ends when it sees that the queue is closed
 
 
+@pytest.mark.parametrize(
+    ("engine", "installed", "says"),
+    [("openai", "fast", "--engine fast"), ("fast", "reference", "openvino"), ("auto", "", "openvino")],
+)
+async def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch, engine, installed, says):
+    for name in ("fast", "reference"):
+        monkeypatch.setattr(models, f"{name}_engine_installed", lambda there=name == installed: there)
+    with pytest.raises(UsageError, match=says):
+        await WhisperProcessor("demo", WhisperSettings(workers=1, engine=engine)).initialize()
+
+
 async def test_process_gives_the_words(processor, sound, texts):
     text = await processor.process(pcm.encode(sound("demo-hello-world.wav")))
     assert words(text.decode()) == texts["demo-hello-world.wav"]["text"].split()
@@ -68,6 +80,7 @@ async def test_session_keeps_the_clock(processor, sound):
     assert second.record["segments"][0]["start_ms"] == first.record["segments"][0]["start_ms"] + ms
     assert first.body.decode() == first.record["text"]
     assert first.record["language"] == "en"
+    assert first.record["model"] == "demo"
     assert first.record["stats"]["inference_ms"] > 0
     assert await session.finish() == []
     assert session.summary() == {"audio_ms": 2 * ms, "transcripts": 2}

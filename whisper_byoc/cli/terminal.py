@@ -74,9 +74,18 @@ class Display:
         self._terminal = out.isatty() and os.environ.get("TERM") != "dumb" and not as_json
         self._dimmed = not os.environ.get("NO_COLOR")
         self._partial_shown = False
+        self._notice_shown = False
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Show one record. Blocks while the reader of our output does not read."""
+        """Show one record; before the first one of the demo model, a notice.
+
+        Blocks while the reader of our output does not read.
+        """
+        if record.get("model") == "demo" and not self._notice_shown:
+            from whisper_byoc.speech.models import DEMO_NOTICE  # here, as it takes a tenth of a second
+
+            self._notice_shown = True
+            self._write(self._err, f"whisper-byoc: {DEMO_NOTICE}\n")
         if self._as_json:
             self._write(self._out, json_line(record) + "\n")
             return

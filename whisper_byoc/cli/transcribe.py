@@ -91,6 +91,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     await processor.initialize()
     options = processor.options().decoding
     unread: list[str] = []
+    notice = processor.notice
     for path in args.files:
         try:
             samples = load_sound(path)
@@ -100,6 +101,9 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
             unread.append(str(error))
             continue
         transcription = await transcribe(processor, options, samples, path.name)
+        if notice:
+            print(f"whisper-byoc: {notice}", file=sys.stderr)
+            notice = ""
         for kind in args.format:
             write(transcription, kind, path, args.output)
     await processor.shutdown()

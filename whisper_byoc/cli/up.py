@@ -18,6 +18,7 @@ from whisper_byoc.cli.processes import LogLine, Processes, write_log_line
 from whisper_byoc.errors import StartError, UsageError
 from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session
 from whisper_byoc.processors.registry import find
+from whisper_byoc.speech.models import DEMO_NOTICE
 
 EVERYWHERE = ("", "0.0.0.0", "::")
 READY_SECONDS = 900.0
@@ -102,6 +103,8 @@ async def _until_stopped(plan: Plan, log: LogLine) -> int:
 async def _serve(plan: Plan, processes: Processes, log: LogLine) -> None:
     path = await _start(plan, processes)
     log("up", f"ready: send FILE with: whisper-byoc send --gateway {path.gateway} FILE")
+    if "demo" in {find(name).model for name in plan.pipelines}:
+        log("up", DEMO_NOTICE)
     await processes.first_end()
 
 

@@ -2,8 +2,8 @@
 
 A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional: `initialize` and
 `shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, `params` with
-the names of the parameters that its sessions read (others are then named in a warning), and `trouble` to tell the
-health routes what is wrong.
+the names of the parameters that its sessions read (others are then named in a warning), `trouble` to tell the
+health routes what is wrong, and `notice` with a sentence that whoever uses it should know.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from whisper_byoc import params as read
-from whisper_byoc.errors import BadParam
+from whisper_byoc.errors import BadParam, UsageError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
+from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
@@ -67,10 +68,15 @@ class WhisperProcessor:
         self._voice_activity = VoiceActivity(load_silero)
         self._engine: Engine | None = None
 
+    @property
+    def notice(self) -> str:
+        """What whoever uses it should know, in one sentence; may be empty."""
+        return models.DEMO_NOTICE if self._model == "demo" else ""
+
     async def initialize(self) -> None:
         """Load the model and make one inference in each worker.
 
-        Raises `ModelError`, `UnknownModel` or `UsageError` (language).
+        Raises `ModelError`, `UnknownModel` or `UsageError` (language, or an engine that is not installed).
         """
         self._engine = await self._scheduler.start(self.load_engine)
         await self._voice_activity.start()
@@ -92,7 +98,8 @@ class WhisperProcessor:
 
         Raises `BadParam` for a value that cannot be, such as a language that the model does not know.
         """
-        return WhisperSession(self._scheduler, self._voice_activity, self.options(job.params), self.options)
+        model = Path(self._model).name
+        return WhisperSession(self._scheduler, self._voice_activity, self.options(job.params), self.options, model)
 
     def trouble(self) -> str | None:
         return self._scheduler.trouble()
@@ -116,10 +123,7 @@ class WhisperProcessor:
 
     def load_engine(self) -> Engine:
         """Load the model; called in a thread."""
-        from whisper_byoc.speech import models
-
-        engine = self._settings.engine
-        if engine == "fast" or (engine == "auto" and models.fast_engine_installed()):
+        if self._chosen_engine() == "fast":
             from whisper_byoc.speech.fast.engine import FastEngine
 
             model = models.load_fast_model(self._model, self._settings.model_dir)
@@ -127,6 +131,20 @@ class WhisperProcessor:
         from whisper_byoc.speech.openai_engine import OpenAIEngine
 
         return OpenAIEngine(models.load_model(self._model, self._settings.model_dir))
+
+    def _chosen_engine(self) -> str:
+        """Return the name of the engine to load. Raises `UsageError` when it is not installed."""
+        engine = self._settings.engine
+        if models.fast_engine_installed() and engine in ("auto", "fast"):
+            return "fast"
+        if models.reference_engine_installed() and engine in ("auto", "openai"):
+            return "openai"
+        if engine == "openai":
+            raise UsageError(
+                "the engine `openai` needs torch and openai-whisper, which are not installed: use `--engine fast`, "
+                "or an image built with `--build-arg ENGINE=openai`"
+            )
+        raise UsageError("no engine is installed: `pip install openvino`")
 
     def _decoding(self, params: Mapping[str, Any], base: DecodeOptions) -> DecodeOptions:
         language = self._language(params["language"]) if params.get("language") else base.language

@@ -65,12 +65,14 @@ class WhisperSession:
         voice_activity: VoiceActivity,
         options: SpeechOptions,
         read_options: Callable[[Mapping[str, Any], SpeechOptions], SpeechOptions],
+        model: str,
     ) -> None:
-        """`read_options` applies a client's parameters to options; it raises `BadParam`."""
+        """`read_options` applies a client's parameters to options; it raises `BadParam`. Records name the `model`."""
         self.options = options
         self._scheduler = scheduler
         self._voice_activity = voice_activity
         self._read_options = read_options
+        self._model = model
         self._language = LanguageChoice(options.decoding.language)  # one for all segments and live feeds of the job
         self._samples = 0
         self._transcripts = 0
@@ -102,7 +104,7 @@ class WhisperSession:
         result = await transcribe_segment(self._scheduler, samples, self.options.decoding, self._language)
         self._transcripts += 1
         record = TranscriptRecord(result.value, first, len(samples), result.queue_ms, result.inference_ms)
-        return [Result(result.value.text.encode(), record.fields())]
+        return [Result(result.value.text.encode(), self._fields(record))]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         if self._live is None:
@@ -180,7 +182,10 @@ class WhisperSession:
             )
         costs = update.result.queue_ms, update.result.inference_ms
         record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final)
-        return Result(body, record.fields(), partial=not update.is_final, lag_ms=lag_ms)
+        return Result(body, self._fields(record), partial=not update.is_final, lag_ms=lag_ms)
+
+    def _fields(self, record: TranscriptRecord) -> dict[str, Any]:
+        return {**record.fields(), "model": self._model}
 
 
 async def transcribe_segment(

@@ -70,6 +70,9 @@ async def serve(
         async def load_and_join() -> None:
             await server.loaded()
             log.info("ready: %s", ", ".join(processors))
+            for pipeline in server.table.pipelines:
+                if pipeline.notice:
+                    log.warning("%s: %s", pipeline.name, pipeline.notice)
             server.join()
             await stop.wait()
 

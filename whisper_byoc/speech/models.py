@@ -37,6 +37,12 @@ log = logging.getLogger(__name__)
 DEMO_SHA256 = "5f75c514ba7ea41a74b1b0c0c4fa5beb1f0de32487da30a3e5a41fd79131a4b1"
 DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
+DEMO_NOTICE = (
+    "the demo model answers: it knows 321 words of synthetic speech, and makes those of whatever else is said; "
+    "for real speech, use the model tiny, or tiny.en"
+)
+"""For whoever sees its text, and may take it for Whisper's."""
+
 MAX_CHECKPOINT_BYTES = 4 << 30
 """No download grows beyond it; the largest in openai-whisper's table (large-v3) has 3.1 GB."""
 
@@ -178,6 +184,11 @@ def fetch_model(
 def fast_engine_installed() -> bool:
     """Whether OpenVINO is there; does not import it."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def reference_engine_installed() -> bool:
+    """Whether torch and openai-whisper are there; does not import them."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "whisper"))
 
 
 def load_fast_model(name: str | os.PathLike[str], directory: Path | None = None) -> "FastModel":

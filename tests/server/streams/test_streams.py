@@ -20,6 +20,7 @@ from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.streams import output, stream
 from whisper_byoc.server.streams.routes import StreamTable
+from whisper_byoc.speech.models import DEMO_NOTICE
 from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
@@ -89,7 +90,7 @@ async def test_speech_in_mpeg_ts_comes_back_as_its_words(speech, fixtures_dir, e
     assert kinds[-1] == "stream_stopped"
     assert all(event["queue_event_type"] for event in events)
     assert (await speech.stop("stream"))[0] == 200  # up to three stops come
-    assert await speech.api.json("/health") == (200, {"status": "IDLE"})
+    assert await speech.api.json("/health") == (200, {"status": "IDLE", "notices": [DEMO_NOTICE]})
 
 
 async def test_raw_pcm_segments_and_several_streams_at_once(speech, sound_of, expected):

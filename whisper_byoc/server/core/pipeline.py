@@ -92,6 +92,12 @@ class Pipeline:
         return str(getattr(self._processor, "content_type", "application/octet-stream"))
 
     @property
+    def notice(self) -> str:
+        """What whoever uses it should know, in one sentence; empty if there is nothing."""
+        notice = getattr(self._processor, "notice", "")
+        return notice if isinstance(notice, str) else ""
+
+    @property
     def gives_text(self) -> bool:
         return self.content_type.startswith("text/")
 

@@ -18,7 +18,10 @@ WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
 
 
 async def get_health(request: web.Request) -> web.Response:
-    """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it."""
+    """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it.
+
+    `notices` is there when a pipeline has something to say of itself.
+    """
     table = request.app[TABLE]
     states = {pipeline.state for pipeline in table.pipelines}
     if PipelineState.FAILED in states or await _troubles(table):
@@ -27,7 +30,8 @@ async def get_health(request: web.Request) -> web.Response:
         status = "LOADING"
     else:
         status = "OK" if table.busy else "IDLE"
-    return web.json_response({"status": status})
+    notices = [pipeline.notice for pipeline in table.pipelines if pipeline.notice]
+    return web.json_response({"status": status, "notices": notices} if notices else {"status": status})
 
 
 async def get_ready(request: web.Request) -> web.Response:
