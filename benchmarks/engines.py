@@ -2,11 +2,15 @@
 
 Each runs in a process of its own, with the same number of threads:
 
-- fast: ours, on OpenVINO; `fast full` computes all 30 s of every window
+- fast: ours, on OpenVINO; `fast full` computes all 30 s of every window; `fast 5` with a beam of 5, where it has one
 - openai: openai-whisper as this project runs it, the reference
 - faster-whisper, int8, with beams of 1 and 5; only where it is installed and the model is a CTranslate2 folder
+- whisper.cpp, by pywhispercpp, on matrices of int8 (Q8_0) that are converted at first; only where it is installed
 
-Words: errors on all clips. Speed: seconds for utterances of several lengths (median), and for all clips as one
+They take turns at every sound, so that whatever else the machine does meets all alike.
+
+Words: errors on all clips, as openai-whisper's normaliser writes both sides, each digit a word where digits are said;
+`as written` is without it. Speed: for all clips, for utterances of several lengths (median), and for all clips as one
 recording. `--model` takes what the rest of the project takes; `--speech` a folder with a manifest.json, a list of
 objects with `file`, `reference`, `language` and `kind` ("nonspeech" has no words). Without it: the project's fixtures.
 """
@@ -14,153 +18,230 @@ objects with `file`, `reference`, `language` and `kind` ("nonspeech" has no word
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from clips import Clip, read_clips
+from ggml import write_ggml
+from options import speech_parser
+from peers import faster_whisper, trouble, whisper_cpp
 from report import Row, emit, machine
-from scoring import compare, total, words
+from scoring import compare, normalised, total, words
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.cli.sources import load_sound
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import DecodeOptions, Samples
 from whisper_byoc.speech.models import fetch_model
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-UTTERANCES = (2.0, 5.0, 10.0, 29.0)
+UTTERANCES = (2.0, 5.0, 10.0, 30.0)
+EXCERPTS = 5
+"""Utterances of each length."""
 RECORDING_SECONDS = 180.0
 """The clips are repeated until the recording is at least so long."""
-ENGINES = ("fast", "fast full", "openai", "faster-whisper 1", "faster-whisper 5")
+SETTLE_SECONDS = 0.25
+"""Between two engines: the threads of Intel's OpenMP, which faster-whisper has, spin for 200 ms after their work."""
+BEAM = "beam" in {field.name for field in dataclasses.fields(DecodeOptions)}
+PACKAGES = {"faster-whisper 1": "faster_whisper", "faster-whisper 5": "faster_whisper", "whisper.cpp": "pywhispercpp"}
+"""Engine -> the package that it needs."""
+GGML = "model.ggml"
+ENGINES = ("fast", "fast full", *(["fast 5"] if BEAM else []), "openai", *PACKAGES)
 
 Transcribe = Callable[[Samples], str]
+Sounds = Mapping[str, Sequence[Samples]]
+"""What is transcribed -> its sounds: `clips`, `2 s`, …"""
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Sound, and the words in it."""
+class Engine:
+    """An engine in a process of its own."""
 
-    samples: Samples
-    reference: str
+    def __init__(self, name: str, sounds: Path, args: argparse.Namespace) -> None:
+        began = time.perf_counter()
+        command = [sys.executable, __file__, "--one", name, "--sounds", str(sounds)]
+        command += ["--model", args.model, "--threads", str(args.threads)]
+        command += ["--model-dir", str(args.model_dir)] if args.model_dir else []
+        self.name = name
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+        self.start_seconds = time.perf_counter() - began
+        self.memory_mb = 0.0
+        self.texts: dict[str, list[str]] = {}
+        self.seconds: dict[str, list[float]] = {}
+
+    def transcribe(self, kind: str, number: int) -> None:
+        """Have it transcribe a sound, and note text and time."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps([kind, number])}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.texts.setdefault(kind, []).append(answer["text"])
+        self.seconds.setdefault(kind, []).append(answer["seconds"])
+        self.memory_mb = answer["memory_mb"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with {self._process.wait()}; what it said is above")
+        return json.loads(line)
 
 
 def main() -> None:
-    """Measure every engine in turn, or the one of this process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="name, .pt file or CTranslate2 folder (default: demo)")
-    parser.add_argument("--model-dir", type=Path, help="folder of the models")
-    parser.add_argument("--speech", type=Path, help="folder with a manifest.json (default: the fixtures)")
-    parser.add_argument("--threads", type=int, default=WhisperSettings().sizes()[1])
+    """Measure all engines, or be one of them."""
+    parser = speech_parser(__doc__ or "")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
-    parser.add_argument("--quick", action="store_true", help="only check that it runs")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--sounds", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args)))
+        answer_questions(args.one, args)
         return
-    about, path = machine(), fetch_model(args.model, args.model_dir)
-    rows: list[Row] = []
-    for engine in args.engines:
-        if engine.startswith("faster") and not (path.is_dir() and importlib.util.find_spec("faster_whisper")):
-            print(f"{engine}: left out, as it is not installed or the model is no CTranslate2 folder", file=sys.stderr)
-            continue
-        done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--one", engine], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise SystemExit(f"{engine} failed:\n{done.stderr}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    emit("engines", {f"{args.model}, {args.threads} threads": rows}, as_json=args.json, about=about)
+    about, model = machine(), fetch_model(args.model, args.model_dir)
+    names = []
+    for name in args.engines:
+        if why_not := trouble(PACKAGES[name], model) if name in PACKAGES else "":
+            print(f"{name}: left out, as {why_not}", file=sys.stderr)
+        else:
+            names.append(name)
+    clips = read_clips(args.speech, quick=args.quick)
+    engines = run(names, make_sounds(clips, quick=args.quick), args)
+    tables = {f"{args.model}, {args.threads} threads": [row_of(engine, clips) for engine in engines]}
+    if ratios := ratio_rows(engines):
+        tables["time, as a share of a peer's"] = ratios
+    emit("engines", tables, as_json=args.json, about=about)
 
 
-def measure(engine: str, args: argparse.Namespace) -> Row:
-    """Measure one engine in this process."""
-    began = time.perf_counter()
-    transcribe = load(engine, args)
-    spoken = read_clips(args.speech, quick=args.quick)
-    transcribe(spoken[0].samples)
-    start = time.perf_counter() - began
-    began = time.perf_counter()
-    texts = [transcribe(clip.samples) for clip in spoken]
-    took = time.perf_counter() - began
-    pairs = zip(spoken, texts, strict=True)
-    score = total(compare(words(clip.reference), words(text)) for clip, text in pairs if clip.reference)
-    invented = sum(len(words(text)) for clip, text in zip(spoken, texts, strict=True) if not clip.reference)
-    row: dict[str, object] = {
-        "engine": engine,
-        "start s": start,
+def make_sounds(clips: Sequence[Clip], *, quick: bool) -> Sounds:
+    """Return all that is transcribed."""
+    said = np.concatenate([clip.samples for clip in clips])
+    sounds: dict[str, Sequence[Samples]] = {"clips": [clip.samples for clip in clips]}
+    for seconds in UTTERANCES[: 1 if quick else None]:
+        length = int(seconds * SAMPLE_RATE)
+        starts = np.linspace(0, max(0, len(said) - length), 1 if quick else EXCERPTS, dtype=int)
+        sounds[f"{seconds:g} s"] = [said[at : at + length] for at in starts]
+    if not quick:
+        recording = np.tile(said, max(1, round(RECORDING_SECONDS * SAMPLE_RATE / len(said) + 0.5)))
+        sounds[f"{len(recording) / SAMPLE_RATE:.0f} s"] = [recording]
+    return sounds
+
+
+def run(names: Sequence[str], sounds: Sounds, args: argparse.Namespace) -> list[Engine]:
+    """Have every engine transcribe every sound, in turns: forwards, then backwards."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        file = Path(folder) / "sounds.npz"
+        np.savez(file, **{f"{kind} {at}": each for kind, many in sounds.items() for at, each in enumerate(many)})  # type: ignore[arg-type]
+        if "whisper.cpp" in names:
+            write_ggml(fetch_model(args.model, args.model_dir), Path(folder) / GGML)
+        engines = []
+        for name in names:
+            engines.append(Engine(name, file, args))
+            stack.callback(engines[-1].close)
+        order = list(engines)
+        for kind, many in sounds.items():
+            for number in range(len(many)):
+                for engine in order:
+                    time.sleep(SETTLE_SECONDS)
+                    engine.transcribe(kind, number)
+                order.reverse()
+        return engines
+
+
+def row_of(engine: Engine, clips: Sequence[Clip]) -> Row:
+    """Sum up what an engine heard, and how long it took."""
+    pairs = [(clip, text) for clip, text in zip(clips, engine.texts["clips"], strict=True) if clip.reference]
+    written = total(compare(words(clip.reference), words(text)) for clip, text in pairs)
+    score = total(
+        compare(*(normalised(each, digits=clip.kind in ("digits", "command")) for each in (clip.reference, text)))
+        for clip, text in pairs
+    )
+    invented = [words(text) for clip, text in zip(clips, engine.texts["clips"], strict=True) if not clip.reference]
+    took = {kind: list(seconds) for kind, seconds in engine.seconds.items()}
+    clips_seconds = sum(took.pop("clips"))
+    return {
+        "engine": engine.name,
         "errors %": float(score.error_rate),
         "wrong": score.wrong,
         "lost": score.lost,
         "extra": score.extra,
         "words": score.said,
-        "invented": invented,
-        "clips s": took,
+        "as written %": float(written.error_rate),
+        "invented": sum(map(len, invented)),
+        "clips s": clips_seconds,
+        "ms/token": 1000 * clips_seconds / max(1, tokens(engine.texts["clips"])),
+        **{f"{kind}: ms": 1000 * statistics.median(seconds) for kind, seconds in took.items()},
+        "start s": engine.start_seconds,
+        "RSS MB": engine.memory_mb,
     }
-    recording = np.concatenate([clip.samples for clip in spoken])
-    for seconds in UTTERANCES[: 1 if args.quick else None]:
-        utterances = [recording[at : at + int(seconds * SAMPLE_RATE)] for at in range(0, 5 * SAMPLE_RATE, SAMPLE_RATE)]
-        row[f"{seconds:g} s: ms"] = 1000 * statistics.median(timed(transcribe, each) for each in utterances)
-    if not args.quick:
-        recording = np.tile(recording, max(1, round(RECORDING_SECONDS * SAMPLE_RATE / len(recording) + 0.5)))
-        row[f"{len(recording) / SAMPLE_RATE:.0f} s: s"] = timed(transcribe, recording)
-    return {**row, "RSS MB": rss()}
 
 
-def load(engine: str, args: argparse.Namespace) -> Transcribe:
+def tokens(texts: Sequence[str]) -> int:
+    """Count the tokens of texts, as Whisper's models of English have them; all engines' alike."""
+    from whisper.tokenizer import get_tokenizer
+
+    encoding = get_tokenizer(multilingual=False).encoding
+    return sum(len(encoding.encode(text)) for text in texts)
+
+
+def ratio_rows(engines: Sequence[Engine]) -> list[Row]:
+    """Compare the times of ours with those of every peer."""
+    return [
+        {"engine": ours.name, "peer": peer.name}
+        | {kind: sum(ours.seconds[kind]) / sum(peer.seconds[kind]) for kind in ours.seconds}
+        for ours in engines
+        if ours.name not in PACKAGES
+        for peer in engines
+        if peer.name in PACKAGES
+    ]
+
+
+def answer_questions(name: str, args: argparse.Namespace) -> None:
+    """Be an engine: transcribe what each line of stdin names. Whatever a library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sounds, transcribe = np.load(args.sounds), load(name, args)
+    transcribe(sounds["clips 0"])
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        kind, number = json.loads(line)
+        samples = sounds[f"{kind} {number}"]
+        began = time.perf_counter()
+        text = transcribe(samples)
+        answer = {"text": text, "seconds": time.perf_counter() - began, "memory_mb": rss()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def load(name: str, args: argparse.Namespace) -> Transcribe:
     """Return what turns samples into text, all in English."""
-    if engine.startswith("faster"):
-        from faster_whisper import WhisperModel
-
-        folder = str(fetch_model(args.model, args.model_dir))
-        model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=args.threads)
-        beam = int(engine.split()[1])
-
-        def transcribe(samples: Samples) -> str:
-            segments, _ = model.transcribe(samples, "en", beam_size=beam, condition_on_previous_text=False)
-            return "".join(segment.text for segment in segments)
-
-        return transcribe
+    if name in PACKAGES:
+        model = fetch_model(args.model, args.model_dir)
+        if name == "whisper.cpp":
+            peer = whisper_cpp(args.sounds.with_name(GGML), args.threads)
+        else:
+            peer = faster_whisper(model, args.threads, beam=int(name.split()[1]))
+        return lambda samples: " ".join(segment.text for segment in peer(samples))
+    engine, _, way = name.partition(" ")
     settings = WhisperSettings(
-        engine=engine.split()[0],
-        audio_context="full" if engine == "fast full" else "short",
-        model_dir=args.model_dir,
+        engine=engine, audio_context="full" if way == "full" else "short", model_dir=args.model_dir
     )
     ours = WhisperProcessor(args.model, settings).load_engine()
     ours.use_threads(args.threads)
-    return lambda samples: ours.transcribe(samples, DecodeOptions()).text
-
-
-def read_clips(folder: Path | None, *, quick: bool) -> Sequence[Clip]:
-    """Read English speech, and sound without speech, which has no reference."""
-    if folder is None:
-        texts = json.loads((FIXTURES / "texts.json").read_text())
-        named = [(FIXTURES / name, each["text"]) for name, each in texts.items() if name.startswith("demo-")]
-    else:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        known = [each for each in manifest if each["language"] == "en" and (each["reference"] or silent(each))]
-        named = [(folder / each["file"], "" if silent(each) else each["reference"]) for each in known]
-    return [Clip(load_sound(path), text) for path, text in named[: 2 if quick else None]]
-
-
-def silent(clip: dict[str, str]) -> bool:
-    """Whether a clip of a manifest has no speech."""
-    return clip["kind"] == "nonspeech"
-
-
-def timed(transcribe: Transcribe, samples: Samples) -> float:
-    """Seconds that it takes."""
-    began = time.perf_counter()
-    transcribe(samples)
-    return time.perf_counter() - began
+    beam: dict[str, Any] = {"beam": int(way)} if way.isdecimal() else {}
+    options = DecodeOptions(**beam)
+    return lambda samples: ours.transcribe(samples, options).text
 
 
 def rss() -> float:

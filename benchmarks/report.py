@@ -67,13 +67,13 @@ def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
 
 
 def emit(benchmark: str, tables: Mapping[str, Sequence[Row]], *, as_json: bool, about: Row | None = None) -> None:
-    """Print the tables under their titles, or all as one JSON object.
+    """Print the tables under their titles, or all as one JSON object in a line.
 
     `about` is the description of the machine taken before the run (default: taken now).
     """
     host = dict(machine() if about is None else about)
     if as_json:
-        print(json.dumps({"benchmark": benchmark, "machine": host, "tables": tables}, indent=2))
+        print(json.dumps({"benchmark": benchmark, "machine": host, "tables": tables}))
         return
     print(benchmark)
     print(", ".join(f"{key} {value}" for key, value in host.items()))

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Score", "compare", "total", "words"]
+__all__ = ["Score", "compare", "normalised", "total", "words"]
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = {word: str(at) for at, word in enumerate(NUMBERS)} | {"oh": "0", "o": "0"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,19 @@ class Score:
 def words(text: str) -> list[str]:
     """Words in lower case without punctuation."""
     return re.findall(r"[\w']+", text.lower())
+
+
+def normalised(text: str, *, digits: bool = False) -> list[str]:
+    """Words as openai-whisper's normaliser of English writes them, the way that papers count; imports torch.
+
+    `eight` becomes `8`, `Mr.` `mister`, `colour` `color`. With `digits` every digit is a word of its own.
+    """
+    from whisper.normalizers import EnglishTextNormalizer
+
+    found: list[str] = EnglishTextNormalizer()(text).split()
+    if not digits:
+        return found
+    return [each for word in found for each in (word if word.isdecimal() else [DIGITS.get(word, word)])]
 
 
 def compare(said: Sequence[str], heard: Sequence[str]) -> Score:

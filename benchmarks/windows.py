@@ -7,15 +7,13 @@ the fast engine does. Model and speech as in engines.py.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
-from engines import Clip, read_clips
+from clips import Clip, read_clips
+from options import speech_parser
 from report import Row, emit, machine
 from scoring import compare, total, words
 
-from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.speech.engine import never
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
@@ -30,14 +28,7 @@ MARGINS = (0.5, 1.0, 1.5)
 
 def main() -> None:
     """Decode all clips in every way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="name, .pt file or CTranslate2 folder (default: demo)")
-    parser.add_argument("--model-dir", type=Path, help="folder of the models")
-    parser.add_argument("--speech", type=Path, help="folder with a manifest.json (default: the fixtures)")
-    parser.add_argument("--threads", type=int, default=WhisperSettings().sizes()[1])
-    parser.add_argument("--quick", action="store_true", help="only check that it runs")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = speech_parser(__doc__ or "").parse_args()
     about, model = machine(), load_fast_model(args.model, args.model_dir)
     clips = [
         clip
