@@ -1,4 +1,4 @@
-"""A `whisper-byoc serve` process to measure: started, waited for, read from /proc, and ended by its pid."""
+"""A server process to measure, ours or another: started, waited for, read from /proc, and ended by its pid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import aiohttp
 from audio import pcm
 from audio.wav import read_wav
 
-__all__ = ["Served", "served", "speech"]
+__all__ = ["Served", "served", "speech", "started"]
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 START_SECONDS = 120.0
@@ -58,13 +58,19 @@ class Served:
 @asynccontextmanager
 async def served(pipeline: str, *options: str) -> AsyncIterator[Served]:
     """Serve `pipeline` on a free port of loopback from the moment it is ready; raises RuntimeError with its log."""
+    command = ("-m", "whisper_byoc.cli.main", "serve", "--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline)
+    async with started((*command, *options)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def started(command: Sequence[str]) -> AsyncIterator[Served]:
+    """Run a Python program that logs `listening on port N`, and has /readyz; raises RuntimeError with its log."""
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "whisper_byoc.cli.main", "serve"),
-            *("--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline, *options),
-            stdin=asyncio.subprocess.DEVNULL, stderr=log,
-        )  # fmt: skip
+            sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, stderr=log
+        )
         server = Served(process.pid)
         try:
             await asyncio.wait_for(until_ready(server, process, log.fileno(), began), START_SECONDS)

@@ -25,6 +25,7 @@ QUICK = {
     "live_quality": [],
     "engines": ["--model", "demo", "--engines", "openai"],
     "windows": ["--model", "demo"],
+    "streams": ["--model", "demo"],
 }
 
 
