@@ -218,8 +218,9 @@ async def _speak(url: str, path: str, sound: Talk, first: int, pieces: int, bega
             writer.write(sound.pieces[(first + number) % len(sound.pieces)])
             await writer.drain()
         writer.write(b"0\r\n\r\n")
-        status = (await asyncio.wait_for(answer, WAIT_SECONDS)).split()
-        heard.refused = len(status) < 2 or status[1] != b"200"
+        await asyncio.wait({answer}, timeout=DRAIN_SECONDS)
+        if answer.done():
+            heard.refused = b" 200 " not in answer.result()
     except CONNECTION_ERRORS:
         heard.refused = True
     finally:

@@ -20,8 +20,10 @@ from aiohttp import web
 from peers import Peer, faster_whisper
 
 from audio import pcm
-from audio.utterances import Utterance, UtteranceSplitter
+from audio.utterances import CHUNK, Chunker, Utterance, UtteranceSplitter
+from whisper_byoc.processors.whisper import load_silero
 from whisper_byoc.speech.transcript import Transcription, TranscriptRecord
+from whisper_byoc.speech.voice_activity import VoiceActivity
 
 LONGEST_JOB_SECONDS = 3600
 
@@ -29,17 +31,20 @@ LONGEST_JOB_SECONDS = 3600
 class PeerServer:
     """All jobs, and the one thread in which the model runs."""
 
-    def __init__(self, transcribe: Peer) -> None:
+    def __init__(self, transcribe: Peer, voices: VoiceActivity) -> None:
         self._transcribe = transcribe
+        self._voices = voices
         self._thread = ThreadPoolExecutor(1)
         self._records: dict[str, asyncio.Queue[bytes]] = defaultdict(asyncio.Queue)
 
     async def put_source(self, request: web.Request) -> web.Response:
         """Take a live feed."""
-        records, splitter = self._records[request.match_info["job"]], UtteranceSplitter()
+        records, chunker, splitter = self._records[request.match_info["job"]], Chunker(), UtteranceSplitter()
+        voice = self._voices.stream()
         async with asyncio.TaskGroup() as group:
             async for piece in request.content.iter_any():
-                for utterance in await asyncio.to_thread(splitter.feed, piece):
+                samples = chunker.feed(piece)
+                for utterance in splitter.feed(samples, await voice.rate(samples.reshape(-1, CHUNK))):
                     group.create_task(self._answer(utterance, records))
             for utterance in splitter.finish():
                 group.create_task(self._answer(utterance, records))
@@ -82,7 +87,9 @@ class PeerServer:
 
 async def serve(transcribe: Peer) -> None:
     """Listen on a free port of loopback until killed."""
-    server, app = PeerServer(transcribe), web.Application()
+    voices = VoiceActivity(load_silero)
+    await voices.start()
+    server, app = PeerServer(transcribe, voices), web.Application()
     app.add_routes(
         [
             web.put("/live/{job}/source", server.put_source),
