@@ -27,7 +27,7 @@ from whisper_byoc.livepeer import Capability
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.joining.registration import RegistrationOptions
+from whisper_byoc.server.registration import RegistrationOptions
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES

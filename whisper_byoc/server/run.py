@@ -18,8 +18,7 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.joining.registrar import Registrar
-from whisper_byoc.server.joining.registration import RegistrationOptions
+from whisper_byoc.server.registration import Registrar, RegistrationOptions
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.routes import StreamTable
 

@@ -8,8 +8,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.livepeer import NOBODY, Capability
-from whisper_byoc.server.joining.registrar import Registrar
-from whisper_byoc.server.joining.registration import RegistrationOptions
+from whisper_byoc.server.registration import Registrar, RegistrationOptions
 
 QUICK = {"interval_seconds": 0.1, "confirm_seconds": 0.05, "first_pause": 0.01, "longest_pause": 0.02}
 

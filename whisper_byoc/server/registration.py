@@ -9,18 +9,62 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 import aiohttp
 
 from whisper_byoc.aio import Tasks, backoff
-from whisper_byoc.http import CONNECTION_ERRORS, json_value, open_session, read_body, reason_of
-from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, sender_header
-from whisper_byoc.server.joining.registration import RegistrationOptions
+from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_session, read_body, reason_of
+from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, Capability, check_header_value, sender_header
 
 log = logging.getLogger(__name__)
 
 LONGEST_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class RegistrationOptions:
+    """At which orchestrators to register what. All times in seconds."""
+
+    orchestrators: tuple[str, ...]
+    """Base URLs; without a scheme, https."""
+    secret: str = field(default="", repr=False)
+    """What the orchestrators were given as `-orchSecret`."""
+    capability: Capability = field(default_factory=Capability)
+    verify_tls: bool = False
+    """Check certificates; go-livepeer's orchestrators sign their own."""
+    interval_seconds: float = 60.0
+    """Between two questions whether the registration still stands, and after a refusal."""
+    confirm_seconds: float = 5.0
+    """From the first answer that it does not to the second; a job may just have been on its way."""
+    answer_seconds: float = 10.0
+    """Longest wait for an answer."""
+    first_pause: float = 1.0
+    """Before the second try to reach an orchestrator; the pauses double."""
+    longest_pause: float = 30.0
+    leave_seconds: float = 3.0
+    """Longest time that unregistering may take."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for what cannot be an address or a secret."""
+        urls = [base_url(each, scheme="https") for each in self.orchestrators]
+        object.__setattr__(self, "orchestrators", tuple(dict.fromkeys(urls)))
+        check_header_value("orchestrator secret", self.secret)
+
+    def filled(self, name: str, url: str, capacity: int, token: str) -> Self:
+        """Return the same with the capability's empty fields filled in."""
+        given = self.capability
+        capability = replace(
+            given,
+            name=given.name or name,
+            description=given.description or f"{name} by whisper-byoc",
+            url=given.url or url,
+            capacity=given.capacity or capacity,
+            token=given.token or token,
+        )
+        return replace(self, capability=capability)
 
 
 class Registrar:

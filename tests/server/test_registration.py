@@ -22,8 +22,7 @@ from tests.waiting import until
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.joining.registrar import Registrar, Standing, standing_of
-from whisper_byoc.server.joining.registration import RegistrationOptions
+from whisper_byoc.server.registration import Registrar, RegistrationOptions, Standing, standing_of
 from whisper_byoc.server.run import Server, ServerConfig, own_address, serve
 
 SECRET = "orch-secret-Zq81"
@@ -428,7 +427,7 @@ async def test_the_server_registers_only_when_loaded_and_goes_when_told(orchestr
 
 
 def test_the_sample_for_live_runner_has_what_go_livepeer_demands():
-    sample = Path(__file__).resolve().parents[3] / "examples" / "runners.json"
+    sample = Path(__file__).resolve().parents[2] / "examples" / "runners.json"
     runners = json.loads(sample.read_text())["runners"]
     assert len({each["label"] for each in runners}) == len(runners)
     assert {each["mode"] for each in runners} == {"persistent", "single-shot"}
