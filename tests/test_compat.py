@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from whisper_byoc.client import TrickleClient
-from whisper_byoc.compat.names import tutorial_names
+from whisper_byoc.compat import tutorial_names
 from whisper_byoc.processors.base import FrameProcessor
 from whisper_byoc.server import hosted
 
@@ -17,9 +17,9 @@ async def runner(*_, **__):
 @pytest.fixture
 def no_real(monkeypatch):
     """Without an installed pytrickle, whatever this machine has."""
-    from whisper_byoc.compat import names
+    from whisper_byoc import compat
 
-    monkeypatch.setattr(names, "real_pytrickle", lambda: None)
+    monkeypatch.setattr(compat, "real_pytrickle", lambda: None)
 
 
 @pytest.fixture

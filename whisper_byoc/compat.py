@@ -1,4 +1,4 @@
-"""Puts `pytrickle` and `http_trickle` in place for a script, without touching what is installed.
+"""The import names of the tutorial's scripts, `pytrickle` and `http_trickle`: there for one script, never installed.
 
 `pytrickle` has our `FrameProcessor` and `run_processor`; every other name, and every submodule, comes from the real
 pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
