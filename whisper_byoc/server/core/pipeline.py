@@ -203,6 +203,13 @@ class Pipelines:
     def names(self) -> list[str]:
         return [each.name for each in self._all]
 
+    def status(self, *, busy: bool) -> str:
+        """Return the state of all in pytrickle's words: ERROR, LOADING, OK (`busy`) or IDLE."""
+        states = {pipeline.state for pipeline in self._all}
+        if PipelineState.FAILED in states:
+            return "ERROR"
+        return "LOADING" if PipelineState.LOADING in states else "OK" if busy else "IDLE"
+
     def find(self, name: str) -> Pipeline | None:
         return self._named.get(name)
 

@@ -23,13 +23,7 @@ async def get_health(request: web.Request) -> web.Response:
     `notices` is there when a pipeline has something to say of itself.
     """
     table = request.app[TABLE]
-    states = {pipeline.state for pipeline in table.pipelines}
-    if PipelineState.FAILED in states or await _troubles(table):
-        status = "ERROR"
-    elif PipelineState.LOADING in states:
-        status = "LOADING"
-    else:
-        status = "OK" if table.busy else "IDLE"
+    status = "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)
     notices = [pipeline.notice for pipeline in table.pipelines if pipeline.notice]
     return web.json_response({"status": status, "notices": notices} if notices else {"status": status})
 

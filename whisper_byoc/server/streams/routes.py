@@ -11,7 +11,6 @@ from aiohttp import web
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import json_value, read_body
 from whisper_byoc.livepeer import ID, STREAM_ID
-from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.answers import errors_as
 from whisper_byoc.server.streams.stream import StartRequest, Stream
@@ -74,14 +73,8 @@ class StreamTable:
 
     def state(self) -> dict[str, Any]:
         """Return the state object of pytrickle."""
-        states = {pipeline.state for pipeline in self._table.pipelines}
-        ready = states == {PipelineState.READY}
-        if PipelineState.FAILED in states:
-            status = "ERROR"
-        elif not ready:
-            status = "LOADING"
-        else:
-            status = "OK" if self._streams else "IDLE"
+        status = self._table.pipelines.status(busy=bool(self._streams))
+        ready = status in ("OK", "IDLE")
         return {
             "status": status,
             "state": status,
