@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+STUCK_SECONDS = 300.0
+"""A call of a processor, or a worker on one piece of sound, that takes so long is reported as stuck."""
+
 
 class Changed:
     """Wakes everyone who waits each time something has changed.

@@ -15,9 +15,9 @@ from audio.wav import read_wav
 from whisper_byoc.speech import hallucination
 from whisper_byoc.speech import openai_engine as module
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions
-from whisper_byoc.speech.hallucination import max_tokens
+from whisper_byoc.speech.hallucination import RETRY_TEMPERATURE, max_tokens
 from whisper_byoc.speech.models import load_model
-from whisper_byoc.speech.openai_engine import RETRY_TEMPERATURE, OpenAIEngine
+from whisper_byoc.speech.openai_engine import OpenAIEngine
 
 RATE = 16_000
 # openai-whisper leaves the file of its tokenizer to the garbage collector

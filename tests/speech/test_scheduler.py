@@ -233,7 +233,7 @@ async def test_a_stuck_worker_is_reported(running, monkeypatch):
     work = asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions()))
     await asyncio.to_thread(engine.begun.wait, 10)
     assert scheduler.trouble() is None
-    monkeypatch.setattr(module, "STUCK_WORKER_SECONDS", 0.0)
+    monkeypatch.setattr(module, "STUCK_SECONDS", 0.0)
     assert "whisper-0 has been at one segment" in scheduler.trouble()
     engine.go.set()
     await work

@@ -21,6 +21,10 @@ IsCancelled: TypeAlias = Callable[[], bool]
 """Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
 
 
+SECONDS_PER_POSITION = 0.02
+"""Two hops of 10 ms make one position of Whisper's encoder."""
+
+
 class Cancelled(Exception):  # not an error, so it does not belong to the tree in errors.py
     """The work was stopped because nobody wants its result any more."""
 

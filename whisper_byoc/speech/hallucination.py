@@ -12,6 +12,8 @@ MIN_LOGPROB = -1.0
 """Mean log-probability of a text's tokens below which it is a guess (openai-whisper, `logprob_threshold`)."""
 MAX_NO_SPEECH = 0.6
 """Probability of no speech above which a guess is dropped (openai-whisper, `no_speech_threshold`)."""
+RETRY_TEMPERATURE = 0.4
+"""Of the last attempt at doubtful text; openai-whisper has five, and some sound then takes ten times as long."""
 TOKENS_PER_SECOND = 12
 MIN_TOKENS = 16
 MAX_TOKENS = 224

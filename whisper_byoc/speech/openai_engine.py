@@ -21,6 +21,7 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.attention import alignment_weights, attention_weights, fuse_attention
 from whisper_byoc.speech.engine import (
+    SECONDS_PER_POSITION,
     Cancelled,
     DecodeOptions,
     Draft,
@@ -30,13 +31,9 @@ from whisper_byoc.speech.engine import (
     draft_words,
     never,
 )
-from whisper_byoc.speech.hallucination import Score, is_prompt_echo, max_tokens, remove_loops
+from whisper_byoc.speech.hallucination import RETRY_TEMPERATURE, Score, is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
-RETRY_TEMPERATURE = 0.4
-"""Of the one retry. openai-whisper makes up to five, and some sound then takes ten times as long."""
-SECONDS_PER_POSITION = 0.02
-"""Two hops of 10 ms make one position of the encoder."""
 DRAFT_MARGIN = 2.0
 """Seconds of silence that are appended to the sound of a draft …"""
 SHORTEST_DRAFT = 10.0

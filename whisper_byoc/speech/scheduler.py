@@ -15,14 +15,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from whisper_byoc.aio import STUCK_SECONDS
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
 
 T = TypeVar("T")
 
-STUCK_WORKER_SECONDS = 300.0
-"""A worker that has spent this long on one piece of sound is taken to be stuck."""
 STOP_SECONDS = 3.0
 """Longest wait for the workers to end."""
 
@@ -146,7 +145,7 @@ class Scheduler:
         """One sentence when a worker is stuck, else None."""
         now = time.monotonic()
         for name, since in list(self._busy_since.items()):
-            if now - since > STUCK_WORKER_SECONDS:
+            if now - since > STUCK_SECONDS:
                 return f"worker {name} has been at one segment for {now - since:.0f} s"
         return None
 

@@ -1,5 +1,6 @@
 """Text with its times, and the `transcript` record in which followers of a job get it."""
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -59,6 +60,12 @@ class Transcription:
             for segment in self.segments
         )
         return replace(self, segments=tuple(segments))
+
+
+def compression_ratio(text: str) -> float:
+    """Return the bytes of a text over those that zlib makes of it: openai-whisper's measure of repetition."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
 
 
 def join(parts: Iterable[Transcription], language: str) -> Transcription:

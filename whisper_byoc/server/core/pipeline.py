@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
-from whisper_byoc.aio import Changed
+from whisper_byoc.aio import STUCK_SECONDS, Changed
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
 
 log = logging.getLogger(__name__)
 
-STUCK_SECONDS = 300.0
-"""A processor that has been at one call for so long is reported as stuck."""
 ANSWER_SECONDS = 0.5
 """Longest wait for a processor's `trouble`; health checks allow one second."""
 SERVER_PARAMS = frozenset({"data_format", "height", "input", "max_framerate", "model", "partials", "pipeline", "width"})

@@ -5,7 +5,6 @@
 
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -19,7 +18,7 @@ from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word, compression_ratio
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
@@ -102,7 +101,7 @@ def _verbose_fields(
                 "text": each["text"],
                 "tokens": [],
                 "temperature": 0.0,
-                "compression_ratio": _compression_ratio(each["text"]),
+                "compression_ratio": compression_ratio(each["text"]),
             }
             for number, each in enumerate(segments)
         ]
@@ -113,12 +112,6 @@ def _verbose_fields(
             for word in each.get("words", ())
         ]
     return fields
-
-
-def _compression_ratio(text: str) -> float:
-    """Return the length of the text over its length compressed: openai-whisper's measure of repetition (`utils.py`)."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
 
 
 async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:

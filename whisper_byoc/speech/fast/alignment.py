@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from whisper_byoc.speech.engine import SECONDS_PER_POSITION
 from whisper_byoc.speech.fast.network import Network, Sound
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 
-SECONDS_PER_POSITION = 0.02
-"""Two hops of 10 ms make one position of the encoder."""
 FRAMES_PER_POSITION = 2
 MEDIAN_WIDTH = 7
 """Positions that attention is smoothed over (openai-whisper, `medfilt_width`)."""

@@ -4,20 +4,20 @@ Greedy, with timestamps, nothing carried over from one window to the next. What 
 with less than 27 s of sound is computed for its length only, and text that looks wrong is decoded again by itself.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.engine import IsCancelled
-from whisper_byoc.speech.fast.alignment import SECONDS_PER_POSITION, Heads, TimedSegment, align_words
+from whisper_byoc.speech.engine import SECONDS_PER_POSITION, IsCancelled
+from whisper_byoc.speech.fast.alignment import Heads, TimedSegment, align_words
 from whisper_byoc.speech.fast.decoding import Decoded, decode
 from whisper_byoc.speech.fast.mel import FRAMES_PER_SECOND
 from whisper_byoc.speech.fast.network import Network, Sound
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
-from whisper_byoc.speech.hallucination import MAX_NO_SPEECH, MIN_LOGPROB, Score, is_prompt_echo
+from whisper_byoc.speech.hallucination import MAX_NO_SPEECH, MIN_LOGPROB, RETRY_TEMPERATURE, Score, is_prompt_echo
+from whisper_byoc.speech.transcript import compression_ratio
 
 WINDOW_SECONDS = 30.0
 FRAMES = 3000
@@ -26,8 +26,6 @@ LONGEST_SHORT = 27.0
 MARGIN = 1.0
 """Seconds that a short window is longer than its sound; with half of it, words at the end are lost."""
 SHORTEST = 3.0
-RETRY_TEMPERATURE = 0.4
-"""Of the last attempt; openai-whisper has five temperatures, and some sound then takes ten times as long."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,8 @@ def ends_alone(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
 
 def score_of(decoded: Decoded, tokenizer: Tokenizer) -> Score:
     """Say how sure the model is of a text."""
-    text = tokenizer.decode(decoded.tokens).strip().encode()
-    return Score(decoded.logprob, decoded.no_speech, len(text) / len(zlib.compress(text)))
+    text = tokenizer.decode(decoded.tokens).strip()
+    return Score(decoded.logprob, decoded.no_speech, compression_ratio(text))
 
 
 def _best(
