@@ -40,6 +40,7 @@ LIMIT_OPTIONS = (
     ("--max-queue-bytes", "queue_bytes", byte_count, "bytes of one job that may wait"),
     ("--max-results", "kept_results", count, "results of one job that are kept"),
     ("--max-results-bytes", "kept_bytes", byte_count, "bytes of results of one job that are kept"),
+    ("--max-transcript-bytes", "transcript_bytes", byte_count, "bytes of the transcript of one job that are kept"),
     ("--segment-timeout", "segment_seconds", seconds, "longest work on one segment, in seconds"),
     ("--idle-timeout", "idle_seconds", seconds, "end a job after so many seconds without activity"),
     ("--linger", "linger_seconds", seconds, "seconds for which the results of an ended job are kept"),

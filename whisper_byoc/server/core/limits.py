@@ -30,8 +30,6 @@ class Limits:
     request is answered 503."""
     idle_seconds: float = 300.0
     """A job without input, work and reading for so long is ended; so is an answer that its client does not read."""
-    wait_seconds: float = 300.0
-    """Longest `?wait=` that a client may ask for."""
     linger_seconds: float = 60.0
     """How long the results of an ended job stay readable."""
     flush_seconds: float = 5.0

@@ -22,13 +22,14 @@ from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMIN
 log = logging.getLogger(__name__)
 
 DEFAULT_WAIT_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 300.0
 TRANSCRIPT_FORMATS = ("txt", "json", "verbose_json", "srt", "vtt", "ndjson")
 
 
 async def get_output(request: web.Request) -> web.StreamResponse:
     """Answer with the next unread result, a kept one, or all that follow, as the request asks."""
     table, query, loop = request.app[TABLE], request.query, asyncio.get_running_loop()
-    wait = number("wait", query.get("wait", DEFAULT_WAIT_SECONDS), 0, table.limits.wait_seconds)
+    wait = number("wait", query.get("wait", DEFAULT_WAIT_SECONDS), 0, LONGEST_WAIT_SECONDS)
     deadline = loop.time() + wait
     job = await table.find(request.match_info["job_id"], wait)
     if "seq" in query:
@@ -120,7 +121,7 @@ async def get_transcript(request: web.Request) -> web.Response:
     table, query = request.app[TABLE], request.query
     wanted = choice("format", query.get("format", "txt"), TRANSCRIPT_FORMATS)
     job = table.get(request.match_info["job_id"])
-    await job.results.until_ended(number("wait", query.get("wait", 0), 0, table.limits.wait_seconds))
+    await job.results.until_ended(number("wait", query.get("wait", 0), 0, LONGEST_WAIT_SECONDS))
     headers = {CLOSED: TERMINATED} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
