@@ -46,7 +46,7 @@ ALLOWED = {
     "whisper_byoc.network": {"whisper_byoc.trickle"},
     "whisper_byoc.compat": {"whisper_byoc.client", "whisper_byoc.processors"},
 }
-"""Part -> the parts of ours that it may import, beside `SHARED`. `cli` may import all; nothing imports `cli`."""
+"""Part -> the parts of ours that it may import, beside `SHARED`. `cli` may import all; only programs import `cli`."""
 
 
 def part(module: str) -> str:
@@ -81,7 +81,7 @@ def modules():
 @pytest.mark.parametrize(("module", "path"), [pytest.param(*each, id=each[0]) for each in modules()])
 def test_imports_follow_the_house_rules(module, path):
     mine = part(module)
-    if mine in ("whisper_byoc", "whisper_byoc.cli"):
+    if mine in ("whisper_byoc", "whisper_byoc.cli") or module.endswith(".__main__"):
         return
     for other in {part(each) for each in imports(path)} - {mine}:
         if other == "whisper_byoc.__version__":

@@ -41,6 +41,7 @@ def configure(parser: Parser) -> None:
     server.add_argument("--port", type=port, default=TRICKLE_PORT, help=f"port (default {TRICKLE_PORT})")
     server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
     server.add_argument("--no-autocreate", action="store_true", help="do not let remote peers create channels")
+    server.add_argument("--changefeed", action="store_true", help="tell in channel _changes which ones come and go")
 
 
 def add_client(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,8 @@ def add_client(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "serve":
         log_to_stderr("info")
-        asyncio.run(serve(TrickleServer(args.base_path, autocreate=not args.no_autocreate), args.host, args.port))
+        trickle_server = TrickleServer(args.base_path, autocreate=not args.no_autocreate, changefeed=args.changefeed)
+        asyncio.run(serve(trickle_server, args.host, args.port))
         return 0
     if not args.url.startswith(("http://", "https://")):
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")
