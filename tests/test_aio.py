@@ -4,12 +4,13 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from itertools import islice
 
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.aio import Changed, Tasks, backoff, cancel, every, first_of, race, stop_on_signals
+from whisper_byoc.aio import Changed, Tasks, backoff, cancel, every, first_of, in_daemon_thread, race, stop_on_signals
 
 
 async def test_changed_wakes_everyone_who_waits():
@@ -183,3 +184,15 @@ def test_pauses_double_up_to_the_longest_and_spread():
     for expected, pause in zip((1, 2, 4, 8, 16, 30, 30, 30), backoff(1.0, 30.0), strict=False):
         assert expected / 2 <= pause <= expected
     assert len({next(islice(backoff(1.0, 30.0), 5, None)) for _ in range(5)}) > 1
+
+
+async def test_a_daemon_thread_returns_raises_and_can_be_left_alone():
+    assert await in_daemon_thread(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(divmod, 7, 0)
+    go_on, ended = threading.Event(), threading.Event()
+    left = asyncio.create_task(in_daemon_thread(lambda: (go_on.wait(20), ended.set())))
+    await asyncio.sleep(0)
+    await cancel(left)
+    go_on.set()
+    await until(ended.is_set)

@@ -1,10 +1,12 @@
 """Waiting, cancelling and owning tasks: what asyncio leaves to its users."""
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 import random
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -83,6 +85,21 @@ async def race(*work: Coroutine[Any, Any, T]) -> T:
         return next(task.result() for task in tasks if task.done())
     finally:
         await cancel(*tasks)
+
+
+async def in_daemon_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function that may block for ever; unlike `asyncio.to_thread`, it cannot keep the program from ending."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # whoever stops waiting does not cancel it
+
+    def call() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name=function.__name__, daemon=True).start()
+    return await asyncio.wrap_future(outcome)
 
 
 class Tasks:

@@ -1,15 +1,21 @@
 """From a file to a channel and back, and `whisper-byoc trickle`, which does that with stdin and stdout."""
 
 import asyncio
+import fcntl
 import io
+import os
+import runpy
 import signal
+import struct
 import sys
+import termios
 from asyncio.subprocess import PIPE
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from whisper_byoc.cli import trickle as command
 from whisper_byoc.cli.options import Parser
 from whisper_byoc.errors import ClientError, StartError, UsageError
@@ -131,6 +137,24 @@ async def test_ctrl_c_ends_pub_though_stdin_is_silent(trickle, spawn):
     assert await process.communicate() == (b"", b"")
 
 
+async def test_ctrl_c_ends_sub_though_nobody_reads_its_output(trickle, spawn):
+    api = await trickle()
+    await (await api.publisher(create=True)).publish(bytes(1 << 20))
+    unread, stdout = os.pipe()
+    try:
+        words = ("-m", "whisper_byoc.cli.main", "trickle", "sub", api.url(), "--start", "0")
+        process = await spawn(sys.executable, *words, stdout=stdout)
+        is_full = struct.pack("i", 1 << 16)  # the bytes that a pipe of Linux holds
+        await until(lambda: fcntl.ioctl(unread, termios.FIONREAD, bytes(4)) == is_full)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            assert await process.wait() == 130
+        assert await process.communicate() == (None, b"")
+    finally:
+        os.close(unread)
+        os.close(stdout)
+
+
 @pytest.mark.parametrize(("text", "seq"), [("current", -2), ("next", -1), ("17", 17)])
 def test_where_to_begin(text, seq):
     assert parse("sub", "http://host/ch", "--start", text).start == seq
@@ -153,3 +177,11 @@ def test_wrong_usage(words):
 def test_what_fails_says_why(words, error, message):
     with pytest.raises(error, match=message):
         command.run(parse(*words))
+
+
+def test_the_package_as_a_program_is_the_command_serve(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trickle", "--changefeed", "--host", "256.0.0.1", "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("whisper_byoc.trickle", run_name="__main__")
+    assert ended.value.code == 1
+    assert "cannot listen on 256.0.0.1" in capsys.readouterr().err

@@ -70,7 +70,8 @@ def allow_any_text() -> None:
 def exit_at_once(code: int) -> None:
     """Exit without Python's own cleanup: a thread that is inside torch then would abort the process."""
     try:
-        sys.stdout.flush()
+        if code != EXIT_INTERRUPTED:  # a reader that reads nothing would keep this from ending
+            sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_FAILURE
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check_source, open_source, to_seconds
 from whisper_byoc.cli.terminal import Display, printable
@@ -123,7 +124,7 @@ async def send_source(client: TrickleClient | GatewayClient, source: Source, dis
         async with aclosing(client.stream(counted(source.chunks, bar))) as records:
             async for record in records:
                 errors += record["type"] == "error"
-                await asyncio.to_thread(display.show, record)  # the reader of our output may be slow
+                await in_daemon_thread(display.show, record)  # the reader of our output may be slow
     return errors
 
 

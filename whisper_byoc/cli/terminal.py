@@ -5,6 +5,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are written with them
@@ -122,7 +123,8 @@ class Display:
 
         if not text:
             return
-        with tqdm.external_write_mode():  # removes the bar, and draws it again
+        # removes the bar, and draws it again; a pipe needs none of it, and one that nobody reads would block the bar
+        with tqdm.external_write_mode() if stream.isatty() else nullcontext():
             encoding = stream.encoding or "utf-8"
             stream.write(text.encode(encoding, "replace").decode(encoding))
             stream.flush()

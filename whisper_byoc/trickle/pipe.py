@@ -1,10 +1,10 @@
 """From chunks of bytes to a channel and back: what `whisper-byoc trickle pub` and `sub` do."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
 
+from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
@@ -86,7 +86,7 @@ async def subscribe(
     async for segment in subscriber:
         size = 0
         async for data in segment:
-            await asyncio.to_thread(_write, sink, data)  # a slow reader of our output blocks nobody else
+            await in_daemon_thread(_write, sink, data)  # a slow reader of our output blocks nobody else
             size += len(data)
         count += 1
         if on_segment:
