@@ -17,7 +17,7 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import PlainSession, Result
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server.core.pipeline import PipelineState
+from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
 from whisper_byoc.server.streams import output, stream
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.speech.models import DEMO_NOTICE
@@ -545,7 +545,9 @@ async def test_events_that_the_channel_does_not_take_are_dropped(caplog):
     ("states", "status"), [(["READY"], "IDLE"), (["READY", "LOADING"], "LOADING"), (["LOADING", "FAILED"], "ERROR")]
 )
 def test_the_state_of_the_server(states, status):
-    pipelines = [SimpleNamespace(state=PipelineState[name]) for name in states]
+    pipelines = Pipelines(Pipeline(name, SimpleNamespace()) for name in states)
+    for each in pipelines:
+        each.state = PipelineState[each.name]
     state = StreamTable(SimpleNamespace(pipelines=pipelines)).state()
     assert (state["status"], state["pipeline_ready"]) == (status, status == "IDLE")
 
