@@ -44,7 +44,7 @@ async def test_pieces_that_wait_share_a_place_in_the_queue(serving):
     assert [each.get("text") for each in await api.records("job")] == [f"{len(data)} bytes", None]
     assert listener.heard == data
     assert listener.closed == 1
-    assert len(listener.pieces) <= len(data) / (SMALL_BYTES - 999) + 3  # small pieces have become larger ones
+    assert len(listener.pieces) <= 2 * len(data) / SMALL_BYTES + 3  # no two neighbours fit into one
     assert listener.arrivals == sorted(listener.arrivals)
 
 

@@ -1,16 +1,16 @@
 """A live feed: received as it arrives, and cut into segments."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from email.message import Message
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
 from audio.riff import HEAD_BYTES, begins_like_wav, may_become_wav
 from audio.wav import WavReader
-from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import BadSegment, RequestRefused
 
 PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
@@ -32,38 +32,45 @@ def pcm_trouble(content_type: str) -> str:
 
 
 class LiveInput(Generic[T]):
-    """Calls `receive` until `closing` is set; raises `idle` when nothing was received for `timeout` seconds."""
+    """Receives until `closing` is set, without a task for each item: a live stream brings ten a second."""
 
     def __init__(
-        self, receive: Callable[[], Coroutine[Any, Any, T]], closing: asyncio.Event, timeout: float, idle: Exception
+        self, receive: Callable[[], Awaitable[T]], closing: asyncio.Event, timeout: float, idle: Exception
     ) -> None:
+        """`receive` must lose nothing when cancelled; `idle` is raised after `timeout` seconds without an item."""
         self._receive = receive
         self._closing = closing
         self._timeout = timeout
         self._idle = idle
-        self._receiving: asyncio.Task[T] | None = None
+        self._deadline: asyncio.Timeout | None = None  # of the item that is being waited for
+        self._watching: asyncio.Task[None] | None = None
 
-    async def received(self) -> AsyncGenerator[T, None]:
-        """Yield what arrives; raise what `receive` raises. To be used with `aclosing`."""
-        closing = asyncio.ensure_future(self._closing.wait())
+    async def __aenter__(self) -> Self:
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._watching is not None:
+            await cancel(self._watching)
+
+    async def next(self) -> T | None:
+        """Return what arrives next; None once `closing` is set. Raise what `receive` raises, or `idle`."""
+        if self._closing.is_set():
+            return None
         try:
-            while not self._closing.is_set():
-                self._receiving = asyncio.ensure_future(self._receive())
-                if not await first_of(self._receiving, closing, timeout=self._timeout):
-                    raise self._idle
-                if not self._receiving.done():
-                    return
-                receiving, self._receiving = self._receiving, None
-                yield receiving.result()
+            async with asyncio.timeout(self._timeout) as self._deadline:
+                return await self._receive()
+        except TimeoutError:
+            if self._closing.is_set():
+                return None
+            raise self._idle from None
         finally:
-            await cancel(closing, *([self._receiving] if self._receiving else []))
+            self._deadline = None
 
-    def left(self, nothing: T) -> T:
-        """Return what had arrived but was not yielded when the receiver was cancelled."""
-        task, self._receiving = self._receiving, None
-        if task is None or task.cancelled() or task.exception() is not None:
-            return nothing
-        return task.result()
+    async def _watch(self) -> None:
+        await self._closing.wait()
+        if self._deadline is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Framing(Protocol):

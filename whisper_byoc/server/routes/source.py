@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -166,7 +166,7 @@ class _Feed:
                 if not complete:
                     rest = take_unread(content)
             except (*BROKEN, asyncio.CancelledError) as error:
-                rest, complete = body.left(b"") + take_unread(content), content.is_eof()
+                rest, complete = take_unread(content), content.is_eof()
                 gone = isinstance(error, asyncio.CancelledError)  # aiohttp's way to say so
                 why = "its client has gone" if gone else repr(error)
                 size = self._size + len(rest)
@@ -183,8 +183,8 @@ class _Feed:
 
     async def _receive(self, body: LiveInput[bytes]) -> bool:
         """Return whether the body came to its end, not to that of the job's input."""
-        async with aclosing(body.received()) as chunks:
-            async for chunk in chunks:
+        async with body:
+            while (chunk := await body.next()) is not None:
                 if not chunk:
                     return True
                 await self._hand_in(chunk)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import aclosing
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
@@ -92,8 +91,8 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
 async def _submit_sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
     idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
     framing = AudioFraming(live=live)
-    async with aclosing(LiveInput(socket.receive, job.closing, idle_seconds, idle).received()) as messages:
-        async for message in messages:
+    async with LiveInput(socket.receive, job.closing, idle_seconds, idle) as messages:
+        while (message := await messages.next()) is not None:
             job.touch()
             data = _sound_in(message)
             if data is None:
