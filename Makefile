@@ -49,8 +49,9 @@ demo-model: .venv/ready
 	$(BIN)/python -m tools.demo_model.evaluate build/demo-model/packed/demo.pt --json build/demo-model/figures.json
 
 # Needs an engine (Docker, Podman), or a command that builds without one: make image-test IMAGE_BUILDER=COMMAND
+# ENGINE=openai builds the larger image.
 image-test:
-	TORCH_INDEX='$(TORCH_INDEX)' IMAGE_BUILDER='$(IMAGE_BUILDER)' $(PYTHON) tools/image_test.py
+	ENGINE='$(ENGINE)' TORCH_INDEX='$(TORCH_INDEX)' IMAGE_BUILDER='$(IMAGE_BUILDER)' $(PYTHON) tools/image_test.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

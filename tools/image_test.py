@@ -5,7 +5,8 @@ Docker or Podman is used where an engine answers; else the command that IMAGE_BU
     COMMAND DOCKERFILE TAG [--build-arg NAME=VALUE ...]    builds an image, which `buildah inspect` then shows
     COMMAND --run TAG PROGRAM [ARGUMENT ...]               runs a program in it, in the host's network
 
-Needs nothing but Python. Exit code: 0 all is well, 1 something is wrong, 2 there is nothing to build with.
+ENGINE=openai builds the larger image, and has the reference engine transcribe as well. Needs nothing but Python.
+Exit code: 0 all is well, 1 something is wrong, 2 there is nothing to build with.
 """
 
 import contextlib
@@ -29,6 +30,19 @@ ROOT = Path(__file__).resolve().parent.parent
 TAG = "whisper-byoc:image-test"
 FIXTURE = "demo-start-recording.wav"
 COMMANDS: tuple[tuple[str, ...], ...] = ((), ("-byocModelID", "whisper-demo"))
+REFERENCE = ("serve", "--engine", "openai")
+REFERENCE_PACKAGES = ("torch", "whisper", "numba", "llvmlite")
+OPENVINO_LIBRARIES = r"libopenvino(_\w+_cpu_plugin|_ir_frontend)?\.so|libtbb\.so"
+"""All that the engine needs of OpenVINO; the transcriptions below show that it does."""
+CONTENTS = f"""
+import importlib.util, json, pathlib
+libraries = pathlib.Path(importlib.util.find_spec("openvino").origin).parent / "libs"
+print(json.dumps({{
+    "packages": [name for name in {(*REFERENCE_PACKAGES, "openvino_telemetry")} if importlib.util.find_spec(name)],
+    "libraries": sorted(each.name for each in libraries.iterdir()),
+    "models": sorted(each.name for each in pathlib.Path("/models").iterdir()),
+}}))
+"""
 BUILD_SECONDS, START_SECONDS, ANSWER_SECONDS, EXIT_SECONDS = 3600, 120, 60, 45
 
 T = TypeVar("T")
@@ -54,6 +68,10 @@ class Engine:
         rights = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         published = ["--publish", "127.0.0.1::8000"]  # the host's port is chosen by the engine
         return [self._program, "run", "--rm", "--name", self._name, *rights, *published, TAG, *arguments]
+
+    def execute(self, program: str, *arguments: str) -> list[str]:
+        """Return the command that runs a program in a container of its own."""
+        return [self._program, "run", "--rm", "--entrypoint", program, TAG, *arguments]
 
     def address(self, log: str) -> str | None:
         """Find out where the server listens, once its log says that it does."""
@@ -86,6 +104,10 @@ class BuilderCommand:
         script = 'echo "pid $$ user $(id -u):$(id -g)"; exec "$@"'
         program = [*config["Entrypoint"], *(arguments or config["Cmd"])]
         return [*self._command, "--run", TAG, "env", "PORT=0", "sh", "-c", script, "sh", *program]
+
+    def execute(self, program: str, *arguments: str) -> list[str]:
+        """Return the command that runs a program in a container of its own."""
+        return [*self._command, "--run", TAG, program, *arguments]
 
     def address(self, log: str) -> str | None:
         """Find out where the server listens, once its log says that it does."""
@@ -121,8 +143,10 @@ def main() -> int:
     try:
         os.chdir(ROOT)
         os.environ["BUILDAH_FORMAT"] = "docker"  # OCI's own format, Podman's default, has no place for a health check
-        build(builder)
-        for arguments in COMMANDS:
+        engine = os.environ.get("ENGINE") or "fast"
+        build(builder, engine)
+        check_contents(builder, engine)
+        for arguments in (*COMMANDS, REFERENCE) if engine == "openai" else COMMANDS:
             began = time.monotonic()
             check(builder, arguments)
             print(f"image-test: entry point with {list(arguments)}: {time.monotonic() - began:.1f} s, all is well")
@@ -144,15 +168,31 @@ def find_builder() -> Builder:
     raise ImageTestError(f"neither Docker nor Podman answers, and {problem}: start an engine, or name a build command")
 
 
-def build(builder: Builder) -> None:
+def build(builder: Builder, engine: str) -> None:
     """Build the image with the model that needs no download."""
     torch_index = os.environ.get("TORCH_INDEX")
-    arguments = ["--build-arg", "MODEL=demo"]
+    arguments = ["--build-arg", "MODEL=demo", "--build-arg", f"ENGINE={engine}"]
     arguments += ["--build-arg", f"TORCH_INDEX={torch_index}"] if torch_index else []
     began = time.monotonic()
     done = subprocess.run(builder.build(arguments), timeout=BUILD_SECONDS)
     expect(done.returncode == 0, "the build failed, see above")
     print(f"image-test: built in {time.monotonic() - began:.0f} s")
+
+
+def check_contents(builder: Builder, engine: str) -> None:
+    """Look at what the image has and, without the reference engine, at what it says when that is asked for."""
+    contents = json.loads(output(*builder.execute("python", "-c", CONTENTS)))
+    packages = list(REFERENCE_PACKAGES) if engine == "openai" else []
+    expect(contents["packages"] == packages, f"it has the packages {contents['packages']} instead of {packages}")
+    expect(contents["models"] == ["demo.pt.fast"], f"/models has {contents['models']}")
+    others = [name for name in contents["libraries"] if not re.match(OPENVINO_LIBRARIES, name)]
+    expect(not others, f"it has libraries of OpenVINO that nothing needs: {others}")
+    if engine == "fast":
+        command = builder.execute("whisper-byoc", "transcribe", "--engine", "openai", "--model", "demo", "/etc/passwd")
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        says = [line for line in refused.stderr.splitlines() if line.startswith("whisper-byoc: ")]
+        sentence = refused.returncode == 2 and len(says) == 1 and "ENGINE=openai" in says[0]
+        expect(sentence, f"--engine openai ends with {refused.returncode} and says {refused.stderr!r}")
 
 
 def check(builder: Builder, arguments: Sequence[str]) -> None:

@@ -117,6 +117,17 @@ def test_every_kind_of_file(dims, tmp_path):
     assert module.read_tiktoken(tmp_path / "kept.tiktoken") == expected
 
 
+@BOTH
+def test_openai_whisper_need_not_be_installed(dims, tmp_path, monkeypatch):
+    expected = find_vocabulary(None, dims)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "ASSETS", tmp_path)
+    with pytest.raises(ModelError, match="not installed"):
+        find_vocabulary(None, dims)
+    module.write_tiktoken(expected, tmp_path / ("multilingual.tiktoken" if dims.multilingual else "gpt2.tiktoken"))
+    assert find_vocabulary(None, dims) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "contents", "reason"),
     [

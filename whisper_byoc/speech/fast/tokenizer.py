@@ -19,6 +19,8 @@ from whisper_byoc.errors import ModelError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech.fast.weights import Dimensions
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+"""Where an image without openai-whisper has its vocabularies."""
 MAX_FILE_BYTES = 32 << 20
 TIMESTAMPS = 1501
 """0.00 to 30.00 s in steps of 0.02 s."""
@@ -138,7 +140,7 @@ class Tokenizer:
 def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
     """Return the text tokens of a model, from its folder if it has one, else from openai-whisper's files.
 
-    openai-whisper is not imported for that. Raises `ModelError` when there are none.
+    Those are in `ASSETS`, or in openai-whisper, which is not imported. Raises `ModelError` when there are none.
     """
     if folder is not None:
         for name, read in (
@@ -149,11 +151,13 @@ def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
             if (folder / name).is_file():
                 return read(folder / name)
         raise ModelError(f"{folder} has no tokenizer.json, vocabulary.json or vocabulary.txt.")
+    name = "multilingual.tiktoken" if dims.multilingual else "gpt2.tiktoken"
+    if (ASSETS / name).is_file():
+        return read_tiktoken(ASSETS / name)
     package = importlib.util.find_spec("whisper")
     if package is None or package.origin is None:
         raise ModelError("The vocabulary of a .pt file is that of the package openai-whisper, which is not installed.")
-    name = "multilingual" if dims.multilingual else "gpt2"
-    return read_tiktoken(Path(package.origin).parent / "assets" / f"{name}.tiktoken")
+    return read_tiktoken(Path(package.origin).parent / "assets" / name)
 
 
 def read_tiktoken(path: Path) -> list[bytes]:
