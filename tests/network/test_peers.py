@@ -82,14 +82,9 @@ async def test_who_gets_a_job_and_what_is_said_when_nobody_takes_it(outcomes, as
     assert (len(asked_of), got) == (asked, outcome)
 
 
-async def test_a_job_that_cannot_be_repeated_is_not():
-    async def attempt(each):
-        raise each
-
-    with pytest.raises(PeerBusy, match="full"):
-        await first_to_take([FULL, BROKEN], attempt, lambda: False)
+async def test_without_peers_there_is_nobody_to_ask():
     with pytest.raises(PeerFailed, match="nobody to ask"):
-        await first_to_take([], attempt)
+        await first_to_take([], None)
 
 
 # -- abort scopes ----------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.waiting import until
+from tests.waiting import forever, until
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
-from whisper_byoc.network.serving import error_answers
+from whisper_byoc.network.serving import NetworkLimits, error_answers
 from whisper_byoc.trickle.limits import ByteBudget
 
 BODY = [bytes([n]) * (n * 1000 + 1) for n in range(30)]
@@ -34,12 +34,12 @@ async def served(handle, path="/", cancellation=True):
 
 
 @asynccontextmanager
-async def receiving(use, *, keep=1 << 20, limit=None, memory=None, cancellation=True):
+async def receiving(use, *, live=False, memory=None, cancellation=True, **limits):
     """Serve a handler that answers with what `use(body)` returns."""
     memory = memory or ByteBudget(1 << 30)
 
     async def handle(request):
-        body = RequestBody(request, memory, keep, limit)
+        body = RequestBody(request, memory, NetworkLimits(**limits), live=live)
         try:
             return web.Response(body=await use(body))
         finally:
@@ -56,93 +56,64 @@ async def chunks(data=BODY):
         await asyncio.sleep(0)
 
 
-async def joined(body, stop=None):
-    got = b""
-    async for chunk in body.chunks():
-        got += chunk
-        if stop is not None and len(got) >= stop:
-            break
-    return got
+async def joined(body):
+    data, _ = await body.for_peer()
+    return b"".join([chunk async for chunk in data])
 
 
 # -- bodies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_every_peer_gets_the_whole_body(chunked):
+async def test_every_peer_gets_a_whole_body_with_its_length(chunked):
     async def use(body):
-        assert body.length == (None if chunked else len(WHOLE))
-        for stop in (0, 1000, 200_000):
-            assert WHOLE.startswith(await joined(body, stop))
-        assert body.repeatable
-        assert await joined(body) == WHOLE
+        for _ in range(2):
+            _, headers = await body.for_peer()
+            assert headers == {"Content-Length": str(len(WHOLE))}
+            assert await joined(body) == WHOLE
         return await joined(body)
 
     async with receiving(use) as (http, url, _), http.post(url, data=chunks() if chunked else WHOLE) as answer:
         assert await answer.read() == WHOLE
 
 
-async def test_a_feed_sends_its_head_before_its_first_byte():
+async def test_a_feed_flows_to_the_peer_that_takes_it_and_no_byte_of_it_before():
     async def use(body):
-        return await anext(body.chunks())
-
-    async with receiving(use) as (http, url, _), http.post(url, data=chunks()) as answer:
-        assert await answer.read() == b""
-
-
-async def test_a_second_peer_misses_nothing_while_the_reading_for_the_first_still_waits():
-    go_on = asyncio.Event()
-
-    async def sent():
-        yield b"first"
-        await go_on.wait()
-        yield b"second"
-
-    async def use(body):
-        first = asyncio.ensure_future(joined(body))
-        await until(lambda: body.waiting)
-        second = asyncio.ensure_future(joined(body))
+        passed_over, headers = await body.for_peer()
+        assert await anext(passed_over) == b"", "its head is sent at once"
+        waiting = asyncio.ensure_future(anext(passed_over))
+        taking = asyncio.ensure_future(joined(body))
         await asyncio.sleep(0)
-        go_on.set()
-        return await first + b"|" + await second
-
-    async with receiving(use) as (http, url, _), http.post(url, data=sent()) as answer:
-        assert await answer.read() == b"firstsecond|firstsecond"
-
-
-async def test_what_is_released_is_not_kept_and_the_rest_still_comes():
-    async def use(body):
-        first = body.chunks()
-        taken = await anext(first) + await anext(first)
-        body.release()
-        assert not body.repeatable
-        return taken + b"".join([chunk async for chunk in first])
-
-    async with receiving(use) as (http, url, _), http.post(url, data=chunks()) as answer:
-        assert await answer.read() == WHOLE
-
-
-async def test_beyond_what_is_kept_it_cannot_be_repeated_and_is_still_whole():
-    async def use(body):
-        got = await joined(body)
-        assert not body.repeatable
+        body.take()
+        got = await taking
+        assert headers == {}
+        assert not waiting.done()
+        waiting.cancel()
         return got
 
-    async with receiving(use, keep=5000) as (http, url, _), http.post(url, data=chunks()) as answer:
+    async with receiving(use, live=True) as (http, url, _), http.post(url, data=chunks()) as answer:
         assert await answer.read() == WHOLE
 
 
-async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it():
+@pytest.mark.parametrize("live", [True, False])
+async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it(live):
     begun, seen = asyncio.Event(), []
 
     async def use(body):
         begun.set()
-        with pytest.raises(RequestRefused, match="broke off"):
-            await joined(body)
-        seen.append(body.error.status)
+        data, _ = await body.for_peer()
+        body.take()
+        async for _ in data:
+            pass
+
+    async def catch(body):
+        with pytest.raises(RequestRefused, match="broke off") as caught:
+            await use(body)
+        assert not live or body.error is caught.value
+        seen.append(caught.value.status)
         return b""
 
-    async with receiving(use, cancellation=False) as (_, _, port):
+    async with receiving(catch, live=live, cancellation=False) as (_, _, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
         await begun.wait()
@@ -151,33 +122,24 @@ async def test_a_body_that_breaks_off_is_an_error_for_whoever_reads_it():
     assert seen == [400]
 
 
+async def slow():
+    yield b"x"
+    await forever()
+
+
 @pytest.mark.parametrize(
     ("options", "data", "status", "words"),
     [
-        ({"limit": 1000}, bytes(1001), 413, "1001 bytes"),
-        ({"limit": 1000}, None, 413, "1000 bytes"),
+        ({"frame_bytes": 1000}, bytes(1001), 413, "1001 bytes"),
+        ({"frame_bytes": 1000}, None, 413, "1000 bytes"),
         ({"memory": ByteBudget(1000)}, None, 503, "holds"),
+        ({"stall_seconds": 0.1}, slow(), 400, "not there within 0.1 s"),
     ],
 )
 async def test_bodies_are_bounded_each_and_together(options, data, status, words):
     async with receiving(joined, **options) as (http, url, _), http.post(url, data=data or chunks()) as answer:
         assert answer.status == status
         assert words in await answer.text()
-
-
-async def test_a_bug_while_reading_a_body_is_logged_and_is_not_called_a_lack_of_room(caplog):
-    class Broken:
-        held = 0
-
-        def take(self, _):
-            raise ZeroDivisionError("a bug")
-
-        def give(self, _):
-            pass
-
-    async with receiving(joined, memory=Broken()) as (http, url, _), http.post(url, data=b"x") as answer:
-        assert answer.status == 500
-    assert "ZeroDivisionError: a bug" in caplog.text
 
 
 # -- answers ---------------------------------------------------------------------------------------------

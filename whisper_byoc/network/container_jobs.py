@@ -3,23 +3,20 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
 from whisper_byoc import livepeer
-from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import first_to_take, refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.relay import Relay
+from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle.protocol import CLOSED, SEQ
 
-BATCH_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
-"""What of a batch request passes; go-livepeer keeps the first."""
 ANSWER_HEADERS = (
     "Content-Type", "Content-Encoding", "Content-Length", "X-Metadata", "Cache-Control", "X-Livepeer-Work-Units",
 )  # fmt: skip
@@ -57,7 +54,7 @@ class ContainerJobs:
         async def attempt(slot: Slot) -> web.StreamResponse:
             container = slot.container
             url = URL(container.url) / route if route else URL(container.url)
-            headers = picked(request.headers, BATCH_HEADERS) | container.headers
+            headers = picked(request.headers, REQUEST_HEADERS) | container.headers
             try:
                 return await relay.post(
                     slot, container.peer, url, headers, job.timeout_seconds,
@@ -67,7 +64,7 @@ class ContainerJobs:
                 slot.free()
 
         with self._node.counted(), Relay(self._node, request) as relay:
-            return await first_to_take(self._pool.slots(job.capability), attempt, relay.repeatable)
+            return await first_to_take(self._pool.slots(job.capability), attempt)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         model = request.headers.get(livepeer.MODEL, "")
@@ -79,7 +76,7 @@ class ContainerJobs:
             return await LiveJob(self._node, slot, relay).run()
 
         with self._node.counted(), Relay(self._node, request, live=True) as relay:
-            return await first_to_take(self._pool.slots(model), attempt, relay.repeatable)
+            return await first_to_take(self._pool.slots(model), attempt)
 
 
 class LiveJob:
@@ -92,8 +89,6 @@ class LiveJob:
         self._container = slot.container
         self._relay = relay
         self._headers = relay.request.headers
-        self._begun = False
-        """Whether the container may have got some of the body."""
         self._url = f"{slot.container.url}/live/{uuid.uuid4().hex}"
 
     async def run(self) -> web.StreamResponse:
@@ -101,20 +96,17 @@ class LiveJob:
 
         Raises `RequestRefused` as long as the client has been sent nothing.
         """
-        length = self._relay.body.length
-        if length == 0:  # a keep-alive: nothing is to be done
+        if self._relay.request.content_length == 0:  # a keep-alive: nothing is to be done
             self._slot.free()
             return web.Response(body=b"")
         try:
             async with self._slot.guard():
                 with talking_to(self._container.peer):
-                    if length is None:
+                    if self._relay.body.live:
                         return await self._feed()
                     async with asyncio.timeout(self._limits.job_seconds):
                         return await self._frame()
         except RequestRefused as error:
-            if isinstance(error, PeerFailed) and self._begun:
-                error.reached = True  # one of the two requests may have come too late to get a connection
             return await self._relay.fail(error)
         finally:
             self._node.tasks.start(self._leave())  # the client need not wait for that
@@ -153,22 +145,15 @@ class LiveJob:
             raise failures.exceptions[0] from None
 
     async def _send(self) -> None:
-        body = self._relay.body
+        data, length = await self._relay.body.for_peer()
         params = {**self._relay.request.query, **self._container.query, "alone": ALONE_S}
-        headers = picked(self._headers, LIVE_HEADERS) | self._container.headers
-        if body.length is not None:
-            headers["Content-Length"] = str(body.length)
+        headers = picked(self._headers, LIVE_HEADERS) | self._container.headers | length
         async with self._node.http.put(
-            f"{self._url}/source", data=self._chunks(), params=params, headers=headers, allow_redirects=False
+            f"{self._url}/source", data=data, params=params, headers=headers, allow_redirects=False
         ) as answer:
             if answer.status >= 400:
                 raise await refusal(self._container.peer, answer)
             await answer.read()
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._relay.body.chunks():
-            self._begun = self._begun or bool(chunk)
-            yield chunk
 
     def _get(
         self, params: dict[str, str], accept: str | None = None
@@ -184,7 +169,3 @@ class LiveJob:
                     pass
         finally:
             self._slot.free()
-
-
-def picked(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    return {name: headers[name] for name in names if name in headers}

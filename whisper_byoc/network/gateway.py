@@ -16,10 +16,9 @@ from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
 from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take, peer_session
-from whisper_byoc.network.relay import Relay
+from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Address, NetworkLimits, Node
 
-REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
 NOT_PASSED_BACK = frozenset(
     {"connection", "date", "keep-alive", "server", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -69,7 +68,7 @@ class GatewayJobs:
             peer = f"the orchestrator at {url}"
             return await relay.post(self.scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
 
-        return await first_to_take(urls, attempt, relay.repeatable)
+        return await first_to_take(urls, attempt)
 
 
 def passed_on(request: web.Request, *others: str) -> dict[str, str]:
@@ -77,7 +76,7 @@ def passed_on(request: web.Request, *others: str) -> dict[str, str]:
 
     Raises `RequestRefused` (400) for one that is not text.
     """
-    found = {name: request.headers[name] for name in (*REQUEST_HEADERS, *others) if name in request.headers}
+    found = picked(request.headers, (*REQUEST_HEADERS, *others))
     for name, value in found.items():
         if any(0xD800 <= ord(letter) < 0xE000 for letter in value):  # how aiohttp shows bytes that are not UTF-8
             raise RequestRefused(400, f"the {name} header is not UTF-8: {value!r:.80}")

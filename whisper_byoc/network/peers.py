@@ -137,15 +137,10 @@ def refused(peer: str, status: int, body: bytes, retry_after: str = "") -> Reque
     return PeerFailed(message, status) if status >= 500 else RequestRefused(status, message)
 
 
-async def first_to_take(
-    peers: Iterable[Peer],
-    attempt: Callable[[Peer], Awaitable[Taken]],
-    repeatable: Callable[[], bool] = lambda: True,
-) -> Taken:
+async def first_to_take(peers: Iterable[Peer], attempt: Callable[[Peer], Awaitable[Taken]]) -> Taken:
     """Return what `attempt` returns for the first peer that takes the job.
 
-    A peer that is busy or cannot be reached is passed over, as long as the job is `repeatable`. Any other failure is
-    final: that peer may have begun.
+    A peer that is busy or cannot be reached is passed over. Any other failure is final: that peer may have begun.
 
     Raises `RequestRefused`: when nobody takes the job, that of a busy peer if there is one.
     """
@@ -156,8 +151,7 @@ async def first_to_take(
         try:
             return await attempt(peer)
         except RequestRefused as error:
-            unreached = isinstance(error, PeerFailed) and not error.reached
-            if not (unreached or isinstance(error, PeerBusy)) or not repeatable():
+            if not isinstance(error, PeerBusy) and not (isinstance(error, PeerFailed) and not error.reached):
                 raise
             failures.append(error)
         await asyncio.sleep(0)  # a row of refusals leaves the loop to others

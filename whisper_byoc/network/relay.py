@@ -13,96 +13,99 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from whisper_byoc.errors import ReaderGone, RequestRefused
-from whisper_byoc.http import abort
+from whisper_byoc.http import abort, read_body
 from whisper_byoc.network.peers import AbortScope, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
-from whisper_byoc.network.serving import Node
-from whisper_byoc.trickle import MemoryFull
+from whisper_byoc.network.serving import NetworkLimits, Node
 from whisper_byoc.trickle.limits import ByteBudget
 
 log = logging.getLogger("whisper_byoc.network")
 
+REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
+"""What of a client's request passes, besides the job."""
+PIECE_BYTES = 256 << 10
+BROKEN = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
+"""What a body raises that breaks off."""
+
 
 class RequestBody:
-    """The body of a request, sent to a peer as it comes.
+    """The body of a request, for one peer after the other until one takes the job.
 
-    It is `repeatable` as long as all of it that was read is kept, at most `keep_bytes`: another peer can have it from
-    its first byte. After `release` nothing is held.
+    A frame, or the body of a batch job, is read whole before it is sent. Of a live feed nothing is read before a peer
+    has begun to answer: no peer misses any of it.
     """
 
-    def __init__(self, request: web.Request, memory: ByteBudget, keep_bytes: int, limit: int | None = None) -> None:
-        """Raise `RequestRefused` (413) for a body of more than `limit` bytes."""
-        self.length = request.content_length
-        """Bytes of the whole body; None for a live feed."""
+    def __init__(self, request: web.Request, memory: ByteBudget, limits: NetworkLimits, *, live: bool) -> None:
+        self.live = live
         self.error: RequestRefused | None = None
-        """Why the body could not be read to its end."""
-        self.repeatable = True
+        """Why a feed could not be read to its end."""
         self.waiting = False
-        """Whether everything that came was passed on, and more is expected from the client."""
+        """Whether all of a feed that came was passed on, and more is expected from the client."""
         self._content = request.content
-        self._keep_bytes = keep_bytes
-        self._limit = limit
-        self._size = 0
+        self._limits = limits
+        self._length = request.content_length or 0
         self._memory = memory
-        self._kept: list[bytes] = []
-        self._reading = asyncio.Lock()
-        if limit is not None and (self.length or 0) > limit:
-            raise self._too_large()
+        self._whole = b""
+        self._taken = asyncio.Event()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body from its first byte, for one peer at a time.
+    async def for_peer(self) -> tuple[AsyncIterator[bytes], dict[str, str]]:
+        """Return the body for one peer, and its length as a header unless it is a feed, which flows after `take`.
 
-        Raises `RequestRefused` when it cannot be read to its end, which is also in `error`.
+        Raises `RequestRefused`: 400 when it breaks off or stalls, 413 beyond the limit; `MemoryFull`.
         """
-        if self.length is None:
-            yield b""  # aiohttp sends a request's head with the first chunk, and a feed may begin with a pause
-        sent = 0
-        while True:
-            async with self._reading:  # the reading for the peer before may not have noticed its end yet
-                chunk = self._kept[sent] if sent < len(self._kept) else await self._next()
-            if not chunk:
-                return
-            sent += 1
-            yield chunk
+        if self.live:
+            self._taken = asyncio.Event()
+            return self._feed(self._taken), {}
+        if not self._whole:
+            whole = await self._read_whole()
+            self._memory.take(len(whole))
+            self._whole = whole
+        return _cut(self._whole), {"Content-Length": str(len(self._whole))}
+
+    def take(self) -> None:
+        """Let the feed flow to the peer that got it last, and hold nothing for another one."""
+        self._taken.set()
+        self.release()
 
     def release(self) -> None:
-        """Keep nothing for another peer: one has answered."""
-        self.repeatable = False
-        self._memory.give(sum(map(len, self._kept)))
-        self._kept.clear()
+        self._memory.give(len(self._whole))
+        self._whole = b""
 
-    async def _next(self) -> bytes:
-        self.waiting = True
+    async def _read_whole(self) -> bytes:
+        limit, seconds = self._limits.frame_bytes, self._limits.stall_seconds
+        size = f" of {self._length} bytes" if self._length else ""
+        too_large = RequestRefused(413, f"the body{size} is larger than the limit of {limit} bytes")
+        if self._length > limit:
+            raise too_large
         try:
-            chunk = await self._content.readany()
-            self._hold(chunk)
-            return chunk
-        except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
-            self.error = RequestRefused(400, "the body of the request broke off")
-        except MemoryFull as error:
-            self.error = RequestRefused(503, str(error), retry_after=1)
-        except RequestRefused as error:
-            self.error = error
-        except Exception:  # aiohttp would take it for a failure of the peer
-            log.exception("reading the body of a request failed")
-            self.error = RequestRefused(500, "the server failed on this request; its log says why")
-        finally:
-            self.waiting = False
-        raise self.error
+            async with asyncio.timeout(seconds):
+                return await read_body(self._content, limit, too_large)
+        except BROKEN:
+            raise RequestRefused(400, "the body of the request broke off") from None
+        except TimeoutError:
+            raise RequestRefused(400, f"the body of the request was not there within {seconds:g} s") from None
 
-    def _hold(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._limit is not None and self._size > self._limit:
-            raise self._too_large()
-        if self.repeatable and self._size > self._keep_bytes:
-            self.release()
-        if self.repeatable and chunk:
-            self._memory.take(len(chunk))
-            self._kept.append(chunk)
+    async def _feed(self, taken: asyncio.Event) -> AsyncIterator[bytes]:
+        yield b""  # aiohttp sends a request's head with the first chunk
+        await taken.wait()
+        while True:
+            self.waiting = True
+            try:
+                chunk = await self._content.readany()
+            except BROKEN:
+                self.error = RequestRefused(400, "the body of the request broke off")
+                raise self.error from None
+            finally:
+                self.waiting = False
+            if not chunk:
+                return
+            yield chunk
 
-    def _too_large(self) -> RequestRefused:
-        size = f" of {self.length} bytes" if self.length else ""
-        return RequestRefused(413, f"the body{size} is larger than the limit of {self._limit} bytes")
+
+async def _cut(data: bytes) -> AsyncIterator[bytes]:
+    """Yield a body in pieces: aiohttp writes bytes in one go, however many they are."""
+    for at in range(0, len(data), PIECE_BYTES):
+        yield data[at : at + PIECE_BYTES]
 
 
 class ClientAnswer:
@@ -187,31 +190,21 @@ class ClientAnswer:
 class Relay:
     """One request on its way to a peer, and the peer's answer on its way back; leave `with` to free its body.
 
-    A body with a length, which is a frame or that of a batch job, is kept whole; of a `live` one without, the first
-    `feed_bytes` are. A live feed's answer may be records, if the client accepts them.
+    With `live`, a body without a length is a feed, whose answer may be records, if the client accepts them.
     """
 
     def __init__(self, node: Node, request: web.Request, *, live: bool = False) -> None:
-        """Raise `RequestRefused` (413) for a body that says it is too large."""
-        limits = node.limits
         self.request = request
+        self.body = RequestBody(request, node.memory, node.limits, live=live and request.content_length is None)
+        records = record_stream(request.headers.get("Accept", "")) if self.body.live else None
+        self.client = ClientAnswer(request, node.limits.stall_seconds, records)
         self._http = node.http
-        if live and request.content_length is None:
-            self.body = RequestBody(request, node.memory, limits.feed_bytes)
-            self.client = ClientAnswer(request, limits.stall_seconds, record_stream(request.headers.get("Accept", "")))
-        else:
-            self.body = RequestBody(request, node.memory, limits.frame_bytes, limits.frame_bytes)
-            self.client = ClientAnswer(request, limits.stall_seconds)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.body.release()
-
-    def repeatable(self) -> bool:
-        """Whether another peer can still have the whole body."""
-        return self.body.repeatable
 
     async def post(
         self, scope: AbortScope, peer: str, url: URL, headers: Mapping[str, str], seconds: float,
@@ -221,16 +214,14 @@ class Relay:
 
         Raises `RequestRefused` as long as the client has been sent nothing.
         """
-        sent = dict(headers)
-        if self.body.length is not None:
-            sent["Content-Length"] = str(self.body.length)
+        data, length = await self.body.for_peer()
         query = self.request.query
         try:
             async with scope.guard():
                 with talking_to(peer):
                     async with asyncio.timeout(seconds):
                         answer = await self._http.post(
-                            url, data=self.body.chunks(), params=query, headers=sent, allow_redirects=False
+                            url, data=data, params=query, headers={**headers, **length}, allow_redirects=False
                         )
                     async with answer:
                         if answer.status >= 400:
@@ -242,10 +233,14 @@ class Relay:
             return await self.fail(error)
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begin the answer: from now on the request stays with this peer."""
+        """Begin the answer: from now on the request stays with this peer, and its feed flows."""
         await self.client.begin(status, headers)
-        self.body.release()
+        self.body.take()
 
     async def fail(self, error: RequestRefused) -> web.StreamResponse:
         """End the answer with the error, or with what was wrong with the body; raise that if nothing was sent yet."""
         return await self.client.fail(self.body.error or error)
+
+
+def picked(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: headers[name] for name in names if name in headers}

@@ -41,8 +41,6 @@ class NetworkLimits:
 
     frame_bytes: int = 64 << 20
     """Largest frame, and largest body of a batch job; a container of ours takes as much."""
-    feed_bytes: int = 1 << 20
-    """How much of a live feed is kept for another peer until one has answered: 30 s of PCM16."""
     total_bytes: int = 1 << 30
     """All bodies that are held at once; beyond it 503."""
     jobs: int = 256

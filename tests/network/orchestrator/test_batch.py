@@ -220,17 +220,3 @@ async def test_events_flow_as_they_come(scripted, orchestrate, kit):
         more.set()
         assert await answer.content.read() == b"data: [DONE]\n\n"
     await api.quiet()
-
-
-async def test_an_answer_before_the_end_of_the_body_does_not_wait_for_it(scripted, orchestrate, kit):
-    async def early(wire):
-        assert await wire.chunk() == b"first"
-        await wire.answer(200, b"enough", Connection="close")
-
-    api = await orchestrate(await scripted(early))
-    feed = kit.Feed()
-    feed.send(b"first")
-    async with api.post("/process/request/x", feed, headers=kit.job()) as answer:
-        assert await answer.read() == b"enough"
-    feed.end()
-    await api.quiet()
