@@ -10,7 +10,18 @@ from itertools import islice
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.aio import Changed, Tasks, backoff, cancel, every, first_of, in_daemon_thread, race, stop_on_signals
+from whisper_byoc.aio import (
+    Alarm,
+    Changed,
+    Tasks,
+    backoff,
+    cancel,
+    every,
+    first_of,
+    in_daemon_thread,
+    race,
+    stop_on_signals,
+)
 
 
 async def test_changed_wakes_everyone_who_waits():
@@ -52,6 +63,23 @@ async def test_a_cancelled_wait_passes_the_cancellation_on_and_is_forgotten():
     with pytest.raises(asyncio.CancelledError):
         await waiter
     changed.notify()
+
+
+async def test_an_alarm_rings_once_and_only_for_the_last_time_that_it_was_set():
+    rung = []
+    alarm = Alarm(lambda: rung.append(True))
+    alarm.set(0.01)
+    alarm.set(3600)  # later
+    await asyncio.sleep(0.05)
+    assert rung == []
+    alarm.set(0.01)  # sooner
+    await until(lambda: rung)
+    alarm.set(0.01)
+    alarm.clear()
+    await asyncio.sleep(0.05)
+    assert rung == [True]
+    alarm.set(0)
+    await until(lambda: len(rung) == 2)
 
 
 async def test_first_of_takes_no_result_and_cancels_nothing():

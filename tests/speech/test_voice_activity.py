@@ -154,7 +154,7 @@ async def held(model):
     """A service whose model is at work, and waits to be let go."""
     made = VoiceActivity(lambda: model)
     await made.start()
-    first = made.stream().rate(silence(1))
+    (first,) = await asked(made.stream().rate(silence(1)))
     await asyncio.to_thread(model.entered.wait, 10)
     yield made
     model.free.set()
@@ -166,8 +166,15 @@ def silence(chunks):
     return np.zeros((chunks, CHUNK), np.int16)
 
 
+async def asked(*ratings):
+    """Tasks, all of which have asked for what they wait for."""
+    tasks = [asyncio.ensure_future(each) for each in ratings]
+    await asyncio.sleep(0)
+    return tasks
+
+
 async def test_streams_that_wait_share_a_call_and_leave_when_they_have_no_more(held, model):
-    found = [held.stream().rate(silence(chunks)) for chunks in (2, 5, 3, 0, 5)]
+    found = await asked(*(held.stream().rate(silence(chunks)) for chunks in (2, 5, 3, 0, 5)))
     model.free.set()
     assert [list(each) for each in await asyncio.gather(*found)] == [list(range(1, n + 1)) for n in (2, 5, 3, 0, 5)]
     assert model.calls == [(1, 1), (4, 2), (3, 1), (2, 2)]
@@ -175,9 +182,9 @@ async def test_streams_that_wait_share_a_call_and_leave_when_they_have_no_more(h
 
 async def test_pieces_of_a_stream_count_in_their_order_even_if_nobody_waits(held, model):
     stream = held.stream()
-    first, second, third = (stream.rate(silence(chunks)) for chunks in (2, 1, 2))
+    first, second, third = await asked(*(stream.rate(silence(chunks)) for chunks in (2, 1, 2)))
     second.cancel()
-    other = held.stream().rate(silence(2))
+    (other,) = await asked(held.stream().rate(silence(2)))
     model.free.set()
     assert list(await first) == list(await other) == [1, 2]
     assert list(await third) == [4, 5]
@@ -186,23 +193,20 @@ async def test_pieces_of_a_stream_count_in_their_order_even_if_nobody_waits(held
 async def test_an_error_reaches_all_who_wait_and_the_next_ones_are_served(held, model):
     model.failing = {1}  # the call behind the one that it is at
     streams = [held.stream() for _ in range(3)]
-    waiting = [each.rate(silence(1)) for each in streams]
+    waiting = await asked(*(each.rate(silence(1)) for each in streams))
     model.free.set()
     found = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [str(each) for each in found] == ["no memory"] * 3
+    assert [(type(each), str(each)) for each in found] == [(ValueError, "no memory")] * 3
     assert [list(each) for each in await asyncio.gather(*(each.rate(silence(1)) for each in streams))] == [[1]] * 3
 
 
 async def test_a_stop_is_told_to_all_who_wait_and_to_those_who_come_later(held, model):
-    waiting = held.stream().rate(silence(1))
-    stopping = asyncio.ensure_future(held.stop())
-    await asyncio.sleep(0)
+    waiting, stopping = await asked(held.stream().rate(silence(1)), held.stop())
     model.free.set()
     await stopping
-    with pytest.raises(ProcessorError, match="has been stopped"):
-        await waiting
-    with pytest.raises(ProcessorError, match="has been stopped"):
-        held.stream().rate(silence(1))
+    for each in (waiting, held.stream().rate(silence(1))):
+        with pytest.raises(ProcessorError, match="has been stopped"):
+            await each
 
 
 async def test_a_model_that_does_not_load_is_told_at_the_start():

@@ -56,8 +56,8 @@ class Update:
 class Voice(Protocol):
     """Finds speech in one stream: `speech.voice_activity.VoiceStream`."""
 
-    def rate(self, chunks: NDArray[np.int16]) -> asyncio.Future[Any]:
-        """Rate the next chunks, shape (n, CHUNK), in the order of the calls: their probabilities of speech, (n,)."""
+    def submit(self, chunks: NDArray[np.int16], tell: Callable[[Any], None]) -> None:
+        """Have the next chunks rated, (n, CHUNK); `tell` gets their probabilities of speech, (n,), or an exception."""
 
 
 class LiveTranscriber:
@@ -90,7 +90,9 @@ class LiveTranscriber:
         self._language = language
         self._ended: deque[Utterance] = deque()
         self._finals: list[Update] = []  # made, but not yet returned
-        self._rating: asyncio.Future[Any] | None = None  # the last one
+        self._unheard = 0  # pieces that are being rated
+        self._all_heard: asyncio.Future[None] | None = None  # what the call at work waits for
+        self._rating_error: Exception | None = None  # not yet raised
         self._behind = False
         self._policy: Policy = POLICIES[options.policy]()
         self._drafted_until = 0  # position in the stream
@@ -121,12 +123,13 @@ class LiveTranscriber:
         `behind` means that sound comes faster than it can be transcribed: then only final text is made.
         """
         self._behind = behind
-        await self._hear(self._chunker.feed(data))
+        self._hear(self._chunker.feed(data))
+        await self._heard()
         return [*await self._transcribe_ended(), *self._take_partials()]
 
     def ready(self) -> list[Update]:
         """Return the text of a draft that is done, though no sound has come."""
-        return self._take_partials() if self._rating is None or self._rating.done() else []
+        return [] if self._unheard else self._take_partials()
 
     async def flush(self) -> list[Update]:
         """End the open utterance and return its text: nothing has come for a while, and nothing may follow."""
@@ -136,7 +139,7 @@ class LiveTranscriber:
 
     async def finish(self) -> list[Update]:
         """Return the text of what is left at the end of the stream."""
-        await self._hear(self._chunker.finish())
+        self._hear(self._chunker.finish())
         await self._heard()
         self._ended += self._splitter.finish()
         return await self._transcribe_ended()
@@ -146,24 +149,30 @@ class LiveTranscriber:
         self._drop_draft()
         self._drop_early()
 
-    async def _hear(self, samples: NDArray[np.int16]) -> None:
-        """Have samples rated, and hand them to the splitter. Cancelling this stops neither."""
-        if not len(samples):
-            return
-        whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK))
-        self._rating = self._voice.rate(whole.reshape(-1, CHUNK))
-        self._rating.add_done_callback(lambda rating: self._split(samples, rating))
-        await asyncio.shield(self._rating)
+    def _hear(self, samples: NDArray[np.int16]) -> None:
+        """Have samples rated, and then split. Both happen even if the call that waits for it is cancelled."""
+        if len(samples):
+            whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK))
+            self._voice.submit(whole.reshape(-1, CHUNK), lambda found: self._split(samples, found))
+            self._unheard += 1
+
+    def _split(self, samples: NDArray[np.int16], found: Sequence[float] | Exception) -> None:
+        if isinstance(found, Exception):
+            self._rating_error = found
+            found = [0.0] * -(-len(samples) // CHUNK)  # the time goes on
+        self._ended += self._splitter.feed(samples, found)
+        self._unheard -= 1
+        if not self._unheard and self._all_heard is not None and not self._all_heard.done():
+            self._all_heard.set_result(None)
 
     async def _heard(self) -> None:
-        """Wait for what was fed by a call that has been cancelled."""
-        if self._rating is not None and not self._rating.done():
-            await asyncio.wait({self._rating})
-
-    def _split(self, samples: NDArray[np.int16], rating: asyncio.Future[Sequence[float]]) -> None:
-        failed = rating.exception() is not None  # which whoever fed them gets; here they only count as time
-        probabilities = [0.0] * -(-len(samples) // CHUNK) if failed else rating.result()
-        self._ended += self._splitter.feed(samples, probabilities)
+        """Wait until all samples have been rated and split; raise why some could not be rated."""
+        if self._unheard:
+            self._all_heard = asyncio.get_running_loop().create_future()
+            await self._all_heard
+        error, self._rating_error = self._rating_error, None
+        if error is not None:
+            raise error
 
     async def _transcribe_ended(self) -> list[Update]:
         """Return the text of all utterances that have ended. Cancelling this loses the text of at most one."""

@@ -137,16 +137,21 @@ class VoiceStream:
         self.hidden: Floats = np.zeros((1, STATE), np.float32)
         self.cell: Floats = np.zeros((1, STATE), np.float32)
 
-    def rate(self, chunks: NDArray[np.int16]) -> asyncio.Future[Floats]:
-        """Rate the next chunks, int16, shape (n, CHUNK); the future has their probabilities of speech, shape (n,).
+    def submit(self, chunks: NDArray[np.int16], tell: Callable[[Floats | Exception], None]) -> None:
+        """Have the next chunks rated: int16, shape (n, CHUNK).
 
-        Chunks count in the order of the calls, whether or not anybody waits for the future. It raises what the model
-        raises. Raises `ProcessorError` when the service has been stopped.
+        `tell` is called on the running loop with their probabilities of speech, shape (n,), or with what the model
+        raised; once for each call, in their order. Raises `ProcessorError` when the service has been stopped.
         """
-        loop = asyncio.get_running_loop()
-        request = _Request(self, chunks, loop, loop.create_future())
-        self._put(request)
-        return request.future
+        self._put(_Request(self, chunks, asyncio.get_running_loop(), tell))
+
+    async def rate(self, chunks: NDArray[np.int16]) -> Floats:
+        """Have the next chunks rated; return their probabilities. Cancelling this leaves out no chunk."""
+        told: asyncio.Future[Floats | Exception] = asyncio.get_running_loop().create_future()
+        self.submit(chunks, lambda found: None if told.done() else told.set_result(found))
+        if isinstance(found := await told, Exception):
+            raise found
+        return found
 
 
 @dataclass(eq=False)
@@ -154,7 +159,7 @@ class _Request:
     stream: VoiceStream
     chunks: NDArray[np.int16]
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Floats]
+    tell: Callable[[Floats | Exception], None]
     found: list[Floats] = field(default_factory=list)
     done: int = 0
     error: Exception | None = None
@@ -215,12 +220,7 @@ def _answer(requests: list[_Request]) -> None:
 
 def _tell(requests: list[_Request]) -> None:
     for each in requests:
-        if each.future.done():  # whoever waited has cancelled it
-            continue
-        if each.error is not None:
-            each.future.set_exception(each.error)
-        else:
-            each.future.set_result(np.concatenate(each.found) if each.found else np.zeros(0, np.float32))
+        each.tell(each.error or np.concatenate(each.found or [np.zeros(0, np.float32)]))
 
 
 def _stopped() -> ProcessorError:

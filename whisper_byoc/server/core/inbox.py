@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from whisper_byoc.aio import Changed
+from whisper_byoc.aio import Alarm, Changed
 from whisper_byoc.errors import RequestRefused, SegmentError
 from whisper_byoc.server.core.limits import Limits
 
@@ -71,6 +71,7 @@ class Inbox:
         self._freed = Changed()
         self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Sentinel] = asyncio.Queue()  # bounded by `_fits`
         self._joinable: QueuedPieces | None = None  # what is last in the queue, if it is of a live feed
+        self._flush = Alarm(self._put_flush)
         self._loop = asyncio.get_running_loop()
 
     def over(self) -> RequestRefused:
@@ -158,15 +159,18 @@ class Inbox:
         self._joinable = QueuedPieces([(data, self._loop.time())], len(data))
         self._queue.put_nowait(self._joinable)
 
+    def _put_flush(self) -> None:
+        if self._queue.empty():
+            self._queue.put_nowait(Sentinel.FLUSH)
+
     async def next(self, flush_after: float | None = None) -> QueuedSegment | QueuedPieces | Sentinel:
         """Wait for what comes next; `Sentinel.FLUSH` when nothing came for `flush_after` seconds."""
+        if flush_after is not None:
+            self._flush.set(flush_after)
         try:
-            async with asyncio.timeout(flush_after):
-                item = await self._queue.get()
-        except TimeoutError:
-            if self._queue.empty():
-                return Sentinel.FLUSH
-            item = self._queue.get_nowait()  # it came in the same turn of the loop
+            item = await self._queue.get()
+        finally:
+            self._flush.clear()
         if item is self._joinable:
             self._joinable = None
         return item

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from audio.errors import AudioError
+from whisper_byoc.aio import first_of
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_results
 from whisper_byoc.server.core.inbox import Inbox, QueuedPieces, QueuedSegment, Sentinel
@@ -208,7 +209,7 @@ class Job:
         task = self._loop.create_task(work)
         self._computing = True
         try:
-            await asyncio.wait({task}, timeout=self._limits.segment_seconds)
+            await first_of(task, timeout=self._limits.segment_seconds)
         finally:
             self._computing = False
             self.touch()

@@ -10,7 +10,7 @@ from audio.errors import AudioError
 from audio.quiet import QuietCutter
 from audio.riff import HEAD_BYTES, begins_like_wav, may_become_wav
 from audio.wav import WavReader
-from whisper_byoc.aio import cancel
+from whisper_byoc.aio import Alarm, cancel
 from whisper_byoc.errors import BadSegment, RequestRefused
 
 PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
@@ -42,7 +42,8 @@ class LiveInput(Generic[T]):
         self._closing = closing
         self._timeout = timeout
         self._idle = idle
-        self._deadline: asyncio.Timeout | None = None  # of the item that is being waited for
+        self._alarm = Alarm(self._interrupt)
+        self._waiting: asyncio.Timeout | None = None  # for the next item
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -57,20 +58,25 @@ class LiveInput(Generic[T]):
         """Return what arrives next; None once `closing` is set. Raise what `receive` raises, or `idle`."""
         if self._closing.is_set():
             return None
+        self._alarm.set(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as self._deadline:
+            async with asyncio.timeout(None) as self._waiting:
                 return await self._receive()
         except TimeoutError:
             if self._closing.is_set():
                 return None
             raise self._idle from None
         finally:
-            self._deadline = None
+            self._waiting = None
+            self._alarm.clear()
 
     async def _watch(self) -> None:
         await self._closing.wait()
-        if self._deadline is not None:
-            self._deadline.reschedule(asyncio.get_running_loop().time())
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._waiting is not None:
+            self._waiting.reschedule(asyncio.get_running_loop().time())
 
 
 class Framing(Protocol):
