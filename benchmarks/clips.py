@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_byoc.cli.sources import load_sound
+from whisper_byoc.errors import UsageError
 from whisper_byoc.speech.engine import Samples
 
 __all__ = ["Clip", "read_clips"]
@@ -34,6 +35,8 @@ def read_clips(folder: Path | None, *, quick: bool) -> list[Clip]:
     if folder is None:
         texts = json.loads((FIXTURES / "texts.json").read_text())
         named = [(FIXTURES / name, each["text"], "") for name, each in texts.items() if name.startswith("demo-")]
+    elif not (folder / "manifest.json").is_file():
+        raise UsageError(f"{folder} has no manifest.json, which says what its recordings are")
     else:
         manifest = json.loads((folder / "manifest.json").read_text())
         named = [

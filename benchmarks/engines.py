@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from clips import Clip, read_clips
 from ggml import write_ggml
-from options import speech_parser
+from options import run, speech_parser
 from peers import faster_whisper, trouble, whisper_cpp
 from report import Row, emit, machine
 from scoring import compare, normalised, total, words
@@ -118,7 +118,7 @@ def main() -> None:
         else:
             names.append(name)
     clips = read_clips(args.speech, quick=args.quick)
-    engines = run(names, make_sounds(clips, quick=args.quick), args)
+    engines = take_turns(names, make_sounds(clips, quick=args.quick), args)
     tables = {f"{args.model}, {args.threads} threads": [row_of(engine, clips) for engine in engines]}
     if ratios := ratio_rows(engines):
         tables["time, as a share of a peer's"] = ratios
@@ -139,7 +139,7 @@ def make_sounds(clips: Sequence[Clip], *, quick: bool) -> Sounds:
     return sounds
 
 
-def run(names: Sequence[str], sounds: Sounds, args: argparse.Namespace) -> list[Engine]:
+def take_turns(names: Sequence[str], sounds: Sounds, args: argparse.Namespace) -> list[Engine]:
     """Have every engine transcribe every sound, in turns: forwards, then backwards."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         file = Path(folder) / "sounds.npz"
@@ -251,4 +251,4 @@ def rss() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

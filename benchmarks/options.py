@@ -1,13 +1,16 @@
-"""Options of the benchmarks that hear real speech."""
+"""What the benchmarks that hear real speech share: their options, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+from audio.errors import AudioError
+from whisper_byoc.errors import ByocError
 from whisper_byoc.processors.whisper import WhisperSettings
 
-__all__ = ["speech_parser"]
+__all__ = ["run", "speech_parser"]
 
 
 def speech_parser(description: str) -> argparse.ArgumentParser:
@@ -20,3 +23,11 @@ def speech_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="little and fast: a check that it runs, not a figure")
     parser.add_argument("--json", action="store_true", help="print one JSON object in a line instead of tables")
     return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; what is wrong with a model or a recording is a sentence, not a traceback."""
+    try:
+        main()
+    except (ByocError, AudioError) as error:
+        raise SystemExit(str(error)) from None

@@ -24,14 +24,14 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from clips import read_clips
 from live_load import Load, Talk, percentile, silence, talk
-from options import speech_parser
+from options import run, speech_parser
 from peers import trouble
 from report import Row, emit, machine, table
+from search import Search
 from serving import Served, served, started
 
 from whisper_byoc.speech.models import fetch_model
@@ -46,29 +46,6 @@ UTTERANCES = 40
 """A run of few streams is longer, so that there are about so many utterances; one takes some 7 s."""
 LONGEST_RUN_SECONDS = 180.0
 OURS, PARTIALS, PEER = "ours", "ours, partials", "faster-whisper"
-
-
-@dataclass
-class Search:
-    """Looks for the largest number, up to a bound, that passes: 1, 2, 4, …, then halfway between pass and fail."""
-
-    most: int
-    passed: int = 0
-    failed: int | None = None
-
-    @property
-    def next(self) -> int | None:
-        """The next number to try; None when the largest is found, within 5 %."""
-        if self.failed is None:
-            return None if self.passed >= self.most else min(max(1, 2 * self.passed), self.most)
-        return None if self.failed - self.passed <= max(1, self.passed // 20) else (self.passed + self.failed) // 2
-
-    def tell(self, number: int, *, passed: bool) -> None:
-        """Say how it went."""
-        if passed:
-            self.passed = number
-        else:
-            self.failed = number
 
 
 class Servers:
@@ -91,7 +68,7 @@ async def measure(options: argparse.Namespace, names: Sequence[str], sound: Talk
     """Run all numbers of streams, or look for the largest."""
     servers, rows = Servers(options), list[Row]()
 
-    async def run(name: str, streams: int) -> bool:
+    async def passes(name: str, streams: int) -> bool:
         seconds = options.seconds or min(LONGEST_RUN_SECONDS, max(RUN_SECONDS, 7 * UTTERANCES / streams))
         async with servers.start(name, streams) as server:
             load = await Load.put_on(server, sound, streams, seconds, partials=name == PARTIALS)
@@ -103,14 +80,14 @@ async def measure(options: argparse.Namespace, names: Sequence[str], sound: Talk
     if options.streams:
         for streams in options.streams:
             for name in names:
-                await run(name, streams)
+                await passes(name, streams)
         return {title(options, sound): rows}
     searches = {name: Search(options.most) for name in names}
     while pending := [(name, search) for name, search in searches.items() if search.next is not None]:
         for name, search in pending:
             number = search.next
             assert number is not None
-            search.tell(number, passed=await run(name, number))
+            search.tell(number, passed=await passes(name, number))
     return {title(options, sound): rows, f"streams with p95 of final text under {LIMIT_SECONDS:g} s": found(searches)}
 
 
@@ -189,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

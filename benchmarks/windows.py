@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from clips import Clip, read_clips
-from options import speech_parser
+from options import run, speech_parser
 from report import Row, emit, machine
 from scoring import compare, total, words
 
@@ -72,4 +72,4 @@ def measure(model: FastModel, network: Network, clips: list[Clip], way: str, mar
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,6 +13,7 @@ import pytest
 from audio import pcm
 from audio.wav import read_wav
 from benchmarks.scoring import compare
+from benchmarks.search import Search
 from benchmarks.stand_in import write_tiny_shape
 from whisper_byoc.processors.whisper import WhisperProcessor
 
@@ -60,6 +61,14 @@ async def test_stand_in_has_the_size_of_whisper_tiny_and_hears_what_demo_hears(t
         segment = pcm.encode(read_wav((fixtures_dir / f"{name}.wav").read_bytes()))
         assert (await processor.process(segment)).decode() == text
     await processor.shutdown()
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 5, 11, 19, 20])
+def test_search_finds_the_largest_number_that_passes(capacity):
+    search = Search(most=20)
+    while (number := search.next) is not None:
+        search.tell(number, passed=number <= capacity)
+    assert search.passed == capacity
 
 
 @pytest.mark.parametrize(
