@@ -48,7 +48,7 @@ UTTERANCES = (2.0, 5.0, 10.0, 30.0)
 EXCERPTS = 5
 """Utterances of each length."""
 RECORDING_SECONDS = 180.0
-"""The clips are repeated until the recording is at least so long."""
+"""The clips are repeated until the recording is at least so long; it is transcribed twice."""
 SETTLE_SECONDS = 0.25
 """Between two engines: the threads of Intel's OpenMP, which faster-whisper has, spin for 200 ms after their work."""
 BEAM = "beam" in {field.name for field in dataclasses.fields(DecodeOptions)}
@@ -77,6 +77,7 @@ class Engine:
         self.memory_mb = 0.0
         self.texts: dict[str, list[str]] = {}
         self.seconds: dict[str, list[float]] = {}
+        self.cpu_seconds: dict[str, list[float]] = {}
 
     def transcribe(self, kind: str, number: int) -> None:
         """Have it transcribe a sound, and note text and time."""
@@ -86,6 +87,7 @@ class Engine:
         answer = self._answer()
         self.texts.setdefault(kind, []).append(answer["text"])
         self.seconds.setdefault(kind, []).append(answer["seconds"])
+        self.cpu_seconds.setdefault(kind, []).append(answer["cpu_seconds"])
         self.memory_mb = answer["memory_mb"]
 
     def close(self) -> None:
@@ -120,8 +122,11 @@ def main() -> None:
     clips = read_clips(args.speech, quick=args.quick)
     engines = take_turns(names, make_sounds(clips, quick=args.quick), args)
     tables = {f"{args.model}, {args.threads} threads": [row_of(engine, clips) for engine in engines]}
-    if ratios := ratio_rows(engines):
-        tables["time, as a share of a peer's"] = ratios
+    tables |= {
+        f"{what}, as a share of a peer's": ratios
+        for what, seconds in (("time", lambda each: each.seconds), ("CPU time", lambda each: each.cpu_seconds))
+        if (ratios := ratio_rows(engines, seconds))
+    }
     emit("engines", tables, as_json=args.json, about=about)
 
 
@@ -135,7 +140,7 @@ def make_sounds(clips: Sequence[Clip], *, quick: bool) -> Sounds:
         sounds[f"{seconds:g} s"] = [said[at : at + length] for at in starts]
     if not quick:
         recording = np.tile(said, max(1, round(RECORDING_SECONDS * SAMPLE_RATE / len(said) + 0.5)))
-        sounds[f"{len(recording) / SAMPLE_RATE:.0f} s"] = [recording]
+        sounds[f"{len(recording) / SAMPLE_RATE:.0f} s"] = [recording, recording]
     return sounds
 
 
@@ -181,6 +186,7 @@ def row_of(engine: Engine, clips: Sequence[Clip]) -> Row:
         "as written %": float(written.error_rate),
         "invented": sum(map(len, invented)),
         "clips s": clips_seconds,
+        "CPU s": sum(engine.cpu_seconds["clips"]),
         "ms/token": 1000 * clips_seconds / max(1, tokens(engine.texts["clips"])),
         **{f"{kind}: ms": 1000 * statistics.median(seconds) for kind, seconds in took.items()},
         "start s": engine.start_seconds,
@@ -196,11 +202,11 @@ def tokens(texts: Sequence[str]) -> int:
     return sum(len(encoding.encode(text)) for text in texts)
 
 
-def ratio_rows(engines: Sequence[Engine]) -> list[Row]:
+def ratio_rows(engines: Sequence[Engine], seconds: Callable[[Engine], Mapping[str, list[float]]]) -> list[Row]:
     """Compare the times of ours with those of every peer."""
     return [
         {"engine": ours.name, "peer": peer.name}
-        | {kind: sum(ours.seconds[kind]) / sum(peer.seconds[kind]) for kind in ours.seconds}
+        | {kind: sum(times) / sum(seconds(peer)[kind]) for kind, times in seconds(ours).items()}
         for ours in engines
         if ours.name not in PACKAGES
         for peer in engines
@@ -218,9 +224,9 @@ def answer_questions(name: str, args: argparse.Namespace) -> None:
     for line in sys.stdin:
         kind, number = json.loads(line)
         samples = sounds[f"{kind} {number}"]
-        began = time.perf_counter()
-        text = transcribe(samples)
-        answer = {"text": text, "seconds": time.perf_counter() - began, "memory_mb": rss()}
+        began, cpu_began = time.perf_counter(), time.process_time()
+        answer = {"text": transcribe(samples), "seconds": time.perf_counter() - began, "memory_mb": rss()}
+        answer["cpu_seconds"] = time.process_time() - cpu_began
         print(json.dumps(answer), file=answers, flush=True)
 
 
