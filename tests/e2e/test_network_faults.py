@@ -1,238 +1,279 @@
-"""Two of each, all connected: one is killed in mid-job, and the other jobs do not notice.
+"""A process is killed in mid-job: its own jobs end with one error each, all others go on, and nothing is left of them.
 
-A job by the first gateway goes to the first orchestrator and the first container, one by the second to the second
-ones: where two are equally free, the one named first is taken.
+What is killed is a process of its own; what only stands around it runs in that of the test.
 """
 
 import asyncio
 import base64
 import contextlib
 import json
-import time
+import re
+import types
 
 import pytest
 
-from audio import pcm
-from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc import GatewayClient
 from whisper_byoc.errors import ClientError, ServerRefused
+from whisper_byoc.network import directory, gateway, orchestrator
+from whisper_byoc.network.pool import Container
+from whisper_byoc.network.serving import Address, NetworkLimits
 from whisper_byoc.trickle import TrickleError, TricklePublisher
 
-LONG = "demo-long-40s.wav"
-SHORT = "demo-pipeline.wav"
-PAUSE = bytes(int(1.5 * 32000))
-"""After it there is a final record of what came before."""
+SOUND = """
+import asyncio
+
+class Sound:
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    async def process(self, frame):
+        if frame.startswith(b"slow"):
+            await asyncio.sleep(60)
+        return b"%d bytes" % len(frame)
+"""
+TALK = bytes(16 * 32000)
+"""Of its first 15 s there is a record at once."""
 DETAILS = {"enable_video_ingress": True, "enable_data_output": True}
-JOB = {"request": "{}", "parameters": json.dumps(DETAILS), "capability": "whisper-demo", "timeout_seconds": 30}
+JOB = {"request": "{}", "parameters": json.dumps(DETAILS), "capability": "Sound", "timeout_seconds": 30}
 HEADERS = {"Livepeer": base64.b64encode(json.dumps(JOB).encode()).decode()}
-
-
-class Mesh:
-    """Containers, orchestrators and gateways, two of each."""
-
-    def __init__(self, node, orchestrator_node, gateway_node):
-        serve = ("serve", "--host", "127.0.0.1", "--port", "PORT", "--pipeline", "whisper-demo", "--pipeline",
-                 "passthrough", "--idle-timeout", "5")  # fmt: skip
-        self.containers = [node(*serve).start() for _ in range(2)]
-        self.orchestrators = [orchestrator_node(*self.containers[::way]).start() for way in (1, -1)]
-        self.gateways = [gateway_node(*self.orchestrators[::way]).start() for way in (1, -1)]
-        self.nodes = [*self.containers, *self.orchestrators, *self.gateways]
-
-    async def whole(self, http):
-        """Have all of them run, idle, and know each other."""
-        for node in self.nodes:
-            node.revive()
-        deadline = time.monotonic() + 30
-        while not await self._settled(http):
-            assert time.monotonic() < deadline, "\n".join(node.text[-2000:] for node in self.nodes)
-            await asyncio.sleep(0.1)
-
-    async def _settled(self, http):
-        for node in self.orchestrators:
-            offers = {each["name"]: each for each in await capabilities(http, node)}
-            places = offers["whisper-demo"]["containers"]
-            if not all(each["ready"] and not each["load"] for each in places):
-                return False
-        full = [{"name": "whisper-demo", "available": 4 * 32}, {"name": "passthrough", "available": 4 * 32}]
-        known = [await capabilities(http, node) for node in self.gateways]
-        return all([each for each in offers if each in full] == full for offers in known)
-
-
-async def capabilities(http, node):
-    async with http.get(f"{node.url}/capabilities") as answer:
-        return (await answer.json())["capabilities"]
-
-
-@pytest.fixture(scope="module")
-def started(node, orchestrator_node, gateway_node):
-    return Mesh(node, orchestrator_node, gateway_node)
-
-
-@pytest.fixture
-async def mesh(started, http):
-    await started.whole(http)
-    return started
-
-
-@pytest.fixture
-def speech(fixtures_dir):
-    return {name: pcm.encode(read_wav((fixtures_dir / name).read_bytes())) for name in (LONG, SHORT)}
+ANYWHERE = Address("127.0.0.1:0", 1)
+QUICK = NetworkLimits(ask_seconds=0.1, drain_seconds=1.0)
 
 
 class Talk:
-    """A live job of a sentence that is spoken twice: it has a record of the first time, and waits for the second."""
+    """A live job that has got a record of its first half, and waits before it sends the second."""
 
-    def __init__(self, receiving, go_on):
-        self.receiving = receiving
-        self._go_on = go_on
+    def __init__(self):
+        self.answered, self._go_on, self._records = asyncio.Event(), asyncio.Event(), []
+        self._receiving = None
+        self.orchestrator = ""
 
-    async def rest(self):
-        """Send what is left, and return all records."""
+    async def begun(self, receiving):
+        self._receiving = asyncio.ensure_future(receiving)
+        async with asyncio.timeout(30):
+            await self.answered.wait()
+        return self
+
+    async def halves(self):
+        yield TALK
+        await self._go_on.wait()
+        yield TALK
+
+    def got(self, record):
+        self._records.append(record)
+        self.answered.set()
+
+    async def ended(self):
+        """Send the second half, and return all records."""
         self._go_on.set()
-        async with asyncio.timeout(40):
-            return await self.receiving
+        async with asyncio.timeout(30):
+            await self._receiving
+        assert [each["seq"] for each in self._records] == list(range(len(self._records)))
+        return self._records
+
+    async def is_whole(self):
+        records = await self.ended()
+        assert [each["type"] for each in records if "text" not in each] == ["end"]
+        assert sum(int(each["text"].split()[0]) for each in records[:-1]) == 2 * len(TALK)
+
+    async def is_broken(self):
+        """It has the text of before, one error and an end; return the error."""
+        records = await self.ended()
+        assert [each["type"] for each in records if "text" not in each] == ["error", "end"]
+        return records[-2]["error"]
 
 
-async def feed(gateway, data):
-    """Talk by one live request."""
-    go_on, answered, records = asyncio.Event(), asyncio.Event(), []
-
-    async def source():
-        yield data + PAUSE
-        await go_on.wait()
-        yield data
+async def feed(url):
+    """Talk by one live request to a gateway."""
+    talk = Talk()
 
     async def receive():
-        async with GatewayClient(gateway.url, "whisper-demo") as client:
-            async for record in client.stream(source()):
-                records.append(record)
-                answered.set()
-        return records
+        async with GatewayClient(url, "Sound") as client:
+            async for record in client.stream(talk.halves()):
+                talk.got(record)
 
-    receiving = asyncio.ensure_future(receive())
-    async with asyncio.timeout(30):
-        await answered.wait()
-    return Talk(receiving, go_on)
+    return await talk.begun(receive())
 
 
-async def stream(http, gateway, data):
+async def stream(http, url):
     """Talk by a BYOC stream of PCM16 segments."""
-    go_on, answered = asyncio.Event(), asyncio.Event()
+    talk = Talk()
     body = {"params": json.dumps({"input": "pcm16"})}
-    async with http.post(f"{gateway.url}/process/stream/start", json=body, headers=HEADERS) as answer:
+    async with http.post(f"{url}/process/stream/start", json=body, headers=HEADERS) as answer:
         assert answer.status == 200, await answer.text()
         urls = await answer.json()
+    async with http.get(urls["status_url"]) as answer:
+        talk.orchestrator = (await answer.json())["orchestrator"]
 
     async def publish():
         async with TricklePublisher(urls["publish_url"], "audio/L16") as publisher:
-            await publisher.publish(data + PAUSE)
-            await go_on.wait()
-            await publisher.publish(data)
+            async for half in talk.halves():
+                await publisher.publish(half)
             await publisher.close(delete_channel=True)
 
     async def receive():
-        sending, records = asyncio.ensure_future(publish()), []
+        sending = asyncio.ensure_future(publish())
         async with http.get(urls["data_url"]) as answer:
             async for line in answer.content:
-                if line.startswith(b"data:"):
-                    records.append(json.loads(line[5:]))
-                    answered.set()
+                if line.startswith(b"data:") and (record := json.loads(line[5:])) != {"type": "stream_ended"}:
+                    talk.got(record)
         sending.cancel()
         with contextlib.suppress(asyncio.CancelledError, TrickleError):
             await sending  # its channel ends with the stream
-        assert records.pop() == {"type": "stream_ended"}
-        return records
 
-    receiving = asyncio.ensure_future(receive())
-    async with asyncio.timeout(30):
-        await answered.wait()
-    return Talk(receiving, go_on)
+    return await talk.begun(receive())
 
 
-def words(records):
-    return " ".join(each["text"] for each in records if each["type"] == "transcript" and each["is_final"]).split()
+async def frame(url, data=b"quick "):
+    async with GatewayClient(url, "Sound") as client:
+        return await client.process_frame(data)
 
 
-def broke(records, texts):
-    """The records tell of a failure, and of what was said before it."""
-    assert [each["type"] for each in records[-2:]] == ["error", "end"]
-    assert [each["seq"] for each in records] == list(range(len(records)))
-    assert words(records) == texts[SHORT]["text"].split()
-    return records[-2]["error"]
+async def offered(http, node, places):
+    """Wait until so many jobs could be taken."""
+    while True:
+        async with http.get(f"{node}/capabilities") as answer:
+            if sum(each["available"] for each in (await answer.json())["capabilities"]) == places:
+                return
+        await asyncio.sleep(0.05)
 
 
-async def frame(gateway, data):
-    async with GatewayClient(gateway.url, "whisper-demo") as client:
-        return (await client.process_frame(data)).decode().split()
+@pytest.fixture
+async def nodes(monkeypatch):
+    """Give functions that run an orchestrator for containers, and a gateway for orchestrators, in this process."""
+    monkeypatch.setattr(directory, "ASK_EVERY_S", 0.2)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def run_orchestrator(*urls):
+            containers = [Container("Sound", url, 4) for url in urls]
+            config = orchestrator.OrchestratorConfig(ANYWHERE, containers=containers, limits=QUICK)
+            return await stack.enter_async_context(orchestrator.running(config))
+
+        async def run_gateway(*urls):
+            config = gateway.GatewayConfig(ANYWHERE, urls, limits=QUICK)
+            return await stack.enter_async_context(gateway.running(config))
+
+        yield types.SimpleNamespace(orchestrator=run_orchestrator, gateway=run_gateway)
 
 
-@pytest.fixture(params=["feed", "stream"])
-def talk(request, http):
-    """Give a function that begins a job at a gateway, in either way."""
-    return feed if request.param == "feed" else lambda gateway, data: stream(http, gateway, data)
+def url_of(node):
+    return f"http://127.0.0.1:{node.port}"
 
 
-async def test_a_killed_container_takes_its_own_jobs_only(mesh, idle_again, talk, speech, texts, http):
-    survivors = [node for node in mesh.nodes if node is not mesh.containers[0]]
-    async with idle_again(*survivors):
-        broken, unharmed = [await talk(gateway, speech[SHORT]) for gateway in mesh.gateways]
-        mesh.containers[0].kill()
-        assert mesh.containers[0].url in broke(await broken.rest(), texts)
-        assert words(await unharmed.rest()) == texts[SHORT]["text"].split() * 2
-        assert await frame(mesh.gateways[0], speech[SHORT]) == texts[SHORT]["text"].split(), "the other one takes over"
-    await mesh.whole(http)
-    await (await talk(mesh.gateways[0], speech[SHORT])).rest()
-    async with http.get(f"{mesh.containers[0].url}/metrics") as answer:
-        assert 'byoc_input_bytes_total{pipeline="whisper-demo"}' in await answer.text(), "it has work again"
+async def idle(*running):
+    await until(lambda: not any(node.jobs or len(node.streams) or node.memory.held for node in running))
 
 
-async def test_a_killed_orchestrator_takes_its_own_jobs_only(mesh, idle_again, talk, speech, texts, http):
-    survivors = [node for node in mesh.nodes if node is not mesh.orchestrators[0]]
-    async with idle_again(*survivors, seconds=45):
-        broken, unharmed = [await talk(gateway, speech[SHORT]) for gateway in mesh.gateways]
-        mesh.orchestrators[0].kill()
-        broke(await broken.rest(), texts)
-        assert words(await unharmed.rest()) == texts[SHORT]["text"].split() * 2
-        assert await frame(mesh.gateways[0], speech[SHORT]) == texts[SHORT]["text"].split(), "the other one takes over"
-        await mesh.whole(http)
-        assert words(await (await talk(mesh.gateways[0], speech[SHORT])).rest()) == texts[SHORT]["text"].split() * 2
+@pytest.fixture
+def containers(node, tmp_path_factory):
+    """Two processes."""
+    script = tmp_path_factory.mktemp("sound") / "sound.py"
+    script.write_text(SOUND)
+    return [node("run", "--host", "127.0.0.1", "--port", "PORT", str(script)) for _ in range(2)]
 
 
-async def test_a_killed_gateway_takes_its_own_jobs_only(mesh, idle_again, speech, texts, http):
-    survivors = [node for node in mesh.nodes if node is not mesh.gateways[0]]
-    async with idle_again(*survivors):
-        broken, unharmed = [await feed(gateway, speech[SHORT]) for gateway in mesh.gateways]
-        mesh.gateways[0].kill()
-        with pytest.raises(ClientError):
-            await broken.rest()
-        assert words(await unharmed.rest()) == texts[SHORT]["text"].split() * 2
-        await mesh.whole(http)
-        assert words(await (await feed(mesh.gateways[0], speech[SHORT])).rest()) == texts[SHORT]["text"].split() * 2
+async def start(*processes):
+    await asyncio.gather(*(asyncio.to_thread(each.start) for each in processes))
 
 
-@pytest.mark.parametrize("role", ["containers", "orchestrators"])
-async def test_a_frame_whose_container_or_orchestrator_dies_is_an_error(mesh, idle_again, speech, texts, http, role):
-    victim = getattr(mesh, role)[0]
-    async with idle_again(*(node for node in mesh.nodes if node is not victim), seconds=20):
-        working = asyncio.ensure_future(frame(mesh.gateways[0], speech[LONG][: 28 * 32000]))
-        while not any(
-            place["load"] for each in await capabilities(http, mesh.orchestrators[0]) for place in each["containers"]
-        ):
-            assert not working.done(), "it must be at work"
-        victim.kill()
-        with pytest.raises(ServerRefused, match=victim.url) as failed:
+async def test_a_killed_container_takes_its_own_jobs_only(containers, nodes, idle_again, http):
+    await start(*containers)
+    first, second = containers
+    around = await nodes.orchestrator(first.url, second.url)
+    door = await nodes.gateway(url_of(around))
+    url = url_of(door)
+    await offered(http, url, 8)
+    async with idle_again(second):
+        working = asyncio.ensure_future(frame(url, b"slow"))
+        await until(lambda: around.pool.jobs)
+        unharmed = [await feed(url)]  # of equally free containers the one named first is taken
+        broken = [await feed(url)]
+        unharmed.append(await stream(http, url))
+        broken.append(await stream(http, url))
+        first.kill()
+        with pytest.raises(ServerRefused, match=first.url) as failed:
             await working
         assert failed.value.status == 502
-        assert await frame(mesh.gateways[0], speech[SHORT]) == texts[SHORT]["text"].split(), "the other one takes over"
-
-
-async def test_when_all_are_gone_the_answer_says_so_and_the_next_job_works(mesh, speech, texts, http):
-    for container in mesh.containers:
+        for talk in broken:
+            assert first.url in await talk.is_broken()
+        assert await frame(url) == b"6 bytes", "the other one takes over"
+        for talk in unharmed:
+            await talk.is_whole()
+    await idle(around, door)
+    await start(first)
+    await offered(http, url, 8)
+    await (await feed(url)).is_whole()
+    async with http.get(f"{first.url}/metrics") as answer:
+        assert re.search(r'byoc_input_bytes_total{pipeline="Sound"} [1-9]', await answer.text()), "it has work again"
+    for container in containers:
         container.kill()
-    headers = {"X-Model-Id": "whisper-demo"}
-    async with http.post(f"{mesh.gateways[0].url}/live/video-to-video", data=speech[SHORT], headers=headers) as answer:
-        assert answer.status == 502
-        message = (await answer.json())["error"]
-    assert any(container.url in message for container in mesh.containers)
-    await mesh.whole(http)
-    assert await frame(mesh.gateways[0], speech[SHORT]) == texts[SHORT]["text"].split()
+    with pytest.raises(ServerRefused, match=first.url) as failed:
+        await frame(url)
+    assert failed.value.status == 502
+    await idle(around, door)
+    assert around.pool.jobs == 0
+
+
+class Sound:
+    media = "audio"
+    content_type = "text/plain; charset=utf-8"
+
+    def __init__(self):
+        self.go_on = asyncio.Event()
+
+    async def process(self, frame):
+        if frame.startswith(b"slow"):
+            await self.go_on.wait()
+        return b"%d bytes" % len(frame)
+
+
+async def test_a_killed_orchestrator_takes_its_own_jobs_only(serving, node, nodes, idle_again, http):
+    sound = Sound()
+    container = await serving({"Sound": sound}, idle_seconds=7)
+    command = ("orchestrator", "-serviceAddr", "127.0.0.1:PORT", "-byocContainerURL", container.url,
+               "-byocModelID", "Sound", "-byocCapacity", "4")  # fmt: skip
+    first, second = [node(*command) for _ in range(2)]
+    await start(first, second)
+    gateways = [await nodes.gateway(*urls) for urls in ((first.url, second.url), (first.url,))]
+    url, only_first = map(url_of, gateways)
+    await asyncio.gather(offered(http, url, 8), offered(http, only_first, 4))
+    async with idle_again(second):
+        working = asyncio.ensure_future(frame(only_first, b"slow"))
+        broken = [await feed(only_first), await stream(http, only_first)]
+        unharmed = await stream(http, url)
+        assert unharmed.orchestrator == second.url, "it has more free places"
+        first.kill()
+        with pytest.raises(ServerRefused, match=first.url) as failed:
+            await working
+        assert failed.value.status == 502
+        for talk in broken:
+            await talk.is_broken()
+        assert await frame(url) == b"6 bytes", "the other one takes over"
+        await unharmed.is_whole()
+    await start(first)
+    await offered(http, url, 8)
+    for talk in [await feed(only_first), await stream(http, only_first)]:
+        await talk.is_whole()
+    sound.go_on.set()
+    await idle(*gateways)
+    await until(lambda: all(job.results.ended for job in container.table.jobs) and not container.server.streams.streams)
+
+
+async def test_a_killed_gateway_takes_its_own_jobs_only(serving, node, nodes, http):
+    container = await serving({"Sound": Sound()})
+    around = await nodes.orchestrator(container.url)
+    killed = node("gateway", "-orchAddr", url_of(around), "-httpAddr", "127.0.0.1:PORT")
+    await start(killed)
+    other = await nodes.gateway(url_of(around))
+    await asyncio.gather(offered(http, killed.url, 4), offered(http, url_of(other), 4))
+    talks = [await feed(url) for url in (killed.url, url_of(other))]
+    killed.kill()
+    with pytest.raises(ClientError):
+        await talks[0].ended()
+    await talks[1].is_whole()
+    await idle(around, other)
+    await until(lambda: around.pool.jobs == 0)
+    await start(killed)
+    await offered(http, killed.url, 4)
+    await (await feed(killed.url)).is_whole()

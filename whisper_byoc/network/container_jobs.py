@@ -9,7 +9,7 @@ from aiohttp import web
 from yarl import URL
 
 from whisper_byoc import livepeer
-from whisper_byoc.errors import RequestRefused
+from whisper_byoc.errors import PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import first_to_take, refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
@@ -107,6 +107,8 @@ class LiveJob:
                     async with asyncio.timeout(self._limits.job_seconds):
                         return await self._frame()
         except RequestRefused as error:
+            if isinstance(error, PeerFailed) and self._relay.body.sent:
+                error.reached = True  # a later request of the job may have come too late to get a connection
             return await self._relay.fail(error)
         finally:
             self._node.tasks.start(self._leave())  # the client need not wait for that

@@ -39,6 +39,8 @@ class RequestBody:
         self.live = live
         self.error: RequestRefused | None = None
         """Why a feed could not be read to its end."""
+        self.sent = False
+        """Whether the present peer may have got some of it."""
         self.waiting = False
         """Whether all of a feed that came was passed on, and more is expected from the client."""
         self._content = request.content
@@ -53,6 +55,7 @@ class RequestBody:
 
         Raises `RequestRefused`: 400 when it breaks off or stalls, 413 beyond the limit; `MemoryFull`.
         """
+        self.sent = False
         if self.live:
             self._taken = asyncio.Event()
             return self._feed(self._taken), {}
@@ -60,7 +63,7 @@ class RequestBody:
             whole = await self._read_whole()
             self._memory.take(len(whole))
             self._whole = whole
-        return _cut(self._whole), {"Content-Length": str(len(self._whole))}
+        return self._pieces(), {"Content-Length": str(len(self._whole))}
 
     def take(self) -> None:
         """Let the feed flow to the peer that got it last, and hold nothing for another one."""
@@ -85,9 +88,15 @@ class RequestBody:
         except TimeoutError:
             raise RequestRefused(400, f"the body of the request was not there within {seconds:g} s") from None
 
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        self.sent = True
+        for at in range(0, len(self._whole), PIECE_BYTES):  # aiohttp writes bytes in one go, however many they are
+            yield self._whole[at : at + PIECE_BYTES]
+
     async def _feed(self, taken: asyncio.Event) -> AsyncIterator[bytes]:
         yield b""  # aiohttp sends a request's head with the first chunk
         await taken.wait()
+        self.sent = True
         while True:
             self.waiting = True
             try:
@@ -100,12 +109,6 @@ class RequestBody:
             if not chunk:
                 return
             yield chunk
-
-
-async def _cut(data: bytes) -> AsyncIterator[bytes]:
-    """Yield a body in pieces: aiohttp writes bytes in one go, however many they are."""
-    for at in range(0, len(data), PIECE_BYTES):
-        yield data[at : at + PIECE_BYTES]
 
 
 class ClientAnswer:
