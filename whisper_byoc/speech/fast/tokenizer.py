@@ -12,12 +12,14 @@ import json
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import tiktoken
+from typing import TYPE_CHECKING
 
 from whisper_byoc.errors import ModelError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech.fast.weights import Dimensions
+
+if TYPE_CHECKING:
+    import tiktoken
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """Where an image without openai-whisper has its vocabularies."""
@@ -36,6 +38,8 @@ SYMBOLS = (
     *NOTES,
 )
 """What stands for something that is not spoken (openai-whisper, `non_speech_tokens`)."""
+NEEDED = (b" ", b" -", b" '", b"\xe2\x99", b" \xe2\x99")
+"""Tokens that the decoding rules name; the last two begin the notes."""
 CUT_CHARACTER = "\ufffd"
 """Stands where a text begins or ends in the middle of a character."""
 
@@ -51,7 +55,10 @@ class Tokenizer:
             )
         self.multilingual = dims.multilingual
         self.text_tokens = tuple(text_tokens)
-        special = {name: len(text_tokens) + at for at, name in enumerate(_special_names(dims.num_languages))}
+        self._special = special = {
+            name: len(text_tokens) + at for at, name in enumerate(_special_names(dims.num_languages))
+        }
+        self._bytes = (*text_tokens, *map(str.encode, special))
         self.eot = special["<|endoftext|>"]
         self.sot = special["<|startoftranscript|>"]
         self.translate = special["<|translate|>"]
@@ -63,10 +70,11 @@ class Tokenizer:
         self.timestamp_begin = special["<|0.00|>"]
         self.languages = {code: special[f"<|{code}|>"] for code in list(LANGUAGES)[: dims.num_languages]}
         """Language code -> token."""
-        ranks = {token: number for number, token in enumerate(text_tokens)}
-        if len(ranks) != len(text_tokens):
+        self._numbers = {token: number for number, token in enumerate(text_tokens)}
+        if len(self._numbers) != len(text_tokens):
             raise ModelError("The vocabulary has a token of text twice.")
-        self._encoding = tiktoken.Encoding(name="whisper", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+        if missing := [token for token in NEEDED if token not in self._numbers]:
+            raise ModelError(f"The vocabulary has no token {missing[0]!r}, which every Whisper's has.")
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of text. Raises `ValueError` for text that contains the name of a special token."""
@@ -74,7 +82,7 @@ class Tokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, without timestamps."""
-        return self._encoding.decode([token for token in tokens if token < self.timestamp_begin])
+        return self._text(token for token in tokens if token < self.timestamp_begin)
 
     def start(self, language: str | None, task: str) -> list[int]:
         """Return the tokens that a transcript begins with; a model of English only has one."""
@@ -86,17 +94,19 @@ class Tokenizer:
     def suppressed(self) -> list[int]:
         """Tokens that a transcript never has (openai-whisper, `DecodingTask._get_suppress_tokens`), sorted."""
         found = {self.transcribe, self.translate, self.sot, self.sot_prev, self.sot_lm, self.no_speech}
-        found |= {self.encode(" -")[0], self.encode(" '")[0]}
+        found |= {self._numbers[b" -"], self._numbers[b" '"]}
         for symbol in SYMBOLS:
-            for tokens in (self.encode(symbol), self.encode(" " + symbol)):
-                if len(tokens) == 1 or symbol in NOTES:
-                    found.add(tokens[0])
+            for text in (symbol.encode(), f" {symbol}".encode()):
+                if text in self._numbers:
+                    found.add(self._numbers[text])
+                elif symbol in NOTES:  # of one that takes two tokens, the first has all of its bytes but the last
+                    found.add(self._numbers[text[:-1]])
         return sorted(found)
 
     @functools.cached_property
     def blank(self) -> list[int]:
         """Tokens that a transcript does not begin with (openai-whisper, `SuppressBlank`)."""
-        return [*self.encode(" "), self.eot]
+        return [self._numbers[b" "], self.eot]
 
     def words(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
         """Part tokens into words, and return their texts and tokens (openai-whisper, `split_to_word_tokens`).
@@ -121,11 +131,11 @@ class Tokenizer:
     def _characters(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
         """Part tokens where a character ends; a last one that is cut stands for itself."""
         pieces: list[tuple[str, list[int]]] = []
-        whole = self._encoding.decode(list(tokens))
+        whole = self._text(tokens)
         at, group = 0, list[int]()
         for token in tokens:
             group.append(token)
-            text = self._encoding.decode(group)
+            text = self._text(group)
             cut = text.find(CUT_CHARACTER)
             if cut < 0 or whole[at + cut : at + cut + 1] == CUT_CHARACTER:  # the text itself may have this character
                 pieces.append((text, group))
@@ -133,8 +143,20 @@ class Tokenizer:
         if group and pieces:
             pieces[-1] = (pieces[-1][0], pieces[-1][1] + group)
         elif group:
-            pieces.append((self._encoding.decode(group), group))
+            pieces.append((self._text(group), group))
         return pieces
+
+    def _text(self, tokens: Iterable[int]) -> str:
+        return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
+
+    @functools.cached_property
+    def _encoding(self) -> "tiktoken.Encoding":
+        """Byte-pair encoding, which only a prompt needs: it takes 20 MB and a tenth of a second to make."""
+        import tiktoken
+
+        return tiktoken.Encoding(
+            name="whisper", pat_str=SPLIT, mergeable_ranks=self._numbers, special_tokens=self._special
+        )
 
 
 def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
