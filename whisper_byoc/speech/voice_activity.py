@@ -1,6 +1,7 @@
 """Where there is speech in all live streams of a process: one thread, and one call of the model for many chunks."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from audio.pcm import FULL_SCALE, SAMPLE_RATE
 from audio.utterances import CHUNK
 from whisper_byoc.errors import ProcessorError
+
+log = logging.getLogger(__name__)
 
 CONTEXT = 64
 """Samples of the chunk before that the model wants to see again."""
@@ -91,20 +94,26 @@ class VoiceActivity:
             self._changed.notify()
 
     def _run(self, model: Model) -> None:
-        batch: list[_Request] = []
+        served: set[VoiceStream] = set()
         began = 0.0
         while self._wait():
-            if self._streams() != {each.stream for each in batch}:
+            if self._streams() != served:
                 time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
-            began, batch = time.monotonic(), self._take()
-            try:
-                _rate(model, batch)
-            except Exception as error:
-                _fail(batch, error)
-            _answer(batch)
+            began = time.monotonic()
+            served = self._serve(model)
         rest = list(self._waiting)
         _fail(rest, _stopped())
         _answer(rest)
+
+    def _serve(self, model: Model) -> "set[VoiceStream]":
+        """Rate the oldest request of each stream; return the streams."""
+        batch = self._take()
+        try:
+            _rate(model, batch)
+        except Exception as error:
+            _fail(batch, error)
+        _answer(batch)
+        return {each.stream for each in batch}
 
     def _wait(self) -> bool:
         """Wait for work; return False when stopped."""
@@ -118,7 +127,6 @@ class VoiceActivity:
             return {each.stream for each in self._waiting}
 
     def _take(self) -> "list[_Request]":
-        """Take the oldest request of each stream."""
         taken: dict[VoiceStream, _Request] = {}
         with self._changed:
             for each in self._waiting:
@@ -220,7 +228,10 @@ def _answer(requests: list[_Request]) -> None:
 
 def _tell(requests: list[_Request]) -> None:
     for each in requests:
-        each.tell(each.error or np.concatenate(each.found or [np.zeros(0, np.float32)]))
+        try:
+            each.tell(each.error or np.concatenate(each.found or [np.zeros(0, np.float32)]))
+        except Exception:  # the others are to be told all the same
+            log.exception("voice activity: a stream failed to go on")
 
 
 def _stopped() -> ProcessorError:
