@@ -87,12 +87,9 @@ def test_all_flags_of_the_gateway(configure, monkeypatch):
     assert (config.listen.listen_host, config.listen.port) == ("0.0.0.0", 0)
     assert config.public_host == "gw.example:7"
     assert (config.limits.job_seconds, config.limits.drain_seconds) == (3, 4)
-    assert not config.cross_origin
     monkeypatch.setenv("LP_ORCHADDR", "c:5")
-    monkeypatch.setenv("LIVE_AI_ALLOW_CORS", "1")
     _, _, config = configure("gateway")
     assert config.orchestrators == ["http://c:5"]
-    assert config.cross_origin
 
 
 def test_containers_are_every_url_with_every_name(configure, monkeypatch):

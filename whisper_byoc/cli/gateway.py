@@ -31,13 +31,6 @@ def configure(parser: Parser) -> None:
         metavar="HOST:PORT",
         default="",
     )
-    parser.option(
-        "--allow-cors",
-        help="let web pages of other origins use the gateway, if not empty",
-        env=("LIVE_AI_ALLOW_CORS",),
-        default="",
-        metavar="1",
-    )
     add_node_options(parser)
 
 
@@ -51,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         listen=served_address(args.httpAddr, "-httpAddr", GATEWAY_PORT),
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
-        cross_origin=bool(args.allow_cors),
         limits=network_limits(args),
     )
     asyncio.run(serve_node(running(config)))

@@ -15,7 +15,7 @@ from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
-from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take, peer_session
+from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Address, NetworkLimits, Node
 
@@ -24,31 +24,62 @@ NOT_PASSED_BACK = frozenset(
 )
 
 
-class GatewayJobs:
-    """The routes of frames, live feeds and batch jobs."""
+@dataclass(frozen=True)
+class GatewayConfig:
+    """How to run a gateway."""
 
-    def __init__(self, node: Node, directory: Directory) -> None:
-        self.scope = AbortScope()
+    listen: Address
+    orchestrators: Sequence[str]
+    """Base URLs."""
+    public_host: str = ""
+    """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
+    limits: NetworkLimits = field(default_factory=NetworkLimits)
+
+
+class Gateway(Node):
+    """A gateway: frames, live feeds and batch jobs here, streams in `GatewayStreams`."""
+
+    role = "gateway"
+    streams: GatewayStreams
+
+    def __init__(self, config: GatewayConfig, session: aiohttp.ClientSession) -> None:
+        super().__init__(config, session)
+        self.directory = Directory(config.orchestrators, session)
+        self.streams = GatewayStreams(self, self.directory, config.public_host)
+        self._scope = AbortScope()
         """All jobs are in it; it is aborted when the time for draining is over."""
-        self._node = node
-        self._directory = directory
+
+    def abort_jobs(self, reason: str) -> None:
+        self._scope.abort(reason)
+
+    def capabilities(self) -> dict[str, Any]:
+        return self.directory.capabilities()
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/live/video-to-video", self.live),
             web.post("/process/request", self.batch),
             web.post("/process/request/{route:.*}", self.batch),
+            *self.streams.routes(),
         ]
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        asking = asyncio.create_task(self.directory.keep_asking())
+        try:
+            yield
+        finally:
+            await cancel(asking)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         model = request.headers.get(livepeer.MODEL, "")
         if not model:
-            names = ", ".join(self._directory.available) or "none yet"
+            names = ", ".join(self.directory.available) or "none yet"
             raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
         headers = passed_on(request, livepeer.MODEL)
-        seconds = self._node.limits.job_seconds + MARGIN_S
-        with self._node.counted(), Relay(self._node, request, live=True) as relay:
-            return await self._on_some_orchestrator(self._directory.ranked(model), relay, headers, seconds)
+        seconds = self.limits.job_seconds + MARGIN_S
+        with self.counted(), Relay(self, request, live=True) as relay:
+            return await self._on_some_orchestrator(self.directory.ranked(model), relay, headers, seconds)
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a BYOC batch job to an orchestrator that has a place for it (go-livepeer, byoc/job_gateway.go)."""
@@ -56,8 +87,8 @@ class GatewayJobs:
             raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
-        with self._node.counted(), Relay(self._node, request) as relay:
-            urls = await self._directory.with_places(job.capability)
+        with self.counted(), Relay(self, request) as relay:
+            urls = await self.directory.with_places(job.capability)
             return await self._on_some_orchestrator(urls, relay, headers, job.timeout_seconds + MARGIN_S)
 
     async def _on_some_orchestrator(
@@ -66,9 +97,12 @@ class GatewayJobs:
         async def attempt(url: str) -> web.StreamResponse:
             target = URL(url + relay.request.rel_url.raw_path, encoded=True)  # %2F and %3F stay what they are
             peer = f"the orchestrator at {url}"
-            return await relay.post(self.scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
+            return await relay.post(self._scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
 
         return await first_to_take(urls, attempt)
+
+
+running = Gateway.running
 
 
 def passed_on(request: web.Request, *others: str) -> dict[str, str]:
@@ -86,59 +120,3 @@ def passed_on(request: web.Request, *others: str) -> dict[str, str]:
 def passed_back(headers: Mapping[str, str], url: str) -> dict[str, str]:
     kept = {name: value for name, value in headers.items() if name.lower() not in NOT_PASSED_BACK}
     return kept | {"X-Orchestrator-Url": url}
-
-
-@dataclass(frozen=True)
-class GatewayConfig:
-    """How to run a gateway."""
-
-    listen: Address
-    orchestrators: Sequence[str]
-    """Base URLs."""
-    public_host: str = ""
-    """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
-    cross_origin: bool = False
-    """Whether pages of other origins may use it."""
-    limits: NetworkLimits = field(default_factory=NetworkLimits)
-
-
-class Gateway(Node):
-    """A gateway."""
-
-    role = "gateway"
-    streams: GatewayStreams
-
-    def __init__(self, config: GatewayConfig, session: aiohttp.ClientSession) -> None:
-        super().__init__(config.limits, session)
-        self.directory = Directory(config.orchestrators, session)
-        self.streams = GatewayStreams(self, self.directory, config.public_host)
-        self._jobs = GatewayJobs(self, self.directory)
-
-    def abort_jobs(self, reason: str) -> None:
-        self._jobs.scope.abort(reason)
-
-    def capabilities(self) -> dict[str, Any]:
-        return self.directory.capabilities()
-
-    def routes(self) -> list[web.RouteDef]:
-        return [*self._jobs.routes(), *self.streams.routes()]
-
-    @contextlib.asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        asking = asyncio.create_task(self.directory.keep_asking())
-        try:
-            yield
-        finally:
-            await cancel(asking)
-
-
-@contextlib.asynccontextmanager
-async def running(config: GatewayConfig) -> AsyncIterator[Gateway]:
-    """Serve while the context lasts.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    async with peer_session() as session:
-        gateway = Gateway(config, session)
-        async with gateway.listening(config.listen, cross_origin=config.cross_origin):
-            yield gateway

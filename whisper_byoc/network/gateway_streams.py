@@ -1,28 +1,59 @@
-"""The gateway's streams: `/process/stream/…`, as clients of go-livepeer's gateway start, read, change and stop them."""
+"""The gateway's streams: `/process/stream/…`, and for each its orchestrator, its channels and its records."""
 
+import asyncio
+import contextlib
+import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from whisper_byoc import livepeer
-from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import json_object
+from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.http import json_object, lines, reason_of
 from whisper_byoc.network.directory import Directory
-from whisper_byoc.network.gateway_stream import GatewayStream
+from whisper_byoc.network.peers import MARGIN_S, Answer, first_to_take, post, refused
+from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.relay import ClientAnswer
 from whisper_byoc.network.serving import Node, read_small
-from whisper_byoc.network.streams import LARGEST_BODY, Streams, passed_back
+from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
+from whisper_byoc.params import has_pcm_input
+from whisper_byoc.trickle import (
+    ClientOptions,
+    LocalPublisher,
+    LocalSubscriber,
+    TrickleError,
+    TricklePublisher,
+    TrickleSubscriber,
+)
+from whisper_byoc.trickle.channel import Channel
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
+OPTIONS = ClientOptions(verify=False, answer_seconds=4.0, patience_seconds=4.0, longest_pause=0.5)
+"""An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
+CONTROL_EVERY_S = 10.0
+STOP_S = 12.0
+FLUSH_S = 3.0
+"""After a stop: longest time for which input that has arrived is still sent."""
+LAST_RECORDS_S = 4.0
+"""After the container's answer to a stop: longest wait for its end record."""
+LAST_S = 2.0
+"""When one of a stream's channels has ended: longest wait for what is still on its way in the others."""
+LINGER_S = 0.5
+"""The video channel stays open for so long after the end: readers ask for what was written last."""
+LARGEST_LINE = 8 << 20
 MOST_ENDED = 100
 """Records and status of so many streams that have ended can still be read: those that began last."""
+ENDS = ("Data", "Events")
+"""Channels of which the first to end ends the stream."""
+RESULTS = (*ENDS, "Subscribe")
 
 
-class GatewayStreams(Streams[GatewayStream]):
+class GatewayStreams(Streams["GatewayStream"]):
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
     def __init__(self, node: Node, directory: Directory, public_host: str) -> None:
@@ -86,7 +117,7 @@ class GatewayStreams(Streams[GatewayStream]):
             await client.write(b"data: %b\n\n" % line if line else b": keep-alive\n\n")
         return await client.end(b'event: end\ndata: {"type":"stream_ended"}\n\n')
 
-    def _urls(self, request: web.Request, stream: GatewayStream) -> dict[str, str]:
+    def _urls(self, request: web.Request, stream: "GatewayStream") -> dict[str, str]:
         host = self._public_host or request.host
         base = host if "://" in host else f"{request.scheme}://{host}"
         route, trickle = f"{base}/process/stream/{stream.id}", base + self._node.trickle.base_path
@@ -130,3 +161,251 @@ def params_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     if params is None or params == "":
         return {}
     return params if isinstance(params, dict) else livepeer.object_in(params, "params")
+
+
+class GatewayStream(RelayedStream):
+    """Its records and status outlive it."""
+
+    def __init__(self, stream_id: str, job: livepeer.JobHeader, params: Mapping[str, Any], node: Node) -> None:
+        super().__init__(stream_id)
+        self.records = RecordLog()
+        self.has_data = bool(job.options.get("enable_data_output"))
+        """Whether the client wanted text."""
+        self.input_name = stream_id if job.options.get("enable_video_ingress") else ""
+        """Name of the channel that takes the client's media; empty if the stream has no input."""
+        self.output_name = f"{stream_id}-out" if job.options.get("enable_video_egress") else ""
+        """Name of the channel with the video; empty if the stream has none."""
+        self._job = job.asking(stream_id=stream_id)
+        self._params = params
+        self._node = node
+        self._channels: dict[str, Channel] = {}
+        self._url = ""
+        """The orchestrator's, and below the URLs of the channels there, by their kinds."""
+        self._remote: dict[str, str] = {}
+        self._sending: asyncio.Task[None] | None = None
+        self._stopped = False
+        """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
+        self._lost = ""
+        self._container_status: dict[str, Any] = {}
+        self._error = ""
+
+    # -- what the client asks for
+
+    @property
+    def ending(self) -> bool:
+        return self.stopping is not None or self.records.ended or self.over.done()
+
+    async def start(self, orchestrators: Sequence[str]) -> None:
+        """Begin at the first of these orchestrators that takes the stream.
+
+        Raises `RequestRefused` with the words of whoever refused, or `TrickleError` when there is no room for channels.
+        """
+        try:
+            for name in filter(None, (self.input_name, self.output_name)):
+                self._channels[name] = self._node.trickle.create(name, "video/MP2T")
+            await first_to_take(orchestrators, self._start_at)
+        except BaseException:
+            self._close_channels()
+            raise
+        log.info("stream %s runs at %s", self.id, self._url)
+        self.begin()
+
+    async def update(self, body: bytes, content_type: str) -> Answer:
+        if self.over.done():
+            raise RequestRefused(404, f"stream {self.id!r} has ended")
+        return await self._post("update", body, content_type, self._job.timeout_seconds + MARGIN_S)
+
+    def status(self) -> dict[str, Any]:
+        """Describe the stream; what the container says of itself comes first."""
+        state = "ended" if self.over.done() else "running"
+        own = {"stream_id": self.id, "state": state, "orchestrator": self._url, "whep_url": ""}
+        return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
+
+    # -- requests to the orchestrator
+
+    async def _start_at(self, url: str) -> None:
+        self._url = url
+        body = json.dumps({"params": self._params or None}).encode()
+        try:
+            answer = await self._post("start", body, "application/json", self._job.timeout_seconds + MARGIN_S)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
+            wanted = {"Publish": self.input_name, "Subscribe": self.output_name}
+            for kind in ("Control", "Events", "Publish", "Subscribe", "Data"):
+                if (address := answer.headers.get(f"X-{kind}-Url")) and wanted.get(kind, kind):
+                    self._remote[kind] = address
+            if "Control" not in self._remote or "Events" not in self._remote:
+                raise PeerFailed(f"{self._peer} named no channels for control and events")
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
+                self._node.tasks.start(self._let_go())  # it may have begun
+            raise
+
+    async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> Answer:
+        """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
+        try:
+            answer = await self._post("stop", body, content_type, STOP_S)
+            if answer.status >= 400:
+                raise refused(self._peer, answer.status, answer.body)
+        except RequestRefused as error:
+            log.warning("stream %s: %s", self.id, error)
+            return Answer(200, b"", {})
+        self._stopped = True
+        return answer
+
+    async def _let_go(self) -> None:
+        await self._stop_peer()
+
+    @property
+    def _peer(self) -> str:
+        return f"the orchestrator at {self._url}"
+
+    async def _post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+        headers = {livepeer.JOB: self._job.encode(), "Content-Type": content_type}
+        return await post(self._node.http, self._peer, f"{self._url}/ai/stream/{action}", body, headers, seconds)
+
+    # -- from the start to the end
+
+    async def _run(self) -> None:
+        reason = "the stream was stopped, and its last words did not come in time"
+        try:
+            reason = await self._pass_on()
+        except Exception:
+            log.exception("stream %s failed", self.id)
+            reason = "the gateway failed on this stream; its log says why"
+        finally:
+            await self._finish(reason)
+
+    async def _pass_on(self) -> str:
+        """Pass everything on until the stream has ended; return the reason if that was too early, else nothing."""
+        work = {
+            "Data": self._read_data, "Events": self._read_events, "Subscribe": self._copy_video,
+            "Publish": self._send_input, "Control": self._keep_alive,
+        }  # fmt: skip
+        tasks = {kind: asyncio.create_task(each()) for kind, each in work.items() if kind in self._remote}
+        failing = asyncio.create_task(asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION))
+        self._sending = tasks.get("Publish")
+        ends, results = ({kind: tasks[kind] for kind in kinds if kind in tasks} for kinds in (ENDS, RESULTS))
+        try:
+            await first_of(*ends.values(), failing)
+            if self.records.ended:
+                del results["Events"]  # nobody needs more of them
+            if results:
+                await asyncio.wait(results.values(), timeout=LAST_S)
+            return self._reason(tasks)
+        finally:
+            await cancel(failing, *tasks.values())
+            self._sending = None  # its failure would hold on to the input
+
+    def _reason(self, tasks: Mapping[str, asyncio.Task[None]]) -> str:
+        """Return why it ended too early; not every container's text has an end record."""
+        if self.records.ended:
+            return ""
+        if self._lost:
+            return self._lost
+        errors = {kind: error for kind, task in tasks.items() if task.done() and (error := task.exception())}
+        if self._stopped and "Data" not in errors:
+            return ""
+        return reason_of(next(iter(errors.values()))) if errors else "the orchestrator ended the stream"
+
+    async def _stop(self, body: bytes, content_type: str) -> Answer:
+        if self.over.done():
+            return Answer(200, b"", {})
+        if self.input_name in self._channels:
+            self._close(self._channels[self.input_name])
+        if self._sending is not None:
+            await first_of(self._sending, timeout=FLUSH_S)
+        answer = await self._stop_peer(body, content_type)
+        await first_of(self.over, timeout=LAST_RECORDS_S)
+        await cancel(self.over)
+        return answer
+
+    async def _finish(self, reason: str) -> None:
+        if reason and not self.records.ended:
+            self._error = self._error or reason
+            log.warning("stream %s: %s", self.id, reason)
+            self.records.fail(self.id, reason)
+        self.records.close()
+        stopping = () if self._stopped else (self._node.tasks.start(self._let_go()),)
+        try:
+            if self.output_name:
+                await asyncio.sleep(LINGER_S)
+        finally:
+            self._close_channels()
+        if stopping:
+            await first_of(*stopping, timeout=LAST_RECORDS_S)
+
+    def _close_channels(self) -> None:
+        for channel in self._channels.values():
+            self._close(channel)
+        self._channels.clear()  # they hold their last segments
+
+    def _close(self, channel: Channel) -> None:
+        if not channel.closed:
+            self._node.trickle.close(channel.name)
+
+    # -- what flows through the channels
+
+    async def _read_events(self) -> None:
+        async with self._reader("Events") as subscriber:
+            async for segment in subscriber:
+                event = await read_event(segment)
+                kind, message = event.get("type"), str(event.get("message", event.get("error", "")))
+                if kind == "stream_lost":
+                    self._lost = message or "the orchestrator lost the stream"
+                elif kind == "stream_stopped":
+                    self._stopped = True
+                elif kind in ("status", "inference_status"):
+                    self._container_status = event
+                elif kind == "error":
+                    self._error = self._error or message
+
+    async def _read_data(self) -> None:
+        too_long = PeerFailed(f"the container wrote a line of more than {LARGEST_LINE} bytes")
+        async with self._reader("Data") as subscriber:
+            async for segment in subscriber:
+                self._tell_of_gap(segment.missed, "of the stream's text were gone before they could be read")
+                async for line in lines(segment, LARGEST_LINE, too_long):
+                    self.records.add(line)
+                if self.records.ended:
+                    return
+
+    def _tell_of_gap(self, segments: int, what: str) -> None:
+        if segments:
+            self.records.lost(self.id, f"{segments} segments {what}")
+
+    async def _keep_alive(self) -> None:
+        async with TricklePublisher(self._remote["Control"], "application/json", options=OPTIONS) as publisher:
+            while True:
+                await publisher.publish(b'{"keep":"alive"}')
+                await asyncio.sleep(CONTROL_EVERY_S)
+
+    async def _send_input(self) -> None:
+        """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
+        pcm = has_pcm_input(self._params)
+        source = LocalSubscriber(self._channels[self.input_name])
+        publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
+        async with publisher:
+            async for segment in source:
+                gone = "of the input were gone before they could be sent on; publish no faster than live"
+                self._tell_of_gap(segment.missed, gone)
+                async with await publisher.next() as writer:
+                    size = 0
+                    async for data in segment:
+                        size += len(data)
+                        await writer.write(data)
+                    if pcm and size % 2 and not segment.segment.whole:  # what follows a broken one begins a sample
+                        await writer.write(b"\0")
+            await publisher.close(delete_channel=True)
+
+    async def _copy_video(self) -> None:
+        output = LocalPublisher(self._channels[self.output_name])
+        async with self._reader("Subscribe") as subscriber:
+            async for segment in subscriber:
+                async with await output.next() as writer:
+                    with contextlib.suppress(TrickleError):  # a broken segment costs what is missing of it
+                        async for data in segment:
+                            await writer.write(data)
+
+    def _reader(self, kind: str) -> TrickleSubscriber:
+        return TrickleSubscriber(self._remote[kind], start=0, options=OPTIONS)

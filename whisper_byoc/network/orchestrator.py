@@ -14,7 +14,6 @@ from whisper_byoc.errors import RequestRefused, UsageError
 from whisper_byoc.http import base_url, json_object
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
-from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
 from whisper_byoc.network.serving import Address, NetworkLimits, Node, read_small
 
@@ -42,9 +41,7 @@ class Registration:
         container = parse_container(await read_small(request))
         if len(tuple(self._pool)) >= MOST_CONTAINERS and self._pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
-        known = self._pool.add(container)
-        known.is_ready()  # it has just said so itself
-        self._node.health.follow(known.url)
+        self._node.health.add(container).is_ready()  # it has just said so itself
         return web.Response(text="ok", content_type="application/json")
 
     async def unregister(self, request: web.Request) -> web.Response:
@@ -130,7 +127,8 @@ class Orchestrator(Node):
     streams: ContainerStreams
 
     def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
-        super().__init__(config.limits, session)
+        super().__init__(config, session)
+        self.address = config.listen or config.service
         self.pool = Pool()
         self.health = HealthCheck(self.pool, session, config.limits)
         self.streams = ContainerStreams(self, self.pool, config.trickle_host)
@@ -162,20 +160,11 @@ class Orchestrator(Node):
         service = self._config.service
         self.streams.service_url = f"http://{service.host or '127.0.0.1'}:{service.port or self.port}"
         for container in self._config.containers:
-            self.health.follow(self.pool.add(container).url)
+            self.health.add(container)
         try:
             yield
         finally:
             await self.health.close()
 
 
-@contextlib.asynccontextmanager
-async def running(config: OrchestratorConfig) -> AsyncIterator[Orchestrator]:
-    """Serve while the context lasts.
-
-    Raises `StartError` when the address cannot be had.
-    """
-    async with peer_session() as session:
-        orchestrator = Orchestrator(config, session)
-        async with orchestrator.listening(config.listen or config.service):
-            yield orchestrator
+running = Orchestrator.running

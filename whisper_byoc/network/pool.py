@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from whisper_byoc.aio import cancel
+from whisper_byoc.aio import Tasks
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.network.peers import AbortScope, ask
@@ -65,14 +65,8 @@ class Container:
 
     def describe(self) -> dict[str, Any]:
         """Describe it for anybody: without its token."""
-        return {
-            "url": self.url,
-            "ready": self.ready,
-            "capacity": self.capacity,
-            "load": len(self.slots),
-            "registered": self.registered,
-            "trouble": self.trouble,
-        }
+        told = {name: getattr(self, name) for name in ("url", "ready", "capacity", "registered", "trouble")}
+        return {**told, "load": len(self.slots)}
 
     def is_ready(self) -> None:
         if not self.ready and not self.leaving:
@@ -191,49 +185,46 @@ class Pool:
 
 
 class HealthCheck:
-    """Asks every container of a pool how it is, in a task for each URL."""
+    """Asks each container of a pool how it is, in a task of its own."""
 
     def __init__(self, pool: Pool, http: aiohttp.ClientSession, limits: NetworkLimits) -> None:
         self._pool = pool
         self._http = http
         self._limits = limits
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks()
+        self.close = self._tasks.close
 
-    def follow(self, url: str) -> None:
-        if url not in self._tasks:
-            self._tasks[url] = asyncio.get_running_loop().create_task(self._follow(url))
+    def add(self, container: Container) -> Container:
+        """Add a container to the pool, or change what is known of it there; a new one is asked from now on."""
+        known = self._pool.add(container)
+        if known is container:
+            self._tasks.start(self._follow(container))
+        return known
 
-    async def close(self) -> None:
-        await cancel(*self._tasks.values())
-
-    async def _follow(self, url: str) -> None:
+    async def _follow(self, container: Container) -> None:
         silences = 0
-        while containers := [each for each in self._pool if each.url == url]:
+        while container in tuple(self._pool):
             try:
-                trouble = await self._ask(url, containers)
+                trouble = await self._ask(container)
                 silences = 0
-                for each in containers:
-                    each.not_ready(trouble) if trouble else each.is_ready()
+                container.not_ready(trouble) if trouble else container.is_ready()
             except CONNECTION_ERRORS as error:
                 silences += 1
-                trouble = reason_of(error)
-                if not _connection_refused(error):
-                    trouble = f"{SILENCES} times in a row it gave no answer: {trouble}"
-                if _connection_refused(error) or silences >= SILENCES:
-                    for each in containers:
-                        each.gone(trouble)
-                        each.leaving = each.leaving or (each.registered and silences > FORGOTTEN)
+                if _connection_refused(error):
+                    container.gone(reason_of(error))
+                elif silences >= SILENCES:
+                    container.gone(f"{SILENCES} times in a row it gave no answer: {reason_of(error)}")
+                container.leaving = container.leaving or (container.registered and silences > FORGOTTEN)
             except Exception:  # a bug here must not end the asking
-                log.exception("asking %s how it is failed", url)
+                log.exception("asking %s how it is failed", container.url)
             await asyncio.sleep(self._limits.ask_seconds)
-        del self._tasks[url]
 
-    async def _ask(self, url: str, containers: list[Container]) -> str:
+    async def _ask(self, container: Container) -> str:
         """Return the reason why a container takes no jobs, empty if it does.
 
         `/readyz` is asked first; a container without it is ready when `/health` does not say otherwise.
         """
-        seconds = self._limits.answer_seconds
+        url, seconds = container.url, self._limits.answer_seconds
         status, body = await ask(self._http, f"{url}/readyz", seconds)
         if status == 503:
             reasons = body.get("reasons")
@@ -243,11 +234,10 @@ class HealthCheck:
             health = body.get("status")
             if status >= 500 or health in NOT_READY:
                 return f"its health is {health or status}"
-        if any(each.pipelines is None for each in containers):
+        if container.pipelines is None:
             _, body = await ask(self._http, f"{url}/version", seconds)
             names = body.get("model_id")
-            for each in containers:
-                each.pipelines = tuple(names.split(",")) if isinstance(names, str) and names else ()
+            container.pipelines = tuple(names.split(",")) if isinstance(names, str) and names else ()
         return ""
 
 

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler
 from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
 from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
+from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.streams import Streams
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import ByteBudget
@@ -141,17 +142,19 @@ class Node(abc.ABC):
     role: ClassVar[str]
     streams: Streams[Any]
 
-    def __init__(self, limits: NetworkLimits, session: aiohttp.ClientSession) -> None:
-        self.limits = limits
+    def __init__(self, config: Any, session: aiohttp.ClientSession) -> None:
+        """Take a `GatewayConfig` or `OrchestratorConfig`."""
+        self.limits: NetworkLimits = config.limits
         self.http = session
         """For requests to peers."""
-        self.memory = ByteBudget(limits.total_bytes)
+        self.memory = ByteBudget(self.limits.total_bytes)
         """Of all bodies that are held."""
-        self.trickle = TrickleServer(limits=TrickleLimits(segment_bytes=limits.frame_bytes))
+        self.trickle = TrickleServer(limits=TrickleLimits(segment_bytes=self.limits.frame_bytes))
         self.tasks = Tasks()
         self.jobs = 0
         """Requests that are going on and are no streams."""
         self.draining = False
+        self.address: Address = config.listen
         self.port = 0
 
     @abc.abstractmethod
@@ -188,37 +191,40 @@ class Node(abc.ABC):
         finally:
             self.jobs -= 1
 
+    @classmethod
     @contextlib.asynccontextmanager
-    async def listening(self, address: Address, *, cross_origin: bool = False) -> AsyncIterator[Self]:
-        """Serve while the context lasts; `cross_origin` lets pages of any origin call every route.
+    async def running(cls, config: Any) -> AsyncIterator[Self]:
+        """Serve while the context lasts. `config` is the gateway's or the orchestrator's.
 
         Raises `StartError` when the address cannot be had.
         """
+        async with peer_session() as session:
+            node = cls(config, session)
+            try:
+                async with node._listening() as node.port, node.working():
+                    log.info("%s listening on port %d", cls.role, node.port)
+                    try:
+                        yield node
+                    finally:
+                        node.draining = True
+                        await node.streams.stop_all(node._reason)
+            finally:  # last, as they tell peers of requests that were cut off
+                await node.tasks.close(LAST_WORDS_S)
+
+    def _listening(self) -> contextlib.AbstractAsyncContextManager[int]:
         app = web.Application(client_max_size=0, middlewares=[error_answers(self.role)])
         self.trickle.add_routes(app)
         app.add_routes([*self.routes(), *self._status_routes()])
-        if cross_origin:
-            _allow_other_origins(app)
-        listener = http.listening(
+        return http.listening(
             app,
-            address.listen_host,
-            address.port,
+            self.address.listen_host,
+            self.address.port,
             keep_alive_seconds=IDLE_CONNECTION_S,
             shutdown_seconds=SHUTDOWN_S,
             handler_cancellation=True,
             max_line_size=LONGEST_LINE,
             max_field_size=LONGEST_LINE,
         )
-        try:
-            async with listener as self.port, self.working():
-                log.info("%s listening on port %d", self.role, self.port)
-                try:
-                    yield self
-                finally:
-                    self.draining = True
-                    await self.streams.stop_all(self._reason)
-        finally:  # last, as they tell peers of requests that were cut off
-            await self.tasks.close(LAST_WORDS_S)
 
     async def drain(self) -> None:
         """Take no new work, stop the streams, and give jobs time to end."""
@@ -262,19 +268,6 @@ class Node(abc.ABC):
             "/health": health, "/healthz": ready, "/readyz": ready, "/capabilities": capabilities, "/status": status
         }  # fmt: skip
         return [web.get(path, handler) for path, handler in handlers.items()]
-
-
-def _allow_other_origins(app: web.Application) -> None:
-    async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
-        for name in ("Allow-Origin", "Allow-Headers", "Allow-Methods", "Expose-Headers"):
-            response.headers[f"Access-Control-{name}"] = "*"
-
-    @web.middleware
-    async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return web.Response() if request.method == "OPTIONS" else await handler(request)
-
-    app.on_response_prepare.append(add_headers)
-    app.middlewares.append(preflight)
 
 
 async def serve_node(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:

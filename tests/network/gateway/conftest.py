@@ -300,12 +300,11 @@ class World:
         self.stack.push_async_callback(script.close)
         return script
 
-    async def gateway(self, *orchestrators, public_host="", cross_origin=False, stack=None, **limits):
+    async def gateway(self, *orchestrators, public_host="", stack=None, **limits):
         config = gateway_app.GatewayConfig(
             listen=ANYWHERE,
             orchestrators=[each if isinstance(each, str) else each.url for each in orchestrators],
             public_host=public_host,
-            cross_origin=cross_origin,
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
         running = await (stack or self.stack).enter_async_context(gateway_app.running(config))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.waiting import until
-from whisper_byoc.network import gateway_stream
+from whisper_byoc.network import gateway_streams
 from whisper_byoc.trickle import LocalSubscriber, TricklePublisher, TrickleSubscriber
 
 PCM = {"input": "pcm16"}
@@ -31,8 +31,8 @@ def first_and_other(workers):
 
 
 def impatient(monkeypatch):
-    options = gateway_stream.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1)
-    monkeypatch.setattr(gateway_stream, "OPTIONS", options)
+    options = gateway_streams.ClientOptions(patience_seconds=0.2, longest_pause=0.1, answer_seconds=1)
+    monkeypatch.setattr(gateway_streams, "OPTIONS", options)
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -76,7 +76,7 @@ async def test_a_container_that_dies_ends_the_stream_with_one_error(world, said)
 @pytest.mark.parametrize("how", ["nothing", "hangs", "no urls", "bad urls", "half"])
 async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, how):
     """It is told to let go of the stream, which fails at its start if that is known then."""
-    monkeypatch.setattr(gateway_stream, "LAST_S", 0.1)
+    monkeypatch.setattr(gateway_streams, "LAST_S", 0.1)
     impatient(monkeypatch)
     stops = []
 

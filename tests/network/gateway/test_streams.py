@@ -106,21 +106,6 @@ async def test_the_public_address_is_in_the_urls(world):
         await gateway.post(f"/process/stream/{answer['stream_id']}/stop")
 
 
-async def test_pages_of_other_origins(world):
-    orchestrator = await world.orchestrator(await world.serving(world.Sound()))
-    gateway = await world.gateway(orchestrator, cross_origin=True)
-    async with gateway.http.options(f"{gateway.url}/process/stream/x/data") as answer:
-        assert answer.status == 200
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
-    answer = (await gateway.start("one"))[1]
-    async with gateway.http.get(answer["data_url"]) as events:
-        assert events.headers["Access-Control-Allow-Origin"] == "*"
-    async with gateway.http.get(f"{gateway.url}/process/stream/none/status") as missing:
-        assert missing.status == 404
-        assert missing.headers["Access-Control-Allow-Origin"] == "*"
-    await gateway.post("/process/stream/one/stop")
-
-
 @pytest.mark.filterwarnings("ignore:verify_ssl is deprecated", "ignore::ResourceWarning")  # pytrickle's
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["ours", "pytrickle"])
