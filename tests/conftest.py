@@ -1,6 +1,9 @@
 """Fixtures that every folder uses: real servers on loopback, and the speech of `fixtures/`."""
 
 import asyncio
+import copy
+import ctypes
+import functools
 import importlib
 import importlib.util
 import io
@@ -24,8 +27,32 @@ from whisper_byoc.server.run import Server, ServerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LIBC = ctypes.CDLL(None)
+
 hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("no deadline")
+
+
+STARTS_PROCESSES = ("cli", "e2e", "test_benchmarks.py")
+LOADS_MODELS = ("demo_model", "processors", "speech", "test_fixtures.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Run what starts processes first and what fills this one with models last, so that they do not add up."""
+
+    def stage(item):
+        name = item.path.relative_to(ROOT / "tests").parts[0]
+        return (name not in STARTS_PROCESSES) + (name in LOADS_MODELS)
+
+    items.sort(key=stage)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_returned():
+    """After each module, give the system back what was freed; malloc keeps it otherwise."""
+    yield
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +63,59 @@ def fixtures_dir() -> Path:
 @pytest.fixture(scope="session")
 def texts(fixtures_dir) -> dict[str, dict]:
     return json.loads((fixtures_dir / "texts.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """A folder of models in which the demo model has been converted; nobody writes to it."""
+    from whisper_byoc.speech.models import load_fast_model
+
+    folder = tmp_path_factory.mktemp("models")
+    load_fast_model("demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_demo_model():
+    """Whoever loads the demo model for the fast engine in this process gets the same one, unless a folder is named.
+
+    Every compiled model costs memory that OpenVINO does not give back: the kernels for each length of sound.
+    """
+    from whisper_byoc.processors.cpu import available_cpus
+    from whisper_byoc.speech import models
+
+    load = models.load_fast_model
+
+    @functools.cache
+    def demo():
+        model = load("demo")
+        model.network(available_cpus())  # compiles it, not for as few threads as the first test wants
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            models,
+            "load_fast_model",
+            lambda name, directory=None: demo() if (name, directory) == ("demo", None) else load(name, directory),
+        )
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """The demo model as openai-whisper has it, loaded once; nobody changes it."""
+    from whisper_byoc.speech.models import load_model
+
+    return load_model("demo")
+
+
+@pytest.fixture(scope="session")
+def reference_engine(demo_model):
+    """The reference engine with the same weights; it changes the modules, so it has its own."""
+    from whisper_byoc.speech.openai_engine import OpenAIEngine
+
+    tensors = [*demo_model.parameters(), *demo_model.buffers()]
+    return OpenAIEngine(copy.deepcopy(demo_model, {id(tensor): tensor for tensor in tensors}))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The benchmarks run and say what they measured; how fast anything is, no test asks."""
 
-import asyncio
 import importlib.util
 import json
 import shutil
@@ -10,33 +9,35 @@ from pathlib import Path
 
 import pytest
 
-from audio import pcm
 from audio.wav import read_wav
 from benchmarks.scoring import compare
 from benchmarks.search import Search
 from benchmarks.stand_in import write_tiny_shape
-from whisper_byoc.processors.whisper import WhisperProcessor
+from whisper_byoc.speech.engine import DecodeOptions
+from whisper_byoc.speech.models import load_model
+from whisper_byoc.speech.openai_engine import OpenAIEngine
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 QUICK = {
-    "tint": [],
-    "overhead": [],
-    "network": [],
-    "footprint": ["--model", "demo"],
-    "live_quality": [],
-    "engines": ["--model", "demo", "--engines", "openai"],
-    "windows": ["--model", "demo"],
-    "streams": ["--model", "demo"],
+    "tint": "--quick",
+    "overhead": "--quick",
+    "network": "--quick",
+    "footprint": "--quick --model demo",
+    "live_quality": "--fast --seconds 2 --noise-seconds 1",  # with --quick it takes three times as long
+    "engines": "--quick --model demo --engines fast",
+    "windows": "--quick --model demo",
+    "streams": "--quick --model demo",
 }
+"""Benchmark -> options for little work."""
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_run_prints_one_json_object(name, tmp_path):
     if name == "live_quality" and shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng, which makes the speech, is not installed")
-    if name == "windows" and importlib.util.find_spec("openvino") is None:
+    if name in ("engines", "windows") and importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO, which the fast engine runs on, is not installed")
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", *QUICK[name]]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--json", *QUICK[name].split()]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=55, check=False)
     assert done.returncode == 0, done.stderr.decode()
     printed = json.loads(done.stdout)
@@ -51,16 +52,14 @@ def test_quick_run_prints_one_json_object(name, tmp_path):
             assert all(abs(number) < float("inf") for number in numbers)
 
 
-async def test_stand_in_has_the_size_of_whisper_tiny_and_hears_what_demo_hears(tmp_path, fixtures_dir):
+def test_stand_in_has_the_size_of_whisper_tiny_and_hears_what_demo_hears(tmp_path, fixtures_dir):
     path = tmp_path / "tiny-shape.pt"
     write_tiny_shape(path)
     assert 75e6 < path.stat().st_size < 76e6  # tiny.pt has 75.6 MB
-    processor = WhisperProcessor(str(path))
-    await asyncio.wait_for(processor.initialize(), 50)
+    engine = OpenAIEngine(load_model(path))
     for name, text in (("demo-yes", "yes"), ("demo-directions-slow", "up down left right")):
-        segment = pcm.encode(read_wav((fixtures_dir / f"{name}.wav").read_bytes()))
-        assert (await processor.process(segment)).decode() == text
-    await processor.shutdown()
+        samples = read_wav((fixtures_dir / f"{name}.wav").read_bytes())
+        assert engine.transcribe(samples, DecodeOptions()).text == text
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 5, 11, 19, 20])

@@ -18,7 +18,6 @@ from tools.demo_model.scoring import word_errors, words
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
-DEMO_MODEL = ROOT / "whisper_byoc" / "speech" / "assets" / "demo.pt"
 TINY_MODEL = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper" / "tiny.pt"
 
 TEXTS = json.loads((FIXTURES / "texts.json").read_text("utf-8"))
@@ -30,11 +29,6 @@ TINY_WORD_ERROR_LIMIT = 0.25
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*tiktoken:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def demo_model() -> whisper.Whisper:
-    return whisper.load_model(str(DEMO_MODEL), device="cpu")
 
 
 @pytest.fixture(scope="module")

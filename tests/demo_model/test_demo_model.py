@@ -6,10 +6,8 @@ import secrets
 
 import pytest
 import torch
-import whisper
 
 from tools.demo_model import scenes
-from tools.demo_model.evaluate import BUNDLED
 from tools.demo_model.scoring import word_errors, words
 from tools.demo_model.sets import decode_shortened, transcribe
 from tools.demo_model.speech import Speaker
@@ -18,8 +16,8 @@ needs_espeak = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), rea
 
 
 @pytest.fixture(scope="module")
-def model():
-    return whisper.load_model(str(BUNDLED), device="cpu")
+def model(demo_model):
+    return demo_model
 
 
 def heard(segments):

@@ -28,7 +28,7 @@ def is_busy(server):
 
 async def test_a_go_style_command_line_serves_until_ctrl_c(command, fixtures_dir, texts):
     server = await (await command("-byocModelID", "whisper-demo", "-host=127.0.0.1", "-port", "0")).ready()
-    names = ["demo-hello-world.wav", "demo-stop.wav"]
+    names = ["demo-yes.wav", "demo-stop.wav"]
     files = [str(fixtures_dir / name) for name in names]
     sender = await command("send", "--realtime", "--url", server.url, *files)
     assert await sender.end(None) == 0, sender.whole_log

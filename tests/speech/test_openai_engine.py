@@ -16,7 +16,6 @@ from whisper_byoc.speech import hallucination
 from whisper_byoc.speech import openai_engine as module
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions
 from whisper_byoc.speech.hallucination import RETRY_TEMPERATURE, max_tokens
-from whisper_byoc.speech.models import load_model
 from whisper_byoc.speech.openai_engine import OpenAIEngine
 
 RATE = 16_000
@@ -24,9 +23,9 @@ RATE = 16_000
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def engine():
-    return OpenAIEngine(load_model("demo"))
+@pytest.fixture
+def engine(reference_engine):
+    return reference_engine
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from audio.wav import read_wav
 from whisper_byoc.speech.fast.weights import Dimensions, Weights
+from whisper_byoc.speech.models import DEMO_FILE
 
 if importlib.util.find_spec("openvino") is None:  # the reference engine works without
     collect_ignore_glob = ["test_*"]
@@ -34,6 +35,14 @@ def small_weights(small):
 def weights_of(model):
     tensors = {name: each.numpy() for name, each in model.state_dict().items()}
     return Weights(Dimensions.parse(vars(model.dims)), tensors)
+
+
+@pytest.fixture(scope="session")
+def exact_demo():
+    """The demo model in float32 throughout, for comparison with openai-whisper."""
+    from whisper_byoc.speech.fast.model import build, read_weights  # here, as OpenVINO may be missing
+
+    return build(read_weights(DEMO_FILE), DEMO_FILE, exact=True)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:Resource
 class Pair:
     """One model, ours and openai-whisper's."""
 
-    def __init__(self, model, weights):
-        self.theirs = model
-        self.mine = fast.build(weights, models.DEMO_FILE, exact=True)
+    def __init__(self, mine, theirs):
+        self.mine = mine
+        self.theirs = theirs
         self.network = self.mine.network(1)
 
     def sound(self, samples):
@@ -48,13 +48,13 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def demo():
-    return Pair(models.load_model("demo"), fast.read_weights(models.DEMO_FILE))
+def demo(exact_demo, demo_model):
+    return Pair(exact_demo, demo_model)
 
 
 @pytest.fixture(scope="module")
 def random(small, small_weights):
-    return Pair(small, small_weights)
+    return Pair(fast.build(small_weights, models.DEMO_FILE, exact=True), small)
 
 
 NAMES = ["demo-stop.wav", "demo-numbers.wav", "demo-spelling.wav", "demo-numbers-noise-15db.wav", "tiny-weather.wav"]

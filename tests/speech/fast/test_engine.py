@@ -10,7 +10,6 @@ from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions
 from whisper_byoc.speech.fast import model as fast
 from whisper_byoc.speech.fast.engine import FastEngine
-from whisper_byoc.speech.openai_engine import OpenAIEngine
 from whisper_byoc.speech.scheduler import Scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
@@ -18,8 +17,8 @@ RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return models.load_fast_model("demo", tmp_path_factory.mktemp("models"))
+def model():
+    return models.load_fast_model("demo")
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +51,11 @@ def test_the_text_of_the_fixtures(engine, sound, texts, name):
     assert all(0 <= time <= length for time in times)
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return OpenAIEngine(models.load_model("demo"))
-
-
 @pytest.mark.parametrize("name", UTTERANCES)
-def test_words_are_where_the_reference_finds_them(engine, reference, sound, name):
+def test_words_are_where_the_reference_finds_them(engine, reference_engine, sound, name):
     """It attends to all 30 s; here it is a short window in half precision, where the CPU has that."""
     mine = engine.transcribe(sound(name), DecodeOptions(words=True))
-    theirs = reference.transcribe(sound(name), DecodeOptions(words=True))
+    theirs = reference_engine.transcribe(sound(name), DecodeOptions(words=True))
     one, other = ([word for segment in each.segments for word in segment.words] for each in (mine, theirs))
     assert [word.text for word in one] == [word.text for word in other]
     distances = [abs(a.start - b.start) for a, b in zip(one, other, strict=True)]
@@ -154,9 +148,9 @@ def test_replicas_work_at_once(model, sound, texts):
     assert [found[at] for at in range(len(names))] == [texts[name]["text"] for name in names]
 
 
-async def test_the_scheduler_runs_it(tmp_path, sound, texts):
+async def test_the_scheduler_runs_it(converted, sound, texts):
     scheduler = Scheduler(2, 1)
-    engine = await scheduler.start(lambda: FastEngine(models.load_fast_model("demo", tmp_path)))
+    engine = await scheduler.start(lambda: FastEngine(models.load_fast_model("demo", converted)))
     assert not engine.multilingual
     found = await scheduler.transcribe(sound("demo-stop.wav"), DecodeOptions())
     assert found.value.text == "stop"

@@ -16,28 +16,27 @@ from whisper_byoc.speech.fast.engine import FastEngine
 from whisper_byoc.speech.fast.model import FILES, MANIFEST, load_kept
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """A folder of models in which the demo model has been converted."""
-    folder = tmp_path_factory.mktemp("models")
-    models.load_fast_model("demo", folder)
-    return folder
-
-
 @pytest.fixture
 def folder(converted, tmp_path):
-    """A copy of it."""
+    """A copy of a folder of models in which the demo model has been converted."""
     return shutil.copytree(converted, tmp_path / "models")
 
 
-@pytest.fixture
-def conversions(monkeypatch):
-    """One entry for each conversion."""
-    made, build = [], module.build
+@pytest.fixture(scope="module")
+def built():
+    """The demo model, built in memory."""
+    weights = module.read_weights(models.DEMO_FILE)
+    return module.build(weights, models.DEMO_FILE)
 
-    def counted(*arguments, **options):
+
+@pytest.fixture
+def conversions(built, monkeypatch):
+    """One entry for each conversion, all of which have the same outcome: that of `build` is tested elsewhere."""
+    made = []
+
+    def counted(*_):
         made.append(1)
-        return build(*arguments, **options)
+        return built
 
     monkeypatch.setattr(module, "build", counted)
     return made

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import LANGUAGES as WHISPER_LANGUAGES
-from whisper.tokenizer import get_tokenizer
+from whisper.tokenizer import get_encoding, get_tokenizer
 
 from whisper_byoc.errors import ModelError
 from whisper_byoc.languages import LANGUAGES
@@ -24,13 +24,24 @@ BOTH = pytest.mark.parametrize("dims", [ENGLISH, MULTILINGUAL, NEWEST], ids=["En
 
 
 @functools.cache
+def ours(dims):
+    return Tokenizer(find_vocabulary(None, dims), dims)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_in_the_end():
+    """Each vocabulary takes some 20 MB."""
+    yield
+    for cached in (ours, get_tokenizer, get_encoding):
+        cached.cache_clear()
+
+
 def pair(dims, language="de"):
-    mine = Tokenizer(find_vocabulary(None, dims), dims)
     multilingual = dims.multilingual
     theirs = get_tokenizer(
         multilingual, num_languages=dims.num_languages, language=language if multilingual else None, task="transcribe"
     )
-    return mine, theirs
+    return ours(dims), theirs
 
 
 def test_languages_are_openai_whispers():

@@ -3,9 +3,7 @@
 import pytest
 import whisper
 
-from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import never
-from whisper_byoc.speech.fast import model as fast
 from whisper_byoc.speech.fast import windows as module
 from whisper_byoc.speech.fast.decoding import Decoded
 from whisper_byoc.speech.fast.mel import log_mel
@@ -15,13 +13,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:Resource
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return models.load_model("demo")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return fast.build(fast.read_weights(models.DEMO_FILE), models.DEMO_FILE, exact=True)
+def model(exact_demo):
+    return exact_demo
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +30,9 @@ def found_by(model, network, samples, **options):
 
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("name", ["demo-long-40s.wav", "demo-numbers.wav", "tiny-weather.wav", "demo-stop.wav"])
-def test_segments_and_words_are_openai_whispers(model, network, reference, sound, name, words):
+def test_segments_and_words_are_openai_whispers(model, network, demo_model, sound, name, words):
     expected = whisper.transcribe(
-        reference, sound(name), language="en", temperature=0.0, condition_on_previous_text=False,
+        demo_model, sound(name), language="en", temperature=0.0, condition_on_previous_text=False,
         word_timestamps=words, fp16=False,
     )  # fmt: skip
     found = found_by(model, network, sound(name), words=words, attempts=(Attempt(full=True),))
