@@ -1,11 +1,5 @@
 """What can be wrong with sound from outside.
 
-AudioError (a ValueError)
-├── PcmError            bytes or samples that cannot be 16-bit PCM
-├── WavError            a WAV header that is broken, or lies; a file that is cut off
-│   └── UnsupportedWav  a WAV that may be sound, in a format `audio.wav` does not read
-└── MediaError          ffmpeg is missing, or could not make sound of what it was given
-
 This package imports nothing of ours, so the tree stands beside the one in `whisper_byoc.errors`.
 """
 

@@ -18,6 +18,7 @@ from whisper_byoc.http import (
     lines,
     listening,
     open_session,
+    reachable,
     read_body,
     reason_of,
 )
@@ -37,6 +38,14 @@ from whisper_byoc.http import (
 )
 def test_an_address_becomes_a_base_url(text, options, url):
     assert base_url(text, **options) == url
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", "worker"), ("::", "worker"), ("", "worker"), ("10.0.0.7", "10.0.0.7"), ("fd00::7", "[fd00::7]")],
+)
+def test_where_a_listener_is_reached(host, reached):
+    assert reachable(host, "worker") == reached
 
 
 @pytest.mark.parametrize(

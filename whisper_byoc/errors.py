@@ -1,26 +1,7 @@
 """Every error this package raises on purpose. Each message is one sentence that a user can act on.
 
-ByocError
-├── UsageError
-│   ├── UnknownPipeline
-│   ├── UnknownModel
-│   └── BadParam
-├── ModelError
-├── StartError
-├── SegmentError
-│   ├── BadSegment
-│   ├── SegmentTimeout
-│   └── ProcessorError
-├── RequestRefused
-│   ├── PeerBusy
-│   └── PeerFailed
-├── ReaderGone
-└── ClientError
-    ├── ServerUnreachable
-    ├── ServerRefused
-    └── SegmentFailed
-
-Sound that cannot be read is `audio.errors.AudioError` (that package imports nothing of ours).
+Sound that cannot be read is `audio.errors.AudioError` (that package imports nothing of ours), what goes wrong with
+trickle a branch of this tree in `whisper_byoc.trickle.errors`.
 """
 
 

@@ -47,6 +47,11 @@ def base_url(text: str, *, scheme: str = "", port: int | None = None, credential
     return url.rstrip("/")
 
 
+def reachable(host: str, if_everywhere: str) -> str:
+    """Return where a listener on `host` is reached, as URLs have it; `if_everywhere` where it is bound to all."""
+    return bracketed(if_everywhere if host in ("", "0.0.0.0", "::") else host)
+
+
 def bracketed(host: str) -> str:
     """Write a host as URLs have it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

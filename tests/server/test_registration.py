@@ -23,7 +23,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import Registrar, RegistrationOptions, Standing, standing_of
-from whisper_byoc.server.run import Server, ServerConfig, own_address, serve
+from whisper_byoc.server.run import Server, ServerConfig, serve
 
 SECRET = "orch-secret-Zq81"
 TOKEN = "worker-token-Xw42"
@@ -491,10 +491,3 @@ def test_secrets_that_cannot_be_sent_are_not_shown_either(secret):
 def test_capabilities_that_cannot_be(options):
     with pytest.raises(UsageError):
         Capability(**options)
-
-
-def test_where_others_find_this_server(monkeypatch):
-    monkeypatch.setattr("socket.gethostname", lambda: "worker")
-    assert own_address("0.0.0.0", 8000) == own_address("::", 8000) == "http://worker:8000"
-    assert own_address("10.0.0.7", 80) == "http://10.0.0.7:80"
-    assert own_address("fd00::7", 80) == "http://[fd00::7]:80"

@@ -16,11 +16,10 @@ from whisper_byoc.cli import EXIT_INTERRUPTED
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
 from whisper_byoc.cli.processes import LogLine, Processes, write_log_line
 from whisper_byoc.errors import StartError, UsageError
-from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session
+from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session, reachable
 from whisper_byoc.processors.registry import find
 from whisper_byoc.speech.models import DEMO_NOTICE
 
-EVERYWHERE = ("", "0.0.0.0", "::")
 READY_SECONDS = 900.0
 """A model may have to be downloaded; the container itself gives up after 600 s of loading."""
 POLL_SECONDS = 0.2
@@ -120,7 +119,7 @@ async def running_nodes(plan: Plan, log: LogLine) -> AsyncIterator[Addresses]:
 
 async def _start(plan: Plan, processes: Processes) -> Addresses:
     """Start each when the one before it listens, then wait until all of them can take jobs."""
-    names, host = [find(name).name for name in plan.pipelines], _reachable(plan.host)
+    names, host = [find(name).name for name in plan.pipelines], reachable(plan.host, "127.0.0.1")
 
     async def start(role: str, command: str, *arguments: str) -> str:
         port = await processes.start(role, command, *arguments, f"--drain-timeout={plan.drain_seconds:g}")
@@ -166,8 +165,3 @@ async def _all_offered(gateway: str, names: set[str]) -> None:
     except TimeoutError:
         message = f"not all of the three were ready after {READY_SECONDS:g} s; their log says more"
         raise StartError(message) from None
-
-
-def _reachable(host: str) -> str:
-    """Return the address at which this machine reaches a listener on `host`, as URLs have it."""
-    return "127.0.0.1" if host in EVERYWHERE else bracketed(host)

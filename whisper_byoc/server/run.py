@@ -10,7 +10,7 @@ from typing import Self
 
 from whisper_byoc.aio import cancel, race, stop_on_signals
 from whisper_byoc.errors import StartError
-from whisper_byoc.http import bracketed, listening
+from whisper_byoc.http import listening, reachable
 from whisper_byoc.params import choice
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
@@ -144,7 +144,8 @@ class Server:
         """Begin to register at the orchestrators, where there are any; to be called when all is loaded."""
         if self._config.registration is None:
             return
-        name, address = self.table.pipelines.first.name, own_address(self._config.host, self.port)
+        name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
+        address = f"http://{host}:{self.port}"
         full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
         self._registrar = Registrar(full, lambda: not all(job.results.ended for job in self.table.jobs))
         self._registrar.start()
@@ -154,9 +155,3 @@ class Server:
         if self._registrar is not None:
             await self._registrar.stop()
             self._registrar = None
-
-
-def own_address(host: str, port: int) -> str:
-    """Guess the URL of this server: the address that it is bound to, or the machine's name if it is bound to all."""
-    name = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
-    return f"http://{bracketed(name)}:{port}"
