@@ -20,12 +20,9 @@ from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 
 
-@pytest.fixture(scope="module")
-def processor():
-    made = WhisperProcessor("demo", WhisperSettings(workers=1))
-    asyncio.run(made.initialize())
-    yield made
-    asyncio.run(made.shutdown())
+@pytest.fixture
+def processor(demo_processor):
+    return demo_processor
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import PlainSession, Result
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
 from whisper_byoc.server.streams import output, stream
 from whisper_byoc.server.streams.routes import StreamTable
@@ -26,8 +25,8 @@ from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
 
 @pytest.fixture
-async def speech(orchestrate):
-    return await orchestrate({"whisper-demo": WhisperProcessor("demo", WhisperSettings(workers=1))})
+async def speech(orchestrate, demo_processor):
+    return await orchestrate({"whisper-demo": demo_processor})
 
 
 @pytest.fixture
