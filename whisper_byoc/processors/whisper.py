@@ -1,5 +1,6 @@
 """Speech to text: PCM16 segments of one job in, one transcript for each out."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
-from whisper_byoc.speech import models
+from whisper_byoc.speech import models, pages
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
@@ -67,6 +68,8 @@ class WhisperProcessor:
         self._scheduler = Scheduler(*self._settings.sizes())
         self._voice_activity = VoiceActivity(load_silero)
         self._engine: Engine | None = None
+        self._kept: Path | None = None
+        """The folder with the weights of the fast engine."""
 
     @property
     def notice(self) -> str:
@@ -80,6 +83,8 @@ class WhisperProcessor:
         """
         self._engine = await self._scheduler.start(self.load_engine)
         await self._voice_activity.start()
+        if self._kept is not None:  # the kernels have copies in forms of their own, made at the first inference
+            await asyncio.to_thread(pages.release, self._kept)
         self.options()
 
     async def process(self, frame: bytes) -> bytes:
@@ -127,6 +132,7 @@ class WhisperProcessor:
             from whisper_byoc.speech.fast.engine import FastEngine
 
             model = models.load_fast_model(self._model, self._settings.model_dir)
+            self._kept = models.kept_folder(models.checkpoint(self._model), self._settings.model_dir)
             return FastEngine(model, full_windows=self._settings.audio_context == "full")
         from whisper_byoc.speech.openai_engine import OpenAIEngine
 
