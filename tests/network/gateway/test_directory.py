@@ -82,7 +82,7 @@ async def test_a_registration_newer_than_the_last_poll_is_found(world, monkeypat
         f"{orchestrator.url}/capability/register", data=body, headers={"Authorization": "secret"}
     ) as answer:
         assert answer.status == 200
-    await until(lambda: orchestrator.running.pool.free("new"))
+    await until(lambda: orchestrator.run.pool.free("new"))
     assert (await gateway.live(b"abc", "new"))[:2] == (200, b"cba")
     assert (await gateway.batch(b"abc", job={"capability": "new"}))[0] == 200
     _, told = await gateway.json("/capabilities")

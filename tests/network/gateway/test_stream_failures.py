@@ -138,7 +138,7 @@ async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
 async def test_input_whose_connection_breaks_within_a_segment_is_heard_once(world):
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one", {"input": "pcm16"})
-    channel = worker.orchestrator.running.trickle.get("one")
+    channel = worker.orchestrator.run.trickle.get("one")
     hearing = asyncio.ensure_future(all_of(channel))  # not by the connections that break
     async with TricklePublisher(answer["publish_url"], "audio/L16") as publisher:
         async with await publisher.next() as segment:
@@ -180,7 +180,7 @@ async def test_text_that_was_gone_is_told_of(world):
     await worker.say({"type": "transcript", "seq": 0})
     reader = gateway.follow(answer["data_url"])
     await until(lambda: reader.events)
-    channel = worker.orchestrator.running.trickle.get("one-data")
+    channel = worker.orchestrator.run.trickle.get("one-data")
     for seq in range(1, 10):  # in one go: nobody can read them all
         segment = channel.for_write(channel.next_write)
         channel.begin(segment)
@@ -197,7 +197,7 @@ async def test_text_whose_rest_is_gone_after_an_outage_ends_the_stream_with_one_
     worker, gateway = await world.worker_pair(relayed=True)
     _, answer = await gateway.start("one")
     reader = gateway.follow(answer["data_url"])
-    channel = worker.orchestrator.running.trickle.get("one-data")
+    channel = worker.orchestrator.run.trickle.get("one-data")
     unfinished = channel.for_write(0)
     channel.begin(unfinished)
     unfinished.append(b'{"type": "transcript", "seq": 0}\n{"type": "tran')

@@ -93,4 +93,4 @@ async def test_the_words_of_a_refusal_come_through(world, status, got):
     assert (code, answer) == (got, "I would rather not\n")
     await gateway.settled()
     await until(lambda: worker.orchestrator.slots == 0)
-    assert not len(worker.orchestrator.running.streams)
+    assert not len(worker.orchestrator.run.streams)
