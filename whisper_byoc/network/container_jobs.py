@@ -17,10 +17,6 @@ from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle.protocol import CLOSED, SEQ
 
-ANSWER_HEADERS = (
-    "Content-Type", "Content-Encoding", "Content-Length", "X-Metadata", "Cache-Control", "X-Livepeer-Work-Units",
-)  # fmt: skip
-"""What of a container's answer passes; go-livepeer keeps two of them."""
 LIVE_HEADERS = ("Content-Type", "Content-Encoding")
 FRAME_HEADERS = ("Content-Type", "Content-Length", SEQ)
 ALONE_S = "30"
@@ -56,10 +52,8 @@ class ContainerJobs:
             url = URL(container.url) / route if route else URL(container.url)
             headers = picked(request.headers, REQUEST_HEADERS) | container.headers
             try:
-                return await relay.post(
-                    slot, container.peer, url, headers, job.timeout_seconds,
-                    lambda headers: picked(headers, ANSWER_HEADERS) | {livepeer.BALANCE: "0"},
-                )  # fmt: skip
+                back = {livepeer.BALANCE: "0"}
+                return await relay.post(slot, container.peer, url, headers, job.timeout_seconds, back)
             finally:
                 slot.free()
 

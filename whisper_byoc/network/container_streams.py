@@ -86,7 +86,7 @@ class ContainerStreams(Streams["ContainerStream"]):
                 raise
             self._streams[stream_id] = stream
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
-        urls = channels.headers(self.service_url + self._trickle.base_path)
+        urls = channels.urls("header", self.service_url + self._trickle.base_path)
         return web.Response(headers={**urls, livepeer.BALANCE: "0"})
 
     async def _on_some_container(
@@ -94,7 +94,7 @@ class ContainerStreams(Streams["ContainerStream"]):
     ) -> "ContainerStream":
         parts = urlsplit(self.service_url)
         base = f"{parts.scheme}://{self._trickle_host or parts.netloc}{self._trickle.base_path}"
-        start = json.dumps({"gateway_request_id": stream_id, **channels.body_urls(base), **body}).encode()
+        start = json.dumps({"gateway_request_id": stream_id, **channels.urls("body_key", base), **body}).encode()
 
         async def attempt(slot: Slot) -> ContainerStream:
             stream = ContainerStream(stream_id, slot, channels, self._node)
@@ -145,11 +145,9 @@ class Channels:
                 raise
         self.control, self.events = (self._channels[kind] for kind in KINDS[:2])
 
-    def body_urls(self, base: str) -> dict[str, str]:
-        return {kind.body_key: base + channel.name for kind, channel in self._channels.items()}
-
-    def headers(self, base: str) -> dict[str, str]:
-        return {kind.header: base + channel.name for kind, channel in self._channels.items()}
+    def urls(self, side: str, base: str) -> dict[str, str]:
+        """Return the URLs by what a side calls them: `body_key` or `header`."""
+        return {getattr(kind, side): base + channel.name for kind, channel in self._channels.items()}
 
     def close(self) -> None:
         for channel in self._channels.values():
@@ -167,11 +165,6 @@ class ContainerStream(RelayedStream):
         self._channels = channels
         self._http = node.http
         self._limits = node.limits
-        self._ending = asyncio.Event()
-
-    @property
-    def ending(self) -> bool:
-        return self._ending.is_set()
 
     async def start(self, body: bytes, seconds: float) -> None:
         """Tell the container to begin; when it does not, its place is freed.
@@ -198,7 +191,6 @@ class ContainerStream(RelayedStream):
         return answer
 
     async def _stop(self, body: bytes, content_type: str) -> Answer:
-        self._ending.set()
         return await self.post("stop", body, self._limits.stop_seconds, content_type)
 
     async def _run(self) -> None:

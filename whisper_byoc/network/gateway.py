@@ -19,10 +19,6 @@ from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Address, NetworkLimits, Node
 
-NOT_PASSED_BACK = frozenset(
-    {"connection", "date", "keep-alive", "server", "te", "trailer", "transfer-encoding", "upgrade"}
-)
-
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -97,7 +93,7 @@ class Gateway(Node):
         async def attempt(url: str) -> web.StreamResponse:
             target = URL(url + relay.request.rel_url.raw_path, encoded=True)  # %2F and %3F stay what they are
             peer = f"the orchestrator at {url}"
-            return await relay.post(self._scope, peer, target, headers, seconds, lambda back: passed_back(back, url))
+            return await relay.post(self._scope, peer, target, headers, seconds, {"X-Orchestrator-Url": url})
 
         return await first_to_take(urls, attempt)
 
@@ -115,8 +111,3 @@ def passed_on(request: web.Request, *others: str) -> dict[str, str]:
         if any(0xD800 <= ord(letter) < 0xE000 for letter in value):  # how aiohttp shows bytes that are not UTF-8
             raise RequestRefused(400, f"the {name} header is not UTF-8: {value!r:.80}")
     return found
-
-
-def passed_back(headers: Mapping[str, str], url: str) -> dict[str, str]:
-    kept = {name: value for name, value in headers.items() if name.lower() not in NOT_PASSED_BACK}
-    return kept | {"X-Orchestrator-Url": url}

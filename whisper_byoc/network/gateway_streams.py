@@ -193,7 +193,7 @@ class GatewayStream(RelayedStream):
 
     @property
     def ending(self) -> bool:
-        return self.stopping is not None or self.records.ended or self.over.done()
+        return self.records.ended or super().ending
 
     async def start(self, orchestrators: Sequence[str]) -> None:
         """Begin at the first of these orchestrators that takes the stream.

@@ -12,18 +12,25 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from whisper_byoc import livepeer
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.http import abort, read_body
 from whisper_byoc.network.peers import AbortScope, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
 from whisper_byoc.network.serving import NetworkLimits, Node
 from whisper_byoc.trickle.limits import ByteBudget
+from whisper_byoc.trickle.protocol import SEQ
 
 log = logging.getLogger("whisper_byoc.network")
 
 REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
 """What of a client's request passes, besides the job."""
 PIECE_BYTES = 256 << 10
+ANSWER_HEADERS = (
+    "Content-Type", "Content-Encoding", "Content-Length", "Cache-Control", "X-Metadata", "X-Livepeer-Work-Units",
+    livepeer.BALANCE, SEQ,
+)  # fmt: skip
+"""What of a peer's answer passes; go-livepeer keeps two of them."""
 BROKEN = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 """What a body raises that breaks off."""
 
@@ -210,10 +217,15 @@ class Relay:
         self.body.release()
 
     async def post(
-        self, scope: AbortScope, peer: str, url: URL, headers: Mapping[str, str], seconds: float,
-        passed_back: Callable[[Mapping[str, str]], Mapping[str, str]],
-    ) -> web.StreamResponse:  # fmt: skip
-        """Post the request to a peer, whose head must come within `seconds`, and pass its answer back.
+        self,
+        scope: AbortScope,
+        peer: str,
+        url: URL,
+        headers: Mapping[str, str],
+        seconds: float,
+        back: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Post the request to a peer, whose head must come within `seconds`; pass the answer and `back` back.
 
         Raises `RequestRefused` as long as the client has been sent nothing.
         """
@@ -229,7 +241,7 @@ class Relay:
                     async with answer:
                         if answer.status >= 400:
                             raise await refusal(peer, answer)
-                        await self.begin(answer.status, passed_back(answer.headers))
+                        await self.begin(answer.status, {**picked(answer.headers, ANSWER_HEADERS), **back})
                         await self.client.copy(answer, lambda: self.body.waiting)
                         return await self.client.finish()
         except RequestRefused as error:

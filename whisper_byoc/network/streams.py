@@ -28,25 +28,27 @@ class RelayedStream(abc.ABC):
 
     def __init__(self, stream_id: str) -> None:
         self.id = stream_id
-        self.stopping: asyncio.Task[Answer] | None = None
+        self._ending = asyncio.Event()
+        self._stopping: asyncio.Task[Answer] | None = None
 
     def begin(self) -> None:
         self.over = asyncio.get_running_loop().create_task(self._run(), name=f"stream {self.id}")
 
     @property
-    @abc.abstractmethod
     def ending(self) -> bool:
         """Whether the stream is over, or will be soon."""
+        return self._ending.is_set() or self.over.done()
 
     async def stop(self, body: bytes, content_type: str = "text/plain") -> Answer:
         """Have the container deliver its last words, and end the stream; all callers get the container's one answer.
 
         A caller who goes away does not interrupt it. Raises `PeerFailed`.
         """
-        if self.stopping is None:
-            self.stopping = asyncio.get_running_loop().create_task(self._stop(body, content_type))
-            self.stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(self.stopping)
+        if self._stopping is None:
+            self._ending.set()
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(body, content_type))
+            self._stopping.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._stopping)
 
     async def end(self, reason: str) -> None:
         """Stop the stream if it is running, and wait until it is over."""
