@@ -14,13 +14,15 @@ or at that end where a long utterance was cut. `partial`: from the end of the so
 it was read. A clip during which no text was spoken is `lost`, and counts as text that never comes.
 
 Without --streams the largest number of streams is looked for whose p95 of final text is under 1 s, with nothing
-refused and no error: doubling, then halving the gap. With --silent the streams are silent, and CPU time is what counts.
+refused and no error: 1, 2, 4, … until one fails, then halfway between. A number that fails by less than twice the limit
+is tried once more. With --silent the streams are silent, and CPU time is what counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -38,7 +40,6 @@ from whisper_byoc.speech.models import fetch_model
 
 PEER_SERVER = Path(__file__).resolve().parent / "peer_server.py"
 LIMIT_SECONDS = 1.0
-"""p95 of final text must be under it."""
 MOST_STREAMS = 64
 RUN_SECONDS = 40.0
 SHORTEST_RUN_SECONDS = 10.0
@@ -68,27 +69,31 @@ async def measure(options: argparse.Namespace, names: Sequence[str], sound: Talk
     """Run all numbers of streams, or look for the largest."""
     servers, rows = Servers(options), list[Row]()
 
-    async def passes(name: str, streams: int) -> bool:
+    async def late(name: str, streams: int) -> float:
+        """Run so many; return p95 of final text, infinite when anything was refused or failed."""
         seconds = options.seconds or min(LONGEST_RUN_SECONDS, max(RUN_SECONDS, 7 * UTTERANCES / streams))
         async with servers.start(name, streams) as server:
             load = await Load.put_on(server, sound, streams, seconds, partials=name == PARTIALS)
         rows.append(row_of(name, streams, seconds, load, silent=not sound.spoken))
         print(table(rows[-1:]), file=sys.stderr, flush=True)
         p95 = percentile(load.finals, 95)
-        return p95 is not None and p95 < LIMIT_SECONDS and not load.refused and not load.errors
+        return math.inf if p95 is None or load.refused or load.errors else p95
 
     if options.streams:
         for streams in options.streams:
             for name in names:
-                await passes(name, streams)
+                await late(name, streams)
         return {title(options, sound): rows}
     searches = {name: Search(options.most) for name in names}
     while pending := [(name, search) for name, search in searches.items() if search.next is not None]:
         for name, search in pending:
             number = search.next
             assert number is not None
-            search.tell(number, passed=await passes(name, number))
-    return {title(options, sound): rows, f"streams with p95 of final text under {LIMIT_SECONDS:g} s": found(searches)}
+            p95 = await late(name, number)
+            if options.limit <= p95 < 2 * options.limit:  # that may have been the machine: once more
+                p95 = await late(name, number)
+            search.tell(number, passed=p95 < options.limit)
+    return {title(options, sound): rows, f"streams with p95 of final text under {options.limit:g} s": found(searches)}
 
 
 def found(searches: dict[str, Search]) -> list[Row]:
@@ -145,6 +150,9 @@ def main() -> None:
     parser.add_argument("--streams", type=numbers, metavar="N,N", help="how many at once (default: look for the most)")
     parser.add_argument(
         "--most", type=int, default=MOST_STREAMS, help="the most streams to look for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_SECONDS, help="p95 of final text to stay under, in seconds"
     )
     parser.add_argument("--seconds", type=float, help="length of each run (default: 40, and longer for few streams)")
     parser.add_argument("--silent", action="store_true", help="streams without speech (default: 1 and 20 of them)")
