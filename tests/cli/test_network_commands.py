@@ -74,7 +74,7 @@ def test_the_tutorials_gateway(configure):
     code, err, config = configure(f"gateway {GATEWAY}")
     assert (code, err) == (0, "")
     assert config.orchestrators == ["http://127.0.0.1:8936"]
-    assert (config.listen.host, config.listen.port, config.public_host) == ("127.0.0.1", 8935, "")
+    assert (config.host, config.port, config.public_host) == ("127.0.0.1", 8935, "")
     assert configure("gateway")[2].orchestrators == ["http://127.0.0.1:8936"], "everything has a default"
 
 
@@ -84,7 +84,7 @@ def test_all_flags_of_the_gateway(configure, monkeypatch):
         "--job-timeout 3 --drain-timeout 4"
     )
     assert config.orchestrators == ["https://a:1", "http://b:8936"]
-    assert (config.listen.listen_host, config.listen.port) == ("0.0.0.0", 0)
+    assert (config.host, config.port) == ("0.0.0.0", 0)
     assert config.public_host == "gw.example:7"
     assert (config.limits.job_seconds, config.limits.drain_seconds) == (3, 4)
     monkeypatch.setenv("LP_ORCHADDR", "c:5")
@@ -105,9 +105,9 @@ def test_containers_are_every_url_with_every_name(configure, monkeypatch):
     monkeypatch.setenv("LP_BYOCCONTAINERURL", "a:1,b:2")
     monkeypatch.setenv("LP_BYOCMODELID", "x")
     _, _, config = configure("orchestrator")
-    assert (config.service.host, config.service.port) == ("1.2.3.4", 5)
+    assert (config.service_host, config.service_port) == ("1.2.3.4", 5)
     assert [each.url for each in config.containers] == ["http://a:1", "http://b:2"]
-    assert configure("orchestrator -serviceAddr x:1")[2].service.host == "x"
+    assert configure("orchestrator -serviceAddr x:1")[2].service_host == "x"
 
 
 @pytest.mark.parametrize("host", ["", "a", "a:1", "[::1]:2"])

@@ -17,7 +17,7 @@ from whisper_byoc import GatewayClient
 from whisper_byoc.errors import ClientError, ServerRefused
 from whisper_byoc.network import directory, gateway, orchestrator
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits
+from whisper_byoc.network.serving import NetworkLimits
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle import TrickleError, TricklePublisher
 
@@ -38,7 +38,7 @@ TALK = bytes(16 * 32000)
 DETAILS = {"enable_video_ingress": True, "enable_data_output": True}
 JOB = {"request": "{}", "parameters": json.dumps(DETAILS), "capability": "Sound", "timeout_seconds": 30}
 HEADERS = {"Livepeer": base64.b64encode(json.dumps(JOB).encode()).decode()}
-ANYWHERE = Address("127.0.0.1:0", 1)
+ANYWHERE = ("127.0.0.1", 0)
 QUICK = NetworkLimits(ask_seconds=0.1, drain_seconds=1.0)
 
 
@@ -148,11 +148,11 @@ async def nodes(monkeypatch):
 
         async def run_orchestrator(*urls):
             containers = [Container("Sound", url, 4) for url in urls]
-            config = orchestrator.OrchestratorConfig(ANYWHERE, containers=containers, limits=QUICK)
+            config = orchestrator.OrchestratorConfig(*ANYWHERE, containers=containers, limits=QUICK)
             return await stack.enter_async_context(orchestrator.running(config))
 
         async def run_gateway(*urls):
-            config = gateway.GatewayConfig(ANYWHERE, urls, limits=QUICK)
+            config = gateway.GatewayConfig(*ANYWHERE, urls, limits=QUICK)
             return await stack.enter_async_context(gateway.running(config))
 
         yield types.SimpleNamespace(orchestrator=run_orchestrator, gateway=run_gateway)

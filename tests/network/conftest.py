@@ -14,13 +14,13 @@ from tests.waiting import until
 from whisper_byoc.network import gateway as gateway_app
 from whisper_byoc.network import orchestrator as orchestrator_app
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits
+from whisper_byoc.network.serving import NetworkLimits
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.trickle import TricklePublisher, TrickleSubscriber
 
 NDJSON = {"Accept": "application/x-ndjson"}
 SSE = {"Accept": "text/event-stream"}
-ANYWHERE = Address("127.0.0.1:0", 1)
+ANYWHERE = ("127.0.0.1", 0)
 
 
 class Upper:
@@ -178,7 +178,7 @@ async def orchestrate():
             ]
             limits = NetworkLimits(**{"ask_seconds": 0.05, "linger_seconds": 0.05, "drain_seconds": 5.0, **limits})
             config = orchestrator_app.OrchestratorConfig(
-                ANYWHERE, secret=secret, containers=known, trickle_host=trickle_host, limits=limits
+                *ANYWHERE, secret=secret, containers=known, trickle_host=trickle_host, limits=limits
             )
             run = await stack.enter_async_context(orchestrator_app.running(config))
             session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
@@ -588,8 +588,8 @@ class World:
             self.stack.push_async_callback(relay.close)
         containers = [Container(name, url, capacity) for url in (*(api.url for api in apis), *urls)]
         config = orchestrator_app.OrchestratorConfig(
-            service=Address(f"127.0.0.1:{relay.port}", 1) if relay else ANYWHERE,
-            listen=ANYWHERE,
+            *ANYWHERE,
+            service_port=relay.port if relay else 0,
             secret="secret",
             containers=containers,
             limits=NetworkLimits(**{"drain_seconds": 1.0, "ask_seconds": 0.1, **limits}),
@@ -610,7 +610,7 @@ class World:
 
     async def gateway(self, *orchestrators, public_host="", stack=None, **limits):
         config = gateway_app.GatewayConfig(
-            listen=ANYWHERE,
+            *ANYWHERE,
             orchestrators=[each if isinstance(each, str) else each.url for each in orchestrators],
             public_host=public_host,
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),

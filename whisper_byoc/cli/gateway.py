@@ -6,13 +6,14 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 import argparse
 import asyncio
 
+from whisper_byoc.cli.addresses import Address, served_address
 from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored
-from whisper_byoc.cli.orchestrator import add_node_options, network_limits, served_address
+from whisper_byoc.cli.orchestrator import add_node_options, network_limits
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.network.gateway import GatewayConfig, running
-from whisper_byoc.network.serving import Address, serve_node
+from whisper_byoc.network.serving import serve_node
 
 
 def configure(parser: Parser) -> None:
@@ -40,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
     urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
     if not urls:
         raise UsageError("-orchAddr names no orchestrator")
+    listen = served_address(args.httpAddr, "-httpAddr", GATEWAY_PORT)
     config = GatewayConfig(
-        listen=served_address(args.httpAddr, "-httpAddr", GATEWAY_PORT),
+        host=listen.listen_host,
+        port=listen.port,
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
         limits=network_limits(args),

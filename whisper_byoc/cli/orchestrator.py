@@ -6,6 +6,7 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 import argparse
 import asyncio
 
+from whisper_byoc.cli.addresses import Address, served_address
 from whisper_byoc.cli.options import (
     CONTAINER_PORT,
     ORCHESTRATOR_PORT,
@@ -21,7 +22,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits, serve_node
+from whisper_byoc.network.serving import NetworkLimits, serve_node
 from whisper_byoc.server.core.limits import Limits
 
 
@@ -58,9 +59,13 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level)
     log_ignored(args)
+    service = served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT)
+    listen = served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else service
     config = OrchestratorConfig(
-        service=served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT),
-        listen=served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else None,
+        host=listen.listen_host,
+        port=listen.port,
+        service_host=service.host or "127.0.0.1",
+        service_port=service.port,
         secret=args.orchSecret,
         containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
@@ -105,10 +110,3 @@ def trickle_host(text: str) -> str:
     if address.scheme or address.path or not address.host or text.endswith("/"):
         raise UsageError(f"-liveAITrickleHostForRunner {text}: write it as host:port, without a scheme or a path")
     return text
-
-
-def served_address(text: str, flag: str, default_port: int) -> Address:
-    """Read an address that this node serves; it has no certificate for https."""
-    if text.startswith("https://"):
-        raise UsageError(f"{flag} {text}: this serves plain HTTP; write http://, or put a proxy with TLS in front")
-    return Address(text, default_port)

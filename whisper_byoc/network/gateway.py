@@ -17,14 +17,16 @@ from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
 from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
-from whisper_byoc.network.serving import Address, NetworkLimits, Node
+from whisper_byoc.network.serving import NetworkLimits, Node
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
     """How to run a gateway."""
 
-    listen: Address
+    host: str
+    """Address to listen on, and the port, which the system chooses if it is 0."""
+    port: int
     orchestrators: Sequence[str]
     """Base URLs."""
     public_host: str = ""

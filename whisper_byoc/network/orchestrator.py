@@ -15,7 +15,7 @@ from whisper_byoc.http import base_url, json_object
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import Address, NetworkLimits, Node, read_small
+from whisper_byoc.network.serving import NetworkLimits, Node, read_small
 
 MOST_CONTAINERS = 1000
 LONGEST_TEXT = 2048
@@ -107,10 +107,12 @@ def _text(fields: dict[str, Any], name: str) -> str:
 class OrchestratorConfig:
     """How to run an orchestrator."""
 
-    service: Address
-    """Where gateways reach it."""
-    listen: Address | None = None
-    """Where it listens, if that is elsewhere."""
+    host: str
+    """Address to listen on, and the port, which the system chooses if it is 0."""
+    port: int
+    service_host: str = "127.0.0.1"
+    """Where gateways reach it; port 0 is the one that it listens on."""
+    service_port: int = 0
     secret: str = field(default="", repr=False)
     """What containers must show to register."""
     containers: Sequence[Container] = ()
@@ -128,7 +130,6 @@ class Orchestrator(Node):
 
     def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
         super().__init__(config, session)
-        self.address = config.listen or config.service
         self.pool = Pool()
         self.health = HealthCheck(self.pool, session, config.limits)
         self.streams = ContainerStreams(self, self.pool, config.trickle_host)
@@ -157,8 +158,8 @@ class Orchestrator(Node):
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        service = self._config.service
-        self.streams.service_url = f"http://{service.host or '127.0.0.1'}:{service.port or self.port}"
+        port = self._config.service_port or self.port
+        self.streams.service_url = f"http://{self._config.service_host}:{port}"
         for container in self._config.containers:
             self.health.add(container)
         try:

@@ -4,7 +4,6 @@ import abc
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -15,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
-from whisper_byoc.errors import ReaderGone, RequestRefused, UsageError
+from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.streams import Streams
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
@@ -31,8 +30,6 @@ LONGEST_LINE = 64 << 10
 POLL_S = 0.05
 LAST_WORDS_S = 1.0
 """Time in which jobs that are broken off tell their clients so."""
-ADDRESS = re.compile(r"(?:(https?)://)?(\[[0-9A-Fa-f:.]+\]|[^:/\s@?#]*)(?::([0-9]{1,5}))?((?:/[^\s?#]*)?)")
-LOCAL = re.compile(r"localhost|[0-9.]+|\[.*\]")
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 
@@ -66,29 +63,6 @@ class NetworkLimits:
     """A gateway writes to the control channel every 10 s; one that has stopped doing so for so long is gone."""
     drain_seconds: float = 20.0
     """Longest time between SIGTERM and exit."""
-
-
-class Address:
-    """A `host:port` to listen on, as go-livepeer takes it: with or without a scheme, the host may be empty."""
-
-    def __init__(self, text: str, default_port: int) -> None:
-        """Raise `UsageError` for what is no address."""
-        found = ADDRESS.fullmatch(text.strip())
-        try:
-            usable = found and text.strip() and found[2].encode("idna") is not None and int(found[3] or 0) <= 65535
-        except UnicodeError:  # no host can have that name
-            usable = False
-        if not found or not usable:
-            raise UsageError(f"{text!r} is not an address such as 127.0.0.1:{default_port}")
-        self.scheme = found[1] or ""
-        self.host = found[2]
-        self.port = int(found[3]) if found[3] else default_port
-        self.path = found[4].rstrip("/")
-
-    @property
-    def listen_host(self) -> str:
-        """Where to listen: a number is bound to, a name that others use means all interfaces."""
-        return self.host.strip("[]") if self.host and LOCAL.fullmatch(self.host) else "0.0.0.0"
 
 
 def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -154,8 +128,8 @@ class Node(abc.ABC):
         self.jobs = 0
         """Requests that are going on and are no streams."""
         self.draining = False
-        self.address: Address = config.listen
-        self.port = 0
+        self.host: str = config.host
+        self.port: int = config.port
 
     @abc.abstractmethod
     def abort_jobs(self, reason: str) -> None:
@@ -217,8 +191,8 @@ class Node(abc.ABC):
         app.add_routes([*self.routes(), *self._status_routes()])
         return http.listening(
             app,
-            self.address.listen_host,
-            self.address.port,
+            self.host,
+            self.port,
             keep_alive_seconds=IDLE_CONNECTION_S,
             shutdown_seconds=SHUTDOWN_S,
             handler_cancellation=True,

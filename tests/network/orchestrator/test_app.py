@@ -11,7 +11,7 @@ from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
-from whisper_byoc.network.serving import Address, NetworkLimits, serve_node
+from whisper_byoc.network.serving import NetworkLimits, serve_node
 
 
 async def test_what_it_tells_of_itself(serving, orchestrate, kit):
@@ -79,7 +79,7 @@ async def test_everything_at_once_leaves_nothing_behind(serving, scripted, orche
 async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serving, kit, caplog):
     container = await serving({"test": kit.Gated()})
     config = OrchestratorConfig(
-        Address("127.0.0.1:0", 1), containers=[Container("test", container.url, 4)],
+        "127.0.0.1", 0, containers=[Container("test", container.url, 4)],
         limits=NetworkLimits(ask_seconds=0.05, drain_seconds=0.1),
     )  # fmt: skip
     before = asyncio.all_tasks()
@@ -100,18 +100,18 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
 async def test_it_serves_until_it_is_stopped():
     stop = asyncio.Event()
     stop.set()
-    await asyncio.wait_for(serve_node(running(OrchestratorConfig(Address("127.0.0.1:0", 1))), stop), 20)
+    await asyncio.wait_for(serve_node(running(OrchestratorConfig("127.0.0.1", 0)), stop), 20)
 
 
 async def test_an_address_in_use_is_a_start_error(orchestrate):
     api = await orchestrate()
     with pytest.raises(StartError, match="stop the program that listens there"):
-        await serve_node(running(OrchestratorConfig(Address(f"127.0.0.1:{api.port}", 1))), asyncio.Event())
+        await serve_node(running(OrchestratorConfig("127.0.0.1", api.port)), asyncio.Event())
 
 
 async def test_it_may_listen_elsewhere_than_it_is_reached(unused_tcp_port):
-    service = Address("orchestrator.example:8936", 1)
-    config = OrchestratorConfig(service, listen=Address(f"127.0.0.1:{unused_tcp_port}", 1))
+    service = {"service_host": "orchestrator.example", "service_port": 8936}
+    config = OrchestratorConfig("127.0.0.1", unused_tcp_port, **service)
     async with running(config) as orchestrator:
         assert (orchestrator.port, orchestrator.streams.service_url) == (
             unused_tcp_port,
