@@ -23,21 +23,28 @@ def folder(converted, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def built():
-    """The demo model, built in memory."""
-    weights = module.read_weights(models.DEMO_FILE)
-    return module.build(weights, models.DEMO_FILE)
+def built(small_weights):
+    """A small model, built in memory."""
+    return module.build(small_weights, models.DEMO_FILE)
 
 
 @pytest.fixture
-def conversions(built, monkeypatch):
-    """One entry for each conversion, all of which have the same outcome: that of `build` is tested elsewhere."""
+def small_folder(built, tmp_path):
+    """A folder of models in which the small model is kept as if it were the demo model."""
+    module.keep(built, tmp_path / "models" / "demo.pt.fast", models.DEMO_SHA256)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def conversions(built, small_weights, monkeypatch):
+    """One entry for each conversion, which always makes the small model: what `build` does is tested elsewhere."""
     made = []
 
     def counted(*_):
         made.append(1)
         return built
 
+    monkeypatch.setattr(module, "read_weights", lambda _: small_weights)
     monkeypatch.setattr(module, "build", counted)
     return made
 
@@ -97,8 +104,8 @@ def edit(**values):
         shutil.rmtree,
     ],
 )
-def test_what_is_damaged_stale_or_gone_is_made_anew(folder, conversions, change):
-    kept = folder / "demo.pt.fast"
+def test_what_is_damaged_stale_or_gone_is_made_anew(small_folder, conversions, change):
+    folder, kept = small_folder, small_folder / "demo.pt.fast"
     before = {name: (kept / name).read_bytes() for name in FILES if name.endswith("bin")}
     change(kept)
     assert load_kept(kept, {models.DEMO_SHA256}) is None
@@ -128,7 +135,7 @@ def test_where_nothing_can_be_written_the_model_runs_all_the_same(tmp_path, soun
     assert text_of(model, sound("demo-stop.wav")) == "stop"
 
 
-def test_two_that_convert_at_once_do_not_harm_each_other(tmp_path):
+def test_two_that_convert_at_once_do_not_harm_each_other(converted, tmp_path):
     found = []
     both = [
         threading.Thread(target=lambda: found.append(models.load_fast_model("demo", tmp_path)), daemon=True)
@@ -141,6 +148,8 @@ def test_two_that_convert_at_once_do_not_harm_each_other(tmp_path):
     assert len(found) == 2
     assert names(tmp_path) == ["demo.pt.fast"]
     assert load_kept(tmp_path / "demo.pt.fast", {models.DEMO_SHA256}) is not None
+    for name in ("encoder.bin", "decoder.bin"):
+        assert (tmp_path / "demo.pt.fast" / name).read_bytes() == (converted / "demo.pt.fast" / name).read_bytes()
 
 
 def test_silence_is_kept_as_it_was_computed(converted):
