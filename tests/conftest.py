@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("no deadline")
 
 
 STARTS_PROCESSES = ("cli", "e2e", "test_benchmarks.py")
-LOADS_MODELS = ("demo_model", "processors", "speech", "test_fixtures.py")
+LOADS_MODELS = ("processors", "speech", "test_fixtures.py")
 
 
 def pytest_collection_modifyitems(items):
