@@ -18,7 +18,6 @@ objects with `file`, `reference`, `language` and `kind` ("nonspeech" has no word
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -51,11 +50,10 @@ RECORDING_SECONDS = 180.0
 """The clips are repeated until the recording is at least so long; it is transcribed twice."""
 SETTLE_SECONDS = 0.25
 """Between two engines: the threads of Intel's OpenMP, which faster-whisper has, spin for 200 ms after their work."""
-BEAM = "beam" in {field.name for field in dataclasses.fields(DecodeOptions)}
 PACKAGES = {"faster-whisper 1": "faster_whisper", "faster-whisper 5": "faster_whisper", "whisper.cpp": "pywhispercpp"}
 """Engine -> the package that it needs."""
 GGML = "model.ggml"
-ENGINES = ("fast", "fast full", *(["fast 5"] if BEAM else []), "openai", *PACKAGES)
+ENGINES = ("fast", "fast full", "fast 5", "openai", *PACKAGES)
 
 Transcribe = Callable[[Samples], str]
 Sounds = Mapping[str, Sequence[Samples]]
@@ -245,9 +243,8 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
     )
     ours = WhisperProcessor(args.model, settings).load_engine()
     ours.use_threads(args.threads)
-    beam: dict[str, Any] = {"beam": int(way)} if way.isdecimal() else {}
-    options = DecodeOptions(**beam)
-    return lambda samples: ours.transcribe(samples, options).text
+    options = DecodeOptions(beam=int(way) if way.isdecimal() else 1)
+    return lambda samples: ours.transcribe(samples, options).result().text
 
 
 def rss() -> float:

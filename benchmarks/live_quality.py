@@ -108,7 +108,7 @@ def windowed(engine: OpenAIEngine, stream: Stream) -> tuple[list[str], list[floa
 
 def text_of(engine: OpenAIEngine, stream: Stream, start: int, end: int) -> str:
     """Transcribe a piece of a stream."""
-    return engine.transcribe(stream.samples[max(0, start) : end], DecodeOptions()).text
+    return engine.transcribe(stream.samples[max(0, start) : end], DecodeOptions()).result().text
 
 
 def latencies(stream: Stream, heard: Heard) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ from options import run, speech_parser
 from report import Row, emit, machine
 from scoring import compare, total, words
 
-from whisper_byoc.speech.engine import never
+from whisper_byoc.speech.engine import DecodeOptions, never
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
 from whisper_byoc.speech.fast.network import Network
@@ -53,10 +53,9 @@ def measure(model: FastModel, network: Network, clips: list[Clip], way: str, mar
     scores, began = [], time.process_time()
     for clip in clips:
         windows = Windows(network, log_mel(clip.samples, model.dims.n_mels), never, margin or 0.0)
-        request = Request(
-            "en", "transcribe", "", False, max_tokens(len(clip.samples) / 16_000), (Attempt(full=margin is None),)
-        )
-        found = transcribe(network, model.tokenizer, model.alignment_heads, windows, request, never)
+        limit = max_tokens(len(clip.samples) / 16_000)
+        request = Request(DecodeOptions(), limit, timestamps=False, attempts=(Attempt(full=margin is None),))
+        found = network.run(transcribe(model, windows, request, never))
         scores.append(compare(words(clip.reference), words(" ".join(each.text for each in found))))
     took, score = time.process_time() - began, total(scores)
     return {

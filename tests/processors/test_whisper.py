@@ -9,6 +9,7 @@ import pytest
 
 from audio import pcm
 from audio.wav import read_wav
+from tests.engines import OneAtATime, at_once
 from tests.waiting import until
 from whisper_byoc.errors import BadParam, BadSegment, ModelError, UnknownModel, UsageError
 from whisper_byoc.processors.base import JobInfo
@@ -42,6 +43,7 @@ async def test_shutdown_frees_the_model():
     def loaded():
         return {id(each) for each in gc.get_objects() if type(each).__name__ in ("FastEngine", "OpenAIEngine")}
 
+    gc.collect()
     before = loaded()
     processor = WhisperProcessor("demo", WhisperSettings(workers=1))
     await processor.initialize()
@@ -83,7 +85,7 @@ async def test_session_keeps_the_clock(processor, sound):
     assert session.summary() == {"audio_ms": 2 * ms, "transcripts": 2}
 
 
-async def failing(*_):
+async def failing(*_, **__):
     raise ValueError("broken weights")
 
 
@@ -318,10 +320,8 @@ async def test_two_workers_give_the_same_text(sound, texts):
     assert [words(text.decode()) for text in heard] == [texts[name]["text"].split() for name in names]
 
 
-class Polyglot:
+class Polyglot(OneAtATime):
     """Stands in for a model of many languages, of which there is none here; it takes later sound for another one."""
-
-    multilingual = True
 
     def __init__(self):
         self.asked = [("de", 0.95), ("fr", 0.9), ("fr", 0.9)]
@@ -333,14 +333,17 @@ class Polyglot:
     def use_threads(self, number):
         pass
 
+    @at_once
     def detect_language(self, samples):
         return self.asked.pop(0)
 
+    @at_once
     def transcribe(self, samples, options, is_cancelled=lambda: False):
-        language = options.language or self.detect_language(samples)[0]
+        language = options.language or self.detect_language(samples).result()[0]
         self.languages.append(language)
         return Transcription("ja", language)
 
+    @at_once
     def draft(self, samples, options, is_cancelled=lambda: False):
         return Draft((), "de")
 

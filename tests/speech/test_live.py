@@ -78,7 +78,7 @@ class Model:
             self.cancelled += 1
             raise
 
-    async def transcribe(self, samples, options):
+    async def transcribe(self, samples, options, *, live):
         self.transcribed.append((len(samples), options))
         await self.wait(self.free)
         if self.error is not None:
@@ -444,10 +444,10 @@ async def test_text_that_was_ready_when_a_later_utterance_was_walked_away_from_i
     live = live_text(model, replace(OPTIONS, partials=False))
     transcribe = model.transcribe
 
-    async def second_never(samples, options):
+    async def second_never(samples, options, *, live):
         if len(model.transcribed) == 1:
             model.free.clear()
-        return await transcribe(samples, options)
+        return await transcribe(samples, options, live=live)
 
     model.transcribe = second_never
     await abandon(feed(live, (speech(10) + silence(20)) * 3), lambda: len(model.transcribed) == 2)

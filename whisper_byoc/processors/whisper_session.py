@@ -103,7 +103,8 @@ class WhisperSession:
         samples = decode_segment(frame)
         result = await transcribe_segment(self._scheduler, samples, self.options.decoding, self._language)
         self._transcripts += 1
-        record = TranscriptRecord(result.value, first, len(samples), result.queue_ms, result.inference_ms)
+        costs = result.queue_ms, result.inference_ms
+        record = TranscriptRecord(result.value, first, len(samples), *costs, beam=result.beam)
         return [Result(result.value.text.encode(), self._fields(record))]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
@@ -181,7 +182,8 @@ class WhisperSession:
                 (utterance.speech_end - utterance.first) / pcm.SAMPLE_RATE,
             )
         costs = update.result.queue_ms, update.result.inference_ms
-        record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final)
+        beam = update.result.beam if update.is_final else None
+        record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final, beam)
         return Result(body, self._fields(record), partial=not update.is_final, lag_ms=lag_ms)
 
     def _fields(self, record: TranscriptRecord) -> dict[str, Any]:

@@ -5,9 +5,9 @@ for each of its worker threads and calls it there, one call at a time. Sound is 
 """
 
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from whisper_byoc.speech.transcript import Transcription
 
 Samples: TypeAlias = NDArray[np.float32]
 """Mono sound at 16 kHz: float32, shape (n,), n > 0, full scale is [-1, 1)."""
+
+T = TypeVar("T")
 
 IsCancelled: TypeAlias = Callable[[], bool]
 """Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
@@ -47,7 +49,12 @@ class DecodeOptions:
     hotwords: str = ""
     """Names and spellings to expect, separated by commas; like a prompt, but not text that came before."""
     words: bool = False
-    """Whether to find the time of every word, which costs a second pass through the decoder."""
+    """Whether to find the time of every word, which costs another pass through the decoder."""
+    beam: int | None = None
+    """How many texts are followed at once, of which the best is taken (beam search); 1 takes the likeliest tokens.
+    None leaves it to the scheduler, which knows how busy the machine is."""
+    guess: tuple[int, ...] = ()
+    """`Draft.tokens` of the same sound's beginning; saves time, and changes no text."""
 
     @property
     def initial_prompt(self) -> str:
@@ -84,6 +91,8 @@ class Draft:
 
     words: tuple[DraftWord, ...]
     language: str
+    tokens: tuple[int, ...] = ()
+    """As the engine wrote it."""
 
     @property
     def text(self) -> str:
@@ -91,11 +100,56 @@ class Draft:
         return "".join(word.text for word in self.words).strip()
 
 
+class Inference(Generic[T]):
+    """One piece of an engine's work, which goes on step by step, so that several pieces share each step."""
+
+    def __init__(self, engine: "Engine", work: Generator[Any, Any, T]) -> None:
+        """`work` asks its engine for things by what it yields, and ends with its result."""
+        self._engine = engine
+        self._work = work
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self.asked: Any = None
+        """What the work waits for; None before it began."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result, or an error in its place."""
+        return bool(self._result) or self._error is not None
+
+    def result(self) -> T:
+        """Return the result, or raise the error; makes the steps that are left by itself."""
+        while not self.done:
+            self._engine.advance([self])
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def send(self, answer: Any = None) -> None:
+        """Go on with what was asked for, up to the next request; for engines."""
+        try:
+            self.asked = self._work.send(answer)
+        except StopIteration as end:
+            self._result.append(end.value)
+        except BaseException as error:
+            self._error = error
+
+    def fail(self, error: BaseException) -> None:
+        """End the work because what it asked for failed; for engines."""
+        self._work.close()
+        self._error = error
+
+
 class Engine(Protocol):
     """One model, used by one thread.
 
     openai-whisper (`OpenAIEngine`) is the reference: any other engine must give the same text on `fixtures/`.
     """
+
+    batch: int
+    """How many inferences gain from going on together; 1 for an engine that makes one at a time."""
+    beam: int
+    """`DecodeOptions.beam` where there is time for it."""
 
     @property
     def multilingual(self) -> bool:
@@ -107,17 +161,22 @@ class Engine(Protocol):
     def use_threads(self, number: int) -> None:
         """Compute with so many CPU threads. Called once, in the thread that makes all the calls below."""
 
-    def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
+    def transcribe(
+        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never
+    ) -> Inference[Transcription]:
         """Transcribe sound of any length. Times are in seconds and lie within the sound.
 
-        Raises `Cancelled` soon after `is_cancelled` has become true.
+        The inference ends with `Cancelled` soon after `is_cancelled` has become true.
         """
 
-    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
+    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
         """Decode at most 30 s of an utterance that is still going on: one quick attempt, without segment times.
 
-        Raises `Cancelled` soon after `is_cancelled` has become true.
+        The inference ends with `Cancelled` soon after `is_cancelled` has become true.
         """
 
-    def detect_language(self, samples: Samples) -> tuple[str, float]:
-        """Return the language of the first 30 s, as an ISO 639-1 code, and its probability."""
+    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
+        """Find the language of the first 30 s, as an ISO 639-1 code, and its probability."""
+
+    def advance(self, inferences: Sequence[Inference[Any]]) -> None:
+        """Make the next step of each inference, none of which is done; raises nothing."""

@@ -97,6 +97,7 @@ class LiveTranscriber:
         self._policy: Policy = POLICIES[options.policy]()
         self._drafted_until = 0  # position in the stream
         self._shown = ""
+        self._guess: tuple[int, ...] = ()  # the tokens of the last draft
         self._draft: tuple[Utterance, asyncio.Task[Timed[Draft]]] | None = None
         self._early: tuple[Utterance, asyncio.Task[Timed[Transcription]]] | None = None
 
@@ -178,12 +179,13 @@ class LiveTranscriber:
         """Return the text of all utterances that have ended. Cancelling this loses the text of at most one."""
         while self._ended:
             self._drop_draft()
+            guess, self._guess = self._guess, ()
             self._policy, self._shown, self._drafted_until = POLICIES[self.options.policy](), "", 0
-            self._finals.append(await self._final(self._ended.popleft()))
+            self._finals.append(await self._final(self._ended.popleft(), guess))
         finals, self._finals = self._finals, []
         return finals
 
-    async def _final(self, utterance: Utterance) -> Update:
+    async def _final(self, utterance: Utterance, guess: tuple[int, ...]) -> Update:
         early = self._early
         try:
             if early is not None and _same_sound(early[0], utterance):
@@ -191,18 +193,19 @@ class LiveTranscriber:
                 result = await early[1]
             else:
                 self._drop_early()
-                result = await self._transcribe(utterance)
+                result = await self._transcribe(utterance, guess)
         except Exception as error:  # this utterance has no text; the stream goes on
             return Update(utterance, True, error=error)
         return Update(utterance, True, result)
 
-    async def _transcribe(self, utterance: Utterance) -> Timed[Transcription]:
+    async def _transcribe(self, utterance: Utterance, guess: tuple[int, ...]) -> Timed[Transcription]:
         samples = _as_floats(utterance)
         seconds = len(samples) / SAMPLE_RATE
         language = await self._language.choose(
             lambda: self._scheduler.detect_language(samples), utterance.number, seconds
         )
-        return await self._scheduler.transcribe(samples, replace(self._decoding, language=language))
+        options = replace(self._decoding, language=language, guess=guess)
+        return await self._scheduler.transcribe(samples, options, live=True)
 
     def _take_partials(self) -> list[Update]:
         """Return the text of a draft that is done, and start what can be started for the open utterance."""
@@ -216,7 +219,7 @@ class LiveTranscriber:
             return updates
         if self._splitter.silence >= self._splitter.kept_silence:
             if self._early is None:
-                self._early = current, _start_task(self._transcribe(current))
+                self._early = current, _start_task(self._transcribe(current, self._guess))
         elif self.options.partials:
             self._start_draft(current)
         return updates
@@ -234,6 +237,7 @@ class LiveTranscriber:
             log.warning("a draft failed: %s", error)
             return []
         draft = task.result()
+        self._guess = draft.value.tokens
         seconds = len(utterance.samples) / SAMPLE_RATE
         text = self._policy.stable_text(draft.value, seconds)
         if not text or text == self._shown:
@@ -251,7 +255,7 @@ class LiveTranscriber:
         )
         if self._draft is not None or current.end < due:
             return
-        options = replace(self._decoding, language=self._language.likely)
+        options = replace(self._decoding, language=self._language.likely, guess=self._guess)
         self._drafted_until = current.end
         task = _start_task(self._scheduler.draft(_as_floats(current), options))
         task.add_done_callback(lambda done: done.cancelled() or self._on_draft())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from whisper_byoc.speech.engine import (
     DecodeOptions,
     Draft,
     DraftWord,
+    Inference,
     IsCancelled,
     Samples,
     draft_words,
@@ -33,6 +34,8 @@ from whisper_byoc.speech.engine import (
 )
 from whisper_byoc.speech.hallucination import RETRY_TEMPERATURE, Score, is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+
+T = TypeVar("T")
 
 DRAFT_MARGIN = 2.0
 """Seconds of silence that are appended to the sound of a draft …"""
@@ -46,6 +49,9 @@ REPLACEMENT = "\ufffd"
 
 class OpenAIEngine:
     """`Engine` on openai-whisper. Sound over 30 s goes through openai-whisper's own windows."""
+
+    batch = 1
+    beam = 1
 
     def __init__(self, model: Whisper, random_lock: threading.Lock | None = None) -> None:
         """`random_lock` is shared by all replicas, since torch's random generator belongs to the whole process."""
@@ -67,7 +73,26 @@ class OpenAIEngine:
         """Set torch's threads for the calling thread; OpenMP keeps the number per thread."""
         torch.set_num_threads(number)
 
-    def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
+    def transcribe(
+        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never
+    ) -> Inference[Transcription]:
+        """Transcribe sound of any length."""
+        return Inference(self, _at_once(lambda: self._transcribe(samples, options, is_cancelled)))
+
+    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
+        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
+        return Inference(self, _at_once(lambda: self._draft(samples, options, is_cancelled)))
+
+    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
+        """Find the language of the first 30 s, and its probability."""
+        return Inference(self, _at_once(lambda: self._detect_language(samples)))
+
+    def advance(self, inferences: Sequence[Inference[Any]]) -> None:
+        """Make each inference from its beginning to its end."""
+        for each in inferences:
+            each.send()
+
+    def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Transcription:
         """Decode a second time what looks wrong (see `hallucination`), and return the better text."""
         weights = attention_weights(self.model) if options.words else nullcontext()
         with self._cancellable(is_cancelled), self._encoder_cached(), weights:
@@ -81,7 +106,7 @@ class OpenAIEngine:
                     found = max(found, again, key=_confidence)
         return _transcription(found, len(samples) / SAMPLE_RATE)
 
-    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
+    def _draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Draft:
         seconds = len(samples) / SAMPLE_RATE
         with torch.no_grad(), self._cancellable(is_cancelled):
             # to find the language, openai-whisper wants all 30 s
@@ -99,7 +124,7 @@ class OpenAIEngine:
             ends = self._token_ends(encoded, tokens, tokenizer, seconds) if tokens else []
         return Draft(_draft_words(tokens, ends, tokenizer), found.language)
 
-    def detect_language(self, samples: Samples) -> tuple[str, float]:
+    def _detect_language(self, samples: Samples) -> tuple[str, float]:
         if not self.multilingual:
             return "en", 1.0
         with torch.no_grad():
@@ -119,6 +144,7 @@ class OpenAIEngine:
                 initial_prompt=options.initial_prompt or None,
                 word_timestamps=options.words,
                 temperature=temperature,
+                beam_size=options.beam if not temperature and (options.beam or 1) > 1 else None,
                 condition_on_previous_text=False,
                 sample_len=max_tokens(len(samples) / SAMPLE_RATE),
                 fp16=False,  # a CPU has no half-precision kernels for this
@@ -264,3 +290,9 @@ def _transcription(found: dict[str, Any], length: float) -> Transcription:
 def _word(word: dict[str, Any]) -> Word:
     text = _without_cut_characters(word["word"]).strip()
     return Word(float(word["start"]), float(word["end"]), text, float(word["probability"]))
+
+
+def _at_once(work: Callable[[], T]) -> Generator[None, None, T]:
+    """Make a generator of work that has no steps."""
+    yield from ()
+    return work()

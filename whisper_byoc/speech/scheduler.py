@@ -1,29 +1,38 @@
-"""The worker threads of a model: each has an engine, and takes the oldest work from one queue.
+"""The worker threads of a model: each has an engine, and makes steps of several inferences together.
 
-Drafts wait for transcriptions: a worker drafts only while no transcription waits, and stops drafting when one has no
-free worker. Work whose result nobody waits for any more is cancelled.
+Transcriptions come first, that with the oldest deadline before the others. Drafts wait for them: one begins only while
+no transcription waits, and is cancelled when one has no place. Work whose result nobody waits for is cancelled.
 """
 
 import asyncio
+import heapq
+import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from whisper_byoc.aio import STUCK_SECONDS
 from whisper_byoc.errors import ProcessorError
-from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, IsCancelled, Samples
+from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
 
 T = TypeVar("T")
 
 STOP_SECONDS = 3.0
 """Longest wait for the workers to end."""
+PATIENCE_SECONDS = 5.0
+"""By so much the deadline of a recording is later than that of live speech that came at the same time."""
+BEAM_LOAD = 0.25
+"""A worker that was busy for a larger share of the last seconds has no time for beam search of live speech …"""
+LOAD_SECONDS = 5.0
+"""… where the last seconds are about so many."""
 
 
 @dataclass(frozen=True)
@@ -33,49 +42,72 @@ class Timed(Generic[T]):
     value: T
     queue_ms: float
     inference_ms: float
+    beam: int = 1
+    """How many texts were followed at once."""
 
 
 class TwoPriorityQueue(Generic[T]):
     """A queue between threads; an item of low priority is taken only when none of high priority waits."""
 
-    def __init__(self) -> None:
-        self._high: deque[T] = deque()
+    def __init__(self, places: int = 0) -> None:
+        """`places` is how many items all threads can have taken at once."""
+        self._high: list[tuple[float, int, T]] = []  # a heap
         self._low: deque[T] = deque()
+        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
-        self.idle = 0
-        """Threads that wait in `get`."""
+        self._waiting = 0  # threads
+        self.places = places
+        """Items that could be taken now."""
 
-    def put(self, item: T, *, low: bool = False) -> bool:
+    def put(self, item: T, deadline: float = 0.0, *, low: bool = False) -> bool:
         """Add an item, of high priority by default; return False when the queue was closed."""
         with self._changed:
             if not self._closed:
-                (self._low if low else self._high).append(item)
+                if low:
+                    self._low.append(item)
+                else:
+                    heapq.heappush(self._high, (deadline, next(self._numbers), item))
                 self._changed.notify()
             return not self._closed
 
-    def get(self) -> T | None:
-        """Wait for the next item; None when the queue was closed and no item of high priority is left."""
+    def get(self, *, wait: bool = True, low: bool = True) -> T | None:
+        """Take an item: of high priority, that with the oldest deadline; else, with `low`, one of low priority.
+
+        None when there is none, or another thread waits for it; after a wait, only when the queue was closed.
+        """
         with self._changed:
-            while not self._high and not self._low and not self._closed:
-                self.idle += 1
+            while wait and not self._high and not self._low and not self._closed:
+                self._waiting += 1
                 self._changed.wait()
-                self.idle -= 1
-            if self._high:
-                return self._high.popleft()
-            return None if self._closed else self._low.popleft()
+                self._waiting -= 1
+            if (self._waiting and not wait) or not (self._high or (low and self._low)):
+                return None
+            self.places -= 1
+            return heapq.heappop(self._high)[2] if self._high else self._low.popleft()
+
+    def free(self) -> None:
+        """Note that an item which was taken is done."""
+        with self._changed:
+            self.places += 1
 
     def remove(self, item: T) -> None:
         """Remove an item that still waits; does nothing for one that was taken."""
         with self._changed:
-            for items in (self._high, self._low):
-                if item in items:
-                    items.remove(item)
+            self._high = [each for each in self._high if each[2] != item]
+            heapq.heapify(self._high)
+            if item in self._low:
+                self._low.remove(item)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether an item of high priority waits."""
+        return bool(self._high)
 
     def overloaded(self) -> bool:
-        """Whether an item of high priority waits for which no thread is free."""
+        """Whether an item of high priority waits for which there is no place."""
         with self._changed:
-            return len(self._high) > self.idle
+            return len(self._high) > self.places
 
     def close(self) -> list[T]:
         """Let every thread go once no item of high priority is left; return the items of low priority."""
@@ -86,31 +118,130 @@ class TwoPriorityQueue(Generic[T]):
             return dropped
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    call: Callable[[Engine, IsCancelled], Any]
-    future: Future[Timed[Any]]
-    is_cancelled: IsCancelled
-    submitted: float = field(default_factory=time.monotonic)
+class Load:
+    """How busy a thread was lately, as a share from 0 to 1: a mean that forgets."""
+
+    def __init__(self) -> None:
+        self._busy = 0.0
+        self._until = time.monotonic()
+
+    def add(self, seconds: float) -> None:
+        """Note that the last `seconds` were spent at work."""
+        self._busy = self._decayed() + seconds
+        self._until = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        return self._decayed() / LOAD_SECONDS
+
+    def _decayed(self) -> float:
+        return self._busy * math.exp((self._until - time.monotonic()) / LOAD_SECONDS)
+
+
+class _Work(Generic[T]):
+    """One piece of work, from the time it is asked for to its result."""
+
+    def __init__(
+        self,
+        begin: Callable[[Engine, DecodeOptions, IsCancelled], Inference[T]],
+        options: DecodeOptions,
+        is_cancelled: IsCancelled,
+        *,
+        low: bool,
+        live: bool,
+    ) -> None:
+        self.low = low
+        self.future: Future[Timed[T]] = Future()
+        self.options = options
+        self.live = live
+        self._begin = begin
+        self._is_cancelled = is_cancelled
+        self.submitted = time.monotonic()
+        self.begun = 0.0
+        self.inference: Inference[T] | None = None
+
+    def begin(self, engine: Engine, beam: int) -> None:
+        self.begun = time.monotonic()
+        self.options = replace(self.options, beam=self.options.beam or beam)
+        self.inference = self._begin(engine, self.options, self._is_cancelled)
+
+    def end(self) -> None:
+        assert self.inference is not None
+        try:
+            value = self.inference.result()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            queued, took = self.begun - self.submitted, time.monotonic() - self.begun
+            self.future.set_result(Timed(value, queued * 1000, took * 1000, self.options.beam or 1))
+
+
+class _Worker:
+    """One thread and its engine."""
+
+    def __init__(self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]]) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._queue = queue
+        self._running: list[_Work[Any]] = []
+        self._load = Load()
+        self.warm: Future[None] = Future()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def busy_since(self) -> float | None:
+        return min((work.begun for work in list(self._running)), default=None)
+
+    def _run(self) -> None:
+        try:
+            self._engine.use_threads(self._threads)
+            warm_up(self._engine)
+        except BaseException as error:
+            self.warm.set_exception(error)
+            return
+        self.warm.set_result(None)
+        while self._take():
+            began = time.monotonic()
+            self._engine.advance([work.inference for work in self._running if work.inference])
+            self._load.add(time.monotonic() - began)
+            for work in [work for work in self._running if work.inference and work.inference.done]:
+                self._running.remove(work)
+                self._queue.free()
+                work.end()
+
+    def _take(self) -> bool:
+        """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
+        while len(self._running) < self._engine.batch:
+            drafts = sum(work.low for work in self._running)
+            work = self._queue.get(wait=not self._running, low=drafts < self._engine.batch / 2)
+            if work is None:
+                break
+            if not work.future.set_running_or_notify_cancel():
+                self._queue.free()
+                continue
+            work.begin(self._engine, self._beam(work))
+            self._running.append(work)
+            if not self._queue.urgent:  # one draft a step: each is encoded first, for which the others wait
+                break
+        return bool(self._running)
+
+    def _beam(self, work: _Work[Any]) -> int:
+        hurried = self._running or self._queue.urgent or (work.live and self._load.share > BEAM_LOAD)
+        return 1 if hurried else self._engine.beam
 
 
 class Scheduler:
-    """`workers` threads, whose engines compute with `threads` CPU threads each. First come, first served.
+    """`workers` threads, whose engines compute with `threads` CPU threads each.
 
     Jobs are treated fairly because each has one segment, or one draft, in the queue at a time. Drafts may starve;
     transcriptions never do.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
-        self._workers = workers
+        self._number = workers
         self._threads = threads
-        self._queue: TwoPriorityQueue[_Work] = TwoPriorityQueue()
-        self._busy_since: dict[str, float] = {}
-        self._running: list[threading.Thread] = []
-
-    @property
-    def idle(self) -> int:
-        return self._queue.idle
+        self._queue: TwoPriorityQueue[_Work[Any]] = TwoPriorityQueue()
+        self._workers: list[_Worker] = []
 
     async def start(self, load: Callable[[], Engine]) -> Engine:
         """Load the model in a thread, start the workers, and wait until each has made its first inference.
@@ -118,35 +249,41 @@ class Scheduler:
         Raises what `load` and the engine raise.
         """
         engine = await asyncio.wrap_future(_in_thread(load, "whisper-load"))
-        engines = [engine, *(engine.replica() for _ in range(1, self._workers))]  # before one of them works
-        warm: list[Future[None]] = [Future() for _ in engines]
+        engines = [engine, *(engine.replica() for _ in range(1, self._number))]  # before one of them works
+        self._queue.places = sum(each.batch for each in engines)
         for number, each in enumerate(engines):
-            worker = threading.Thread(
-                target=self._run, args=(each, warm[number]), name=f"whisper-{number}", daemon=True
-            )
-            worker.start()
-            self._running.append(worker)
-        await asyncio.gather(*map(asyncio.wrap_future, warm))
+            self._workers.append(_Worker(f"whisper-{number}", each, self._threads, self._queue))
+        await asyncio.gather(*(asyncio.wrap_future(worker.warm) for worker in self._workers))
         return engine
 
-    async def transcribe(self, samples: Samples, options: DecodeOptions) -> Timed[Transcription]:
-        """Have a worker transcribe; raises what the engine raises. Cancelling this cancels the work."""
-        return await self._do(lambda engine, is_cancelled: engine.transcribe(samples, options, is_cancelled))
+    async def transcribe(self, samples: Samples, options: DecodeOptions, *, live: bool = False) -> Timed[Transcription]:
+        """Have a worker transcribe; raises what the engine raises. Cancelling this cancels the work.
+
+        `live` speech goes before recordings.
+        """
+        return await self._do(
+            lambda engine, options, is_cancelled: engine.transcribe(samples, options, is_cancelled), options, live=live
+        )
 
     async def draft(self, samples: Samples, options: DecodeOptions) -> Timed[Draft]:
         """Have a worker draft while no transcription waits; raises `Cancelled` when one needs the worker."""
-        return await self._do(lambda engine, is_cancelled: engine.draft(samples, options, is_cancelled), low=True)
+        return await self._do(
+            lambda engine, options, is_cancelled: engine.draft(samples, options, is_cancelled),
+            replace(options, beam=1),
+            low=True,
+        )
 
     async def detect_language(self, samples: Samples) -> tuple[str, float]:
         """Have a worker detect the language; return its code and probability."""
-        return (await self._do(lambda engine, _: engine.detect_language(samples))).value
+        found = await self._do(lambda engine, _, is_cancelled: engine.detect_language(samples), DecodeOptions(beam=1))
+        return found.value
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
-        now = time.monotonic()
-        for name, since in list(self._busy_since.items()):
-            if now - since > STUCK_SECONDS:
-                return f"worker {name} has been at one segment for {now - since:.0f} s"
+        for worker in self._workers:
+            since = worker.busy_since()
+            if since is not None and (seconds := time.monotonic() - since) > STUCK_SECONDS:
+                return f"worker {worker.thread.name} has been at one segment for {seconds:.0f} s"
         return None
 
     async def stop(self) -> None:
@@ -157,13 +294,24 @@ class Scheduler:
         for work in self._queue.close():
             work.future.cancel()
         deadline = time.monotonic() + STOP_SECONDS
-        for worker in self._running:
-            await asyncio.to_thread(worker.join, max(0.0, deadline - time.monotonic()))
+        for worker in self._workers:
+            await asyncio.to_thread(worker.thread.join, max(0.0, deadline - time.monotonic()))
+        self._workers.clear()  # and their engines with them
 
-    async def _do(self, call: Callable[[Engine, IsCancelled], T], *, low: bool = False) -> Timed[T]:
+    async def _do(
+        self,
+        begin: Callable[[Engine, DecodeOptions, IsCancelled], Inference[T]],
+        options: DecodeOptions,
+        *,
+        low: bool = False,
+        live: bool = False,
+    ) -> Timed[T]:
         abandoned = threading.Event()
-        work = _Work(call, Future(), lambda: abandoned.is_set() or (low and self._queue.overloaded()))
-        if not self._queue.put(work, low=low):
+        work = _Work(
+            begin, options, lambda: abandoned.is_set() or (low and self._queue.overloaded()), low=low, live=live
+        )
+        deadline = work.submitted + (0.0 if live else PATIENCE_SECONDS)
+        if not self._queue.put(work, deadline, low=low):
             raise ProcessorError("the workers have been stopped")
         try:
             return await asyncio.wrap_future(work.future)
@@ -171,35 +319,12 @@ class Scheduler:
             abandoned.set()
             self._queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
 
-    def _run(self, engine: Engine, warm: Future[None]) -> None:
-        name = threading.current_thread().name
-        try:
-            engine.use_threads(self._threads)
-            warm_up(engine)
-        except BaseException as error:
-            warm.set_exception(error)
-            return
-        warm.set_result(None)
-        while (work := self._queue.get()) is not None:
-            if not work.future.set_running_or_notify_cancel():
-                continue
-            self._busy_since[name] = began = time.monotonic()
-            try:
-                value = work.call(engine, work.is_cancelled)
-            except BaseException as error:
-                work.future.set_exception(error)
-            else:
-                queued, took = began - work.submitted, time.monotonic() - began
-                work.future.set_result(Timed(value, queued * 1000, took * 1000))
-            finally:
-                del self._busy_since[name]
-
 
 def warm_up(engine: Engine) -> None:
     """Make one inference of each kind on faint noise, so that the first user does not wait for lazy initialisation."""
     noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * np.float32(1e-3)
-    engine.transcribe(noise, DecodeOptions())
-    engine.draft(noise, DecodeOptions())
+    engine.transcribe(noise, DecodeOptions()).result()
+    engine.draft(noise, DecodeOptions()).result()
 
 
 def _in_thread(function: Callable[[], T], name: str) -> Future[T]:

@@ -91,6 +91,8 @@ class TranscriptRecord:
     lag_ms: float | None = None
     """For live input: time from the arrival of the last sample."""
     is_final: bool = True
+    beam: int | None = None
+    """How many texts were followed at once to find this one."""
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON fields without `job_id`, `seq` and segment ids. All times in whole milliseconds."""
@@ -114,6 +116,8 @@ class TranscriptRecord:
             "queue_ms": round(self.queue_ms),
             "inference_ms": round(self.inference_ms),
         }
+        if self.beam is not None:
+            stats["beam"] = self.beam
         return {
             "type": "transcript",
             "is_final": self.is_final,

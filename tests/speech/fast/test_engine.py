@@ -43,7 +43,7 @@ UTTERANCES = [
 
 @pytest.mark.parametrize("name", [*UTTERANCES, "demo-long-40s.wav", "silence-3s.wav"])
 def test_the_text_of_the_fixtures(engine, sound, texts, name):
-    found = engine.transcribe(sound(name), DecodeOptions())
+    found = engine.transcribe(sound(name), DecodeOptions()).result()
     assert (found.text, found.language) == (texts[name]["text"], "en")
     length = len(sound(name)) / RATE
     times = [time for segment in found.segments for time in (segment.start, segment.end)]
@@ -54,8 +54,8 @@ def test_the_text_of_the_fixtures(engine, sound, texts, name):
 @pytest.mark.parametrize("name", UTTERANCES)
 def test_words_are_where_the_reference_finds_them(engine, reference_engine, sound, name):
     """It attends to all 30 s; here it is a short window in half precision, where the CPU has that."""
-    mine = engine.transcribe(sound(name), DecodeOptions(words=True))
-    theirs = reference_engine.transcribe(sound(name), DecodeOptions(words=True))
+    mine = engine.transcribe(sound(name), DecodeOptions(words=True)).result()
+    theirs = reference_engine.transcribe(sound(name), DecodeOptions(words=True)).result()
     one, other = ([word for segment in each.segments for word in segment.words] for each in (mine, theirs))
     assert [word.text for word in one] == [word.text for word in other]
     distances = [abs(a.start - b.start) for a, b in zip(one, other, strict=True)]
@@ -66,7 +66,7 @@ def test_words_are_where_the_reference_finds_them(engine, reference_engine, soun
 @pytest.mark.parametrize("name", UTTERANCES)
 def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, texts, name):
     (truth,) = texts[name]["utterances"]
-    draft = engine.draft(sound(name), DecodeOptions())
+    draft = engine.draft(sound(name), DecodeOptions()).result()
     assert (draft.text, draft.language) == (truth["text"], "en")
     ends = [word.end for word in draft.words]
     assert len(ends) == len(truth["text"].split())
@@ -76,7 +76,7 @@ def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, te
 
 
 def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
-    draft = engine.draft(sound("demo-numbers.wav")[: int(1.75 * RATE)], DecodeOptions())
+    draft = engine.draft(sound("demo-numbers.wav")[: int(1.75 * RATE)], DecodeOptions()).result()
     assert draft.text.startswith("seven three")
     assert draft.words[-1].end <= 1.75
 
@@ -84,18 +84,18 @@ def test_a_draft_of_half_an_utterance_has_its_first_words(engine, sound):
 @pytest.mark.parametrize("samples", [1, 100, 159, 160, 1600, 31 * RATE])
 def test_sound_of_any_length(engine, samples):
     silence = np.zeros(samples, np.float32)
-    assert all(0 < word.end <= 30 for word in engine.draft(silence, DecodeOptions()).words)
-    assert engine.transcribe(silence, DecodeOptions(words=True)).text == ""
+    assert all(0 < word.end <= 30 for word in engine.draft(silence, DecodeOptions()).result().words)
+    assert engine.transcribe(silence, DecodeOptions(words=True)).result().text == ""
 
 
 def test_a_draft_shows_no_echo_of_the_prompt(engine, sound):
-    assert engine.draft(sound("demo-hello-world.wav"), DecodeOptions(prompt="hello world")).words == ()
+    assert engine.draft(sound("demo-hello-world.wav"), DecodeOptions(prompt="hello world")).result().words == ()
 
 
 @pytest.mark.parametrize("way", ["transcribe", "draft"])
 def test_a_prompt_may_hold_what_whisper_has_a_token_of_its_own_for(engine, sound, way):
     options = DecodeOptions(prompt="go <|en|>", hotwords="Livepeer")
-    assert getattr(engine, way)(sound("demo-stop.wav"), options).text == "stop"
+    assert getattr(engine, way)(sound("demo-stop.wav"), options).result().text == "stop"
 
 
 @pytest.mark.parametrize("full_windows", [False, True])
@@ -111,14 +111,14 @@ def test_work_is_cancelled_wherever_it_is(model, sound, way, full_windows, monke
         return asked > last
 
     last = 1_000_000
-    whole = getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count)
+    whole = getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count).result()
     assert asked >= 8
     for limit in range(asked):
         asked, last = 0, limit
         with pytest.raises(Cancelled):
-            getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count)
+            getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count).result()
     asked, last = 0, 1_000_000
-    assert getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count) == whole
+    assert getattr(engine, way)(sound("demo-numbers.wav"), DecodeOptions(), count).result() == whole
 
 
 def test_the_encoder_itself_is_cancelled(engine, sound, monkeypatch):
@@ -126,8 +126,8 @@ def test_the_encoder_itself_is_cancelled(engine, sound, monkeypatch):
     monkeypatch.setattr("whisper_byoc.speech.fast.network.POLL_MS", 0)
     asked = iter([False, True])
     with pytest.raises(Cancelled):
-        engine.transcribe(sound("demo-long-40s.wav"), DecodeOptions(), lambda: next(asked))
-    assert engine.transcribe(sound("demo-stop.wav"), DecodeOptions()).text == "stop"
+        engine.transcribe(sound("demo-long-40s.wav"), DecodeOptions(), lambda: next(asked)).result()
+    assert engine.transcribe(sound("demo-stop.wav"), DecodeOptions()).result().text == "stop"
 
 
 def test_replicas_work_at_once(model, sound, texts):
@@ -138,7 +138,7 @@ def test_replicas_work_at_once(model, sound, texts):
     def work(mine):
         engines[mine].use_threads(1)
         for at in range(mine, len(names), len(engines)):
-            found[at] = engines[mine].transcribe(sound(names[at]), DecodeOptions()).text
+            found[at] = engines[mine].transcribe(sound(names[at]), DecodeOptions()).result().text
 
     threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(engines))]
     for thread in threads:
@@ -159,18 +159,18 @@ async def test_the_scheduler_runs_it(converted, sound, texts):
 
 
 def test_a_language_that_nobody_named_is_detected(multilingual, noise):
-    language, probability = multilingual.detect_language(noise)
+    language, probability = multilingual.detect_language(noise).result()
     assert language in LANGUAGES
     assert 0 < probability <= 1
-    assert multilingual.draft(noise, DecodeOptions(None)).language == language
-    assert multilingual.transcribe(noise, DecodeOptions(None)).language == language
+    assert multilingual.draft(noise, DecodeOptions(None)).result().language == language
+    assert multilingual.transcribe(noise, DecodeOptions(None)).result().language == language
     assert multilingual.multilingual
 
 
 @pytest.mark.parametrize("options", [DecodeOptions("ja", "translate"), DecodeOptions("de", words=True)])
 def test_text_without_sense_does_no_harm(multilingual, noise, options):
     """Random weights write half characters, loops and timestamps."""
-    found = multilingual.transcribe(noise, options)
+    found = multilingual.transcribe(noise, options).result()
     assert "\ufffd" not in found.text
     assert all("\ufffd" not in word.text for segment in found.segments for word in segment.words)
-    assert "\ufffd" not in multilingual.draft(noise, options).text
+    assert "\ufffd" not in multilingual.draft(noise, options).result().text

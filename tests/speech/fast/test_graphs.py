@@ -40,11 +40,11 @@ def test_the_encoder_ends_with_keys_and_values_of_the_decoder(small, encoded, cr
 class Decoder:
     """One sequence or several, that go on from call to call."""
 
-    def __init__(self, weights, cross, *, int8=False, batch=1):
+    def __init__(self, weights, cross, *, int8=False, batch=1, sounds=1):
         self.request = core().compile_model(decoder_graph(weights, int8=int8), "CPU", EXACT).create_infer_request()
         for name, values in cross.items():
-            self.request.set_tensor(name, ov.Tensor(np.repeat(values, batch, 0)))
-        self.length, self.batch = 0, batch
+            self.request.set_tensor(name, ov.Tensor(np.repeat(values, sounds, 0)))
+        self.length, self.batch, self.sounds = 0, batch, sounds
 
     def __call__(self, tokens, wanted=None, rows=None, sound_mask=None):
         """`tokens` is (batch, n)."""
@@ -53,12 +53,13 @@ class Decoder:
         places = np.arange(length, length + count)
         mask = np.where(np.arange(length + count) <= places[:, None], 0, -np.inf).astype(np.float32)
         if sound_mask is None:
-            sound_mask = np.zeros((self.batch, 1, 1, 1500), np.float32)
+            sound_mask = np.zeros((self.sounds, 1, 1, 1500), np.float32)
+        chosen = [row * count + at for row in range(len(tokens)) for at in wanted or range(count)]
         inputs = {
             "tokens": tokens,
             "positions": np.repeat(places[None], len(tokens), 0),
             "rows": np.array(rows or range(self.batch), np.int32),
-            "wanted": np.array(wanted or range(count), np.int64),
+            "wanted": np.array(chosen, np.int64),
             "text_mask": np.repeat(mask[None, None], len(tokens), 0),
             "sound_mask": sound_mask,
         }
@@ -66,7 +67,7 @@ class Decoder:
             self.request.set_tensor(name, ov.Tensor(values))
         self.request.infer()
         self.length += count
-        return self.request.get_tensor("logits").data.copy()
+        return self.request.get_tensor("logits").data.copy().reshape(len(tokens), len(chosen) // len(tokens), -1)
 
 
 TOKENS = [50258, 50259, 50359, 50363, 11, 22, 33, 44, 55]
@@ -98,9 +99,10 @@ def test_a_reset_forgets_the_text(small_weights, cross, expected):
     np.testing.assert_allclose(decoder([TOKENS]), expected, atol=2e-3, rtol=1e-4)
 
 
-def test_rows_say_whose_text_goes_on(small_weights, cross, expected):
-    """As in beam search: both go on from the second one."""
-    decoder = Decoder(small_weights, cross, batch=2)
+@pytest.mark.parametrize("sounds", [1, 2])
+def test_rows_say_whose_text_goes_on(small_weights, cross, expected, sounds):
+    """As in beam search: both go on from the second one. They share a sound, or have one each."""
+    decoder = Decoder(small_weights, cross, batch=2, sounds=sounds)
     decoder([[*TOKENS[:3], 7], TOKENS[:4]])
     found = decoder([TOKENS[4:], [9, 9, 9, 9, 9]], rows=[1, 1])
     np.testing.assert_allclose(found[0], expected[0, 4:], atol=2e-3, rtol=1e-4)

@@ -56,7 +56,7 @@ def names(folder):
 def text_of(model, samples):
     engine = FastEngine(model)
     engine.use_threads(1)
-    return engine.transcribe(samples, DecodeOptions()).text
+    return engine.transcribe(samples, DecodeOptions()).result().text
 
 
 def test_the_second_time_nothing_is_converted(folder, conversions, sound):
@@ -169,9 +169,9 @@ from whisper_byoc.speech.fast.engine import FastEngine
 engine = FastEngine(models.load_fast_model("demo", Path(sys.argv[1])))
 engine.use_threads(1)
 samples = read_wav(Path(sys.argv[2]).read_bytes())
-text = engine.transcribe(samples, DecodeOptions(words=True)).text
+text = engine.transcribe(samples, DecodeOptions(words=True)).result().text
 assert "tiktoken" not in sys.modules, "only a prompt needs byte-pair encoding, which takes 20 MB"
-print(text, engine.draft(samples, DecodeOptions(prompt="go on")).text)
+print(text, engine.draft(samples, DecodeOptions(prompt="go on")).result().text)
 heavy = ("torch", "whisper", "numba", "nncf", "openvino_telemetry", "openvino.tools.ovc", "requests")
 print([name for name in heavy if name in sys.modules])
 """

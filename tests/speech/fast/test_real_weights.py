@@ -101,7 +101,7 @@ def test_short_windows_are_as_right_as_whole_ones(model, clips):
 
     def errors(engine):
         found = [
-            compare(words(clip["reference"]), words(engine.transcribe(samples, DecodeOptions()).text))
+            compare(words(clip["reference"]), words(engine.transcribe(samples, DecodeOptions()).result().text))
             for clip, samples in spoken
         ]
         return total(found).error_rate
@@ -117,7 +117,7 @@ def test_words_are_where_the_reference_finds_them(name, model, clips):
     reference.model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
     distances = []
     for _, samples in clips[:20]:
-        one, other = (each.transcribe(samples, DecodeOptions(words=True)) for each in (mine, reference))
+        one, other = (each.transcribe(samples, DecodeOptions(words=True)).result() for each in (mine, reference))
         if one.text == other.text:
             pairs = zip(
                 *([word for segment in each.segments for word in segment.words] for each in (one, other)), strict=True

@@ -3,7 +3,7 @@
 import pytest
 import whisper
 
-from whisper_byoc.speech.engine import never
+from whisper_byoc.speech.engine import DecodeOptions, never
 from whisper_byoc.speech.fast import windows as module
 from whisper_byoc.speech.fast.decoding import Decoded
 from whisper_byoc.speech.fast.mel import log_mel
@@ -22,10 +22,10 @@ def network(model):
     return model.network(1)
 
 
-def found_by(model, network, samples, **options):
-    request = Request(**{"language": "en", "task": "transcribe", "prompt": "", "words": False, "limit": 224} | options)
+def found_by(model, network, samples, *, timestamps=True, attempts=SHORT_FIRST, **options):
+    request = Request(DecodeOptions(**options), 224, timestamps, attempts)
     windows = Windows(network, log_mel(samples, 80), never)
-    return list(transcribe(network, model.tokenizer, model.alignment_heads, windows, request, never))
+    return network.run(transcribe(model, windows, request, never))
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -57,8 +57,9 @@ def scripted(model, monkeypatch):
     def script(*texts):
         waiting = list(texts)
 
-        def decode(network, sound, tokenizer, start, **options):
-            asked.append((sound.positions, options["temperature"], bool(options["prompt"])))
+        def decode(sound, tokenizer, context, wish, is_cancelled):
+            yield from ()
+            asked.append((sound.positions, wish.temperature, bool(wish.prompt)))
             text, change = waiting.pop(0)
             values = {"logprob": -0.2, "no_speech": 0.1, "ended": True} | change
             return Decoded(tokens=tokenizer.encode(" " + text), queries={}, **values)

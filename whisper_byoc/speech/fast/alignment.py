@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.speech.engine import SECONDS_PER_POSITION
-from whisper_byoc.speech.fast.network import Network, Sound
+from whisper_byoc.speech.fast.batch import Pass, Sound
+from whisper_byoc.speech.fast.decoding import Steps
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 
 FRAMES_PER_POSITION = 2
@@ -65,18 +66,17 @@ def token_ends(sound: Sound, queries: dict[int, NDArray[np.float32]], heads: Hea
 
 
 def align_words(
-    network: Network,
     sound: Sound,
     tokenizer: Tokenizer,
     heads: Heads,
     segments: list[TimedSegment],
     *,
     start: Sequence[int],
-    language: str,
+    language: str | None,
     frames: int,
     offset: float,
     last_end: float,
-) -> float:
+) -> Steps[float]:
     """Find the words of segments and their times, and set the segments' times by them.
 
     `start` is what the text began with, `frames` how many of the window are sound, `offset` where it begins in seconds.
@@ -85,7 +85,7 @@ def align_words(
     """
     groups = [[token for token in segment.tokens if token < tokenizer.eot] for segment in segments]
     text = list(itertools.chain.from_iterable(groups))
-    words = _find_words(network, sound, tokenizer, heads, text, start, language, frames // FRAMES_PER_POSITION)
+    words = yield from _find_words(sound, tokenizer, heads, text, start, language, frames // FRAMES_PER_POSITION)
     lengths = [word.end - word.start for word in words if word.end != word.start]
     median = min(LONGEST_MEDIAN, float(np.median(lengths))) if lengths else 0.0
     if lengths:
@@ -107,29 +107,28 @@ def align_words(
 
 
 def _find_words(
-    network: Network,
     sound: Sound,
     tokenizer: Tokenizer,
     heads: Heads,
     text: list[int],
     start: Sequence[int],
-    language: str,
+    language: str | None,
     positions: int,
-) -> list[TimedWord]:
+) -> Steps[list[TimedWord]]:
     """openai-whisper, `find_alignment`."""
     texts, groups = tokenizer.words([*text, tokenizer.eot], language)
     if not text or len(groups) <= 1:
         return []
     first = len(start)
-    network.listen(sound)
-    step = network.step([*start, tokenizer.no_timestamps, *text, tokenizer.eot], range(first, first + len(text)))
-    chances = _softmax(step.logits[:, : tokenizer.eot])[np.arange(len(text)), text]
-    weights = attention(sound, step.queries, heads, positions)
+    tokens = [*start, tokenizer.no_timestamps, *text, tokenizer.eot]
+    step = yield Pass(sound, [tokens], range(first, first + len(text)))
+    chances = _softmax(step.logits[0, :, : tokenizer.eot])[np.arange(len(text)), text]
+    weights = attention(sound, {layer: query[0] for layer, query in step.queries.items()}, heads, positions)
     spread = weights.std(-2, keepdims=True)
     spread[spread == 0] = 1  # every token attends to a position alike: it says nothing
     weights = _median_filter((weights - weights.mean(-2, keepdims=True)) / spread, MEDIAN_WIDTH)
-    tokens, times = dtw(-weights.mean(0)[first:-1].astype(np.float64))
-    jumps = np.diff(tokens, prepend=-1).astype(bool)
+    rows, times = dtw(-weights.mean(0)[first:-1].astype(np.float64))
+    jumps = np.diff(rows, prepend=-1).astype(bool)
     jump_times = times[jumps] * SECONDS_PER_POSITION
     bounds = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return [

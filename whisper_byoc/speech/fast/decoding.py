@@ -1,18 +1,41 @@
-"""Openai-whisper's decoding rules, one text at a time: what may be written next, and how sure the model is."""
+"""Texts written token by token, as openai-whisper decodes them: the likeliest, drawn ones, or the best of a search."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.speech.engine import Cancelled, IsCancelled, never
-from whisper_byoc.speech.fast.network import Network, Sound
+from whisper_byoc.speech.fast.batch import Pass, Sound, Step
+from whisper_byoc.speech.fast.rules import Rules, log_sum_exp
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 
-LAST_FIRST_TIMESTAMP = 50
-"""A text begins within the first second: 50 steps of 0.02 s (openai-whisper, `max_initial_timestamp`)."""
-NEVER = np.float32(-np.inf)
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Pass, Step, T]
+"""Work that asks for passes of the decoder as it goes, so that several pieces of work share each of them."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a text is to be decoded."""
+
+    start: Sequence[int]
+    """`Tokenizer.start`."""
+    limit: int
+    """Most tokens."""
+    prompt: Sequence[int] = ()
+    """Text before it, of which the last 223 tokens count."""
+    timestamps: bool = True
+    may_be_empty: bool = False
+    """Whether there may be no word in it."""
+    temperature: float = 0.0
+    """Above 0, tokens are drawn; always alike."""
+    beam: int = 1
+    """Sequences that a search keeps; with one, each token is the likeliest."""
+    guess: Sequence[int] = ()
+    """Tokens that the text may begin with: as far as it does, they cost one pass together. A search takes none."""
 
 
 @dataclass(frozen=True)
@@ -31,114 +54,127 @@ class Decoded:
     """Layer -> (heads, tokens + 1, values): where in the sound each token was found (`alignment.attention`)."""
 
 
-class Rules:
-    """Masks logits (vocabulary,) in place, as openai-whisper's filters do."""
-
-    def __init__(self, tokenizer: Tokenizer, *, timestamps: bool) -> None:
-        self._tokenizer = tokenizer
-        self._timestamps = timestamps
-        self._suppressed = np.array(tokenizer.suppressed)
-        self._blank = np.array(tokenizer.blank)
-
-    def apply(self, logits: NDArray[np.float32], written: Sequence[int]) -> None:
-        """Forbid what cannot follow the tokens `written`."""
-        if not written:
-            logits[self._blank] = NEVER
-        logits[self._suppressed] = NEVER
-        if self._timestamps:
-            self._apply_timestamps(logits, written)
-
-    def _apply_timestamps(self, logits: NDArray[np.float32], written: Sequence[int]) -> None:
-        """Timestamps come in pairs, never go back, and come when they are likelier than any word.
-
-        openai-whisper, `ApplyTimestampRules`.
-        """
-        begin, eot = self._tokenizer.timestamp_begin, self._tokenizer.eot
-        logits[self._tokenizer.no_timestamps] = NEVER
-        last = bool(written) and written[-1] >= begin
-        before_last = len(written) < 2 or written[-2] >= begin
-        if last:
-            if before_last:
-                logits[begin:] = NEVER
-            else:
-                logits[:eot] = NEVER
-        newest = next((token for token in reversed(written) if token >= begin), None)
-        if newest is not None:  # a segment may begin where the last one ended, and has a length
-            logits[begin : newest if last and not before_last else newest + 1] = NEVER
-        if not written:
-            logits[:begin] = NEVER
-            logits[begin + LAST_FIRST_TIMESTAMP + 1 :] = NEVER
-        if _log_sum_exp(logits[begin:]) > logits[:begin].max():
-            logits[:begin] = NEVER
-
-
 def decode(
-    network: Network,
-    sound: Sound,
-    tokenizer: Tokenizer,
-    start: Sequence[int],
-    *,
-    prompt: Sequence[int] = (),
-    timestamps: bool = True,
-    limit: int,
-    temperature: float = 0.0,
-    is_cancelled: IsCancelled = never,
-) -> Decoded:
-    """Write the likeliest text token by token, at most `limit`; above temperature 0 tokens are drawn, always alike.
-
-    `start` is `Tokenizer.start`; `prompt` is text before it, of which the last 223 tokens count. Raises `Cancelled`.
-    """
-    initial = [*start] if timestamps else [*start, tokenizer.no_timestamps]
-    if prompt:
-        initial = [tokenizer.sot_prev, *prompt[-(network.dims.n_text_ctx // 2 - 1) :], *initial]
-    at_sot = initial.index(tokenizer.sot)
-    rules = Rules(tokenizer, timestamps=timestamps)
-    dice = np.random.default_rng(0)
-    written: list[int] = []
-    queries: list[dict[int, NDArray[np.float32]]] = []
-    total, no_speech, ended = 0.0, 0.0, False
-    network.listen(sound)
-    new = initial
-    for _ in range(limit):
-        if is_cancelled():
-            raise Cancelled
-        step = network.step(new, [at_sot, len(new) - 1] if new is initial else [0])
-        if new is initial:
-            no_speech = float(np.exp(step.logits[0, tokenizer.no_speech] - _log_sum_exp(step.logits[0])))
-        logits = step.logits[-1]
-        rules.apply(logits, written)
-        token = _choose(logits, temperature, dice)
-        total += float(logits[token] - _log_sum_exp(logits))
-        queries.append({layer: query[:, -1:] for layer, query in step.queries.items()})
-        ended = token == tokenizer.eot
-        if ended:
-            break
-        written.append(token)
-        new = [token]
-        if len(initial) + len(written) > network.dims.n_text_ctx:
-            break
-    joined = {layer: np.concatenate([each[layer] for each in queries], 1) for layer in queries[0]}
-    return Decoded(written, total / (len(written) + 1), no_speech, ended, joined)
+    sound: Sound, tokenizer: Tokenizer, context: int, wish: Wish, is_cancelled: IsCancelled = never
+) -> Steps[Decoded]:
+    """Write one text. `context` is how many tokens the decoder has places for. Raises `Cancelled`."""
+    initial = [*wish.start] if wish.timestamps else [*wish.start, tokenizer.no_timestamps]
+    if wish.prompt:
+        initial = [tokenizer.sot_prev, *wish.prompt[-(context // 2 - 1) :], *initial]
+    room = min(wish.limit, context - len(initial) + 1)
+    way = _search if wish.beam > 1 and not wish.temperature else _write
+    return (yield from way(sound, tokenizer, initial, room, wish, is_cancelled))
 
 
-def language_probabilities(network: Network, sound: Sound, tokenizer: Tokenizer) -> dict[str, float]:
+def language_probabilities(sound: Sound, tokenizer: Tokenizer) -> Steps[dict[str, float]]:
     """Return how probable each language is (openai-whisper, `detect_language`)."""
-    network.listen(sound)
-    logits = network.step([tokenizer.sot], [0]).logits[0, list(tokenizer.languages.values())]
-    shares = np.exp(logits - _log_sum_exp(logits))
+    step = yield Pass(sound, [[tokenizer.sot]], [0])
+    logits = step.logits[0, 0, list(tokenizer.languages.values())]
+    shares = np.exp(logits - log_sum_exp(logits))
     return dict(zip(tokenizer.languages, shares.tolist(), strict=True))
 
 
-def _choose(logits: NDArray[np.float32], temperature: float, dice: np.random.Generator) -> int:
-    """Return the likeliest token, or one drawn with the probabilities of softmax(logits / temperature)."""
+class _Text(NamedTuple):
+    tokens: list[int]
+    total: float
+    """Sum of log-probabilities."""
+    queries: list[dict[int, NDArray[np.float32]]]
+    """Of each token, layer -> (heads, values)."""
+
+    def and_then(self, token: int, logprob: float, query: dict[int, NDArray[np.float32]]) -> "_Text":
+        return _Text([*self.tokens, token], self.total + logprob, [*self.queries, query])
+
+    def decoded(self, end: int, no_speech: float) -> Decoded:
+        ended = self.tokens[-1] == end
+        tokens = self.tokens[:-1] if ended else self.tokens
+        queries = {layer: np.stack([each[layer] for each in self.queries], 1) for layer in self.queries[0]}
+        return Decoded(tokens, self.total / (len(tokens) + 1), no_speech, ended, queries)
+
+
+def _write(
+    sound: Sound, tokenizer: Tokenizer, initial: list[int], room: int, wish: Wish, is_cancelled: IsCancelled
+) -> Steps[Decoded]:
+    """Take the likeliest token each time, or draw one; check what was guessed first."""
+    rules = Rules(tokenizer, timestamps=wish.timestamps, may_be_empty=wish.may_be_empty)
+    dice = np.random.default_rng(0)
+    guess = list(wish.guess[: room - 1])
+    last = len(initial) - 1
+    wanted = [initial.index(tokenizer.sot), *range(last, last + len(guess) + 1)]
+    step = yield from _step(Pass(sound, [[*initial, *guess]], wanted), is_cancelled)
+    no_speech, logits = _no_speech(step, tokenizer), step.logits[0, 1:]
+    text = _Text([], 0.0, [])
+    while True:
+        for at, scores in enumerate(logits):
+            rules.apply(scores, text.tokens)
+            token = _choose(scores, wish.temperature, dice)
+            text = text.and_then(token, float(scores[token] - log_sum_exp(scores)), _queries(step, 0, last + at))
+            if token == tokenizer.eot or len(text.tokens) == room:
+                return text.decoded(tokenizer.eot, no_speech)
+            if at < len(guess) and token != guess[at]:
+                break
+        kept = len(initial) + len(text.tokens) - 1
+        step = yield from _step(Pass(sound, [text.tokens[-1:]], [0], kept), is_cancelled)
+        logits, guess, last = step.logits[0], [], 0
+
+
+def _search(
+    sound: Sound, tokenizer: Tokenizer, initial: list[int], room: int, wish: Wish, is_cancelled: IsCancelled
+) -> Steps[Decoded]:
+    """Keep the likeliest `beam` texts until as many have ended (openai-whisper, `BeamSearchDecoder`)."""
+    rules = Rules(tokenizer, timestamps=wish.timestamps, may_be_empty=wish.may_be_empty)
+    at_sot, last = initial.index(tokenizer.sot), len(initial) - 1
+    step = yield from _step(Pass(sound, [initial] * wish.beam, [at_sot, last], 0, [0] * wish.beam), is_cancelled)
+    no_speech, logits = _no_speech(step, tokenizer), step.logits[:1, 1]  # all of them are alike as yet
+    going = [_Text([], 0.0, [])]
+    ended: list[_Text] = []
+    while True:
+        found: list[tuple[int, _Text]] = []
+        for at, (scores, text) in enumerate(zip(logits, going, strict=False)):
+            rules.apply(scores, text.tokens)
+            scores -= log_sum_exp(scores)
+            query = _queries(step, at, last)
+            likeliest = np.argpartition(-scores, wish.beam)[: wish.beam + 1]
+            found += ((at, text.and_then(token, float(scores[token]), query)) for token in likeliest.tolist())
+        found.sort(key=lambda each: each[1].total, reverse=True)
+        parents, going = [], []
+        for parent, text in found:
+            if text.tokens[-1] != tokenizer.eot:
+                parents.append(parent)
+                going.append(text)
+            elif len(ended) < wish.beam:
+                ended.append(text)
+            if len(going) == wish.beam:
+                break
+        written = len(going[0].tokens)
+        if len(ended) == wish.beam or written == room:
+            return _best([*ended, *going][: wish.beam], tokenizer.eot).decoded(tokenizer.eot, no_speech)
+        tokens = [text.tokens[-1:] for text in going]
+        step = yield from _step(Pass(sound, tokens, [0], len(initial) + written - 1, parents), is_cancelled)
+        logits, last = step.logits[:, 0], 0
+
+
+def _best(texts: list[_Text], end: int) -> _Text:
+    """Return the text with the highest log-probability for its length (openai-whisper, `MaximumLikelihoodRanker`)."""
+    return max(texts, key=lambda text: text.total / max(1, len(text.tokens) - (text.tokens[-1] == end)))
+
+
+def _step(asked: Pass, is_cancelled: IsCancelled) -> Steps[Step]:
+    if is_cancelled():
+        raise Cancelled
+    return (yield asked)
+
+
+def _queries(step: Step, row: int, at: int) -> dict[int, NDArray[np.float32]]:
+    return {layer: query[row, :, at] for layer, query in step.queries.items()}
+
+
+def _no_speech(step: Step, tokenizer: Tokenizer) -> float:
+    at_sot = step.logits[0, 0]
+    return float(np.exp(at_sot[tokenizer.no_speech] - log_sum_exp(at_sot)))
+
+
+def _choose(scores: NDArray[np.float32], temperature: float, dice: np.random.Generator) -> int:
+    """Return the likeliest token, or one drawn with the probabilities of softmax(scores / temperature)."""
     if temperature:
-        logits = logits / np.float32(temperature) + dice.gumbel(size=logits.shape).astype(np.float32)
-    return int(logits.argmax())
-
-
-def _log_sum_exp(values: NDArray[np.float32]) -> np.float32:
-    highest = values.max()
-    if highest == NEVER:
-        return NEVER
-    found: np.float32 = np.log(np.exp(values - highest).sum()) + highest
-    return found
+        scores = scores / np.float32(temperature) + dice.gumbel(size=scores.shape).astype(np.float32)
+    return int(scores.argmax())

@@ -1,22 +1,46 @@
 """`Engine` on OpenVINO."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord, IsCancelled, Samples, draft_words, never
+from whisper_byoc.speech.engine import (
+    DecodeOptions,
+    Draft,
+    DraftWord,
+    Inference,
+    IsCancelled,
+    Samples,
+    draft_words,
+    never,
+)
 from whisper_byoc.speech.fast.alignment import token_ends
-from whisper_byoc.speech.fast.decoding import decode, language_probabilities
+from whisper_byoc.speech.fast.decoding import Steps, Wish, decode, language_probabilities
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
-from whisper_byoc.speech.fast.network import Network, Sound
+from whisper_byoc.speech.fast.network import Network
 from whisper_byoc.speech.fast.tokenizer import CUT_CHARACTER, Tokenizer
-from whisper_byoc.speech.fast.windows import FULL_ONLY, SHORT_FIRST, Request, Scored, Windows, score_of, transcribe
+from whisper_byoc.speech.fast.windows import (
+    FULL_ONLY,
+    LONGEST_SHORT,
+    SHORT_FIRST,
+    Request,
+    Scored,
+    Windows,
+    score_of,
+    transcribe,
+)
 from whisper_byoc.speech.hallucination import is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 LONGEST_DRAFT = 30 * SAMPLE_RATE
 """Samples."""
+BEAM = 5
+"""openai-whisper's and faster-whisper's usual number."""
+BATCH = 8
+"""Eight texts cost 2.7 passes of one each; with more a pass takes so long that each of them is late."""
 
 
 class FastEngine:
@@ -26,6 +50,7 @@ class FastEngine:
         """`full_windows` computes all 30 s for every sound, as openai-whisper does."""
         self._model = model
         self._full_windows = full_windows
+        self.batch, self.beam = BATCH, BEAM
         self._loaded: Network | None = None
 
     @property
@@ -42,57 +67,76 @@ class FastEngine:
         """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
         self._loaded = self._model.network(number)
 
-    def transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Transcription:
+    def transcribe(
+        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never
+    ) -> Inference[Transcription]:
         """Transcribe sound of any length.
 
         Text that looks wrong is decoded again, on all 30 s of its window, and the best one is returned.
         """
-        windows = self._windows(samples, is_cancelled)
+        return Inference(self, self._transcribe(samples, options, is_cancelled))
+
+    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
+        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
+        return Inference(self, self._draft(samples[:LONGEST_DRAFT], options, is_cancelled))
+
+    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
+        """Find the language of the first 30 s, and its probability."""
+        return Inference(self, self._detect(self._windows(samples, never)))
+
+    def advance(self, inferences: Sequence[Inference[Any]]) -> None:
+        """Begin those that are new, and make one pass of the decoder for all."""
+        for each in inferences:
+            if each.asked is None:
+                each.send()
+        going = [each for each in inferences if not each.done]
+        try:
+            steps = self._network.decode({id(each): each.asked for each in going})
+        except Exception as error:  # OpenVINO's
+            for each in going:
+                each.fail(error)
+        else:
+            for each in going:
+                each.send(steps[id(each)])
+
+    def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Transcription]:
+        windows, model = self._windows(samples, is_cancelled), self._model
         seconds = len(samples) / SAMPLE_RATE
-        language = options.language or self._detect(windows.sound(0, full=self._full_windows))[0]
+        language = options.language or (yield from self._detect(windows))[0]
         request = Request(
-            language,
-            options.task,
-            options.initial_prompt,
-            options.words,
+            replace(options, language=language),
             max_tokens(seconds),
-            FULL_ONLY if self._full_windows else SHORT_FIRST,
+            timestamps=self._full_windows or seconds >= LONGEST_SHORT,
+            attempts=FULL_ONLY if self._full_windows else SHORT_FIRST,
         )
-        model = self._model
-        found = transcribe(self._network, model.tokenizer, model.alignment_heads, windows, request, is_cancelled)
+        found = yield from transcribe(model, windows, request, is_cancelled)
         segments = tuple(filter(None, map(_text_segment, found)))
         text = " ".join(segment.text for segment in segments)
         return Transcription(text, language, segments).within(0.0, seconds)
 
-    def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Draft:
-        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
-        samples = samples[:LONGEST_DRAFT]
+    def _draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Draft]:
         seconds, tokenizer = len(samples) / SAMPLE_RATE, self._model.tokenizer
-        sound = self._windows(samples, is_cancelled).sound(0, full=self._full_windows)
-        language = options.language or self._detect(sound)[0]
-        prompt = options.initial_prompt
-        decoded = decode(
-            self._network,
-            sound,
-            tokenizer,
+        windows = self._windows(samples, is_cancelled)
+        language = options.language or (yield from self._detect(windows))[0]
+        sound, prompt = windows.sound(0, full=self._full_windows), options.initial_prompt
+        wish = Wish(
             tokenizer.start(language, options.task),
-            prompt=tokenizer.encode(" " + prompt.strip()) if prompt else (),
+            max_tokens(seconds),
+            tokenizer.encode(" " + prompt.strip()) if prompt else (),
             timestamps=False,
-            limit=max_tokens(seconds),
-            is_cancelled=is_cancelled,
+            may_be_empty=True,
+            guess=options.guess,
         )
+        decoded = yield from decode(sound, tokenizer, self._model.dims.n_text_ctx, wish, is_cancelled)
         score = score_of(decoded, tokenizer)
         if score.invented or score.repetitive or is_prompt_echo(tokenizer.decode(decoded.tokens), prompt):
             return Draft((), language)
         positions = len(samples) // 320
-        ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions) if decoded.tokens else []
-        return Draft(_draft_words(decoded.tokens, ends, tokenizer, language), language)
-
-    def detect_language(self, samples: Samples) -> tuple[str, float]:
-        """Return the language of the first 30 s, and its probability."""
-        if not self.multilingual:
-            return "en", 1.0
-        return self._detect(self._windows(samples, never).sound(0, full=self._full_windows))
+        if not decoded.tokens:
+            return Draft((), language)
+        ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions)
+        words = _draft_words(decoded.tokens, ends, tokenizer, language)
+        return Draft(words, language, tuple(decoded.tokens))
 
     @property
     def _network(self) -> Network:
@@ -102,10 +146,11 @@ class FastEngine:
     def _windows(self, samples: Samples, is_cancelled: IsCancelled) -> Windows:
         return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled)
 
-    def _detect(self, sound: Sound) -> tuple[str, float]:
+    def _detect(self, windows: Windows) -> Steps[tuple[str, float]]:
         if not self.multilingual:
             return "en", 1.0
-        chances = language_probabilities(self._network, sound, self._model.tokenizer)
+        sound = windows.sound(0, full=self._full_windows)
+        chances = yield from language_probabilities(sound, self._model.tokenizer)
         language = max(chances, key=chances.__getitem__)
         return language, chances[language]
 

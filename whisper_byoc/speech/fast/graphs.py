@@ -4,8 +4,8 @@ Both follow openai-whisper's `model.py`. What differs serves speed and changes n
 and values of the decoder's cross attention, which the decoder takes as inputs, and the decoder keeps those of its own
 tokens as state from one call to the next. Masks are inputs, added to attention before its softmax.
 
-B is the number of sequences, n of new tokens, P of tokens in the state, T of mel frames, S of positions of sound, H of
-heads and D of values per head.
+B is the number of sequences, I of sounds (B / I sequences each), n of new tokens, P of tokens in the state, T of mel
+frames, S of positions of sound, H of heads and D of values per head.
 """
 
 from collections.abc import Sequence
@@ -59,13 +59,13 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
         tokens (B, n) int64
         positions (B, n) int64: places in the text, from 0
         rows (B) int32: which sequence of the state each one continues
-        wanted (k) int64: indices of the new tokens whose logits are wanted
+        wanted (k) int64: new tokens whose logits are wanted: the token `at` of sequence `row` is row * n + at
         text_mask (B, 1, n, P + n) float32: added to attention to the text
-        sound_mask (B, 1, 1, S) float32: added to attention to the sound
-        key<i>, value<i> (B, H, S, D) float32: what the encoder found, for each layer
+        sound_mask (I, 1, 1, S) float32: added to attention to the sound
+        key<i>, value<i> (I, H, S, D) float32: what the encoder found, for each layer
     Outputs:
-        logits (B, k, vocabulary) float32
-        query<i> (B, H, n, D) float32: what attends to `key<i>`, for each layer with alignment heads
+        logits (k, vocabulary) float32
+        query<i> (B, n, H * D) float32: what attends to `key<i>`, for each layer with alignment heads
     """
     dims = weights.dims
     build = _Builder(weights, int8=int8)
@@ -76,6 +76,7 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
     wanted = _input("wanted", ov.Type.i64, [-1])
     text_mask = _input("text_mask", ov.Type.f32, [-1, 1, -1, -1])
     sound_mask = _input("sound_mask", ov.Type.f32, [-1, 1, 1, -1])
+    sounds = op.gather(op.shape_of(sound_mask), _ints([0]), _ints(0))
     inputs = [tokens, positions, rows, wanted, text_mask, sound_mask]
     batch = op.shape_of(rows)
     embedding = build.matrix("decoder.token_embedding.weight")
@@ -94,15 +95,21 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
         sinks += [each.sink for each in past]
         mixed = op.scaled_dot_product_attention(query, key, value, text_mask)
         x = op.add(x, build.linear(_joined(mixed), f"{block}.attn.out"))
-        query = build.heads(build.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query", heads)
+        query = build.linear(build.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query")
         if layer in aligned:
             results.append(_output(query, f"query{layer}"))
+        # the sequences of one sound attend to it as if they were one, so it stands in memory once
+        together = op.reshape(query, op.concat([sounds, _ints([-1, heads, size])], 0), special_zero=False)
         key, value = (_input(f"{part}{layer}", ov.Type.f32, [-1, heads, -1, size]) for part in ("key", "value"))
         inputs += [key, value]
-        mixed = op.scaled_dot_product_attention(query, key, value, sound_mask)
-        x = op.add(x, build.linear(_joined(mixed), f"{block}.cross_attn.out"))
+        scaled = op.multiply(op.transpose(together, _ints([0, 2, 1, 3])), op.constant(np.float32(size**-0.5)))
+        shares = op.softmax(op.add(op.matmul(scaled, key, False, True), sound_mask), -1)
+        mixed = op.matmul(shares, value, False, False)
+        mixed = op.reshape(_joined(mixed), op.shape_of(query), special_zero=False)
+        x = op.add(x, build.linear(mixed, f"{block}.cross_attn.out"))
         x = op.add(x, build.mlp(x, block))
-    x = op.gather(build.norm(x, "decoder.ln"), wanted, _ints(1))
+    flat = op.reshape(build.norm(x, "decoder.ln"), _ints([-1, dims.n_text_state]), special_zero=False)
+    x = op.gather(flat, wanted, _ints(0))
     results.insert(0, _output(op.matmul(x, embedding, False, True), "logits"))
     return ov.Model(results, sinks, inputs, "decoder")
 

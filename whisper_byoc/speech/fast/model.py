@@ -28,7 +28,7 @@ from whisper_byoc.speech.fast.weights import Dimensions, Weights
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what is kept changes: graphs, files, or the meaning of either."""
 MANIFEST = "model.json"
 MAX_MANIFEST_BYTES = 1 << 20

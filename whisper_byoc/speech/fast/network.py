@@ -1,49 +1,25 @@
 """A model ready to compute: features in, the encoder's view of the sound out; tokens in, logits out."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.speech.engine import Cancelled, IsCancelled, never
+from whisper_byoc.speech.fast.batch import Batch, Pass, Sound, Step
+from whisper_byoc.speech.fast.decoding import Steps
 from whisper_byoc.speech.fast.runtime import core, has_bfloat16, ov
 from whisper_byoc.speech.fast.silence import STRIDE
 from whisper_byoc.speech.fast.weights import Dimensions
+
+T = TypeVar("T")
 
 WINDOW_FRAMES = 32
 """Windows are multiples of it, so that kernels for one length serve many sounds; a multiple of 2 * STRIDE."""
 POLL_MS = 20
 """How often the encoder, which takes a third of a second for a large window, is asked whether it is still wanted."""
-
-
-@dataclass(frozen=True)
-class Sound:
-    """What the encoder made of one window, for the decoder to attend to."""
-
-    keys: tuple[NDArray[np.generic], ...]
-    """For each decoder layer (1, heads, S, values): float32, or bfloat16 as uint16."""
-    values: tuple[NDArray[np.generic], ...]
-    mask: NDArray[np.float32]
-    """(1, 1, 1, S), added to attention: 0 for a position of the window, log(n) for one of silence that stands for n."""
-    positions: int
-    """How many of S are of the window; those behind are of silence."""
-
-    def key(self, layer: int) -> NDArray[np.float32]:
-        """Return the keys of the window itself, (heads, positions, values) float32."""
-        key = self.keys[layer][0, :, : self.positions]
-        return _widened(key) if key.dtype == np.uint16 else key.astype(np.float32, copy=False)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one call of the decoder gave."""
-
-    logits: NDArray[np.float32]
-    """(wanted, vocabulary); valid until the next call."""
-    queries: dict[int, NDArray[np.float32]]
-    """Layer -> (heads, n, values), for layers with alignment heads: what attends to `Sound.key`."""
 
 
 class Compiled:
@@ -69,7 +45,7 @@ class Compiled:
 
 
 class Network:
-    """One thread's view of a model: has the state of one text at a time."""
+    """One thread's view of a model: encodes sound, and decodes several texts together."""
 
     def __init__(self, compiled: Compiled, dims: Dimensions, tail: NDArray[np.float32], stride: int = STRIDE) -> None:
         """`tail` is what `silence.encoded_silence` returned for this model and stride."""
@@ -77,13 +53,8 @@ class Network:
         self._compiled = compiled
         self.dims = dims
         self._encoder = compiled.encoder.create_infer_request()
-        self._decoder = compiled.decoder.create_infer_request()
-        self._outputs = [
-            output.get_any_name() for output in compiled.decoder.outputs if output.get_any_name() != "logits"
-        ]
         self._tail = _narrowed(tail) if compiled.half else tail
-        self._length = 0
-        self._sound: Sound | None = None
+        self._batches: list[Batch] = []
 
     def encode(self, mel: NDArray[np.float32], seconds: float, is_cancelled: IsCancelled = never) -> Sound:
         """Encode the features of one window, (mels, frames), followed by silence.
@@ -107,33 +78,37 @@ class Network:
         joined = [np.concatenate([each, silent], 2) for each, silent in zip(found, tail, strict=True)]
         return Sound(tuple(joined[0::2]), tuple(joined[1::2]), mask, positions)
 
-    def listen(self, sound: Sound) -> None:
-        """Begin a new text, for this sound."""
-        self._decoder.reset_state()
-        self._length = 0
-        self._sound = sound  # the decoder reads its arrays where they are
-        for layer, (key, value) in enumerate(zip(sound.keys, sound.values, strict=True)):
-            self._decoder.set_tensor(f"key{layer}", _tensor(key))
-            self._decoder.set_tensor(f"value{layer}", _tensor(value))
-        self._decoder.set_tensor("sound_mask", ov.Tensor(sound.mask))
-        self._decoder.set_tensor("rows", ov.Tensor(np.zeros(1, np.int32)))
+    def decode(self, passes: Mapping[Hashable, Pass]) -> dict[Hashable, Step]:
+        """Make one pass of each text; its key says whose next pass it is. What has no pass any more is forgotten."""
+        shares: list[dict[Hashable, Pass]] = [
+            {key: passes[key] for key in batch.texts if key in passes and passes[key].kept} for batch in self._batches
+        ]
+        for key, each in passes.items():
+            if not any(key in share for share in shares):
+                self._share_of(each, shares)[key] = each
+        found: dict[Hashable, Step] = {}
+        for batch, share in zip(self._batches, shares, strict=True):
+            found |= batch.decode(share)
+        return found
 
-    def step(self, tokens: Sequence[int], wanted: Sequence[int]) -> Step:
-        """Append tokens to the text, and compute logits behind those at the indices `wanted` among them."""
-        count, before = len(tokens), self._length
-        places = np.arange(before, before + count, dtype=np.int64)
-        mask = np.zeros((1, 1, count, before + count), np.float32)
-        if count > 1:
-            mask[0, 0, np.arange(before + count) > places[:, None]] = -np.inf
-        request = self._decoder
-        request.set_tensor("tokens", ov.Tensor(np.array([tokens], np.int64)))
-        request.set_tensor("positions", ov.Tensor(places[None]))
-        request.set_tensor("wanted", ov.Tensor(np.array(wanted, np.int64)))
-        request.set_tensor("text_mask", ov.Tensor(mask))
-        request.infer()
-        self._length += count
-        queries = {int(name.removeprefix("query")): request.get_tensor(name).data[0].copy() for name in self._outputs}
-        return Step(request.get_tensor("logits").data[0], queries)
+    def run(self, work: Steps[T]) -> T:
+        """Do all of some work, by itself; raises what it raises."""
+        try:
+            asked = next(work)
+            while True:
+                asked = work.send(self.decode({"": asked})[""])
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _share_of(self, new: Pass, shares: list[dict[Hashable, Pass]]) -> dict[Hashable, Pass]:
+        """Find the batch for a new text: its texts have as many sequences, and it has not gone on for too long."""
+        for batch, share in zip(self._batches, shares, strict=True):
+            if not share or batch.admits(new, share):
+                return share
+        self._batches.append(Batch(self._compiled.decoder.create_infer_request(), self.dims))
+        shares.append({})
+        return shares[-1]
 
     def _infer_encoder(self, window: NDArray[np.float32], is_cancelled: IsCancelled) -> list[NDArray[np.generic]]:
         """Return keys and values (1, heads, positions, values) of each layer, key first."""
@@ -163,18 +138,7 @@ def _in_half(model: ov.Model, *, outputs: bool) -> ov.Model:
     return adapted.build()
 
 
-def _tensor(values: NDArray[np.generic]) -> ov.Tensor:
-    if values.dtype == np.uint16:
-        return ov.Tensor(values, ov.Shape(values.shape), ov.Type.bf16)
-    return ov.Tensor(values)
-
-
 def _narrowed(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16: its upper half, to the nearest even."""
     bits = values.view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def _widened(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Read bfloat16 as float32."""
-    return (values.astype(np.uint32) << 16).view(np.float32)

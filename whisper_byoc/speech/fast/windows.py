@@ -4,17 +4,26 @@ Greedy, with timestamps, nothing carried over from one window to the next. What 
 with less than 27 s of sound is computed for its length only, and text that looks wrong is decoded again by itself.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.engine import SECONDS_PER_POSITION, IsCancelled
-from whisper_byoc.speech.fast.alignment import Heads, TimedSegment, align_words
-from whisper_byoc.speech.fast.decoding import Decoded, decode
+from whisper_byoc.speech.engine import SECONDS_PER_POSITION, DecodeOptions, IsCancelled
+from whisper_byoc.speech.fast.alignment import (
+    FRAMES_PER_POSITION,
+    SENTENCE_ENDS,
+    TimedSegment,
+    align_words,
+    token_ends,
+)
+from whisper_byoc.speech.fast.batch import Sound
+from whisper_byoc.speech.fast.decoding import Decoded, Steps, Wish, decode
 from whisper_byoc.speech.fast.mel import FRAMES_PER_SECOND
-from whisper_byoc.speech.fast.network import Network, Sound
+from whisper_byoc.speech.fast.model import FastModel
+from whisper_byoc.speech.fast.network import Network
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 from whisper_byoc.speech.hallucination import MAX_NO_SPEECH, MIN_LOGPROB, RETRY_TEMPERATURE, Score, is_prompt_echo
 from whisper_byoc.speech.transcript import compression_ratio
@@ -26,6 +35,8 @@ LONGEST_SHORT = 27.0
 MARGIN = 1.0
 """Seconds that a short window is longer than its sound; with half of it, words at the end are lost."""
 SHORTEST = 3.0
+SHORTEST_SENTENCE = 1.5
+"""Seconds: a full stop sooner is that of an abbreviation, or of a sentence that belongs to the next one."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,12 @@ FULL_ONLY = SHORT_FIRST[1:]
 class Request:
     """What is wanted of the text."""
 
-    language: str
-    task: str
-    prompt: str
-    """Stands before the first window; may be empty."""
-    words: bool
+    options: DecodeOptions
+    """With a language."""
     limit: int
     """Most tokens of a window."""
+    timestamps: bool
+    """Whether to part text where the model marks times, which sound of several windows needs; else at sentences."""
     attempts: tuple[Attempt, ...] = SHORT_FIRST
 
 
@@ -88,40 +98,66 @@ class Windows:
         return self._last[1]
 
 
-def transcribe(
-    network: Network,
-    tokenizer: Tokenizer,
-    heads: Heads,
-    windows: Windows,
-    request: Request,
-    is_cancelled: IsCancelled,
-) -> Iterator[Scored]:
-    """Yield the segments of a recording in order. Raises `Cancelled`."""
+def transcribe(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
+    """Return the segments of a recording in order. Raises `Cancelled`."""
+    tokenizer, options = model.tokenizer, request.options
+    start = tokenizer.start(options.language, options.task)
+    prompt = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else ()
+    wish = Wish(start, request.limit, prompt, request.timestamps, beam=options.beam or 1)
+    if not request.timestamps:
+        wish = replace(wish, may_be_empty=True, guess=options.guess)
     begin, last_end = 0, 0.0
-    prompt = request.prompt
+    found: list[Scored] = []
     while begin < windows.frames:
         offset, frames = begin / FRAMES_PER_SECOND, min(FRAMES, windows.frames - begin)
-        decoded, sound = _best(network, tokenizer, windows, begin, replace(request, prompt=prompt), is_cancelled)
-        prompt = ""
+        decoded, sound = yield from _best(model, windows, begin, wish, request, is_cancelled)
+        wish = replace(wish, prompt=())
         if decoded.no_speech > MAX_NO_SPEECH and decoded.logprob <= MIN_LOGPROB:
             begin += frames
             continue
-        segments, advance = parted(decoded.tokens, tokenizer, offset, frames)
-        if request.words:
-            start = tokenizer.start(request.language, request.task)
-            last_end = align_words(
-                network, sound, tokenizer, heads, segments,
-                start=start, language=request.language, frames=frames, offset=offset, last_end=last_end,
+        if wish.timestamps:
+            segments, advance = parted(decoded.tokens, tokenizer, offset, frames)
+        else:
+            segments, advance = sentences(decoded, sound, model, options.language, frames), frames
+        if options.words:
+            last_end = yield from align_words(
+                sound, tokenizer, model.alignment_heads, segments,
+                start=start, language=options.language, frames=frames, offset=offset, last_end=last_end,
             )  # fmt: skip
             words = [word for segment in segments for word in segment.words]
-            if words and words[-1].end > offset and not ends_alone(decoded.tokens, tokenizer):
+            if wish.timestamps and words and words[-1].end > offset and not ends_alone(decoded.tokens, tokenizer):
                 advance = round(words[-1].end * FRAMES_PER_SECOND) - begin
         score = score_of(decoded, tokenizer)
         for segment in segments:
             text = tokenizer.decode([token for token in segment.tokens if token < tokenizer.eot])
             if text.strip() and segment.start != segment.end:
-                yield Scored(segment, text, score)
+                found.append(Scored(segment, text, score))
         begin += advance
+    return found
+
+
+def sentences(
+    decoded: Decoded, sound: Sound, model: FastModel, language: str | None, frames: int
+) -> list[TimedSegment]:
+    """Part a text without timestamps into sentences, timed by what the decoder attended to when it wrote their ends."""
+    length = frames / FRAMES_PER_SECOND
+    pieces, groups = model.tokenizer.words(decoded.tokens, language)
+    ends = list(itertools.accumulate(map(len, groups)))
+    stops = [
+        at
+        for at, (piece, following) in enumerate(itertools.pairwise(pieces))
+        if piece.strip() in SENTENCE_ENDS and piece.strip() and following.startswith(" ")
+    ]
+    if not stops:
+        return [TimedSegment(0.0, length, decoded.tokens)]
+    times = token_ends(sound, decoded.queries, model.alignment_heads, frames // FRAMES_PER_POSITION)
+    segments, first, start = [], 0, 0.0
+    for stop in stops:
+        end = min(times[ends[stop] - 1], length)
+        if end - start >= SHORTEST_SENTENCE:
+            segments.append(TimedSegment(start, end, decoded.tokens[first : ends[stop]]))
+            first, start = ends[stop], end
+    return [*segments, TimedSegment(start, length, decoded.tokens[first:])]
 
 
 def parted(tokens: Sequence[int], tokenizer: Tokenizer, offset: float, frames: int) -> tuple[list[TimedSegment], int]:
@@ -160,24 +196,20 @@ def score_of(decoded: Decoded, tokenizer: Tokenizer) -> Score:
 
 
 def _best(
-    network: Network,
-    tokenizer: Tokenizer,
-    windows: Windows,
-    begin: int,
-    request: Request,
-    is_cancelled: IsCancelled,
-) -> tuple[Decoded, Sound]:
+    model: FastModel, windows: Windows, begin: int, wish: Wish, request: Request, is_cancelled: IsCancelled
+) -> Steps[tuple[Decoded, Sound]]:
     """Decode a window until a text is not doubtful, in at most as many attempts as there are."""
+    tokenizer, context, prompt = model.tokenizer, model.dims.n_text_ctx, request.options.initial_prompt
     found: list[tuple[tuple[bool, float], Decoded, Sound]] = []
-    prompt = request.prompt
     for attempt in request.attempts:
         sound = windows.sound(begin, full=attempt.full)
         if attempt.full and not attempt.temperature and found and found[-1][2] is sound:
             continue  # the first attempt had the whole window already
-        decoded = _decode(network, tokenizer, sound, prompt, request, attempt, is_cancelled)
-        if prompt and is_prompt_echo(tokenizer.decode(decoded.tokens), prompt):
-            prompt = ""
-            decoded = _decode(network, tokenizer, sound, prompt, request, attempt, is_cancelled)
+        wish = replace(wish, temperature=attempt.temperature, guess=() if found else wish.guess)
+        decoded = yield from decode(sound, tokenizer, context, wish, is_cancelled)
+        if wish.prompt and is_prompt_echo(tokenizer.decode(decoded.tokens), prompt):
+            wish = replace(wish, prompt=())
+            decoded = yield from decode(sound, tokenizer, context, wish, is_cancelled)
         score = score_of(decoded, tokenizer)
         doubtful = score.doubtful or (not decoded.ended and not score.invented)
         found.append(((not doubtful, decoded.logprob), decoded, sound))
@@ -185,24 +217,3 @@ def _best(
             break
     _, decoded, sound = max(found, key=lambda each: each[0])
     return decoded, sound
-
-
-def _decode(
-    network: Network,
-    tokenizer: Tokenizer,
-    sound: Sound,
-    prompt: str,
-    request: Request,
-    attempt: Attempt,
-    is_cancelled: IsCancelled,
-) -> Decoded:
-    return decode(
-        network,
-        sound,
-        tokenizer,
-        tokenizer.start(request.language, request.task),
-        prompt=tokenizer.encode(" " + prompt.strip()) if prompt else (),
-        limit=request.limit,
-        temperature=attempt.temperature,
-        is_cancelled=is_cancelled,
-    )

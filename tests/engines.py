@@ -1,0 +1,27 @@
+"""Engines that tests make up."""
+
+from whisper_byoc.speech.engine import Inference
+
+
+class OneAtATime:
+    """What is common to engines whose inferences have one step."""
+
+    multilingual = True
+    batch = beam = 1
+
+    def advance(self, inferences):
+        for each in inferences:
+            each.send()
+
+
+def at_once(method):
+    """A method of such an engine, which may simply return its result."""
+
+    def begin(self, *arguments):
+        def work():
+            yield from ()
+            return method(self, *arguments)
+
+        return Inference(self, work())
+
+    return begin
