@@ -32,7 +32,7 @@ finds no speech, however much it is amplified."""
 PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / 10)
 """From chunk to chunk: a peak counts half as much after 10 s."""
 
-GATHER_SECONDS = 0.04
+GATHER_SECONDS = 0.05
 """With several live streams, calls of the model begin this far apart, so that one serves several of them. (An utterance
 ends after 0.2 s of silence at least.)"""
 CHUNKS_AT_ONCE = 512
