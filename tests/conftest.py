@@ -4,6 +4,7 @@ import asyncio
 import copy
 import ctypes
 import functools
+import gc
 import importlib
 import importlib.util
 import io
@@ -299,9 +300,10 @@ def pytrickle(monkeypatch):
     loaded = {name: importlib.import_module(f"pytrickle.{name}") for name in ("base", "publisher", "subscriber")}
     for name, module in loaded.items():
         monkeypatch.setitem(sys.modules, f"pytrickle.{name}", module)
-    return types.SimpleNamespace(
+    yield types.SimpleNamespace(
         Publisher=loaded["publisher"].TricklePublisher, Subscriber=loaded["subscriber"].TrickleSubscriber
     )
+    gc.collect()  # what it leaves open is warned of now, and in no other test
 
 
 class FakeGateway:

@@ -78,13 +78,12 @@ class ContainerStreams(Streams["ContainerStream"]):
         body = json_object(await read_small(request, LARGEST_BODY))
         async with self.starting(stream_id):
             self._node.check_draining()
-            channels = Channels(self._trickle, stream_id, job.options)
-            try:
-                stream = await self._on_some_container(job, stream_id, channels, body)
-            except BaseException:
-                channels.close()
-                raise
-            self._streams[stream_id] = stream
+            with contextlib.ExitStack() as undo:
+                channels = Channels(self._trickle)
+                undo.callback(channels.close)
+                channels.open(stream_id, job.options)
+                stream = self._streams[stream_id] = await self._on_some_container(job, stream_id, channels, body)
+                undo.pop_all()
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
         urls = channels.urls("header", self.service_url + self._trickle.base_path)
         return web.Response(headers={**urls, livepeer.BALANCE: "0"})
@@ -128,21 +127,19 @@ class ContainerStreams(Streams["ContainerStream"]):
 class Channels:
     """The channels of one stream; they exist before the container is told."""
 
-    def __init__(self, trickle: TrickleServer, stream_id: str, options: Mapping[str, Any]) -> None:
-        """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
+    def __init__(self, trickle: TrickleServer) -> None:
         self._trickle = trickle
         self._channels: dict[ChannelKind, Channel] = {}
+
+    def open(self, stream_id: str, options: Mapping[str, Any]) -> None:
+        """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
         for kind in KINDS:
             if kind.option and not options.get(kind.option):
                 continue
             name = f"{stream_id}-{kind.name}" if kind.name else stream_id
-            try:
-                if name in trickle.channels:
-                    raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
-                self._channels[kind] = trickle.create(name, kind.mime)
-            except (RequestRefused, TrickleError):
-                self.close()
-                raise
+            if name in self._trickle.channels:
+                raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
+            self._channels[kind] = self._trickle.create(name, kind.mime)
         self.control, self.events = (self._channels[kind] for kind in KINDS[:2])
 
     def urls(self, side: str, base: str) -> dict[str, str]:

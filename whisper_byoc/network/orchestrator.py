@@ -21,27 +21,82 @@ MOST_CONTAINERS = 1000
 LONGEST_TEXT = 2048
 
 
-class Registration:
-    """The routes. `secret` is what containers must show."""
+@dataclass(frozen=True)
+class OrchestratorConfig:
+    """How to run an orchestrator."""
 
-    def __init__(self, node: "Orchestrator", secret: str) -> None:
-        self._node = node
-        self._pool = node.pool
-        self._secret = secret.encode()
+    host: str
+    """Address to listen on, and the port, which the system chooses if it is 0."""
+    port: int
+    service_host: str = "127.0.0.1"
+    """Where gateways reach it; port 0 is the one that it listens on."""
+    service_port: int = 0
+    secret: str = field(default="", repr=False)
+    """What containers must show to register."""
+    containers: Sequence[Container] = ()
+    """Containers that need not register."""
+    trickle_host: str = ""
+    """`host:port` of the channels as containers reach them, if that is another than gateways use."""
+    limits: NetworkLimits = field(default_factory=NetworkLimits)
+
+
+class Orchestrator(Node):
+    """An orchestrator: registration and tokens here, jobs in `ContainerJobs`, streams in `ContainerStreams`."""
+
+    role = "orchestrator"
+    streams: ContainerStreams
+
+    def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
+        super().__init__(config, session)
+        self.pool = Pool()
+        self.health = HealthCheck(self.pool, session, config.limits)
+        self.streams = ContainerStreams(self, self.pool, config.trickle_host)
+        self._config = config
+        self._secret = config.secret.encode()
+        self._jobs = ContainerJobs(self, self.pool)
+
+    def abort_jobs(self, reason: str) -> None:
+        for container in self.pool:
+            container.abort_jobs(reason)
+
+    def capabilities(self) -> dict[str, Any]:
+        return {
+            "capabilities": [
+                {
+                    "name": name,
+                    "available": self.pool.free(name),
+                    "containers": [each.describe() for each in self.pool.of(name)],
+                }
+                for name in self.pool.names
+            ]
+        }
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/capability/register", self.register),
             web.post("/capability/unregister", self.unregister),
             web.get("/process/token", self.token, allow_head=False),
+            *self._jobs.routes(),
+            *self.streams.routes(),
         ]
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        port = self._config.service_port or self.port
+        self.streams.service_url = f"http://{self._config.service_host}:{port}"
+        for container in self._config.containers:
+            self.health.add(container)
+        try:
+            yield
+        finally:
+            await self.health.close()
 
     async def register(self, request: web.Request) -> web.Response:
         self._check_secret(request)
         container = parse_container(await read_small(request))
-        if len(tuple(self._pool)) >= MOST_CONTAINERS and self._pool.find(container.name, container.url) is None:
+        if len(tuple(self.pool)) >= MOST_CONTAINERS and self.pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
-        self._node.health.add(container).is_ready()  # it has just said so itself
+        self.health.add(container).is_ready()  # it has just said so itself
         return web.Response(text="ok", content_type="application/json")
 
     async def unregister(self, request: web.Request) -> web.Response:
@@ -49,7 +104,7 @@ class Registration:
         self._check_secret(request)
         name = (await read_small(request)).decode("utf-8", "replace").strip()
         url = request.headers.get(livepeer.CAPABILITY_URL, "").rstrip("/")
-        for each in self._pool.of(name):
+        for each in self.pool.of(name):
             if url in ("", each.url):
                 each.not_ready("it has unregistered")
                 each.leaving = each.registered
@@ -61,13 +116,13 @@ class Registration:
         name = request.headers.get(livepeer.CAPABILITY, "")
         if not name:
             raise RequestRefused(400, f"the {livepeer.CAPABILITY} header is missing")
-        free = self._pool.free(name)
+        free = self.pool.free(name)
         answer = {
             "sender_address": sender,
             "ticket_params": {},  # go-livepeer's gateway fails without this and the price
             "balance": 0,
             "price": {"pixelsPerUnit": 1},
-            "service_addr": self._node.streams.service_url,
+            "service_addr": self.streams.service_url,
         }
         return web.json_response(answer | ({"available_capacity": free} if free else {}))
 
@@ -75,6 +130,9 @@ class Registration:
         shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(shown, self._secret):
             raise RequestRefused(400, "invalid authorization")
+
+
+running = Orchestrator.running
 
 
 def parse_container(body: bytes) -> Container:
@@ -101,71 +159,3 @@ def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or not value.isprintable():
         raise RequestRefused(400, f"{name} must be a string of one line of printable characters, not {value!r:.80}")
     return value
-
-
-@dataclass(frozen=True)
-class OrchestratorConfig:
-    """How to run an orchestrator."""
-
-    host: str
-    """Address to listen on, and the port, which the system chooses if it is 0."""
-    port: int
-    service_host: str = "127.0.0.1"
-    """Where gateways reach it; port 0 is the one that it listens on."""
-    service_port: int = 0
-    secret: str = field(default="", repr=False)
-    """What containers must show to register."""
-    containers: Sequence[Container] = ()
-    """Containers that need not register."""
-    trickle_host: str = ""
-    """`host:port` of the channels as containers reach them, if that is another than gateways use."""
-    limits: NetworkLimits = field(default_factory=NetworkLimits)
-
-
-class Orchestrator(Node):
-    """An orchestrator."""
-
-    role = "orchestrator"
-    streams: ContainerStreams
-
-    def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
-        super().__init__(config, session)
-        self.pool = Pool()
-        self.health = HealthCheck(self.pool, session, config.limits)
-        self.streams = ContainerStreams(self, self.pool, config.trickle_host)
-        self._config = config
-        self._registration = Registration(self, config.secret)
-        self._jobs = ContainerJobs(self, self.pool)
-
-    def abort_jobs(self, reason: str) -> None:
-        for container in self.pool:
-            container.abort_jobs(reason)
-
-    def capabilities(self) -> dict[str, Any]:
-        return {
-            "capabilities": [
-                {
-                    "name": name,
-                    "available": self.pool.free(name),
-                    "containers": [each.describe() for each in self.pool.of(name)],
-                }
-                for name in self.pool.names
-            ]
-        }
-
-    def routes(self) -> list[web.RouteDef]:
-        return [*self._registration.routes(), *self._jobs.routes(), *self.streams.routes()]
-
-    @contextlib.asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        port = self._config.service_port or self.port
-        self.streams.service_url = f"http://{self._config.service_host}:{port}"
-        for container in self._config.containers:
-            self.health.add(container)
-        try:
-            yield
-        finally:
-            await self.health.close()
-
-
-running = Orchestrator.running

@@ -1,7 +1,6 @@
 """`/process/stream/…`: streams from their start to their last words, through gateway, orchestrator and container."""
 
 import asyncio
-import gc
 import json
 from contextlib import AsyncExitStack
 
@@ -125,7 +124,6 @@ async def test_pcm_comes_back_as_text_and_the_end_of_input_ends_the_stream(world
                 await writer.write(chunk)
             await gateway.received(3200 * number)
         await publisher.close()
-        gc.collect()  # here, where what it leaves open may be warned of
     await gateway.received(12_800)
     await gateway.end(answer["publish_url"])
     found = await early.ended()
