@@ -1,5 +1,6 @@
 """Sound of any length against `whisper.transcribe`; and windows whose text looks wrong."""
 
+import numpy as np
 import pytest
 import whisper
 
@@ -7,7 +8,7 @@ from whisper_byoc.speech.engine import DecodeOptions, never
 from whisper_byoc.speech.fast import windows as module
 from whisper_byoc.speech.fast.decoding import Decoded
 from whisper_byoc.speech.fast.mel import log_mel
-from whisper_byoc.speech.fast.windows import FULL_ONLY, SHORT_FIRST, Attempt, Request, Windows, transcribe
+from whisper_byoc.speech.fast.windows import Attempt, Request, Windows, attempts_at, transcribe
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
 
@@ -20,6 +21,9 @@ def model(exact_demo):
 @pytest.fixture(scope="module")
 def network(model):
     return model.network(1)
+
+
+SHORT_FIRST = attempts_at(full=False, patient=False)
 
 
 def found_by(model, network, samples, *, timestamps=True, attempts=SHORT_FIRST, **options):
@@ -89,14 +93,29 @@ def test_text_that_looks_wrong_is_decoded_again_on_the_whole_window(
     model, network, noise, scripted, texts, expected, asked
 ):
     asking = scripted(*texts)
-    found = found_by(model, network, noise[: 3 * 16_000])
+    found = found_by(model, network, np.pad(noise[:16_000], (0, 32_000)))
     assert [each.text.strip() for each in found] == ([expected] if expected else [])
     assert [(positions, temperature) for positions, temperature, _ in asking] == asked
 
 
+def test_text_that_is_too_short_for_its_sound_is_decoded_once_more(model, network, noise, scripted):
+    long = "all that was said in three seconds"
+    for texts, expected, attempts in ([("all", long), long, 2], [("all", "that"), "all", 2], [(long,), long, 1]):
+        asked = scripted(*((text, {}) for text in texts))
+        found = found_by(model, network, noise[: 3 * 16_000])
+        assert [each.text.strip() for each in found] == [expected]
+        assert [positions for positions, *_ in asked[-attempts:]] == [SHORT, FULL][:attempts]
+
+
+def test_all_temperatures_are_tried_when_there_is_time(model, network, noise, scripted):
+    asked = scripted(*[("guess", GUESS)] * 7)
+    found_by(model, network, noise[: 3 * 16_000], attempts=attempts_at(full=False, patient=True))
+    assert [temperature for _, temperature, _ in asked] == [0.0, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
 def test_full_windows_are_not_computed_twice(model, network, noise, scripted):
     asked = scripted(("guess", GUESS), ("good", {}))
-    assert found_by(model, network, noise, attempts=FULL_ONLY)[0].text == " good"
+    assert found_by(model, network, noise, attempts=attempts_at(full=True, patient=False))[0].text == " good"
     assert [(positions, temperature) for positions, temperature, _ in asked] == [(FULL, 0.0), (FULL, 0.4)]
 
 
@@ -108,13 +127,13 @@ def test_sound_that_fills_the_window_is_not_tried_twice_alike(model, network, so
 
 def test_an_echo_of_the_prompt_is_decoded_again_without_it(model, network, noise, scripted):
     asked = scripted(("we met in the garden", {}), ("hello", {}))
-    found = found_by(model, network, noise, prompt="yesterday we met in the garden")
+    found = found_by(model, network, noise, prompt="yesterday we met in the garden", attempts=(Attempt(),))
     assert [each.text for each in found] == [" hello"]
     assert [prompt for *_, prompt in asked] == [True, False]
 
 
 def test_only_the_first_window_has_the_prompt(model, network, sound, scripted):
     asked = scripted(("one", {}), ("two", {}))
-    found = found_by(model, network, sound("demo-long-40s.wav"), prompt="yesterday we met in the garden")
+    found = found_by(model, network, sound("demo-long-40s.wav"), prompt="met in the garden", attempts=(Attempt(),))
     assert [each.text for each in found] == [" one", " two"]
     assert [prompt for *_, prompt in asked] == [True, False]

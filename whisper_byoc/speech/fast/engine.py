@@ -23,12 +23,11 @@ from whisper_byoc.speech.fast.model import FastModel
 from whisper_byoc.speech.fast.network import Network
 from whisper_byoc.speech.fast.tokenizer import CUT_CHARACTER, Tokenizer
 from whisper_byoc.speech.fast.windows import (
-    FULL_ONLY,
     LONGEST_SHORT,
-    SHORT_FIRST,
     Request,
     Scored,
     Windows,
+    attempts_at,
     score_of,
     transcribe,
 )
@@ -107,7 +106,7 @@ class FastEngine:
             replace(options, language=language),
             max_tokens(seconds),
             timestamps=self._full_windows or seconds >= LONGEST_SHORT,
-            attempts=FULL_ONLY if self._full_windows else SHORT_FIRST,
+            attempts=attempts_at(full=self._full_windows, patient=(options.beam or 1) > 1),
         )
         found = yield from transcribe(model, windows, request, is_cancelled)
         segments = tuple(filter(None, map(_text_segment, found)))

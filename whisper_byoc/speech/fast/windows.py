@@ -35,6 +35,14 @@ LONGEST_SHORT = 27.0
 MARGIN = 1.0
 """Seconds that a short window is longer than its sound; with half of it, words at the end are lost."""
 SHORTEST = 3.0
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""openai-whisper's and faster-whisper's."""
+LOUD = 0.75
+"""Loud is what is less than 30 dB below the loudest frame: 40 dB are 1 in a log-mel feature."""
+SHORTEST_SPEECH = 2.0
+"""Seconds of loud sound from which on the length of a text says something."""
+THIN_TEXT = 4.0
+"""Bytes of UTF-8 for a second of loud sound that are too few for speech; the slowest of 40 recordings has 9.6."""
 SHORTEST_SENTENCE = 1.5
 """Seconds: a full stop sooner is that of an abbreviation, or of a sentence that belongs to the next one."""
 
@@ -48,8 +56,15 @@ class Attempt:
     temperature: float = 0.0
 
 
-SHORT_FIRST = (Attempt(), Attempt(full=True), Attempt(full=True, temperature=RETRY_TEMPERATURE))
-FULL_ONLY = SHORT_FIRST[1:]
+def attempts_at(*, full: bool, patient: bool) -> tuple[Attempt, ...]:
+    """Return the ways to decode a window, one after the other until a text is not doubtful.
+
+    `full` leaves out the short window; `patient` draws at all of openai-whisper's temperatures instead of one, which
+    takes up to ten times as long for some sound.
+    """
+    temperatures = TEMPERATURES if patient else (RETRY_TEMPERATURE,)
+    first = [Attempt(full=True)] if full else [Attempt(), Attempt(full=True)]
+    return (*first, *(Attempt(full=True, temperature=each) for each in temperatures))
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Request:
     """Most tokens of a window."""
     timestamps: bool
     """Whether to part text where the model marks times, which sound of several windows needs; else at sentences."""
-    attempts: tuple[Attempt, ...] = SHORT_FIRST
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,11 @@ class Windows:
         self._mel = mel
         self._is_cancelled = is_cancelled
         self._last: tuple[tuple[int, float], Sound] | None = None
+
+    def loud(self, begin: int) -> float:
+        """Return how many seconds of the window that begins at a frame are loud."""
+        peaks = self._mel[:, begin : begin + FRAMES].max(0)
+        return float((peaks > peaks.max() - LOUD).sum()) / FRAMES_PER_SECOND
 
     def sound(self, begin: int, *, full: bool) -> Sound:
         """Return the window that begins at a frame, all 30 s of it or what its sound needs."""
@@ -200,7 +220,7 @@ def _best(
 ) -> Steps[tuple[Decoded, Sound]]:
     """Decode a window until a text is not doubtful, in at most as many attempts as there are."""
     tokenizer, context, prompt = model.tokenizer, model.dims.n_text_ctx, request.options.initial_prompt
-    found: list[tuple[tuple[bool, float], Decoded, Sound]] = []
+    found: list[tuple[tuple[bool, bool, float], Decoded, Sound]] = []
     for attempt in request.attempts:
         sound = windows.sound(begin, full=attempt.full)
         if attempt.full and not attempt.temperature and found and found[-1][2] is sound:
@@ -212,8 +232,16 @@ def _best(
             decoded = yield from decode(sound, tokenizer, context, wish, is_cancelled)
         score = score_of(decoded, tokenizer)
         doubtful = score.doubtful or (not decoded.ended and not score.invented)
-        found.append(((not doubtful, decoded.logprob), decoded, sound))
-        if not doubtful:
+        thin = is_thin(decoded, tokenizer, windows.loud(begin))
+        found.append(((not doubtful, not thin, decoded.logprob), decoded, sound))
+        whole = sound.positions == model.dims.n_audio_ctx
+        if not doubtful and (not thin or whole):  # drawing tokens brings no words back
             break
     _, decoded, sound = max(found, key=lambda each: each[0])
     return decoded, sound
+
+
+def is_thin(decoded: Decoded, tokenizer: Tokenizer, seconds: float) -> bool:
+    """Whether a text is too short for so many seconds of loud sound, which the model takes for speech."""
+    length = len(tokenizer.decode(decoded.tokens).strip().encode())
+    return decoded.no_speech <= MAX_NO_SPEECH and seconds >= SHORTEST_SPEECH and length < THIN_TEXT * seconds
