@@ -149,6 +149,8 @@ async def test_languages(processor):
         ({"words": "maybe"}, "words must be true or false"),
         ({"hotwords": ["Livepeer"]}, "hotwords must be text"),
         ({"hotwords": "x" * 1001}, "at most 1000 characters"),
+        ({"beam": 0}, "beam must be a whole number from 1 to 8, not 0"),
+        ({"beam": "many"}, "beam must be a whole number, not 'many'"),
         ({"partials": "perhaps"}, "partials must be true or false, not 'perhaps'"),
         ({"partials": None}, "partials must be true or false"),
         ({"pause": "soon"}, "pause must be a number from 0.2 to 3, not 'soon'"),
@@ -176,12 +178,20 @@ def test_parameters_that_cannot_be(processor, params, message):
 
 def test_parameters_as_a_query_and_as_json_have_them(processor):
     for params in (
-        {"partials": "true", "pause": "0.3", "longest": "5", "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
-        {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met"},
+        {
+            "partials": "true",
+            "pause": "0.3",
+            "longest": "5",
+            "hotwords": "Livepeer, Arbitrum",
+            "prompt": "we met",
+            "beam": "3",
+        },
+        {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met", "beam": 3},
     ):
         options = processor.options(params)
         live = options.live
         assert (live.partials, live.splitter.pause, live.splitter.longest) == (True, 0.3, 5.0)
+        assert options.decoding.beam == 3
         assert options.decoding.initial_prompt == "Glossary: Livepeer, Arbitrum. we met"
     assert not processor.options({}).live.partials
     kept = processor.options({"partials": "0"}, options)

@@ -14,7 +14,7 @@ from tests.engines import OneAtATime, at_once
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
-from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, never
+from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Inference, never
 from whisper_byoc.speech.scheduler import Scheduler, TwoPriorityQueue
 from whisper_byoc.speech.transcript import Transcription
 
@@ -434,3 +434,126 @@ async def test_work_that_nobody_waits_for_is_cancelled(running, way):
     with pytest.raises(asyncio.CancelledError):
         await work
     assert (await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions()), 10)).value.text == "whisper-0"
+
+
+class Stepping(OneAtATime):
+    """Makes inferences of three steps, up to four at once; a step waits until the test allows it."""
+
+    batch, beam = 4, 5
+
+    def __init__(self):
+        self.steps, self.together, self.order = threading.Semaphore(0), [], []
+
+    def replica(self):
+        return Stepping()
+
+    def use_threads(self, number):
+        self.allow(100)  # for the warm-up
+
+    def allow(self, number):
+        for _ in range(number):
+            self.steps.release()
+
+    def advance(self, inferences):
+        assert self.steps.acquire(timeout=20)
+        self.together.append(len(inferences))
+        super().advance(inferences)
+
+    def inference(self, options, is_cancelled):
+        def work():
+            self.order.append(options.prompt)
+            for step in range(2):
+                if is_cancelled():
+                    raise Cancelled
+                yield step
+            return Transcription(f"{options.prompt} {options.beam}", "en")
+
+        return Inference(self, work())
+
+    def transcribe(self, samples, options, is_cancelled=never):
+        return self.inference(options, is_cancelled)
+
+    draft = transcribe
+
+
+@pytest.fixture
+async def stepping(running):
+    engine = Stepping()
+    scheduler = await running(engine)
+    while engine.steps.acquire(blocking=False):
+        pass
+    engine.together.clear()
+    engine.order.clear()
+    return scheduler, engine
+
+
+async def test_work_that_comes_later_joins_what_is_going_on(stepping):
+    scheduler, engine = stepping
+    (first,) = asked(scheduler, "A")
+    engine.allow(1)
+    await until(lambda: engine.order == ["A"])
+    rest = asked(scheduler, *"BCDE")
+    await asyncio.sleep(0)
+    engine.allow(20)
+    texts = [each.value.text for each in await asyncio.gather(first, *rest)]
+    assert texts == ["A 5", "B 1", "C 1", "D 1", "E 1"]  # only the first one had the machine to itself
+    assert max(engine.together) == 4
+    assert sum(engine.together) == 15
+
+
+async def test_one_that_nobody_waits_for_leaves_the_others_alone(stepping):
+    scheduler, engine = stepping
+    kept, gone = asked(scheduler, "A", "B")
+    engine.allow(1)
+    await until(lambda: len(engine.order) == 2)
+    gone.cancel()
+    await asyncio.wait({gone})
+    engine.allow(20)
+    assert (await kept).value.text.startswith("A")
+    assert await asyncio.wait_for(scheduler.transcribe(SOUND, DecodeOptions(prompt="C")), 10)
+
+
+async def test_drafts_leave_half_of_the_places_to_transcriptions(stepping):
+    scheduler, engine = stepping
+    drafts = asked(scheduler, *"abcd")
+    engine.allow(2)  # the second one in each step
+    await until(lambda: len(engine.order) == 2)
+    finals = asked(scheduler, "X", "Y")
+    await asyncio.sleep(0)
+    engine.allow(40)
+    await asyncio.gather(*drafts, *finals)
+    assert sorted(engine.order[2:4]) == ["X", "Y"]
+
+
+async def test_live_speech_goes_before_recordings(stepping):
+    scheduler, engine = stepping
+    filling = asked(scheduler, *"ABCD")
+    engine.allow(1)
+    await until(lambda: len(engine.order) == 4)
+    recording, live = (
+        asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions(prompt=name), live=name == "live"))
+        for name in ("recording", "live")
+    )
+    await asyncio.sleep(0)
+    engine.allow(60)
+    await asyncio.gather(*filling, recording, live)
+    assert engine.order[4:] == ["live", "recording"]
+
+
+async def test_a_beam_that_was_asked_for_is_kept(stepping):
+    scheduler, engine = stepping
+    engine.allow(60)
+    beams = [(await scheduler.transcribe(SOUND, DecodeOptions(beam=beam))).beam for beam in (1, 3, None)]
+    assert beams == [1, 3, 5]
+
+
+def test_load_is_a_share_of_the_last_seconds(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    load = module.Load()
+    for _ in range(1000):
+        now[0] += 0.1
+        load.add(0.05)
+    assert load.share == pytest.approx(0.5, abs=0.02)
+    now[0] += module.LOAD_SECONDS
+    assert load.share == pytest.approx(0.5 / np.e, abs=0.01)

@@ -18,7 +18,7 @@ HEARD = Transcription(
 
 
 def test_record_is_on_the_jobs_clock():
-    record = TranscriptRecord(HEARD, 67_200, 50_400, queue_ms=1.6, inference_ms=180.2).fields()
+    record = TranscriptRecord(HEARD, 67_200, 50_400, queue_ms=1.6, inference_ms=180.2, beam=5).fields()
     assert record == {
         "type": "transcript",
         "is_final": True,
@@ -29,7 +29,7 @@ def test_record_is_on_the_jobs_clock():
             {"start_ms": 4700, "end_ms": 6200, "text": "Hello there."},
             {"start_ms": 6700, "end_ms": 7350, "text": "General."},  # clamped to the sound there is
         ],
-        "stats": {"audio_duration_ms": 3150, "queue_ms": 2, "inference_ms": 180},
+        "stats": {"audio_duration_ms": 3150, "queue_ms": 2, "inference_ms": 180, "beam": 5},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
+from whisper_byoc.speech.engine import MOST_BEAM
 
 CONTAINER_PORT = 8000
 ORCHESTRATOR_PORT = 8936
@@ -135,6 +136,11 @@ def add_engine(parser: Parser) -> None:
         choices=("short", "full"),
         default="short",
     )
+    parser.option(
+        "--beam",
+        help="texts followed at once, of which the best is taken, 1 to 8 (default: 5, or 1 when others wait)",
+        convert=beam,
+    )
 
 
 def log_ignored(args: argparse.Namespace) -> None:
@@ -162,6 +168,10 @@ def port(text: str) -> int:
 
 def count(text: str) -> int:
     return _whole(text, range(1, 2**63), "a whole number of at least 1")
+
+
+def beam(text: str) -> int:
+    return _whole(text, range(1, MOST_BEAM + 1), f"a whole number from 1 to {MOST_BEAM}")
 
 
 def amount(text: str) -> int:

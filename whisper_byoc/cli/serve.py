@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         policy=args.partial_policy,
         engine=args.engine,
         audio_context=args.audio_context,
+        beam=args.beam,
     )
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         model_dir=args.model_dir,
         engine=args.engine,
         audio_context=args.audio_context,
+        beam=args.beam,
     )
     processor = WhisperProcessor(model_of(args.model), settings)
     asyncio.run(transcribe_all(processor, args))

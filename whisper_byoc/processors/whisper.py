@@ -13,7 +13,7 @@ from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech import models, pages
-from whisper_byoc.speech.engine import DecodeOptions, Engine, Samples
+from whisper_byoc.speech.engine import MOST_BEAM, DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
@@ -47,6 +47,9 @@ class WhisperSettings:
     audio_context: str = "short"
     """What the fast engine computes of a window with less than 27 s of sound: what it needs, or `full`, all 30 s."""
 
+    beam: int | None = None
+    """`DecodeOptions.beam` of jobs that do not name it."""
+
     def sizes(self) -> tuple[int, int]:
         """Return the number of workers, and of CPU threads in each."""
         cpus = available_cpus()
@@ -60,7 +63,7 @@ class WhisperProcessor:
     media: Media = "audio"
     live = True
     content_type = "text/plain; charset=utf-8"
-    params = frozenset({"hotwords", "language", "longest", "partials", "pause", "prompt", "task", "words"})
+    params = frozenset({"beam", "hotwords", "language", "longest", "partials", "pause", "prompt", "task", "words"})
 
     def __init__(self, model: str = "tiny", settings: WhisperSettings | None = None) -> None:
         self._model = model
@@ -116,13 +119,14 @@ class WhisperProcessor:
         await self._scheduler.stop()
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
-        """Read a job's parameters: language, task, prompt, hotwords, words, partials, pause, longest.
+        """Read a job's parameters: language, task, prompt, hotwords, words, beam, partials, pause, longest.
 
         What `params` does not name stays as in `base`, or as the processor was set up. Raises `BadParam`.
         """
         params = params or {}
         base = base or SpeechOptions(
-            DecodeOptions(self._language(self._settings.language)), LiveOptions(policy=self._settings.policy)
+            DecodeOptions(self._language(self._settings.language), beam=self._settings.beam),
+            LiveOptions(policy=self._settings.policy),
         )
         return SpeechOptions(self._decoding(params, base.decoding), _live_options(params, base.live))
 
@@ -163,6 +167,7 @@ class WhisperProcessor:
             _checked_text("prompt", params.get("prompt", base.prompt)),
             _checked_text("hotwords", params.get("hotwords", base.hotwords)),
             read.switch("words", params.get("words", base.words)),
+            read.whole("beam", params["beam"], 1, MOST_BEAM) if "beam" in params else base.beam,
         )
 
     def _language(self, language: Any) -> str | None:

@@ -19,6 +19,9 @@ Samples: TypeAlias = NDArray[np.float32]
 
 T = TypeVar("T")
 
+MOST_BEAM = 8
+"""Of `DecodeOptions.beam`: every text costs as much again, and those beyond the fifth are hardly ever the best."""
+
 IsCancelled: TypeAlias = Callable[[], bool]
 """Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
 
