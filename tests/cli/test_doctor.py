@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import re
 
 import pytest
 from aiohttp import web
@@ -11,6 +12,7 @@ from aiohttp import web
 from tests.waiting import forever
 from whisper_byoc.cli import doctor
 from whisper_byoc.cli.main import main
+from whisper_byoc.speech import models
 
 ROLES = ("container", "orchestrator", "gateway")
 
@@ -73,8 +75,15 @@ async def answering():
 async def test_nothing_runs_and_nothing_is_wrong(run, tmp_path):
     code, found = await run("--model-dir", tmp_path)
     assert code == 0
-    assert [name for name in found if not name.startswith("port")] == ["ffmpeg", "model", *ROLES, "microphone"]
+    assert [name for name in found if not name.startswith("port")] == [
+        "ffmpeg",
+        "engine",
+        "model",
+        *ROLES,
+        "microphone",
+    ]
     assert found["ffmpeg"]["state"] == "ok"
+    assert re.match(r"fast \(OpenVINO [\d.]+\), in (bfloat16|float32)", found["engine"]["detail"])
     for role in ROLES:
         assert found[role]["state"] == "--"
         assert f"`whisper-byoc {'serve' if role == 'container' else role} " in found[role]["advice"]
@@ -239,6 +248,21 @@ async def test_no_ffmpeg(monkeypatch):
     found = await doctor.check_ffmpeg()
     assert found.state == "FAIL"
     assert "install" in found.advice
+
+
+@pytest.mark.parametrize(("reference", "detail"), [(True, "openai (torch) only"), (False, "none is installed")])
+def test_no_fast_engine(monkeypatch, reference, detail):
+    monkeypatch.setattr(models, "fast_engine_installed", lambda: False)
+    monkeypatch.setattr(models, "reference_engine_installed", lambda: reference)
+    found = doctor.check_engine()
+    assert (found.state, found.detail) == ("FAIL", detail)
+    assert "pip install openvino" in found.advice
+
+
+def test_a_converted_model_needs_no_checkpoint(tmp_path):
+    (tmp_path / "tiny.en.pt.fast").mkdir()
+    found = doctor.check_model(tmp_path)
+    assert (found.state, found.detail) == ("ok", f"whisper-tiny.en ({tmp_path / 'tiny.en.pt.fast'})")
 
 
 def test_a_damaged_model(tmp_path):

@@ -1,4 +1,4 @@
-"""Check this machine and what runs on it: ffmpeg, model, ports, container, orchestrator, gateway, microphone.
+"""Check this machine and what runs on it: ffmpeg, engine, model, ports, container, orchestrator, gateway, microphone.
 
 Each line of the report begins with `ok`, `--` (absent, and not required) or `FAIL`; the advice is below it. A service
 whose address is given must answer, one at its default address need not. The exit code is 1 when something fails.
@@ -28,6 +28,7 @@ from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ModelError
 from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_session, read_body, reason_of
 from whisper_byoc.process import output_of
+from whisper_byoc.speech import models
 
 FFMPEG_SECONDS = 10.0
 SERVICE_SECONDS = 5.0
@@ -108,6 +109,7 @@ async def examine(urls: Mapping[str, str], model_dir: Path | None, timeout: floa
     async with open_session(total_seconds=SERVICE_SECONDS) as http:
         return await asyncio.gather(
             limited("ffmpeg", check_ffmpeg(), timeout),
+            limited("engine", asyncio.to_thread(check_engine), timeout),
             limited("model", asyncio.to_thread(check_model, model_dir), timeout),
             *(limited(f"port {each.port}", check_port(http, each), timeout) for each in SERVICES),
             *(limited(each.role, check_service(http, each, urls.get(each.role)), timeout) for each in SERVICES),
@@ -146,26 +148,42 @@ async def check_ffmpeg() -> Finding:
     return Finding("ffmpeg", "FAIL", f"{path} does not run: {problem}", f"Remove it, then {install}.")
 
 
-def check_model(directory: Path | None) -> Finding:
-    """Look for whisper-tiny, then for the bundled model, and check their hashes. Blocks."""
+def check_engine() -> Finding:
+    """See what would run a model, and how it computes. Blocks."""
+    reference = "openai (torch)" if models.reference_engine_installed() else ""
+    if not models.fast_engine_installed():
+        advice = "Run `pip install openvino` for the fast engine, which live speech needs."
+        return Finding("engine", "FAIL", f"{reference} only" if reference else "none is installed", advice)
     try:
-        from whisper_byoc.speech.models import default_model_dir, find_model  # here, as it imports torch
+        from whisper_byoc.speech.fast.runtime import has_bfloat16, ov  # here, as it takes a tenth of a second
 
-        tiny, folder = find_model("tiny", directory), directory or default_model_dir()
-        if tiny is not None:
-            return Finding("model", "ok", f"whisper-tiny ({tiny})")
-        find_model("demo")
+        kind = "bfloat16" if has_bfloat16() else "float32, as this CPU has no bfloat16 (AVX512-BF16, AMX)"
+    except (ImportError, RuntimeError) as error:
+        return Finding("engine", "FAIL", f"OpenVINO does not run: {error}", "Run `pip install openvino` anew.")
+    version = ov.get_version().partition("-")[0]
+    return Finding(
+        "engine", "ok", f"fast (OpenVINO {version}), in {kind}" + (f"; also {reference}" if reference else "")
+    )
+
+
+def check_model(directory: Path | None) -> Finding:
+    """Look for whisper-tiny and tiny.en, then for the bundled model, and check their hashes. Blocks."""
+    try:
+        folder = directory or models.default_model_dir()
+        for name in ("tiny", "tiny.en"):
+            found = models.find_model(name, directory)
+            converted = models.kept_folder(models.checkpoint(name), directory)
+            if found is not None or converted.is_dir():
+                return Finding("model", "ok", f"whisper-{name} ({found or converted})")
+        models.find_model("demo")
     except ModelError as error:
         problem, _, advice = str(error).rstrip(".").partition("; ")
         advice = advice or "make the file readable, or set MODEL_DIR to another folder"
         return Finding("model", "FAIL", problem, f"{advice}.")
-    except ImportError as error:
-        detail = f"openai-whisper is not installed: {error}"
-        return Finding("model", "FAIL", detail, "Run `pip install whisper-byoc` anew.")
     return Finding(
         "model",
         "--",
-        f"whisper-tiny is not in {folder}; the bundled whisper-demo is there",
+        f"neither whisper-tiny nor tiny.en is in {folder}; the bundled whisper-demo is there",
         "Run `whisper-byoc preload --model tiny`, or serve 321 words with `--pipeline whisper-demo`.",
     )
 
