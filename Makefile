@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint format fixtures demo-model clean image-test
+.PHONY: demo test test-real-weights lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -25,6 +25,10 @@ demo: .venv/ready
 
 test: .venv/ready-for-tests
 	$(BIN)/python -m pytest
+
+# Downloads tiny.en, once; skips where it cannot be had.
+test-real-weights: .venv/ready-for-tests
+	$(BIN)/python -m pytest -m real_weights -rs tests/speech/fast/test_real_weights.py
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .

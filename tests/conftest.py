@@ -56,6 +56,11 @@ def _memory_returned():
         LIBC.malloc_trim(0)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-speech", action="store_true", help="tests of real weights: all recordings, not a few")
+    parser.addoption("--real-model", default="tiny.en", help="tests of real weights: name or path of the model")
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> Path:
     return ROOT / "fixtures"
