@@ -1,6 +1,4 @@
-"""WAV in (any usual rate, width, channels), 16 kHz mono float32 out; and 16 kHz mono PCM16 WAV back."""
-
-import struct
+"""WAV in (any usual rate, width, channels), 16 kHz mono float32 out."""
 
 import numpy as np
 import soxr
@@ -8,7 +6,7 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import WavError
-from audio.riff import FLOAT, PCM, HeaderParser, WavFormat
+from audio.riff import FLOAT, HeaderParser, WavFormat
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
@@ -127,26 +125,6 @@ def read_wav(
     sound = behind_header[:promised]
     pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, promised, _BLOCK)]
     return np.concatenate([*pieces, frames.finish()])
-
-
-def write_wav(samples: NDArray[np.float32]) -> bytes:
-    """Return a 16 kHz mono PCM16 WAV file of `samples` (float32, shape (n,)): a 44-byte header and 2 n bytes.
-
-    Raises:
-        PcmError: a sample is NaN.
-        WavError: more than 4 GiB, which the format cannot hold.
-    """
-    data = pcm.encode(samples)
-    if len(data) > 0xFFFF_FFFF - 36:
-        raise WavError(f"A WAV file holds at most 4 GiB, not {len(data)} bytes of sound; write several files.")
-    width = pcm.SAMPLE_WIDTH
-    header = struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", 36 + len(data), b"WAVE"),
-        *(b"fmt ", 16, PCM, 1, pcm.SAMPLE_RATE, pcm.SAMPLE_RATE * width, width, 8 * width),
-        *(b"data", len(data)),
-    )
-    return header + data
 
 
 class _FrameDecoder:

@@ -11,7 +11,8 @@ from audio import pcm
 from audio.errors import MediaError, WavError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import decode_media, load_audio
-from audio.wav import WavReader, read_wav, write_wav
+from audio.wav import WavReader, read_wav
+from tests.wav import write_wav
 
 HZ = 1000
 SECONDS = 2.0

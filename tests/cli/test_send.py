@@ -19,8 +19,8 @@ import pytest
 from tqdm import tqdm
 
 from audio import media
-from audio.wav import write_wav
 from tests.waiting import forever, until
+from tests.wav import write_wav
 from whisper_byoc.cli import sources
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from audio.wav import write_wav
 from tests.server.stubs import Mirror, Says
+from tests.wav import write_wav
 from whisper_byoc.server.run import Server, ServerConfig
 
 NUMBERS = "seven three nine zero five one"

@@ -10,7 +10,8 @@ from audio import pcm
 from audio.errors import AudioError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.sniff import is_media
-from audio.wav import read_wav, write_wav
+from audio.wav import read_wav
+from tests.wav import write_wav
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.server.ingest.recordings import read_recording
 
