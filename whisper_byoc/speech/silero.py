@@ -40,9 +40,12 @@ class Silero:
         Returns:
             The probability of speech, float32, shape (B, T), and what is to be remembered.
         """
-        inputs = [windows, memory.hidden, memory.cell]
-        found = self._request.infer(inputs, share_inputs=True)
-        return found[0], Memory(found[1], found[2])
+        # tensor by tensor: for a call with a list, OpenVINO's Python takes as long as the model
+        for place, values in enumerate((windows, memory.hidden, memory.cell)):
+            self._request.set_input_tensor(place, ov.Tensor(values, shared_memory=True))
+        self._request.infer()
+        probabilities, hidden, cell = (self._request.get_output_tensor(place).data.copy() for place in range(3))
+        return probabilities, Memory(hidden, cell)
 
 
 def silero_graph(weights: dict[str, Floats]) -> ov.Model:
