@@ -2,7 +2,7 @@
 
 Each runs in a process of its own, with the same number of threads:
 
-- fast: ours, on OpenVINO; `fast full` computes all 30 s of every window; `fast 5` with a beam of 5, where it has one
+- fast: ours, on OpenVINO; `fast full` computes all 30 s of every window; `fast 5` with a beam of 5
 - openai: openai-whisper as this project runs it, the reference
 - faster-whisper, int8, with beams of 1 and 5; only where it is installed and the model is a CTranslate2 folder
 - whisper.cpp, by pywhispercpp, on matrices of int8 (Q8_0) that are converted at first; only where it is installed

@@ -95,6 +95,8 @@ class Heard:
 
     finals: list[tuple[float, float, float]] = field(default_factory=list)
     """Where speech begins and ends, and when its text was read."""
+    with_beam: int = 0
+    """Of them by beam search."""
     partials: list[float] = field(default_factory=list)
     """From the end of the sound that a partial text is about until it was read."""
     errors: int = 0
@@ -109,6 +111,7 @@ class Heard:
                 begin, end = record["segments"][0]["start_ms"] / 1000, record["segments"][-1]["end_ms"] / 1000
                 heard_last = record["timing"]["media_window_end_ms"] / 1000 - KEPT_SILENCE_SECONDS
                 self.finals.append((begin, max(end, heard_last), now))
+                self.with_beam += record["stats"].get("beam", 1) > 1
         elif record["type"] == "transcript":
             self.partials.append(now - record["timing"]["media_window_end_ms"] / 1000)
         elif record["type"] == "error":
@@ -124,6 +127,8 @@ class Load:
     finals: list[float]
     """From the end of an utterance's speech until its text was read; infinite for a clip that got no text."""
     partials: list[float]
+    with_beam: float
+    """Share of final texts that beam search was used for."""
     lost: int
     errors: int
     refused: int
@@ -152,6 +157,7 @@ class Load:
             lost += 0 if each.refused else _lost(each, sound, _offset(sound, number / streams), seconds)
         return cls(
             finals=finals + [math.inf] * lost,
+            with_beam=sum(each.with_beam for each in heard) / max(1, sum(len(each.finals) for each in heard)),
             partials=[delay for each in heard for delay in each.partials],
             lost=lost,
             errors=sum(each.errors for each in heard),

@@ -131,7 +131,12 @@ def row_of(name: str, streams: int, seconds: float, load: Load, *, silent: bool)
         for kind, values in (("final", load.finals), ("partial", load.partials))
         for percent in (50, 95, 99)
     }
-    heard: Row = {**times, "utterances": len(load.finals) - load.lost, "lost": load.lost}
+    heard: Row = {
+        **times,
+        "utterances": len(load.finals) - load.lost,
+        "lost": load.lost,
+        "beam search %": 100 * load.with_beam,
+    }
     counts: Row = {"errors": load.errors, "refused": load.refused}
     return {"server": name, "streams": streams, "seconds": seconds, **({} if silent else heard), **counts, **costs}
 
