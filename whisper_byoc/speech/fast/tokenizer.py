@@ -185,8 +185,10 @@ def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
 def read_tiktoken(path: Path) -> list[bytes]:
     """Read a vocabulary in tiktoken's form: a token in base64 and its number on each line."""
     try:
-        lines = [line.split() for line in _read(path).splitlines() if line]
-        numbers = {int(number): base64.b64decode(token) for token, number in lines}  # one is empty: "="
+        words = _read(path).split()
+        numbers = dict(
+            zip(map(int, words[1::2]), map(binascii.a2b_base64, words[::2]), strict=True)
+        )  # one is empty: "="
     except (ValueError, binascii.Error) as error:
         raise ModelError(f"{path} is not a vocabulary in tiktoken's form.") from error
     return _in_order(path, numbers)
