@@ -35,6 +35,7 @@ class Served:
         self.url = ""
         self.listening_s = 0.0
         self.ready_s = 0.0
+        self.ready_cpu_s = 0.0
 
     def memory_mb(self, field: str = "VmRSS") -> float:
         """One of the sizes in /proc/PID/status, in MB of 10**6 bytes: VmRSS, VmHWM, RssAnon, RssFile."""
@@ -92,6 +93,7 @@ async def until_ready(server: Served, process: asyncio.subprocess.Process, log: 
             async with http.get(f"{server.url}/readyz") as answer:
                 if answer.status == 200:
                     server.ready_s = time.monotonic() - began
+                    server.ready_cpu_s = server.cpu_seconds()
                     return
             await asyncio.sleep(POLL_SECONDS)
 

@@ -49,8 +49,8 @@ def subject(name: str, folder: Path) -> Subject:
 
 
 def tiny_or_stand_in() -> str:
-    """Name whisper-tiny if its checkpoint is on this machine, else its stand-in."""
-    return TINY_SHAPE if find_model("tiny") is None else "tiny"
+    """Name whisper-tiny or tiny.en if its weights are on this machine, else the stand-in."""
+    return next((name for name in ("tiny", "tiny.en") if find_model(name) is not None), TINY_SHAPE)
 
 
 def write_tiny_shape(path: Path) -> None:
