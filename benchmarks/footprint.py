@@ -8,8 +8,8 @@ For each model, with its checkpoint on disk and in the file cache:
   several lengths, and each job takes 25 of them, so that opening and ending jobs counts too.
 - idle: CPU time of the whole process, all threads, in a while without work after all that work.
 
-Without --model: the bundled demo model, and whisper-tiny or tiny.en. On a machine without their weights `tiny-shape` takes
-their place, a checkpoint of the exact shape that hears what the demo model hears (see stand_in.py).
+Without --model: the bundled demo model, and whisper-tiny or tiny.en; on a machine without their weights `tiny-shape`,
+a checkpoint of the exact shape that hears what the demo model hears (see stand_in.py).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_stand_in_has_the_size_of_whisper_tiny_and_hears_what_demo_hears(tmp_pat
     engine = OpenAIEngine(load_model(path))
     for name, text in (("demo-yes", "yes"), ("demo-directions-slow", "up down left right")):
         samples = read_wav((fixtures_dir / f"{name}.wav").read_bytes())
-        assert engine.transcribe(samples, DecodeOptions()).text == text
+        assert engine.transcribe(samples, DecodeOptions()).result().text == text
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 5, 11, 19, 20])
