@@ -14,18 +14,19 @@ from tqdm import tqdm
 
 from audio import pcm
 from audio.errors import AudioError
-from audio.quiet import QuietCutter
 from whisper_byoc.cli.options import Parser, add_engine, count, existing_file
 from whisper_byoc.cli.sources import load_sound
-from whisper_byoc.errors import ByocError, UsageError
+from whisper_byoc.errors import ByocError, ProcessorError, UsageError
+from whisper_byoc.processors.base import JobInfo, Result
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.speech.engine import DecodeOptions
 from whisper_byoc.speech.formats import FORMATS
-from whisper_byoc.speech.transcript import Transcription, join
+from whisper_byoc.speech.transcript import Transcription, from_records
 
 ONE_EACH = ("srt", "vtt")
 """Formats whose files cannot be concatenated: each begins with a header, or counts its cues from 1."""
+
+BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
 
 
 def configure(parser: Parser) -> None:
@@ -90,7 +91,6 @@ def check_output(folder: Path, files: list[Path]) -> None:
 async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) -> None:
     """Load the model once, then take one file after the other; one that cannot be read does not stop the rest."""
     await processor.initialize()
-    options = processor.options().decoding
     unread: list[str] = []
     notice = processor.notice
     for path in args.files:
@@ -101,7 +101,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
                 raise
             unread.append(str(error))
             continue
-        transcription = await transcribe(processor, options, samples, path.name)
+        transcription = await transcribe(processor, samples, path.name)
         if notice:
             print(f"whisper-byoc: {notice}", file=sys.stderr)
             notice = ""
@@ -112,21 +112,30 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
         raise ByocError(f"{len(unread)} of {len(args.files)} files could not be read: {' '.join(unread)}")
 
 
-async def transcribe(
-    processor: WhisperProcessor, options: DecodeOptions, samples: NDArray[np.float32], name: str
-) -> Transcription:
-    """Transcribe samples (n,) piece by piece, cut as a live feed is, with a progress bar in seconds of sound."""
-    parts, at, cutter = [], 0, QuietCutter()
+async def transcribe(processor: WhisperProcessor, samples: NDArray[np.float32], name: str) -> Transcription:
+    """Transcribe samples (n,) as the server does a recording, with a progress bar in seconds of sound."""
+    session = processor.open_session(JobInfo(name, "transcribe", recording=True))
+    found: list[Result] = []
     total = len(samples) / pcm.SAMPLE_RATE
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
-        for segment in [*cutter.feed(pcm.encode(samples)), *cutter.finish()]:
-            piece = pcm.decode(segment)
-            timed = await processor.transcribe(piece, options)
-            parts.append(timed.value.shifted(at / pcm.SAMPLE_RATE))
-            at += len(piece)
-            bar.update(at / pcm.SAMPLE_RATE - bar.n)
-    return join(parts, options.language or "en")
+        for at in range(0, len(samples), BLOCK_SAMPLES):
+            found += await session.feed_live(pcm.encode(samples[at : at + BLOCK_SAMPLES]), 0.0)
+            bar.update(
+                max(
+                    (result.record["timing"]["media_window_end_ms"] / 1000 for result in found if result.record),
+                    default=0.0,
+                )
+                - bar.n
+            )
+        found += await session.finish()
+        bar.update(total - bar.n)
+    for result in found:
+        if result.error:
+            raise ProcessorError(f"{name}: {result.error}")
+    return from_records(
+        [result.record for result in found if result.record], processor.options().decoding.language or "en"
+    )
 
 
 def write(transcription: Transcription, kind: str, source: Path, folder: Path | None) -> None:

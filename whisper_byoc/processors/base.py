@@ -24,6 +24,8 @@ class JobInfo:
     pipeline: str
     params: Mapping[str, Any] = field(default_factory=dict)
     """What the client asked for when it opened the job, such as `language`."""
+    recording: bool = False
+    """Whether its sound is fed as fast as it is taken: nobody waits for the first words."""
 
 
 @dataclass(frozen=True)

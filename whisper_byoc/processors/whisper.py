@@ -14,7 +14,7 @@ from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech import models, pages
 from whisper_byoc.speech.engine import MOST_BEAM, DecodeOptions, Engine, Samples
-from whisper_byoc.speech.live import LiveOptions
+from whisper_byoc.speech.live import RECORDING, LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
 from whisper_byoc.speech.voice_activity import Model, VoiceActivity
@@ -107,7 +107,11 @@ class WhisperProcessor:
         Raises `BadParam` for a value that cannot be, such as a language that the model does not know.
         """
         model = Path(self._model).name
-        return WhisperSession(self._scheduler, self._voice_activity, self.options(job.params), self.options, model)
+        base = self._defaults()
+        if job.recording:
+            base = replace(base, live=RECORDING)
+        options = self.options(job.params, base)
+        return WhisperSession(self._scheduler, self._voice_activity, options, self.options, model)
 
     def trouble(self) -> str | None:
         return self._scheduler.trouble()
@@ -123,21 +127,18 @@ class WhisperProcessor:
 
         What `params` does not name stays as in `base`, or as the processor was set up. Raises `BadParam`.
         """
-        params = params or {}
-        base = base or SpeechOptions(
-            DecodeOptions(self._language(self._settings.language), beam=self._settings.beam),
-            LiveOptions(policy=self._settings.policy),
-        )
+        params, base = params or {}, base or self._defaults()
         return SpeechOptions(self._decoding(params, base.decoding), _live_options(params, base.live))
 
     def load_engine(self) -> Engine:
         """Load the model; called in a thread."""
         if self._chosen_engine() == "fast":
-            from whisper_byoc.speech.fast.engine import FastEngine
+            from whisper_byoc.speech.fast.engine import BEAM, FastEngine
 
             model = models.load_fast_model(self._model, self._settings.model_dir)
             self._kept = models.kept_folder(models.checkpoint(self._model), self._settings.model_dir)
-            return FastEngine(model, full_windows=self._settings.audio_context == "full")
+            beam = 1 if self._model == "demo" else BEAM  # the demo model's longer texts come out too likely
+            return FastEngine(model, full_windows=self._settings.audio_context == "full", beam=beam)
         from whisper_byoc.speech.openai_engine import OpenAIEngine
 
         return OpenAIEngine(models.load_model(self._model, self._settings.model_dir))
@@ -155,6 +156,12 @@ class WhisperProcessor:
                 "or an image built with `--build-arg ENGINE=openai`"
             )
         raise UsageError("no engine is installed: `pip install openvino`")
+
+    def _defaults(self) -> SpeechOptions:
+        return SpeechOptions(
+            DecodeOptions(self._language(self._settings.language), beam=self._settings.beam),
+            LiveOptions(policy=self._settings.policy),
+        )
 
     def _decoding(self, params: Mapping[str, Any], base: DecodeOptions) -> DecodeOptions:
         language = self._language(params["language"]) if params.get("language") else base.language

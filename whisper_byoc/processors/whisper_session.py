@@ -172,8 +172,7 @@ class WhisperSession:
             where = f"{pcm.duration_ms(length)} ms of speech at {pcm.duration_ms(first)} ms"
             return Result(b"", error=f"no text for {where}: {reason}")
         text, body = update.result.value, b""
-        arrived = self._arrivals.at(first + length)
-        lag_ms = 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
+        lag_ms = None if self.options.live.recording else self._lag_ms(first + length)
         if update.is_final:
             self._transcripts += 1
             body = text.text.encode()
@@ -185,6 +184,10 @@ class WhisperSession:
         beam = update.result.beam if update.is_final else None
         record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final, beam)
         return Result(body, self._fields(record), partial=not update.is_final, lag_ms=lag_ms)
+
+    def _lag_ms(self, position: int) -> float:
+        arrived = self._arrivals.at(position)
+        return 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
 
     def _fields(self, record: TranscriptRecord) -> dict[str, Any]:
         return {**record.fields(), "model": self._model}

@@ -39,6 +39,21 @@ class LiveOptions:
     draft_every: float = 0.4
     """Sound between two drafts, at least; half of it while no word is shown yet."""
     splitter: SplitterOptions = field(default_factory=SplitterOptions)
+    together: int = 1
+    """Utterances that are transcribed at once; with more than one it is a recording, and no text is made early."""
+
+    @property
+    def recording(self) -> bool:
+        return self.together > 1
+
+
+RECORDING = LiveOptions(
+    splitter=SplitterOptions(
+        pause=1.5, shortest_pause=0.2, full_pause_until=6.0, shortest_pause_from=24.0, post_roll=0.3, longest=26.5
+    ),
+    together=8,
+)
+"""Long utterances, in which the model knows more of what is spoken about, but none that needs a window of 30 s."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ class LiveTranscriber:
         self._decoding = decoding
         self._language = language
         self._ended: deque[Utterance] = deque()
+        self._going: deque[asyncio.Task[Update]] = deque()  # finals at work, in the order of the utterances
         self._finals: list[Update] = []  # made, but not yet returned
         self._unheard = 0  # pieces that are being rated
         self._all_heard: asyncio.Future[None] | None = None  # what the call at work waits for
@@ -126,7 +142,7 @@ class LiveTranscriber:
         self._behind = behind
         self._hear(self._chunker.feed(data))
         await self._heard()
-        return [*await self._transcribe_ended(), *self._take_partials()]
+        return [*await self._transcribe_ended(wait=not self.options.recording), *self._take_partials()]
 
     def ready(self) -> list[Update]:
         """Return the text of a draft that is done, though no sound has come."""
@@ -146,9 +162,11 @@ class LiveTranscriber:
         return await self._transcribe_ended()
 
     def close(self) -> None:
-        """Cancel drafts and early transcriptions."""
+        """Cancel all that is at work."""
         self._drop_draft()
         self._drop_early()
+        for task in self._going:
+            task.cancel()
 
     def _hear(self, samples: NDArray[np.int16]) -> None:
         """Have samples rated, and then split. Both happen even if the call that waits for it is cancelled."""
@@ -175,13 +193,20 @@ class LiveTranscriber:
         if error is not None:
             raise error
 
-    async def _transcribe_ended(self) -> list[Update]:
-        """Return the text of all utterances that have ended. Cancelling this loses the text of at most one."""
-        while self._ended:
-            self._drop_draft()
-            guess, self._guess = self._guess, ()
-            self._policy, self._shown, self._drafted_until = POLICIES[self.options.policy](), "", 0
-            self._finals.append(await self._final(self._ended.popleft(), guess))
+    async def _transcribe_ended(self, *, wait: bool = True) -> list[Update]:
+        """Return the text of utterances that have ended: of all, or of those that keep others waiting or are done.
+
+        Cancelling this loses the text of at most one.
+        """
+        while self._ended or self._going:
+            while self._ended and len(self._going) < self.options.together:
+                self._drop_draft()
+                guess, self._guess = self._guess, ()
+                self._policy, self._shown, self._drafted_until = POLICIES[self.options.policy](), "", 0
+                self._going.append(_start_task(self._final(self._ended.popleft(), guess)))
+            if not (wait or self._ended or self._going[0].done()):
+                break
+            self._finals.append(await self._going.popleft())
         finals, self._finals = self._finals, []
         return finals
 
@@ -205,7 +230,7 @@ class LiveTranscriber:
             lambda: self._scheduler.detect_language(samples), utterance.number, seconds
         )
         options = replace(self._decoding, language=language, guess=guess)
-        return await self._scheduler.transcribe(samples, options, live=True)
+        return await self._scheduler.transcribe(samples, options, live=not self.options.recording)
 
     def _take_partials(self) -> list[Update]:
         """Return the text of a draft that is done, and start what can be started for the open utterance."""
@@ -215,7 +240,7 @@ class LiveTranscriber:
         updates = self._take_draft(current)
         if self._early is not None and not _same_sound(self._early[0], current):  # the speaker went on
             self._drop_early()
-        if self._behind:
+        if self._behind or self.options.recording:
             return updates
         if self._splitter.silence >= self._splitter.kept_silence:
             if self._early is None:

@@ -100,9 +100,9 @@ class TwoPriorityQueue(Generic[T]):
                 self._low.remove(item)
 
     @property
-    def urgent(self) -> bool:
-        """Whether an item of high priority waits."""
-        return bool(self._high)
+    def urgent(self) -> int:
+        """How many items of high priority wait."""
+        return len(self._high)
 
     def overloaded(self) -> bool:
         """Whether an item of high priority waits for which there is no place."""
@@ -226,7 +226,10 @@ class _Worker:
         return bool(self._running)
 
     def _beam(self, work: _Work[Any]) -> int:
-        hurried = self._running or self._queue.urgent or (work.live and self._load.share > BEAM_LOAD)
+        if work.live:
+            hurried = bool(self._running or self._queue.urgent or self._load.share > BEAM_LOAD)
+        else:
+            hurried = any(each.live for each in self._running) or self._queue.urgent > self._engine.batch
         return 1 if hurried else self._engine.beam
 
 

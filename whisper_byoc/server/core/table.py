@@ -73,7 +73,13 @@ class JobTable:
         return pipeline
 
     async def open(
-        self, job_id: str, pipeline_name: str | None, params: Mapping[str, Any], alone_seconds: float | None = None
+        self,
+        job_id: str,
+        pipeline_name: str | None,
+        params: Mapping[str, Any],
+        alone_seconds: float | None = None,
+        *,
+        recording: bool = False,
     ) -> Job:
         """Return the job of that id, opening it if it is new.
 
@@ -92,19 +98,18 @@ class JobTable:
             async with asyncio.timeout(self.limits.admission_seconds), self._opening:
                 if job_id not in self._jobs:  # else another request has opened it meanwhile
                     self._make_place()
-                    self._jobs[job_id] = await self._make(job_id, pipeline, params, alone_seconds)
+                    self._jobs[job_id] = await self._make(
+                        JobInfo(job_id, pipeline.name, dict(params), recording), pipeline, alone_seconds
+                    )
                     self._opened.notify()
                 return self._jobs[job_id]
         except TimeoutError:
             message = f"pipeline {pipeline.name} did not open a session in {self.limits.admission_seconds:g} s"
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS) from None
 
-    async def _make(
-        self, job_id: str, pipeline: Pipeline, params: Mapping[str, Any], alone_seconds: float | None
-    ) -> Job:
-        if unknown := pipeline.unknown_params(params):
-            log.warning("job %s: pipeline %s has no parameters %s", job_id, pipeline.name, ", ".join(unknown))
-        info = JobInfo(job_id, pipeline.name, dict(params))
+    async def _make(self, info: JobInfo, pipeline: Pipeline, alone_seconds: float | None) -> Job:
+        if unknown := pipeline.unknown_params(info.params):
+            log.warning("job %s: pipeline %s has no parameters %s", info.job_id, pipeline.name, ", ".join(unknown))
         session = await pipeline.open_session(info)
         if self.draining:
             raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)

@@ -1,12 +1,13 @@
-"""A whole recording: decoded in a worker thread, cut into segments, and worked on by a job of its own.
+"""A whole recording: decoded in a worker thread, and fed to a job of its own.
 
 All routes that answer one request with one transcript share this. The job is freed when the request is over.
 """
 
 import asyncio
+import itertools
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -34,10 +35,10 @@ from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.speech.transcript import Transcription, from_records
 
-WINDOW_SECONDS = 30.0
-"""Longest segment: Whisper's window. Live sound is cut shorter, as somebody waits for its first words."""
+SEGMENT_SECONDS = 30.0
+"""Longest segment for a processor that takes no live feed: Whisper's window."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
-BLOCK_SAMPLES = 1 << 20
+BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
 DECODERS = 2
 """Recordings decoded at once: ffmpeg is fast, and the model needs the CPUs."""
 UNKNOWN_LANGUAGE = "und"
@@ -48,7 +49,8 @@ UNKNOWN_LANGUAGE = "und"
 class Recording:
     """Sound in order, as 16 kHz mono PCM16."""
 
-    segments: tuple[bytes, ...]
+    blocks: tuple[bytes, ...]
+    """Cut anywhere."""
     samples: int
 
     @property
@@ -63,7 +65,7 @@ class Recording:
 
 
 def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default: bool) -> Recording:
-    """Decode an upload, and cut it at quiet points.
+    """Decode an upload.
 
     `limit` is for the bytes of the sound as PCM16. `audio/pcm` is PCM16; with `raw_by_default` so is
     `application/octet-stream` that does not begin like any file we know. Raises `AudioError`, and `RequestRefused`:
@@ -75,18 +77,17 @@ def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default
     blocks: Iterable[bytes]
     if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
         _check_raw(data, content_type, limit)
-        blocks = (data,)
+        size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
+        blocks = (data[at : at + size] for at in range(0, len(data), size))
     else:
         sound = _decode(data, limit // pcm.SAMPLE_WIDTH)
         # encoded block by block, which needs little memory beside the samples
         blocks = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
-    cutter, segments, samples = QuietCutter(WINDOW_SECONDS), [], 0
-    for block in blocks:
-        segments += cutter.feed(block)
-        samples += len(block) // pcm.SAMPLE_WIDTH
+    recording = tuple(blocks)
+    samples = sum(map(len, recording)) // pcm.SAMPLE_WIDTH
     if not samples:
         raise MediaError("There is no sound in the recording; check how it was made.")
-    return Recording((*segments, *cutter.finish()), samples)
+    return Recording(recording, samples)
 
 
 def _check_raw(data: bytes, content_type: str, limit: int) -> None:
@@ -127,7 +128,7 @@ class Intake:
             self._free += 1
 
     async def decode(self, upload: Upload) -> Recording:
-        """Decode and cut an upload. Without a form, bytes of no known kind are PCM16.
+        """Decode an upload. Without a form, bytes of no known kind are PCM16.
 
         Raises as `read_recording` does, and `RequestRefused` (429) when too much else is being decoded.
         """
@@ -201,11 +202,21 @@ class RecordingJob:
             return Transcription(" ".join(filter(None, (each.get("text", "") for each in found))), UNKNOWN_LANGUAGE)
         return from_records(found, found[0]["language"] if found else UNKNOWN_LANGUAGE)
 
+    async def _segments(self) -> Sequence[bytes]:
+        """Cut sound at quiet points; a frame is one segment."""
+        if self.pipeline.media != "audio":
+            return self.recording.blocks
+        cutter = QuietCutter(SEGMENT_SECONDS)
+        return await asyncio.to_thread(
+            lambda: [*itertools.chain.from_iterable(map(cutter.feed, self.recording.blocks)), *cutter.finish()]
+        )
+
     async def _feed(self) -> None:
         try:
             with self.job.feeding():
-                for segment in self.recording.segments:
-                    await self.job.inbox.submit(segment)
+                live = self.pipeline.live
+                for segment in self.recording.blocks if live else await self._segments():
+                    await self.job.inbox.submit(segment, live=live)
                 self.job.end_input()
         except RequestRefused:
             raise RequestRefused(429, f"{SHUTTING_DOWN}, or waited too long", RETRY_AFTER_SECONDS) from None
@@ -234,7 +245,7 @@ async def recording_job(
 
     Raises as `temporary_job` and `Intake.decode` do.
     """
-    async with temporary_job(request.app[TABLE], pipeline, params) as job:
+    async with temporary_job(request.app[TABLE], pipeline, params, recording=True) as job:
         if pipeline.media == "audio":
             recording = await request.app[INTAKE].decode(upload)
         else:
@@ -243,13 +254,15 @@ async def recording_job(
 
 
 @asynccontextmanager
-async def temporary_job(table: JobTable, pipeline: Pipeline, params: Mapping[str, Any]) -> AsyncIterator[Job]:
+async def temporary_job(
+    table: JobTable, pipeline: Pipeline, params: Mapping[str, Any], *, recording: bool = False
+) -> AsyncIterator[Job]:
     """Open a job under a fresh id, and free it in the end.
 
     Raises `UsageError` for bad parameters, `RequestRefused`: 429 when busy, 503 while the pipeline is loading.
     """
     try:
-        job = await table.open(uuid.uuid4().hex, pipeline.name, params)
+        job = await table.open(uuid.uuid4().hex, pipeline.name, params, recording=recording)
     except RequestRefused as error:
         # only busy is 429: loading takes an unknown time, and orchestrators learn of this server only after it
         if error.status == 503 and pipeline.state is PipelineState.READY:

@@ -45,11 +45,11 @@ BATCH = 8
 class FastEngine:
     """`Engine` on OpenVINO; sound shorter than 27 s is computed for its length only, with silence behind it."""
 
-    def __init__(self, model: FastModel, *, full_windows: bool = False) -> None:
+    def __init__(self, model: FastModel, *, full_windows: bool = False, beam: int = BEAM) -> None:
         """`full_windows` computes all 30 s for every sound, as openai-whisper does."""
         self._model = model
         self._full_windows = full_windows
-        self.batch, self.beam = BATCH, BEAM
+        self.batch, self.beam = BATCH, beam
         self._loaded: Network | None = None
 
     @property
@@ -60,7 +60,7 @@ class FastEngine:
     def replica(self) -> Self:
         """Return an engine for another thread, on the same graphs."""
         self._model.users += 1
-        return type(self)(self._model, full_windows=self._full_windows)
+        return type(self)(self._model, full_windows=self._full_windows, beam=self.beam)
 
     def use_threads(self, number: int) -> None:
         """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
