@@ -79,7 +79,7 @@ class Model:
             raise
 
     async def transcribe(self, samples, options, *, live):
-        self.transcribed.append((len(samples), options))
+        self.transcribed.append((len(samples), options, live))
         await self.wait(self.free)
         if self.error is not None:
             error, self.error = self.error, None
@@ -395,7 +395,7 @@ async def test_auto_asks_for_the_language_until_it_is_decided(model):
         (final,) = await feed(live, speech(10) + silence(20))
         assert final.result.value.language == "de"
         assert model.asked_language == expected
-    assert [options.language for _, options in model.transcribed] == ["de"] * 3
+    assert [options.language for _, options, _ in model.transcribed] == ["de"] * 3
     live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False), LanguageChoice("fr"))
     (final,) = await feed(live, speech(10) + silence(20))
     assert final.result.value.language == "fr"
@@ -523,3 +523,30 @@ async def test_sound_that_could_not_be_rated_is_an_error_and_the_stream_goes_on(
     (update,) = await live.finish()
     assert update.utterance.speech_start == 32 * CHUNK
     assert live.received == 42 * CHUNK
+
+
+async def test_a_recordings_stretches_of_speech_are_transcribed_at_once_and_come_in_order(model):
+    live = live_text(model, replace(OPTIONS, partials=True, together=3))
+    model.free.clear()
+    assert await live.feed((speech(10) + silence(20)) * 2) == []  # nobody waits for them
+    await until(lambda: len(model.transcribed) == 2)
+    waiting = asyncio.ensure_future(live.feed((speech(10) + silence(20)) * 3))
+    await until(lambda: len(model.transcribed) == 3)
+    assert not waiting.done()  # as many as may be are at work
+    model.free.set()
+    updates = [*await waiting, *await live.finish()]
+    assert [each.utterance.number for each in updates] == [0, 1, 2, 3, 4]
+    assert all(each.is_final for each in updates)
+    assert model.drafted == []
+    assert not any(live for *_, live in model.transcribed)
+
+
+async def test_what_a_recording_has_at_work_is_cancelled_at_its_end(model):
+    before = tasks()
+    live = live_text(model, replace(OPTIONS, together=3))
+    model.free.clear()
+    await live.feed((speech(10) + silence(20)) * 2)
+    await until(lambda: len(model.transcribed) == 2)
+    live.close()
+    await until(lambda: model.cancelled == 2)
+    await until(lambda: tasks() <= before)

@@ -492,7 +492,9 @@ async def test_work_that_comes_later_joins_what_is_going_on(stepping):
     (first,) = asked(scheduler, "A")
     engine.allow(1)
     await until(lambda: engine.order == ["A"])
-    rest = asked(scheduler, *"BCDE")
+    rest = [
+        asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions(prompt=name), live=True)) for name in "BCDE"
+    ]
     await asyncio.sleep(0)
     engine.allow(20)
     texts = [each.value.text for each in await asyncio.gather(first, *rest)]
