@@ -160,6 +160,7 @@ def take_turns(names: Sequence[str], sounds: Sounds, args: argparse.Namespace) -
                     time.sleep(SETTLE_SECONDS)
                     engine.transcribe(kind, number)
                 order.reverse()
+            print(f"{kind}: {len(many)} done", file=sys.stderr, flush=True)
         return engines
 
 
