@@ -4,10 +4,12 @@ Each runs in a process of its own, with the same number of threads:
 
 - fast: ours, on OpenVINO; `fast full` computes all 30 s of every window; `fast 5` with a beam of 5
 - openai: openai-whisper as this project runs it, the reference
-- faster-whisper, int8, with beams of 1 and 5; only where it is installed and the model is a CTranslate2 folder
+- faster-whisper, int8, with beams of 1 and 5, and with its batched pipeline, which cuts by voice activity as ours does;
+  only where it is installed and the model is a CTranslate2 folder
 - whisper.cpp, by pywhispercpp, on matrices of int8 (Q8_0) that are converted at first; only where it is installed
 
-They take turns at every sound, so that whatever else the machine does meets all alike.
+They take turns at every sound, so that whatever else the machine does meets all alike. Ours transcribes clips and the
+recording as it does recordings, by voice activity, and utterances as it does those of live speech.
 
 Words: errors on all clips, as openai-whisper's normaliser writes both sides, each digit a word where digits are said;
 `as written` is without it. Speed: for all clips, for utterances of several lengths (median), and for all clips as one
@@ -18,6 +20,7 @@ objects with `file`, `reference`, `language` and `kind` ("nonspeech" has no word
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -39,23 +42,33 @@ from report import Row, emit, machine
 from scoring import compare, normalised, total, words
 
 from audio.pcm import SAMPLE_RATE
+from whisper_byoc.cli.transcribe import transcribe as transcribe_recording
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.speech.engine import DecodeOptions, Samples
+from whisper_byoc.speech.engine import Samples
 from whisper_byoc.speech.models import fetch_model
 
-UTTERANCES = (2.0, 5.0, 10.0, 30.0)
+UTTERANCES = {"2 s": 2, "5 s": 5, "10 s": 10, "30 s": 30}
 EXCERPTS = 5
 """Utterances of each length."""
 RECORDING_SECONDS = 180.0
 """The clips are repeated until the recording is at least so long; it is transcribed twice."""
 SETTLE_SECONDS = 0.25
 """Between two engines: the threads of Intel's OpenMP, which faster-whisper has, spin for 200 ms after their work."""
-PACKAGES = {"faster-whisper 1": "faster_whisper", "faster-whisper 5": "faster_whisper", "whisper.cpp": "pywhispercpp"}
+BATCHED = "faster-whisper batched"
+BATCH = 8
+"""Stretches of speech that it decodes at once."""
+PACKAGES = {
+    "faster-whisper 1": "faster_whisper",
+    "faster-whisper 5": "faster_whisper",
+    BATCHED: "faster_whisper",
+    "whisper.cpp": "pywhispercpp",
+}
 """Engine -> the package that it needs."""
 GGML = "model.ggml"
 ENGINES = ("fast", "fast full", "fast 5", "openai", *PACKAGES)
 
-Transcribe = Callable[[Samples], str]
+Transcribe = Callable[[Samples, bool], str]
+"""Sound, and whether it is a recording, not an utterance -> text."""
 Sounds = Mapping[str, Sequence[Samples]]
 """What is transcribed -> its sounds: `clips`, `2 s`, …"""
 
@@ -132,10 +145,10 @@ def make_sounds(clips: Sequence[Clip], *, quick: bool) -> Sounds:
     """Return all that is transcribed."""
     said = np.concatenate([clip.samples for clip in clips])
     sounds: dict[str, Sequence[Samples]] = {"clips": [clip.samples for clip in clips]}
-    for seconds in UTTERANCES[: 1 if quick else None]:
-        length = int(seconds * SAMPLE_RATE)
+    for name, seconds in list(UTTERANCES.items())[: 1 if quick else None]:
+        length = seconds * SAMPLE_RATE
         starts = np.linspace(0, max(0, len(said) - length), 1 if quick else EXCERPTS, dtype=int)
-        sounds[f"{seconds:g} s"] = [said[at : at + length] for at in starts]
+        sounds[name] = [said[at : at + length] for at in starts]
     if not quick:
         recording = np.tile(said, max(1, round(RECORDING_SECONDS * SAMPLE_RATE / len(said) + 0.5)))
         sounds[f"{len(recording) / SAMPLE_RATE:.0f} s"] = [recording, recording]
@@ -218,13 +231,14 @@ def answer_questions(name: str, args: argparse.Namespace) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sounds, transcribe = np.load(args.sounds), load(name, args)
-    transcribe(sounds["clips 0"])
+    transcribe(sounds["clips 0"], True)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         kind, number = json.loads(line)
         samples = sounds[f"{kind} {number}"]
         began, cpu_began = time.perf_counter(), time.process_time()
-        answer = {"text": transcribe(samples), "seconds": time.perf_counter() - began, "memory_mb": rss()}
+        text = transcribe(samples, kind not in UTTERANCES)
+        answer = {"text": text, "seconds": time.perf_counter() - began, "memory_mb": rss()}
         answer["cpu_seconds"] = time.process_time() - cpu_began
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -235,17 +249,29 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
         model = fetch_model(args.model, args.model_dir)
         if name == "whisper.cpp":
             peer = whisper_cpp(args.sounds.with_name(GGML), args.threads)
+        elif name == BATCHED:
+            peer = faster_whisper(model, args.threads, batch=BATCH)
         else:
             peer = faster_whisper(model, args.threads, beam=int(name.split()[1]))
-        return lambda samples: " ".join(segment.text for segment in peer(samples))
+        return lambda samples, _: " ".join(segment.text for segment in peer(samples))
     engine, _, way = name.partition(" ")
     settings = WhisperSettings(
-        engine=engine, audio_context="full" if way == "full" else "short", model_dir=args.model_dir
+        engine=engine,
+        audio_context="full" if way == "full" else "short",
+        model_dir=args.model_dir,
+        workers=1,
+        threads=args.threads,
+        beam=int(way) if way.isdecimal() else 1,
     )
-    ours = WhisperProcessor(args.model, settings).load_engine()
-    ours.use_threads(args.threads)
-    options = DecodeOptions(beam=int(way) if way.isdecimal() else 1)
-    return lambda samples: ours.transcribe(samples, options).result().text
+    processor, runner = WhisperProcessor(args.model, settings), asyncio.Runner()
+    runner.run(processor.initialize())
+
+    async def transcribe(samples: Samples, *, recording: bool) -> str:
+        if recording:
+            return (await transcribe_recording(processor, samples, "recording")).text
+        return (await processor.transcribe(samples, processor.options().decoding)).value.text
+
+    return lambda samples, recording: runner.run(transcribe(samples, recording=recording))
 
 
 def rss() -> float:
