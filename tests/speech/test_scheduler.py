@@ -12,6 +12,7 @@ import pytest
 
 from tests.engines import OneAtATime, at_once
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Inference, never
@@ -186,6 +187,36 @@ async def test_load_error_reaches_the_caller():
 
     with pytest.raises(OSError, match="no such model"):
         await Scheduler(1, 1).start(load)
+
+
+@pytest.mark.parametrize("during", ["loading", "warm-up"])
+async def test_a_start_that_nobody_waits_for_ends_without_an_error(during):
+    go, begun, scheduler = threading.Event(), threading.Event(), Scheduler(1, 1)
+
+    def wait():
+        begun.set()
+        assert go.wait(20)
+
+    class Slow(Counting):
+        def use_threads(self, number):
+            if during == "warm-up":
+                wait()
+
+    def load():
+        if during == "loading":
+            wait()
+        return Slow()
+
+    before = set(threading.enumerate())
+    starting = asyncio.ensure_future(scheduler.start(load))
+    assert await asyncio.to_thread(begun.wait, 20)
+    ours = [each for each in set(threading.enumerate()) - before if each.name.startswith("whisper-")]
+    await cancel(starting)
+    go.set()
+    await scheduler.stop()
+    for each in ours:  # an error in a thread fails the test
+        await asyncio.to_thread(each.join, 20)
+    assert ours
 
 
 async def test_warm_up_error_reaches_the_caller():

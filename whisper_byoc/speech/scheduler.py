@@ -185,7 +185,7 @@ class _Worker:
         self._queue = queue
         self._running: list[_Work[Any]] = []
         self._load = Load()
-        self.warm: Future[None] = Future()
+        self.warm: Future[None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -332,7 +332,7 @@ def warm_up(engine: Engine) -> None:
 
 def _in_thread(function: Callable[[], T], name: str) -> Future[T]:
     """Run a function in a daemon thread, which cannot keep the process from exiting as an executor's would."""
-    future: Future[T] = Future()
+    future: Future[T] = _uncancellable()
 
     def run() -> None:
         try:
@@ -341,4 +341,11 @@ def _in_thread(function: Callable[[], T], name: str) -> Future[T]:
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _uncancellable() -> Future[Any]:
+    """Return a future for work that goes on to its end, though nobody may wait for that any more."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
     return future
