@@ -13,11 +13,11 @@ class PcmError(AudioError):
 
 
 class WavError(AudioError):
-    """A WAV header that is broken, or lies about what follows; a file that is cut off."""
+    """A WAV header that is broken, or is followed by a second file."""
 
 
 class UnsupportedWav(WavError):
-    """A WAV in a format `audio.wav` does not read (ADPCM, mu-law, RF64 …); ffmpeg may."""
+    """A WAV in a format `audio.wav` does not read (ADPCM, RF64 …); ffmpeg may."""
 
 
 class MediaError(AudioError):

@@ -14,8 +14,8 @@ from audio import pcm
 from audio.errors import MediaError
 
 CONTAINERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,"
-    "mxf,nistsphere,nut,ogg,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,"
+    "mpegts,mxf,nistsphere,nut,ogg,rm,tak,truehd,tta,voc,w64,wav,webm,wv"
 )
 """The demuxers that may read a file, by ffmpeg's names. Each reads only the file it is given. Playlists and scripts
 (hls, dash, concat, imf, sdp, lavfi …) are left out because they open other files and addresses."""
@@ -27,6 +27,14 @@ LIVE_TS = {"format": "mpegts", "protocol_whitelist": "pipe", "probesize": 256 * 
 """Live MPEG-TS, in whose first bytes and microseconds ffmpeg must find the sound: it may begin well after the video."""
 
 PCM16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
+ON_TIME = f"aresample={pcm.SAMPLE_RATE}:async=1:first_pts=0"
+"""Sound keeps its place in the file: silence stands where its track begins late, and where time stamps have a gap."""
+
+WAV = {"format": "wav", "acodec": "pcm_s16le", "af": f"{ON_TIME},aformat=channel_layouts=mono|stereo"}
+"""At most two channels, whose mix is left to `audio.downmix`: ffmpeg's own loses those in opposite phase."""
+
+SOUND_ONLY = {"vn": None, "sn": None, "dn": None, "map_metadata": -1}
+
 FLUSHED = {"flush_packets": 1}
 """Write each packet at once."""
 
@@ -61,10 +69,10 @@ def ffmpeg_environment() -> dict[str, str]:
     return {**os.environ, "GCONV_PATH": ""}
 
 
-def pcm_from_file() -> list[str]:
-    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz mono PCM16."""
+def wav_from_file() -> list[str]:
+    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz WAV (see `WAV`)."""
     source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", format_whitelist=CONTAINERS)
-    return _command(source.output("pipe:1", **PCM16, vn=None, sn=None, dn=None))
+    return _command(source.output("pipe:1", **WAV, **SOUND_ONLY))
 
 
 def pcm_from_ts() -> list[str]:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import MediaError, UnsupportedWav
-from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, pcm_from_file
+from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, wav_from_file
 from audio.riff import begins_like_wav
-from audio.wav import read_wav
+from audio.wav import WavReader, read_wav
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +43,29 @@ def load_audio(
 ) -> NDArray[np.float32]:
     """Read any sound file: float32, shape (n,), 16 kHz mono.
 
-    What begins as a WAV is read in process, also where its size is left open because it was written to a pipe. A WAV of
-    a format that `read_wav` does not know, and everything else, is left to ffmpeg under `timeout` and `max_seconds`
-    (see `decode_media`).
+    What begins as a WAV is read in process. A WAV of a format that `read_wav` does not know, and everything else, is
+    left to ffmpeg under `timeout` and `max_seconds` (see `decode_media`). What is cut off is read as far as it goes,
+    and logged.
 
     Raises:
-        WavError: a WAV file that is broken or cut off.
+        WavError: a WAV file that is broken.
         MediaError: as `decode_media`.
     """
     with _open_file(path) as file:
         start = file.read(12)
     if begins_like_wav(start):
-        with suppress(UnsupportedWav):  # ADPCM, mu-law and so on: ffmpeg reads many more
-            return read_wav(Path(path).read_bytes(), open_ended=True)
+        with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
+            return read_wav(Path(path).read_bytes())
     return decode_media(path, timeout=timeout, max_seconds=max_seconds)
 
 
 def decode_media(
-    source: bytes | str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float = MAX_SECONDS
+    source: bytes | str | os.PathLike[str],
+    *,
+    timeout: float = TIMEOUT,
+    max_seconds: float = MAX_SECONDS,
+    strict: bool = False,
+    warn: Callable[[str], object] = log.warning,
 ) -> NDArray[np.float32]:
     """Decode the sound of a media file with ffmpeg.
 
@@ -69,21 +74,32 @@ def decode_media(
             seek in some containers.
         timeout: seconds after which ffmpeg is killed.
         max_seconds: the most sound that is accepted, in seconds.
+        strict: refuse what ffmpeg could not decode whole.
+        warn: is called with a sentence when it could not.
 
     Returns:
-        float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1): the first of the best audio streams, its channels mixed.
+        float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1]: the best audio stream at its place in the file, with
+        silence where it begins late or has a gap, its channels mixed (see `audio.downmix`).
 
     Raises:
-        MediaError: no ffmpeg, no such file, not media, no sound in it, too long, or not decoded in time.
+        MediaError: no ffmpeg, no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
+            `strict`.
     """
     if isinstance(source, bytes):
         name = f"The upload of {len(source)} bytes"
         with tempfile.TemporaryFile() as file:
             file.write(source)
             file.seek(0)
-            return _decode_file(file, name, timeout, max_seconds)
-    with _open_file(source) as file:
-        return _decode_file(file, f"The file {os.fspath(source)!r}", timeout, max_seconds)
+            samples, complaint = _decode_file(file, name, timeout, max_seconds)
+    else:
+        name = f"The file {os.fspath(source)!r}"
+        with _open_file(source) as file:
+            samples, complaint = _decode_file(file, name, timeout, max_seconds)
+    if complaint and strict:
+        raise MediaError(f"{name} is damaged ({complaint}); send all of it, or leave out strict.")
+    if complaint:
+        warn(f"{name} was not decoded whole, ffmpeg says: {complaint}")
+    return samples
 
 
 def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -98,13 +114,13 @@ def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         raise MediaError(f"The file {str(path)!r} cannot be opened: {error.strerror}.") from error
 
 
-def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> NDArray[np.float32]:
+def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> tuple[NDArray[np.float32], str]:
+    """Return the samples, and ffmpeg's last complaint, if it had any."""
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
     expired = threading.Event()
     lines: deque[bytes] = deque(maxlen=KEPT_LINES)
-    data = bytearray()
-    max_bytes = int(max_seconds * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
+    reader, pieces, left = WavReader(), [], int(max_seconds * pcm.SAMPLE_RATE)
     with _run_ffmpeg(file) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -119,9 +135,10 @@ def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float)
         try:
             complaining.start()
             clock.start()
-            while len(data) <= max_bytes and (block := process.stdout.read(1 << 20)):
-                data += block
-            if len(data) <= max_bytes:
+            while left >= 0 and (block := process.stdout.read(1 << 20)):
+                pieces.append(reader.feed(block))
+                left -= len(pieces[-1])
+            if left >= 0:
                 process.wait()  # closing stdout is the last thing ffmpeg does, and the clock is still running
         finally:
             clock.cancel()
@@ -130,20 +147,21 @@ def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float)
                 complaining.join()
     if expired.is_set():
         raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
-    if len(data) > max_bytes:
+    if left < 0:
         raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
     complaints = _meaningful(lines)
     if process.returncode:
         raise MediaError(_why(name, process.returncode, complaints))
-    if not data:
+    with suppress(WavError):  # ffmpeg writes no header where there is no sound
+        pieces.append(reader.finish())
+    samples = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
+    if not samples.size:
         raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
-    if complaints:
-        log.warning("%s was decoded, but ffmpeg says: %s", name, complaints[-1])
-    return pcm.decode(data)
+    return samples, complaints[-1] if complaints else ""
 
 
 def _run_ffmpeg(file: IO[bytes]) -> subprocess.Popen[bytes]:
-    command, pipe = pcm_from_file(), subprocess.PIPE
+    command, pipe = wav_from_file(), subprocess.PIPE
     try:
         return subprocess.Popen(
             command, stdin=file, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
@@ -170,7 +188,7 @@ def _why(name: str, returncode: int, complaints: list[str]) -> str:
     if "does not contain any stream" in text:
         return f"{name} has no audio stream; send a file with sound."
     if "not on whitelist" in text:
-        return f"{name} is a playlist, or of a container that is not read here; send the media file itself."
+        return f"{name} is a playlist, or of a format that is not read here; send a sound or video file, such as WAV."
     if returncode < 0:
         return (
             f"{name} was not decoded: ffmpeg was killed by signal {-returncode}; see that there is enough memory, "

@@ -18,6 +18,8 @@ CHANNELS = range(1, 9)  # up to 7.1
 
 PCM = 0x0001
 FLOAT = 0x0003
+A_LAW = 0x0006
+MU_LAW = 0x0007
 EXTENSIBLE = 0xFFFE
 SUBFORMAT_TAIL = bytes.fromhex("0000 0000 1000 8000 00AA 00389B71")
 """Bytes 2-15 of the subformat GUIDs whose first two are a format tag (KSDATAFORMAT_SUBTYPE_*)."""
@@ -26,13 +28,13 @@ TAG_NAMES = {
     PCM: "PCM",
     0x0002: "Microsoft ADPCM",
     FLOAT: "IEEE float",
-    0x0006: "A-law",
-    0x0007: "mu-law",
+    A_LAW: "A-law",
+    MU_LAW: "mu-law",
     0x0011: "IMA ADPCM",
     0x0031: "GSM 6.10",
     0x0055: "MP3",
 }
-READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)}
+READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64), (A_LAW, 8), (MU_LAW, 8)}
 
 
 def begins_like_wav(data: bytes) -> bool:
@@ -49,9 +51,9 @@ class WavFormat:
     """What the `fmt ` chunk says about the frames in the `data` chunk."""
 
     tag: int
-    """`PCM` or `FLOAT`."""
+    """`PCM`, `FLOAT`, `A_LAW` or `MU_LAW`."""
     bits: int
-    """Bits per sample: 8 (unsigned), 16, 24, 32 for `PCM`; 32, 64 for `FLOAT`."""
+    """Bits per sample: 8 (unsigned), 16, 24, 32 for `PCM`; 32, 64 for `FLOAT`; 8 for the others."""
     channels: int
     """1 to 8, interleaved."""
     rate: int
@@ -162,12 +164,12 @@ def _parse_format(body: bytes) -> WavFormat:
     if rate not in RATES:
         raise UnsupportedWav(f"A WAV at {rate} Hz is not read here; send {RATES[0]} to {RATES[-1]} Hz.")
     read = WavFormat(tag=tag, bits=bits, channels=channels, rate=rate)
-    if frame_bytes != read.frame_bytes:
+    if bits == 24 and frame_bytes == 4 * channels:  # which of the four bytes are meant is not known
         raise WavError(
             f"The WAV header contradicts itself: {channels} channels of {bits} bits are {read.frame_bytes} bytes a "
-            f"frame, not {frame_bytes}."
+            f"frame, not {frame_bytes}; convert it to 16 bits."
         )
-    return read
+    return read  # recorders write 0 or 1 for the bytes of a frame, which follow from the rest
 
 
 def _quoted(name: bytes) -> str:

@@ -1,18 +1,27 @@
 """WAV in (any usual rate, width, channels), 16 kHz mono float32 out."""
 
+import logging
+from collections.abc import Callable
+
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from audio import pcm
+from audio.downmix import Downmix
 from audio.errors import WavError
-from audio.riff import FLOAT, HeaderParser, WavFormat
+from audio.riff import A_LAW, FLOAT, MU_LAW, HeaderParser, WavFormat
+
+log = logging.getLogger(__name__)
 
 MAX_LIVE_HEADER = 64 * 1024
 """Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
 
 UNTIL_THE_END = 0x7FFF_0000
-"""Sizes from here on mean "until the end" in a stream: sox writes 0x7FFFF000 to a pipe, ffmpeg 0xFFFFFFFF."""
+"""Sizes from here on mean "until the end": sox writes 0x7FFFF000 to a pipe, ffmpeg 0xFFFFFFFF."""
+
+MISCOUNTED_SECONDS = 0.1
+"""Sound that a header promises and that is not there counts as a wrong header below this, and as lost above."""
 
 _BLOCK = 1 << 20  # bytes of sound decoded at a time, so that wide formats need little memory beside the result
 
@@ -26,11 +35,19 @@ class WavReader:
     """
 
     def __init__(self) -> None:
+        self.warnings: list[str] = []
+        """Sentences about what was lost; `finish` adds to them."""
         self._parser = HeaderParser(MAX_LIVE_HEADER)
-        self._frames: _FrameDecoder | None = None
+        self._frames: FrameDecoder | None = None
         self._promised = 0  # bytes of sound, by the header; 0: until the end
         self._missing = 0  # bytes of sound promised that have not come
+        self._slack = 0  # bytes that may be missing without a word
         self._after = b""  # the first bytes behind the sound
+
+    @property
+    def in_header(self) -> bool:
+        """Whether the header is still to come to its end."""
+        return self._frames is None
 
     def feed(self, data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
         """Return the sound that `data` completes: float32, shape (n,), 16 kHz mono; n may be 0.
@@ -45,8 +62,9 @@ class WavReader:
             if header is None:
                 return np.empty(0, dtype=np.float32)
             sound = header.sound
-            self._frames = _FrameDecoder(header.format)
+            self._frames = FrameDecoder(header.format)
             self._promised = self._missing = header.data_size if header.data_size < UNTIL_THE_END else 0
+            self._slack = _slack(header.format)
         if not self._promised:
             return self._frames.feed(sound)
         known, after = sound[: self._missing], sound[self._missing :]
@@ -55,45 +73,46 @@ class WavReader:
         return self._frames.feed(known)
 
     def finish(self) -> NDArray[np.float32]:
-        """Return the last samples, which the resampler still holds: float32, shape (n,); n may be 0.
+        """Return the last samples, which mixer and resampler still hold: float32, shape (n,); n may be 0.
 
         Raises:
-            WavError: the header never came to its end, sound that it promised did not arrive, or a second WAV
-                follows the first.
+            WavError: the header never came to its end, or a second WAV follows the first.
         """
         if self._frames is None:
             raise self._parser.incomplete()
-        if self._missing:
-            raise WavError(
-                f"The WAV stream ended early: its header promises {self._promised} bytes of sound and "
-                f"{self._promised - self._missing} came; send all of it, or a data size of 0 if it is not known."
-            )
+        if self._missing > self._slack:
+            self.warnings.append(_cut_off(self._promised, self._promised - self._missing))
         _refuse_second_wav(self._after, self._promised)
         return self._frames.finish()
 
 
 def read_wav(
-    data: bytes | bytearray | memoryview, max_samples: int | None = None, *, open_ended: bool = False
+    data: bytes | bytearray | memoryview,
+    max_samples: int | None = None,
+    *,
+    strict: bool = False,
+    warn: Callable[[str], object] = log.warning,
 ) -> NDArray[np.float32]:
     """Read a whole WAV file.
 
     Args:
-        data: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits or float samples of 32, 64 bits (also as
-            WAVE_FORMAT_EXTENSIBLE), 1-8 channels, 8-192 kHz. The `data` chunk's size decides; the RIFF size,
-            which many programs get wrong, does not.
+        data: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits, float samples of 32, 64 bits, mu-law or A-law (also
+            as WAVE_FORMAT_EXTENSIBLE), 1-8 channels, 8-192 kHz. The `data` chunk's size decides, as far as the file
+            goes; the RIFF size and the frame size, which many programs get wrong, do not. A size of 0 or from
+            `UNTIL_THE_END` on, as of a file that was written to a pipe, means "until the end". An incomplete frame at
+            the end is left out.
         max_samples: refuse, before decoding it, sound that would be longer at 16 kHz; 64 MiB of 8-bit sound at
             8 kHz would become 512 MiB.
-        open_ended: take sizes that mean "until the end" for that (see `WavReader`), as of a file that was written to a
-            pipe, and leave out a frame that the end cuts off.
+        strict: refuse a file of less sound than its header promises.
+        warn: is called with a sentence when more than `MISCOUNTED_SECONDS` of what is promised are not there.
 
     Returns:
-        float32, shape (n,), 16 kHz mono: the mean of the channels, resampled by soxr (HQ) if need be. 16-bit mono
-        at 16 kHz comes out exactly as from `pcm.decode`. In float files NaN reads as 0 and what is beyond
+        float32, shape (n,), 16 kHz mono: the channels mixed (see `Downmix`), resampled by soxr (HQ) if need be. 16-bit
+        mono at 16 kHz comes out exactly as from `pcm.decode`. In float files NaN reads as 0 and what is beyond
         [-1, 1] clips, as one broken sample should not cost the rest.
 
     Raises:
-        WavError: not a WAV file, broken, cut off, or a size in the header that is not true; `UnsupportedWav` for a
-            format that is not read here.
+        WavError: not a WAV file, or broken; cut off, if `strict`; `UnsupportedWav` for a format that is not read here.
     """
     view = memoryview(data).cast("B")
     parser, header, at = HeaderParser(limit=None), None, 0
@@ -105,42 +124,45 @@ def read_wav(
     promised, there = header.data_size, len(behind_header)
     # A recorder that died left 0; an empty recording is 0 too, but then the RIFF size agrees with the file.
     unfinished = promised == 0 and there > 0 and header.riff_size + 8 != len(view)
-    if open_ended and (unfinished or (promised > there and promised >= UNTIL_THE_END)):
-        promised = there - there % header.format.frame_bytes
-    elif promised > there or unfinished:
-        raise WavError(
-            f"The WAV header promises {promised} bytes of sound and {there} are there: the file is cut off, or was "
-            "written to a pipe; send all of it, or correct the header with `ffmpeg -i in.wav out.wav`."
-        )
-    if promised % header.format.frame_bytes:
-        raise WavError(
-            f"The WAV data chunk of {promised} bytes does not hold whole frames of {header.format.frame_bytes} "
-            "bytes; export the file again."
-        )
-    samples = promised // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
+    open_ended = unfinished or promised >= UNTIL_THE_END
+    if promised > there and not open_ended:
+        if strict:
+            raise WavError(f"{_cut_off(promised, there)}; send all of it, or leave out strict.")
+        if promised - there > _slack(header.format):
+            warn(_cut_off(promised, there))
+    size = there if open_ended else min(promised, there)
+    size -= size % header.format.frame_bytes
+    samples = size // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
     if max_samples is not None and samples > max_samples:
         raise WavError(f"The WAV holds {samples} samples at 16 kHz, over the limit of {max_samples}; send it in parts.")
     _refuse_second_wav(bytes(behind_header[promised : promised + 5]), promised)
-    frames = _FrameDecoder(header.format)
-    sound = behind_header[:promised]
-    pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, promised, _BLOCK)]
+    frames = FrameDecoder(header.format)
+    sound = behind_header[:size]
+    pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, size, _BLOCK)]
     return np.concatenate([*pieces, frames.finish()])
 
 
-class _FrameDecoder:
-    """Frames of one format, in pieces of any length -> 16 kHz mono."""
+class FrameDecoder:
+    """Frames of one format, in pieces of any length -> float32 samples, 16 kHz mono."""
 
     def __init__(self, fmt: WavFormat) -> None:
         self._format = fmt
         self._aligner = pcm.FrameAligner(fmt.frame_bytes)
+        self._downmix = Downmix(fmt.channels, fmt.rate) if fmt.channels > 1 else None
         same_rate = fmt.rate == pcm.SAMPLE_RATE
         self._resampler = None if same_rate else soxr.ResampleStream(fmt.rate, pcm.SAMPLE_RATE, 1, quality="HQ")
 
-    def feed(self, data: memoryview) -> NDArray[np.float32]:
-        return self._resample(_to_mono(self._aligner.feed(data), self._format), last=False)
+    def feed(self, data: bytes | memoryview) -> NDArray[np.float32]:
+        """Return the samples that `data` completes: shape (n,); n may be 0."""
+        samples = _to_float(self._aligner.feed(data), self._format.tag, self._format.bits)
+        if self._downmix is not None:
+            samples = self._downmix.feed(samples.reshape(-1, self._format.channels))
+        return self._resample(samples, last=False)
 
     def finish(self) -> NDArray[np.float32]:
-        return self._resample(np.empty(0, dtype=np.float32), last=True)
+        """Return the last samples, shape (n,), without an incomplete frame."""
+        rest = np.empty(0, dtype=np.float32) if self._downmix is None else self._downmix.finish()
+        return self._resample(rest, last=True)
 
     def _resample(self, mono: NDArray[np.float32], last: bool) -> NDArray[np.float32]:
         if self._resampler is None:
@@ -149,22 +171,13 @@ class _FrameDecoder:
         return resampled
 
 
-def _to_mono(frames: memoryview, fmt: WavFormat) -> NDArray[np.float32]:
-    """Whole frames -> the mean of their channels, float32 in [-1, 1]."""
-    samples = _to_float(frames, fmt.tag, fmt.bits)
-    if fmt.channels == 1:
-        return samples
-    mono = samples[:: fmt.channels].copy()
-    for channel in range(1, fmt.channels):  # several times faster than a mean over the short axis
-        mono += samples[channel :: fmt.channels]
-    mono /= fmt.channels
-    return mono
-
-
 def _to_float(data: memoryview, tag: int, bits: int) -> NDArray[np.float32]:
     if tag == FLOAT:
         numbers = np.frombuffer(data, dtype=f"<f{bits // 8}")
         return np.where(np.isnan(numbers), 0, numbers).clip(-1, 1).astype(np.float32)
+    if tag in (A_LAW, MU_LAW):
+        expanded = _expand_mu_law() if tag == MU_LAW else _expand_a_law()
+        return expanded[np.frombuffer(data, dtype=np.uint8)]
     if bits == 16:
         return pcm.decode(data)
     if bits == 8:  # the one width that is unsigned
@@ -176,6 +189,31 @@ def _to_float(data: memoryview, tag: int, bits: int) -> NDArray[np.float32]:
     else:
         steps = np.frombuffer(data, dtype="<i4")
     return steps.astype(np.float32) / np.float32(2**31)
+
+
+def _expand_mu_law() -> NDArray[np.float32]:
+    """Return the sample of each code, shape (256,): ITU-T G.711, table 2."""
+    code = ~np.arange(256, dtype=np.uint8)
+    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
+    size = ((mantissa << 3) + 132 << exponent) - 132
+    return (np.where(code & 0x80, -size, size) / 32768).astype(np.float32)
+
+
+def _expand_a_law() -> NDArray[np.float32]:
+    """Return the sample of each code, shape (256,): ITU-T G.711, table 1."""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55
+    exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
+    size = np.where(exponent == 0, (mantissa << 4) + 8, (mantissa << 4) + 264 << np.maximum(exponent - 1, 0))
+    return (np.where(code & 0x80, size, -size) / 32768).astype(np.float32)
+
+
+def _slack(fmt: WavFormat) -> int:
+    """Return the bytes that may be missing before sound counts as lost."""
+    return int(MISCOUNTED_SECONDS * fmt.rate) * fmt.frame_bytes
+
+
+def _cut_off(promised: int, there: int) -> str:
+    return f"The WAV is cut off: its header promises {promised} bytes of sound and {there} are there"
 
 
 def _refuse_second_wav(after: bytes, data_size: int) -> None:

@@ -11,9 +11,9 @@ from audio.ffmpeg import (
     ffmpeg_path,
     frames_from_ts,
     pcm_from_device,
-    pcm_from_file,
     pcm_from_ts,
     ts_from_frames,
+    wav_from_file,
 )
 
 QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
@@ -42,7 +42,7 @@ def inputs(command):
 
 
 def test_what_reads_bytes_from_outside_is_confined():
-    (file,) = inputs(pcm_from_file())
+    (file,) = inputs(wav_from_file())
     assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
     for command in (pcm_from_ts(), frames_from_ts(25), ts_from_frames(25, 9)):
         for each in inputs(command):
@@ -60,7 +60,7 @@ def test_no_playlist_is_among_the_containers():
 
 
 @pytest.mark.parametrize(
-    "command", [pcm_from_file(), pcm_from_ts(), pcm_from_device("pulse", "default", "/bin/f"), frames_from_ts(30)]
+    "command", [wav_from_file(), pcm_from_ts(), pcm_from_device("pulse", "default", "/bin/f"), frames_from_ts(30)]
 )
 def test_errors_only_and_no_keys(command):
     assert command[-len(QUIET) :] == QUIET

@@ -68,7 +68,7 @@ def test_transcribe_what_is_no_sound(run, tmp_path):
 def test_files_that_cannot_be_read_do_not_keep_others_from_being_transcribed(run, fixtures_dir, tmp_path):
     broken, cut = tmp_path / "broken.mp3", tmp_path / "cut.wav"
     broken.write_bytes(bytes(100))
-    cut.write_bytes((fixtures_dir / "demo-hello-world.wav").read_bytes()[:-2])
+    cut.write_bytes((fixtures_dir / "demo-hello-world.wav").read_bytes()[:40])
     code, out, err = run("transcribe", "--model", "demo", broken, cut, fixtures_dir / "demo-hello-world.wav")
     assert code == 1
     assert out == "hello world\n"

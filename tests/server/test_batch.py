@@ -60,6 +60,19 @@ async def test_raw_pcm(demo, numbers, content_type):
     assert body == f"{NUMBERS}\n"
 
 
+async def test_what_is_cut_off_is_transcribed_with_a_warning_unless_strict(demo, numbers):
+    cut = numbers[:-7000]
+    status, body, headers = await post(demo, "/whisper-demo", cut)
+    warnings = json.loads(body)["warnings"]
+    assert (status, len(warnings)) == (200, 1)
+    assert "cut off" in warnings[0]
+    assert json.loads(headers["X-Metadata"])["warnings"] == warnings
+    status, body, _ = await post(demo, "/whisper-demo?strict=1", cut)
+    assert (status, "strict" in json.loads(body)["error"]) == (400, True)
+    status, body, _ = await post(demo, "/whisper-demo?strict=1", numbers)
+    assert (status, "warnings" in json.loads(body)) == (200, False)
+
+
 CUE = "00:00:00{mark}576 --> 00:00:03{mark}168\nseven three nine zero five one\n\n"
 FORMATS = {
     "text": ("text/plain; charset=utf-8", f"{NUMBERS}\n"),

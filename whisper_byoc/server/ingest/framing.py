@@ -160,6 +160,7 @@ class SoundFraming:
                 rest += self._pcm.feed(pcm.encode(self._reader.finish()))
             except AudioError as error:
                 return [*rest, *self._pcm.finish(complete=complete), BadSegment(str(error))]
+            return [*rest, *self._pcm.finish(complete=complete), *map(BadSegment, self._reader.warnings)]
         return [*rest, *self._pcm.finish(complete=complete)]
 
     def _choose(self, head: bytes) -> None:

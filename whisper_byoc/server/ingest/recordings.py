@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from audio.sniff import is_media
 from audio.wav import read_wav
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.params import switch
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
@@ -39,6 +40,8 @@ SEGMENT_SECONDS = 30.0
 """Longest segment for a processor that takes no live feed: Whisper's window."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
 BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
+STRICT = "strict"
+"""The field that has a recording refused that is cut off or damaged."""
 DECODERS = 2
 """Recordings decoded at once: ffmpeg is fast, and the model needs the CPUs."""
 UNKNOWN_LANGUAGE = "und"
@@ -52,6 +55,8 @@ class Recording:
     blocks: tuple[bytes, ...]
     """Cut anywhere."""
     samples: int
+    warnings: tuple[str, ...] = ()
+    """Sentences about what could not be read of it."""
 
     @property
     def seconds(self) -> float:
@@ -59,35 +64,44 @@ class Recording:
         return round(self.samples / pcm.SAMPLE_RATE, 3)
 
     @property
+    def warning_fields(self) -> dict[str, Any]:
+        """What JSON answers have of them: nothing if there are none."""
+        return {"warnings": self.warnings} if self.warnings else {}
+
+    @property
     def work_units(self) -> int:
         """Whole seconds, rounded up: what Livepeer's audio runners are paid by."""
         return -(-self.samples // pcm.SAMPLE_RATE)
 
 
-def read_recording(data: bytes, content_type: str, limit: int, *, raw_by_default: bool) -> Recording:
+def read_recording(
+    data: bytes, content_type: str, limit: int, *, raw_by_default: bool, strict: bool = False
+) -> Recording:
     """Decode an upload.
 
     `limit` is for the bytes of the sound as PCM16. `audio/pcm` is PCM16; with `raw_by_default` so is
-    `application/octet-stream` that does not begin like any file we know. Raises `AudioError`, and `RequestRefused`:
-    for PCM16 400 when a sample is cut in half and 413 over the limit, 415 for a type that cannot be sound.
+    `application/octet-stream` that does not begin like any file we know. What is cut off is read as far as it goes,
+    with a warning, or refused if `strict`. Raises `AudioError`, and `RequestRefused`: for PCM16 400 when a sample is
+    cut in half and 413 over the limit, 415 for a type that cannot be sound.
     """
     kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
     if kind.startswith(NOT_SOUND):
         raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
     blocks: Iterable[bytes]
+    warnings: list[str] = []
     if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
         _check_raw(data, content_type, limit)
         size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
         blocks = (data[at : at + size] for at in range(0, len(data), size))
     else:
-        sound = _decode(data, limit // pcm.SAMPLE_WIDTH)
+        sound = _decode(data, limit // pcm.SAMPLE_WIDTH, strict, warnings.append)
         # encoded block by block, which needs little memory beside the samples
         blocks = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
     recording = tuple(blocks)
     samples = sum(map(len, recording)) // pcm.SAMPLE_WIDTH
     if not samples:
         raise MediaError("There is no sound in the recording; check how it was made.")
-    return Recording(recording, samples)
+    return Recording(recording, samples, tuple(warnings))
 
 
 def _check_raw(data: bytes, content_type: str, limit: int) -> None:
@@ -99,11 +113,11 @@ def _check_raw(data: bytes, content_type: str, limit: int) -> None:
         raise RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")
 
 
-def _decode(data: bytes, max_samples: int) -> NDArray[np.float32]:
+def _decode(data: bytes, max_samples: int, strict: bool, warn: Callable[[str], object]) -> NDArray[np.float32]:
     if begins_like_wav(data):
         with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
-            return read_wav(data, max_samples, open_ended=True)
-    return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE)
+            return read_wav(data, max_samples, strict=strict, warn=warn)
+    return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE, strict=strict, warn=warn)
 
 
 class Intake:
@@ -128,16 +142,19 @@ class Intake:
             self._free += 1
 
     async def decode(self, upload: Upload) -> Recording:
-        """Decode an upload. Without a form, bytes of no known kind are PCM16.
+        """Decode an upload. Without a form, bytes of no known kind are PCM16. Its field `strict` is a switch.
 
-        Raises as `read_recording` does, and `RequestRefused` (429) when too much else is being decoded.
+        Raises as `read_recording` does, `BadParam`, and `RequestRefused` (429) when too much else is being decoded.
         """
         limit, seconds = self._limits.segment_bytes, self._limits.segment_seconds
+        strict = switch("strict", upload.field(STRICT, "false"))
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(
                     self._decoders,
-                    lambda: read_recording(upload.data, upload.content_type, limit, raw_by_default=not upload.in_form),
+                    lambda: read_recording(
+                        upload.data, upload.content_type, limit, raw_by_default=not upload.in_form, strict=strict
+                    ),
                 )
         except TimeoutError:
             message = f"the recording was not decoded within {seconds:g} s, as there were others"
@@ -168,7 +185,7 @@ class RecordingJob:
             units = self.recording.work_units
             metadata |= {"audio_ms": self.recording.samples // 16, "work_units": units}
             headers["X-Livepeer-Work-Units"] = str(units)
-        return {**headers, "X-Metadata": json.dumps(metadata)}
+        return {**headers, "X-Metadata": json.dumps(metadata | self.recording.warning_fields)}
 
     async def records(self) -> AsyncGenerator[Record, None]:
         """Feed the job and yield its records as they come, the end record too. To be used with `aclosing`."""

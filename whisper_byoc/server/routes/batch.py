@@ -10,7 +10,7 @@ from whisper_byoc.params import choice
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload, params_without
-from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
+from whisper_byoc.server.ingest.recordings import STRICT, RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
 
 BYTES = "bytes"
@@ -27,7 +27,7 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
         if name := upload.field("pipeline"):
             pipeline = pipelines.find(name) or pipelines.find_speech(name)
         wanted = _wanted_format(request, upload, pipeline)
-        params = params_without(upload.fields, "pipeline", "format", "response_format")
+        params = params_without(upload.fields, "pipeline", "format", "response_format", STRICT)
         async with recording_job(request, pipeline, params, upload) as job:
             return await _answer(request, job, wanted)
 
@@ -72,6 +72,7 @@ async def _answer(request: web.Request, job: RecordingJob, wanted: str) -> web.S
             "language": transcription.language,
             "duration": job.recording.seconds,
             "segments": segments_in_seconds(transcription),
+            **job.recording.warning_fields,
         }
         body = json.dumps(fields, ensure_ascii=False).encode()
     else:

@@ -72,7 +72,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
 
 
 def _json_answer(job: RecordingJob, body: dict[str, Any]) -> web.Response:
-    text = json.dumps(body, ensure_ascii=False)
+    text = json.dumps(body | job.recording.warning_fields, ensure_ascii=False)
     return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))
 
 
