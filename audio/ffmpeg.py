@@ -97,18 +97,12 @@ def frames_from_ts(rate: int) -> list[str]:
     return _command(source["v:0"].output("pipe:1", **ppm, **FLUSHED, an=None, sn=None, dn=None))
 
 
-def ts_from_frames(rate: int, sound: int | None) -> list[str]:
-    """Encode the PPM pictures on stdin, `rate` of them a second, as H.264 in MPEG-TS.
-
-    `sound` is a file descriptor with MPEG-TS whose sound is copied beside the pictures, if it has any.
-    """
+def ts_from_frames(rate: int, start: float = 0.0) -> list[str]:
+    """Encode the PPM pictures on stdin, `rate` of them a second, as H.264 in MPEG-TS whose time begins at `start` s."""
     pictures = ffmpeg.input("pipe:0", format="image2pipe", vcodec="ppm", framerate=rate, protocol_whitelist="pipe")
-    streams = [pictures["v"]]
-    if sound is not None:
-        streams.append(ffmpeg.input(f"pipe:{sound}", **LIVE_TS | {"analyzeduration": 500_000})["a?"])
     h264 = {"vcodec": "libx264", "preset": "ultrafast", "tune": "zerolatency", "pix_fmt": "yuv420p", "g": rate}
-    mpegts = {"format": "mpegts", "pat_period": 0.5, "acodec": "copy"}
-    return _command(ffmpeg.output(*streams, "pipe:1", **h264, **mpegts, **FLUSHED))
+    mpegts = {"format": "mpegts", "pat_period": 0.5, "output_ts_offset": f"{start:.6f}"}
+    return _command(ffmpeg.output(pictures["v"], "pipe:1", **h264, **mpegts, **FLUSHED))
 
 
 def _command(output: Any, path: str | None = None) -> list[str]:

@@ -44,15 +44,10 @@ def inputs(command):
 def test_what_reads_bytes_from_outside_is_confined():
     (file,) = inputs(wav_from_file())
     assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
-    for command in (pcm_from_ts(), frames_from_ts(25), ts_from_frames(25, 9)):
+    for command in (pcm_from_ts(), frames_from_ts(25), ts_from_frames(25)):
         for each in inputs(command):
             assert each["-protocol_whitelist"] == "pipe"
             assert each["-f"] in ("mpegts", "image2pipe")
-
-
-def test_the_encoder_reads_the_pictures_before_the_sound():
-    assert [each["-i"] for each in inputs(ts_from_frames(25, 9))] == ["pipe:0", "pipe:9"]
-    assert [each["-i"] for each in inputs(ts_from_frames(25, None))] == ["pipe:0"]
 
 
 def test_no_playlist_is_among_the_containers():

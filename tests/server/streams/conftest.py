@@ -58,6 +58,11 @@ class Orchestrator:
         ) as answer:
             return answer.status, await answer.json()
 
+    def errors(self, name):
+        """Give the error records that a stream's job still holds."""
+        results = self.api.table.get(name).results
+        return [record.error for seq in range(results.next_seq) if (record := results.at(seq)) and record.error]
+
     def publisher(self, name, mime="video/MP2T"):
         return TricklePublisher(f"{self.base}/ai/trickle/{name}", mime)
 

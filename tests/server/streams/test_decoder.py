@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 
 import pytest
 
@@ -13,18 +14,18 @@ from whisper_byoc.server.streams.decoder import LiveDecoder
 
 @pytest.fixture
 def decode(tmp_path):
-    """Give a function that makes a decoder of a shell command; its output, and the process ids that it had."""
+    """Give a function that makes a decoder of a shell command; its output, the process ids that it had, its losses."""
 
     def make(command, sink=None):
-        output, pids = [], tmp_path / "pids"
+        output, losses, pids = [], [], tmp_path / "pids"
         pids.touch()
 
         async def collect(data):
             output.append(data)
 
         full = ["sh", "-c", f"echo $$ >> {pids}; {command}"]
-        decoder = LiveDecoder("test", sink or collect, lambda: full)
-        return decoder, output, lambda: [int(line) for line in pids.read_text().split()]
+        decoder = LiveDecoder("test", sink or collect, lambda: full, losses.append)
+        return decoder, output, lambda: [int(line) for line in pids.read_text().split()], losses
 
     return make
 
@@ -38,12 +39,13 @@ def is_there(pid):
 
 
 async def test_what_goes_in_comes_out(decode):
-    decoder, output, _ = decode("exec cat")
+    decoder, output, _, losses = decode("exec cat")
     await decoder.finish()
     await decoder.feed(b"ab")
     await decoder.feed(b"cd")
     await decoder.finish()
     assert b"".join(output) == b"abcd"
+    assert not losses
     await decoder.kill()
 
 
@@ -54,7 +56,7 @@ async def test_a_feed_ends_at_once_when_its_sink_fails(decode):
         await blocked.wait()
         raise BadSegment("no")
 
-    decoder, _, pids = decode("echo x; exec sleep 600", fails)
+    decoder, _, pids, losses = decode("echo x; exec sleep 600", fails)
     feeding = asyncio.ensure_future(decoder.feed(bytes(1 << 20)))  # more than a pipe holds
     await until(pids)
     blocked.set()
@@ -62,39 +64,75 @@ async def test_a_feed_ends_at_once_when_its_sink_fails(decode):
         with pytest.raises(BadSegment):
             await feeding
     assert not is_there(*pids())
+    assert not losses  # ffmpeg did what it should
 
 
 async def test_the_next_ffmpeg_takes_over_from_one_that_died(decode, caplog):
-    decoder, output, pids = decode("echo once; echo why >&2; exit 3")
+    decoder, output, pids, losses = decode("echo once; echo why >&2; exit 3")
     await decoder.feed(bytes(1 << 20))
     await decoder.finish()
     assert len(pids()) == 2
     assert b"".join(output) == b"once\nonce\n"  # what they had decoded is not lost with them
-    assert "ffmpeg ended with 3: why" in caplog.text
+    assert ["ffmpeg ended with 3: why" in loss for loss in losses] == [True, True]
     assert f"{1 << 20} bytes of the feed are lost" in caplog.text
 
 
 async def test_an_ffmpeg_that_has_ended_between_two_feeds_is_replaced(decode):
-    decoder, output, pids = decode("exec head -c 1")
+    decoder, output, pids, losses = decode("exec head -c 1")
     await decoder.feed(b"ab")
     await until(lambda: pids() and not is_there(*pids()))
     await decoder.feed(b"c")
     await decoder.finish()
     assert output == [b"a", b"c"]
+    assert len(losses) == 1
 
 
 async def test_an_ffmpeg_that_takes_nothing_is_replaced(decode, monkeypatch):
-    monkeypatch.setattr(module, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.05)
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)
-    decoder, _, pids = decode("exec sleep 600")
+    decoder, _, pids, losses = decode("exec sleep 600")
     await decoder.feed(bytes(1 << 20))
     assert len(pids()) == 2
     assert not any(map(is_there, pids()))
+    assert losses == ["some of the input was lost, as it could not be decoded: ffmpeg hung"]  # one, as nothing came out
+
+
+@pytest.mark.parametrize(("number", "why"), [(signal.SIGSTOP, "hung"), (signal.SIGKILL, "ended with -9")])
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_an_ffmpeg_that_is_stopped_or_killed_is_a_loss(decode, monkeypatch, number, why, goes_on):
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.2)
+    decoder, output, pids, losses = decode("exec cat")
+    await decoder.feed(b"before")
+    await until(lambda: output)
+    os.kill(pids()[0], number)
+    if number == signal.SIGKILL:
+        await until(lambda: not is_there(*pids()))
+    if goes_on:
+        await decoder.feed(b"x" * (1 << 20))  # more than a pipe holds
+    await decoder.finish()
+    assert b"".join(output) == b"before" + b"x" * (goes_on << 20)
+    assert [why in loss for loss in losses] == [True]
+
+
+async def test_an_ffmpeg_that_waits_for_its_sink_does_not_hang(decode, monkeypatch):
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.02)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.02)
+    sunk = []
+
+    async def slow(data):
+        await asyncio.sleep(0.1 if len(sunk) < 3 else 0)
+        sunk.append(data)
+
+    decoder, _, pids, losses = decode("exec cat", slow)
+    await decoder.feed(bytes(1 << 19))
+    await decoder.finish()
+    assert (len(b"".join(sunk)), len(pids()), losses) == (1 << 19, 1, [])
 
 
 @pytest.mark.parametrize("end", [LiveDecoder.finish, LiveDecoder.kill])
 async def test_nobody_is_left_when_its_end_is_cancelled(decode, end):
-    decoder, _, pids = decode("exec sleep 600")
+    decoder, _, pids, _ = decode("exec sleep 600")
     await decoder.feed(b"x")
     await until(pids)
     ending = asyncio.ensure_future(end(decoder))
@@ -104,7 +142,7 @@ async def test_nobody_is_left_when_its_end_is_cancelled(decode, end):
 
 
 async def test_no_ffmpeg():
-    decoder = LiveDecoder("test", None, lambda: ["/nowhere/ffmpeg"])
+    decoder = LiveDecoder("test", None, lambda: ["/nowhere/ffmpeg"], print)
     with pytest.raises(FileNotFoundError):
         await decoder.feed(b"x")
     await decoder.kill()

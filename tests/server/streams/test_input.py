@@ -70,7 +70,8 @@ class Channel:
 async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(monkeypatch, live):
     monkeypatch.setattr(module, "TrickleSubscriber", Channel)
     job, reports = Job(), []
-    await StreamInput(job, "url", AudioSink(job, pcm=True, live=live), ClientOptions(), reports.append).run()
+    sink = AudioSink(job, reports.append, pcm=True, live=live)
+    await StreamInput(job, "url", sink, ClientOptions()).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     errors = [each for each in job.submitted if isinstance(each, str)]
     assert len(errors) == 2

@@ -16,8 +16,10 @@ from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.processors.base import PlainSession, Result
+from whisper_byoc.processors.tint import GreenTintProcessor
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
-from whisper_byoc.server.streams import output, stream
+from whisper_byoc.server.streams import decoder, output, stream, video
+from whisper_byoc.server.streams import input as stream_input
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.speech.models import DEMO_NOTICE
 from whisper_byoc.trickle.remote import ClientOptions
@@ -216,6 +218,27 @@ async def test_garbage_empty_and_truncated_segments_leave_the_rest_whole(speech,
     data = await speech.through("rough", garbage + segments(ts))
     assert spoken(data) == expected(name)
     assert data[-1]["type"] == "end"
+
+
+@pytest.mark.parametrize("signal", ["STOP", "KILL"])
+@pytest.mark.parametrize("processor", [Sound, GreenTintProcessor], ids=["audio", "video"])
+async def test_what_an_ffmpeg_takes_with_it_is_an_error_record_and_an_event(
+    orchestrate, monkeypatch, signal, processor
+):
+    monkeypatch.setattr(decoder, "FLUSH_SECONDS", 0.3)
+    for module, command in ((stream_input, "pcm_from_ts"), (video, "frames_from_ts")):
+        monkeypatch.setattr(module, command, lambda *_: ["sh", "-c", f"head -c 100 >/dev/null; kill -{signal} $$"])
+    world = await orchestrate(processor())
+    assert (await world.start("hit", world.channels("hit", ["", "-events"])))[0] == 200
+    events, listening = world.follow("hit", "-events")
+    async with world.publisher("hit") as publisher:
+        await publisher.publish(bytes(50))
+        assert (await world.stop("hit"))[0] == 200
+    world.trickle.close("hit-events")
+    await listening
+    (error,) = world.errors("hit")
+    assert ("ffmpeg hung" if signal == "STOP" else "ffmpeg ended with -9") in error
+    assert [event["event"]["message"] for event in events if event["event"]["type"] == "error"] == [error]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

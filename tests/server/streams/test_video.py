@@ -50,15 +50,15 @@ def frames(ts):
     return np.frombuffer(raw, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)
 
 
-async def through(world, name, ts, *, outputs):
+async def through(world, name, ts, *, outputs, piece=188 * 100):
     """Send a stream through the container, and give what it published."""
     urls = world.channels(name, ["", *outputs])
     status, body = await world.start(name, urls, {"max_framerate": RATE})
     assert status == 200, body
     data, reading = world.collect(name, "-out") if "-out" in outputs else ([], None)
     async with world.publisher(name) as publisher:
-        for at in range(0, len(ts), 188 * 100):
-            await publisher.publish(ts[at : at + 188 * 100])
+        for at in range(0, len(ts), piece):
+            await publisher.publish(ts[at : at + piece])
         status, body = await world.stop(name)
     assert status == 200, body
     if reading is not None:
@@ -92,35 +92,83 @@ async def test_grayscale_of_a_stream(orchestrate):
     assert pixel.max() - pixel.min() <= 3
 
 
-async def test_a_gap_that_parts_sound_and_pictures_does_not_stop_the_stream(orchestrate, monkeypatch):
-    """After a long gap the encoder would wait for sound that waits behind the pictures."""
-    monkeypatch.setattr(video, "STALL_S", 0.5)
-    world = await orchestrate(GreenTintProcessor())
-    early, late = picture_stream(), picture_stream(start=40)
-    published = await through(world, "gap", early + late * 2, outputs=["-out"])
-    assert len(frames(b"".join(published))) > SECONDS * RATE
+def silenced(ts, spans):
+    """Take the packets of sound out of the stream in some parts of it, given as fractions of its length."""
+    packets = [ts[at : at + 188] for at in range(0, len(ts), 188)]
+
+    def kept(at, packet):
+        sound = int.from_bytes(packet[1:3]) & 0x1FFF == 0x101
+        return not (sound and any(begin <= at / len(packets) < end for begin, end in spans))
+
+    return b"".join(packet for at, packet in enumerate(packets) if kept(at, packet))
+
+
+def loud(ts):
+    """Say for every tenth of a second of the pictures whether something is heard."""
+    shown = ["-af", "aresample=async=1:first_pts=0", "-ar", "16000", "-ac", "1", "-f", "s16le", "pipe:1"]
+    samples = np.frombuffer(ffmpeg("-f", "mpegts", "-i", "pipe:0", "-map", "0:a:0", *shown, data=ts), "<i2")
+    tenths = np.abs(samples[: len(samples) // 1600 * 1600].reshape(-1, 1600).astype(int)).mean(1) > 500
+    return np.concatenate([tenths, np.zeros(SECONDS * 10, bool)])[: SECONDS * 10]
 
 
 @pytest.mark.parametrize(
-    ("program", "times", "with_sound"),
-    [("false", 1, [True, False]), ("stalls", 3, [True, True, True, False])],
+    "spans",
+    [[(0.4, 1)], [(0, 0.4)], [(0, 1)], [(0.2, 0.4), (0.6, 0.8)]],
+    ids=["ends", "late", "missing", "comes and goes"],
 )
-async def test_an_encoder_that_dies_or_stalls_is_replaced(orchestrate, monkeypatch, program, times, with_sound):
+async def test_all_pictures_come_out_and_the_sound_stays_at_its_place(orchestrate, spans):
+    world = await orchestrate(GreenTintProcessor())
+    before = silenced(picture_stream(), spans)
+    after = b"".join(await through(world, "tracks", before, outputs=["-out"]))
+    assert abs(len(frames(after)) - SECONDS * RATE) <= 2
+    if spans != [(0, 1)]:
+        assert (loud(after) != loud(before)).sum() <= 2 * len(spans)
+    assert not world.errors("tracks")
+
+
+async def test_sound_that_outlasts_the_pictures_comes_out(orchestrate):
+    world = await orchestrate(GreenTintProcessor())
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000"]
+    picture = ["-f", "lavfi", "-i", f"color=size={WIDTH}x{HEIGHT}:rate={RATE}:duration=1.5"]
+    coded = ["-t", str(SECONDS), "-c:a", "aac", "-c:v", "libx264", "-preset", "ultrafast", "-g", str(RATE)]
+    before = ffmpeg(*picture, *tone, *coded, "-f", "mpegts", "pipe:1")
+    after = b"".join(await through(world, "longer", before, outputs=["-out"]))
+    assert abs(len(frames(after)) - 1.5 * RATE) <= 2
+    assert (loud(after) != loud(before)).sum() <= 2
+
+
+async def test_a_gap_that_parts_sound_and_pictures_does_not_stop_the_stream(orchestrate):
+    world = await orchestrate(GreenTintProcessor())
+    early, late = picture_stream(), picture_stream(start=40)
+    after = b"".join(await through(world, "gap", early + late * 2, outputs=["-out"], piece=len(early)))
+    assert len(frames(after)) >= 3 * SECONDS * RATE - 2
+    assert len(decode_media(after)) / 16_000 > 2.9 * SECONDS
+    assert not world.errors("gap")
+
+
+async def test_what_an_encoder_held_when_it_failed_goes_to_the_next_one(orchestrate, monkeypatch):
+    """The first one dies at once, the second one hangs, the third one gives a part of its pictures."""
     asked = []
     real = video.ts_from_frames
 
-    def broken(rate, sound):
-        asked.append(sound is not None)
-        bad = len(asked) <= times
-        monkeypatch.setattr(video, "STALL_S", 0.05 if bad and program == "stalls" else 30.0)
-        commands = {"false": ["false"], "stalls": ["sleep", "600"]}
-        return commands[program] if bad else real(rate, sound)
+    def broken(rate, start):
+        asked.append(start)
+        monkeypatch.setattr(video, "STALL_S", 0.1 if len(asked) == 2 else 30.0)
+        good = real(rate, start)
+        return {
+            1: ["false"],
+            2: ["sleep", "600"],
+            3: [*good[:-5], "-frames:v", "40", *good[-5:]],
+        }.get(len(asked), good)
 
     monkeypatch.setattr(video, "ts_from_frames", broken)
     world = await orchestrate(GreenTintProcessor())
-    published = await through(world, "dies", picture_stream(), outputs=["-out"])
-    assert asked == with_sound
-    assert len(frames(b"".join(published))) > 0
+    before = picture_stream()
+    after = b"".join(await through(world, "dies", before, outputs=["-out"]))
+    assert asked[:3] == [0, 0, 0]
+    assert asked[3] == pytest.approx(40 / RATE)
+    assert abs(len(frames(after)) - SECONDS * RATE) <= 2
+    assert (loud(after) != loud(before)).sum() <= 2
 
 
 async def test_the_output_ends_when_no_encoder_lives(orchestrate, monkeypatch):
@@ -128,6 +176,7 @@ async def test_the_output_ends_when_no_encoder_lives(orchestrate, monkeypatch):
     world = await orchestrate(GreenTintProcessor())
     assert await through(world, "dead", picture_stream(), outputs=["-out"]) == []
     assert not world.api.server.streams.streams
+    assert any("pictures cannot be encoded" in error for error in world.errors("dead"))
 
 
 async def test_an_encoder_that_cannot_be_started_leaves_nothing_open(orchestrate, monkeypatch):

@@ -1,8 +1,9 @@
-"""One ffmpeg for one live feed: MPEG-TS in, sound or pictures out, as they come. When it dies, another replaces it."""
+"""One ffmpeg for one live feed: MPEG-TS in, sound or pictures out, as they come. When it fails, another replaces it."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from audio.ffmpeg import ffmpeg_environment
 from whisper_byoc.aio import cancel, first_of
@@ -10,20 +11,34 @@ from whisper_byoc.process import Program
 
 log = logging.getLogger(__name__)
 
-WRITE_SECONDS = 60.0
-"""Longest wait for ffmpeg to take bytes: it waits for the sink, which may wait for the model."""
-FLUSH_SECONDS = 5.0
-"""Longest wait for the rest of the output of an ffmpeg that gets no more input, or has died."""
+HANG_SECONDS = 10.0
+"""An ffmpeg that takes no input for this long, and gives nothing although its sink waits, hangs."""
+FLUSH_SECONDS = 3.0
+"""The same for the rest of the output of an ffmpeg that gets no more input, or has died; a stop has to be answered."""
 
 
 class LiveDecoder:
-    """Runs an ffmpeg of the given command line from the first bytes on, and passes its output to `sink`."""
+    """Runs an ffmpeg of the given command line from the first bytes on, and passes its output to `sink`.
 
-    def __init__(self, name: str, sink: Callable[[bytes], Awaitable[None]], command: Callable[[], list[str]]) -> None:
+    `lost` gets a sentence when an ffmpeg has died or hung, with whatever it had not decoded yet. Failures without any
+    output in between are one loss.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sink: Callable[[bytes], Awaitable[None]],
+        command: Callable[[], list[str]],
+        lost: Callable[[str], None],
+    ) -> None:
         self._name = name
         self._sink = sink
         self._command = command
+        self._lost = lost
         self._running: tuple[Program, asyncio.Task[None]] | None = None  # with the task that reads its output
+        self._at_sink = False
+        self._outputs = 0
+        self._outputs_at_loss = -1
 
     async def feed(self, data: bytes) -> None:
         """Pass bytes to ffmpeg; if it dies of them, another one gets them.
@@ -45,24 +60,32 @@ class LiveDecoder:
         if self._running is not None:
             program, _ = self._running
             program.stdin.close()
-        await self._end(FLUSH_SECONDS)
+        await self._end(FLUSH_SECONDS, finished=True)
 
     async def kill(self) -> None:
         """End ffmpeg at once and drop its output."""
-        try:
-            await self._end(0)
-        except Exception as error:
-            log.debug("%s: the output of ffmpeg was not taken: %s", self._name, error)
+        running, self._running = self._running, None
+        if running is not None:
+            program, reading = running
+            reading.cancel()
+            await program.close()
+            await cancel(reading)
 
     async def _start(self) -> tuple[Program, asyncio.Task[None]]:
         command = await asyncio.to_thread(self._command)  # looks for ffmpeg on the disk
         program = Program(command, environment=ffmpeg_environment())
         await program.start()
+        program.stdin.transport.set_write_buffer_limits(0)  # else it takes longer to notice that it hangs
         return program, asyncio.create_task(self._read(program))
 
     async def _read(self, program: Program) -> None:
         while data := await program.stdout.read(32 * 1024):
-            await self._sink(data)
+            self._outputs += 1
+            self._at_sink = True
+            try:
+                await self._sink(data)
+            finally:
+                self._at_sink = False
         await program.wait()
 
     async def _written(self, data: bytes, stdin: asyncio.StreamWriter, reading: asyncio.Task[None]) -> bool:
@@ -70,24 +93,45 @@ class LiveDecoder:
         stdin.write(data)
         draining = asyncio.create_task(stdin.drain())
         try:
-            await first_of(draining, reading, timeout=WRITE_SECONDS)
+            await self._happens(HANG_SECONDS, draining, reading)
             return draining.done() and draining.exception() is None
         finally:
             await cancel(draining)
 
-    async def _end(self, seconds: float) -> None:
-        """Let ffmpeg end by itself within `seconds`, then kill it. Raises what `sink` raised."""
+    async def _happens(self, seconds: float, *futures: asyncio.Future[Any]) -> bool:
+        """Wait until one of the futures is done; return False when ffmpeg has hung for `seconds`.
+
+        As long as the sink is busy, which may wait for the model, it is not ffmpeg's turn.
+        """
+        while True:
+            before = self._outputs
+            if await first_of(*futures, timeout=seconds):
+                return True
+            if self._outputs == before and not self._at_sink:
+                return False
+
+    async def _end(self, seconds: float, *, finished: bool = False) -> None:
+        """Let ffmpeg end by itself, unless it hangs for `seconds`; then kill it. Raises what `sink` raised."""
         if self._running is None:
             return
         (program, reading), self._running = self._running, None
         try:
-            await asyncio.wait({reading}, timeout=seconds)
+            ended = await self._happens(seconds, reading)
         finally:
             reading.cancel()
             await program.close()
-        if program.returncode or program.last_error:
-            why = program.last_error or "no message"
-            log.warning("%s: ffmpeg ended with %s: %s", self._name, program.returncode, why)
         await asyncio.wait({reading})
         if not reading.cancelled():
             reading.result()
+        if not ended:
+            self._failed("ffmpeg hung")
+        elif program.returncode or not finished:
+            self._failed(f"ffmpeg ended with {program.returncode}: {program.last_error or 'no message'}")
+        elif program.last_error:
+            log.warning("%s: ffmpeg: %s", self._name, program.last_error)
+
+    def _failed(self, why: str) -> None:
+        log.warning("%s: %s", self._name, why)
+        if self._outputs != self._outputs_at_loss:
+            self._outputs_at_loss = self._outputs
+            self._lost(f"some of the input was lost, as it could not be decoded: {why}")

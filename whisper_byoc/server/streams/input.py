@@ -24,11 +24,15 @@ STOP_READING_S = 2.0
 
 
 class Sink:
-    """Decodes the input of a stream by ffmpeg, and submits it to the job, waiting while the job's queue is full."""
+    """Decodes the input of a stream by ffmpeg, and submits it to the job, waiting while the job's queue is full.
 
-    def __init__(self, job: Job, command: Callable[[], list[str]]) -> None:
+    Input that was lost becomes an error record of the job at its place, and a message to `report`.
+    """
+
+    def __init__(self, job: Job, command: Callable[[], list[str]], report: Callable[[str], None]) -> None:
         self._job = job
-        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, command)
+        self._report = report
+        self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, command, self._ffmpeg_lost)
 
     async def feed(self, data: bytes, content_type: str) -> None:
         await self._decoder.feed(data)
@@ -42,6 +46,15 @@ class Sink:
     async def kill(self) -> None:
         await self._decoder.kill()
 
+    def lost(self, message: str) -> None:
+        """Note that some of the input was lost."""
+        self._report(message)
+        self._job.inbox.submit_now(BadSegment(message))
+
+    def _ffmpeg_lost(self, message: str) -> None:
+        self.submit_rest()  # the next ffmpeg begins with a whole sample
+        self.lost(message)
+
     async def _submit(self, decoded: bytes) -> None:
         raise NotImplementedError
 
@@ -49,8 +62,8 @@ class Sink:
 class AudioSink(Sink):
     """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
 
-    def __init__(self, job: Job, *, pcm: bool, live: bool) -> None:
-        super().__init__(job, pcm_from_ts)
+    def __init__(self, job: Job, report: Callable[[str], None], *, pcm: bool, live: bool) -> None:
+        super().__init__(job, pcm_from_ts, report)
         self._pcm = pcm
         self._live = live
         self._framing = AudioFraming(live=live)
@@ -76,19 +89,13 @@ class AudioSink(Sink):
 
 
 class StreamInput:
-    """Reads the input channel of a stream until it ends or the job is stopped.
+    """Reads the input channel of a stream until it ends or the job is stopped."""
 
-    Input that was lost becomes an error record of the job at its place, and a message to `report`.
-    """
-
-    def __init__(
-        self, job: Job, url: str | None, sink: Sink, options: ClientOptions, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, job: Job, url: str | None, sink: Sink, options: ClientOptions) -> None:
         self._job = job
         self._url = url
         self._sink = sink
         self._options = options
-        self._report = report
         self._loop = asyncio.get_running_loop()
         self._fed_at = 0.0
         self._feeding = False
@@ -99,7 +106,7 @@ class StreamInput:
                 await self._read_until_stopped()
                 await self._sink.flush()
             except (TrickleError, AudioError, BadSegment) as error:
-                self._lost(f"the input was lost: {error}")
+                self._sink.lost(f"the input was lost: {error}")
             except RequestRefused as error:  # the job was stopped and takes no more
                 log.info("stream %s: %s", self._job.info.job_id, error)
             finally:
@@ -130,7 +137,7 @@ class StreamInput:
             try:
                 async for segment in subscriber:
                     if segment.missed:
-                        self._lost(f"{segment.missed} segments of the input were gone before they could be read")
+                        self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
                         self._sink.submit_rest()
                     await self._read_segment(segment)
             except ChannelNotFound as error:
@@ -144,10 +151,6 @@ class StreamInput:
                 await self._sink.feed(chunk, segment.content_type)
                 self._feeding, self._fed_at = False, self._loop.time()
         except SegmentBroken as error:
-            self._lost(f"a segment of the input broke off: {error}")
+            self._sink.lost(f"a segment of the input broke off: {error}")
             await self._sink.flush()  # the part before comes out, and the next segment gets a new ffmpeg
             self._sink.submit_rest()
-
-    def _lost(self, message: str) -> None:
-        self._report(message)
-        self._job.inbox.submit_now(BadSegment(message))

@@ -132,7 +132,7 @@ class Stream:
         self._events.emit("stream_started")
         try:
             sink, output = self._sink_and_output()
-            source = StreamInput(self.job, self.request.subscribe_url, sink, self._options, self._report)
+            source = StreamInput(self.job, self.request.subscribe_url, sink, self._options)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._or_stop_job(source.run()))
                 both.create_task(self._or_stop_job(output.run()))
@@ -154,8 +154,9 @@ class Stream:
         if self._pipeline.media == "video":
             rate = self.params.get("max_framerate", DEFAULT_RATE)
             output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
-            return VideoSink(self.job, output, rate), output
-        return AudioSink(self.job, pcm=has_pcm_input(self.params), live=self._pipeline.live), self._data
+            return VideoSink(self.job, output, rate, self._report), output
+        sink = AudioSink(self.job, self._report, pcm=has_pcm_input(self.params), live=self._pipeline.live)
+        return sink, self._data
 
     async def _follow_control(self) -> None:
         """Apply the parameters that come on the control channel, whose end is that of the session."""

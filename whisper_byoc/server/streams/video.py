@@ -7,18 +7,17 @@ sound together.
 import asyncio
 import logging
 import re
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
 
 from audio.ffmpeg import ffmpeg_environment, frames_from_ts, ts_from_frames
-from audio.pcm import FrameAligner
-from whisper_byoc.aio import Changed, cancel
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.process import Program
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.streams.input import Sink
+from whisper_byoc.server.streams.mpegts import CLOCK, SoundMixer, SoundReader, Unit
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.remote import ClientOptions
@@ -29,15 +28,15 @@ PPM_HEADER = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
 MAX_PPM_HEADER = 24
 MAX_SIDE = 4096
 MAX_SIZES = 256
-TS_PACKET = 188
-"""Bytes of an MPEG-TS packet (ISO 13818-1); a segment holds whole ones."""
 SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
-"""Bytes of the input that may wait for the encoder to take their sound; what comes then is dropped."""
+"""Bytes of sound that may wait for its pictures; what comes then is dropped."""
 ENCODER_FLUSH_S = 5.0
-STALL_S = 3.0
-"""An encoder that takes no picture for this long waits for sound that will not come."""
-MAX_STALLS = 3
+"""Longest wait for the rest of the output of an encoder that gets no more pictures, or has died."""
+STALL_S = 10.0
+"""An encoder that takes no picture for this long hangs."""
+MAX_FAILURES = 3
+"""So many encoders in a row that give nothing end the output."""
 
 
 class PpmSplitter:
@@ -68,24 +67,45 @@ class PpmSplitter:
 
 
 class VideoSink(Sink):
-    """Decodes MPEG-TS into the job's frames, and passes the same bytes to the output for their sound."""
+    """Decodes MPEG-TS into the job's frames, and passes its sound to the output."""
 
-    def __init__(self, job: Job, output: "VideoOutput", rate: int) -> None:
-        super().__init__(job, lambda: frames_from_ts(rate))
+    def __init__(self, job: Job, output: "VideoOutput", rate: int, report: Callable[[str], None]) -> None:
+        super().__init__(job, lambda: frames_from_ts(rate), report)
         self._output = output
+        self._rate = rate
         self._splitter = PpmSplitter()
+        self._sound: SoundReader | None = None
+        self._submitted = 0
 
     async def feed(self, data: bytes, content_type: str) -> None:
-        self._output.take_sound(data)
+        if self._sound is None:  # its time begins with that of the ffmpeg that gets the same bytes
+            self._sound = SoundReader(self._submitted * CLOCK // self._rate)
+        self._output.take_sound(self._sound.feed(data))
         await super().feed(data, content_type)
 
     async def flush(self) -> None:
         await super().flush()
-        self._splitter = PpmSplitter()
+        self._begin_anew()
+
+    def lost(self, message: str) -> None:
+        super().lost(message)
+        self._submitted += 1  # the picture before is shown once more
+        if self._sound is not None:
+            self._sound.start += CLOCK // self._rate
+
+    def _ffmpeg_lost(self, message: str) -> None:
+        super()._ffmpeg_lost(message)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        if self._sound is not None:
+            self._output.take_sound(self._sound.finish())
+        self._splitter, self._sound = PpmSplitter(), None
 
     async def _submit(self, decoded: bytes) -> None:
         for width, height, frame in self._splitter.feed(decoded):
             self._output.sizes.append((width, height))
+            self._submitted += 1
             await self._job.inbox.submit(frame)
 
 
@@ -110,17 +130,19 @@ class VideoOutput:
         self._rate = rate
         self._options = options
         self._report = report
-        self._sound: deque[bytes] = deque()
-        self._sound_bytes = 0
-        self._sound_ended = False
-        self._sound_changed = Changed()
+        self._mixer = SoundMixer(MAX_SOUND)
+        self._records = 0
+        self._unencoded: deque[bytes] = deque()  # pictures that no encoder has given back yet
+        self._ended = False
 
-    def take_sound(self, data: bytes) -> None:
-        """Keep MPEG-TS until the encoder takes it."""
-        if self._url is not None and self._sound_bytes + len(data) <= MAX_SOUND:
-            self._sound.append(data)
-            self._sound_bytes += len(data)
-            self._sound_changed.notify()
+    def take_sound(self, units: list[Unit]) -> None:
+        """Keep sound until its pictures are encoded."""
+        if self._url is None:
+            return
+        complete = self._mixer.dropped == 0
+        self._mixer.add(units)
+        if complete and self._mixer.dropped:
+            self._report("the pictures are so far behind that some of the sound was dropped")
 
     async def run(self) -> None:
         """Publish everything until the job's end. A channel that is gone ends the input."""
@@ -137,48 +159,53 @@ class VideoOutput:
                 pass
 
     async def _encode_all(self, pictures: AsyncIterator[bytes], publisher: TricklePublisher) -> None:
-        """Run an encoder, and another one when it stalls or dies; the last resort is to go without sound."""
-        with_sound = True
-        stalls = 0
-        while (first := await anext(pictures, None)) is not None:
-            ending = await self._encode(first, pictures, publisher, with_sound=with_sound)
-            if ending is Ending.DIED and not with_sound:
-                self._report("pictures cannot be encoded; the output ends")
+        """Run an encoder, and another one when it hangs or dies, which gets the pictures that were still inside."""
+        failures = 0
+        while self._unencoded or await self._next_picture(pictures):
+            before = self._mixer.pictures
+            ending = await self._encode(pictures, publisher)
+            if ending is Ending.DONE:
+                return
+            failures = 0 if self._mixer.pictures > before else failures + 1
+            if failures == MAX_FAILURES:
+                message = f"{len(self._unencoded)} pictures cannot be encoded; the output ends"
+                self._report(message)
+                self._job.inbox.submit_now(BadSegment(message))
                 self._job.end_input()
                 return
-            if ending is not Ending.DONE:
-                stalls += 1
-                with_sound = with_sound and ending is Ending.STALLED and stalls < MAX_STALLS
-                self._report(f"the encoder {ending.value}; going on {'with' if with_sound else 'without'} sound")
+            self._report(f"the encoder {ending.value}; another one goes on")
 
-    async def _encode(
-        self, first: bytes, pictures: AsyncIterator[bytes], publisher: TricklePublisher, *, with_sound: bool
-    ) -> Ending:
-        ours, theirs = socket.socketpair()  # ffmpeg reads the sound from it as from a pipe
-        with ours, theirs:
-            command = await asyncio.to_thread(ts_from_frames, self._rate, theirs.fileno() if with_sound else None)
-            async with Program(command, environment=ffmpeg_environment(), pass_fds=(theirs.fileno(),)) as encoder:
-                theirs.close()
-                sound = asyncio.create_task(self._pass_sound(ours))
-                published = asyncio.create_task(self._publish(encoder.stdout, publisher))
-                try:
-                    ending = await _feed_pictures(encoder.stdin, first, pictures, published)
-                    if ending is Ending.DONE:
-                        encoder.stdin.close()
-                        self._sound_ended = True
-                        self._sound_changed.notify()
-                        await asyncio.wait({published}, timeout=ENCODER_FLUSH_S)
-                    if published.done():
-                        published.result()
-                finally:
-                    await cancel(sound, published)
-            if encoder.last_error:
-                log.warning("stream %s: encoder: %s", self._job.info.job_id, encoder.last_error)
-            return ending
+    async def _next_picture(self, pictures: AsyncIterator[bytes]) -> bool:
+        picture = await anext(pictures, None)
+        if picture is not None:
+            self._unencoded.append(picture)
+        return picture is not None
+
+    async def _encode(self, pictures: AsyncIterator[bytes], publisher: TricklePublisher) -> Ending:
+        first = self._records - len(self._unencoded)
+        command = await asyncio.to_thread(ts_from_frames, self._rate, first / self._rate)
+        self._mixer.begin(first * CLOCK // self._rate)
+        async with Program(command, environment=ffmpeg_environment()) as encoder:
+            published = asyncio.create_task(self._publish(encoder.stdout, publisher))
+            try:
+                ending = await self._feed_pictures(encoder.stdin, pictures, published)
+                if ending is not Ending.STALLED:
+                    encoder.stdin.close()
+                    await asyncio.wait({published}, timeout=ENCODER_FLUSH_S)
+                if published.done():
+                    published.result()
+                elif ending is Ending.DONE:
+                    ending = Ending.STALLED
+            finally:
+                await cancel(published)
+        if encoder.last_error:
+            log.warning("stream %s: encoder: %s", self._job.info.job_id, encoder.last_error)
+        return Ending.DIED if ending is Ending.DONE and self._unencoded else ending
 
     async def _pictures(self) -> AsyncIterator[bytes]:
         last = b""
         async for record in self._job.results.unread_records():
+            self._records += record.kind != "end"
             if record.kind == "result" and (size := self._size_of(record.result.body)) is not None:
                 last = b"P6\n%d %d\n255\n%b" % (*size, record.result.body)
             if last and record.kind != "end":
@@ -192,57 +219,46 @@ class VideoOutput:
                 return width, height
         return None
 
-    async def _pass_sound(self, connection: socket.socket) -> None:
-        _, writer = await asyncio.open_connection(sock=connection)
+    async def _feed_pictures(
+        self, encoder: asyncio.StreamWriter, pictures: AsyncIterator[bytes], published: asyncio.Task[None]
+    ) -> Ending:
+        """Write pictures until the last, or until the encoder takes no more."""
         try:
-            while not self._sound_ended or self._sound:
-                await self._sound_changed.until(lambda: bool(self._sound) or self._sound_ended)
-                while self._sound:
-                    data = self._sound.popleft()
-                    self._sound_bytes -= len(data)
-                    writer.write(data)
-                    await writer.drain()
-            writer.close()
-            await writer.wait_closed()
+            for picture in tuple(self._unencoded):
+                await _write(encoder, picture)
+            async for picture in pictures:
+                self._unencoded.append(picture)
+                if published.done():
+                    return Ending.DIED
+                await _write(encoder, picture)
+        except TimeoutError:
+            return Ending.STALLED
         except ConnectionError:
-            return  # the encoder needs no more of it
-        finally:
-            writer.transport.abort()
+            return Ending.DIED
+        self._ended = True
+        return Ending.DONE
 
     async def _publish(self, encoded: asyncio.StreamReader, publisher: TricklePublisher) -> None:
         loop = asyncio.get_running_loop()
         writer: SegmentWriter | None = None
         began = 0.0
-        packets = FrameAligner(TS_PACKET)
         while data := await encoded.read(256 * 1024):
             if writer is not None and loop.time() - began >= SEGMENT_S:
                 await writer.close()
                 writer = None
             if writer is None:
                 writer, began = await publisher.next(), loop.time()
-            await writer.write(bytes(packets.feed(data)))
+            before = self._mixer.pictures
+            await writer.write(self._mixer.feed(data))
+            for _ in range(min(self._mixer.pictures - before, len(self._unencoded))):
+                self._unencoded.popleft()
         if writer is not None:
+            if self._ended and not self._unencoded:
+                await writer.write(self._mixer.rest())
             await writer.close()
 
 
-async def _feed_pictures(
-    encoder: asyncio.StreamWriter, first: bytes, pictures: AsyncIterator[bytes], published: asyncio.Task[None]
-) -> Ending:
-    """Write pictures until the last, or until the encoder takes no more.
-
-    An encoder stalls where the sound has fallen behind the pictures for good: it waits for sound, which waits behind
-    the pictures that it does not take.
-    """
-    try:
-        encoder.write(first)
-        async for picture in pictures:
-            if published.done():
-                return Ending.DIED
-            encoder.write(picture)
-            async with asyncio.timeout(STALL_S):
-                await encoder.drain()
-    except TimeoutError:
-        return Ending.STALLED
-    except ConnectionError:
-        return Ending.DIED
-    return Ending.DONE
+async def _write(encoder: asyncio.StreamWriter, picture: bytes) -> None:
+    encoder.write(picture)
+    async with asyncio.timeout(STALL_S):
+        await encoder.drain()
