@@ -88,18 +88,17 @@ async def listening(
     *,
     keep_alive_seconds: float,
     shutdown_seconds: float,
-    unpack: bool = False,
     **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
 
-    Bodies arrive as they were sent, a compressed one too unless `unpack` is true. `options` are for
-    `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
+    Bodies arrive as they were sent, a compressed one too: unpacking one of a megabyte takes the event loop seconds.
+    `options` are for `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
     """
     runner = web.AppRunner(
         app,
         access_log=None,
-        auto_decompress=unpack,
+        auto_decompress=False,
         keepalive_timeout=keep_alive_seconds,
         shutdown_timeout=shutdown_seconds,
         **options,

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import json
 import struct
 
@@ -9,9 +10,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.conftest import pieces
 from tests.server.stubs import Says, Sound, Upper, raw
 from tests.waiting import forever, until
 from whisper_byoc.processors.base import Result
+from whisper_byoc.server.app import ROUTES
 
 
 class Large:
@@ -579,15 +582,40 @@ async def test_pcm_of_another_rate_is_415_and_no_text_of_noise(serving, kind, ch
     assert (await api.put("job", bytes(640), chunked=chunked, headers=same))[0] == 200
 
 
-async def test_a_segment_that_is_packed_is_415_and_not_worked_on_by_half(serving):
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_packed_body_is_415_on_every_route_and_never_unpacked(serving, chunked):
     api = await serving(Upper())
-    data = b"hello " * 1000
-    status, body, _ = await api.put("job", gzip.compress(data), headers={"Content-Encoding": "gzip"})
-    assert status == 415
-    assert "'gzip'" in body["error"]
+    readers = [(route.method, route.path) for route in ROUTES if route.method in ("PUT", "POST", "DELETE")]
+    assert len(readers) > 15
+    for method, path in [*readers, ("POST", "/nowhere"), ("GET", "/health")]:
+        url = api.url + path.replace("{job_id:.+}", "job").replace("{name}", "test")
+        for encoding, data in [("gzip", gzip.compress(bytes(10_000))), ("deflate", b"not packed"), ("x, br", b"no")]:
+            body = pieces(data) if chunked else io.BytesIO(data)
+            async with api.http.request(method, url, data=body, headers={"Content-Encoding": encoding}) as answer:
+                assert answer.status == 415, (method, path, encoding)
+                assert repr(encoding) in await answer.text()
     assert api.table.jobs == ()
-    assert (await api.put("job", data, headers={"Content-Encoding": "identity"}))[0] == 200
-    assert (await api.get("job"))[1] == data.upper()
+
+
+async def test_a_packed_body_without_the_token_is_401(serving):
+    api = await serving(Upper(), config={"token": "secret"})
+    status, _, _ = await api.put("job", b"not packed", headers={"Content-Encoding": "gzip"})
+    assert status == 401  # and not what unpacking it comes to
+
+
+async def test_a_body_that_is_packed_on_its_way_is_415(serving):
+    api = await serving(Upper())
+    head = "PUT /live/job/source HTTP/1.1\nHost: x\nTransfer-Encoding: gzip, chunked"
+    reader, writer = await raw(api, head)
+    writer.write(b"0\r\n\r\n")
+    assert b" 415 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+
+
+async def test_a_body_as_it_is_may_say_so(serving):
+    api = await serving(Upper())
+    assert (await api.put("job", b"hello", headers={"Content-Encoding": "identity"}))[0] == 200
+    assert (await api.get("job"))[1] == b"HELLO"
 
 
 async def test_raw_follow_breaks_off_at_an_error_and_keeps_it(serving):

@@ -2,7 +2,7 @@
 
 import hmac
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from whisper_byoc.errors import RequestRefused
@@ -46,6 +46,7 @@ ROUTES = (
     web.post("/", batch.post_capability),
     web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment
 )
+PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
@@ -65,6 +66,7 @@ def build_app(
     if token:
         app.middlewares.append(_bearer(token))
         app.on_response_prepare.append(_challenge)
+    app.middlewares.append(_refuse_encoded)
     app.add_routes(ROUTES)
     return app
 
@@ -84,6 +86,17 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return web.Response(status=400)
     except Exception as error:
         return error_answer(request, error)
+
+
+@web.middleware
+async def _refuse_encoded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a compressed body unread: its length says nothing of what would have to be held and worked on."""
+    if request.body_exists:
+        for name in (hdrs.CONTENT_ENCODING, hdrs.TRANSFER_ENCODING):
+            given = ", ".join(request.headers.getall(name, ()))
+            if not {each.strip().lower() for each in given.split(",")} <= PLAIN_ENCODINGS:
+                raise RequestRefused(415, f"a body in {name} {given[:40]!r} is not read; send it as it is")
+    return await handler(request)
 
 
 def _bearer(token: str) -> Middleware:

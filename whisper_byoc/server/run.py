@@ -113,7 +113,6 @@ class Server:
             self._config.port,
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
             shutdown_seconds=SHUTDOWN_SECONDS,
-            unpack=True,
             handler_cancellation=True,
         )
         self.port = await self._listener.enter_async_context(listener)
