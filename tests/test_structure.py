@@ -20,6 +20,7 @@ SHARED = {
         "http",
         "languages",
         "livepeer",
+        "origins",
         "params",
         "process",
         "shadowing",

@@ -43,6 +43,8 @@ def up(launch, tmp_path, monkeypatch):
         running = await launch("-P", "-m", "whisper_byoc.cli.main", *words)  # -P as for the installed script
         ready = await running.logged(r"ready: send FILE with: whisper-byoc send --gateway (http://127.0.0.1:\d+) FILE")
         running.gateway = ready[1]
+        listening = re.search(r"orchestrator listening on port (\d+)", running.whole_log)
+        running.orchestrator = f"http://127.0.0.1:{listening[1]}"
         running.children = children(running.process.pid)
         assert len(running.children) == 3
         started.extend(running.children)
@@ -61,6 +63,10 @@ async def test_a_frame_goes_through_and_ctrl_c_ends_all_in_order(up):
         assert {each["name"] for each in (await client.capabilities())["capabilities"]} == {
             "passthrough", "whisper-demo",
         }  # fmt: skip
+    async with aiohttp.ClientSession() as http:
+        container = {"name": "passthrough", "url": "http://127.0.0.1:9", "capacity": 99}
+        async with http.post(f"{running.orchestrator}/capability/register", json=container) as answer:
+            assert (answer.status, await answer.text()) == (400, "invalid authorization\n")
     assert all(os.getsid(pid) == pid for pid in running.children), "a terminal's Ctrl-C would reach them as well"
     assert await running.end(signal.SIGINT) == 0
     ended = re.findall(r"^(\w+) +\| .*shutting down", running.whole_log, re.MULTILINE)

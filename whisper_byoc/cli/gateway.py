@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         port=listen.port,
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
+        allowed_origins=args.allow_origin,
         limits=network_limits(args),
     )
     asyncio.run(serve_node(running(config)))

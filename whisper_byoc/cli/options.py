@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
+from whisper_byoc.origins import origin
 from whisper_byoc.speech.engine import MOST_BEAM
 
 CONTAINER_PORT = 8000
@@ -59,7 +60,7 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
         variables = (*env, _variable(flags[0]))
-        shown = "" if default in (None, "") else f"default {default}; "
+        shown = "" if default in (None, "", ()) else f"default {default}; "
         for variable in variables:
             if value := os.environ.get(variable):  # compose files set a variable to nothing to leave it out
                 default = _from_environment(variable, value, convert, rest)
@@ -120,6 +121,17 @@ def add_log_level(parser: Parser) -> None:
     levels = ("debug", "info", "warning", "error")
     parser.option(
         "--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels, default="info"
+    )
+
+
+def add_allow_origin(parser: Parser) -> None:
+    parser.option(
+        "--allow-origin",
+        help="origin of web pages that may use it, such as http://localhost:3000; may be repeated",
+        convert=origin,
+        default=(),
+        action=Repeated,
+        metavar="ORIGIN",
     )
 
 

@@ -12,6 +12,7 @@ from whisper_byoc.cli.options import (
     ORCHESTRATOR_PORT,
     Parser,
     Repeated,
+    add_allow_origin,
     add_log_level,
     count,
     log_ignored,
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         secret=args.orchSecret,
         containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
         trickle_host=trickle_host(args.liveAITrickleHostForRunner),
+        allowed_origins=args.allow_origin,
         limits=network_limits(args),
     )
     asyncio.run(serve_node(running(config)))
@@ -87,6 +89,7 @@ def add_node_options(parser: Parser) -> None:
         convert=seconds,
         default=limits.drain_seconds,
     )
+    add_allow_origin(parser)
     add_log_level(parser)
 
 

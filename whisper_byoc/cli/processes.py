@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import NoReturn, Self, TextIO
@@ -61,12 +61,12 @@ class Processes:
         finally:
             self.kill()
 
-    async def start(self, name: str, *arguments: str) -> int:
-        """Start `whisper-byoc ARGUMENTS`, and return the port it listens on.
+    async def start(self, name: str, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})) -> int:
+        """Start `whisper-byoc ARGUMENTS` with these variables beside ours, and return the port it listens on.
 
         Raises `StartError` when it ends before that.
         """
-        environment = os.environ | {PARENT_PIPE: "1"}
+        environment = os.environ | {PARENT_PIPE: "1", **variables}
         program = Program([*COMMAND, *arguments], environment=environment, merge_stderr=True)
         await program.start()
         child = Child(name, program, self._log)

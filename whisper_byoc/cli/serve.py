@@ -14,6 +14,7 @@ from whisper_byoc.cli.options import (
     CONTAINER_PORT,
     Parser,
     Repeated,
+    add_allow_origin,
     add_engine,
     add_log_level,
     amount,
@@ -93,6 +94,7 @@ def configure(parser: Parser) -> None:
         default="object",
     )
     parser.option("--worker-type", help="the pipeline that /version reports", env=("PIPELINE",), default="byoc")
+    add_allow_origin(parser)
     add_registration(parser)
     add_limits(parser)
     add_log_level(parser)
@@ -122,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         capability=args.capability_name,
         worker_type=args.worker_type,
         data_format=args.data_format,
+        allowed_origins=args.allow_origin,
     )
     asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
     return 0

@@ -12,6 +12,7 @@ from whisper_byoc.cli.options import Parser, byte_count, port, seconds
 from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.cli.sources import stdin_chunks
 from whisper_byoc.errors import ClientError, UsageError
+from whisper_byoc.origins import origin
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
 from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
@@ -42,6 +43,9 @@ def configure(parser: Parser) -> None:
     server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
     server.add_argument("--no-autocreate", action="store_true", help="do not let remote peers create channels")
     server.add_argument("--changefeed", action="store_true", help="tell in channel _changes which ones come and go")
+    server.add_argument(
+        "--allow-origin", type=origin, action="append", default=[], help="origin of web pages that may use it"
+    )
 
 
 def add_client(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "serve":
         log_to_stderr("info")
         trickle_server = TrickleServer(args.base_path, autocreate=not args.no_autocreate, changefeed=args.changefeed)
-        asyncio.run(serve(trickle_server, args.host, args.port))
+        asyncio.run(serve(trickle_server, args.host, args.port, allowed_origins=args.allow_origin))
         return 0
     if not args.url.startswith(("http://", "https://")):
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")

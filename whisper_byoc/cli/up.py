@@ -5,6 +5,8 @@ Their other options can be set by their environment variables (LOG_LEVEL, AUTH_T
 
 import argparse
 import asyncio
+import os
+import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +24,8 @@ from whisper_byoc.speech.models import DEMO_NOTICE
 
 READY_SECONDS = 900.0
 """A model may have to be downloaded; the container itself gives up after 600 s of loading."""
+SECRET_VARIABLES = ("ORCH_SECRET", "LP_ORCHSECRET", "WHISPER_BYOC_ORCHSECRET")
+"""Unless one of them has the secret of the orchestrator, it gets one that nobody knows: no stranger registers there."""
 POLL_SECONDS = 0.2
 POLL_TIMEOUT_SECONDS = 5.0
 EXIT_SECONDS = 5.0
@@ -121,8 +125,9 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
     """Start each when the one before it listens, then wait until all of them can take jobs."""
     names, host = [find(name).name for name in plan.pipelines], reachable(plan.host, "127.0.0.1")
 
-    async def start(role: str, command: str, *arguments: str) -> str:
-        port = await processes.start(role, command, *arguments, f"--drain-timeout={plan.drain_seconds:g}")
+    async def start(role: str, command: str, *arguments: str, **variables: str) -> str:
+        drain = f"--drain-timeout={plan.drain_seconds:g}"
+        port = await processes.start(role, command, *arguments, drain, variables=variables)
         return f"http://{host}:{port}"
 
     container = await start(
@@ -140,6 +145,7 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
         f"-httpAddr={bracketed(plan.host)}:{plan.orchestrator_port}",
         f"-byocContainerURL={container}",
         *(f"-byocModelID={name}" for name in names),
+        **({} if any(map(os.environ.get, SECRET_VARIABLES)) else {SECRET_VARIABLES[0]: secrets.token_urlsafe()}),
     )
     gateway = await start(
         "gateway",

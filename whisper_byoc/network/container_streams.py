@@ -16,10 +16,9 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import race
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_object
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.serving import Node, read_small
+from whisper_byoc.network.serving import Node, read_json, read_small
 from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
@@ -75,7 +74,7 @@ class ContainerStreams(Streams["ContainerStream"]):
         self._node.check_draining()
         job = self._job(request)
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
-        body = json_object(await read_small(request, LARGEST_BODY))
+        body = await read_json(request, LARGEST_BODY)
         async with self.starting(stream_id):
             self._node.check_draining()
             with contextlib.ExitStack() as undo:

@@ -18,6 +18,7 @@ from whisper_byoc.network.gateway_streams import GatewayStreams
 from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import NetworkLimits, Node
+from whisper_byoc.origins import host_names
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class GatewayConfig:
     """Base URLs."""
     public_host: str = ""
     """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
+    allowed_origins: Sequence[str] = ()
+    """Origins of web pages that may use it, as `origins.origin` returns them."""
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
@@ -42,6 +45,7 @@ class Gateway(Node):
 
     def __init__(self, config: GatewayConfig, session: aiohttp.ClientSession) -> None:
         super().__init__(config, session)
+        self.names = host_names(config.public_host)
         self.directory = Directory(config.orchestrators, session)
         self.streams = GatewayStreams(self, self.directory, config.public_host)
         self._scope = AbortScope()

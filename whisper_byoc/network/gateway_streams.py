@@ -13,12 +13,12 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import json_object, lines, reason_of
+from whisper_byoc.http import lines, reason_of
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.peers import MARGIN_S, Answer, first_to_take, post, refused
 from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.relay import ClientAnswer
-from whisper_byoc.network.serving import Node, read_small
+from whisper_byoc.network.serving import Node, read_json, read_small
 from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
@@ -74,7 +74,7 @@ class GatewayStreams(Streams["GatewayStream"]):
 
     async def start(self, request: web.Request) -> web.Response:
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        fields = json_object(await read_small(request, LARGEST_BODY))
+        fields = await read_json(request, LARGEST_BODY)
         stream_id = id_for(fields)
         self._node.check_draining()
         stream = GatewayStream(stream_id, job, params_in(fields), self._node)

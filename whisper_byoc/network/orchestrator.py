@@ -2,7 +2,7 @@
 
 import contextlib
 import hmac
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused, UsageError
-from whisper_byoc.http import base_url, json_object
+from whisper_byoc.http import base_url
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import NetworkLimits, Node, read_small
+from whisper_byoc.network.serving import NetworkLimits, Node, read_json, read_small
+from whisper_byoc.origins import host_names
 
 MOST_CONTAINERS = 1000
 LONGEST_TEXT = 2048
@@ -37,6 +38,8 @@ class OrchestratorConfig:
     """Containers that need not register."""
     trickle_host: str = ""
     """`host:port` of the channels as containers reach them, if that is another than gateways use."""
+    allowed_origins: Sequence[str] = ()
+    """Origins of web pages that may use it, as `origins.origin` returns them."""
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
@@ -48,6 +51,7 @@ class Orchestrator(Node):
 
     def __init__(self, config: OrchestratorConfig, session: aiohttp.ClientSession) -> None:
         super().__init__(config, session)
+        self.names = host_names(config.service_host, config.trickle_host)
         self.pool = Pool()
         self.health = HealthCheck(self.pool, session, config.limits)
         self.streams = ContainerStreams(self, self.pool, config.trickle_host)
@@ -93,7 +97,7 @@ class Orchestrator(Node):
 
     async def register(self, request: web.Request) -> web.Response:
         self._check_secret(request)
-        container = parse_container(await read_small(request))
+        container = parse_container(await read_json(request))
         if len(tuple(self.pool)) >= MOST_CONTAINERS and self.pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
         self.health.add(container).is_ready()  # it has just said so itself
@@ -135,12 +139,11 @@ class Orchestrator(Node):
 running = Orchestrator.running
 
 
-def parse_container(body: bytes) -> Container:
+def parse_container(fields: Mapping[str, Any]) -> Container:
     """Read what a container says of itself; its price means nothing off-chain.
 
     Raises `RequestRefused` (400).
     """
-    fields = json_object(body)
     name, token = _text(fields, "name"), _text(fields, "token")
     capacity = 0 if fields.get("capacity") is None else fields["capacity"]
     if not name:
@@ -154,7 +157,7 @@ def parse_container(body: bytes) -> Container:
     return Container(name, url, capacity, token, registered=True)
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def _text(fields: Mapping[str, Any], name: str) -> str:
     value = "" if fields.get(name) is None else fields[name]
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or not value.isprintable():
         raise RequestRefused(400, f"{name} must be a string of one line of printable characters, not {value!r:.80}")

@@ -17,6 +17,7 @@ from whisper_byoc.aio import Tasks, stop_on_signals
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.streams import Streams
+from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import ByteBudget
 
@@ -30,6 +31,10 @@ LONGEST_LINE = 64 << 10
 POLL_S = 0.05
 LAST_WORDS_S = 1.0
 """Time in which jobs that are broken off tell their clients so."""
+PAGE_TYPES = frozenset({"text/plain", "multipart/form-data"})
+"""What a web page sends anywhere without its browser asking first (Fetch, "CORS-safelisted request-header"). The third,
+`application/x-www-form-urlencoded`, is what curl and Python's urllib call any body."""
+MONITORED = frozenset(("/health", "/healthz", "/readyz"))
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 
@@ -110,6 +115,16 @@ async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> byte
     return await http.read_body(request.content, limit, too_large)
 
 
+async def read_json(request: web.Request, limit: int = http.SMALL_BODY) -> dict[str, Any]:
+    """Read a small body that is a JSON object; as at go-livepeer, it needs no type.
+
+    Raises `RequestRefused`: 400 for what is no JSON, 413 beyond `limit` bytes, 415 for a type that is another.
+    """
+    if request.content_type in PAGE_TYPES:
+        raise RequestRefused(415, f"the content type must be application/json, not {request.content_type}")
+    return http.json_object(await read_small(request, limit))
+
+
 class Node(abc.ABC):
     """A gateway or an orchestrator: what its routes share, what monitors ask, and how it ends."""
 
@@ -128,6 +143,10 @@ class Node(abc.ABC):
         self.jobs = 0
         """Requests that are going on and are no streams."""
         self.draining = False
+        self.names: frozenset[str] = frozenset()
+        """Of hosts, under which others reach it."""
+        self.origins = frozenset(config.allowed_origins)
+        """Of web pages that may use it."""
         self.host: str = config.host
         self.port: int = config.port
 
@@ -187,6 +206,7 @@ class Node(abc.ABC):
 
     def _listening(self) -> contextlib.AbstractAsyncContextManager[int]:
         app = web.Application(client_max_size=0, middlewares=[error_answers(self.role)])
+        check_pages(app, OriginPolicy(self.origins, self.names, open_paths=MONITORED))
         self.trickle.add_routes(app)
         app.add_routes([*self.routes(), *self._status_routes()])
         return http.listening(

@@ -7,6 +7,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import abort
+from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recordings import INTAKE, Intake
 from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
@@ -54,15 +55,24 @@ OPEN_PATHS = frozenset(
 
 
 def build_app(
-    table: JobTable, stream_table: streams.StreamTable, worker_type: str = "byoc", token: str = ""
+    table: JobTable,
+    stream_table: streams.StreamTable,
+    worker_type: str = "byoc",
+    token: str = "",
+    origins: frozenset[str] = frozenset(),
+    names: frozenset[str] = frozenset(),
 ) -> web.Application:
-    """Build the application; with a token, all but `OPEN_PATHS` asks for it."""
+    """Build the application; with a token, all but `OPEN_PATHS` asks for it.
+
+    `origins` and `names` are those of an `OriginPolicy`.
+    """
     app = web.Application(middlewares=[_answer_errors], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[streams.STREAMS] = stream_table
     app[status.WORKER_TYPE] = worker_type
     app[INTAKE] = Intake(table.limits)
     app.on_cleanup.append(app[INTAKE].close)
+    check_pages(app, OriginPolicy(origins, names, has_token=bool(token), open_paths=OPEN_PATHS))
     if token:
         app.middlewares.append(_bearer(token))
         app.on_response_prepare.append(_challenge)

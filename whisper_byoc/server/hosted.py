@@ -9,10 +9,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from whisper_byoc.origins import origin
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
@@ -30,16 +31,20 @@ async def run_processor(
     *,
     name: str | None = None,
     limits: Limits | None = None,
+    allowed_origins: Sequence[str] = (),
 ) -> None:
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
     `processor` is any object with `async process(frame: bytes) -> bytes`; all of its code runs on the running event
-    loop. Raises `StartError` when the port is in use or the processor does not initialize.
+    loop. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server.
+
+    Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
+    initialize.
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     name = name or type(processor).__name__
-    config = ServerConfig(host, port, limits or Limits())
+    config = ServerConfig(host, port, limits or Limits(), allowed_origins=tuple(map(origin, allowed_origins)))
     author_loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = author_loop.create_future()
     stop_server: Future[Callable[[], object]] = Future()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
@@ -11,6 +11,7 @@ from typing import Self
 from whisper_byoc.aio import cancel, race, stop_on_signals
 from whisper_byoc.errors import StartError
 from whisper_byoc.http import listening, reachable
+from whisper_byoc.origins import host_names
 from whisper_byoc.params import choice
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
@@ -45,6 +46,8 @@ class ServerConfig:
     """Another name of the first pipeline: that under which orchestrators know it."""
     worker_type: str = "byoc"
     """The `pipeline` of `/version`: Livepeer's word for the type of a worker."""
+    allowed_origins: Sequence[str] = ()
+    """Origins of web pages that may use it, as `origins.origin` returns them."""
     data_format: str = "object"
     """Lines on the data channel of a stream that does not say (`server.streams.output.DATA_FORMATS`)."""
 
@@ -106,11 +109,14 @@ class Server:
 
     async def __aenter__(self) -> Self:
         """Raise `StartError` when the port cannot be had."""
-        app = build_app(self.table, self.streams, self._config.worker_type, self._config.token)
+        config = self._config
+        url = config.registration.capability.url if config.registration else ""
+        origins = frozenset(config.allowed_origins)
+        app = build_app(self.table, self.streams, config.worker_type, config.token, origins, host_names(url))
         listener = listening(
             app,
-            self._config.host,
-            self._config.port,
+            config.host,
+            config.port,
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
             shutdown_seconds=SHUTDOWN_SECONDS,
             handler_cancellation=True,
@@ -118,7 +124,7 @@ class Server:
         self.port = await self._listener.enter_async_context(listener)
         log.info("Trickle server listening on port %d", self.port)
         self.table.start()
-        limit = self._config.limits.load_seconds
+        limit = config.limits.load_seconds
         self._loading = [asyncio.ensure_future(each.start(limit)) for each in self.table.pipelines]
         return self
 

@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from whisper_byoc.aiohttp_internals import LateHeadResponse, send_continue
+from whisper_byoc.errors import RequestRefused
 from whisper_byoc.trickle.channel import Channel, Cursor, Segment
 from whisper_byoc.trickle.errors import (
     BadSequence,
@@ -220,6 +221,15 @@ def _answering_errors(handler: Handler) -> Handler:
             return _http_error(500, "Server error", close=True)
 
     return answer
+
+
+@web.middleware
+async def answering_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer what is refused before it comes to a route."""
+    try:
+        return await handler(request)
+    except RequestRefused as error:
+        return _http_error(error.status, str(error), close=True)
 
 
 def _written(channel: Channel, segment: Segment) -> web.Response:

@@ -5,17 +5,18 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from aiohttp import web
 
 from whisper_byoc import http
 from whisper_byoc.aio import cancel, every, stop_on_signals
+from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import ChannelNotFound, TooManyChannels, TrickleError
 from whisper_byoc.trickle.limits import ByteBudget, TrickleLimits
 from whisper_byoc.trickle.protocol import CHANGES
-from whisper_byoc.trickle.routes import TrickleRoutes
+from whisper_byoc.trickle.routes import TrickleRoutes, answering_refusals
 
 log = logging.getLogger("whisper_byoc.trickle")
 
@@ -125,12 +126,14 @@ class TrickleServer:
         app.on_shutdown.append(end_channels)
 
     @contextlib.asynccontextmanager
-    async def listening(self, host: str, port: int) -> AsyncIterator[str]:
+    async def listening(self, host: str, port: int, allowed_origins: Collection[str] = ()) -> AsyncIterator[str]:
         """Serve alone while the context lasts, and yield the URL to which names of channels are added.
 
+        Web pages of `allowed_origins` may use it, which are as `origins.origin` returns them.
         Port 0 takes a free one. Raises `StartError` when the address cannot be had.
         """
-        app = web.Application()
+        app = web.Application(middlewares=[answering_refusals])
+        check_pages(app, OriginPolicy(frozenset(allowed_origins)))
         self.add_routes(app)
         async with http.listening(
             app, host, port, keep_alive_seconds=IDLE_CONNECTION_S, shutdown_seconds=UNFINISHED_SEGMENT_S
@@ -149,13 +152,19 @@ class TrickleServer:
         feed.finish(segment)
 
 
-async def serve(server: TrickleServer, host: str, port: int, stop: asyncio.Event | None = None) -> None:
-    """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end.
+async def serve(
+    server: TrickleServer,
+    host: str,
+    port: int,
+    stop: asyncio.Event | None = None,
+    allowed_origins: Collection[str] = (),
+) -> None:
+    """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end. See `TrickleServer.listening`.
 
     Raises `StartError` when the address cannot be had.
     """
     stop = stop or stop_on_signals()
-    async with server.listening(host, port) as url:
+    async with server.listening(host, port, allowed_origins) as url:
         log.info("trickle server listening on %s (auto-create %s)", url, "on" if server.autocreate else "off")
         await stop.wait()
         log.info("shutting down: %d channels end", len(server.channels))

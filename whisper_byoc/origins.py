@@ -1,0 +1,136 @@
+"""Which web pages may use a listener: by the Host and Origin of a request, and CORS for the pages that may.
+
+Any page that a browser shows can send requests to the machine it runs on. The browser tells the page's origin in
+`Origin` or `Sec-Fetch-Site`; a page whose name was made to lead to this machine (DNS rebinding) shows in `Host`.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from whisper_byoc.errors import RequestRefused, UsageError
+
+ANY = "*"
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]*)?")
+OTHER_SITES = ("cross-site", "same-site")
+PRIVATE_NAMES = ("localhost", "internal")
+"""Ends of names that no public name server gives out (RFC 6761; ICANN's `.internal`, which Docker uses)."""
+FETCH_SITE = "Sec-Fetch-Site"
+WANTED_METHOD = "Access-Control-Request-Method"
+PREFLIGHT_SECONDS = "600"
+
+
+def origin(text: str) -> str:
+    """Check an origin, such as `https://app.example`; `*` is any, `null` that of local files.
+
+    Raises `UsageError`.
+    """
+    found = text.strip().rstrip("/").lower()
+    try:
+        parts = urlsplit(found)
+        usable = bool(parts.scheme and parts.hostname) and found == f"{parts.scheme}://{parts.netloc}"
+    except ValueError:
+        usable = False
+    if not (usable and "@" not in found) and found not in (ANY, "null"):
+        raise UsageError(f"{text[:200]!r} is not the origin of a web page, such as http://localhost:3000")
+    return found
+
+
+@dataclass(frozen=True)
+class OriginPolicy:
+    """What a listener knows of pages and of its own names."""
+
+    allowed: frozenset[str] = frozenset()
+    """Origins, as `origin` returns them, of pages that may use it beside its own."""
+    names: frozenset[str] = frozenset()
+    """Under which clients reach it, in small letters without a port, beside addresses and names without a dot."""
+    has_token: bool = False
+    """Clients show a token, which pages do not have; only connections over loopback are checked then."""
+    open_paths: frozenset[str] = frozenset()
+    """What monitors read: not checked."""
+
+    def check(self, request: web.Request) -> None:
+        """Raise `RequestRefused` (403) for a request that a page makes and may not make."""
+        reading = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and hdrs.UPGRADE not in request.headers
+        over_loopback = _over_loopback(request)
+        if (reading and request.path in self.open_paths) or (self.has_token and not over_loopback):
+            return
+        page, host = request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST, "").lower()
+        if self.allows(page):
+            return
+        known = self._knows(host)
+        if over_loopback and host and not known:
+            raise RequestRefused(
+                403, f"this server is not known as {host[:100]!r}; --allow-origin http://{host[:100]} names it so"
+            )
+        if page is not None and not (known and page.lower() in (f"http://{host}", f"https://{host}")):
+            raise RequestRefused(403, f"web pages of {page[:100]!r} may not use this server; --allow-origin lets them")
+        if page is None and request.headers.get(FETCH_SITE, "").lower() in OTHER_SITES:
+            raise RequestRefused(403, "web pages of other sites may not use this server; --allow-origin lets them")
+
+    def allows(self, page: str | None) -> bool:
+        """Whether the origin is listed."""
+        return ANY in self.allowed or (page is not None and page.lower() in self.allowed)
+
+    def _knows(self, host: str) -> bool:
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = (found[1] or found[2]).rstrip(".")
+        last = name.rpartition(".")[2]
+        if last == name or last in PRIVATE_NAMES or _is_address(name):
+            return True
+        return name in self.names or name in {urlsplit(each).hostname for each in self.allowed}
+
+
+def check_pages(app: web.Application, policy: OriginPolicy) -> None:
+    """Add the check to an application, after the middleware that answers errors and before that of tokens."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        policy.check(request)
+        wanted = request.headers.get(WANTED_METHOD)
+        if request.method == hdrs.METH_OPTIONS and wanted and policy.allows(request.headers.get(hdrs.ORIGIN)):
+            return web.Response(
+                status=204,
+                headers={
+                    hdrs.ACCESS_CONTROL_ALLOW_METHODS: wanted,
+                    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
+                    hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS,
+                },
+            )
+        return await handler(request)
+
+    async def allow(request: web.Request, response: web.StreamResponse) -> None:
+        page = request.headers.get(hdrs.ORIGIN)
+        if page is not None and policy.allows(page):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = page
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = ANY
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+
+    app.middlewares.append(check)
+    app.on_response_prepare.append(allow)
+
+
+def host_names(*addresses: str) -> frozenset[str]:
+    """Return the names in addresses, which are URLs, `host:port` or empty."""
+    found = (urlsplit(each if "//" in each else f"//{each}").hostname for each in addresses)
+    return frozenset(name.lower() for name in found if name)
+
+
+def _over_loopback(request: web.Request) -> bool:
+    name = request.get_extra_info("sockname")
+    return isinstance(name, tuple) and _is_address(name[0], loopback=True)
+
+
+def _is_address(text: str, *, loopback: bool = False) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return mapped.is_loopback or not loopback
