@@ -1,6 +1,11 @@
 """The command line: one file per command."""
 
+import os
 import sys
+
+# numpy's matrices are small here: with more threads OpenBLAS spins longer than it computes, and takes the CPUs from the
+# model. It reads this when numpy is imported, which is after this module.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 __all__ = ["EXIT_INTERRUPTED", "script"]
 
