@@ -40,6 +40,7 @@ from options import run, speech_parser
 from peers import faster_whisper, trouble, whisper_cpp
 from report import Row, emit, machine
 from scoring import compare, normalised, total, words
+from serving import environment
 
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.cli.transcribe import transcribe as transcribe_recording
@@ -82,7 +83,9 @@ class Engine:
         command += ["--model", args.model, "--threads", str(args.threads)]
         command += ["--model-dir", str(args.model_dir)] if args.model_dir else []
         self.name = name
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
         self._answer()
         self.start_seconds = time.perf_counter() - began
         self.memory_mb = 0.0

@@ -56,6 +56,11 @@ class Served:
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of what is measured: one thread of OpenBLAS, as our command line has it, for peers too."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+
+
 @asynccontextmanager
 async def served(pipeline: str, *options: str) -> AsyncIterator[Served]:
     """Serve `pipeline` on a free port of loopback from the moment it is ready; raises RuntimeError with its log."""
@@ -70,7 +75,7 @@ async def started(command: Sequence[str]) -> AsyncIterator[Served]:
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, stderr=log
+            sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, stderr=log, env=environment()
         )
         server = Served(process.pid)
         try:
