@@ -4,6 +4,6 @@
 ffmpeg who only wants samples. No asyncio, no HTTP, no model.
 """
 
-from audio.errors import AudioError, MediaError, PcmError, UnsupportedWav, WavError
+from audio.errors import AudioError, DecoderFailed, MediaError, PcmError, UnsupportedWav, WavError
 
-__all__ = ["AudioError", "MediaError", "PcmError", "UnsupportedWav", "WavError"]
+__all__ = ["AudioError", "DecoderFailed", "MediaError", "PcmError", "UnsupportedWav", "WavError"]

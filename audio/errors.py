@@ -21,4 +21,8 @@ class UnsupportedWav(WavError):
 
 
 class MediaError(AudioError):
-    """ffmpeg is missing, or could not make sound of what it was given."""
+    """There is no sound in it, or none that ffmpeg could make."""
+
+
+class DecoderFailed(MediaError):
+    """This machine could not decode, whatever the media are: no ffmpeg, one that was killed, no room for its files."""

@@ -1,7 +1,7 @@
 """ffmpeg: where it is, the environment it runs in, and every command line it is run with.
 
 ffmpeg-python builds the command lines; running them is left to the caller. What reads bytes from outside names the
-one protocol that it may use. All of them raise `MediaError` when there is no ffmpeg.
+one protocol that it may use. All of them raise `DecoderFailed` when there is no ffmpeg.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import ffmpeg
 
 from audio import pcm
-from audio.errors import MediaError
+from audio.errors import DecoderFailed
 
 CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,"
@@ -43,7 +43,7 @@ def ffmpeg_path() -> str:
     """Return the ffmpeg to run: the one on PATH, or else the one in the imageio-ffmpeg wheel.
 
     Raises:
-        MediaError: there is neither.
+        DecoderFailed: there is neither.
     """
     on_path = shutil.which("ffmpeg")
     if on_path:
@@ -53,7 +53,7 @@ def ffmpeg_path() -> str:
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError):
-        raise MediaError(
+        raise DecoderFailed(
             "There is no ffmpeg to decode this with: install ffmpeg on PATH or the Python package imageio-ffmpeg, "
             "or send WAV or raw PCM16, which need neither."
         ) from None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import MediaError, UnsupportedWav, WavError
+from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
 from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, wav_from_file
 from audio.riff import begins_like_wav
 from audio.wav import WavReader, read_wav
@@ -82,14 +82,13 @@ def decode_media(
         silence where it begins late or has a gap, its channels mixed (see `audio.downmix`).
 
     Raises:
-        MediaError: no ffmpeg, no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
+        DecoderFailed: no ffmpeg that runs, or no room for a temporary file.
+        MediaError: no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
             `strict`.
     """
     if isinstance(source, bytes):
         name = f"The upload of {len(source)} bytes"
-        with tempfile.TemporaryFile() as file:
-            file.write(source)
-            file.seek(0)
+        with _spooled(source) as file:
             samples, complaint = _decode_file(file, name, timeout, max_seconds)
     else:
         name = f"The file {os.fspath(source)!r}"
@@ -100,6 +99,22 @@ def decode_media(
     if complaint:
         warn(f"{name} was not decoded whole, ffmpeg says: {complaint}")
     return samples
+
+
+def _spooled(data: bytes) -> IO[bytes]:
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        try:
+            file.write(data)
+            file.seek(0)
+        except OSError:
+            with suppress(OSError):  # closing writes the rest once more
+                file.close()
+            raise
+    except OSError as error:
+        why = f"{len(data)} bytes cannot be written to a temporary file: {error.strerror}"
+        raise DecoderFailed(f"The recording cannot be decoded here now ({why}); try again later.") from error
+    return file
 
 
 def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -151,7 +166,7 @@ def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float)
         raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
     complaints = _meaningful(lines)
     if process.returncode:
-        raise MediaError(_why(name, process.returncode, complaints))
+        raise _failure(name, process.returncode, complaints)
     with suppress(WavError):  # ffmpeg writes no header where there is no sound
         pieces.append(reader.finish())
     samples = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
@@ -167,7 +182,7 @@ def _run_ffmpeg(file: IO[bytes]) -> subprocess.Popen[bytes]:
             command, stdin=file, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True
         )
     except OSError as error:
-        raise MediaError(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
+        raise DecoderFailed(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -183,16 +198,18 @@ def _meaningful(lines: Iterable[bytes]) -> list[str]:
     return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(noise)]
 
 
-def _why(name: str, returncode: int, complaints: list[str]) -> str:
+def _failure(name: str, returncode: int, complaints: list[str]) -> MediaError:
     text = " / ".join(complaints)
     if "does not contain any stream" in text:
-        return f"{name} has no audio stream; send a file with sound."
+        return MediaError(f"{name} has no audio stream; send a file with sound.")
     if "not on whitelist" in text:
-        return f"{name} is a playlist, or of a format that is not read here; send a sound or video file, such as WAV."
+        return MediaError(
+            f"{name} is a playlist, or of a format that is not read here; send a sound or video file, such as WAV."
+        )
     if returncode < 0:
-        return (
+        return DecoderFailed(
             f"{name} was not decoded: ffmpeg was killed by signal {-returncode}; see that there is enough memory, "
             "or convert the file to WAV first."
         )
     reason = complaints[-1] if complaints else "invalid data"
-    return f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file."
+    return MediaError(f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file.")

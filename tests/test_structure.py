@@ -20,6 +20,7 @@ SHARED = {
         "http",
         "languages",
         "livepeer",
+        "logs",
         "origins",
         "params",
         "process",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 import urllib.request
@@ -149,6 +150,32 @@ asyncio.run(main())
     assert await running.end(None) == 0
     assert running.out == b"back from run_processor\n"
     assert Path(tmp_path / "trace").read_text().split() == ["initialize", "process", "shutdown"]
+
+
+async def test_a_processor_can_neither_end_the_server_nor_write_into_its_log(script):
+    hostile = """
+class Hostile(Upper):
+    async def process(self, frame):
+        if frame == b"exit":
+            sys.exit("bye")
+        if frame == b"interrupt":
+            raise KeyboardInterrupt
+        if frame == b"forge":
+            raise ValueError("\\x1b[2J\\n2026-01-01 00:00:00,000 [INFO] forged\\r")
+        return frame.upper()
+
+asyncio.run(run_processor(Hostile(), host="127.0.0.1", port=0))
+"""
+    running = await (await script(PRELUDE + hostile)).listening()
+    async with TrickleClient(running.url) as client:
+        for frame, said in ((b"exit", "bye"), (b"interrupt", "KeyboardInterrupt"), (b"forge", "ValueError")):
+            with pytest.raises(Exception, match=said):
+                await client.process_frame(frame)
+        assert await client.process_frame(b"next") == b"NEXT"
+    assert await running.end() == 0
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", running.whole_log)
+    assert not re.search(r"^[0-9-]+ [0-9:,]+ \[INFO\] forged", running.whole_log, re.MULTILINE)
+    assert "  | ValueError: \\x1b[2J" in running.whole_log
 
 
 async def test_second_signal_does_not_wait(script):

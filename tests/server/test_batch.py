@@ -1,9 +1,12 @@
 """BYOC batch over real sockets: every format in and out, and every way in which it can go wrong."""
 
 import asyncio
+import functools
 import io
 import json
 import subprocess
+import tempfile
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -404,3 +407,28 @@ async def test_a_body_that_does_not_come_is_408(serving):
     assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
     await free_again(api)
+
+
+@pytest.mark.parametrize("path", ["/sound", "/audio-to-text", "/v1/audio/transcriptions"])
+async def test_a_decoder_that_fails_is_not_the_clients_fault(serving, monkeypatch, tmp_path, caplog, path):
+    api = await serving({"sound": Says("text")})
+    ffmpeg = tmp_path / "ffmpeg"
+    ffmpeg.write_text("#!/bin/sh\nkill -9 $$\n")
+    ffmpeg.chmod(0o755)
+
+    async def refused():
+        form = aiohttp.FormData()
+        form.add_field("file", b"ID3 of something", filename="a.mp3", content_type="audio/mpeg")
+        status, body, headers = await post(api, path, form)
+        assert (status, headers["Retry-After"]) == (503, "5")
+        return body
+
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path), prepend=":")
+        assert "killed by signal 9" in await refused()
+        ffmpeg.write_bytes(b"\x7fELF, but not really")
+        assert "cannot be run (Exec format error)" in await refused()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", functools.partial(Path("/dev/full").open, "w+b", 0))
+        assert "No space left on device" in await refused()
+    assert "Traceback" not in caplog.text

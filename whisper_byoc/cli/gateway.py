@@ -9,9 +9,9 @@ import asyncio
 from whisper_byoc.cli.addresses import Address, served_address
 from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored
 from whisper_byoc.cli.orchestrator import add_node_options, network_limits
-from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.network.gateway import GatewayConfig, running
 from whisper_byoc.network.serving import serve_node
 

@@ -18,9 +18,9 @@ from whisper_byoc.cli.options import (
     log_ignored,
     seconds,
 )
-from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.network.orchestrator import OrchestratorConfig, running
 from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import NetworkLimits, serve_node

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from whisper_byoc.cli.options import Parser, add_allow_origin, add_log_level, existing_file, port
-from whisper_byoc.cli.serve import add_limits, log_to_stderr, server_limits
+from whisper_byoc.cli.serve import add_limits, server_limits
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat import tutorial_names
 from whisper_byoc.errors import ByocError, UsageError
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.processors.base import FrameProcessor, Processor
 from whisper_byoc.server.hosted import run_processor
 from whisper_byoc.shadowing import check_audio

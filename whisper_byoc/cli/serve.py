@@ -6,7 +6,6 @@ PUT /live/JOB/source takes sound or frames, GET /live/JOB/output gives results; 
 import argparse
 import asyncio
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from whisper_byoc.cli.options import (
 )
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import RegistrationOptions
-from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
+from whisper_byoc.server.run import ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES
 
@@ -189,7 +189,3 @@ def add_limits(parser: Parser) -> None:
 
 def server_limits(args: argparse.Namespace) -> Limits:
     return Limits(**{name: getattr(args, name) for _, name, _, _ in LIMIT_OPTIONS})
-
-
-def log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)

@@ -9,9 +9,9 @@ import sys
 from collections.abc import AsyncIterator
 
 from whisper_byoc.cli.options import Parser, byte_count, port, seconds
-from whisper_byoc.cli.serve import log_to_stderr
 from whisper_byoc.cli.sources import stdin_chunks
 from whisper_byoc.errors import ClientError, UsageError
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
 from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, publish, subscribe

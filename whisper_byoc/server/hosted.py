@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.run import LOG_FORMAT, ServerConfig, serve
+from whisper_byoc.server.run import ServerConfig, serve
 
 log = logging.getLogger("whisper_byoc.server")
 
@@ -41,8 +42,7 @@ async def run_processor(
     Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
     initialize.
     """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    log_to_stderr("info")
     name = name or type(processor).__name__
     config = ServerConfig(host, port, limits or Limits(), allowed_origins=tuple(map(origin, allowed_origins)))
     author_loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
 
     def on_signal(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt may be raised within the processor
         stop()
 
     for number in before:

@@ -27,8 +27,6 @@ log = logging.getLogger("whisper_byoc.server")
 
 KEEP_ALIVE_SECONDS = 3600.0  # an orchestrator keeps its connection open between jobs
 SHUTDOWN_SECONDS = 5.0
-LOG_FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
-"""As in pytrickle and its applications."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, Self, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from audio.errors import AudioError
-from whisper_byoc.errors import BadParam, RequestRefused, SegmentError, UsageError
+from audio.errors import AudioError, DecoderFailed
+from whisper_byoc.errors import BadParam, ProcessorError, RequestRefused, SegmentError, UsageError
 from whisper_byoc.server.core.results import MAX_ERROR_CHARACTERS
-from whisper_byoc.server.core.table import TABLE
+from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, TABLE
 from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription
 
@@ -74,8 +74,14 @@ def _plain(_: web.Request, error: RequestRefused) -> object:
 def _refusal(request: web.Request, error: Exception) -> RequestRefused:
     if isinstance(error, RequestRefused):
         return error
+    if isinstance(error, ProcessorError):
+        log.error("%s %s failed: %s", request.method, request.path, error)
+        return RequestRefused(500, str(error))
     if isinstance(error, (UsageError, SegmentError)):  # how processors refuse parameters
         return RequestRefused(400, str(error), param=error.name if isinstance(error, BadParam) else None)
+    if isinstance(error, DecoderFailed):
+        log.error("%s %s failed: %s", request.method, request.path, error)
+        return RequestRefused(503, str(error), RETRY_AFTER_SECONDS)
     if isinstance(error, AudioError):
         return RequestRefused(getattr(request.match_info.handler, "unreadable", 400), str(error))
     log.error("%s %s failed", request.method, request.path, exc_info=error)
