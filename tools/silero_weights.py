@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from audio.utterances import CHUNK
 from audio.wav import read_wav
-from whisper_byoc.speech.fast.runtime import core
+from whisper_byoc.speech.runtime import core
 from whisper_byoc.speech.voice_activity import CONTEXT
 
 ROOT = Path(__file__).resolve().parent.parent

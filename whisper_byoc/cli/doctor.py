@@ -155,7 +155,7 @@ def check_engine() -> Finding:
         advice = "Run `pip install openvino` for the fast engine, which live speech needs."
         return Finding("engine", "FAIL", f"{reference} only" if reference else "none is installed", advice)
     try:
-        from whisper_byoc.speech.fast.runtime import has_bfloat16, ov  # here, as it takes a tenth of a second
+        from whisper_byoc.speech.runtime import has_bfloat16, ov  # here, as it takes a tenth of a second
 
         kind = "bfloat16" if has_bfloat16() else "float32, as this CPU has no bfloat16 (AVX512-BF16, AMX)"
     except (ImportError, RuntimeError) as error:

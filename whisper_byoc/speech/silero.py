@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from audio.utterances import CHUNK
-from whisper_byoc.speech.fast.runtime import core, ov
+from whisper_byoc.speech.runtime import core, ov
 from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Floats, Memory
 
 WINDOW = CONTEXT + CHUNK

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from whisper_byoc.speech.fast.graphs import decoder_graph, encoder_graph, quantized
-from whisper_byoc.speech.fast.runtime import core, ov
+from whisper_byoc.speech.runtime import core, ov
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.fast.runtime import ov
 from whisper_byoc.speech.fast.weights import Dimensions
+from whisper_byoc.speech.runtime import ov
 
 NEVER = np.float32(-np.inf)
 LONGEST = 512

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.fast.runtime import ov
 from whisper_byoc.speech.fast.weights import Weights
+from whisper_byoc.speech.runtime import ov
 
 op = ov.opset13
 LAYER_NORM_EPSILON = 1e-5

@@ -20,11 +20,11 @@ from whisper_byoc.speech.catalogue import file_sha256
 from whisper_byoc.speech.fast.ctranslate2_file import read_ctranslate2
 from whisper_byoc.speech.fast.graphs import decoder_graph, encoder_graph
 from whisper_byoc.speech.fast.network import Compiled, Network
-from whisper_byoc.speech.fast.runtime import core, ov
 from whisper_byoc.speech.fast.silence import STRIDE, encoded_silence
 from whisper_byoc.speech.fast.tokenizer import Tokenizer, find_vocabulary, read_tiktoken, write_tiktoken
 from whisper_byoc.speech.fast.torch_file import read_torch_file
 from whisper_byoc.speech.fast.weights import Dimensions, Weights
+from whisper_byoc.speech.runtime import core, ov
 
 log = logging.getLogger(__name__)
 

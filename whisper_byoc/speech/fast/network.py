@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from whisper_byoc.speech.engine import Cancelled, IsCancelled, never
 from whisper_byoc.speech.fast.batch import Batch, Pass, Sound, Step
 from whisper_byoc.speech.fast.decoding import Steps
-from whisper_byoc.speech.fast.runtime import core, has_bfloat16, ov
 from whisper_byoc.speech.fast.silence import STRIDE
 from whisper_byoc.speech.fast.weights import Dimensions
+from whisper_byoc.speech.runtime import core, has_bfloat16, ov
 
 T = TypeVar("T")
 

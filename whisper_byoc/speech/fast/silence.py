@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.engine import Samples
 from whisper_byoc.speech.fast.mel import log_mel
-from whisper_byoc.speech.fast.runtime import core, ov
 from whisper_byoc.speech.fast.weights import Dimensions
+from whisper_byoc.speech.runtime import core, ov
 
 STRIDE = 8
 """Every so many positions of silence one is kept; it counts as so many in the softmax (measured in docs/engines.md)."""
