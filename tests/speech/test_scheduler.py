@@ -529,7 +529,7 @@ async def test_work_that_comes_later_joins_what_is_going_on(stepping):
     await asyncio.sleep(0)
     engine.allow(20)
     texts = [each.value.text for each in await asyncio.gather(first, *rest)]
-    assert texts == ["A 5", "B 1", "C 1", "D 1", "E 1"]  # only the first one had the machine to itself
+    assert texts == ["A 5", "B 2", "C 2", "D 2", "E 2"]  # only the first one had the machine to itself
     assert max(engine.together) == 4
     assert sum(engine.together) == 15
 
@@ -578,6 +578,14 @@ async def test_a_beam_that_was_asked_for_is_kept(stepping):
     engine.allow(60)
     beams = [(await scheduler.transcribe(SOUND, DecodeOptions(beam=beam))).beam for beam in (1, 3, None)]
     assert beams == [1, 3, 5]
+
+
+async def test_a_busy_worker_follows_one_text(stepping, monkeypatch):
+    scheduler, engine = stepping
+    monkeypatch.setattr(module, "BUSY_LOAD", -1.0)
+    engine.allow(20)
+    assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 1
+    assert (await scheduler.transcribe(SOUND, DecodeOptions())).beam == 5  # only live speech makes recordings hurry
 
 
 def test_load_is_a_share_of_the_last_seconds(monkeypatch):

@@ -150,7 +150,7 @@ def add_engine(parser: Parser) -> None:
     )
     parser.option(
         "--beam",
-        help="texts followed at once, of which the best is taken, 1 to 8 (default: 5, or 1 when others wait)",
+        help="texts followed at once, of which the best is taken, 1 to 8 (default: 5, 2 or 1, by load)",
         convert=beam,
     )
 

@@ -29,10 +29,14 @@ STOP_SECONDS = 3.0
 """Longest wait for the workers to end."""
 PATIENCE_SECONDS = 5.0
 """By so much the deadline of a recording is later than that of live speech that came at the same time."""
-BEAM_LOAD = 0.25
-"""A worker that was busy for a larger share of the last seconds has no time for beam search of live speech …"""
+SMALL_BEAM = 2
+"""For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than none takes."""
+IDLE_LOAD = 0.25
+"""A worker that was busy for a larger share of the last seconds follows `SMALL_BEAM` texts at most …"""
+BUSY_LOAD = 0.6
+"""… and from this share on only the likeliest."""
 LOAD_SECONDS = 5.0
-"""… where the last seconds are about so many."""
+"""The last seconds are about so many."""
 
 
 @dataclass(frozen=True)
@@ -226,11 +230,13 @@ class _Worker:
         return bool(self._running)
 
     def _beam(self, work: _Work[Any]) -> int:
-        if work.live:
-            hurried = bool(self._running or self._queue.urgent or self._load.share > BEAM_LOAD)
-        else:
+        if not work.live:
             hurried = any(each.live for each in self._running) or self._queue.urgent > self._engine.batch
-        return 1 if hurried else self._engine.beam
+            return 1 if hurried else self._engine.beam
+        if self._load.share > BUSY_LOAD:
+            return 1
+        alone = not self._running and not self._queue.urgent
+        return self._engine.beam if alone and self._load.share < IDLE_LOAD else min(SMALL_BEAM, self._engine.beam)
 
 
 class Scheduler:
