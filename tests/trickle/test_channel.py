@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_byoc.trickle.channel import MERGED_BYTES, Channel, Cursor, Segment
-from whisper_byoc.trickle.errors import BadSequence, ChannelClosed, MemoryFull, SegmentFinished, TrickleError
+from whisper_byoc.trickle.errors import (
+    BadSequence,
+    ChannelClosed,
+    MemoryFull,
+    SegmentFinished,
+    SegmentNotFound,
+    TrickleError,
+)
 from whisper_byoc.trickle.limits import ByteBudget
 from whisper_byoc.trickle.protocol import parse_seq
 
@@ -117,9 +124,27 @@ def test_an_index_that_was_overtaken_is_taken_while_its_slot_is_free():
     late = write(channel, 5)
     assert channel.for_read(5) is late
     assert channel.next_write == 7
-    for seq in (1, 5):
-        with pytest.raises(SegmentFinished):
-            channel.for_write(seq)
+    with pytest.raises(SegmentFinished):
+        channel.for_write(5)
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_publisher_that_begins_behind_the_window_begins_the_channel_again_unless_another_one_writes(others):
+    channel = new_channel()
+    for seq in range(8):
+        write(channel, seq)
+    waiting = channel.for_read(8)
+    with channel.uploading() if others else contextlib.nullcontext():
+        if others:
+            with pytest.raises(SegmentFinished, match="the next one is 8"):
+                channel.for_write(2)
+        else:
+            assert channel.for_write(2).seq == channel.next_write == 2
+    assert waiting.closed is not others
+    assert (channel.beginnings, channel.ended_at) == ((1, 0) if others else (2, 8))
+    for seq in (3, 7):  # behind what is written next now, and the rest of before is gone
+        with pytest.raises(SegmentFinished if others else SegmentNotFound):
+            (channel.for_write if others else channel.for_read)(seq)
 
 
 def test_closing_a_segment_that_only_a_reader_waits_for_uses_its_index_up():
@@ -153,7 +178,8 @@ def test_invariants_hold_whatever_peers_ask(steps):
         before = channel.next_write
         with contextlib.suppress(TrickleError):
             actions[what](seq)
-        assert channel.next_write >= before
+        began_again = what in ("write", "open") and 0 <= seq < before - 5
+        assert channel.next_write >= (seq if began_again else before)
         assert len({each.seq % 5 for each in channel.segments}) == len(channel.segments), "one for each slot"
     assert not channel.for_write(-1).closed, "whatever happened, the next one can be written"
     assert channel.for_read(-1) is channel.for_write(-1)

@@ -57,6 +57,19 @@ async def test_a_local_reader_that_is_behind(channel):
         await (await anext(LocalSubscriber(channel, 11))).read(1)
 
 
+async def test_a_local_reader_of_a_publisher_that_begins_again(channel):
+    publisher = LocalPublisher(channel)
+    reader = LocalSubscriber(channel, 0)
+    for _ in range(8):
+        await publisher.publish(b"old")
+    assert (await anext(reader)).missed == 3
+    again = channel.for_write(0)
+    again.append(b"new")
+    channel.finish(again)
+    segment = await anext(reader)
+    assert (segment.seq, segment.missed, segment.began_anew, await segment.read()) == (0, 4, True, b"new")
+
+
 async def test_a_local_reader_that_is_early_and_empty_segments(channel):
     reading = asyncio.create_task(anext(LocalSubscriber(channel, 4)))
     await asyncio.sleep(0)

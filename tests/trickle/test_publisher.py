@@ -100,6 +100,8 @@ async def test_starting_at_0_on_a_channel_in_use_moves_to_its_next_index(trickle
     api = await trickle()
     for seq in range(7):
         await api.post(f"ch/{seq}", b"x")
+    await api.preconnect("ch/9")
+    await api.slot_there(9)
     publisher = await api.publisher()
     assert [await publisher.publish(b"mine"), await publisher.publish(b"mine")] == [7, 8]
     assert (await api.get("ch/7"))[1] == b"mine"

@@ -367,10 +367,25 @@ async def test_a_finished_index_takes_nothing_more_and_says_so(trickle):
     assert (status, headers["Connection"]) == (409, "close")
     assert body == b"segment 0 takes nothing more; the next one is 1\n"
     assert (await api.get("ch/0"))[1] == b"first"
-    for seq in range(1, 8):
+
+
+async def test_a_publisher_that_begins_again_at_0_is_taken_when_nobody_else_writes(trickle):
+    """As go-livepeer's and pytrickle's do, with the next POST open already."""
+    api = await trickle()
+    for seq in range(8):
         await api.post(f"ch/{seq}", b"x")
-    assert (await api.post("ch/0", b"far behind"))[0] == 409
-    assert (await api.get("ch/next"))[1] == b"8"
+    other = await api.preconnect("ch/8")
+    await api.slot_there(8)
+    assert (await api.post("ch/0", b"too early"))[0] == 409
+    other.cut()
+    await until(lambda: api.server.channels["ch"].uploads == 0)
+    opened = [await api.preconnect(f"ch/{seq}") for seq in range(2)]
+    await api.slot_there(1)
+    await opened[0].write(b"3\r\nnew\r\n0\r\n\r\n")
+    assert (await opened[0].head())[0] == "HTTP/1.1 200 OK"
+    assert (await api.get("ch/next"))[1] == b"1"
+    assert (await api.get("ch/0"))[1] == b"new"
+    assert (await api.get("ch/7"))[0] == 470
 
 
 async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle):

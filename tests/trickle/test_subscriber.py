@@ -294,13 +294,47 @@ async def test_who_has_an_empty_segment_for_every_index_is_not_flooded(answering
         await reading
 
 
-async def test_a_channel_that_began_anew(answering):
-    async def by_seq(seq, wire):
-        await wire.write({"2": seq_reply(2, b"new"), "3": END}.get(seq, early_or_behind(2)))
+async def test_a_channel_that_began_anew_is_followed_at_once(answering):
+    """Whatever pauses and patience are."""
 
-    _, subscriber = await answering(seq_reply(50, b"old"), *[by_seq] * 500, first=50, patience_seconds=0.02)
+    async def by_seq(seq, wire):
+        answers = {"0": seq_reply(0, b"new"), "1": seq_reply(1, b"newer"), "2": END}
+        await wire.write(answers.get(seq, early_or_behind(2)))
+
+    old = seq_reply(50, b"old")
+    script, subscriber = await answering(old, *[by_seq] * 9, first=50, patience_seconds=600, early_seconds=600)
     async with subscriber:
-        assert [seq for seq, _, _ in await read_all(subscriber)] == [50, 2]
+        segments = [(each.seq, each.missed, each.began_anew, await each.read()) async for each in subscriber]
+    assert segments == [(50, 0, False, b"old"), (0, 0, True, b"new"), (1, 0, False, b"newer")]
+    assert [seq for _, seq in script.asked] == ["50", "51", "0", "1", "2"]
+
+
+async def test_a_publisher_that_begins_again_at_0_costs_a_reader_nothing_but_what_was_before(trickle):
+    api = await trickle()
+    for seq in range(8):
+        await api.post(f"ch/{seq}", b"%d" % seq)
+    subscriber = await api.subscriber(early_seconds=600)
+    assert await (await anext(subscriber)).read() == b"7"
+    await api.slot_there(8)
+    for seq in range(3):
+        await api.post(f"ch/{seq}", b"again %d" % seq)
+    again = [await anext(subscriber) for _ in range(3)]
+    assert [(each.seq, each.missed, each.began_anew) for each in again] == [(0, 0, True), (1, 0, False), (2, 0, False)]
+
+
+@pytest.mark.parametrize("latest", [lambda seq: seq, lambda seq: seq + 9], ids=["early", "late"])
+async def test_who_always_answers_470_is_asked_more_and_more_seldom(answering, latest):
+    async def never(seq, wire):
+        await wire.write(early_or_behind(latest(int(seq))))
+
+    script, subscriber = await answering(*[never] * 500, early_seconds=0.05)
+    async with subscriber:
+        reading = asyncio.create_task(anext(subscriber))
+        await until(lambda: len(script.asked) > 5)
+        await asyncio.sleep(0.2)
+    assert len(script.asked) < 16
+    with pytest.raises(StopAsyncIteration):
+        await reading
 
 
 async def test_an_answer_without_its_index(answering):

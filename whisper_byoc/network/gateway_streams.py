@@ -30,6 +30,8 @@ from whisper_byoc.trickle import (
     TrickleSubscriber,
 )
 from whisper_byoc.trickle.channel import Channel
+from whisper_byoc.trickle.local import LocalSegment
+from whisper_byoc.trickle.subscriber import SegmentReader
 
 log = logging.getLogger("whisper_byoc.network.gateway")
 
@@ -364,15 +366,17 @@ class GatewayStream(RelayedStream):
         too_long = PeerFailed(f"the container wrote a line of more than {LARGEST_LINE} bytes")
         async with self._reader("Data") as subscriber:
             async for segment in subscriber:
-                self._tell_of_gap(segment.missed, "of the stream's text were gone before they could be read")
+                self._tell_of_gap(segment, "of the stream's text were gone before they could be read")
                 async for line in lines(segment, LARGEST_LINE, too_long):
                     self.records.add(line)
                 if self.records.ended:
                     return
 
-    def _tell_of_gap(self, segments: int, what: str) -> None:
-        if segments:
-            self.records.lost(self.id, f"{segments} segments {what}")
+    def _tell_of_gap(self, segment: LocalSegment | SegmentReader, what: str) -> None:
+        if segment.began_anew:
+            self.records.lost(self.id, "a publisher began again; what was not read before is lost")
+        if segment.missed:
+            self.records.lost(self.id, f"{segment.missed} segments {what}")
 
     async def _keep_alive(self) -> None:
         async with TricklePublisher(self._remote["Control"], "application/json", options=OPTIONS) as publisher:
@@ -388,7 +392,7 @@ class GatewayStream(RelayedStream):
         async with publisher:
             async for segment in source:
                 gone = "of the input were gone before they could be sent on; publish no faster than live"
-                self._tell_of_gap(segment.missed, gone)
+                self._tell_of_gap(segment, gone)
                 async with await publisher.next() as writer:
                     size = 0
                     async for data in segment:

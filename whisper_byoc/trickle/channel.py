@@ -1,7 +1,8 @@
 """A channel: the newest segments of a stream, which are read while they are still being written."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from whisper_byoc.aio import Changed
 from whisper_byoc.trickle.errors import (
@@ -103,6 +104,12 @@ class Channel:
         self.changed = Changed()
         """Another segment is there or was begun, or the channel was closed."""
         self.active_at = time.monotonic()
+        self.beginnings = 1
+        """How often a publisher began from the start."""
+        self.ended_at = 0
+        """What the next write was before the last of these beginnings."""
+        self.uploads = 0
+        """Uploads that are open, also those without a byte."""
         self._segment_bytes = segment_bytes
         self._memory = memory
         self._slots: list[Segment | None] = [None] * WINDOW
@@ -117,7 +124,11 @@ class Channel:
         return {NEXT: self.next_write, CURRENT: max(self.next_write - 1, 0)}.get(seq, seq)
 
     def for_write(self, seq: int) -> Segment:
-        """Return the segment to write to, a new one also far ahead; refuse one that was finished or left behind."""
+        """Return the segment to write to, a new one also far ahead; refuse one that was finished or left behind.
+
+        A publisher that begins behind the window while nobody else is writing has been started again (go-livepeer's and
+        pytrickle's begin at 0): the channel begins again with it.
+        """
         self._check_open()
         seq = self.next_write if seq == NEXT else seq
         if seq < 0:
@@ -126,7 +137,10 @@ class Channel:
         if held and held.seq == seq and not held.closed:
             return held
         passed = held and held.seq >= seq and seq < self.next_write
-        if passed or seq < self.next_write - WINDOW:  # a late one whose slot is free may come after a later one
+        behind = seq < self.next_write - WINDOW
+        if behind and not self.uploads:
+            self._begin_again(seq)
+        elif passed or behind:  # a late one whose slot is free may come after a later one
             raise SegmentFinished(f"segment {seq} takes nothing more; the next one is {self.next_write}")
         return self._place(seq)
 
@@ -141,6 +155,15 @@ class Channel:
         if seq == self.next_write or (seq == 1 and self.next_write == 0):
             return self._place(seq)
         raise self._not_found(seq)
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Count an upload as long as it is open, from its request on."""
+        self.uploads += 1
+        try:
+            yield
+        finally:
+            self.uploads -= 1
 
     def begin(self, segment: Segment) -> None:
         """Note that the first byte of a segment arrived."""
@@ -178,6 +201,13 @@ class Channel:
         for segment in self.segments:
             segment.close()
         self.changed.notify()
+
+    def _begin_again(self, seq: int) -> None:
+        self.beginnings, self.ended_at = self.beginnings + 1, self.next_write
+        left, self._slots = self.segments, [None] * WINDOW
+        self.next_write = seq
+        for segment in left:
+            segment.close()
 
     def _check_open(self) -> None:
         if self.closed:

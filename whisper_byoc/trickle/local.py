@@ -1,5 +1,6 @@
 """The two ends of a channel in this process. They have the methods of `TricklePublisher` and `TrickleSubscriber`."""
 
+from contextlib import ExitStack
 from typing import Self
 
 from whisper_byoc.trickle.channel import Channel, Cursor, Segment
@@ -40,6 +41,8 @@ class LocalWriter:
         self.seq = segment.seq
         self._channel = channel
         self._segment = segment
+        self._open = ExitStack()
+        self._open.enter_context(channel.uploading())
 
     async def write(self, data: bytes) -> None:
         """Add bytes, without waiting for readers.
@@ -51,6 +54,7 @@ class LocalWriter:
         self._segment.append(data)
 
     async def close(self) -> None:
+        self._open.close()
         self._segment.whole = True
         self._channel.finish(self._segment)
 
@@ -64,13 +68,15 @@ class LocalWriter:
 class LocalSegment(Cursor):
     """One segment being read, as its bytes arrive.
 
-    `missed` says how many segments before it had left the window before they were asked for.
+    `missed` says how many segments before it had left the window before they were asked for, and `began_anew` that a
+    publisher began again from the start before it.
     """
 
-    def __init__(self, channel: Channel, segment: Segment, missed: int) -> None:
+    def __init__(self, channel: Channel, segment: Segment, missed: int, *, began_anew: bool = False) -> None:
         super().__init__(segment)
         self.seq = segment.seq
         self.missed = missed
+        self.began_anew = began_anew
         self.content_type = channel.mime
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
@@ -90,6 +96,7 @@ class LocalSubscriber:
     def __init__(self, channel: Channel, start: int = CURRENT) -> None:
         self.channel = channel
         self._seq = start
+        self._beginnings = channel.beginnings
 
     def __aiter__(self) -> Self:
         return self
@@ -97,8 +104,12 @@ class LocalSubscriber:
     async def __anext__(self) -> LocalSegment:
         channel = self.channel
         self._seq = channel.index_of(self._seq)
-        missed = 0
+        missed, began_anew = 0, False
         while True:
+            if self._beginnings != channel.beginnings:
+                self._beginnings, began_anew = channel.beginnings, True
+                missed += max(channel.ended_at - self._seq, 0)
+                self._seq = min((each.seq for each in channel.segments), default=channel.next_write)
             segment = next((each for each in channel.segments if each.seq >= self._seq), None)
             if segment and (segment.seq == self._seq or self._seq < channel.next_write):
                 missed += segment.seq - self._seq
@@ -107,7 +118,7 @@ class LocalSubscriber:
                     await segment.changed.wait()
                 self._seq += 1
                 if segment.size:
-                    return LocalSegment(channel, segment, missed)
+                    return LocalSegment(channel, segment, missed, began_anew=began_anew)
             elif channel.closed:
                 raise StopAsyncIteration
             else:

@@ -98,8 +98,12 @@ class TrickleRoutes:
         seq = parse_seq(request.match_info["seq"])  # before a channel is created for it
         channel = self._writable(request, request.headers.get("Content-Type", ""))
         segment = channel.for_write(seq)
-        if request.headers.get(RESET):
-            channel.finish_below(segment.seq)
+        with channel.uploading():
+            if request.headers.get(RESET):
+                channel.finish_below(segment.seq)
+            return await self._store(request, channel, segment)
+
+    async def _store(self, request: web.Request, channel: Channel, segment: Segment) -> web.StreamResponse:
         data = await self._first_bytes(request, segment)
         if not data:
             channel.finish(segment)

@@ -11,7 +11,7 @@ from typing import Self
 
 import aiohttp
 
-from whisper_byoc.aio import cancel
+from whisper_byoc.aio import backoff, cancel
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge
 from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
@@ -20,6 +20,12 @@ from whisper_byoc.trickle.remote import ClientOptions, RemoteChannel, Retry, hea
 log = logging.getLogger("whisper_byoc.trickle")
 
 LARGEST_READ = 64 << 20
+LONGEST_EARLY_S = 1.0
+"""A segment that is not there yet is asked for at least this often."""
+FREE_STEPS = WINDOW + 1
+"""Answers without a byte that may follow each other at once; a server could answer so to everything."""
+REWOUND = 2
+"""The next write of a server that has served what is before it does not go back so far, except to begin anew."""
 RESUMES = 5
 """How often a segment that broke off is asked for again without getting further."""
 
@@ -92,12 +98,14 @@ class TrickleSubscriber:
 class SegmentReader:
     """One segment being read, as its bytes arrive.
 
-    `missed` says how many segments before it had left the server's window before they were asked for.
+    `missed` says how many segments before it had left the server's window before they were asked for, and `began_anew`
+    that a publisher began again from the start before it: what is lost then has no number.
     """
 
-    def __init__(self, fetcher: _Fetcher, answer: _Answer, seq: int, missed: int) -> None:
+    def __init__(self, fetcher: _Fetcher, answer: _Answer, seq: int, missed: int, *, began_anew: bool = False) -> None:
         self.seq = seq
         self.missed = missed
+        self.began_anew = began_anew
         self.content_type = answer.response.headers.get("Content-Type", "application/octet-stream")
         self._fetcher = fetcher
         self._options = fetcher.options
@@ -220,8 +228,9 @@ class _Fetcher:
 
     async def fetch(self, seq: int) -> SegmentReader | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""
-        missed = skipped = 0
-        early_since: float | None = None
+        missed, began_anew = 0, False
+        pauses = backoff(self.options.early_seconds, max(self.options.early_seconds, LONGEST_EARLY_S))
+        free = FREE_STEPS
         while True:
             answer = await self._ask(seq)
             status, latest = answer.response.status, header_seq(answer.response, LATEST)
@@ -233,25 +242,25 @@ class _Fetcher:
             self._known = True
             if status == 200 and answer.first:
                 self._served = True
-                return SegmentReader(self, answer, self._served_seq(answer, seq), missed)
+                return SegmentReader(self, answer, self._served_seq(answer, seq), missed, began_anew=began_anew)
             answer.response.close()
             if status == 200:  # its publisher skipped it
-                early_since = None
-                seq, skipped = self._served_seq(answer, seq) + 1, skipped + 1
-                if skipped > WINDOW:  # or the server answers so to everything
-                    await asyncio.sleep(self.options.early_seconds)
+                seq = self._served_seq(answer, seq) + 1
             elif latest is not None and seq < latest:
                 oldest = max(seq + 1, latest - WINDOW)
                 log.info("%s: segment %d has gone, going on at %d", self._channel.url, seq, oldest)
                 missed += oldest - seq if seq >= 0 else 0
                 seq = oldest
+            elif self._served and latest is not None and seq - latest >= REWOUND:
+                oldest = max(latest - WINDOW, 0)
+                log.warning("%s: began anew, going on at %d instead of %d", self._channel.url, oldest, seq)
+                seq, began_anew = oldest, True
             else:
-                early_since = early_since or time.monotonic()
-                await asyncio.sleep(self.options.early_seconds)
-                patience = self.options.patience_seconds
-                if self._served and latest is not None and time.monotonic() - early_since > patience:
-                    log.warning("%s: began anew, going on at %d", self._channel.url, latest)
-                    seq = latest
+                free = 0
+            if free:
+                free -= 1
+            else:
+                await asyncio.sleep(next(pauses))
 
     async def again(self, seq: int) -> _Answer | None:
         answer = await self._ask(seq)

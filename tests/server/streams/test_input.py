@@ -39,6 +39,7 @@ class Job:
 class Segment:
     content_type = "audio/pcm"
     missed = 0
+    began_anew = False
 
     def __init__(self, data, error=None):
         self.data, self.error = data, error
@@ -66,6 +67,16 @@ class Channel:
         yield Segment(b"defg")
 
 
+class Restarted(Channel):
+    """A segment, and one of a publisher that began again."""
+
+    async def __aiter__(self):
+        yield Segment(b"abc")
+        again = Segment(b"defg")
+        again.began_anew = True
+        yield again
+
+
 @pytest.mark.parametrize("live", [True, False])
 async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(monkeypatch, live):
     monkeypatch.setattr(module, "TrickleSubscriber", Channel)
@@ -78,3 +89,13 @@ async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_o
     assert "broke off" in errors[0]
     assert "in the middle of a 16-bit sample" in errors[1]
     assert reports == errors[:1]
+
+
+async def test_a_publisher_that_begins_again_is_a_loss_and_does_not_shift_samples(monkeypatch):
+    monkeypatch.setattr(module, "TrickleSubscriber", Restarted)
+    job, reports = Job(), []
+    sink = AudioSink(job, reports.append, pcm=True, live=True)
+    await StreamInput(job, "url", sink, ClientOptions()).run()
+    assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
+    assert ["began again" in each for each in reports] == [True]
+    assert reports[0] in job.submitted

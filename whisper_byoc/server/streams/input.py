@@ -136,6 +136,10 @@ class StreamInput:
         async with TrickleSubscriber(url, options=self._options) as subscriber:
             try:
                 async for segment in subscriber:
+                    if segment.began_anew:
+                        self._sink.lost("the publisher of the input began again; what was not read before is lost")
+                        await self._sink.flush()  # its time begins again as well
+                        self._sink.submit_rest()
                     if segment.missed:
                         self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
                         self._sink.submit_rest()
