@@ -20,6 +20,7 @@ SHARED = {
         "http",
         "languages",
         "livepeer",
+        "connections",
         "logs",
         "origins",
         "params",

@@ -3,7 +3,7 @@
 `tests/test_aiohttp_internals.py` fails when a release of aiohttp changes one of them.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -39,3 +39,25 @@ def take_unread(content: aiohttp.StreamReader) -> bytes:
         return content.read_nowait()
     except RuntimeError:  # somebody else is waiting for more, so there is nothing
         return b""
+
+
+def handler_options(server: web.Server) -> dict[str, Any]:
+    """Return the options with which a server makes the handler of each connection, for a handler of our own.
+
+    aiohttp has no way to be told of another class.
+    """
+    return {"loop": server._loop, **server._kwargs}
+
+
+def awaits_head(handler: web.RequestHandler) -> bool:
+    """Return whether a connection is at no request: what it sends is the head of the next one.
+
+    aiohttp limits the time between requests, but not that in which a head arrives.
+    """
+    busy = handler._messages or handler._current_request is not None or handler._payload_parser is not None
+    return not busy and not handler._upgraded
+
+
+def newest_body(handler: web.RequestHandler) -> aiohttp.StreamReader | None:
+    """Return the body of the newest request whose head has come and that is not yet worked on, if there is one."""
+    return handler._messages[-1][1] if handler._messages else None

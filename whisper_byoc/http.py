@@ -1,5 +1,6 @@
 """HTTP as every part of this project does it: addresses, sessions, listeners, bounded bodies, lines and JSON."""
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -12,12 +13,14 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
+from whisper_byoc.connections import ConnectionLimits, Connections, keep_reserve
 from whisper_byoc.errors import RequestRefused, StartError, UsageError
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request raises when the server is gone, breaks off or is too slow: another try may do better."""
 
 CONNECT_SECONDS = 10.0
+BACKLOG = 128
 SMALL_BODY = 64 * 1024
 """Bytes; enough for what peers tell each other in JSON."""
 
@@ -88,13 +91,17 @@ async def listening(
     *,
     keep_alive_seconds: float,
     shutdown_seconds: float,
+    limits: ConnectionLimits | None = None,
     **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
 
     Bodies arrive as they were sent, a compressed one too: unpacking one of a megabyte takes the event loop seconds.
-    `options` are for `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
+    `limits` are of connections; by default they follow from how many files this process may open. `options` are for
+    `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
     """
+    connections = Connections(limits or ConnectionLimits.of_this_process())
+    app.middlewares.append(keep_reserve)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -104,16 +111,25 @@ async def listening(
         **options,
     )
     await runner.setup()
+    assert runner.server is not None
+    loop = asyncio.get_running_loop()
+    listener = None
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            listener = await loop.create_server(connections.factory(runner.server), host, port, backlog=BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 advice = "choose another port, or stop the program that listens there"
                 raise StartError(f"port {port} on {host} is in use; {advice}") from None
             raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
-        yield int(runner.addresses[0][1])
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(connections.on_loop_error)
+        yield int(listener.sockets[0].getsockname()[1])
     finally:
+        if loop.get_exception_handler() == connections.on_loop_error:
+            loop.set_exception_handler(None)
+        if listener is not None:
+            listener.close()
         await runner.cleanup()
 
 

@@ -4,6 +4,7 @@ import atexit
 import errno
 import os
 import re
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -36,6 +37,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 """Each command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
 EXIT_FAILURE, EXIT_USAGE = 1, 2
+MOST_FILES = 65536
 WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Why stdout may fail through no fault of this program; a reader that has gone is a `BrokenPipeError`."""
 ONE_DASH = re.compile(r"-[A-Za-z][\w-]+(=.*)?", re.DOTALL)
@@ -82,6 +84,7 @@ def exit_at_once(code: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     end_with_parent()
+    open_more_files()
     words = with_two_dashes(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)
@@ -102,6 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         bug = f"this is a bug: {type(error).__name__}: {error}; WHISPER_BYOC_DEBUG=1 shows where"
         return print_error(bug, EXIT_FAILURE)
+
+
+def open_more_files() -> None:
+    """Raise the limit of open files as far as may be, as Go's programs do: connections are files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if 0 <= soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def discard_output() -> None:

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from whisper_byoc import __version__, http
 from whisper_byoc.aio import Tasks, stop_on_signals
+from whisper_byoc.connections import MONITORED
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.streams import Streams
@@ -34,7 +35,6 @@ LAST_WORDS_S = 1.0
 PAGE_TYPES = frozenset({"text/plain", "multipart/form-data"})
 """What a web page sends anywhere without its browser asking first (Fetch, "CORS-safelisted request-header"). The third,
 `application/x-www-form-urlencoded`, is what curl and Python's urllib call any body."""
-MONITORED = frozenset(("/health", "/healthz", "/readyz"))
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 

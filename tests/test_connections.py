@@ -1,0 +1,194 @@
+"""Connections: how many, from where, and how long each may take to say what it wants."""
+
+import asyncio
+import contextlib
+import json
+import logging
+
+import pytest
+from aiohttp import web
+
+from whisper_byoc.connections import ConnectionLimits, Connections, client_address
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.http import listening
+
+AMPLE = ConnectionLimits(total=100, per_address=100)
+QUICK = ConnectionLimits(total=100, per_address=100, head_seconds=0.05)
+
+
+@web.middleware
+async def answer_refusals(request, handler):
+    try:
+        return await handler(request)
+    except RequestRefused as error:
+        return web.json_response({"error": str(error)}, status=error.status)
+
+
+@contextlib.asynccontextmanager
+async def serving(limits):
+    """Serve `/health`, and an echo at `/`; yield a function that opens a connection."""
+
+    async def echo(request):
+        return web.Response(body=await request.read())
+
+    async def health(_):
+        return web.Response(text="well")
+
+    app = web.Application(middlewares=[answer_refusals])
+    app.add_routes([web.post("/", echo), web.get("/health", health)])
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=1, limits=limits) as port:
+        writers = []
+
+        async def connect(data=b""):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(data)
+            return reader, writer
+
+        yield connect
+        for writer in writers:
+            writer.close()
+
+
+def get(path):
+    return b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode()
+
+
+def post(data):
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data)
+
+
+async def answer(reader):
+    """The status and the body of the next answer."""
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+        return int(head.split()[1]), await reader.readexactly(length)
+
+
+async def is_over(reader):
+    async with asyncio.timeout(20):
+        return await reader.read() == b""
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow", post(b"abc") + b"POST / HTTP"])
+async def test_a_head_that_does_not_come_is_408(begun):
+    async with serving(QUICK) as connect:
+        reader, writer = await connect(begun[:40])
+        writer.write(begun[40:])
+        if begun.startswith(b"POST"):
+            assert await answer(reader) == (200, b"abc")
+            writer.write(b"/1.1\r\n")
+        status, body = await answer(reader)
+        assert (status, "head of the request" in json.loads(body)["error"]) == (408, True)
+        assert await is_over(reader)
+
+
+async def test_a_slow_body_and_an_idle_connection_are_left_alone():
+    async with serving(QUICK) as connect:
+        reader, writer = await connect(post(b"12345")[:-4])
+        idle_reader, idle_writer = await connect(post(b"idle"))
+        assert await answer(idle_reader) == (200, b"idle")
+        for piece in (b"2", b"3", b"4"):
+            writer.write(piece)
+            late, _ = await connect()  # whose time is over later
+            assert (await answer(late))[0] == 408
+        idle_writer.write(post(b"again"))
+        assert await answer(idle_reader) == (200, b"again")
+        writer.write(b"5")
+        assert await answer(reader) == (200, b"12345")
+
+
+@pytest.mark.parametrize("limits", [{"total": 2, "per_address": 9}, {"total": 9, "per_address": 2}])
+async def test_beyond_the_limit_only_monitors_are_answered(limits, caplog):
+    async with serving(ConnectionLimits(**limits, reserve=4)) as connect:
+        first, _ = await connect(post(b"1"))
+        second, writer = await connect(post(b"2"))
+        assert (await answer(first), await answer(second)) == ((200, b"1"), (200, b"2"))
+        reserved, _ = await connect(get("/health"))
+        assert await answer(reserved) == (200, b"well")
+        assert await is_over(reserved)  # the place is for the next monitor
+        reserved, _ = await connect(post(b"3"))
+        assert (await answer(reserved))[0] == 503
+        holders = [await connect() for _ in range(2)]  # half of the reserve
+        reader, _ = await connect()
+        status, body = await answer(reader)
+        assert (status, "too many connections" in json.loads(body)["error"]) == (503, True)
+        assert await is_over(reader)
+        writer.close()
+        for _, each in holders:
+            each.close()
+
+        async def has_room():
+            reader, _ = await connect(post(b"4"))
+            return await answer(reader) == (200, b"4")
+
+        async with asyncio.timeout(20):
+            while not await has_room():
+                await asyncio.sleep(0)
+    assert sum("no more are taken" in message for message in caplog.messages) == 1
+
+
+async def test_bytes_that_are_no_request_are_one_line(caplog):
+    async with serving(AMPLE) as connect:
+        for _ in range(20):
+            reader, _ = await connect(b"\x16\x03\x01\x1b[2J what is this\r\n\r\n")
+            status, body = await answer(reader)
+            assert (status, "no HTTP request" in json.loads(body)["error"]) == (400, True)
+            assert await is_over(reader)
+        reader, _ = await connect(get("/" + "a" * 9000))
+        assert (await answer(reader))[0] == 400
+    (record,) = [each for each in caplog.records if each.levelno >= logging.INFO]
+    assert "127.0.0.1 are no HTTP request" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None
+
+
+async def test_descriptors_that_are_used_up_are_one_line(caplog):
+    loop = asyncio.get_running_loop()
+    async with serving(AMPLE):
+        for _ in range(300):
+            error = OSError(24, "Too many open files")
+            loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
+        (message,) = caplog.messages
+        assert "Too many open files" in message
+        loop.call_exception_handler({"message": "something else"})
+        assert caplog.messages[-1] == "something else"
+    assert loop.get_exception_handler() is None
+
+
+async def test_all_places_are_free_again():
+    connections = Connections(ConnectionLimits(total=2, per_address=1, reserve=2))
+    taken = [connections.enter(address) for address in ("a", "a", "b", "c", "c", "a")]
+    assert taken == [False, True, False, True, None, None]
+    connections.leave("a", reserved=False)
+    assert connections.enter("c") is False
+    connections.leave("c", reserved=True)
+    assert connections.enter("c") is True
+
+
+class Peer:
+    def __init__(self, address):
+        self.address = address
+
+    def get_extra_info(self, _):
+        return self.address
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        (("10.0.0.7", 1), "10.0.0.7"),
+        (("::ffff:10.0.0.7", 1, 0, 0), "10.0.0.7"),
+        (("2001:db8:1:2:3:4:5:6", 1, 0, 0), "2001:db8:1:2::/64"),
+        (("fe80::1%eth0", 1, 0, 2), "fe80::/64"),
+        ("/a/socket", ""),
+    ],
+)
+def test_what_counts_as_one_client(peer, address):
+    assert client_address(Peer(peer)) == address
+
+
+def test_half_of_the_descriptors_are_for_clients():
+    limits = ConnectionLimits.of_this_process()
+    assert 0 < limits.per_address <= limits.total <= 10_000

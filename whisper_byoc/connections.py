@@ -1,0 +1,220 @@
+"""Connections of a listener: how many there may be, and how long one may take to say what it wants."""
+
+import asyncio
+import ipaddress
+import json
+import logging
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import StreamReader, web
+from aiohttp.typedefs import Handler
+
+from whisper_byoc.aiohttp_internals import awaits_head, handler_options, newest_body
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.logs import one_line
+
+log = logging.getLogger(__name__)
+
+MONITORED = frozenset(("/health", "/healthz", "/readyz"))
+"""Paths that are answered in the reserve."""
+LOG_SECONDS = 10.0
+"""Between two lines on the same trouble."""
+MOST_CONNECTIONS = 10_000
+IPV6_NETWORK_BITS = 64
+"""Of an address: what one client has for itself."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How many connections a listener has."""
+
+    total: int
+    per_address: int
+    """From one IPv4 address, or one IPv6 network of 64 bits."""
+    reserve: int = 16
+    """Beyond both: for monitors, which get answers to `MONITORED` and nothing else."""
+    head_seconds: float = 20.0
+    """Longest time for the head of a request, from the connection's opening or the head's first bytes."""
+
+    @classmethod
+    def of_this_process(cls) -> "ConnectionLimits":
+        """Give clients half of the file descriptors, as a job may need another for a peer, a program or a file."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        total = MOST_CONNECTIONS if descriptors < 0 else max(1, min(MOST_CONNECTIONS, descriptors // 2))
+        return cls(total, max(1, total // 2))
+
+
+class Seldom:
+    """Logs one line on a trouble in `LOG_SECONDS`, with how often it was left out since the last one."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._left_out = 0
+
+    def warning(self, text: str) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._left_out += 1
+            return
+        log.warning("%s%s", text, f" ({self._left_out} more like it before)" if self._left_out else "")
+        self._next, self._left_out = now + LOG_SECONDS, 0
+
+
+class Connections:
+    """Counts the connections of one listener."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self.refusals, self.slow_heads, self.malformed, self.descriptors = Seldom(), Seldom(), Seldom(), Seldom()
+        self._places = Counter[str]()
+        self._reserved = Counter[str]()
+
+    def enter(self, address: str) -> bool | None:
+        """Count a connection; return whether it is in the reserve, None if there is no place for it."""
+        limits = self.limits
+        if self._places.total() < limits.total and self._places[address] < limits.per_address:
+            self._places[address] += 1
+            return False
+        self.refusals.warning(
+            f"{self._places[address]} connections from {address}, {self._places.total()} in all: no more are taken"
+        )
+        # half of the reserve for one address: a monitor elsewhere finds a place still
+        if self._reserved.total() < limits.reserve and self._reserved[address] < max(1, limits.reserve // 2):
+            self._reserved[address] += 1
+            return True
+        return None
+
+    def leave(self, address: str, *, reserved: bool) -> None:
+        counter = self._reserved if reserved else self._places
+        counter[address] -= 1
+        if not counter[address]:
+            del counter[address]
+
+    def factory(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
+        """Return what makes the protocol of each connection to an application's server."""
+        options = handler_options(server)
+        return lambda: BoundedHandler(server, self, **options)
+
+    def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log in one line that the system has no descriptors left; asyncio writes a hundred tracebacks a second."""
+        if "socket.accept()" in context.get("message", ""):
+            self.descriptors.warning(f"no connection can be accepted: {context.get('exception')}")
+        else:
+            loop.default_exception_handler(context)
+
+
+class BoundedHandler(web.RequestHandler):
+    """One connection."""
+
+    def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
+        super().__init__(server, **options)
+        self.reserved: bool | None = None
+        """Whether it is in the reserve; None when it has no place."""
+        self._connections = connections
+        self._address = ""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None  # of the newest request
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._address = client_address(transport)
+        self.reserved = self._connections.enter(self._address)
+        if self.reserved is None:
+            _answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections; try again later")
+            return
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._head_is_there()
+        if self.reserved is not None:
+            self._connections.leave(self._address, reserved=self.reserved)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.reserved is None:
+            return
+        in_body = self._body is not None and not self._body.is_eof()
+        super().data_received(data)
+        self._body = newest_body(self) or self._body
+        if not awaits_head(self):
+            self._head_is_there()
+        elif data and not in_body and self._head_timer is None:
+            self._expect_head()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are no request in the form of all errors, with one line in the log."""
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        why = one_line((message or str(exc) or type(exc).__name__).strip().partition("\n")[0])[:200]
+        self._connections.malformed.warning(f"bytes from {self._address} are no HTTP request: {why}")
+        response = web.json_response({"error": f"this is no HTTP request: {why}"}, status=status)
+        response.force_close()
+        return response
+
+    def _expect_head(self) -> None:
+        seconds = self._connections.limits.head_seconds
+        self._head_timer = asyncio.get_running_loop().call_later(seconds, self._head_is_late)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        transport = self.transport
+        if transport is None or not awaits_head(self):
+            return
+        seconds = self._connections.limits.head_seconds
+        self._connections.slow_heads.warning(f"{self._address} had not sent the head of a request after {seconds:g} s")
+        assert isinstance(transport, asyncio.Transport)
+        _answer(transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s")
+
+
+@web.middleware
+async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let requests of connections in the reserve read what monitors do, and nothing else."""
+    if not getattr(request.protocol, "reserved", False):
+        return await handler(request)
+    if request.path not in MONITORED:
+        raise RequestRefused(503, "there are too many connections; try again later", retry_after=1)
+    response = await handler(request)
+    response.force_close()
+    return response
+
+
+def client_address(transport: asyncio.Transport) -> str:
+    """Return the address of the client, of IPv6 its network; empty for one that has none."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return ""
+    address = ipaddress.ip_address(peer[0].partition("%")[0])
+    if not isinstance(address, ipaddress.IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False))
+
+
+def _answer(transport: asyncio.Transport, status: HTTPStatus, message: str) -> None:
+    """Answer a connection on which there is no request, and close it."""
+    body = json.dumps({"error": message}).encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+    )
+    transport.write(head.encode() + body)
+    transport.close()
