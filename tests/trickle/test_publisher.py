@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 from whisper_byoc.trickle import (
     ChannelClosed,
     ChannelNotFound,
@@ -316,7 +317,7 @@ async def test_a_lost_answer_makes_no_duplicate(relayed):
 
 
 async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(relayed):
-    api, behind, relay = await relayed()
+    api, behind, relay = await relayed(resume_seconds=0.01)
     publisher = await behind.publisher(keep_bytes=1000)
     segment = await publisher.next()
     for _ in range(4):
@@ -326,7 +327,7 @@ async def test_a_segment_too_large_to_keep_is_lost_loudly_and_the_next_is_not(re
     with pytest.raises(SegmentBroken, match="segment 0 broke after 2000 bytes") as broken:
         await segment.close()
     assert broken.value.seq == 0
-    assert api.slot(0).closed
+    await until(lambda: api.slot(0).closed)
     seq = await publisher.publish(b"next")
     assert (await api.get(f"ch/{seq}"))[1] == b"next"
 
@@ -497,3 +498,23 @@ async def test_any_chunking_arrives_as_it_was_written(segments, keep_bytes):
         if not wanted:
             server.close("ch")
         assert await asyncio.wait_for(reading, 10) == wanted
+
+
+async def test_who_asks_again_and_again_what_is_refused_is_slowed_down(scripted, quick):
+    async def refuse(number, method, seq, wire, headers):
+        await wire.send("HTTP/1.1 403 x", "Content-Length: 0", "Connection: close")
+        return True
+
+    script = await scripted(refuse)
+    async with TricklePublisher(script.url, options=quick(longest_pause=5.0)) as publisher:
+
+        async def insist():
+            while True:
+                with pytest.raises(Refused):
+                    await publisher.publish(b"x")
+
+        insisting = asyncio.create_task(insist())
+        await until(lambda: len(script.asked) > 3)
+        await asyncio.sleep(0.3)
+        await cancel(insisting)
+    assert len(script.asked) < 16

@@ -239,7 +239,7 @@ async def test_who_waits_when_the_channel_ends_is_told(trickle):
 
 @pytest.mark.parametrize("how", ["the channel ends", "the segment ends", "the upload breaks"])
 async def test_a_reader_in_mid_segment_gets_a_plain_end(trickle, how):
-    api = await trickle()
+    api = await trickle(resume_seconds=0.01)
     writing = await api.preconnect("ch/0", data=b"part")
     async with api.http.get(api.url() + "/0") as answer:
         assert await answer.content.readexactly(4) == b"part"
@@ -250,6 +250,14 @@ async def test_a_reader_in_mid_segment_gets_a_plain_end(trickle, how):
             assert (await api.delete(path))[:2] == (200, b"")
         assert await answer.content.read() == b""
         assert "Lp-Trickle-Closed" not in answer.headers
+
+
+async def test_head_of_next(trickle):
+    api = await trickle()
+    await api.post("ch/0", b"x")
+    status, body, headers = await api.request("HEAD", "ch/next")
+    assert (status, body, headers["Lp-Trickle-Latest"]) == (200, b"", "1")
+    assert (await api.request("HEAD", "no/next"))[0] == 404
 
 
 async def test_next(trickle):
@@ -279,6 +287,8 @@ async def test_delete_segment_releases_a_preconnect(trickle):
     await api.delete("ch/0")
     head = await writing.head()
     assert {"HTTP/1.1 200 OK", "Lp-Trickle-Seq: 0", "Connection: close"} <= set(head)
+    async with asyncio.timeout(5):  # aiohttp would wait 10 s for the rest of the body
+        assert await writing.rest() == b""
     assert (await api.get("ch/next"))[1] == b"1"
 
 
@@ -398,8 +408,39 @@ async def test_a_preconnect_that_breaks_leaves_its_index_free(trickle):
     assert (await reading)[1] == b"the next one's"
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_an_upload_that_broke_is_continued_by_the_next_one(trickle, closed):
+    """As at go-livepeer's; a reader waits for it, but not for ever."""
+    api = await trickle(resume_seconds=0.01 if closed else 600)
+    writing = await api.preconnect("ch/0", data=b"part")
+    reading = asyncio.create_task(api.get("ch/0"))
+    writing.cut()
+    await until(lambda: api.slot(0).broken)
+    if closed:
+        assert (await reading)[1] == b"part"
+    writing = await api.preconnect("ch/0")
+    await until(lambda: not api.slot(0).broken)
+    writing.cut()  # one that breaks without a byte changes nothing
+    await until(lambda: api.slot(0).broken)
+    assert (await api.post("ch/0", b" and rest"))[0] == 200
+    if not closed:
+        assert (await reading)[1] == b"part and rest"
+    assert (await api.get("ch/0"))[1] == b"part and rest"
+    assert (await api.post("ch/0", b"more"))[0] == 409
+
+
+async def test_the_next_segment_ends_one_whose_upload_broke(trickle):
+    api = await trickle(resume_seconds=600)
+    writing = await api.preconnect("ch/0", data=b"part")
+    reading = asyncio.create_task(api.get("ch/0"))
+    writing.cut()
+    await until(lambda: api.slot(0).broken)
+    await api.post("ch/1", b"next")
+    assert (await reading)[1] == b"part"
+
+
 async def test_garbage_between_chunks_is_not_stored_and_ends_with_its_connection(trickle):
-    api = await trickle()
+    api = await trickle(resume_seconds=0.01)
     wire = await api.preconnect("ch/0", data=b"data")
     segment = api.slot(0)
     await wire.write(b"nonsense\r\n")

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 from whisper_byoc.trickle import (
     ChannelNotFound,
     Refused,
@@ -333,6 +334,35 @@ async def test_who_always_answers_470_is_asked_more_and_more_seldom(answering, l
         await until(lambda: len(script.asked) > 5)
         await asyncio.sleep(0.2)
     assert len(script.asked) < 16
+    with pytest.raises(StopAsyncIteration):
+        await reading
+
+
+async def test_who_is_asked_again_after_a_refusal_is_not_asked_hot(answering):
+    script, subscriber = await answering(*[reply("403 x")] * 500, longest_pause=5.0)
+
+    async def insist():
+        while True:
+            with pytest.raises(Refused):
+                await anext(subscriber)
+
+    async with subscriber:
+        insisting = asyncio.create_task(insist())
+        await until(lambda: len(script.asked) > 2)
+        await asyncio.sleep(0.3)
+        await cancel(insisting)
+    assert len(script.asked) < 12
+
+
+async def test_a_server_that_sends_one_segment_for_every_index_gives_it_once_and_is_not_asked_hot(answering):
+    script, subscriber = await answering(*[seq_reply(0, b"x")] * 500, early_seconds=5.0)
+    async with subscriber:
+        assert await (await anext(subscriber)).read() == b"x"
+        reading = asyncio.create_task(anext(subscriber))
+        await until(lambda: len(script.asked) > 1)
+        await asyncio.sleep(0.1)
+        assert not reading.done()
+    assert len(script.asked) < 4
     with pytest.raises(StopAsyncIteration):
         await reading
 

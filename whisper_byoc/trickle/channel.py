@@ -28,6 +28,8 @@ class Segment:
         self.closed = False
         self.whole = False
         """Whether a writer came to its end; a segment that is closed and not whole was cut short."""
+        self.broken = False
+        """Whether an upload broke off that another one may continue."""
         self.chunks: list[bytes] = []
         self.changed = Changed()
         self._memory = memory
@@ -57,6 +59,11 @@ class Segment:
         """End the segment for its readers, and for writers that have not begun."""
         self.closed = True
         self.changed.notify()
+
+    def give_up(self) -> None:
+        """Close the segment if its upload broke off and nobody has continued it."""
+        if self.broken:
+            self.close()
 
 
 class Cursor:
@@ -134,7 +141,8 @@ class Channel:
         if seq < 0:
             raise BadSequence(f"nothing can be written to segment {seq}")
         held = self._slots[seq % WINDOW]
-        if held and held.seq == seq and not held.closed:
+        if held and held.seq == seq and (held.broken or not held.closed):
+            held.broken = held.closed = False
             return held
         passed = held and held.seq >= seq and seq < self.next_write
         behind = seq < self.next_write - WINDOW
@@ -168,6 +176,9 @@ class Channel:
     def begin(self, segment: Segment) -> None:
         """Note that the first byte of a segment arrived."""
         self.next_write = max(self.next_write, segment.seq + 1)
+        for each in self.segments:
+            if each.seq < segment.seq:
+                each.give_up()
         self.active_at = time.monotonic()
         self.changed.notify()
 
@@ -175,6 +186,7 @@ class Channel:
         """Close a segment, written or skipped: its index is used up."""
         if self.holds(segment):
             self.begin(segment)
+        segment.broken = False
         segment.close()
 
     def finish_seq(self, seq: int) -> None:

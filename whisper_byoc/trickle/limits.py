@@ -21,6 +21,9 @@ class TrickleLimits:
     """How often idle channels and stalled connections are looked for (go-livepeer: 1 minute)."""
     interim_seconds: float = 10.0
     """How often a publisher that has sent nothing yet gets `100 Continue` (go-livepeer: 10 s)."""
+    resume_seconds: float = 5.0
+    """How long readers of an upload that broke off wait for another one that continues it, unless a later segment
+    begins first (go-livepeer: until somebody ends the segment)."""
     probe_seconds: float = 10.0
     """How often the server checks that a waiting reader is still connected."""
     stall_seconds: float = 60.0

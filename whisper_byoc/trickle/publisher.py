@@ -5,16 +5,16 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
 import aiohttp
 
-from whisper_byoc.aio import Changed, cancel
+from whisper_byoc.aio import Changed, backoff, cancel
 from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, SegmentBroken, TrickleError, Unreachable
 from whisper_byoc.trickle.protocol import CLOSED, RESET
-from whisper_byoc.trickle.remote import RETRIED, ClientOptions, RemoteChannel, Retry
+from whisper_byoc.trickle.remote import FIRST_PAUSE_S, RETRIED, ClientOptions, RemoteChannel, Retry
 
 log = logging.getLogger("whisper_byoc.trickle")
 
@@ -56,6 +56,8 @@ class TricklePublisher:
         self._waiting: SegmentWriter | None = None
         self._writing: list[SegmentWriter] = []
         self._numbering = asyncio.Lock()
+        self._pause = 0.0
+        self._pauses = self._new_pauses()
 
     async def start(self) -> None:
         """Create or join the channel if asked to, and open the first POST.
@@ -80,9 +82,11 @@ class TricklePublisher:
         """Return the next segment to write, and open the POST of the one after it.
 
         Raises `ChannelNotFound`, `ChannelClosed` or `Refused` when the open POST has ended so; another call tries
-        again.
+        again, after a pause that grows from failure to failure.
         """
         async with self._numbering:
+            pause, self._pause = self._pause, 0.0
+            await asyncio.sleep(pause)
             writer, self._waiting = self._waiting or self._open(), None
             if error := writer.error:
                 self._seq = writer.seq
@@ -135,6 +139,16 @@ class TricklePublisher:
             seq, self._seq = self._seq, self._seq + 1
             self._waiting = self._waiting or self._open()
             return seq
+
+    def ended(self, error: BaseException | None) -> None:
+        """Learn how a segment ended: who asks again and again what is refused has to wait."""
+        if error is None:
+            self._pause, self._pauses = 0.0, self._new_pauses()
+        elif isinstance(error, TrickleError):
+            self._pause = next(self._pauses)
+
+    def _new_pauses(self) -> Iterator[float]:
+        return backoff(FIRST_PAUSE_S, self.channel.options.longest_pause)
 
     def _open(self, *, reset: bool = False) -> "SegmentWriter":
         seq, self._seq = self._seq, self._seq + 1
@@ -330,6 +344,7 @@ class SegmentWriter:
 
     def _ended(self, _: object) -> None:
         self._changed.notify()
+        self._publisher.ended(self.error)
         error = self.error  # this also marks it as retrieved: an idle POST may fail without anybody asking
         if isinstance(error, Unreachable | SegmentBroken):
             self._publisher.left_open = True

@@ -81,12 +81,12 @@ class Retry:
 
         Raises `Unreachable` when there have been nothing but failures for longer than that.
         """
-        log.info("%s: %s", what, reason_of(error))
         now = time.monotonic()
         broke = isinstance(error, CONNECTION_ERRORS) and not isinstance(error, TimeoutError)
         if broke and now - began_at > self._options.connect_seconds:  # a connection that had worked
             self.restart()
         if self._failing_since is None:
+            log.info("%s: %s", what, reason_of(error))
             self._failing_since = now
         if now - self._failing_since > self._patience:
             raise Unreachable(f"{what}: {reason_of(error)}") from error

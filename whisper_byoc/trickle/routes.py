@@ -59,6 +59,8 @@ class TrickleRoutes:
         segment = channel + "/{seq:[^/]+}"
         app.router.add_post(channel, _answering_errors(self.create))
         app.router.add_delete(channel, _answering_errors(self.delete))
+        app.router.add_head(channel + "/next", _answering_errors(self.next))
+        app.router.add_get(channel + "/next", _answering_errors(self.next), allow_head=False)
         app.router.add_get(segment, _answering_errors(self.read), allow_head=False)
         app.router.add_post(segment, _answering_errors(self.write))
         app.router.add_delete(segment, _answering_errors(self.finish))
@@ -104,10 +106,15 @@ class TrickleRoutes:
             return await self._store(request, channel, segment)
 
     async def _store(self, request: web.Request, channel: Channel, segment: Segment) -> web.StreamResponse:
-        data = await self._first_bytes(request, segment)
+        try:
+            data = await self._first_bytes(request, segment)
+        except BROKEN_BODY:
+            if segment.size:
+                self._leave_open(channel, segment)  # and if not, the index is still free
+            raise
         if not data:
             channel.finish(segment)
-            return _closing(_written(channel, segment))
+            return await self._released(request, _closing(_written(channel, segment)))
         channel.begin(segment)
         try:
             segment.append(data)
@@ -118,17 +125,37 @@ class TrickleRoutes:
                     return _http_error(409, "Too late", close=True)
                 segment.append(data)
             segment.whole = True
+        except BROKEN_BODY:
+            self._leave_open(channel, segment)
+            raise
         finally:
-            channel.finish(segment)  # also when the upload broke: nobody is left waiting for the rest
+            if not segment.broken:
+                channel.finish(segment)
         return _written(channel, segment)
+
+    def _leave_open(self, channel: Channel, segment: Segment) -> None:
+        """Let readers wait for an upload that continues this one, but not for long."""
+        if not channel.holds(segment):
+            return
+        segment.broken = True
+        asyncio.get_running_loop().call_later(self._table.limits.resume_seconds, segment.give_up)
+
+    async def _released(self, request: web.Request, response: web.Response) -> web.StreamResponse:
+        """Answer, and close the connection at once: aiohttp would wait for the rest of the body."""
+        await response.prepare(request)
+        await response.write_eof()
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+    async def next(self, request: web.Request) -> web.StreamResponse:
+        latest = str(self._table.get(request.match_info["name"]).next_write)
+        return web.Response(text=latest, headers={LATEST: latest})
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         channel = self._table.get(request.match_info["name"])
-        text = request.match_info["seq"]
-        if text == "next":
-            return web.Response(text=str(channel.next_write), headers={LATEST: str(channel.next_write)})
         latest = channel.next_write
-        seq = parse_seq(text)
+        seq = parse_seq(request.match_info["seq"])
         try:
             segment = channel.for_read(seq)
         except SegmentNotFound:

@@ -15,7 +15,7 @@ from whisper_byoc.aio import backoff, cancel
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge
 from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
-from whisper_byoc.trickle.remote import ClientOptions, RemoteChannel, Retry, header_seq, retry_pauses
+from whisper_byoc.trickle.remote import FIRST_PAUSE_S, ClientOptions, RemoteChannel, Retry, header_seq, retry_pauses
 
 log = logging.getLogger("whisper_byoc.trickle")
 
@@ -45,6 +45,7 @@ class TrickleSubscriber:
         self._ahead: asyncio.Task[SegmentReader | None] | None = None
         self._current: SegmentReader | None = None
         self._ended = False
+        self._pauses: Iterator[float] | None = None  # after an error, those before the next tries
 
     async def start(self) -> None:
         self._channel.open()
@@ -75,16 +76,18 @@ class TrickleSubscriber:
     async def __anext__(self) -> SegmentReader:
         """Wait for the next segment.
 
-        Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`.
+        Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`; another call tries again,
+        after a pause that grows from failure to failure.
         """
         if self._current:
             self._current.discard()
         if self._ended:
             raise StopAsyncIteration
-        ahead = self._ahead = self._ahead or asyncio.create_task(self._fetcher.first(self._start))
+        ahead = self._ahead = self._ahead or asyncio.create_task(self._first())
         await asyncio.wait((ahead,))  # a caller who stops waiting can come back
         self._ahead = None
         segment = None if ahead.cancelled() else ahead.result()
+        self._pauses = None
         if segment is None:
             self._ended = True
             raise StopAsyncIteration
@@ -93,6 +96,13 @@ class TrickleSubscriber:
         self._ahead = asyncio.create_task(self._fetcher.fetch(self._start))
         self._ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # marks an error as retrieved
         return segment
+
+    async def _first(self) -> SegmentReader | None:
+        if self._pauses is None:
+            self._pauses = backoff(FIRST_PAUSE_S, self._channel.options.longest_pause)
+        else:
+            await asyncio.sleep(next(self._pauses))
+        return await self._fetcher.first(self._start)
 
 
 class SegmentReader:
@@ -240,11 +250,15 @@ class _Fetcher:
             if status not in (200, NOT_FOUND):
                 raise await self._channel.error_of(answer.response)
             self._known = True
-            if status == 200 and answer.first:
+            served = header_seq(answer.response, SEQ)
+            other = status == 200 and seq >= 0 and served is not None and served != seq
+            if status == 200 and answer.first and not other:
                 self._served = True
                 return SegmentReader(self, answer, self._served_seq(answer, seq), missed, began_anew=began_anew)
             answer.response.close()
-            if status == 200:  # its publisher skipped it
+            if other:  # what it sends for every index, perhaps
+                free = 0
+            elif status == 200:  # its publisher skipped it
                 seq = self._served_seq(answer, seq) + 1
             elif latest is not None and seq < latest:
                 oldest = max(seq + 1, latest - WINDOW)

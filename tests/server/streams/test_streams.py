@@ -7,6 +7,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 
 from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
@@ -15,6 +16,7 @@ from tests.server.streams.conftest import KINDS, Sound
 from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.http import listening
 from whisper_byoc.processors.base import PlainSession, Result
 from whisper_byoc.processors.tint import GreenTintProcessor
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
@@ -555,9 +557,9 @@ async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate
 
 async def test_events_that_the_channel_does_not_take_are_dropped(caplog):
     events = output.EventWriter("full", None, ClientOptions())
-    for _ in range(output.MAX_EVENTS + 1):
+    for _ in range(output.MAX_EVENTS + 3):
         events.emit("error")
-    assert caplog.text.count("event error dropped") == 1
+    assert caplog.text.count("events are dropped") == 1
     events.finish()
     async with asyncio.timeout(20):
         await events.run()
@@ -586,3 +588,46 @@ async def test_nothing_is_written_before_a_reader_can_be_there(orchestrate, monk
     assert events[0]["event"]["type"] == "params_updated"
     await world.stop("early")
     await cancel(listening)
+
+
+async def test_events_that_are_refused_are_tried_again_with_pauses_and_one_line_in_the_log(monkeypatch, caplog):
+    monkeypatch.setattr(output, "FIRST_LINE_S", 0.0)
+    asked, taken = [], []
+
+    async def channel(request):
+        asked.append(request.path)
+        if len(asked) < 6:
+            return web.Response(status=403)
+        taken.append(await request.json())
+        return web.Response(headers={"Lp-Trickle-Seq": request.path[-1]})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", channel)
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0) as port:
+        monkeypatch.setattr(output, "FIRST_PAUSE_S", 0.01)
+        events = output.EventWriter("id", f"http://127.0.0.1:{port}/events", ClientOptions(longest_pause=0.02))
+        running = asyncio.ensure_future(events.run())
+        events.emit("error", message="first")
+        await until(lambda: taken)
+        await cancel(running)
+    assert taken[0]["event"]["message"] == "first"
+    assert caplog.text.count("an event is not taken") == 1
+
+
+@pytest.mark.parametrize("kind", ["events", "data"])
+async def test_a_channel_that_is_given_up_ends_the_stream(orchestrate, monkeypatch, kind):
+    async def refuse(request):
+        return web.Response(status=403)
+
+    monkeypatch.setattr(output, "LOST_S", 0.2)
+    monkeypatch.setattr(output, "KEEP_ALIVE_EVERY_S", 0.05)
+    world = await orchestrate()
+    urls = world.channels("refused")
+    app = web.Application()
+    app.router.add_post("/{path:.*}", refuse)
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0) as port:
+        urls[f"{kind}_url"] = f"http://127.0.0.1:{port}/channel"
+        assert (await world.start("refused", urls))[0] == 200
+        async with world.publisher("refused") as publisher:
+            await publisher.publish(bytes(320))
+            await until(lambda: not world.api.server.streams.streams)

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any, Final
 
+from whisper_byoc.aio import backoff
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.trickle.errors import ChannelClosed, ChannelNotFound, TrickleError
@@ -25,7 +26,9 @@ HEARTBEAT_EVERY_S = 10.0
 FIRST_LINE_S = 1.0
 """Readers subscribe to what comes next once the start was answered: nothing is written before this time."""
 LOST_S = 300.0
-"""A data channel that takes nothing for this long is given up."""
+"""A channel for data or events that takes nothing for this long is given up."""
+FIRST_PAUSE_S = 0.5
+"""The pause after an event was refused; it doubles up to `HEARTBEAT_EVERY_S`."""
 MAX_EVENTS = 64
 DATA_FORMATS: Final = ("object", "pytrickle")
 """One JSON object a line; or, as pytrickle does it, an array of strings a line, of exactly one string."""
@@ -90,6 +93,7 @@ class EventWriter:
         self._url = url
         self._options = options
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_EVENTS)
+        self._dropping = False
 
     def emit(self, kind: str, queue_type: str = "ai_stream_events", **fields: Any) -> None:
         """Queue an event; drop it while the channel takes none."""
@@ -97,7 +101,9 @@ class EventWriter:
         try:
             self._events.put_nowait({"event": event, "queue_event_type": queue_type})
         except asyncio.QueueFull:
-            log.warning("stream %s: event %s dropped, the events channel does not take them", self._stream_id, kind)
+            if not self._dropping:
+                log.warning("stream %s: events are dropped, as the channel does not take them", self._stream_id)
+            self._dropping = True
 
     def finish(self) -> None:
         """Have `run` return once it has published what is queued."""
@@ -116,12 +122,30 @@ class EventWriter:
             self.emit("heartbeat", "stream_heartbeat")
             while (event := await self._next()) is not None:
                 try:
-                    await publisher.publish(_json(event))
+                    async with asyncio.timeout(LOST_S):
+                        await self._deliver(_json(event), publisher)
                 except (ChannelNotFound, ChannelClosed) as error:
                     log.info("stream %s: the events channel has ended: %s", self._stream_id, error)
                     return
-                except TrickleError as error:
-                    log.warning("stream %s: an event was not delivered: %s", self._stream_id, error)
+                except TimeoutError:
+                    log.warning("stream %s: the events channel took nothing for %g s", self._stream_id, LOST_S)
+                    return
+
+    async def _deliver(self, event: bytes, publisher: TricklePublisher) -> None:
+        failed = False
+        for pause in backoff(FIRST_PAUSE_S, HEARTBEAT_EVERY_S):
+            try:
+                await publisher.publish(event)
+            except (ChannelNotFound, ChannelClosed):
+                raise
+            except TrickleError as error:
+                if not failed:
+                    log.warning("stream %s: an event is not taken, and tried again: %s", self._stream_id, error)
+                failed = True
+                await asyncio.sleep(pause)
+            else:
+                self._dropping = False
+                return
 
     async def _next(self) -> dict[str, Any] | None:
         try:
