@@ -55,7 +55,7 @@ async def run(pipeline: str, ts: bytes, seconds: int) -> dict[str, object]:
         trickle.create(name, "video/MP2T")
     processor = find(pipeline).make(WhisperSettings())
     try:
-        async with Server({pipeline: processor}, ServerConfig("127.0.0.1", 0)) as server:
+        async with Server({pipeline: processor}, ServerConfig("127.0.0.1", 0, stream_hosts=["127.0.0.1"])) as server:
             await server.loaded()
             began = time.perf_counter()
             cpu = cpu_seconds()

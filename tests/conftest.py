@@ -198,7 +198,7 @@ async def serving():
             if not isinstance(processors, dict):
                 processors = {"test": processors}
             bounds = Limits(**{"sweep_seconds": 0.05, **limits})
-            settings = ServerConfig("127.0.0.1", 0, bounds, **config)
+            settings = ServerConfig("127.0.0.1", 0, bounds, **{"stream_hosts": ["127.0.0.1"], **config})
             server = await stack.enter_async_context(Server(processors, settings, loop))
             if wait:
                 await server.loaded()

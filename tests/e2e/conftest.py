@@ -119,7 +119,7 @@ def container_node(node):
 
     def make(*pipelines):
         named = [word for name in pipelines or PIPELINES for word in ("--pipeline", name)]
-        return node("serve", "--host", "127.0.0.1", "--port", "PORT", *named)
+        return node("serve", "--host", "127.0.0.1", "--stream-host", "127.0.0.1", "--port", "PORT", *named)
 
     return make
 

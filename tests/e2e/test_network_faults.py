@@ -171,7 +171,10 @@ def containers(node, tmp_path_factory):
     """Two processes."""
     script = tmp_path_factory.mktemp("sound") / "sound.py"
     script.write_text(SOUND)
-    return [node("run", "--host", "127.0.0.1", "--port", "PORT", str(script)) for _ in range(2)]
+    return [
+        node("run", "--host", "127.0.0.1", "--stream-host", "127.0.0.1", "--port", "PORT", str(script))
+        for _ in range(2)
+    ]
 
 
 async def start(*processes):

@@ -135,6 +135,17 @@ def add_allow_origin(parser: Parser) -> None:
     )
 
 
+def add_stream_host(parser: Parser) -> None:
+    parser.option(
+        "--stream-host",
+        help="host that channels of streams may be on, beside orchestrators registered at and whoever shows the token; "
+        "may be repeated, * is any",
+        default=(),
+        action=Repeated,
+        metavar="HOST",
+    )
+
+
 def add_engine(parser: Parser) -> None:
     parser.option(
         "--engine",

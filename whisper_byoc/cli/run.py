@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from whisper_byoc.cli.options import Parser, add_allow_origin, add_log_level, existing_file, port
+from whisper_byoc.cli.options import Parser, add_allow_origin, add_log_level, add_stream_host, existing_file, port
 from whisper_byoc.cli.serve import add_limits, server_limits
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat import tutorial_names
@@ -32,6 +32,7 @@ def configure(parser: Parser) -> None:
     parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
     parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
     parser.option("--class", dest="class_name", help="class to serve, where the script defines several")
+    add_stream_host(parser)
     add_allow_origin(parser)
     add_limits(parser)
     add_log_level(parser)
@@ -46,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
         served = True
         given = inspect.signature(run_processor).bind_partial(processor, *positional, **named).arguments
         options = {name: value for name, value in (("host", args.host), ("port", args.port)) if value is not None}
-        defaults = {"limits": server_limits(args), "allowed_origins": args.allow_origin}
+        defaults = {
+            "limits": server_limits(args),
+            "allowed_origins": args.allow_origin,
+            "stream_hosts": args.stream_host,
+        }
         await run_processor(**{**defaults, **given, **options})
 
     with tutorial_names(serve):

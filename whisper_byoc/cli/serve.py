@@ -16,6 +16,7 @@ from whisper_byoc.cli.options import (
     add_allow_origin,
     add_engine,
     add_log_level,
+    add_stream_host,
     amount,
     byte_count,
     count,
@@ -94,6 +95,7 @@ def configure(parser: Parser) -> None:
         default="object",
     )
     parser.option("--worker-type", help="the pipeline that /version reports", env=("PIPELINE",), default="byoc")
+    add_stream_host(parser)
     add_allow_origin(parser)
     add_registration(parser)
     add_limits(parser)
@@ -124,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         capability=args.capability_name,
         worker_type=args.worker_type,
         data_format=args.data_format,
+        stream_hosts=args.stream_host,
         allowed_origins=args.allow_origin,
     )
     asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))

@@ -13,7 +13,14 @@ from whisper_byoc.cli.sources import stdin_chunks
 from whisper_byoc.errors import ClientError, UsageError
 from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
-from whisper_byoc.trickle import ClientOptions, TrickleError, TricklePublisher, TrickleServer, TrickleSubscriber
+from whisper_byoc.trickle import (
+    ClientOptions,
+    Refused,
+    TrickleError,
+    TricklePublisher,
+    TrickleServer,
+    TrickleSubscriber,
+)
 from whisper_byoc.trickle.pipe import SegmentPieces, by_line, by_size, by_time, publish, subscribe
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, parse_seq
 from whisper_byoc.trickle.server import TRICKLE_PORT, serve
@@ -64,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")
     try:
         asyncio.run(pub(args) if args.action == "pub" else sub(args))
+    except Refused as error:
+        raise ClientError(f"{error} {error.words!r}") from error
     except TrickleError as error:
         raise ClientError(str(error)) from error
     return 0

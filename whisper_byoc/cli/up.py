@@ -136,6 +136,7 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
         *(f"--pipeline={name}" for name in plan.pipelines),
         f"--host={plan.host}",
         f"--port={plan.container_port}",
+        f"--stream-host={host}",
         "--orch-url=",  # the orchestrator below is told of it; it must not register elsewhere
     )
     orchestrator = await start(

@@ -33,18 +33,21 @@ async def run_processor(
     name: str | None = None,
     limits: Limits | None = None,
     allowed_origins: Sequence[str] = (),
+    stream_hosts: Sequence[str] = (),
 ) -> None:
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
     `processor` is any object with `async process(frame: bytes) -> bytes`; all of its code runs on the running event
-    loop. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server.
+    loop. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server; streams have
+    their channels on `stream_hosts`.
 
     Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
     initialize.
     """
     log_to_stderr("info")
     name = name or type(processor).__name__
-    config = ServerConfig(host, port, limits or Limits(), allowed_origins=tuple(map(origin, allowed_origins)))
+    origins = tuple(map(origin, allowed_origins))
+    config = ServerConfig(host, port, limits or Limits(), stream_hosts=stream_hosts, allowed_origins=origins)
     author_loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = author_loop.create_future()
     stop_server: Future[Callable[[], object]] = Future()

@@ -20,6 +20,7 @@ from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.registration import Registrar, RegistrationOptions
+from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.routes import StreamTable
 
@@ -44,6 +45,9 @@ class ServerConfig:
     """Another name of the first pipeline: that under which orchestrators know it."""
     worker_type: str = "byoc"
     """The `pipeline` of `/version`: Livepeer's word for the type of a worker."""
+    stream_hosts: Sequence[str] = ()
+    """Where channels of streams may be, beside the orchestrators of `registration` and, with a token, whoever starts
+    a stream; `*` is any host."""
     allowed_origins: Sequence[str] = ()
     """Origins of web pages that may use it, as `origins.origin` returns them."""
     data_format: str = "object"
@@ -100,7 +104,7 @@ class Server:
         capability = config.registration.capability.name if config.registration else ""
         pipelines = (Pipeline(name, each, loop) for name, each in processors.items())
         self.table = JobTable(Pipelines(pipelines, capability or config.capability), config.limits, Metrics())
-        self.streams = StreamTable(self.table, config.data_format)
+        self.streams = StreamTable(self.table, _stream_hosts(config), config.data_format)
         self._listener = AsyncExitStack()
         self._loading: list[asyncio.Task[None]] = []
         self._registrar: Registrar | None = None
@@ -158,3 +162,8 @@ class Server:
         if self._registrar is not None:
             await self._registrar.stop()
             self._registrar = None
+
+
+def _stream_hosts(config: ServerConfig) -> StreamHosts:
+    orchestrators = config.registration.orchestrators if config.registration else ()
+    return StreamHosts({*config.stream_hosts, *host_names(*orchestrators)}, starters=bool(config.token))

@@ -60,8 +60,9 @@ class Unreachable(TrickleError):
 
 
 class Refused(TrickleError):
-    """The server answered with an error status, in `status`."""
+    """The server answered with an error status, in `status`, and with `words`, which may be meant for us alone."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, words: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.words = words

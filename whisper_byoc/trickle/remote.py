@@ -174,8 +174,9 @@ class RemoteChannel:
         if answer.status == 404:
             return ChannelNotFound(f"there is no channel at {self.url}")
         words = text.decode("utf-8", "replace").strip()
-        message = f"{answer.method} {answer.url} was answered {answer.status} {words!r}"
-        return ServerTrouble(message) if answer.status >= 500 else Refused(answer.status, message)
+        message = f"{answer.method} {answer.url} was answered {answer.status}"
+        log.info("%s: %r", message, words)
+        return ServerTrouble(message) if answer.status >= 500 else Refused(answer.status, message, words)
 
     def _request(
         self, method: str, path: str = "", **options: Any

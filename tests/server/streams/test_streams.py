@@ -22,6 +22,7 @@ from whisper_byoc.processors.tint import GreenTintProcessor
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
 from whisper_byoc.server.streams import decoder, output, stream, video
 from whisper_byoc.server.streams import input as stream_input
+from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.speech.models import DEMO_NOTICE
 from whisper_byoc.trickle.remote import ClientOptions
@@ -572,7 +573,7 @@ def test_the_state_of_the_server(states, status):
     pipelines = Pipelines(Pipeline(name, SimpleNamespace()) for name in states)
     for each in pipelines:
         each.state = PipelineState[each.name]
-    state = StreamTable(SimpleNamespace(pipelines=pipelines)).state()
+    state = StreamTable(SimpleNamespace(pipelines=pipelines), StreamHosts([], starters=False)).state()
     assert (state["status"], state["pipeline_ready"]) == (status, status == "IDLE")
 
 

@@ -13,6 +13,7 @@ from whisper_byoc.http import json_value, read_body
 from whisper_byoc.livepeer import ID, STREAM_ID
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.answers import errors_as
+from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.stream import StartRequest, Stream
 from whisper_byoc.trickle.remote import ClientOptions
 
@@ -23,7 +24,10 @@ REMEMBERED = 256
 class StreamTable:
     """The streams of one server, by their id. `data_format` is the one of streams that do not ask for another."""
 
-    def __init__(self, table: JobTable, data_format: str = "object", options: ClientOptions | None = None) -> None:
+    def __init__(
+        self, table: JobTable, hosts: StreamHosts, data_format: str = "object", options: ClientOptions | None = None
+    ) -> None:
+        self.hosts = hosts
         self._table = table
         self._data_format = data_format
         self._options = options or ClientOptions(verify=False)  # orchestrators sign their own certificates
@@ -114,7 +118,9 @@ async def start_stream(request: web.Request) -> web.Response:
     """Start a stream, and answer before any media flows."""
     wanted = StartRequest.parse(await json_body(request), request.headers.get(STREAM_ID))
     pipeline = request.query.get("pipeline") or wanted.params.get("pipeline")
-    await request.app[STREAMS].start(wanted, pipeline)
+    streams = request.app[STREAMS]
+    await streams.hosts.check(wanted.urls, request.remote)
+    await streams.start(wanted, pipeline)
     return success(request, "Stream processing started successfully", wanted.stream_id)
 
 

@@ -45,6 +45,11 @@ class StartRequest:
     data_url: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def urls(self) -> tuple[str | None, ...]:
+        """Those of its channels."""
+        return tuple(getattr(self, name) for name in URLS)
+
     @classmethod
     def parse(cls, body: object, stream_id: str | None = None) -> Self:
         """Check the body of a start as pytrickle does; `stream_id` is the `X-Stream-Id` header.

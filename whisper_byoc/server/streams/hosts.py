@@ -1,0 +1,64 @@
+"""Which hosts the channels of a stream may be on.
+
+Whoever starts a stream names its channels, and must not make this server ask everybody whom it can reach.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from whisper_byoc.errors import RequestRefused
+
+ANY = "*"
+LOOKUP_SECONDS = 2.0
+
+
+class StreamHosts:
+    """Hosts that are allowed: by name or address; `*` is any. With `starters`, whoever starts a stream is too."""
+
+    def __init__(self, allowed: Iterable[str], *, starters: bool) -> None:
+        self._allowed = frozenset(each.strip("[]").lower() for each in allowed)
+        self._starters = starters
+
+    async def check(self, urls: Iterable[str | None], starter: str | None) -> None:
+        """Raise `RequestRefused` (403) for the URL of a channel on another host; `starter` is the client's address."""
+        if ANY in self._allowed:
+            return
+        allowed = self._allowed | ({starter} if self._starters and starter else set())
+        for host in {_host_of(url) for url in urls if url}:
+            if host in allowed:
+                continue
+            # a name must be listed itself: what it leads to now is not what it leads to when it is asked
+            if not (_is_address(host) and host in await _addresses(allowed)):
+                raise RequestRefused(
+                    403,
+                    f"channels may not be on {host[:100]!r}, which is no orchestrator that this server registers at; "
+                    f"--stream-host {host[:100]} allows it",
+                )
+
+
+def _host_of(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _addresses(names: Iterable[str]) -> set[str]:
+    """Look the names up, as far as that works in time."""
+    loop, found = asyncio.get_running_loop(), set[str]()
+    for name in names:
+        with contextlib.suppress(OSError, UnicodeError, TimeoutError):
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                found |= {str(each[4][0]) for each in await loop.getaddrinfo(name, None)}
+    return found
