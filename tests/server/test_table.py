@@ -11,6 +11,7 @@ from tests.server.stubs import Mirror, Says, Sound, Upper
 from tests.waiting import until
 from whisper_byoc.errors import BadParam, BadSegment, UsageError
 from whisper_byoc.processors.base import PlainSession
+from whisper_byoc.server.core import table
 
 
 async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(serving):
@@ -180,3 +181,56 @@ async def test_sessions_of_others_read_what_parameters_they_like(serving, caplog
     api = await serving(Tunable())
     assert "warnings" not in (await api.put("job", b"abc", query="?mood=happy"))[1]
     assert "no parameters" not in caplog.text
+
+
+# --- jobs without a byte
+
+
+async def put_empty(api, name):
+    return (await api.put(name, b""))[0]
+
+
+async def test_a_job_without_a_byte_is_forgotten_soon_and_its_id_can_be_used(serving):
+    api = await serving(Upper(), empty_seconds=0.1)
+    assert await put_empty(api, "empty") == 200
+    assert (await api.put("fed", b"abc", query="?more=1"))[0] == 200
+    await until(lambda: [job.info.job_id for job in api.table.jobs] == ["fed"])
+    assert (await api.put("empty", b"abc"))[0] == 200
+    assert (await api.get("empty"))[1] == b"ABC"
+
+
+async def test_a_reader_or_a_feed_keeps_a_job_without_a_byte(serving):
+    api = await serving(Upper(), empty_seconds=0.1)
+    over = asyncio.Event()
+
+    async def feed():
+        await over.wait()
+        yield b"abc"
+
+    feeding = asyncio.ensure_future(api.http.put(f"{api.url}/live/fed/source", data=feed()))
+    await put_empty(api, "read")
+    reading = asyncio.ensure_future(api.records("read"))
+    await until(lambda: api.table.get("read").has_reader)
+    await put_empty(api, "left")
+    await until(lambda: len(api.table.jobs) == 2)
+    over.set()
+    assert (await feeding).status == 200
+    assert (await api.put("read", b"abc"))[0] == 200
+    await api.end("read")
+    assert [each["type"] for each in await reading] == ["result", "end"]
+
+
+async def test_jobs_without_a_byte_make_place_and_one_address_has_only_its_share_of_them(serving, monkeypatch):
+    """They all come from one address here, which may have one of the four places so."""
+    monkeypatch.setattr(table, "YOUNG_SECONDS", 0.0)
+    api = await serving(Upper(), jobs=4, empty_seconds=600)
+    assert await put_empty(api, "empty") == 200
+    assert await put_empty(api, "another") == 503
+    api.table.get("empty").client = "192.0.2.1"
+    for name in ("a", "b", "c"):
+        assert (await api.put(name, b"abc", query="?more=1"))[0] == 200
+    assert (await api.json("/readyz"))[1]["free"] == 1
+    assert (await api.put("d", b"abc", query="?more=1"))[0] == 200
+    assert sorted(job.info.job_id for job in api.table.jobs) == ["a", "b", "c", "d"]
+    assert (await api.json("/readyz"))[1]["free"] == 0
+    assert (await api.put("e", b"abc", query="?more=1"))[0] == 503

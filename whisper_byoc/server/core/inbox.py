@@ -64,6 +64,8 @@ class Inbox:
         """Segments that wait or are at work; pieces that wait together count as one."""
         self.bytes = 0
         """Their bytes."""
+        self.fed = False
+        """Whether anything has come yet."""
         self._job_id = job_id
         self._limits = limits
         self._touch = touch
@@ -105,6 +107,7 @@ class Inbox:
         if self._closed:
             self.release(reserved)
             raise self.over()
+        self.fed = True
         self._joinable = None
         self._queue.put_nowait(QueuedSegment(data, reserved, self._loop.time()))
 
@@ -156,6 +159,7 @@ class Inbox:
         return self.items + items <= self._limits.queue_segments and self.bytes + size <= self._limits.queue_bytes
 
     def _enqueue_piece(self, data: bytes) -> None:
+        self.fed = True
         self._joinable = QueuedPieces([(data, self._loop.time())], len(data))
         self._queue.put_nowait(self._joinable)
 

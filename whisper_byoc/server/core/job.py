@@ -38,6 +38,8 @@ class Job:
         """Set when no more input is wanted; a connected feed may still hand in its tail."""
         self.alone_limit = limits.idle_seconds
         """The job is ended after so many `alone_seconds`."""
+        self.client: str | None = None
+        """The address of the client that opened it, if a job without a byte is to make place for others."""
         self.has_feed = False
         self.has_reader = False
         self._session = session
@@ -51,7 +53,7 @@ class Job:
         self._is_live = pipeline.live
         self._live = cast("LiveSession", session)  # of use only if it is live
         self._feed_open = False  # the session has had pieces of a live feed, which a whole segment ends
-        self._touched = self._loop.time()
+        self._opened = self._touched = self._loop.time()
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
 
@@ -123,6 +125,11 @@ class Job:
     def alone_seconds(self) -> float:
         """Seconds since the last of its clients left; 0 while a feed or a reader is connected, or work goes on."""
         return 0.0 if self.has_feed or self.has_reader else self.idle_seconds
+
+    @property
+    def empty_seconds(self) -> float:
+        """Seconds that it has held its place without a byte, where that counts."""
+        return 0.0 if self.client is None or self.inbox.fed else self._loop.time() - self._opened
 
     @property
     def busy(self) -> bool:

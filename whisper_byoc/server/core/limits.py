@@ -30,6 +30,8 @@ class Limits:
     request is answered 503."""
     idle_seconds: float = 300.0
     """A job without input, work and reading for so long is ended; so is an answer that its client does not read."""
+    empty_seconds: float = 10.0
+    """A job of which no byte has come for so long is forgotten, unless a feed or a reader is connected."""
     linger_seconds: float = 60.0
     """How long the results of an ended job stay readable."""
     flush_seconds: float = 5.0

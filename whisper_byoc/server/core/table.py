@@ -20,6 +20,10 @@ from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
+YOUNG_SECONDS = 2.0
+"""A job without a byte is not counted against its client, nor makes place for others, before this time."""
+EMPTY_SHARE = 4
+"""One client address may hold this part of all places (one in so many) by jobs without a byte."""
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -80,9 +84,11 @@ class JobTable:
         alone_seconds: float | None = None,
         *,
         recording: bool = False,
+        client: str | None = None,
     ) -> Job:
         """Return the job of that id, opening it if it is new.
 
+        With the address of its `client`, it makes place for others as long as no byte has come.
         It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit). Raises what
         the processor raises for parameters that it refuses, and `RequestRefused`: as `pipeline_of` does, and 503 when
         draining, full or not ready.
@@ -97,10 +103,12 @@ class JobTable:
         try:
             async with asyncio.timeout(self.limits.admission_seconds), self._opening:
                 if job_id not in self._jobs:  # else another request has opened it meanwhile
-                    self._make_place()
-                    self._jobs[job_id] = await self._make(
+                    await self._make_place(client)
+                    job = await self._make(
                         JobInfo(job_id, pipeline.name, dict(params), recording), pipeline, alone_seconds
                     )
+                    job.client = client
+                    self._jobs[job_id] = job
                     self._opened.notify()
                 return self._jobs[job_id]
         except TimeoutError:
@@ -173,11 +181,29 @@ class JobTable:
                 log.warning("job %s: stopped with %d segments unfinished", job.info.job_id, job.inbox.items)
             await job.stop("the server shut down")
 
-    def _make_place(self) -> None:
+    @property
+    def free(self) -> int:
+        """How many new jobs would be taken."""
+        taken = sum(not job.results.ended and job.empty_seconds <= YOUNG_SECONDS for job in self.jobs)
+        unread = sum(job.results.ended and not job.fully_read for job in self.jobs)
+        return max(self.limits.jobs - max(taken, unread), 0)
+
+    async def _make_place(self, client: str | None) -> None:
         """Refuse (503) a job too many: as many may be open, and as many may have ended and still be read.
 
-        An ended job whose results were read is forgotten early to make place.
+        An ended job whose results were read is forgotten early to make place, and so is the oldest open one of which
+        no byte has come.
         """
+        empty = sorted(
+            (job for job in self.jobs if not job.results.ended and job.empty_seconds > YOUNG_SECONDS),
+            key=lambda job: job.empty_seconds,
+        )
+        share = max(self.limits.jobs // EMPTY_SHARE, 1)
+        if client is not None and sum(job.client == client for job in empty) >= share:
+            message = f"{share} jobs of your address hold places without a byte; send theirs, or end them"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
+        if empty and sum(not job.results.ended for job in self.jobs) >= self.limits.jobs:
+            await self._forget_empty(empty[-1], "it had no byte, and another job needed its place")
         ended = [job for job in self.jobs if job.results.ended]
         full = len(self._jobs) - len(ended) >= self.limits.jobs
         if len(ended) >= self.limits.jobs:
@@ -189,11 +215,17 @@ class JobTable:
         if full:
             raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
 
+    async def _forget_empty(self, job: Job, reason: str) -> None:
+        log.warning("job %s: forgotten, %s", job.info.job_id, reason)
+        await self.forget(job.info.job_id, reason)
+
     async def _sweep(self) -> None:
         for job in self.jobs:
             if job.results.ended:
                 if job.alone_seconds > self.limits.linger_seconds:
                     self._jobs.pop(job.info.job_id, None)
+            elif job.empty_seconds > self.limits.empty_seconds and not (job.has_feed or job.has_reader):
+                await self._forget_empty(job, f"no byte came within {self.limits.empty_seconds:g} s")
             elif job.idle_seconds > self.limits.idle_seconds:
                 log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
                 await job.stop(

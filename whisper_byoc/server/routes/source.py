@@ -54,7 +54,8 @@ async def put_source(request: web.Request) -> web.Response:
     _check_type(request, pipeline.media)
     live = request.content_length is None and request.body_exists
     framing = _make_framing(request, pipeline, limits.segment_bytes) if live else None
-    job = await table.open(job_id, name, params, alone)  # last: what is refused leaves no job behind
+    # last: what is refused leaves no job behind
+    job = await table.open(job_id, name, params, alone, client=request.remote)
     if framing is not None:
         segments, size = await _Feed(request, job, framing, more=more).take()
     elif request.content_length:

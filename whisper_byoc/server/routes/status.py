@@ -29,7 +29,10 @@ async def get_health(request: web.Request) -> web.Response:
 
 
 async def get_ready(request: web.Request) -> web.Response:
-    """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it."""
+    """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it.
+
+    It is 200 while all places are taken, with 0 as `free`: whoever takes a container out would cut off its jobs.
+    """
     table = request.app[TABLE]
     reasons = [
         f"pipeline {pipeline.name} is {pipeline.state.value}"
@@ -39,7 +42,8 @@ async def get_ready(request: web.Request) -> web.Response:
     reasons += await _troubles(table)
     if table.draining:
         reasons.append(SHUTTING_DOWN)
-    return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+    answer = {"ready": not reasons, "reasons": reasons, "free": table.free}
+    return web.json_response(answer, status=503 if reasons else 200)
 
 
 async def _troubles(table: JobTable) -> list[str]:
