@@ -75,6 +75,14 @@ def wav_from_file() -> list[str]:
     return _command(source.output("pipe:1", **WAV, **SOUND_ONLY))
 
 
+def wav_from_feed(containers: str) -> list[str]:
+    """Decode what arrives on stdin, in one of these containers (ffmpeg's names), as it arrives, to 16 kHz WAV."""
+    confined = {"protocol_whitelist": "pipe", "format_whitelist": containers}
+    known = {} if "," in containers else {"format": containers}
+    source = ffmpeg.input("pipe:0", **confined, **known, probesize=256 * 1024, analyzeduration=1_000_000)
+    return _command(source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED))
+
+
 def pcm_from_ts() -> list[str]:
     """Decode live MPEG-TS (AAC, Opus or any other sound, with or without video) to 16 kHz mono PCM16.
 

@@ -1,20 +1,67 @@
 """Whether bytes that come without a type are a media file, by how they begin."""
 
-MAGIC = (b"ID3", b"fLaC", b"OggS", b"\x1aE\xdf\xa3", b"FORM", b"caff", b".snd", b"#!AMR", b"RF64", b"0&\xb2u", b"RIFF")
-"""How files begin that may come without a Content-Type of their own; 1A45DFA3 is Matroska and WebM, 3026B275 ASF."""
+from collections.abc import Mapping
+from types import MappingProxyType
+
+MAGIC: Mapping[bytes, str] = MappingProxyType(
+    {
+        b"ID3": "mp3,aac",
+        b"fLaC": "flac",
+        b"OggS": "ogg",
+        b"\x1aE\xdf\xa3": "matroska",
+        b"FORM": "aiff",
+        b"caff": "caf",
+        b".snd": "au",
+        b"#!AMR": "amr",
+        b"RF64": "wav",
+        b"RIFX": "wav",
+        b"0&\xb2u": "asf",
+        b"RIFF": "wav",
+    }
+)
+"""How files begin that may come without a Content-Type of their own -> the demuxers of ffmpeg that read them."""
+ENOUGH_BYTES = 12
+"""Shorter beginnings may still become any of these."""
 MP3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MP3_KBPS_LOW = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 """Layer III bit rates of MPEG 1, and of MPEG 2 and 2.5 (ISO 11172-3 and 13818-3)."""
 
 
 def is_media(data: bytes) -> bool:
-    """Whether bytes begin like a media file: by its magic number, or by two frames of MP3 or AAC in a row."""
-    if data.startswith(MAGIC) or data[4:8] == b"ftyp":
-        return True
-    if data[:1] == data[188:189] == data[376:377] == b"G":  # packets of MPEG-TS
-        return True
+    """Whether bytes begin like a media file."""
+    return bool(media_format(data))
+
+
+def media_format(data: bytes, *, more: bool = False) -> str | None:
+    """Name the container that bytes begin like: by its magic number, or by frames or packets in a row.
+
+    Returns ffmpeg's name of it (several, with commas, where that is not certain); empty if it is none. With `more`,
+    None as long as further bytes may tell.
+    """
+    if more and len(data) < ENOUGH_BYTES and any(data.startswith(each[: len(data)]) for each in (*MAGIC, b"\0")):
+        return None
+    if data[:1] == b"\0" and data[4:8] in (b"ftyp", b"styp"):  # behind the size of the box
+        return "mov"
+    if data[:4] == b"RIFF" and len(data) < ENOUGH_BYTES:
+        return ""
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    if found := next((name for magic, name in MAGIC.items() if data.startswith(magic)), ""):
+        return found
+    return _packets(data, more)
+
+
+def _packets(data: bytes, more: bool) -> str | None:
+    if data[:1] == b"G":  # packets of MPEG-TS
+        if data[188:189] == data[376:377] == b"G":
+            return "mpegts"
+        return None if more and len(data) < 377 and data[188:189] in (b"", b"G") else ""
     length = _frame_length(data[:6])
-    return length > 0 and _frame_length(data[length : length + 6]) > 0
+    if more and data[:1] == b"\xff" and len(data) < length + 6:
+        return None
+    if not length or not _frame_length(data[length : length + 6]):
+        return ""
+    return "mp3" if data[1] & 6 else "aac"
 
 
 def _frame_length(head: bytes) -> int:

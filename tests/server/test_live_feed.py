@@ -345,10 +345,9 @@ async def test_a_feed_that_begins_like_a_wav_is_read_as_one(serving, fixtures_di
     assert len(listener.heard) == len(pcm.encode(read_wav(data)))
 
 
-@pytest.mark.parametrize("data", [b"RIFF", b"RIFF\x00\x00\x00\x00AVI has no sound"])
-async def test_a_feed_that_is_no_wav_after_all_is_pcm(serving, data):
+async def test_a_feed_that_is_too_short_for_a_wav_is_pcm(serving):
     listener = Listener()
     api = await serving(listener)
-    assert (await api.put("a", [data[:3], data[3:]], chunked=True))[0] == 200
+    assert (await api.put("a", [b"RIF", b"F"], chunked=True))[0] == 200
     await api.records("a")
-    assert listener.heard == data
+    assert listener.heard == b"RIFF"

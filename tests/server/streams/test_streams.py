@@ -20,8 +20,9 @@ from whisper_byoc.http import listening
 from whisper_byoc.processors.base import PlainSession, Result
 from whisper_byoc.processors.tint import GreenTintProcessor
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
-from whisper_byoc.server.streams import decoder, output, stream, video
+from whisper_byoc.server.ingest import decoder
 from whisper_byoc.server.streams import input as stream_input
+from whisper_byoc.server.streams import output, stream, video
 from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.speech.models import DEMO_NOTICE

@@ -8,7 +8,6 @@ from typing import Generic, Protocol, Self, TypeVar
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
-from audio.riff import HEAD_BYTES, begins_like_wav, may_become_wav
 from audio.wav import WavReader
 from whisper_byoc.aio import Alarm, cancel
 from whisper_byoc.errors import BadSegment, RequestRefused
@@ -125,48 +124,32 @@ class AudioFraming:
         return rest
 
 
-class SoundFraming:
-    """A WAV file as it arrives, converted to PCM16 mono 16 kHz, or PCM16; then as `AudioFraming`.
+class WavFraming:
+    """A WAV file as it arrives, converted to PCM16 mono 16 kHz; then as `AudioFraming`."""
 
-    It is WAV if it is said to be (`wav`) or begins like one.
-    """
+    blocking = True
 
-    def __init__(self, *, live: bool = False, wav: bool = False) -> None:
+    def __init__(self, *, live: bool = False) -> None:
         self.live = live
         self._pcm = AudioFraming(live=live)
-        self._reader = WavReader() if wav else None
-        self._head: bytes | None = None if wav else b""  # until the feed has shown how it begins
+        self._reader = WavReader()
 
     @property
-    def blocking(self) -> bool:
-        return self._reader is not None
+    def in_header(self) -> bool:
+        return self._reader.in_header
 
     def feed(self, data: bytes) -> list[bytes]:
         """Raise `audio.errors.WavError` for a WAV whose header is not one we read."""
-        if self._head is not None:
-            data = self._head + data
-            if len(data) < HEAD_BYTES and may_become_wav(data):
-                self._head = data
-                return []
-            self._choose(data)
-        return self._pcm.feed(pcm.encode(self._reader.feed(data)) if self._reader is not None else data)
+        return self._pcm.feed(pcm.encode(self._reader.feed(data)))
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
         rest: list[bytes | BadSegment] = []
-        if self._head is not None:
-            rest += self._pcm.feed(self._head)  # too short for the header of a WAV file
-        if self._reader is not None:
-            try:
-                rest += self._pcm.feed(pcm.encode(self._reader.finish()))
-            except AudioError as error:
-                return [*rest, *self._pcm.finish(complete=complete), BadSegment(str(error))]
-            return [*rest, *self._pcm.finish(complete=complete), *map(BadSegment, self._reader.warnings)]
-        return [*rest, *self._pcm.finish(complete=complete)]
-
-    def _choose(self, head: bytes) -> None:
-        self._head = None
-        if begins_like_wav(head):
-            self._reader = WavReader()
+        trouble: list[str] = self._reader.warnings
+        try:
+            rest += self._pcm.feed(pcm.encode(self._reader.finish()))
+        except AudioError as error:
+            trouble = [*trouble, str(error)]
+        return [*rest, *self._pcm.finish(complete=complete), *map(BadSegment, trouble)]
 
 
 class VideoFraming:

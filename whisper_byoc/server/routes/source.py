@@ -2,16 +2,13 @@
 
 import asyncio
 import logging
-from collections import deque
-from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
+from multidict import MultiDict
 
-from audio import pcm
-from audio.errors import AudioError
-from audio.riff import begins_like_wav
-from audio.wav import read_wav
+from audio.errors import DecoderFailed, MediaError
+from audio.sniff import is_media
 from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
@@ -20,16 +17,10 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE
-from whisper_byoc.server.ingest.forms import params_without
-from whisper_byoc.server.ingest.framing import (
-    PCM_TYPES,
-    Framing,
-    LiveInput,
-    SoundFraming,
-    VideoFraming,
-    WholeBody,
-    pcm_trouble,
-)
+from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
+from whisper_byoc.server.ingest.forms import Upload, params_without
+from whisper_byoc.server.ingest.framing import PCM_TYPES, Framing, LiveInput, VideoFraming, WholeBody, pcm_trouble
+from whisper_byoc.server.ingest.recordings import INTAKE, NOT_SOUND, STRICT
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +37,35 @@ async def put_source(request: web.Request) -> web.Response:
     table, query = request.app[TABLE], request.query
     limits = table.limits
     _check_length(request, limits.segment_bytes)
-    params = params_without(query, "pipeline", "more", "alone")
+    params = params_without(query, "pipeline", "more", "alone", STRICT)
+    strict = switch(STRICT, query.get(STRICT, "0"))
     alone = min(number("alone", query.get("alone", limits.idle_seconds), 0, MAX_ALONE_SECONDS), limits.idle_seconds)
     more = switch("more", query.get("more", "0"))
     job_id, name = request.match_info["job_id"], query.get("pipeline")
     pipeline = table.pipeline_of(job_id, name)
     _check_type(request, pipeline.media)
     live = request.content_length is None and request.body_exists
-    framing = _make_framing(request, pipeline, limits.segment_bytes) if live else None
+    framing = _make_framing(request, pipeline, limits.segment_bytes) if live and pipeline.media != "audio" else None
     # last: what is refused leaves no job behind
     job = await table.open(job_id, name, params, alone, client=request.remote)
-    if framing is not None:
-        segments, size = await _Feed(request, job, framing, more=more).take()
-    elif request.content_length:
-        segments, size = await _take_segment(request, job, pipeline.media)
-    else:
-        job.touch()
-        segments, size = 0, 0
+    warnings: tuple[str, ...] = ()
+    segments, size = 0, 0
+    try:
+        if live:
+            async with LiveFeed(job, framing) if framing else _sound_feed(request, job, live=pipeline.live) as feed:
+                segments, size = await _Body(request, job, feed, more=more).take()
+        elif request.content_length:
+            segments, size, warnings = await _take_segment(request, job, pipeline.media, strict=strict)
+        else:
+            job.touch()
+    except DecoderFailed:
+        raise
+    except MediaError as error:
+        raise RequestRefused(415, str(error)) from None
     body: dict[str, Any] = {"job_id": job.info.job_id, "segments": segments, "bytes": size}
-    if unknown := pipeline.unknown_params(params):
-        body["warnings"] = [f"pipeline {pipeline.name} has no parameter {each[:40]}" for each in unknown]
+    unknown = [f"pipeline {pipeline.name} has no parameter {each[:40]}" for each in pipeline.unknown_params(params)]
+    if unknown or warnings:
+        body["warnings"] = [*unknown, *warnings]
     return web.json_response(body)
 
 
@@ -92,15 +92,24 @@ def _check_length(request: web.Request, limit: int) -> None:
 
 def _check_type(request: web.Request, media: Media) -> None:
     kind = request.content_type.lower()
-    known = WAV_TYPES | PCM_TYPES if media == "audio" else frozenset[str]()
-    if media != "bytes" and kind.startswith(("audio/", "video/")) and kind not in known:
-        wanted = "16 kHz mono PCM16, or WAV as audio/wav" if media == "audio" else "RGB24 frames"
-        raise RequestRefused(415, f"this pipeline does not read {kind}; send {wanted}")
+    if media == "video" and kind.startswith(("audio/", "video/")):
+        raise RequestRefused(415, f"this pipeline does not read {kind}; send RGB24 frames")
+    if media == "audio" and kind.startswith(NOT_SOUND):
+        raise RequestRefused(415, f"this pipeline does not read {kind}; {WANTED}")
     if media == "audio" and kind in PCM_TYPES and (trouble := pcm_trouble(request.headers["Content-Type"])):
         raise RequestRefused(415, trouble)
 
 
-async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[int, int]:
+def _sound_feed(request: web.Request, job: Job, *, live: bool) -> SoundFeed:
+    kind = request.content_type.lower()
+    raw = not kind.startswith(("audio/", "video/"))
+    return SoundFeed(job, live=live, raw=raw, known=kind in PCM_TYPES, wav=kind in WAV_TYPES)
+
+
+async def _take_segment(
+    request: web.Request, job: Job, media: Media, *, strict: bool
+) -> tuple[int, int, tuple[str, ...]]:
+    """Return the number of segments and of bytes, and what could not be read of them."""
     limits = request.app[TABLE].limits
     size = request.content_length or 0
     if job.closing.is_set():
@@ -111,9 +120,7 @@ async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[i
     try:
         async with asyncio.timeout(limits.idle_seconds):
             body = await request.content.readexactly(size)
-        if media == "audio" and (request.content_type.lower() in WAV_TYPES or begins_like_wav(body)):
-            most = limits.segment_bytes // pcm.SAMPLE_WIDTH
-            body = await asyncio.to_thread(lambda: pcm.encode(read_wav(body, max_samples=most)))
+        body, warnings = await _decoded(request, body, strict=strict) if media == "audio" else (body, ())
     except BaseException as error:
         job.inbox.release(size)
         if isinstance(error, (*BROKEN, asyncio.CancelledError)):
@@ -122,12 +129,20 @@ async def _take_segment(request: web.Request, job: Job, media: Media) -> tuple[i
             raise RequestRefused(400, f"the body broke off before its {size} bytes were there") from None
         raise
     job.inbox.enqueue(body, size)
-    return 1, size
+    return 1, size, warnings
+
+
+async def _decoded(request: web.Request, body: bytes, *, strict: bool) -> tuple[bytes, tuple[str, ...]]:
+    """Return a segment as PCM16, and what could not be read of it."""
+    kind = request.content_type.lower()
+    if kind in PCM_TYPES or not (kind.startswith(("audio/", "video/")) or is_media(body)):
+        return body, ()
+    fields = MultiDict({STRICT: str(strict)})
+    recording = await request.app[INTAKE].decode(Upload(body, kind, fields=fields))
+    return b"".join(recording.blocks), recording.warnings
 
 
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
-    if pipeline.media == "audio":
-        return SoundFraming(live=pipeline.live, wav=request.content_type.lower() in WAV_TYPES)
     if pipeline.media != "video" and "width" not in request.query:
         return WholeBody(limit)
     try:
@@ -139,15 +154,13 @@ def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Frami
     return VideoFraming(width, height)
 
 
-class _Feed:
-    def __init__(self, request: web.Request, job: Job, framing: Framing, *, more: bool) -> None:
+class _Body:
+    def __init__(self, request: web.Request, job: Job, feed: LiveFeed, *, more: bool) -> None:
         """`more`: the end of the body is not the end of the job's input."""
         self._request = request
         self._job = job
-        self._framing = framing
+        self._feed = feed
         self._more = more
-        self._waiting: deque[bytes] = deque()
-        self._segments = 0
         self._size = 0
 
     async def take(self) -> tuple[int, int]:
@@ -170,13 +183,16 @@ class _Feed:
                 log.warning("job %s: the feed broke off after %d bytes: %s", job.info.job_id, size, why)
                 raise
             finally:
-                self._hand_in_tail(rest, complete=complete)
-                if complete and not self._more:
-                    job.end_input()
+                self._size += len(rest)
+                try:
+                    await self._feed.finish(rest, complete=complete)
+                finally:
+                    if complete and not self._more:
+                        job.end_input()
         if not complete and table.draining:
             message = f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken"
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
-        return self._segments, self._size
+        return self._feed.segments, self._size
 
     async def _receive(self, body: LiveInput[bytes]) -> bool:
         """Return whether the body came to its end, not to that of the job's input."""
@@ -184,33 +200,7 @@ class _Feed:
             while (chunk := await body.next()) is not None:
                 if not chunk:
                     return True
-                await self._hand_in(chunk)
+                self._size += len(chunk)
+                self._job.touch()
+                await self._feed.take(chunk)
         return False
-
-    async def _hand_in(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        self._job.touch()
-        await self._cut(chunk)
-        while self._waiting:
-            await self._job.inbox.submit(self._waiting[0], live=self._framing.live)
-            self._waiting.popleft()
-            self._segments += 1
-
-    def _hand_in_tail(self, rest: bytes, *, complete: bool) -> None:
-        self._size += len(rest)
-        with suppress(AudioError, RequestRefused):  # `finish` reports what cannot be read
-            self._waiting += self._framing.feed(rest) if rest else ()
-        for tail in (*self._waiting, *self._framing.finish(complete=complete)):
-            self._job.inbox.submit_now(tail, live=self._framing.live)
-            self._segments += isinstance(tail, bytes)
-
-    async def _cut(self, chunk: bytes) -> None:
-        if not self._framing.blocking:
-            self._waiting += self._framing.feed(chunk)
-            return
-        work = asyncio.ensure_future(asyncio.to_thread(self._framing.feed, chunk))
-        try:
-            await asyncio.shield(work)
-        finally:
-            await asyncio.wait({work})  # even if cancelled: until then the framing belongs to the thread
-            self._waiting += work.result() if work.exception() is None else ()

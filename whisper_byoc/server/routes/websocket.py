@@ -1,4 +1,4 @@
-"""WebSocket `/transcribe`: PCM16 in binary messages, text out as it comes; the dialect of Livepeer's live runner."""
+"""WebSocket `/transcribe`: sound in binary messages, text out as it comes; the dialect of Livepeer's live runner."""
 
 import asyncio
 import json
@@ -6,14 +6,16 @@ from typing import Any
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
+from audio.errors import AudioError
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import ByocError, RequestRefused
 from whisper_byoc.http import json_value
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.forms import params_without
-from whisper_byoc.server.ingest.framing import AudioFraming, LiveInput
+from whisper_byoc.server.ingest.framing import LiveInput
 from whisper_byoc.server.ingest.recordings import temporary_job
 from whisper_byoc.server.routes.answers import deliver
 
@@ -78,29 +80,38 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
     """
     try:
         with job.feeding():
-            await _submit_sound(socket, job, idle_seconds, live=live)
+            whole = await _submit_sound(socket, job, idle_seconds, live=live)
             ended_by_server = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:
         raise CloseEarly(WSCloseCode.GOING_AWAY, str(error)) from None
     while not ended_by_server:
-        if _sound_in(await socket.receive(), ended=True) is not None:
+        if _sound_in(await socket.receive(), ended=True) is not None and whole:
             raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream (eos)")
 
 
-async def _submit_sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+async def _submit_sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> bool:
+    """Return whether all of it could be read; where not, the job has an error behind what could.
+
+    Raises `CloseEarly` when it is media of which nothing can be read.
+    """
     idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
-    framing = AudioFraming(live=live)
-    async with LiveInput(socket.receive, job.closing, idle_seconds, idle) as messages:
-        while (message := await messages.next()) is not None:
-            job.touch()
-            data = _sound_in(message)
-            if data is None:
-                break
-            for segment in framing.feed(data):
-                await job.inbox.submit(segment, live=live)
-    for tail in framing.finish(complete=True):
-        job.inbox.submit_now(tail, live=live)
+    async with SoundFeed(job, live=live) as feed:
+        try:
+            async with LiveInput(socket.receive, job.closing, idle_seconds, idle) as messages:
+                while (message := await messages.next()) is not None:
+                    job.touch()
+                    data = _sound_in(message)
+                    if data is None:
+                        break
+                    await feed.take(data)
+            await feed.finish(complete=True)
+        except AudioError as error:
+            if not feed.segments:
+                raise CloseEarly(WSCloseCode.UNSUPPORTED_DATA, str(error)) from None
+            await feed.finish(complete=False)
+            return False
+    return True
 
 
 def _sound_in(message: WSMessage, *, ended: bool = False) -> bytes | None:

@@ -9,8 +9,8 @@ from audio.ffmpeg import pcm_from_ts
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.ingest.decoder import LiveDecoder
 from whisper_byoc.server.ingest.framing import PCM_TYPES, AudioFraming, pcm_trouble
-from whisper_byoc.server.streams.decoder import LiveDecoder
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber

@@ -1,10 +1,11 @@
-"""One ffmpeg for one live feed: MPEG-TS in, sound or pictures out, as they come. When it fails, another replaces it."""
+"""One ffmpeg for one live feed: media in, sound or pictures out, as they come."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from audio.errors import DecoderFailed, MediaError
 from audio.ffmpeg import ffmpeg_environment
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.process import Program
@@ -20,8 +21,8 @@ FLUSH_SECONDS = 3.0
 class LiveDecoder:
     """Runs an ffmpeg of the given command line from the first bytes on, and passes its output to `sink`.
 
-    `lost` gets a sentence when an ffmpeg has died or hung, with whatever it had not decoded yet. Failures without any
-    output in between are one loss.
+    `lost` gets a sentence when an ffmpeg has died or hung, with whatever it had not decoded yet, and another one takes
+    its place, as MPEG-TS allows. Failures without any output in between are one loss. Without `lost`, each is an error.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class LiveDecoder:
         name: str,
         sink: Callable[[bytes], Awaitable[None]],
         command: Callable[[], list[str]],
-        lost: Callable[[str], None],
+        lost: Callable[[str], None] | None = None,
     ) -> None:
         self._name = name
         self._sink = sink
@@ -43,7 +44,8 @@ class LiveDecoder:
     async def feed(self, data: bytes) -> None:
         """Pass bytes to ffmpeg; if it dies of them, another one gets them.
 
-        Raises `MediaError` when there is no ffmpeg, and what `sink` raises.
+        Raises `DecoderFailed` when there is no ffmpeg, `MediaError` when it failed and there is no `lost`, and what
+        `sink` raises.
         """
         for _ in range(2):
             if self._running is None or self._running[1].done():
@@ -56,7 +58,7 @@ class LiveDecoder:
         log.warning("%s: ffmpeg takes no input; %d bytes of the feed are lost", self._name, len(data))
 
     async def finish(self) -> None:
-        """Close ffmpeg's input, pass on the rest of its output, and end it. Raises what `sink` raises."""
+        """Close ffmpeg's input, pass on the rest of its output, and end it. Raises as `feed` does."""
         if self._running is not None:
             program, _ = self._running
             program.stdin.close()
@@ -111,7 +113,7 @@ class LiveDecoder:
                 return False
 
     async def _end(self, seconds: float, *, finished: bool = False) -> None:
-        """Let ffmpeg end by itself, unless it hangs for `seconds`; then kill it. Raises what `sink` raised."""
+        """Let ffmpeg end by itself, unless it hangs for `seconds`; then kill it. Raises as `feed` does."""
         if self._running is None:
             return
         (program, reading), self._running = self._running, None
@@ -123,6 +125,8 @@ class LiveDecoder:
         await asyncio.wait({reading})
         if not reading.cancelled():
             reading.result()
+        if self._lost is None and (not ended or (program.returncode or 0) < 0):
+            raise DecoderFailed("ffmpeg hung, or was killed; try again later")
         if not ended:
             self._failed("ffmpeg hung")
         elif program.returncode or not finished:
@@ -132,6 +136,8 @@ class LiveDecoder:
 
     def _failed(self, why: str) -> None:
         log.warning("%s: %s", self._name, why)
+        if self._lost is None:
+            raise MediaError(why)
         if self._outputs != self._outputs_at_loss:
             self._outputs_at_loss = self._outputs
             self._lost(f"some of the input was lost, as it could not be decoded: {why}")

@@ -6,17 +6,18 @@ import signal
 
 import pytest
 
+from audio.errors import DecoderFailed, MediaError
 from tests.waiting import until
 from whisper_byoc.errors import BadSegment
-from whisper_byoc.server.streams import decoder as module
-from whisper_byoc.server.streams.decoder import LiveDecoder
+from whisper_byoc.server.ingest import decoder as module
+from whisper_byoc.server.ingest.decoder import LiveDecoder
 
 
 @pytest.fixture
 def decode(tmp_path):
     """Give a function that makes a decoder of a shell command; its output, the process ids that it had, its losses."""
 
-    def make(command, sink=None):
+    def make(command, sink=None, *, losses_are_errors=False):
         output, losses, pids = [], [], tmp_path / "pids"
         pids.touch()
 
@@ -24,7 +25,7 @@ def decode(tmp_path):
             output.append(data)
 
         full = ["sh", "-c", f"echo $$ >> {pids}; {command}"]
-        decoder = LiveDecoder("test", sink or collect, lambda: full, losses.append)
+        decoder = LiveDecoder("test", sink or collect, lambda: full, None if losses_are_errors else losses.append)
         return decoder, output, lambda: [int(line) for line in pids.read_text().split()], losses
 
     return make
@@ -146,3 +147,15 @@ async def test_no_ffmpeg():
     with pytest.raises(FileNotFoundError):
         await decoder.feed(b"x")
     await decoder.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [("echo why >&2; exit 3", MediaError), ("exec head -c 1", MediaError), ("kill -9 $$", DecoderFailed)],
+)
+async def test_where_losses_are_errors_an_ffmpeg_that_dies_is_not_replaced(decode, command, error):
+    decoder, _, pids, losses = decode(command, losses_are_errors=True)
+    with pytest.raises(error):
+        await decoder.feed(bytes(1 << 20))
+    assert (len(pids()), losses) == (1, [])
+    await decoder.finish()

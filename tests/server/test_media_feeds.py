@@ -1,0 +1,152 @@
+"""Media on the live ways in: a PUT with and without length, and the WebSocket."""
+
+import json
+import subprocess
+
+import pytest
+
+from audio import pcm
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
+from tests.server.stubs import Listener, Sound, raw
+from tests.waiting import until
+
+SECONDS = 3.67
+NUMBERS = "seven three nine zero five one"
+KINDS = {
+    "webm": ("-c:a", "libopus", "-f", "webm", "-live", "1", "-cluster_time_limit", "200"),
+    "mp3": ("-c:a", "libmp3lame", "-ac", "2", "-ar", "44100", "-f", "mp3"),
+    "ogg": ("-c:a", "libvorbis", "-f", "ogg"),
+    "flac": ("-f", "flac"),
+    "mp4": ("-c:a", "aac", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov+default_base_moof"),
+    "adts": ("-c:a", "aac", "-f", "adts"),
+    "mpegts": ("-c:a", "aac", "-f", "mpegts"),
+    "adpcm wav": ("-c:a", "adpcm_ms", "-f", "wav"),
+    "mu-law wav": ("-c:a", "pcm_mulaw", "-ar", "8000", "-f", "wav"),
+    "48 kHz stereo wav": ("-ac", "2", "-ar", "48000", "-f", "wav"),
+}
+
+
+@pytest.fixture(scope="session")
+def encoded(fixtures_dir):
+    """Give a function that encodes a fixture, and gives the bytes as they come out of a pipe."""
+    made = {}
+
+    def encode(kind):
+        if kind not in made:
+            source = fixtures_dir / "demo-numbers.wav"
+            command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, *KINDS[kind], "pipe:1"]
+            done = subprocess.run(command, check=True, capture_output=True, timeout=30, env=ffmpeg_environment())
+            made[kind] = done.stdout
+        return made[kind]
+
+    return encode
+
+
+FEED = "PUT /live/job/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked"
+
+
+def cut(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+async def talk(api, pieces, query=""):
+    """Send pieces to the WebSocket; return the messages and the close code."""
+    async with api.http.ws_connect(f"{api.url}/transcribe{query}") as ws:
+        for piece in pieces:
+            await ws.send_bytes(piece)
+        await ws.send_str("eos")
+        return [json.loads(message.data) async for message in ws], ws.close_code
+
+
+def final_text(messages):
+    return " ".join(each["text"] for each in messages if each.get("final"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_feed_of_media_becomes_its_text(demo, encoded, kind):
+    data = encoded(kind)
+    status, body, _ = await demo.put("feed", cut(data, 1111), chunked=True)
+    assert (status, body["bytes"]) == (200, len(data))
+    *transcripts, end = await demo.records("feed")
+    assert (" ".join(each["text"] for each in transcripts), end["errors"]) == (NUMBERS, 0)
+
+
+@pytest.mark.parametrize("kind", ["webm", "mp3", "48 kHz stereo wav", "mu-law wav", "adpcm wav"])
+async def test_a_websocket_reads_media_too(demo, encoded, kind):
+    messages, code = await talk(demo, cut(encoded(kind), 997))
+    assert (final_text(messages), code) == (NUMBERS, 1000)
+    await until(lambda: not demo.table.jobs)
+
+
+@pytest.mark.parametrize("kind", ["webm", "mp3", "mp4", "adpcm wav", "48 kHz stereo wav"])
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "audio/mpeg"])
+async def test_a_segment_of_media(demo, encoded, kind, content_type):
+    status, body, _ = await demo.put("job", encoded(kind), headers={"Content-Type": content_type})
+    assert (status, body["segments"]) == (200, 1)
+    assert (await demo.get("job"))[1].decode().strip() == NUMBERS
+
+
+@pytest.mark.parametrize("goes", [False, True])
+async def test_sound_comes_out_while_it_goes_in(serving, encoded, goes):
+    listener = Listener()
+    api = await serving(listener)
+    data = encoded("mp3")
+    half = len(data) // 2
+    _, writer = await raw(api, FEED, b"%x\r\n%b\r\n" % (half, data[:half]))
+    await until(lambda: listener.heard)
+    if not goes:
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data) - half, data[half:]))
+    writer.close()
+    job = api.table.get("job")
+    await until(lambda: not job.has_feed)
+    await api.end("job")
+    await api.records("job")
+    assert len(listener.heard) / 32_000 == pytest.approx(SECONDS / (2 if goes else 1), abs=0.3)
+    assert not pcm.is_silence(pcm.decode(listener.heard))
+
+
+BROKEN = {
+    "webm": b"\x1aE\xdf\xa3" + bytes(5000),
+    "ogg": b"OggS" + bytes(range(256)) * 20,
+    "mp4 with its index at its end": b"\0\0\0\x18ftypisom\0\0\0\0isommp42\0\0\x40\x08mdat" + bytes(0x4000),
+    "wav": b"RIFF\0\0\0\0WAVEdata\0\0\0\0" + bytes(1000),
+    "wav of a few bytes": b"RIFF\0\0\0\0WAVE",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_media_that_cannot_be_read_is_never_a_normal_end(serving, kind):
+    api = await serving(Sound())
+    status, body, _ = await api.put("job", [BROKEN[kind]], chunked=True)
+    if status == 200:
+        assert "wav" in kind
+        assert (await api.records("job"))[0]["type"] == "error"
+    else:
+        assert status in (400, 415)
+        assert "send" in body["error"] or "WAV" in body["error"]
+    messages, code = await talk(api, [BROKEN[kind]])
+    assert code in (1003, 1011)
+    assert messages[-1]["error"]
+    await api.still_serves()
+
+
+async def test_a_type_of_media_that_the_body_is_not_is_415(serving):
+    api = await serving(Sound())
+    for chunked in (True, False):
+        status, body, _ = await api.put("job", b"hello" * 100, chunked=chunked, headers={"Content-Type": "audio/webm"})
+        assert (status, "send" in body["error"]) == (415, True)
+
+
+async def test_pcm_is_read_as_such_though_it_begins_like_media(serving):
+    api = await serving(Sound())
+    data = b"OggS" + bytes(996)
+    assert (await api.put("job", [data], chunked=True, headers={"Content-Type": "audio/pcm"}))[0] == 200
+    assert (await api.records("job"))[0]["text"] == "1000 bytes"
+
+
+async def test_damage_in_mid_feed_gives_the_text_before_it(serving, encoded):
+    api = await serving(Sound())
+    data = encoded("webm")
+    status, _, _ = await api.put("job", [data[: len(data) // 2]], chunked=True)
+    assert status == 200
+    assert (await api.records("job"))[0]["type"] == "result"
