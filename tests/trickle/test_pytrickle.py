@@ -152,3 +152,25 @@ async def test_their_publisher_restarted_on_a_channel_is_told_instead_of_damagin
         await until(lambda: errors.seen)
     assert (await api.get("ch/next"))[1] == b"3"
     assert [(await api.get(f"ch/{seq}"))[1] for seq in range(3)] == [b"0", b"1", b"2"]
+
+
+async def test_their_publisher_restarted_behind_the_window_begins_the_channel_again(trickle, pytrickle):
+    api = await trickle()
+    for seq in range(8):
+        await api.post(f"ch/{seq}", b"%d" % seq)
+    ours = await api.subscriber(early_seconds=600)
+    assert await (await anext(ours)).read() == b"7"
+    errors, segments, got = Errors(), [], []
+
+    async def read():
+        async for segment in ours:
+            got.append(await segment.read())
+            segments.append((segment.seq, segment.began_anew))
+
+    reading = asyncio.create_task(read())
+    async with pytrickle.Publisher(api.url(), error_callback=errors) as publisher:
+        await write_theirs(publisher, [[b"again"], [b"and again"]], got)
+    await api.delete("ch")
+    await reading
+    assert (segments[:2], got[:2]) == ([(0, True), (1, False)], [b"again", b"and again"])
+    assert not errors.seen

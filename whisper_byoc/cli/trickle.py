@@ -92,7 +92,8 @@ async def sub(args: argparse.Namespace) -> None:
 
 def report(segment: SegmentReader, size: int) -> None:
     missed = f", {segment.missed} missed before it" if segment.missed else ""
-    print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}", file=sys.stderr)
+    again = ", its publisher began again" if segment.began_anew else ""
+    print(f"segment {segment.seq}: {size} bytes, {segment.content_type}{missed}{again}", file=sys.stderr)
 
 
 def pieces_of(chunks: AsyncIterator[bytes], args: argparse.Namespace) -> SegmentPieces:
