@@ -58,6 +58,8 @@ class WavFormat:
     """1 to 8, interleaved."""
     rate: int
     """Frames per second, 8 000 to 192 000."""
+    big_endian: bool = False
+    """No WAV is; raw sound may be."""
 
     @property
     def frame_bytes(self) -> int:

@@ -20,6 +20,8 @@ MAGIC: Mapping[bytes, str] = MappingProxyType(
     }
 )
 """How files begin that may come without a Content-Type of their own -> the demuxers of ffmpeg that read them."""
+GSM_FRAME = 33
+"""Bytes of a frame of GSM 06.10, each of which begins with 0xD."""
 ENOUGH_BYTES = 12
 """Shorter beginnings may still become any of these."""
 MP3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -56,6 +58,9 @@ def _packets(data: bytes, more: bool) -> str | None:
         if data[188:189] == data[376:377] == b"G":
             return "mpegts"
         return None if more and len(data) < 377 and data[188:189] in (b"", b"G") else ""
+    gsm = data[: 11 * GSM_FRAME : GSM_FRAME]
+    if gsm and all(each >> 4 == 0xD for each in gsm):
+        return "gsm" if len(gsm) == 11 else None if more else ""
     length = _frame_length(data[:6])
     if more and data[:1] == b"\xff" and len(data) < length + 6:
         return None

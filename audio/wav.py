@@ -154,7 +154,11 @@ class FrameDecoder:
 
     def feed(self, data: bytes | memoryview) -> NDArray[np.float32]:
         """Return the samples that `data` completes: shape (n,); n may be 0."""
-        samples = _to_float(self._aligner.feed(data), self._format.tag, self._format.bits)
+        whole = self._aligner.feed(data)
+        if self._format.big_endian:
+            width = self._format.bits // 8
+            whole = memoryview(np.frombuffer(whole, np.uint8).reshape(-1, width)[:, ::-1].tobytes())
+        samples = _to_float(whole, self._format.tag, self._format.bits)
         if self._downmix is not None:
             samples = self._downmix.feed(samples.reshape(-1, self._format.channels))
         return self._resample(samples, last=False)

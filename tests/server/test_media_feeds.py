@@ -130,6 +130,14 @@ async def test_media_that_cannot_be_read_is_never_a_normal_end(serving, kind):
     await api.still_serves()
 
 
+async def test_raw_gsm_is_known_by_its_frames(serving):
+    api = await serving(Sound())
+    for chunked in (True, False):
+        data = (b"\xd0" + bytes(32)) * 50
+        assert (await api.put(f"job{chunked}", [data] if chunked else data, chunked=chunked))[0] == 200
+        assert (await api.get(f"job{chunked}"))[1] == b"32000 bytes"
+
+
 async def test_a_type_of_media_that_the_body_is_not_is_415(serving):
     api = await serving(Sound())
     for chunked in (True, False):
@@ -150,3 +158,37 @@ async def test_damage_in_mid_feed_gives_the_text_before_it(serving, encoded):
     status, _, _ = await api.put("job", [data[: len(data) // 2]], chunked=True)
     assert status == 200
     assert (await api.records("job"))[0]["type"] == "result"
+
+
+RAW = {
+    "big endian": ("audio/L16;rate=48000;channels=2;encoding=s16be", "", ("-ac", "2", "-ar", "48000", "-f", "s16be")),
+    "48 kHz stereo": ("audio/L16; rate=48000; channels=2", "", ("-ac", "2", "-ar", "48000", "-f", "s16le")),
+    "basic": ("audio/basic", "", ("-ar", "8000", "-f", "mulaw")),
+    "A-law": ("audio/PCMA", "", ("-ar", "8000", "-f", "alaw")),
+    "float": ("application/octet-stream", "?encoding=f32le&rate=44100", ("-ar", "44100", "-f", "f32le")),
+    "24 bit": ("", "?encoding=pcm_s24be", ("-f", "s24be")),
+    "the query wins": ("audio/L16;rate=8000", "?rate=16000", ("-f", "s16le")),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+async def test_raw_sound_is_what_it_is_declared_to_be(demo, fixtures_dir, name):
+    kind, query, options = RAW[name]
+    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", fixtures_dir / "demo-numbers.wav", *options, "-"]
+    data = subprocess.run(command, check=True, capture_output=True, timeout=30, env=ffmpeg_environment()).stdout
+    headers = {"Content-Type": kind}
+    assert (await demo.put("feed", cut(data, 1111), chunked=True, query=query, headers=headers))[0] == 200
+    *transcripts, end = await demo.records("feed")
+    assert (" ".join(each["text"] for each in transcripts), end["errors"]) == (NUMBERS, 0)
+    status, body, _ = await demo.put("job", data, query=query, headers=headers)
+    assert (status, "warnings" in body) == (200, False)
+    assert (await demo.get("job"))[1].decode().strip() == NUMBERS
+    if query and not kind.startswith("audio"):
+        messages, code = await talk(demo, cut(data, 997), query)
+        assert (final_text(messages), code) == (NUMBERS, 1000)
+
+
+async def test_a_segment_that_grows_over_the_limit_is_413(serving):
+    api = await serving(Sound(), segment_bytes=1000)
+    status, body, _ = await api.put("job", bytes(400), headers={"Content-Type": "audio/basic"})
+    assert (status, "1600 bytes as PCM16" in body["error"]) == (413, True)

@@ -7,11 +7,13 @@ from typing import Self
 
 from audio.errors import AudioError, DecoderFailed, MediaError, UnsupportedWav
 from audio.ffmpeg import wav_from_feed
+from audio.riff import WavFormat
 from audio.sniff import media_format
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.ingest.declared import PLAIN
 from whisper_byoc.server.ingest.decoder import LiveDecoder
-from whisper_byoc.server.ingest.framing import AudioFraming, Framing, WavFraming
+from whisper_byoc.server.ingest.framing import AudioFraming, Framing, RawFraming, WavFraming
 
 WANTED = "send 16 kHz mono PCM16, or WAV, WebM, Ogg, MP3, FLAC, AAC or MPEG-TS"
 
@@ -73,12 +75,15 @@ class LiveFeed:
 class SoundFeed(LiveFeed):
     """A feed of sound: PCM16, WAV, or any media that ffmpeg reads as it arrives."""
 
-    def __init__(self, job: Job, *, live: bool, raw: bool = True, known: bool = False, wav: bool = False) -> None:
-        """Bytes that are no media are PCM16 if they may be `raw`; all are if that is `known`. `wav` names the type."""
-        super().__init__(job, AudioFraming(live=live))
+    def __init__(
+        self, job: Job, *, live: bool, raw: bool = True, declared: WavFormat | None = None, wav: bool = False
+    ) -> None:
+        """Take bytes that are no media for PCM16 if they may be `raw`, all bytes for what is `declared`, or for WAV."""
+        framing = RawFraming(declared, live=live) if declared and declared != PLAIN else AudioFraming(live=live)
+        super().__init__(job, framing)
         self._raw = raw
         self._wav = WavFraming(live=live)
-        self._head: bytes | None = None if known or wav else b""  # until it is known what this is
+        self._head: bytes | None = None if declared or wav else b""  # until it is known what this is
         self._header: bytes | None = None  # of a WAV that may have to go to ffmpeg
         self._kind = ""
         self._decoder: LiveDecoder | None = None

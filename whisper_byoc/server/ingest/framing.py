@@ -8,7 +8,8 @@ from typing import Generic, Protocol, Self, TypeVar
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
-from audio.wav import WavReader
+from audio.riff import WavFormat
+from audio.wav import FrameDecoder, WavReader
 from whisper_byoc.aio import Alarm, cancel
 from whisper_byoc.errors import BadSegment, RequestRefused
 
@@ -150,6 +151,23 @@ class WavFraming:
         except AudioError as error:
             trouble = [*trouble, str(error)]
         return [*rest, *self._pcm.finish(complete=complete), *map(BadSegment, trouble)]
+
+
+class RawFraming:
+    """Raw sound of one format, converted to PCM16 mono 16 kHz; then as `AudioFraming`."""
+
+    blocking = True
+
+    def __init__(self, fmt: WavFormat, *, live: bool = False) -> None:
+        self.live = live
+        self._pcm = AudioFraming(live=live)
+        self._frames = FrameDecoder(fmt)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        return self._pcm.feed(pcm.encode(self._frames.feed(data)))
+
+    def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        return [*self._pcm.feed(pcm.encode(self._frames.finish())), *self._pcm.finish(complete=complete)]
 
 
 class VideoFraming:

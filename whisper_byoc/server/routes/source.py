@@ -4,11 +4,15 @@ import asyncio
 import logging
 from typing import Any
 
+import numpy as np
 from aiohttp import web
 from multidict import MultiDict
 
+from audio import pcm
 from audio.errors import DecoderFailed, MediaError
+from audio.riff import WavFormat
 from audio.sniff import is_media
+from audio.wav import FrameDecoder
 from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
@@ -17,9 +21,10 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest.declared import NAMES, PLAIN, declared_format
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
-from whisper_byoc.server.ingest.framing import PCM_TYPES, Framing, LiveInput, VideoFraming, WholeBody, pcm_trouble
+from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
 from whisper_byoc.server.ingest.recordings import INTAKE, NOT_SOUND, STRICT
 
 log = logging.getLogger(__name__)
@@ -37,13 +42,14 @@ async def put_source(request: web.Request) -> web.Response:
     table, query = request.app[TABLE], request.query
     limits = table.limits
     _check_length(request, limits.segment_bytes)
-    params = params_without(query, "pipeline", "more", "alone", STRICT)
     strict = switch(STRICT, query.get(STRICT, "0"))
     alone = min(number("alone", query.get("alone", limits.idle_seconds), 0, MAX_ALONE_SECONDS), limits.idle_seconds)
     more = switch("more", query.get("more", "0"))
     job_id, name = request.match_info["job_id"], query.get("pipeline")
     pipeline = table.pipeline_of(job_id, name)
+    params = params_without(query, "pipeline", "more", "alone", STRICT, *(NAMES if pipeline.media == "audio" else ()))
     _check_type(request, pipeline.media)
+    declared = declared_format(request.headers.get("Content-Type", ""), query) if pipeline.media == "audio" else None
     live = request.content_length is None and request.body_exists
     framing = _make_framing(request, pipeline, limits.segment_bytes) if live and pipeline.media != "audio" else None
     # last: what is refused leaves no job behind
@@ -52,10 +58,12 @@ async def put_source(request: web.Request) -> web.Response:
     segments, size = 0, 0
     try:
         if live:
-            async with LiveFeed(job, framing) if framing else _sound_feed(request, job, live=pipeline.live) as feed:
+            async with (
+                LiveFeed(job, framing) if framing else _sound_feed(request, job, declared, live=pipeline.live) as feed
+            ):
                 segments, size = await _Body(request, job, feed, more=more).take()
         elif request.content_length:
-            segments, size, warnings = await _take_segment(request, job, pipeline.media, strict=strict)
+            segments, size, warnings = await _take_segment(request, job, pipeline.media, declared, strict=strict)
         else:
             job.touch()
     except DecoderFailed:
@@ -96,18 +104,16 @@ def _check_type(request: web.Request, media: Media) -> None:
         raise RequestRefused(415, f"this pipeline does not read {kind}; send RGB24 frames")
     if media == "audio" and kind.startswith(NOT_SOUND):
         raise RequestRefused(415, f"this pipeline does not read {kind}; {WANTED}")
-    if media == "audio" and kind in PCM_TYPES and (trouble := pcm_trouble(request.headers["Content-Type"])):
-        raise RequestRefused(415, trouble)
 
 
-def _sound_feed(request: web.Request, job: Job, *, live: bool) -> SoundFeed:
+def _sound_feed(request: web.Request, job: Job, declared: WavFormat | None, *, live: bool) -> SoundFeed:
     kind = request.content_type.lower()
     raw = not kind.startswith(("audio/", "video/"))
-    return SoundFeed(job, live=live, raw=raw, known=kind in PCM_TYPES, wav=kind in WAV_TYPES)
+    return SoundFeed(job, live=live, raw=raw, declared=declared, wav=kind in WAV_TYPES)
 
 
 async def _take_segment(
-    request: web.Request, job: Job, media: Media, *, strict: bool
+    request: web.Request, job: Job, media: Media, declared: WavFormat | None, *, strict: bool
 ) -> tuple[int, int, tuple[str, ...]]:
     """Return the number of segments and of bytes, and what could not be read of them."""
     limits = request.app[TABLE].limits
@@ -120,7 +126,7 @@ async def _take_segment(
     try:
         async with asyncio.timeout(limits.idle_seconds):
             body = await request.content.readexactly(size)
-        body, warnings = await _decoded(request, body, strict=strict) if media == "audio" else (body, ())
+        body, warnings = await _decoded(request, body, declared, strict=strict) if media == "audio" else (body, ())
     except BaseException as error:
         job.inbox.release(size)
         if isinstance(error, (*BROKEN, asyncio.CancelledError)):
@@ -132,14 +138,28 @@ async def _take_segment(
     return 1, size, warnings
 
 
-async def _decoded(request: web.Request, body: bytes, *, strict: bool) -> tuple[bytes, tuple[str, ...]]:
+async def _decoded(
+    request: web.Request, body: bytes, declared: WavFormat | None, *, strict: bool
+) -> tuple[bytes, tuple[str, ...]]:
     """Return a segment as PCM16, and what could not be read of it."""
     kind = request.content_type.lower()
-    if kind in PCM_TYPES or not (kind.startswith(("audio/", "video/")) or is_media(body)):
+    if declared is not None:
+        limit = request.app[TABLE].limits.segment_bytes
+        return body if declared == PLAIN else await asyncio.to_thread(_converted, body, declared, limit), ()
+    if not (kind.startswith(("audio/", "video/")) or is_media(body)):
         return body, ()
     fields = MultiDict({STRICT: str(strict)})
     recording = await request.app[INTAKE].decode(Upload(body, kind, fields=fields))
     return b"".join(recording.blocks), recording.warnings
+
+
+def _converted(data: bytes, fmt: WavFormat, limit: int) -> bytes:
+    """Convert raw sound to PCM16; raise `RequestRefused` (413) where that would be larger than `limit` bytes."""
+    size = len(data) // fmt.frame_bytes * PLAIN.rate // fmt.rate * PLAIN.frame_bytes
+    if size > limit:
+        raise RequestRefused(413, f"the segment holds {size} bytes as PCM16, over the limit of {limit}; send less")
+    frames = FrameDecoder(fmt)
+    return pcm.encode(np.concatenate((frames.feed(data), frames.finish())))
 
 
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:

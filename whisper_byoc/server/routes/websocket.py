@@ -13,6 +13,7 @@ from whisper_byoc.http import json_value
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
+from whisper_byoc.server.ingest import declared
 from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.forms import params_without
 from whisper_byoc.server.ingest.framing import LiveInput
@@ -40,11 +41,12 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
     pipeline = table.pipelines.find_speech(request.query.get("pipeline") or request.query.get("model", ""))
     params = {"partials": "true"} if pipeline.live else {}
-    params |= params_without(request.query, "pipeline", "model")
+    params |= params_without(request.query, "pipeline", "model", *declared.NAMES)
+    raw = declared.declared_format("", request.query)
     try:
         async with temporary_job(table, pipeline, params) as job:
             await socket.prepare(request)
-            await _converse(request, socket, job, live=pipeline.live)
+            await _converse(request, socket, SoundFeed(job, live=pipeline.live, declared=raw), job)
         await socket.close()
     except CloseEarly as error:
         await _send(request, socket, {"error": str(error)})
@@ -52,14 +54,14 @@ async def get_transcribe(request: web.Request) -> web.StreamResponse:
     return socket
 
 
-async def _converse(request: web.Request, socket: web.WebSocketResponse, job: Job, *, live: bool) -> None:
+async def _converse(request: web.Request, socket: web.WebSocketResponse, sound: SoundFeed, job: Job) -> None:
     """Receive and send at once, until all results are sent.
 
     Raises `CloseEarly` for what the client did wrong, a segment without a result and a server that shuts down,
     `ConnectionError` when the client is gone.
     """
     idle_seconds = request.app[TABLE].limits.idle_seconds
-    receiving = asyncio.ensure_future(_receive(socket, job, idle_seconds, live=live))
+    receiving = asyncio.ensure_future(_receive(socket, sound, job, idle_seconds))
     sending = asyncio.ensure_future(_send_results(request, socket, job))
     try:
         await first_of(receiving, sending)
@@ -73,14 +75,14 @@ async def _converse(request: web.Request, socket: web.WebSocketResponse, job: Jo
         await cancel(receiving, sending)
 
 
-async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> None:
+async def _receive(socket: web.WebSocketResponse, sound: SoundFeed, job: Job, idle_seconds: float) -> None:
     """Submit the sound until `eos`, then go on receiving, to answer pings and to notice that the client goes.
 
     Returns only when the server ends the input.
     """
     try:
         with job.feeding():
-            whole = await _submit_sound(socket, job, idle_seconds, live=live)
+            whole = await _submit_sound(socket, sound, job, idle_seconds)
             ended_by_server = job.closing.is_set()
             job.end_input()
     except RequestRefused as error:
@@ -90,13 +92,13 @@ async def _receive(socket: web.WebSocketResponse, job: Job, idle_seconds: float,
             raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream (eos)")
 
 
-async def _submit_sound(socket: web.WebSocketResponse, job: Job, idle_seconds: float, *, live: bool) -> bool:
+async def _submit_sound(socket: web.WebSocketResponse, sound: SoundFeed, job: Job, idle_seconds: float) -> bool:
     """Return whether all of it could be read; where not, the job has an error behind what could.
 
     Raises `CloseEarly` when it is media of which nothing can be read.
     """
     idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {idle_seconds:g} s")
-    async with SoundFeed(job, live=live) as feed:
+    async with sound as feed:
         try:
             async with LiveInput(socket.receive, job.closing, idle_seconds, idle) as messages:
                 while (message := await messages.next()) is not None:
