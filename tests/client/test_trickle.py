@@ -8,6 +8,7 @@ from aiohttp import web
 from tests.waiting import forever, until
 from whisper_byoc import TrickleClient
 from whisper_byoc.errors import SegmentFailed, ServerRefused, ServerUnreachable, UsageError
+from whisper_byoc.http import listening
 from whisper_byoc.server.run import Server, ServerConfig
 
 
@@ -207,3 +208,27 @@ async def forgetful_container():
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
+
+
+async def test_a_server_without_the_result_is_not_asked_hot():
+    asked = []
+
+    async def take(request):
+        await request.read()
+        return web.Response()
+
+    async def give(request):
+        asked.append(request.path)
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.router.add_put("/live/{job}/source", take)
+    app.router.add_get("/live/{job}/output", give)
+    app.router.add_delete("/live/{job}", take)
+    async with (
+        listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0) as port,
+        TrickleClient(f"http://127.0.0.1:{port}", timeout=0.5) as client,
+    ):
+        with pytest.raises(ServerUnreachable):
+            await client.process_frame(b"frame")
+    assert 1 < len(asked) < 15

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.aio import backoff, cancel, first_of
 from whisper_byoc.client.connection import SHORT, Connection, whole_body
 from whisper_byoc.client.feed import JsonRecord, Outgoing, exchange, records_of
 from whisper_byoc.errors import ClientError, SegmentFailed, ServerRefused
@@ -18,6 +18,8 @@ from whisper_byoc.livepeer import MODEL
 
 OCTET_STREAM = "application/octet-stream"
 NDJSON = "application/x-ndjson"
+QUICK_SECONDS = 1.0
+"""An answer without a result that comes sooner is followed by a pause."""
 
 
 class GatewayClient(Connection):
@@ -195,12 +197,18 @@ class TrickleClient(Connection):
         return result
 
     async def _next_result(self) -> bytes:
+        loop, pauses = asyncio.get_running_loop(), backoff(0.05, 1.0)
         while True:
+            asked_at = loop.time()
             async with self._request("GET", f"/live/{self._job}/output") as answer:
                 if answer.status == 200:
                     return await whole_body(answer)
                 if "Lp-Trickle-Closed" in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
+            if (
+                loop.time() - asked_at < QUICK_SECONDS
+            ):  # a server waits for the result before it says that there is none
+                await asyncio.sleep(next(pauses))
 
     async def _put(self, job: str, body: object, query: Mapping[str, str], content_type: str) -> None:
         headers = {"Content-Type": content_type}
