@@ -101,7 +101,7 @@ async def test_a_slow_body_and_an_idle_connection_are_left_alone():
 
 @pytest.mark.parametrize("limits", [{"total": 2, "per_address": 9}, {"total": 9, "per_address": 2}])
 async def test_beyond_the_limit_only_monitors_are_answered(limits, caplog):
-    async with serving(ConnectionLimits(**limits, reserve=4)) as connect:
+    async with serving(ConnectionLimits(**limits, reserve=4, reserve_head_seconds=20)) as connect:
         first, _ = await connect(post(b"1"))
         second, writer = await connect(post(b"2"))
         assert (await answer(first), await answer(second)) == ((200, b"1"), (200, b"2"))
@@ -127,6 +127,17 @@ async def test_beyond_the_limit_only_monitors_are_answered(limits, caplog):
             while not await has_room():
                 await asyncio.sleep(0)
     assert sum("no more are taken" in message for message in caplog.messages) == 1
+
+
+async def test_who_says_nothing_keeps_no_place_of_the_reserve():
+    async with serving(ConnectionLimits(total=1, per_address=1, reserve=2, reserve_head_seconds=0.05)) as connect:
+        first, _ = await connect(post(b"1"))
+        assert await answer(first) == (200, b"1")
+        silent, _ = await connect()
+        assert (await answer(silent))[0] == 408
+        assert await is_over(silent)
+        reader, _ = await connect(get("/health"))
+        assert await answer(reader) == (200, b"well")
 
 
 async def test_bytes_that_are_no_request_are_one_line(caplog):

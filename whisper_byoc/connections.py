@@ -42,6 +42,9 @@ class ConnectionLimits:
     head_seconds: float = 20.0
     """Longest time for the head of a request, from the connection's opening or the head's first bytes."""
 
+    reserve_head_seconds: float = 2.0
+    """The same in the reserve, whose places have to be free again soon."""
+
     @classmethod
     def of_this_process(cls) -> "ConnectionLimits":
         """Give clients half of the file descriptors, as a job may need another for a peer, a program or a file."""
@@ -164,8 +167,13 @@ class BoundedHandler(web.RequestHandler):
         response.force_close()
         return response
 
+    @property
+    def _head_seconds(self) -> float:
+        limits = self._connections.limits
+        return limits.reserve_head_seconds if self.reserved else limits.head_seconds
+
     def _expect_head(self) -> None:
-        seconds = self._connections.limits.head_seconds
+        seconds = self._head_seconds
         self._head_timer = asyncio.get_running_loop().call_later(seconds, self._head_is_late)
 
     def _head_is_there(self) -> None:
@@ -178,7 +186,7 @@ class BoundedHandler(web.RequestHandler):
         transport = self.transport
         if transport is None or not awaits_head(self):
             return
-        seconds = self._connections.limits.head_seconds
+        seconds = self._head_seconds
         self._connections.slow_heads.warning(f"{self._address} had not sent the head of a request after {seconds:g} s")
         assert isinstance(transport, asyncio.Transport)
         _answer(transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s")

@@ -158,6 +158,9 @@ class Hostile(Upper):
     async def process(self, frame):
         if frame == b"exit":
             sys.exit("bye")
+        if frame.startswith(b"task"):
+            leaving = asyncio.create_task(self.process(b"exit"))
+            await (asyncio.gather(leaving) if frame == b"task" else asyncio.wait({leaving}))
         if frame == b"interrupt":
             raise KeyboardInterrupt
         if frame == b"forge":
@@ -168,9 +171,15 @@ asyncio.run(run_processor(Hostile(), host="127.0.0.1", port=0))
 """
     running = await (await script(PRELUDE + hostile)).listening()
     async with TrickleClient(running.url) as client:
-        for frame, said in ((b"exit", "bye"), (b"interrupt", "KeyboardInterrupt"), (b"forge", "ValueError")):
-            with pytest.raises(Exception, match=said):
+        for frame, words in (
+            (b"exit", "bye"),
+            (b"task", "bye"),
+            (b"interrupt", "KeyboardInterrupt"),
+            (b"forge", "ValueError"),
+        ):
+            with pytest.raises(Exception, match=words):
                 await client.process_frame(frame)
+        assert await client.process_frame(b"task that nobody asks") == b"TASK THAT NOBODY ASKS"
         assert await client.process_frame(b"next") == b"NEXT"
     assert await running.end() == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", running.whole_log)

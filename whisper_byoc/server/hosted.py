@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.processors.base import Processor
+from whisper_byoc.server.core.exits import tasks_contained
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import ServerConfig, serve
 
@@ -77,7 +78,7 @@ async def run_processor(
 
     threading.Thread(target=run, name="whisper-byoc-server", daemon=True).start()
     stop = stop_server.result()  # at once: nothing has gone wrong yet
-    with _first_signal_calls(stop):
+    with _first_signal_calls(stop), tasks_contained(author_loop):
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:

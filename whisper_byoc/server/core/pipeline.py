@@ -10,8 +10,9 @@ from enum import Enum
 from typing import Any
 
 from whisper_byoc.aio import STUCK_SECONDS, Changed
-from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, StartError
+from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
+from whisper_byoc.server.core.exits import exits_contained
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,9 @@ class Caller:
         number = next(self._numbers)
         self._since[number] = time.monotonic()
         try:
-            result = function(*arguments)
-            return await result if inspect.isawaitable(result) else result
-        except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the event loop, and with it the server
-            raise ProcessorError(f"the processor called for the end of the program ({error!r})") from None
+            with exits_contained():
+                result = function(*arguments)
+                return await result if inspect.isawaitable(result) else result
         finally:
             del self._since[number]
 
