@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from email.message import Message
 from types import MappingProxyType
 
+import numpy as np
+
 from audio import pcm
 from audio.riff import A_LAW, CHANNELS, FLOAT, MU_LAW, PCM, RATES, WavFormat
+from audio.wav import FrameDecoder
+from whisper_byoc.errors import RequestRefused
 from whisper_byoc.params import choice, whole
 
 NAMES = ("encoding", "rate", "channels")
@@ -62,3 +66,12 @@ def declared_format(content_type: str, query: Mapping[str, str]) -> WavFormat | 
     tag, bits, big_endian = ENCODINGS[encoding]
     channels = whole("channels", given.get("channels", "1"), CHANNELS[0], CHANNELS[-1])
     return WavFormat(tag, bits, channels, whole("rate", given.get("rate", str(rate)), RATES[0], RATES[-1]), big_endian)
+
+
+def to_pcm16(data: bytes, fmt: WavFormat, limit: int) -> bytes:
+    """Convert raw sound to `PLAIN`; raise `RequestRefused` (413) where that would be larger than `limit` bytes."""
+    size = len(data) // fmt.frame_bytes * PLAIN.rate // fmt.rate * PLAIN.frame_bytes
+    if size > limit:
+        raise RequestRefused(413, f"the sound has {size} bytes as PCM16, over the limit of {limit}; send it in parts")
+    frames = FrameDecoder(fmt)
+    return pcm.encode(np.concatenate((frames.feed(data), frames.finish())))

@@ -32,8 +32,8 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE, JobTable
+from whisper_byoc.server.ingest.declared import PLAIN, declared_format, to_pcm16
 from whisper_byoc.server.ingest.forms import Upload, read_upload
-from whisper_byoc.server.ingest.framing import PCM_TYPES, pcm_trouble
 from whisper_byoc.speech.transcript import Transcription, from_records
 
 SEGMENT_SECONDS = 30.0
@@ -79,18 +79,21 @@ def read_recording(
 ) -> Recording:
     """Decode an upload.
 
-    `limit` is for the bytes of the sound as PCM16. `audio/pcm` is PCM16; with `raw_by_default` so is
-    `application/octet-stream` that does not begin like any file we know. What is cut off is read as far as it goes,
-    with a warning, or refused if `strict`. Raises `AudioError`, and `RequestRefused`: for PCM16 400 when a sample is
-    cut in half and 413 over the limit, 415 for a type that cannot be sound.
+    `limit` is for the bytes of the sound as PCM16. Raw sound is what its type declares; with `raw_by_default`,
+    `application/octet-stream` that does not begin like any file we know is PCM16. What is cut off is read as far as it
+    goes, with a warning, or refused if `strict`. Raises `AudioError`, `BadParam`, and `RequestRefused`: for PCM16 400
+    when a sample is cut in half and 413 over the limit, 415 for a type that cannot be sound.
     """
     kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
     if kind.startswith(NOT_SOUND):
         raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
     blocks: Iterable[bytes]
     warnings: list[str] = []
-    if kind in PCM_TYPES or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
-        _check_raw(data, content_type, limit)
+    declared = None if is_media(data) and kind == "audio/basic" else declared_format(content_type, {})  # it may be .au
+    if declared is not None and declared != PLAIN:
+        data = to_pcm16(data, declared, limit)
+    if declared is not None or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
+        _check_raw(data, limit)
         size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
         blocks = (data[at : at + size] for at in range(0, len(data), size))
     else:
@@ -104,9 +107,7 @@ def read_recording(
     return Recording(recording, samples, tuple(warnings))
 
 
-def _check_raw(data: bytes, content_type: str, limit: int) -> None:
-    if trouble := pcm_trouble(content_type):
-        raise RequestRefused(415, trouble)
+def _check_raw(data: bytes, limit: int) -> None:
     if len(data) % pcm.SAMPLE_WIDTH:
         raise RequestRefused(400, f"{len(data)} bytes are not whole 16-bit samples; send an even number of bytes")
     if len(data) > limit:

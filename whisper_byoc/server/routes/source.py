@@ -4,15 +4,12 @@ import asyncio
 import logging
 from typing import Any
 
-import numpy as np
 from aiohttp import web
 from multidict import MultiDict
 
-from audio import pcm
 from audio.errors import DecoderFailed, MediaError
 from audio.riff import WavFormat
 from audio.sniff import is_media
-from audio.wav import FrameDecoder
 from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
@@ -21,7 +18,7 @@ from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE
-from whisper_byoc.server.ingest.declared import NAMES, PLAIN, declared_format
+from whisper_byoc.server.ingest.declared import NAMES, PLAIN, declared_format, to_pcm16
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
@@ -145,21 +142,12 @@ async def _decoded(
     kind = request.content_type.lower()
     if declared is not None:
         limit = request.app[TABLE].limits.segment_bytes
-        return body if declared == PLAIN else await asyncio.to_thread(_converted, body, declared, limit), ()
+        return body if declared == PLAIN else await asyncio.to_thread(to_pcm16, body, declared, limit), ()
     if not (kind.startswith(("audio/", "video/")) or is_media(body)):
         return body, ()
     fields = MultiDict({STRICT: str(strict)})
     recording = await request.app[INTAKE].decode(Upload(body, kind, fields=fields))
     return b"".join(recording.blocks), recording.warnings
-
-
-def _converted(data: bytes, fmt: WavFormat, limit: int) -> bytes:
-    """Convert raw sound to PCM16; raise `RequestRefused` (413) where that would be larger than `limit` bytes."""
-    size = len(data) // fmt.frame_bytes * PLAIN.rate // fmt.rate * PLAIN.frame_bytes
-    if size > limit:
-        raise RequestRefused(413, f"the segment holds {size} bytes as PCM16, over the limit of {limit}; send less")
-    frames = FrameDecoder(fmt)
-    return pcm.encode(np.concatenate((frames.feed(data), frames.finish())))
 
 
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
