@@ -35,6 +35,9 @@ WAV = {"format": "wav", "acodec": "pcm_s16le", "af": f"{ON_TIME},aformat=channel
 
 SOUND_ONLY = {"vn": None, "sn": None, "dn": None, "map_metadata": -1}
 
+LONGEST_LIVE_GAP = 60
+"""Seconds of a gap in the time stamps of a live feed that become silence: a few bytes can claim years."""
+
 FLUSHED = {"flush_packets": 1}
 """Write each packet at once."""
 
@@ -80,7 +83,8 @@ def wav_from_feed(containers: str) -> list[str]:
     confined = {"protocol_whitelist": "pipe", "format_whitelist": containers}
     known = {} if "," in containers else {"format": containers}
     source = ffmpeg.input("pipe:0", **confined, **known, probesize=256 * 1024, analyzeduration=1_000_000)
-    return _command(source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED))
+    output = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
+    return _command(output.global_args("-dts_error_threshold", str(LONGEST_LIVE_GAP)))
 
 
 def pcm_from_ts() -> list[str]:

@@ -13,6 +13,7 @@ from audio.ffmpeg import (
     pcm_from_device,
     pcm_from_ts,
     ts_from_frames,
+    wav_from_feed,
     wav_from_file,
 )
 
@@ -44,6 +45,8 @@ def inputs(command):
 def test_what_reads_bytes_from_outside_is_confined():
     (file,) = inputs(wav_from_file())
     assert (file["-protocol_whitelist"], file["-format_whitelist"]) == ("file", CONTAINERS)
+    (feed,) = inputs(wav_from_feed("ogg"))
+    assert (feed["-protocol_whitelist"], feed["-format_whitelist"], feed["-f"]) == ("pipe", "ogg", "ogg")
     for command in (pcm_from_ts(), frames_from_ts(25), ts_from_frames(25)):
         for each in inputs(command):
             assert each["-protocol_whitelist"] == "pipe"
@@ -92,3 +95,11 @@ def test_neither_names_the_ways_out(tmp_path, monkeypatch):
 def test_the_package_alone_does_not_load_ffmpeg():
     code = "import sys, audio, audio.pcm, audio.quiet; sys.exit('ffmpeg' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(("gap", "seconds"), [(20, 22), (7200, 2)])
+def test_a_live_feed_has_silence_for_its_gaps_but_not_for_hours(gap, seconds):
+    late = f"asetpts='if(gt(T,1),PTS+{gap}/TB,PTS)'"
+    sound = ["-f", "lavfi", "-i", "sine=f=1000:d=2", "-af", late, "-c:a", "libopus", "-f", "webm", "-"]
+    decoded = run(wav_from_feed("matroska"), run([ffmpeg_path(), *QUIET, *sound]).stdout).stdout
+    assert len(decoded) / 32_000 == pytest.approx(seconds, abs=0.2)
