@@ -51,7 +51,7 @@ RECORDING = LiveOptions(
     splitter=SplitterOptions(
         pause=1.5, shortest_pause=0.2, full_pause_until=6.0, shortest_pause_from=24.0, post_roll=0.3, longest=26.5
     ),
-    together=4,
+    together=3,
 )
 """Long utterances, in which the model knows more of what is spoken about, but none that needs a window of 30 s."""
 

@@ -1,5 +1,6 @@
 """Several texts decoded together: each pass of the decoder adds tokens to all of them."""
 
+import math
 import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from whisper_byoc.speech.fast.weights import Dimensions
 from whisper_byoc.speech.runtime import ov
 
 NEVER = np.float32(-np.inf)
-LONGEST = 512
+STEP = 128
+"""Positions: sounds beside each other are a multiple of it long. OpenVINO keeps kernels for each length that it saw."""
+LONGEST = 256
 """Places in the state from which on a batch takes no new texts, so that it comes to its end."""
 
 
@@ -69,6 +72,7 @@ class Batch:
         self._request = request
         self._dims = dims
         self._outputs = [name for name in (port.get_any_name() for port in request.model_outputs) if name != "logits"]
+        self._memory = _Memory()
         self._sounds: list[Sound] = []
         self._heard: Sound | None = None  # all of them; the decoder reads its arrays where they are
         self._seen = np.zeros((0, 0), bool)  # (sequences, places): which tokens of the state are a sequence's own
@@ -104,7 +108,7 @@ class Batch:
         if len(sounds) == len(self._sounds) and all(map(operator.is_, sounds, self._sounds)):
             return
         self._sounds = sounds
-        self._heard = sounds[0] if len(sounds) == 1 else _joined(sounds)
+        self._heard = sounds[0] if len(sounds) == 1 else self._memory.joined(sounds)
         for layer, (key, value) in enumerate(zip(self._heard.keys, self._heard.values, strict=True)):
             self._request.set_tensor(f"key{layer}", _tensor(key))
             self._request.set_tensor(f"value{layer}", _tensor(value))
@@ -163,23 +167,41 @@ class Batch:
         return steps
 
 
-def _joined(sounds: Sequence[Sound]) -> Sound:
-    """Put sounds beside each other, all as long as the longest; what is behind one is not attended to."""
-    longest = max(sound.mask.shape[-1] for sound in sounds)
-    mask = np.full((len(sounds), 1, 1, longest), NEVER, np.float32)
-    for row, sound in zip(mask, sounds, strict=True):
-        row[..., : sound.mask.shape[-1]] = sound.mask[0]
-    keys = (_beside(each, longest) for each in zip(*(sound.keys for sound in sounds), strict=True))
-    values = (_beside(each, longest) for each in zip(*(sound.values for sound in sounds), strict=True))
-    return Sound(tuple(keys), tuple(values), mask, 0)
+class _Memory:
+    """What several sounds are put into beside each other; used again and again, for malloc keeps what it is given back.
 
+    With arrays of their own for every change of the batch, a busy server grew by some 250 MB.
+    """
 
-def _beside(arrays: Sequence[NDArray[np.generic]], longest: int) -> NDArray[np.generic]:
-    _, heads, _, size = arrays[0].shape
-    joined = np.zeros((len(arrays), heads, longest, size), arrays[0].dtype)
-    for row, array in zip(joined, arrays, strict=True):
-        row[:, : array.shape[2]] = array[0]
-    return joined
+    def __init__(self) -> None:
+        self._arrays: dict[int, NDArray[np.generic]] = {}
+
+    def joined(self, sounds: Sequence[Sound]) -> Sound:
+        """Return sounds as one, all of one length; what is behind one is not attended to."""
+        longest = math.ceil(max(sound.mask.shape[-1] for sound in sounds) / STEP) * STEP
+        mask = np.full((len(sounds), 1, 1, longest), NEVER, np.float32)
+        for row, sound in zip(mask, sounds, strict=True):
+            row[..., : sound.mask.shape[-1]] = sound.mask[0]
+        arrays = [
+            self._beside(at, each, longest)
+            for at, each in enumerate(zip(*((*sound.keys, *sound.values) for sound in sounds), strict=True))
+        ]
+        layers = len(arrays) // 2
+        return Sound(tuple(arrays[:layers]), tuple(arrays[layers:]), mask, 0)
+
+    def _beside(self, at: int, arrays: Sequence[NDArray[np.generic]], longest: int) -> NDArray[np.generic]:
+        _, heads, _, size = arrays[0].shape
+        joined = self._array(at, (len(arrays), heads, longest, size), arrays[0].dtype)
+        for row, array in zip(joined, arrays, strict=True):
+            row[:, : array.shape[2]] = array[0]
+            row[:, array.shape[2] :] = 0
+        return joined
+
+    def _array(self, at: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        size = math.prod(shape)
+        if at not in self._arrays or len(self._arrays[at]) < size:
+            self._arrays[at] = np.empty(size, dtype)
+        return self._arrays[at][:size].reshape(shape)
 
 
 def _tensor(values: NDArray[np.generic]) -> ov.Tensor:

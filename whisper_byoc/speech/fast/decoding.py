@@ -12,6 +12,9 @@ from whisper_byoc.speech.fast.batch import Pass, Sound, Step
 from whisper_byoc.speech.fast.rules import Rules, log_sum_exp
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 
+CHECKED = 16
+"""Guessed tokens in one pass; the logits of more take up too much memory where many texts are decoded together."""
+
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Pass, Step, T]
 """Work that asks for passes of the decoder as it goes, so that several pieces of work share each of them."""
@@ -35,7 +38,7 @@ class Wish:
     beam: int = 1
     """Sequences that a search keeps; with one, each token is the likeliest."""
     guess: Sequence[int] = ()
-    """Tokens that the text may begin with: as far as it does, they cost one pass together. A search takes none."""
+    """Tokens that the text may begin with: as far as it does, they cost one pass for every 16. A search takes none."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,11 @@ def _write(
     """Take the likeliest token each time, or draw one; check what was guessed first."""
     rules = Rules(tokenizer, timestamps=wish.timestamps, may_be_empty=wish.may_be_empty)
     dice = np.random.default_rng(0)
-    guess = list(wish.guess[: room - 1])
-    last = len(initial) - 1
-    wanted = [initial.index(tokenizer.sot), *range(last, last + len(guess) + 1)]
-    step = yield from _step(Pass(sound, [[*initial, *guess]], wanted), is_cancelled)
+    text, guess = _Text([], 0.0, []), list(wish.guess)
+    checked, last = guess[: min(CHECKED, room - 1)], len(initial) - 1
+    wanted = [initial.index(tokenizer.sot), *range(last, last + len(checked) + 1)]
+    step = yield from _step(Pass(sound, [[*initial, *checked]], wanted), is_cancelled)
     no_speech, logits = _no_speech(step, tokenizer), step.logits[0, 1:]
-    text = _Text([], 0.0, [])
     while True:
         for at, scores in enumerate(logits):
             rules.apply(scores, text.tokens)
@@ -110,11 +112,13 @@ def _write(
             text = text.and_then(token, float(scores[token] - log_sum_exp(scores)), _queries(step, 0, last + at))
             if token == tokenizer.eot or len(text.tokens) == room:
                 return text.decoded(tokenizer.eot, no_speech)
-            if at < len(guess) and token != guess[at]:
+            if at < len(checked) and token != checked[at]:
                 break
-        kept = len(initial) + len(text.tokens) - 1
-        step = yield from _step(Pass(sound, [text.tokens[-1:]], [0], kept), is_cancelled)
-        logits, guess, last = step.logits[0], [], 0
+        known = len(text.tokens)
+        checked = guess[known : min(known + CHECKED, room - 1)] if text.tokens == guess[:known] else []
+        new = Pass(sound, [[text.tokens[-1], *checked]], range(len(checked) + 1), len(initial) + known - 1)
+        step = yield from _step(new, is_cancelled)
+        logits, last = step.logits[0], 0
 
 
 def _search(

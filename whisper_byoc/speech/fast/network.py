@@ -16,8 +16,12 @@ from whisper_byoc.speech.runtime import core, has_bfloat16, ov
 
 T = TypeVar("T")
 
-WINDOW_FRAMES = 32
-"""Windows are multiples of it, so that kernels for one length serve many sounds; a multiple of 2 * STRIDE."""
+STEPS = ((640, 32), (1280, 64), (3000, 128))
+"""(frames, step): up to so many frames, a window is a multiple of that step, of 2 * STRIDE. OpenVINO keeps some 4 MB of
+kernels for every length that it has seen; so there are 35."""
+KERNELS = 50
+"""Kernels that OpenVINO keeps for shapes that may come back. With its 5000, texts of all lengths together took 100 MB
+more, and no less time."""
 POLL_MS = 20
 """How often the encoder, which takes a third of a second for a large window, is asked whether it is still wanted."""
 
@@ -37,6 +41,7 @@ class Compiled:
             "NUM_STREAMS": workers,
             "ENABLE_CPU_PINNING": False,  # other processes may be on these CPUs
             "KV_CACHE_PRECISION": precision,  # its default is int8
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
         }
         if self.half:
             encoder, decoder = _in_half(encoder, outputs=True), _in_half(decoder, outputs=False)
@@ -63,7 +68,7 @@ class Network:
         more the whole window is computed. Raises `Cancelled` soon after `is_cancelled` is true.
         """
         whole = 2 * self.dims.n_audio_ctx
-        frames = min(whole, math.ceil(seconds * 100 / WINDOW_FRAMES) * WINDOW_FRAMES)
+        frames = min(whole, window_frames(seconds * 100))
         window = np.zeros((1, self.dims.n_mels, frames), np.float32)
         kept = min(frames, mel.shape[1])
         window[0, :, :kept] = mel[:, :kept]
@@ -124,6 +129,12 @@ class Network:
         names = [f"{part}{layer}" for layer in range(self.dims.n_text_layer) for part in ("key", "value")]
         found = [request.get_tensor(name).data for name in names]
         return [each.view(np.uint16) for each in found] if self._compiled.half else found
+
+
+def window_frames(wanted: float) -> int:
+    """Return the length of the window for so many frames."""
+    step = next((step for most, step in STEPS if wanted <= most), STEPS[-1][1])
+    return math.ceil(wanted / step) * step
 
 
 def _in_half(model: ov.Model, *, outputs: bool) -> ov.Model:
