@@ -151,7 +151,7 @@ async def test_what_the_container_refuses_comes_in_its_own_words(serving, orches
     feed.send(b"xx")
     for model, query, data, headers, status, words in (
         ("sound", "", feed, {"Content-Type": "text/plain", **kit.NDJSON}, 415, "text/plain"),
-        ("sound", "", b"xx", {"Content-Type": "audio/mpeg"}, 415, "does not begin like"),
+        ("sound", "", b"xx", {"Content-Type": "audio/mpeg"}, 415, "is not media"),
         ("video", "", feed, {}, 400, "width"),
         ("video", "?width=100&height=100", feed, kit.SSE, 413, "100x100"),
         ("video", "", bytes(2000), {}, 413, "limit of 1000 bytes"),
