@@ -33,7 +33,7 @@ SMALL_BEAM = 2
 """For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than none takes."""
 IDLE_LOAD = 0.25
 """A worker that was busy for a larger share of the last seconds follows `SMALL_BEAM` texts at most …"""
-BUSY_LOAD = 0.6
+BUSY_LOAD = 0.4
 """… and from this share on only the likeliest."""
 LOAD_SECONDS = 5.0
 """The last seconds are about so many."""
