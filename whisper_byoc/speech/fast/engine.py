@@ -121,7 +121,7 @@ class FastEngine:
         wish = Wish(
             tokenizer.start(language, options.task),
             max_tokens(seconds),
-            tokenizer.encode(" " + prompt.strip()) if prompt else (),
+            tokenizer.prompt(prompt),
             timestamps=False,
             may_be_empty=True,
             guess=options.guess,

@@ -80,6 +80,10 @@ class Tokenizer:
         """Return the tokens of text. Raises `ValueError` for text that contains the name of a special token."""
         return self._encoding.encode(text)
 
+    def prompt(self, text: str) -> list[int]:
+        """Return the tokens of text that stands before another one; none for empty text."""
+        return self.encode(" " + text.strip()) if text else []
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, without timestamps."""
         return self._text(token for token in tokens if token < self.timestamp_begin)

@@ -122,7 +122,7 @@ def transcribe(model: FastModel, windows: Windows, request: Request, is_cancelle
     """Return the segments of a recording in order. Raises `Cancelled`."""
     tokenizer, options = model.tokenizer, request.options
     start = tokenizer.start(options.language, options.task)
-    prompt = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else ()
+    prompt = tokenizer.prompt(options.initial_prompt)
     wish = Wish(start, request.limit, prompt, request.timestamps, beam=options.beam or 1)
     if not request.timestamps:
         wish = replace(wish, may_be_empty=True, guess=options.guess)
