@@ -1,7 +1,7 @@
 """Sound of any length to segments of text, window by window, as openai-whisper's `transcribe` goes through it.
 
-Greedy, with timestamps, nothing carried over from one window to the next. What differs from openai-whisper: a window
-with less than 27 s of sound is computed for its length only, and text that looks wrong is decoded again by itself.
+Nothing is carried over from one window to the next. What differs from openai-whisper: a window with less than 27 s of
+sound is computed for its length only and may be decoded without timestamps, and doubtful text is decoded again alone.
 """
 
 import itertools
