@@ -65,8 +65,8 @@ async def take_turns(direct: Call, client: TrickleClient, url: str, segment: byt
 async def inside_job(url: str) -> float:
     """Milliseconds from arrival to outcome, summed over all segments so far: the server's own count."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/metrics") as answer:
-        sums = re.findall(r"^byoc_frame_latency_ms_sum\{.*\} (\S+)$", await answer.text(), re.MULTILINE)
-    return sum(map(float, sums))
+        sums = re.findall(r"^byoc_segment_duration_seconds_sum\{.*\} (\S+)$", await answer.text(), re.MULTILINE)
+    return 1000 * sum(map(float, sums))
 
 
 async def measure(setup: str, processor: WhisperProcessor, url: str, pairs: tuple[int, int]) -> list[Row]:

@@ -198,7 +198,9 @@ async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResp
     if not getattr(request.protocol, "reserved", False):
         return await handler(request)
     if request.path not in MONITORED:
-        raise RequestRefused(503, "there are too many connections; try again later", retry_after=1)
+        raise RequestRefused(
+            503, "there are too many connections; try again later", retry_after=1, reason="connections"
+        )
     response = await handler(request)
     response.force_close()
     return response

@@ -4,6 +4,13 @@ Sound that cannot be read is `audio.errors.AudioError` (that package imports not
 trickle a branch of this tree in `whisper_byoc.trickle.errors`.
 """
 
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import ClassVar
+
+STATUS_NAMES: Mapping[int, str] = MappingProxyType({each.value: each.name.lower() for each in HTTPStatus})
+
 
 class ByocError(Exception):
     """Root of the tree; its text is one sentence for the user."""
@@ -40,31 +47,50 @@ class StartError(ByocError):
 class SegmentError(ByocError):
     """One segment has no result; other segments and jobs go on."""
 
+    kind: ClassVar[str] = "segment"
+    """Under which operators count it."""
+
 
 class BadSegment(SegmentError):
     """The segment's bytes are not what the pipeline reads."""
+
+    kind = "input"
 
 
 class SegmentTimeout(SegmentError):
     """The processor took longer than the segment time limit."""
 
+    kind = "timeout"
+
 
 class ProcessorError(SegmentError):
     """The processor raised, or returned something that is not bytes."""
+
+    kind = "processor"
 
 
 class RequestRefused(ByocError):
     """The server will not take this request.
 
     `status` is the HTTP status to answer; `retry_after` (seconds) goes into `Retry-After` when given; `param` is the
-    parameter or form field that is to blame, if it is one.
+    parameter or form field that is to blame, if it is one; `reason` is the word under which operators count it, by
+    default the status's name.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None, *, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        retry_after: int | None = None,
+        *,
+        param: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
         self.param = param
+        self.reason = reason or STATUS_NAMES.get(status, "other")
 
 
 class PeerBusy(RequestRefused):

@@ -293,7 +293,10 @@ async def test_a_piece_that_fails_is_an_error_and_the_feed_goes_on(serving):
     assert records[1]["error"] == "nothing was understood"
     assert records[-1]["errors"] == 2
     async with api.http.get(f"{api.url}/metrics") as answer:
-        assert 'byoc_errors_total{pipeline="test"} 2.0' in await answer.text()
+        assert 'byoc_errors_total{kind="processor",pipeline="test"} 1.0' in (
+            lines := (await answer.text()).splitlines()
+        )
+    assert 'byoc_errors_total{kind="segment",pipeline="test"} 1.0' in lines
 
 
 async def test_abandoning_a_job_tells_of_every_place_and_lets_the_session_go(serving):
@@ -320,10 +323,10 @@ async def test_lag_is_measured_for_partial_and_final_text(serving):
     await api.records("job")
     async with api.http.get(f"{api.url}/metrics") as answer:
         lines = (await answer.text()).splitlines()
-    assert 'byoc_text_lag_ms_bucket{kind="final",le="50.0",pipeline="test"} 1.0' in lines
-    assert 'byoc_text_lag_ms_sum{kind="partial",pipeline="test"} 3000.0' in lines
+    assert 'byoc_text_lag_seconds_bucket{kind="final",le="0.05",pipeline="test"} 1.0' in lines
+    assert 'byoc_text_lag_seconds_sum{kind="partial",pipeline="test"} 3.0' in lines
     assert 'byoc_input_bytes_total{pipeline="test"} 640.0' in lines
-    assert json.dumps(lines).count("byoc_segments_total{") == 0  # pieces are no segments
+    assert json.dumps(lines).count("byoc_segment_duration_seconds_count{") == 0  # pieces are no segments
 
 
 async def test_a_session_whose_close_fails_still_ends(serving):

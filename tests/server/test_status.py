@@ -1,9 +1,11 @@
 """What operators and orchestrators ask."""
 
 import asyncio
+import re
 
 import pytest
 
+from tests.server.stubs import Upper
 from tests.waiting import until
 from whisper_byoc import __version__
 from whisper_byoc.errors import UsageError
@@ -115,11 +117,56 @@ async def test_metrics(serving):
     await api.get("nobody", "?wait=0")
     figures = await scrape()
     assert figures["byoc_sessions_active"] == 0
-    assert figures['byoc_segments_total{pipeline="test"}'] == 1
     assert figures['byoc_input_bytes_total{pipeline="test"}'] == 3
-    assert figures['byoc_frame_latency_ms_count{pipeline="test"}'] == 1
-    assert figures['byoc_refused_total{status="404"}'] == 1
-    assert 'byoc_errors_total{pipeline="test"}' not in figures
+    assert figures['byoc_segment_duration_seconds_count{pipeline="test"}'] == 1
+    assert figures['byoc_refusals_total{reason="not_found"}'] == 1
+    of_output = 'method="GET",route="/live/{job_id}/output"'
+    assert figures[f'byoc_http_request_duration_seconds_count{{code="404",{of_output}}}'] == 1
+    assert not any(name.startswith("byoc_errors_total") for name in figures)
+    assert any(name.startswith("byoc_build_info{") and f'version="{__version__}"' in name for name in figures)
+    assert figures["process_resident_memory_bytes"] > 1e6
+
+
+async def test_routes_in_metrics_are_those_of_the_table_whatever_is_asked(serving):
+    api = await serving(Upper())
+    for method, path in (
+        ("GET", "/no/such/route"),
+        ("POST", "/live/a/output"),
+        ("PATCH", "/pot"),
+        ("PUT", "/live/b/source"),
+    ):
+        async with api.http.request(method, api.url + path):
+            pass
+    async with api.http.get(f"{api.url}/metrics") as answer:
+        counts = re.findall(r'duration_seconds_count\{code="(\d+)",(.*)\}', await answer.text())
+    assert {(labels, code) for code, labels in counts} == {
+        ('method="*",route="none"', "404"),
+        ('method="*",route="none"', "405"),
+        ('method="*",route="/{name}"', "404"),
+        ('method="PUT",route="/live/{job_id}/source"', "200"),
+    }
+
+
+async def test_refusals_with_one_status_are_told_apart(serving):
+    api = await serving(Upper(), jobs=1)
+    await api.put("one", b"x")
+    assert (await api.put("two", b"x"))[0] == 503
+    await api.end("one")
+    await api.records("one")
+    api.table.draining = True
+    assert (await api.put("three", b"x"))[0] == 503
+    text = api.table.metrics.render().decode()
+    assert 'byoc_refusals_total{reason="jobs"} 1.0' in text
+    assert 'byoc_refusals_total{reason="shutting_down"} 1.0' in text
+
+
+async def test_work_and_sound_of_transcripts_are_counted(demo, numbers):
+    async with demo.http.post(f"{demo.url}/", data=numbers, headers={"Content-Type": "audio/wav"}) as answer:
+        seconds = (await answer.json())["duration"]
+    text = demo.table.metrics.render().decode()
+    figures = dict(re.findall(r"^byoc_(audio|inference)_seconds_total\{.*\} (\S+)$", text, re.MULTILINE))
+    assert 0 < float(figures["audio"]) <= seconds + 0.001
+    assert float(figures["inference"]) > 0
 
 
 async def test_the_type_of_worker_is_the_operators(serving):

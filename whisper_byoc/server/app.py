@@ -1,6 +1,8 @@
 """The application: the table of all routes, the answers to errors, and the bearer token."""
 
 import hmac
+import logging
+import time
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -13,6 +15,8 @@ from whisper_byoc.server.ingest.recordings import INTAKE, Intake
 from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
+
+log = logging.getLogger(__name__)
 
 ROUTES = (
     # a job id with a slash must reach the check of job ids, hence the greedy patterns
@@ -48,6 +52,8 @@ ROUTES = (
     web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment
 )
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
+CLIENT_GONE = 499
+"""What nginx calls a request whose client has not waited for its answer; nobody gets it."""
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
@@ -66,7 +72,7 @@ def build_app(
 
     `origins` and `names` are those of an `OriginPolicy`.
     """
-    app = web.Application(middlewares=[_answer_errors], client_max_size=table.limits.segment_bytes)
+    app = web.Application(middlewares=[_observe, _answer_errors], client_max_size=table.limits.segment_bytes)
     app[TABLE] = table
     app[streams.STREAMS] = stream_table
     app[status.WORKER_TYPE] = worker_type
@@ -82,6 +88,21 @@ def build_app(
 
 
 @web.middleware
+async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count and log every request; neither its query nor its headers, which may have secrets."""
+    began, status = time.monotonic(), CLIENT_GONE
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        seconds, route = time.monotonic() - began, request.match_info.route
+        method, pattern = (route.method, route.resource.canonical) if route.resource else ("*", "none")
+        request.app[TABLE].metrics.answered(method, pattern, status, seconds)
+        log.debug("%s %s from %s: %d after %.3f s", request.method, request.path, request.remote, status, seconds)
+
+
+@web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into JSON in its route's shape, with its status; a bug becomes a 500 and a log entry."""
     try:
@@ -93,7 +114,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return answer
     except ConnectionError:  # the client is gone or does not read, or the answer cannot go on
         abort(request)
-        return web.Response(status=400)
+        return web.Response(status=CLIENT_GONE)
     except Exception as error:
         return error_answer(request, error)
 

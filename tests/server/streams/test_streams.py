@@ -416,7 +416,7 @@ async def test_no_place_for_another_stream_is_503(orchestrate):
         assert (answer.status, (await answer.json())["status"]) == (503, "error")
         assert int(answer.headers["Retry-After"]) >= 1
     async with world.api.http.get(f"{world.api.url}/metrics") as answer:
-        assert 'byoc_refused_total{status="503"} 1.0' in await answer.text()
+        assert 'byoc_refusals_total{reason="jobs"} 1.0' in await answer.text()
     await world.stop("one")
 
 

@@ -157,7 +157,7 @@ class Job:
         for segment in waiting:
             self._release(segment)
             self.results.force_error(f"not processed: {reason}")
-        self._count_errors(len(waiting) + 1)
+        self._count_errors("stopped", len(waiting) + 1)
         self.results.force_error(reason)
         self._end(summary)
 
@@ -206,8 +206,7 @@ class Job:
                     await self._fail(SegmentError(result.error), "an utterance")
                 else:
                     self.transcript.add(await self.results.add(result))
-                if result.lag_ms is not None:
-                    self._metrics.lag(self.info.pipeline, result.lag_ms, partial=result.partial)
+                self._metrics.result(self.info.pipeline, result)
         except Exception as error:
             await self._fail(error, what)
 
@@ -242,6 +241,7 @@ class Job:
 
     async def _fail(self, error: Exception, what: str) -> None:
         seq = self.results.next_seq
+        kind = getattr(error, "kind", "input" if isinstance(error, AudioError) else "processor")
         if isinstance(error, (ByocError, AudioError)):
             message = str(error)
             log.warning("job %s seq %d: %s failed: %s", self.info.job_id, seq, what, message)
@@ -249,18 +249,18 @@ class Job:
             message = f"the processor failed with {type(error).__name__}: {error}"
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
         await self.results.add_error(message)
-        self._count_errors(1)  # not before: if the job is stopped while this waits, it counts another in its place
+        self._count_errors(kind)  # not before: if the job is stopped while this waits, it counts another in its place
 
-    def _count_errors(self, number: int) -> None:
+    def _count_errors(self, kind: str, number: int = 1) -> None:
         self._errors += number
-        self._metrics.failed(self.info.pipeline, number)
+        self._metrics.failed(self.info.pipeline, kind, number)
 
     def _release(self, item: QueuedSegment | QueuedPieces) -> None:
         self.inbox.release(item.reserved)
         if isinstance(item, QueuedPieces):
             self._metrics.received(self.info.pipeline, item.reserved)
         else:
-            self._metrics.segment(self.info.pipeline, item.size, (self._loop.time() - item.arrived) * 1000)
+            self._metrics.segment(self.info.pipeline, item.size, self._loop.time() - item.arrived)
 
     async def _sum_up(self) -> dict[str, Any]:
         try:

@@ -1,60 +1,84 @@
 """What the operator can watch, in Prometheus' text form. One registry per server, none per process."""
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-LATENCY_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000)
+from whisper_byoc import __version__
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.processors.base import Result
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Upper bounds of the buckets of every histogram."""
 
 
 class Metrics:
-    """Counters of one server. The `byoc_` names are those that Livepeer's production guide asks for."""
+    """Counters of one server. `byoc_` is the prefix that Livepeer's production guide asks for."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
-        self._sessions = Gauge("byoc_sessions_active", "Jobs with open input or unfinished work", registry=registry)
-        self._queued = Gauge("byoc_segments_queued", "Segments that wait or are at work", registry=registry)
-        self._latency = Histogram(
-            "byoc_frame_latency_ms",
-            "From a segment's arrival in the queue to its outcome",
-            ["pipeline"],
-            buckets=LATENCY_BUCKETS_MS,
-            registry=registry,
+        ProcessCollector(registry=registry)
+        build = Info("byoc_build", "What runs here; its value is 1", registry=registry)
+        build.info({"version": __version__, "python": platform.python_version()})
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(name, help, labels, registry=registry)
+
+        def histogram(name: str, help: str, *labels: str) -> Histogram:
+            return Histogram(name, help, labels, buckets=SECONDS, registry=registry)
+
+        self._requests = histogram(
+            "byoc_http_request_duration_seconds",
+            "From the head of a request to the end of its answer",
+            *("method", "route", "code"),
         )
-        self._lag = Histogram(
-            "byoc_text_lag_ms",
+        self._refusals = counter("byoc_refusals", "Requests refused, and events of errors", "reason")
+        self._segments = histogram(
+            "byoc_segment_duration_seconds", "From a segment's arrival in the queue to its outcome", "pipeline"
+        )
+        self._lag = histogram(
+            "byoc_text_lag_seconds",
             "Live text: from the arrival of the last sound it is about to its record",
-            ["pipeline", "kind"],
-            buckets=LATENCY_BUCKETS_MS,
-            registry=registry,
+            *("pipeline", "kind"),
         )
-        self._errors = Counter("byoc_errors", "Error records", ["pipeline"], registry=registry)
-        self._segments = Counter("byoc_segments", "Segments that have an outcome", ["pipeline"], registry=registry)
-        self._bytes = Counter("byoc_input_bytes", "Bytes of those segments", ["pipeline"], registry=registry)
-        self._refused = Counter("byoc_refused", "Requests refused", ["status"], registry=registry)
+        self._bytes = counter("byoc_input_bytes", "Bytes of segments and of live feeds", "pipeline")
+        self._errors = counter("byoc_errors", "Error records", "pipeline", "kind")
+        self._audio = counter("byoc_audio_seconds", "Sound of which there is final text", "pipeline")
+        self._inference = counter("byoc_inference_seconds", "Time at work on final and partial text", "pipeline")
 
-    def watch(self, sessions: Callable[[], float], queued: Callable[[], float]) -> None:
-        """Read these two figures whenever somebody asks."""
-        self._sessions.set_function(sessions)
-        self._queued.set_function(queued)
+    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """Add a figure that is read whenever somebody asks."""
+        Gauge(name, help, registry=self._registry).set_function(read)
 
-    def segment(self, pipeline: str, size: int, latency_ms: float) -> None:
+    def answered(self, method: str, route: str, code: int, seconds: float) -> None:
+        """Count one request. `method` and `route` are those of the table of routes, so that they are few."""
+        self._requests.labels(method, route, str(code)).observe(seconds)
+
+    def refused(self, error: RequestRefused) -> None:
+        self._refusals.labels(error.reason).inc()
+
+    def segment(self, pipeline: str, size: int, seconds: float) -> None:
         """Count one segment that has its outcome."""
-        self._segments.labels(pipeline).inc()
-        self._bytes.labels(pipeline).inc(size)
-        self._latency.labels(pipeline).observe(latency_ms)
-
-    def failed(self, pipeline: str, number: int) -> None:
-        self._errors.labels(pipeline).inc(number)
+        self.received(pipeline, size)
+        self._segments.labels(pipeline).observe(seconds)
 
     def received(self, pipeline: str, size: int) -> None:
         self._bytes.labels(pipeline).inc(size)
 
-    def lag(self, pipeline: str, lag_ms: float, *, partial: bool) -> None:
-        self._lag.labels(pipeline, "partial" if partial else "final").observe(lag_ms)
+    def failed(self, pipeline: str, kind: str, number: int = 1) -> None:
+        self._errors.labels(pipeline, kind).inc(number)
 
-    def refused(self, status: int) -> None:
-        self._refused.labels(str(status)).inc()
+    def result(self, pipeline: str, result: Result) -> None:
+        """Count the sound, the work and the lag of a transcript, where its record tells of them."""
+        if result.lag_ms is not None:
+            self._lag.labels(pipeline, "partial" if result.partial else "final").observe(result.lag_ms / 1000)
+        stats = (result.record or {}).get("stats")
+        if isinstance(stats, Mapping):  # of a stranger's processor it may be anything
+            audio, inference = stats.get("audio_duration_ms"), stats.get("inference_ms")
+            if isinstance(audio, int) and isinstance(inference, int) and audio >= 0 <= inference:
+                self._inference.labels(pipeline).inc(inference / 1000)
+                self._audio.labels(pipeline).inc(0 if result.partial else audio / 1000)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -39,7 +39,10 @@ class JobTable:
         self._opened = Changed()
         self._opening = asyncio.Lock()  # a session may take a moment to open
         self._sweeper: asyncio.Task[None] | None = None
-        metrics.watch(lambda: sum(job.busy for job in self._jobs.values()), lambda: self.queued)
+        busy = "Jobs with open input or unfinished work"
+        metrics.gauge("byoc_sessions_active", busy, lambda: sum(job.busy for job in self.jobs))
+        metrics.gauge("byoc_sessions_free", "New jobs that would be taken", lambda: self.free)
+        metrics.gauge("byoc_segments_queued", "Segments that wait or are at work", lambda: self.queued)
 
     @property
     def busy(self) -> bool:
@@ -95,11 +98,12 @@ class JobTable:
         """
         pipeline = self.pipeline_of(job_id, pipeline_name)
         if self.draining:
-            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
+            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS, reason="shutting_down")
         if job_id in self._jobs:
             return self._jobs[job_id]
         if not await pipeline.wait_ready(self.limits.admission_seconds):
-            raise RequestRefused(503, f"pipeline {pipeline.name} is not ready yet", RETRY_AFTER_SECONDS)
+            message = f"pipeline {pipeline.name} is not ready yet"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="loading")
         try:
             async with asyncio.timeout(self.limits.admission_seconds), self._opening:
                 if job_id not in self._jobs:  # else another request has opened it meanwhile
@@ -113,14 +117,14 @@ class JobTable:
                 return self._jobs[job_id]
         except TimeoutError:
             message = f"pipeline {pipeline.name} did not open a session in {self.limits.admission_seconds:g} s"
-            raise RequestRefused(503, message, RETRY_AFTER_SECONDS) from None
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="processor") from None
 
     async def _make(self, info: JobInfo, pipeline: Pipeline, alone_seconds: float | None) -> Job:
         if unknown := pipeline.unknown_params(info.params):
             log.warning("job %s: pipeline %s has no parameters %s", info.job_id, pipeline.name, ", ".join(unknown))
         session = await pipeline.open_session(info)
         if self.draining:
-            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
+            raise RequestRefused(503, SHUTTING_DOWN, RETRY_AFTER_SECONDS, reason="shutting_down")
         job = Job(info, session, pipeline, self.limits, self.metrics)
         job.alone_limit = self.limits.idle_seconds if alone_seconds is None else alone_seconds
         return job
@@ -201,7 +205,7 @@ class JobTable:
         share = max(self.limits.jobs // EMPTY_SHARE, 1)
         if client is not None and sum(job.client == client for job in empty) >= share:
             message = f"{share} jobs of your address hold places without a byte; send theirs, or end them"
-            raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
         if empty and sum(not job.results.ended for job in self.jobs) >= self.limits.jobs:
             await self._forget_empty(empty[-1], "it had no byte, and another job needed its place")
         ended = [job for job in self.jobs if job.results.ended]
@@ -213,7 +217,8 @@ class JobTable:
             else:
                 del self._jobs[read.info.job_id]
         if full:
-            raise RequestRefused(503, f"all {self.limits.jobs} jobs of this server are taken", RETRY_AFTER_SECONDS)
+            message = f"all {self.limits.jobs} jobs of this server are taken"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs")
 
     async def _forget_empty(self, job: Job, reason: str) -> None:
         log.warning("job %s: forgotten, %s", job.info.job_id, reason)

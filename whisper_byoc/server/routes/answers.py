@@ -58,7 +58,7 @@ def errors_as(shape: Shape, unreadable: int = 400) -> Callable[[H], H]:
 def error_answer(request: web.Request, error: Exception) -> web.Response:
     """Answer with an error in the shape of the route that was asked, and count it."""
     refused = _refusal(request, error)
-    request.app[TABLE].metrics.refused(refused.status)
+    request.app[TABLE].metrics.refused(refused)
     headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
     shape: Shape = getattr(request.match_info.handler, "shape", _plain)
     response = web.json_response(shape(request, refused), status=refused.status, headers=headers)
@@ -158,7 +158,7 @@ class EventStream:
         """Send the error, if there was one, and the end; nothing when the client is gone."""
         if isinstance(error, Exception) and not isinstance(error, ConnectionError):
             refused = _refusal(self._request, error)
-            self._request.app[TABLE].metrics.refused(refused.status)
+            self._request.app[TABLE].metrics.refused(refused)
             short = RequestRefused(refused.status, str(refused)[:MAX_ERROR_CHARACTERS], param=refused.param)
             await self.send(self._shape(self._request, short))
         elif error is not None:

@@ -119,7 +119,7 @@ async def _take_segment(
         raise job.inbox.over()
     if not await job.inbox.reserve(size, limits.admission_seconds):
         message = f"job {job.info.job_id} has {job.inbox.items} segments waiting; read its output, or send more slowly"
-        raise RequestRefused(503, message, retry_after=1)
+        raise RequestRefused(503, message, retry_after=1, reason="queue")
     try:
         async with asyncio.timeout(limits.idle_seconds):
             body = await request.content.readexactly(size)
@@ -199,7 +199,7 @@ class _Body:
                         job.end_input()
         if not complete and table.draining:
             message = f"{SHUTTING_DOWN}; {self._size} bytes of the feed were taken"
-            raise RequestRefused(503, message, RETRY_AFTER_SECONDS)
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="shutting_down")
         return self._feed.segments, self._size
 
     async def _receive(self, body: LiveInput[bytes]) -> bool:
