@@ -1,13 +1,19 @@
-"""Lines of the log: as pytrickle has them, and one for each message whatever is in it."""
+"""Lines of the log: as pytrickle has them or as JSON, and one for each message whatever is in it."""
 
+import json
 import logging
 import re
-from types import TracebackType
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
 """As in pytrickle and its applications."""
 NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls, ends of lines, marks that change the writing direction, halves of characters."""
+SUBJECT = re.compile("(job|stream) %s(?: (seq) %d)?")
+"""How a message on a job or a stream begins, before its values are filled in: what a client sent does not count."""
 MARGIN = "  | "
 """Before each line of a traceback, so that none looks like a message."""
 
@@ -31,16 +37,41 @@ class LineFormatter(logging.Formatter):
         return _with_margin(stack_info)
 
 
-def log_to_stderr(level: str) -> None:
-    """Log to stderr from this level on, unless the program logs already."""
+class JsonFormatter(logging.Formatter):
+    """Writes a message as one line of JSON in ASCII, with `job` or `stream`, and `seq`, where it is about one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        } | _subject(record)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+FORMATTERS: Mapping[str, type[logging.Formatter]] = MappingProxyType({"text": LineFormatter, "json": JsonFormatter})
+
+
+def log_to_stderr(level: str, style: str = "text") -> None:
+    """Log to stderr from this level on, in a style of `FORMATTERS`, unless the program logs already."""
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(FORMATTERS[style]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def one_line(text: str) -> str:
     """Escape what does not belong into a line, as Python writes it in strings."""
     return NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _subject(record: logging.LogRecord) -> dict[str, Any]:
+    found = SUBJECT.match(record.msg) if isinstance(record.msg, str) else None
+    if found is None or not isinstance(record.args, tuple):
+        return {}
+    return dict(zip(filter(None, found.groups()), record.args, strict=False))
 
 
 def _with_margin(text: str) -> str:

@@ -56,7 +56,7 @@ def configure(capsys, monkeypatch):
     for module in (gateway, orchestrator):
         monkeypatch.setattr(module, "running", lambda config: config)
         monkeypatch.setattr(module, "serve_node", serve)
-        monkeypatch.setattr(module, "log_to_stderr", lambda level: None)
+        monkeypatch.setattr(module, "log_to_stderr", lambda *_: None)
     for name in [name for name in os.environ if name.startswith("LP_")]:
         monkeypatch.delenv(name)
 

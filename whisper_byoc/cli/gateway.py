@@ -36,7 +36,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level)
+    log_to_stderr(args.log_level, args.log_format)
     log_ignored(args)
     urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
     if not urls:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
+from whisper_byoc.logs import FORMATTERS
 from whisper_byoc.origins import origin
 from whisper_byoc.speech.engine import MOST_BEAM
 
@@ -117,10 +118,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def add_log_level(parser: Parser) -> None:
+def add_logging(parser: Parser) -> None:
     levels = ("debug", "info", "warning", "error")
     parser.option(
         "--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels, default="info"
+    )
+    parser.option(
+        "--log-format", help="form of its lines", env=("LOG_FORMAT",), choices=tuple(FORMATTERS), default="text"
     )
 
 

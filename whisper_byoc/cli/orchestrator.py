@@ -13,7 +13,7 @@ from whisper_byoc.cli.options import (
     Parser,
     Repeated,
     add_allow_origin,
-    add_log_level,
+    add_logging,
     count,
     log_ignored,
     seconds,
@@ -58,7 +58,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level)
+    log_to_stderr(args.log_level, args.log_format)
     log_ignored(args)
     service = served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT)
     listen = served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else service
@@ -90,7 +90,7 @@ def add_node_options(parser: Parser) -> None:
         default=limits.drain_seconds,
     )
     add_allow_origin(parser)
-    add_log_level(parser)
+    add_logging(parser)
 
 
 def network_limits(args: argparse.Namespace) -> NetworkLimits:

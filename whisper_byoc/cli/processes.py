@@ -24,7 +24,7 @@ LogLine = Callable[[str, str], object]
 
 COMMAND = (sys.executable, "-P", "-m", "whisper_byoc.cli.main")
 """Without the current folder on the path (-P): an `audio.py` there would hide ours."""
-LISTENING = re.compile(r"listening on port (\d+)$")
+LISTENING = re.compile(r"listening on port (\d+)(?:$|\")")  # as text or JSON
 PIPE_READ_BYTES = 64 * 1024
 OUTPUT_SECONDS = 1.0
 """Longest wait for the rest of the output of a process that has ended."""

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from whisper_byoc.cli.options import Parser, add_allow_origin, add_log_level, add_stream_host, existing_file, port
+from whisper_byoc.cli.options import Parser, add_allow_origin, add_logging, add_stream_host, existing_file, port
 from whisper_byoc.cli.serve import add_limits, server_limits
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat import tutorial_names
@@ -35,11 +35,11 @@ def configure(parser: Parser) -> None:
     add_stream_host(parser)
     add_allow_origin(parser)
     add_limits(parser)
-    add_log_level(parser)
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level)
+    log_to_stderr(args.log_level, args.log_format)
     served = False
 
     async def serve(processor: Processor, *positional: Any, **named: Any) -> None:

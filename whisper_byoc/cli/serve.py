@@ -15,7 +15,7 @@ from whisper_byoc.cli.options import (
     Repeated,
     add_allow_origin,
     add_engine,
-    add_log_level,
+    add_logging,
     add_stream_host,
     amount,
     byte_count,
@@ -99,11 +99,11 @@ def configure(parser: Parser) -> None:
     add_allow_origin(parser)
     add_registration(parser)
     add_limits(parser)
-    add_log_level(parser)
+    add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level)
+    log_to_stderr(args.log_level, args.log_format)
     settings = WhisperSettings(
         language=args.language,
         workers=args.workers,
