@@ -91,6 +91,8 @@ class JobHeader:
         capability, job_id = fields.get("capability"), fields.get("id", "")
         if not isinstance(capability, str) or not capability:
             raise RequestRefused(400, "capability is missing: the name under which a container registered")
+        if not capability.isprintable():
+            raise RequestRefused(400, f"{capability!r:.80} cannot be the name of a capability")
         if not isinstance(job_id, str):
             raise RequestRefused(400, f"id must be a string, not {job_id!r}")
         return cls(capability, seconds, fields["request"], fields["parameters"], job_id)

@@ -180,7 +180,7 @@ async def orchestrate():
             config = orchestrator_app.OrchestratorConfig(
                 *ANYWHERE, secret=secret, containers=known, trickle_host=trickle_host, limits=limits
             )
-            run = await stack.enter_async_context(orchestrator_app.running(config))
+            run = await stack.enter_async_context(orchestrator_app.Orchestrator.running(config))
             session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
             orchestrator = Orchestrator(run, await stack.enter_async_context(session))
             if wait:
@@ -594,16 +594,16 @@ class World:
             containers=containers,
             limits=NetworkLimits(**{"drain_seconds": 1.0, "ask_seconds": 0.1, **limits}),
         )
-        running = await self.stack.enter_async_context(orchestrator_app.running(config))
+        running = await self.stack.enter_async_context(orchestrator_app.Orchestrator.running(config))
         if relay:
             relay.target = running.port
         await until(lambda: all(each.ready for each in running.pool))
         return Orchestrator(running, self.http, relay)
 
-    async def script(self, answer, offers=None, token=None):
+    async def script(self, answer, offers=None):
         script = Script(answer)
-        for path, told in (("/capabilities", offers), ("/process/token", token)):
-            script.told[path] = (404, b"404 page not found\n") if told is None else (200, json.dumps(told).encode())
+        told = (404, b"404 page not found\n") if offers is None else (200, json.dumps(offers).encode())
+        script.told["/capabilities"] = told
         await script.listen()
         self.stack.push_async_callback(script.close)
         return script
@@ -615,7 +615,7 @@ class World:
             public_host=public_host,
             limits=NetworkLimits(**{"drain_seconds": 2.0, **limits}),
         )
-        running = await (stack or self.stack).enter_async_context(gateway_app.running(config))
+        running = await (stack or self.stack).enter_async_context(gateway_app.Gateway.running(config))
         made = Gateway(running, self.http, self.stack)
         await made.offers(lambda told: all(each["trouble"] != "not asked yet" for each in told["orchestrators"]))
         return made

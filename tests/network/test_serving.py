@@ -2,13 +2,13 @@
 
 import aiohttp
 
-from whisper_byoc.network.gateway import GatewayConfig, running
+from whisper_byoc.network.gateway import Gateway, GatewayConfig
 
 
 async def test_a_route_that_there_is_not_says_who_lacks_it(caplog):
     caplog.set_level("INFO")
     config = GatewayConfig("127.0.0.1", 0, ["http://127.0.0.1:9"])
-    async with running(config) as gateway, aiohttp.ClientSession() as http:
+    async with Gateway.running(config) as gateway, aiohttp.ClientSession() as http:
         url = f"http://127.0.0.1:{gateway.port}"
         async with http.put(f"{url}/live/a/source") as answer:
             told = {"error": "PUT /live/a/source: this gateway has no such route"}

@@ -12,7 +12,7 @@ from whisper_byoc.cli.orchestrator import add_node_options, network_limits
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.logs import log_to_stderr
-from whisper_byoc.network.gateway import GatewayConfig, running
+from whisper_byoc.network.gateway import Gateway, GatewayConfig
 from whisper_byoc.network.serving import serve_node
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         allowed_origins=args.allow_origin,
         limits=network_limits(args),
     )
-    asyncio.run(serve_node(running(config)))
+    asyncio.run(serve_node(Gateway.running(config)))
     return 0
 
 

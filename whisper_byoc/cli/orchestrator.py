@@ -21,7 +21,7 @@ from whisper_byoc.cli.options import (
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
 from whisper_byoc.logs import log_to_stderr
-from whisper_byoc.network.orchestrator import OrchestratorConfig, running
+from whisper_byoc.network.orchestrator import Orchestrator, OrchestratorConfig
 from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import NetworkLimits, serve_node
 from whisper_byoc.server.core.limits import Limits
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         allowed_origins=args.allow_origin,
         limits=network_limits(args),
     )
-    asyncio.run(serve_node(running(config)))
+    asyncio.run(serve_node(Orchestrator.running(config)))
     return 0
 
 

@@ -203,7 +203,7 @@ class ContainerStream(RelayedStream):
                 event = {"type": "stream_lost", "stream_id": self.id, "message": reason}
                 with contextlib.suppress(TrickleError):  # the channel may be closed
                     await LocalPublisher(self._channels.events).publish(json.dumps({"event": event}).encode())
-            if self._slot.reason is None:
+            if not self._slot.reason:
                 try:
                     await self.stop(reason.encode())
                 except RequestRefused as error:

@@ -8,9 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from whisper_byoc import livepeer
 from whisper_byoc.aio import every
-from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, reason_of
 from whisper_byoc.network.peers import ask
 
@@ -18,7 +16,6 @@ log = logging.getLogger("whisper_byoc.network.gateway")
 
 ASK_EVERY_S = 2.0
 ANSWER_S = 2.0
-"""go-livepeer's gateway gives all token requests of a job one second; here a busy machine may take longer."""
 
 
 @dataclass(eq=False)
@@ -76,42 +73,14 @@ class Directory:
         }
 
     def ranked(self, name: str) -> list[str]:
-        """Return the URLs of all orchestrators, the most promising first: the list may be some seconds old."""
-        ranked = sorted(self._orchestrators, key=lambda each: (-each.offers.get(name, -1), not each.reachable))
-        return [each.url for each in ranked]
+        """Return the URLs of the orchestrators that may have a place for a job, those with the most places first.
 
-    async def with_places(self, capability: str) -> list[str]:
-        """Ask for tokens as go-livepeer's gateway does, and return the service addresses of those with a place.
-
-        Only those that can be reached are asked, if there are any. Most free places come first.
-        Raises `RequestRefused` (400) when nobody has a place.
+        What is known is up to two seconds old. An orchestrator that has no list is asked after those that list `name`;
+        one that lists others only if nobody lists it.
         """
-        if not capability.isprintable():
-            raise RequestRefused(400, f"{capability!r:.80} cannot be the name of a capability")
-        asked = [each for each in self._orchestrators if each.reachable] or self._orchestrators
-        found = await asyncio.gather(*(self._token(each, capability) for each in asked))
-        places = sorted((place for place in found if place[0] > 0), key=lambda place: -place[0])
-        if not places:
-            offers = ", ".join(self.available) or "nothing"
-            full = "all places taken, or not offered"
-            troubles = "; ".join(f"{each.url}: {each.trouble or full}" for each in self._orchestrators)
-            message = f"no orchestrator has a place for {capability!r}: {troubles}; offered is {offers}"
-            raise RequestRefused(400, message)
-        return list(dict.fromkeys(address for _, address in places))
-
-    async def _token(self, orchestrator: KnownOrchestrator, capability: str) -> tuple[int, str]:
-        """Return how many jobs an orchestrator could take, and its service address; 0 when there is no answer."""
-        headers = {livepeer.SENDER: livepeer.sender_header(), livepeer.CAPABILITY: capability}
-        try:
-            status, body = await ask(self._http, f"{orchestrator.url}/process/token", ANSWER_S, headers)
-        except CONNECTION_ERRORS as error:
-            orchestrator.failed(reason_of(error))
-            return 0, ""
-        free, address = body.get("available_capacity"), body.get("service_addr")
-        if status != 200 or type(free) is not int:
-            return 0, ""
-        known = isinstance(address, str) and address.startswith(("http://", "https://"))
-        return free, str(address).rstrip("/") if known else orchestrator.url
+        found = [each for each in self._orchestrators if name in each.offers or not each.offers]
+        ranked = sorted(found or self._orchestrators, key=lambda each: (-each.offers.get(name, -1), not each.reachable))
+        return [each.url for each in ranked]
 
     async def _ask(self, orchestrator: KnownOrchestrator) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -17,24 +17,18 @@ from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
 from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
-from whisper_byoc.network.serving import NetworkLimits, Node
+from whisper_byoc.network.serving import Node, NodeConfig
 from whisper_byoc.origins import host_names
 
 
 @dataclass(frozen=True)
-class GatewayConfig:
+class GatewayConfig(NodeConfig):
     """How to run a gateway."""
 
-    host: str
-    """Address to listen on, and the port, which the system chooses if it is 0."""
-    port: int
-    orchestrators: Sequence[str]
+    orchestrators: Sequence[str] = ()
     """Base URLs."""
     public_host: str = ""
     """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
-    allowed_origins: Sequence[str] = ()
-    """Origins of web pages that may use it, as `origins.origin` returns them."""
-    limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
 class Gateway(Node):
@@ -81,30 +75,26 @@ class Gateway(Node):
         headers = passed_on(request, livepeer.MODEL)
         seconds = self.limits.job_seconds + MARGIN_S
         with self.counted(), Relay(self, request, live=True) as relay:
-            return await self._on_some_orchestrator(self.directory.ranked(model), relay, headers, seconds)
+            return await self._on_some_orchestrator(model, relay, headers, seconds)
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
-        """Bring a BYOC batch job to an orchestrator that has a place for it (go-livepeer, byoc/job_gateway.go)."""
+        """Bring a BYOC batch job to an orchestrator (go-livepeer, byoc/job_gateway.go)."""
         if ".." in request.path.split("/"):  # the orchestrator's other paths are not ours to give
             raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
         with self.counted(), Relay(self, request) as relay:
-            urls = await self.directory.with_places(job.capability)
-            return await self._on_some_orchestrator(urls, relay, headers, job.timeout_seconds + MARGIN_S)
+            return await self._on_some_orchestrator(job.capability, relay, headers, job.timeout_seconds + MARGIN_S)
 
     async def _on_some_orchestrator(
-        self, urls: Sequence[str], relay: Relay, headers: Mapping[str, str], seconds: float
+        self, capability: str, relay: Relay, headers: Mapping[str, str], seconds: float
     ) -> web.StreamResponse:
         async def attempt(url: str) -> web.StreamResponse:
             target = URL(url + relay.request.rel_url.raw_path, encoded=True)  # %2F and %3F stay what they are
             peer = f"the orchestrator at {url}"
             return await relay.post(self._scope, peer, target, headers, seconds, {"X-Orchestrator-Url": url})
 
-        return await first_to_take(urls, attempt)
-
-
-running = Gateway.running
+        return await first_to_take(self.directory.ranked(capability), attempt)
 
 
 def passed_on(request: web.Request, *others: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ class GatewayStreams(Streams["GatewayStream"]):
         async with self.starting(stream_id):
             if len(self) >= self._node.limits.jobs:
                 raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
-            await stream.start(await self._directory.with_places(job.capability))
+            await stream.start(self._directory.ranked(job.capability))
             self._streams.pop(stream_id, None)  # the new one is the last in order
             self._streams[stream_id] = stream
         ended = [each.id for each in self._streams.values() if each.over.done()]

@@ -15,7 +15,7 @@ from whisper_byoc.http import base_url
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import NetworkLimits, Node, read_json, read_small
+from whisper_byoc.network.serving import Node, NodeConfig, read_json, read_small
 from whisper_byoc.origins import host_names
 
 MOST_CONTAINERS = 1000
@@ -23,12 +23,9 @@ LONGEST_TEXT = 2048
 
 
 @dataclass(frozen=True)
-class OrchestratorConfig:
+class OrchestratorConfig(NodeConfig):
     """How to run an orchestrator."""
 
-    host: str
-    """Address to listen on, and the port, which the system chooses if it is 0."""
-    port: int
     service_host: str = "127.0.0.1"
     """Where gateways reach it; port 0 is the one that it listens on."""
     service_port: int = 0
@@ -38,9 +35,6 @@ class OrchestratorConfig:
     """Containers that need not register."""
     trickle_host: str = ""
     """`host:port` of the channels as containers reach them, if that is another than gateways use."""
-    allowed_origins: Sequence[str] = ()
-    """Origins of web pages that may use it, as `origins.origin` returns them."""
-    limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
 class Orchestrator(Node):
@@ -134,9 +128,6 @@ class Orchestrator(Node):
         shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(shown, self._secret):
             raise RequestRefused(400, "invalid authorization")
-
-
-running = Orchestrator.running
 
 
 def parse_container(fields: Mapping[str, Any]) -> Container:

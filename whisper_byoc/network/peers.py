@@ -30,12 +30,12 @@ class AbortScope:
     """Interrupts whatever is done inside `async with scope.guard()` when `abort` is called."""
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        """Why it was aborted; None while it was not."""
+        self.reason = ""
+        """Why it was aborted; empty while it was not."""
         self._guards: set[asyncio.Timeout] = set()
 
     def abort(self, reason: str) -> None:
-        if self.reason is None:
+        if not self.reason:
             self.reason = reason
             for guard in self._guards:
                 guard.reschedule(0)  # a time that has passed
@@ -43,20 +43,19 @@ class AbortScope:
     @contextlib.asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
         """Raise `PeerFailed` with the reason when the scope is or was aborted."""
-        if self.reason is not None:
+        if self.reason:
             raise PeerFailed(self.reason)
         guard = asyncio.timeout(None)
+        self._guards.add(guard)
         try:
             async with guard:
-                self._guards.add(guard)
-                try:
-                    yield
-                finally:
-                    self._guards.discard(guard)
+                yield
         except TimeoutError:
-            if guard.expired() and self.reason is not None:
+            if guard.expired():
                 raise PeerFailed(self.reason) from None
             raise
+        finally:
+            self._guards.discard(guard)
 
 
 def peer_session() -> aiohttp.ClientSession:
@@ -102,15 +101,12 @@ async def post(
             return Answer(answer.status, await read_body(answer.content, LARGEST_ANSWER, too_large), answer.headers)
 
 
-async def ask(
-    http: aiohttp.ClientSession, url: str, seconds: float, headers: Mapping[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
+async def ask(http: aiohttp.ClientSession, url: str, seconds: float) -> tuple[int, dict[str, Any]]:
     """Get the status of a peer's answer and the JSON object in it, an empty one if there is none.
 
     Raises `CONNECTION_ERRORS`.
     """
-    limit = aiohttp.ClientTimeout(total=seconds)
-    async with http.get(url, headers=headers, timeout=limit, allow_redirects=False) as answer:
+    async with http.get(url, timeout=aiohttp.ClientTimeout(total=seconds), allow_redirects=False) as answer:
         try:
             found = json_value(await read_body(answer.content, LARGEST_ANSWER))
         except ValueError:
@@ -156,4 +152,4 @@ async def first_to_take(peers: Iterable[Peer], attempt: Callable[[Peer], Awaitab
             failures.append(error)
         await asyncio.sleep(0)  # a row of refusals leaves the loop to others
     busy = [error for error in failures if isinstance(error, PeerBusy)]
-    raise next(iter([*busy, *failures]), PeerFailed("there is nobody to ask"))
+    raise (busy or failures or [PeerFailed("there is nobody to ask")])[0]

@@ -4,8 +4,8 @@ import abc
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Self
 
 import aiohttp
@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from whisper_byoc import __version__, http
-from whisper_byoc.aio import Tasks, stop_on_signals
+from whisper_byoc.aio import Changed, Tasks, stop_on_signals
 from whisper_byoc.connections import MONITORED
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.peers import peer_session
@@ -29,7 +29,6 @@ IDLE_CONNECTION_S = 600.0
 SHUTDOWN_S = 1.0
 LONGEST_LINE = 64 << 10
 """Of a request's first line, and of a header: a job's parameters are in one of them."""
-POLL_S = 0.05
 LAST_WORDS_S = 1.0
 """Time in which jobs that are broken off tell their clients so."""
 PAGE_TYPES = frozenset({"text/plain", "multipart/form-data"})
@@ -68,6 +67,19 @@ class NetworkLimits:
     """A gateway writes to the control channel every 10 s; one that has stopped doing so for so long is gone."""
     drain_seconds: float = 20.0
     """Longest time between SIGTERM and exit."""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """How to run a gateway or an orchestrator."""
+
+    host: str
+    """Address to listen on, and the port, which the system chooses if it is 0."""
+    port: int
+    _: KW_ONLY
+    allowed_origins: Sequence[str] = ()
+    """Origins of web pages that may use it, as `origins.origin` returns them."""
+    limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
 def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -131,9 +143,8 @@ class Node(abc.ABC):
     role: ClassVar[str]
     streams: Streams[Any]
 
-    def __init__(self, config: Any, session: aiohttp.ClientSession) -> None:
-        """Take a `GatewayConfig` or `OrchestratorConfig`."""
-        self.limits: NetworkLimits = config.limits
+    def __init__(self, config: NodeConfig, session: aiohttp.ClientSession) -> None:
+        self.limits = config.limits
         self.http = session
         """For requests to peers."""
         self.memory = ByteBudget(self.limits.total_bytes)
@@ -142,13 +153,13 @@ class Node(abc.ABC):
         self.tasks = Tasks()
         self.jobs = 0
         """Requests that are going on and are no streams."""
+        self._job_ended = Changed()
         self.draining = False
         self.names: frozenset[str] = frozenset()
         """Of hosts, under which others reach it."""
         self.origins = frozenset(config.allowed_origins)
         """Of web pages that may use it."""
-        self.host: str = config.host
-        self.port: int = config.port
+        self.host, self.port = config.host, config.port
 
     @abc.abstractmethod
     def abort_jobs(self, reason: str) -> None:
@@ -183,11 +194,12 @@ class Node(abc.ABC):
             yield
         finally:
             self.jobs -= 1
+            self._job_ended.notify()
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, config: Any) -> AsyncIterator[Self]:
-        """Serve while the context lasts. `config` is the gateway's or the orchestrator's.
+    async def running(cls, config: NodeConfig) -> AsyncIterator[Self]:
+        """Serve while the context lasts. `config` is of the subclass's own type.
 
         Raises `StartError` when the address cannot be had.
         """
@@ -227,19 +239,13 @@ class Node(abc.ABC):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.drain_seconds
         await self.streams.stop_all(self._reason)
-        await self._no_jobs(deadline)
-        self.abort_jobs(self._reason)
-        await self._no_jobs(loop.time() + LAST_WORDS_S)
+        if not await self._job_ended.until(lambda: not self.jobs, deadline - loop.time()):
+            self.abort_jobs(self._reason)
+            await self._job_ended.until(lambda: not self.jobs, LAST_WORDS_S)
 
     @property
     def _reason(self) -> str:
         return f"the {self.role} is shutting down"
-
-    async def _no_jobs(self, deadline: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                while self.jobs:  # noqa: ASYNC110 - polled: jobs end in many ways
-                    await asyncio.sleep(POLL_S)
 
     def _status_routes(self) -> list[web.RouteDef]:
         async def health(_: web.Request) -> web.Response:
@@ -265,7 +271,7 @@ class Node(abc.ABC):
 
 
 async def serve_node(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:
-    """Serve what `gateway.running(config)` or the orchestrator's returns until `stop` is set, then drain.
+    """Serve what `Gateway.running(config)` or the orchestrator's returns until `stop` is set, then drain.
 
     By default SIGTERM and SIGINT set it. Raises `StartError` when the address cannot be had.
     """

@@ -110,12 +110,11 @@ async def test_a_job_that_is_not_one(world, job, words):
     assert body.endswith(b"\n")
 
 
-async def test_an_unknown_capability_is_400_with_the_names(world):
-    _, (orchestrator,), gateway = await batch_pair(world)
+async def test_an_unknown_capability_is_what_the_orchestrator_says(world):
+    _, _, gateway = await batch_pair(world)
     status, body, _ = await gateway.batch(b"", job={"capability": "other"})
-    assert status == 400
-    assert orchestrator.url in body.decode()
-    assert "test" in body.decode()
+    assert status == 503
+    assert "No capacity available for capability other" in body.decode()
 
 
 @pytest.mark.parametrize("status", [404, 429, 500, 503])

@@ -1,4 +1,4 @@
-"""Which orchestrators a job is brought to: many to many, reachable or not, by token or by list."""
+"""Which orchestrators a job is brought to: many to many, reachable or not, with a list or without."""
 
 import json
 
@@ -45,7 +45,7 @@ async def test_nobody_can_be_reached(world):
         assert status == 502
         assert NOBODY in json.loads(body)["error"]
     status, body, _ = await gateway.batch(b"x")
-    assert status == 400
+    assert status == 502
     assert NOBODY in body.decode()
     assert (await gateway.json("/readyz"))[0] == 503
     told = (await gateway.json("/capabilities"))[1]["orchestrators"][0]
@@ -89,43 +89,39 @@ async def test_a_registration_newer_than_the_last_poll_is_found(world, monkeypat
     assert told["capabilities"] == []
 
 
-async def test_a_job_goes_where_the_token_says(world):
-    there = await world.script(ok)
-    script = await world.script(ok, None, {"available_capacity": 1, "service_addr": there.url + "/"})
-    gateway = await world.gateway(script)
-    status, body, headers = await gateway.batch(b"abc", "x")
-    assert (status, body) == (200, there.url.encode())
-    assert headers["X-Orchestrator-Url"] == there.url
-    assert not script.asked
-    assert there.asked[0][1] == "/process/request/x"
+async def test_an_orchestrator_without_a_list_gets_what_nobody_lists(world):
+    listing = await world.script(ok, world.offering(test=0, other=1))
+    silent = await world.script(ok)  # as go-livepeer's
+    gateway = await world.gateway(listing, silent)
+    assert (await gateway.batch(b"abc", job={"capability": "new"}))[1] == silent.url.encode()
+    assert (await gateway.batch(b"abc"))[1] == listing.url.encode()
 
 
-@pytest.mark.parametrize("address", [None, 7, "ftp://x", ""])
-async def test_a_strange_service_address_is_passed_over(world, address):
-    script = await world.script(ok, None, {"available_capacity": 1, "service_addr": address})
-    gateway = await world.gateway(script)
-    assert (await gateway.batch(b"abc"))[:2] == (200, script.url.encode())
+async def test_an_orchestrator_that_lists_others_does_not_hide_that_the_place_is_taken(world):
+    async def full(wire):
+        await wire.body()
+        await wire.answer(503, b"full")
+
+    async def unknown(wire):
+        await wire.body()
+        await wire.answer(404, b"model not found")
+
+    scripts = [await world.script(unknown, world.offering(other=4)), await world.script(full, world.offering(test=0))]
+    gateway = await world.gateway(*scripts)
+    assert (await gateway.live(b"abc"))[0] == 503
 
 
-@pytest.mark.parametrize(
-    "token", [None, [], {}, {"available_capacity": 0}, {"available_capacity": "5"}, {"available_capacity": True}]
-)
-async def test_a_token_without_a_place(world, token):
-    script = await world.script(ok, {"capabilities": [7, {"name": 5, "available": 3}, {"name": "x"}]}, token)
-    gateway = await world.gateway(script)
-    status, body, _ = await gateway.batch(b"abc")
-    assert status == 400
-    assert script.url in body.decode()
+@pytest.mark.parametrize("entry", [7, {"name": 5, "available": 3}, {"name": "x"}, {"name": "x", "available": True}])
+async def test_a_strange_entry_of_a_list_is_passed_over(world, entry):
+    gateway = await world.gateway(await world.script(ok, {"capabilities": [entry]}))
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
 
 
 async def test_the_one_with_the_most_places_comes_first(world):
-    scripts = [await world.script(ok, world.offering(test=free), {"available_capacity": free}) for free in (1, 7, 3)]
+    scripts = [await world.script(ok, world.offering(test=free)) for free in (1, 7, 3)]
     gateway = await world.gateway(*scripts)
     assert (await gateway.live(b"x"))[1] == scripts[1].url.encode()
     assert (await gateway.batch(b"x"))[1] == scripts[1].url.encode()
-    scripts[2].told["/process/token"] = 200, b'{"available_capacity": 9}'  # a token is newer than the list
-    assert (await gateway.batch(b"x"))[1] == scripts[2].url.encode()
 
 
 @pytest.mark.parametrize("answer", [b"[" * 5000, b"\xff\xfe", b"7", b"{}"])

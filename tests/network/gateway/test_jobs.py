@@ -193,7 +193,7 @@ async def test_a_feed_that_breaks_off_is_no_failure_of_the_orchestrator(world):
 
 async def two(world, post, offers=9):
     """A script that is asked first, and a real one."""
-    script = await world.script(post, world.offering(test=offers), {"available_capacity": 99})
+    script = await world.script(post, world.offering(test=offers))
     orchestrator = await world.orchestrator(await world.serving(world.Pixels()))
     gateway = await world.gateway(script, orchestrator)
     return script, orchestrator, gateway

@@ -101,7 +101,7 @@ async def test_an_orchestrator_that_starts_but_never_serves(world, monkeypatch, 
             await wire.answer(404, b"404 page not found", Connection="close")
             wire.cut()
 
-    script = await world.script(post, None, {"available_capacity": 99})  # as go-livepeer: no list of capabilities
+    script = await world.script(post)  # as go-livepeer: no list of capabilities
     gateway = await world.gateway(script)
     status, answer = await gateway.start("one", PCM)
     if how in ("no urls", "half"):
@@ -212,23 +212,4 @@ async def test_text_whose_rest_is_gone_after_an_outage_ends_the_stream_with_one_
     found = await reader.ended()
     assert [record["type"] for record in found] == ["transcript", "error", "end"]
     assert "segment 0 broke off" in found[1]["error"]
-    await gateway.settled()
-
-
-async def test_a_go_livepeer_like_orchestrator(world):
-    """It has no list of capabilities, another service address, and no routes of ours."""
-    api = await world.serving(world.Sound())
-    orchestrator = await world.orchestrator(api)
-
-    async def nothing(wire):
-        await wire.answer(404, b"404 page not found\n")
-
-    script = await world.script(nothing, None, {"available_capacity": 2, "service_addr": orchestrator.url})
-    gateway = await world.gateway(script)
-    status, answer = await gateway.start("one", PCM)
-    assert status == 200
-    await gateway.publish(answer["publish_url"], bytes(3200))
-    await gateway.end(answer["publish_url"])
-    assert world.heard(await gateway.follow(answer["data_url"]).ended()) == 3200
-    assert not script.asked
     await gateway.settled()

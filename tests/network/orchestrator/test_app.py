@@ -9,7 +9,7 @@ import pytest
 from tests.waiting import forever, until
 from whisper_byoc import __version__
 from whisper_byoc.errors import StartError
-from whisper_byoc.network.orchestrator import OrchestratorConfig, running
+from whisper_byoc.network.orchestrator import Orchestrator, OrchestratorConfig
 from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import NetworkLimits, serve_node
 
@@ -84,7 +84,7 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
     )  # fmt: skip
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession() as http:
-        async with running(config) as orchestrator:
+        async with Orchestrator.running(config) as orchestrator:
             await until(lambda: orchestrator.pool.free("test"))
             url = f"http://127.0.0.1:{orchestrator.port}/live/video-to-video"
             posting = asyncio.ensure_future(http.post(url, data=b"x", headers={"X-Model-Id": "test"}))
@@ -100,19 +100,19 @@ async def test_a_stop_in_the_middle_of_a_job_still_ends_it_at_its_container(serv
 async def test_it_serves_until_it_is_stopped():
     stop = asyncio.Event()
     stop.set()
-    await asyncio.wait_for(serve_node(running(OrchestratorConfig("127.0.0.1", 0)), stop), 20)
+    await asyncio.wait_for(serve_node(Orchestrator.running(OrchestratorConfig("127.0.0.1", 0)), stop), 20)
 
 
 async def test_an_address_in_use_is_a_start_error(orchestrate):
     api = await orchestrate()
     with pytest.raises(StartError, match="stop the program that listens there"):
-        await serve_node(running(OrchestratorConfig("127.0.0.1", api.port)), asyncio.Event())
+        await serve_node(Orchestrator.running(OrchestratorConfig("127.0.0.1", api.port)), asyncio.Event())
 
 
 async def test_it_may_listen_elsewhere_than_it_is_reached(unused_tcp_port):
     service = {"service_host": "orchestrator.example", "service_port": 8936}
     config = OrchestratorConfig("127.0.0.1", unused_tcp_port, **service)
-    async with running(config) as orchestrator:
+    async with Orchestrator.running(config) as orchestrator:
         assert (orchestrator.port, orchestrator.streams.service_url) == (
             unused_tcp_port,
             "http://orchestrator.example:8936",
