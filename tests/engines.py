@@ -1,12 +1,13 @@
 """Engines that tests make up."""
 
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech.engine import Inference
 
 
 class OneAtATime:
     """What is common to engines whose inferences have one step."""
 
-    multilingual = True
+    languages = tuple(LANGUAGES)
     batch = beam = 1
 
     def advance(self, inferences):

@@ -1,4 +1,4 @@
-"""The languages that Whisper knows."""
+"""The languages that Whisper knows, and the tags that name them."""
 
 from types import MappingProxyType
 
@@ -18,3 +18,22 @@ _NAMES = (
 )
 LANGUAGES = MappingProxyType(dict(entry.split(" ", 1) for entry in _NAMES.split(", ")))
 """ISO 639-1 code (two are longer) -> English name, in the order of Whisper's tokens (openai-whisper, `LANGUAGES`)."""
+
+_OTHER_NAMES = (
+    "my burmese, es castilian, nl flemish, ht haitian, lb letzeburgesch, zh mandarin, ro moldavian, ro moldovan, "
+    "pa panjabi, ps pushto, si sinhalese, ca valencian, zh cmn, tl fil, he iw, jw jv, no nb"
+)
+"""The other names of openai-whisper's `TO_LANGUAGE_CODE`, and codes in use for what Whisper has under another one."""
+_CODES = MappingProxyType(
+    {name: code for code, name in (*LANGUAGES.items(), *(entry.split() for entry in _OTHER_NAMES.split(", ")))}
+)
+
+
+def language_code(tag: str) -> str | None:
+    """Return Whisper's code for a tag (`de`, `en-US`, `pt_BR`) or an English name, in any case; None if unknown.
+
+    Of a tag only the primary language subtag counts (RFC 5646, section 2.2.1).
+    """
+    name = " ".join(tag.lower().split())
+    primary = name.replace("_", "-").partition("-")[0]
+    return primary if primary in LANGUAGES else _CODES.get(name) or _CODES.get(primary)

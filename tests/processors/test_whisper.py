@@ -132,9 +132,11 @@ async def test_languages(processor):
         processor.options({"language": "de"})
     with pytest.raises(BadParam, match="unknown language 'klingon'"):
         processor.options({"language": "klingon"})
-    with pytest.raises(BadParam) as caught:
-        processor.open_session(job(language="xx"))
+    with pytest.raises(BadParam, match="unknown language 'xx-YY'") as caught:
+        processor.open_session(job(language="xx-YY"))
     assert caught.value.name == "language"
+    for tag in ("EN", "en-US", "en_GB", " English ", "AUTO"):
+        assert processor.options({"language": tag}).decoding.language == "en"
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ class Polyglot(OneAtATime):
 
     def __init__(self):
         self.asked = [("de", 0.95), ("fr", 0.9), ("fr", 0.9)]
-        self.languages = []
+        self.used = []
 
     def replica(self):
         return self
@@ -350,7 +352,7 @@ class Polyglot(OneAtATime):
     @at_once
     def transcribe(self, samples, options, is_cancelled=lambda: False):
         language = options.language or self.detect_language(samples).result()[0]
-        self.languages.append(language)
+        self.used.append(language)
         return Transcription("ja", language)
 
     @at_once
@@ -362,7 +364,7 @@ async def test_auto_is_decided_once_for_all_segments_of_a_job(monkeypatch, sound
     processor, engine = WhisperProcessor("demo", WhisperSettings(language="auto", workers=1)), Polyglot()
     monkeypatch.setattr(processor, "load_engine", lambda: engine)
     await processor.initialize()
-    engine.languages.clear()  # of the first inference, for warmth
+    engine.used.clear()  # of the first inference, for warmth
     session = processor.open_session(job())
     speech = pcm.encode(sound("demo-numbers.wav"))
     records = [(await session.feed(speech))[0].record for _ in range(3)]

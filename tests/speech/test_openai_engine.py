@@ -262,7 +262,7 @@ def test_a_language_nobody_named_is_the_models_choice(model):
 
 def test_an_english_model_is_not_asked_for_the_language(engine):
     assert engine.detect_language(SECOND).result() == ("en", 1.0)
-    assert not engine.multilingual
+    assert tuple(engine.languages) == ("en",)
 
 
 PROMPTED = DecodeOptions("en", prompt="we met in the garden", hotwords="Livepeer, Arbitrum, Orchestrator")

@@ -69,7 +69,7 @@ def configure(parser: Parser) -> None:
         convert=port,
         default=CONTAINER_PORT,
     )
-    parser.option("--language", help="language spoken, as an ISO 639-1 code, or auto", default="en")
+    parser.option("--language", help="language spoken (de, en-US, german), or auto", default="en")
     parser.option(
         "--partial-policy",
         help="which words of an unfinished utterance are shown",

@@ -46,7 +46,7 @@ def configure(parser: Parser) -> None:
         default="tiny",
     )
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
-    parser.option("--language", help="language spoken, or auto", default="en")
+    parser.option("--language", help="language spoken (de, en-US, german), or auto", default="en")
     parser.option("--threads", help="CPU threads (default: the CPUs, 4 at most)", convert=count)
     add_engine(parser)
     parser.option(

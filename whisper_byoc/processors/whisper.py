@@ -1,14 +1,14 @@
 """Speech to text: PCM16 segments of one job in, one transcript for each out."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from whisper_byoc import params as read
 from whisper_byoc.errors import BadParam, UsageError
-from whisper_byoc.languages import LANGUAGES
+from whisper_byoc.languages import language_code
 from whisper_byoc.processors.base import JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
@@ -35,7 +35,7 @@ class WhisperSettings:
     """How to run the model. `workers` and `threads` default to what the CPU quota allows."""
 
     language: str = "en"
-    """ISO 639-1 code, or `auto`."""
+    """A tag as `languages.language_code` takes them, or `auto`."""
     workers: int | None = None
     threads: int | None = None
     """CPU threads of each worker."""
@@ -166,7 +166,7 @@ class WhisperProcessor:
     def _decoding(self, params: Mapping[str, Any], base: DecodeOptions) -> DecodeOptions:
         language = self._language(params["language"]) if params.get("language") else base.language
         task: Any = read.choice("task", params.get("task") or base.task, ("transcribe", "translate"))
-        if task == "translate" and not self._multilingual:
+        if task == "translate" and len(self._languages) == 1:
             raise BadParam("task", f"model {self._model} knows English only and cannot translate")
         return DecodeOptions(
             language,
@@ -178,19 +178,22 @@ class WhisperProcessor:
         )
 
     def _language(self, language: Any) -> str | None:
-        """Check a language code; None stands for `auto`."""
-        if language == "auto":
-            return None if self._multilingual else "en"
-        if not isinstance(language, str) or language not in LANGUAGES:
-            raise BadParam("language", f"unknown language {language!r:.40}: use an ISO 639-1 code such as en, or auto")
-        if language != "en" and not self._multilingual:
-            raise BadParam("language", f"model {self._model} knows English only, not {language!r}")
-        return language
+        """Read a language tag or name; None stands for `auto`."""
+        known = self._languages
+        if isinstance(language, str) and language.strip().lower() == "auto":
+            return None if len(known) > 1 else known[0]
+        code = language_code(language) if isinstance(language, str) else None
+        if code is None:
+            raise BadParam("language", f"unknown language {language!r:.40}: use a tag such as en or pt-BR, or auto")
+        if code not in known:
+            what = f"does not know {code}" if len(known) > 1 else f"knows English only, not {code!r}"
+            raise BadParam("language", f"model {self._model} {what}")
+        return code
 
     @property
-    def _multilingual(self) -> bool:
+    def _languages(self) -> Sequence[str]:
         assert self._engine is not None, "initialize() comes first"
-        return self._engine.multilingual
+        return self._engine.languages
 
 
 def load_silero() -> Model:

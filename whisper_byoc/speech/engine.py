@@ -155,8 +155,8 @@ class Engine(Protocol):
     """`DecodeOptions.beam` where there is time for it."""
 
     @property
-    def multilingual(self) -> bool:
-        """Whether the model knows languages other than English. Asked from any thread."""
+    def languages(self) -> Sequence[str]:
+        """Codes of the languages that the model knows, as in `languages.LANGUAGES`. Asked from any thread."""
 
     def replica(self) -> Self:
         """Return an engine for another thread, on the same weights. Called before any inference."""

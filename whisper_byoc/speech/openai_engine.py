@@ -19,6 +19,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from audio.pcm import SAMPLE_RATE
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech.attention import alignment_weights, attention_weights, fuse_attention
 from whisper_byoc.speech.engine import (
     SECONDS_PER_POSITION,
@@ -60,8 +61,8 @@ class OpenAIEngine:
         self._random_lock = random_lock or threading.Lock()
 
     @property
-    def multilingual(self) -> bool:
-        return bool(self.model.is_multilingual)
+    def languages(self) -> Sequence[str]:
+        return list(LANGUAGES)[: self.model.num_languages] if self.model.is_multilingual else ("en",)
 
     def replica(self) -> Self:
         """Return an engine for another thread. Only the weights are shared, as decoding hangs hooks on the modules."""
@@ -125,7 +126,7 @@ class OpenAIEngine:
         return Draft(_draft_words(tokens, ends, tokenizer), found.language)
 
     def _detect_language(self, samples: Samples) -> tuple[str, float]:
-        if not self.multilingual:
+        if len(self.languages) == 1:
             return "en", 1.0
         with torch.no_grad():
             _, probabilities = self.model.detect_language(self._mel(samples))
@@ -213,7 +214,9 @@ class OpenAIEngine:
         return window
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
-        return get_tokenizer(self.multilingual, num_languages=self.model.num_languages, language=language, task=task)
+        return get_tokenizer(
+            self.model.is_multilingual, num_languages=self.model.num_languages, language=language, task=task
+        )
 
     def _token_ends(
         self, encoded: torch.Tensor, tokens: list[int], tokenizer: Tokenizer, seconds: float

@@ -151,7 +151,7 @@ def test_replicas_work_at_once(model, sound, texts):
 async def test_the_scheduler_runs_it(converted, sound, texts):
     scheduler = Scheduler(2, 1)
     engine = await scheduler.start(lambda: FastEngine(models.load_fast_model("demo", converted)))
-    assert not engine.multilingual
+    assert tuple(engine.languages) == ("en",)
     found = await scheduler.transcribe(sound("demo-stop.wav"), DecodeOptions())
     assert found.value.text == "stop"
     assert await scheduler.detect_language(sound("demo-stop.wav")) == ("en", 1.0)
@@ -164,7 +164,8 @@ def test_a_language_that_nobody_named_is_detected(multilingual, noise):
     assert 0 < probability <= 1
     assert multilingual.draft(noise, DecodeOptions(None)).result().language == language
     assert multilingual.transcribe(noise, DecodeOptions(None)).result().language == language
-    assert multilingual.multilingual
+    assert multilingual.languages == tuple(LANGUAGES)[: len(multilingual.languages)]
+    assert len(multilingual.languages) > 98
 
 
 @pytest.mark.parametrize("options", [DecodeOptions("ja", "translate"), DecodeOptions("de", words=True)])

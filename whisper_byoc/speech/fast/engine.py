@@ -53,9 +53,9 @@ class FastEngine:
         self._loaded: Network | None = None
 
     @property
-    def multilingual(self) -> bool:
-        """Whether the model knows languages other than English."""
-        return self._model.dims.multilingual
+    def languages(self) -> Sequence[str]:
+        """Codes of the languages that the model knows."""
+        return tuple(self._model.tokenizer.languages) if self._model.dims.multilingual else ("en",)
 
     def replica(self) -> Self:
         """Return an engine for another thread, on the same graphs."""
@@ -146,7 +146,7 @@ class FastEngine:
         return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled)
 
     def _detect(self, windows: Windows) -> Steps[tuple[str, float]]:
-        if not self.multilingual:
+        if len(self.languages) == 1:
             return "en", 1.0
         sound = windows.sound(0, full=self._full_windows)
         chances = yield from language_probabilities(sound, self._model.tokenizer)
