@@ -30,8 +30,9 @@ LISTENING = re.compile(r"listening on port (\d+)\n")
 class Served:
     """A server that answers on `url`; times are seconds since its process was started."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, log: int) -> None:
         self.pid = pid
+        self._log = log  # a descriptor
         self.url = ""
         self.listening_s = 0.0
         self.ready_s = 0.0
@@ -50,6 +51,10 @@ class Served:
         fields = stat.rpartition(")")[2].split()  # the command's name may hold anything, spaces too
         utime, stime = fields[11:13]  # fields 14 and 15 of proc_pid_stat(5)
         return (int(utime) + int(stime)) / os.sysconf("SC_CLK_TCK")
+
+    def log(self) -> str:
+        """Return what it has logged so far."""
+        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode("utf-8", "replace")
 
     def threads(self) -> int:
         """How many threads there are."""
@@ -77,17 +82,17 @@ async def started(command: Sequence[str]) -> AsyncIterator[Served]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, stdin=asyncio.subprocess.DEVNULL, stderr=log, env=environment()
         )
-        server = Served(process.pid)
+        server = Served(process.pid, log.fileno())
         try:
-            await asyncio.wait_for(until_ready(server, process, log.fileno(), began), START_SECONDS)
+            await asyncio.wait_for(until_ready(server, process, began), START_SECONDS)
             yield server
         finally:
             await end(process)
 
 
-async def until_ready(server: Served, process: asyncio.subprocess.Process, log: int, began: float) -> None:
+async def until_ready(server: Served, process: asyncio.subprocess.Process, began: float) -> None:
     """Take the port from the log, then ask /readyz until it says yes."""
-    while not (found := LISTENING.search(text := os.pread(log, 65536, 0).decode())):
+    while not (found := LISTENING.search(text := server.log())):
         if process.returncode is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {text}")
         await asyncio.sleep(POLL_SECONDS)

@@ -27,6 +27,7 @@ QUICK = {
     "engines": "--quick --model demo --engines fast",
     "windows": "--quick --model demo",
     "streams": "--quick --model demo",
+    "soak": "--quick",
 }
 """Benchmark -> options for little work."""
 
