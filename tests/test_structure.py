@@ -23,6 +23,7 @@ SHARED = {
         "connections",
         "logs",
         "origins",
+        "page",
         "params",
         "process",
         "shadowing",

@@ -10,15 +10,17 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from whisper_byoc import livepeer
+from whisper_byoc import __version__, livepeer
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.gateway_streams import GatewayStreams
 from whisper_byoc.network.peers import MARGIN_S, AbortScope, first_to_take
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Node, NodeConfig
 from whisper_byoc.origins import host_names
+from whisper_byoc.page import page_routes
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ class Gateway(Node):
             web.post("/process/request", self.batch),
             web.post("/process/request/{route:.*}", self.batch),
             *self.streams.routes(),
+            *page_routes(lambda _: self._described()),
         ]
+
+    def _described(self) -> Mapping[str, Any]:
+        pipelines = [{"name": name} for name in self.directory.available]
+        return {"role": self.role, "version": __version__, "pipelines": pipelines, "languages": dict(LANGUAGES)}
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -1,15 +1,22 @@
 """The application: the table of all routes, the answers to errors, and the bearer token."""
 
+import base64
+import contextlib
 import hmac
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from whisper_byoc import __version__
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import abort
+from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.origins import OriginPolicy, check_pages
+from whisper_byoc.page import PATHS, page_routes
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recordings import INTAKE, Intake
 from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
@@ -54,6 +61,8 @@ ROUTES = (
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 CLIENT_GONE = 499
 """What nginx calls a request whose client has not waited for its answer; nobody gets it."""
+TOKEN_PROTOCOL = "base64url.bearer"  # noqa: S105 - the name of one
+"""Subprotocol that carries a token, as Kubernetes has it: browsers send no headers of ours with a WebSocket."""
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
@@ -83,8 +92,19 @@ def build_app(
         app.middlewares.append(_bearer(token))
         app.on_response_prepare.append(_challenge)
     app.middlewares.append(_refuse_encoded)
-    app.add_routes(ROUTES)
+    app.add_routes([*page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token))), *ROUTES])
     return app
+
+
+def _described(table: JobTable, *, wants_token: bool) -> Mapping[str, Any]:
+    pipelines = [{"name": each.name, "media": each.media, "notice": each.notice} for each in table.pipelines]
+    return {
+        "role": "container",
+        "version": __version__,
+        "wants_token": wants_token,
+        "pipelines": pipelines,
+        "languages": dict(LANGUAGES),
+    }
 
 
 @web.middleware
@@ -135,15 +155,26 @@ def _bearer(token: str) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in OPEN_PATHS:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            shown = given.strip().encode("utf-8", "surrogateescape")
-            # compare_digest takes the same time wherever they differ
-            if scheme.lower() != "bearer" or not hmac.compare_digest(shown, expected):
-                raise RequestRefused(401, "this container wants its token: send `Authorization: Bearer TOKEN`")
+        of_page = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and request.path in PATHS
+        is_open = of_page or request.path in OPEN_PATHS
+        # compare_digest takes the same time wherever they differ
+        if not is_open and not hmac.compare_digest(_shown_token(request), expected):
+            raise RequestRefused(401, "this container wants its token: send `Authorization: Bearer TOKEN`")
         return await handler(request)
 
     return check
+
+
+def _shown_token(request: web.Request) -> bytes:
+    scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip().encode("utf-8", "surrogateescape")
+    for protocol in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(","):
+        prefix, _, encoded = protocol.strip().rpartition(".")
+        if prefix == TOKEN_PROTOCOL:
+            with contextlib.suppress(ValueError):
+                return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    return b""
 
 
 async def _challenge(_: web.Request, response: web.StreamResponse) -> None:

@@ -22,6 +22,8 @@ from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20
 """32 s of sound; senders send parts of a second."""
+PROTOCOL = "whisper-byoc"
+"""What a browser names beside the protocol that carries its token: one has to be chosen."""
 CLOSING_TYPES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
@@ -36,7 +38,7 @@ class CloseEarly(ByocError):
 async def get_transcribe(request: web.Request) -> web.StreamResponse:
     """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     table = request.app[TABLE]
-    socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES)
+    socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE_BYTES, protocols=(PROTOCOL,))
     if not socket.can_prepare(request):
         raise RequestRefused(426, "this is a WebSocket: connect to it as ws://, or POST a recording here")
     pipeline = table.pipelines.find_speech(request.query.get("pipeline") or request.query.get("model", ""))

@@ -1,0 +1,37 @@
+// The microphone, as pieces of PCM16.
+
+const RATE = 16000;
+
+/** Open the microphone: `onpiece(pcm, peak)` gets an ArrayBuffer of PCM16 and a level from 0 to 1, ten times a second. */
+export async function openMicrophone(onpiece) {
+  if (!navigator.mediaDevices) {
+    throw new Error("a browser lends its microphone and camera only to pages of https:// and of localhost");
+  }
+  const stream = await navigator.mediaDevices.getUserMedia({
+    audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
+  });
+  const [context, source] = connect(stream);
+  await context.audioWorklet.addModule("page/microphone-worklet.js");
+  const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+  node.port.onmessage = ({ data }) => onpiece(data.pcm, data.peak);
+  source.connect(node);
+  await context.resume();
+  return {
+    rate: context.sampleRate,
+    async close() {
+      for (const track of stream.getTracks()) track.stop();
+      await context.close();
+    },
+  };
+}
+
+function connect(stream) {
+  const context = new AudioContext({ sampleRate: RATE });
+  try {
+    return [context, context.createMediaStreamSource(stream)];
+  } catch {  // Firefox does not resample a microphone; the server does
+    context.close();
+    const own = new AudioContext();
+    return [own, own.createMediaStreamSource(stream)];
+  }
+}
