@@ -1,7 +1,9 @@
 // Collects the microphone's samples into pieces of a tenth of a second, as PCM16.
 
+const LENGTH = Math.round(sampleRate / 10);
+
 class Microphone extends AudioWorkletProcessor {
-  #piece = new Int16Array(Math.round(sampleRate / 10));
+  #piece = new Int16Array(LENGTH);
   #filled = 0;
   #peak = 0;
 
@@ -10,15 +12,15 @@ class Microphone extends AudioWorkletProcessor {
       const value = Math.max(-1, Math.min(1, sample));
       this.#peak = Math.max(this.#peak, Math.abs(value));
       this.#piece[this.#filled++] = value * 32767;
-      if (this.#filled === this.#piece.length) this.#send();
+      if (this.#filled === LENGTH) this.#send();
     }
     return true;
   }
 
   #send() {
-    const piece = this.#piece;
-    this.port.postMessage({ pcm: piece.buffer, peak: this.#peak }, [piece.buffer]);
-    this.#piece = new Int16Array(piece.length);
+    const { buffer } = this.#piece;
+    this.port.postMessage({ pcm: buffer, peak: this.#peak }, [buffer]);
+    this.#piece = new Int16Array(LENGTH);
     this.#filled = 0;
     this.#peak = 0;
   }
