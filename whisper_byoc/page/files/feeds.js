@@ -64,7 +64,9 @@ class StreamFeed {
     const params = { input: "pcm16", partials: true, ...(rate !== 16000 && { rate }), ...(language && { language }) };
     const wanted = { enable_video_ingress: true, enable_data_output: true };
     const started = await this.#fetch("process/stream/start", {
-      method: "POST", headers: this.#server.jobHeader(pipeline, wanted), body: JSON.stringify({ params }),
+      method: "POST",
+      headers: { ...this.#server.jobHeader(pipeline, wanted), "Content-Type": "application/json" },
+      body: JSON.stringify({ params }),
     });
     const urls = await started.json();
     const sending = this.#sendSegments(path(urls.publish_url));

@@ -13,7 +13,11 @@ const MIME = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt", 
 const find = (id) => document.getElementById(id);
 const server = new Server();
 const transcript = new Transcript(find("text"), showTranscript);
-const recorder = new Recorder(server, transcript, { level: (peak) => { find("level").value = peak; }, trouble: showTrouble });
+const recorder = new Recorder(server, transcript, {
+  recording: (on) => press("record", on, on ? "Stop" : "Record"),
+  level: (peak) => { find("level").value = peak; },
+  trouble: showTrouble,
+});
 const camera = new Camera(server, find("seen"), find("processed"), {
   rate: (frames) => { find("rate").textContent = `${frames.toFixed(0)} frames a second`; },
   trouble: showTrouble,
@@ -57,7 +61,6 @@ function press(id, pressed, label) {
 
 async function record() {
   if (recorder.isRecording) {
-    press("record", false, "Record");
     find("record").disabled = true;
     find("progress").textContent = "the last words …";
     try {
@@ -70,7 +73,6 @@ async function record() {
   }
   transcript.clear();
   await recorder.start(chosen());
-  press("record", true, "Stop");
 }
 
 async function read(file) {

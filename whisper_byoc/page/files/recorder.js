@@ -20,7 +20,7 @@ export class Recorder {
   #failures = 0;
   #settled = () => {};
 
-  /** `view` shows what happens: `level(peak)` and `trouble(sentence)`. */
+  /** `view` shows what happens: `recording(on)`, `level(peak)` and `trouble(sentence)`. */
   constructor(server, transcript, view) {
     this.#server = server;
     this.#transcript = transcript;
@@ -34,6 +34,7 @@ export class Recorder {
     this.#kept = [];
     this.#microphone = await openMicrophone((pcm, peak) => this.#take(pcm, peak));
     this.options = { ...options, rate: this.#microphone.rate };
+    this.#view.recording(true);
     this.#open();
   }
 
@@ -41,8 +42,9 @@ export class Recorder {
   async stop() {
     const microphone = this.#microphone;
     this.#microphone = null;
-    await microphone.close();
+    this.#view.recording(false);
     this.#view.level(0);
+    await microphone.close();
     if (!this.#feed) return;
     const settled = new Promise((resolve) => { this.#settled = resolve; });
     this.#feed.finish();
