@@ -7,12 +7,14 @@ limit. Everything here blocks: call it from a worker thread.
 import logging
 import os
 import re
+import selectors
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -33,6 +35,11 @@ TIMEOUT = 60.0
 
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
+
+HANG_SECONDS = 20.0
+"""An ffmpeg that gives nothing for so long hangs. It reads the largest upload through within a second."""
+
+BLOCK_BYTES = 1 << 20
 
 KEPT_LINES = 20
 """Lines of ffmpeg's stderr that are kept: a broken file can make it complain without end."""
@@ -82,7 +89,7 @@ def decode_media(
         silence where it begins late or has a gap, its channels mixed (see `audio.downmix`).
 
     Raises:
-        DecoderFailed: no ffmpeg that runs, or no room for a temporary file.
+        DecoderFailed: no ffmpeg that runs, one that hangs or is killed, or no room for a temporary file.
         MediaError: no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
             `strict`.
     """
@@ -133,35 +140,28 @@ def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float)
     """Return the samples, and ffmpeg's last complaint, if it had any."""
     if not os.fstat(file.fileno()).st_size:
         raise MediaError(f"{name} is empty; send a media file.")
-    expired = threading.Event()
     lines: deque[bytes] = deque(maxlen=KEPT_LINES)
     reader, pieces, left = WavReader(), [], int(max_seconds * pcm.SAMPLE_RATE)
+    too_slow = MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
+    deadline = time.monotonic() + timeout
     with _run_ffmpeg(file) as process:
-        assert process.stdout is not None
         assert process.stderr is not None
-
-        def expire() -> None:
-            expired.set()
-            _kill(process)
-
         complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
-        clock = threading.Timer(timeout, expire)
-        clock.daemon = True  # Ctrl-C must not have to wait for it
         try:
             complaining.start()
-            clock.start()
-            while left >= 0 and (block := process.stdout.read(1 << 20)):
+            for block in _blocks(process, deadline, name, too_slow):
                 pieces.append(reader.feed(block))
                 left -= len(pieces[-1])
-            if left >= 0:
-                process.wait()  # closing stdout is the last thing ffmpeg does, and the clock is still running
+                if left < 0:
+                    break
+            else:  # closing stdout is the last thing ffmpeg does
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise too_slow from None
         finally:
-            clock.cancel()
             _kill(process)
             if complaining.is_alive():
                 complaining.join()
-    if expired.is_set():
-        raise MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
     if left < 0:
         raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
     complaints = _meaningful(lines)
@@ -183,6 +183,29 @@ def _run_ffmpeg(file: IO[bytes]) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise DecoderFailed(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
+
+
+def _blocks(process: subprocess.Popen[bytes], deadline: float, name: str, too_slow: MediaError) -> Iterator[bytes]:
+    """Yield ffmpeg's output as it comes.
+
+    Raises `too_slow` at the deadline, and `DecoderFailed` where nothing comes for `HANG_SECONDS`: whatever the media
+    are, ffmpeg gives some of it sooner.
+    """
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if not selector.select(max(0.0, min(left, HANG_SECONDS))):
+                if left <= HANG_SECONDS:
+                    raise too_slow
+                raise DecoderFailed(
+                    f"{name} was not decoded: ffmpeg gave nothing for {HANG_SECONDS:g} s; try again later."
+                )
+            block = os.read(process.stdout.fileno(), BLOCK_BYTES)
+            if not block:
+                return
+            yield block
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audio import pcm
-from audio.errors import MediaError
+from audio import media, pcm
+from audio.errors import DecoderFailed, MediaError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import decode_media, load_audio
 from audio.wav import WavReader, read_wav
@@ -241,6 +241,15 @@ class TestLimits:
         before = children()
         with pytest.raises(MediaError, match=r"not decoded within 0\.2 s"):
             decode_media(b"sound", timeout=0.2)
+        assert children() == before
+
+    @pytest.mark.parametrize("script", ["exec sleep 600", "head -c 4000; kill -STOP $$"])
+    def test_one_that_hangs_is_not_the_media_s_fault(self, stand_in, monkeypatch, script):
+        monkeypatch.setattr(media, "HANG_SECONDS", 0.2)
+        stand_in(script)
+        before = children()
+        with pytest.raises(DecoderFailed, match=r"gave nothing for 0\.2 s; try again later"):
+            decode_media(write_wav(TONE))
         assert children() == before
 
     def test_one_that_complains_without_end_is_heard_out(self, stand_in):
