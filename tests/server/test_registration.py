@@ -22,7 +22,7 @@ from tests.waiting import until
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.registration import Registrar, RegistrationOptions, Standing, standing_of
+from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions, Standing, standing_of
 from whisper_byoc.server.run import Server, ServerConfig, serve
 
 SECRET = "orch-secret-Zq81"
@@ -146,10 +146,10 @@ async def join():
     """Give a function that keeps a registration until the test is over."""
     async with AsyncExitStack() as stack:
 
-        def start(*orchestrators, busy=lambda: False, **options) -> Registrar:
+        def start(*orchestrators, jobs=lambda: OpenJobs(0, 0.0), **options) -> Registrar:
             urls = tuple(each if isinstance(each, str) else each.url for each in orchestrators)
             registrar = Registrar(
-                RegistrationOptions(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), busy
+                RegistrationOptions(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), jobs
             )
             registrar.start()
             stack.push_async_callback(registrar.stop)
@@ -203,7 +203,7 @@ async def test_registers_again_when_forgotten(orchestrator, join, caplog):
         await orchestrator.probed(2)
         assert len(orchestrator.registered) == times
         orchestrator.restart()
-    assert "does not know capability whisper-tiny any more" in caplog.text
+    assert "has no free place for capability whisper-tiny, or does not know it" in caplog.text
 
 
 async def test_registers_again_after_a_restart_with_refused_connections(orchestrator, join, caplog):
@@ -217,18 +217,39 @@ async def test_registers_again_after_a_restart_with_refused_connections(orchestr
     await until(lambda: orchestrator.known)
 
 
-async def test_never_registers_again_while_a_job_is_open(orchestrator, join):
-    busy = True
-    join(orchestrator, busy=lambda: busy)
+async def test_does_not_register_again_at_once_while_a_job_is_open(orchestrator, join):
+    jobs = OpenJobs(1, 0.0)
+    join(orchestrator, jobs=lambda: jobs)
     await until(lambda: orchestrator.known)
     orchestrator.load = 4  # no free slot looks as if forgotten
     await orchestrator.probed(4)
     orchestrator.restart()
     await orchestrator.probed(4)
     assert len(orchestrator.registered) == 1
-    busy = False
+    jobs = OpenJobs(0, 0.0)
     await until(lambda: orchestrator.known)
     assert len(orchestrator.registered) == 2
+
+
+async def test_registers_again_while_a_job_is_open_where_it_was_forgotten_long_ago(orchestrator, join):
+    jobs = OpenJobs(4, 0.0)
+    join(orchestrator, jobs=lambda: jobs, again_seconds=0.05)
+    await until(lambda: orchestrator.known)
+    orchestrator.restart()
+    await orchestrator.probed(6)
+    assert len(orchestrator.registered) == 1, "all four places are taken, so none can be free"
+    jobs = OpenJobs(1, 0.0)
+    await until(lambda: orchestrator.known)
+
+
+async def test_an_orchestrator_that_will_not_say_is_told_again_when_no_job_comes(orchestrator, join):
+    orchestrator.untold = True
+    jobs = OpenJobs(1, 0.0)
+    join(orchestrator, jobs=lambda: jobs, again_seconds=0.05)
+    await orchestrator.probed(6)
+    assert len(orchestrator.registered) == 1, "new jobs come"
+    jobs = OpenJobs(1, 1.0)
+    await until(lambda: len(orchestrator.registered) == 3)
 
 
 async def test_one_answer_without_capacity_is_not_enough(orchestrator, join):
@@ -244,11 +265,11 @@ async def test_one_answer_without_capacity_is_not_enough(orchestrator, join):
 
 async def test_an_orchestrator_that_will_not_say_is_told_again_when_idle(orchestrator, join, caplog):
     orchestrator.untold = True
-    busy = True
-    join(orchestrator, busy=lambda: busy)
+    jobs = OpenJobs(1, 0.0)
+    join(orchestrator, jobs=lambda: jobs)
     await orchestrator.probed(4)
     assert len(orchestrator.registered) == 1
-    busy = False
+    jobs = OpenJobs(0, 0.0)
     await until(lambda: len(orchestrator.registered) == 3)
     assert caplog.text.count("does not say whether it knows") == 1
 

@@ -2,7 +2,7 @@
 
 An orchestrator keeps registrations in memory and without expiry: it forgets them when it restarts, and when a request
 to the container meets a refused connection or a 401. Registering again resets its count of busy slots to zero, so that
-is done only when it is found to have forgotten.
+is done only when it is found to have forgotten: at once while no job is open, else after minutes.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ class RegistrationOptions:
     """Between two questions whether the registration still stands, and after a refusal."""
     confirm_seconds: float = 5.0
     """From the first answer that it does not to the second; a job may just have been on its way."""
+    again_seconds: float = 300.0
+    """While jobs are open: for how long it must seem forgotten, and no new job come where it does not say."""
     answer_seconds: float = 10.0
     """Longest wait for an answer."""
     first_pause: float = 1.0
@@ -67,15 +69,24 @@ class RegistrationOptions:
         return replace(self, capability=capability)
 
 
+@dataclass(frozen=True)
+class OpenJobs:
+    """What is at work here now."""
+
+    number: int
+    newest_seconds: float
+    """How long ago the newest was opened."""
+
+
 class Registrar:
     """Keeps a container registered at every orchestrator, in a task for each; their failures are only logged.
 
-    `busy` tells whether any job is open: as long as one is, nothing is registered again.
+    `jobs` tells what is at work: while something is, a slot that is not free need not be a registration that is gone.
     """
 
-    def __init__(self, options: RegistrationOptions, busy: Callable[[], bool]) -> None:
+    def __init__(self, options: RegistrationOptions, jobs: Callable[[], OpenJobs]) -> None:
         self._options = options
-        self._busy = busy
+        self._jobs = jobs
         self._http: aiohttp.ClientSession | None = None
         self._memberships: list[Membership] = []
         self._tasks = Tasks()
@@ -83,7 +94,7 @@ class Registrar:
     def start(self) -> None:
         self._http = open_session(verify=self._options.verify_tls, total_seconds=self._options.answer_seconds)
         for url in self._options.orchestrators:
-            membership = Membership(url, self._options, self._http, self._busy)
+            membership = Membership(url, self._options, self._http, self._jobs)
             self._memberships.append(membership)
             self._tasks.start(membership.keep())
 
@@ -102,13 +113,17 @@ class Membership:
     """The registration at one orchestrator."""
 
     def __init__(
-        self, orchestrator: str, options: RegistrationOptions, http: aiohttp.ClientSession, busy: Callable[[], bool]
+        self,
+        orchestrator: str,
+        options: RegistrationOptions,
+        http: aiohttp.ClientSession,
+        jobs: Callable[[], OpenJobs],
     ) -> None:
         self._orchestrator = orchestrator
         self._options = options
         self._capability = options.capability
         self._http = http
-        self._busy = busy
+        self._jobs = jobs
         self._may_be_known = False
         self._logged: dict[str, str] = {}
 
@@ -164,15 +179,31 @@ class Membership:
             await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
     async def _until_forgotten(self) -> None:
-        """Ask now and then; return when no job is open and two answers in a row do not know the capability."""
+        """Ask now and then; return when two answers in a row say that it is to be registered again."""
+        loop = asyncio.get_running_loop()
+        known = loop.time()
         while True:
             await asyncio.sleep(self._options.interval_seconds)
-            if await self._seems_forgotten():
+            standing = await self._ask_standing()
+            if standing is Standing.REGISTERED:
+                known = loop.time()
+            elif self._seems_forgotten(standing, loop.time() - known):
                 await asyncio.sleep(self._options.confirm_seconds)
-                if await self._seems_forgotten():
+                if self._seems_forgotten(await self._ask_standing(), loop.time() - known):
                     return
 
-    async def _seems_forgotten(self) -> bool:
+    def _seems_forgotten(self, standing: "Standing | None", seconds: float) -> bool:
+        """Whether an answer says so which is the latest of `seconds` in which none said otherwise."""
+        if standing is None or standing is Standing.REGISTERED:
+            return False
+        jobs, again = self._jobs(), self._options.again_seconds
+        if jobs.number == 0:
+            return True
+        taken = jobs.number >= self._capability.capacity
+        return seconds > again and not taken and (standing is Standing.MISSING or jobs.newest_seconds > again)
+
+    async def _ask_standing(self) -> "Standing | None":
+        """Return what the orchestrator says; None when it cannot be reached: that will show when it is back."""
         name = self._capability.name
         try:
             # as a gateway without a key asks (go-livepeer, byoc/job_orchestrator.go)
@@ -180,17 +211,18 @@ class Membership:
             status, body = await self._ask("GET", "/process/token", headers)
         except CONNECTION_ERRORS as error:
             self._log_once("probe", logging.WARNING, f"cannot be asked for capability {name}: {reason_of(error)}")
-            return False  # whether it has forgotten will show when it is back
+            return None
         standing = standing_of(status, body)
         if standing is Standing.UNKNOWN:
             text = f"does not say whether it knows capability {name}: {status} {self._shown(body)}; "
-            self._log_once("probe", logging.WARNING, text + "registering again whenever no job is open")
-        elif standing is Standing.MISSING and not self._busy():
-            self._logged.clear()
-            self._log_once("probe", logging.WARNING, f"does not know capability {name} any more")
-        elif standing is Standing.REGISTERED:
+            text += "registering again while no job is open, or comes for long"
+            self._log_once("probe", logging.WARNING, text)
+        elif standing is Standing.MISSING:
+            self._logged.pop("register", None)
+            self._log_once("probe", logging.WARNING, f"has no free place for capability {name}, or does not know it")
+        else:
             self._log_once("probe", logging.DEBUG, f"knows capability {name}")
-        return standing is not Standing.REGISTERED and not self._busy()
+        return standing
 
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], data: bytes | None = None

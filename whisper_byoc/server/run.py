@@ -19,7 +19,7 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import JobTable
-from whisper_byoc.server.registration import Registrar, RegistrationOptions
+from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions
 from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.server.streams.routes import StreamTable
@@ -154,8 +154,13 @@ class Server:
         name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
         address = f"http://{host}:{self.port}"
         full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
-        self._registrar = Registrar(full, lambda: not all(job.results.ended for job in self.table.jobs))
+        self._registrar = Registrar(full, self._open_jobs)
         self._registrar.start()
+
+    def _open_jobs(self) -> OpenJobs:
+        jobs = self.table.jobs
+        newest = min((job.age_seconds for job in jobs), default=0.0)
+        return OpenJobs(sum(not job.results.ended for job in jobs), newest)
 
     async def leave(self) -> None:
         """Unregister, so that no more work is sent here; the listener stays open for the work there is."""

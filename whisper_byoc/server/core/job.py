@@ -117,6 +117,11 @@ class Job:
         self._touched = self._loop.time()
 
     @property
+    def age_seconds(self) -> float:
+        """Seconds since it was opened."""
+        return self._loop.time() - self._opened
+
+    @property
     def idle_seconds(self) -> float:
         """Seconds since the last input, reading or work."""
         return 0.0 if self._computing else self._loop.time() - self._touched
@@ -129,7 +134,7 @@ class Job:
     @property
     def empty_seconds(self) -> float:
         """Seconds that it has held its place without a byte, where that counts."""
-        return 0.0 if self.client is None or self.inbox.fed else self._loop.time() - self._opened
+        return 0.0 if self.client is None or self.inbox.fed else self.age_seconds
 
     @property
     def busy(self) -> bool:
