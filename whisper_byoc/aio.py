@@ -162,12 +162,12 @@ class Tasks:
     """Background tasks that outlive the call that started them: each runs to its end, or until `close`."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in the background; an exception that it raises is logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -180,7 +180,7 @@ class Tasks:
             await asyncio.wait(self._tasks, timeout=grace_seconds)
         await cancel(*self._tasks)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", exc_info=error)

@@ -168,6 +168,14 @@ async def read_body(
     return bytes(body)
 
 
+async def read_request(request: web.Request, limit: int = SMALL_BODY) -> bytes:
+    """Read the body of a request.
+
+    Raises `RequestRefused` (413) beyond `limit` bytes.
+    """
+    return await read_body(request.content, limit, RequestRefused(413, f"the body is larger than {limit} bytes"))
+
+
 async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -> AsyncIterator[bytes]:
     """Cut chunks of any size into lines without their ends.
 

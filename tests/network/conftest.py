@@ -103,7 +103,7 @@ class Orchestrator:
 
     @property
     def slots(self):
-        return self.pool.jobs
+        return sum(len(each.slots) for each in self.pool)
 
     async def json(self, path):
         async with self.http.get(f"{self.url}{path}") as answer:
@@ -122,7 +122,7 @@ class Orchestrator:
 
         def nothing_left():
             left.update(
-                slots=self.pool.jobs, streams=len(self.run.streams), held=self.run.memory.held,
+                slots=self.slots, streams=len(self.run.streams), held=self.run.memory.held,
                 channels=len(self.run.trickle.channels),
             )  # fmt: skip
             return not any(left.values())

@@ -33,17 +33,14 @@ class ContainerJobs:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/process/request", self.batch),
-            web.post("/process/request/{route:.*}", self.batch),
+            web.post("/process/request{route:(/.*)?}", self.batch),
             web.post("/live/video-to-video", self.live),
         ]
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        route = request.match_info.get("route", "").strip("/")
-        if ".." in route.split("/"):  # the container's other paths are not ours to give
-            raise RequestRefused(400, f"bad route {route!r:.100}: it must not have '..' in it")
+        route = request.match_info["route"].strip("/")
         if not self._pool.of(job.capability):
             raise RequestRefused(503, f"No capacity available for capability {job.capability}: no container offers it")
 
@@ -61,10 +58,7 @@ class ContainerJobs:
             return await first_to_take(self._pool.slots(job.capability), attempt)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        model = request.headers.get(livepeer.MODEL, "")
-        if not model:
-            names = ", ".join(self._pool.names) or "none yet"
-            raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
+        model = self._node.model_of(request)
 
         async def attempt(slot: Slot) -> web.StreamResponse:
             return await LiveJob(self._node, slot, relay).run()

@@ -16,10 +16,11 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import race
 from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.http import read_request
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.serving import Node, read_json, read_small
-from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
+from whisper_byoc.network.serving import Node, read_json
+from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, close_channels, read_event
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
 
@@ -39,13 +40,17 @@ class ChannelKind(NamedTuple):
     """Header for the gateway, which writes where the container reads."""
 
 
+CONTROL = ChannelKind("control", "application/json", "", "control_url", "X-Control-Url")
+EVENTS = ChannelKind("events", "application/json", "", "events_url", "X-Events-Url")
 KINDS = (
-    ChannelKind("control", "application/json", "", "control_url", "X-Control-Url"),
-    ChannelKind("events", "application/json", "", "events_url", "X-Events-Url"),
+    CONTROL,
+    EVENTS,
     ChannelKind("", "video/MP2T", "enable_video_ingress", "subscribe_url", "X-Publish-Url"),
     ChannelKind("out", "video/MP2T", "enable_video_egress", "publish_url", "X-Subscribe-Url"),
     ChannelKind("data", "application/jsonl", "enable_data_output", "data_url", "X-Data-Url"),
 )
+Channels = dict[ChannelKind, Channel]
+"""Those of one stream."""
 
 
 class ContainerStreams(Streams["ContainerStream"]):
@@ -72,103 +77,80 @@ class ContainerStreams(Streams["ContainerStream"]):
 
     async def start(self, request: web.Request) -> web.Response:
         self._node.check_draining()
-        job = self._job(request)
+        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
         body = await read_json(request, LARGEST_BODY)
         async with self.starting(stream_id):
             self._node.check_draining()
             with contextlib.ExitStack() as undo:
-                channels = Channels(self._trickle)
-                undo.callback(channels.close)
-                channels.open(stream_id, job.options)
+                channels: Channels = {}
+                undo.callback(lambda: close_channels(self._trickle, channels.values()))
+                open_channels(self._trickle, stream_id, job.options, channels)
                 stream = self._streams[stream_id] = await self._on_some_container(job, stream_id, channels, body)
                 undo.pop_all()
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
-        urls = channels.urls("header", self.service_url + self._trickle.base_path)
+        base = self.service_url + self._trickle.base_path
+        urls = {kind.header: base + channel.name for kind, channel in channels.items()}
         return web.Response(headers={**urls, livepeer.BALANCE: "0"})
 
     async def _on_some_container(
-        self, job: livepeer.JobHeader, stream_id: str, channels: "Channels", body: Mapping[str, Any]
+        self, job: livepeer.JobHeader, stream_id: str, channels: Channels, body: Mapping[str, Any]
     ) -> "ContainerStream":
         parts = urlsplit(self.service_url)
         base = f"{parts.scheme}://{self._trickle_host or parts.netloc}{self._trickle.base_path}"
-        start = json.dumps({"gateway_request_id": stream_id, **channels.urls("body_key", base), **body}).encode()
+        urls = {kind.body_key: base + channel.name for kind, channel in channels.items()}
+        start = json.dumps({"gateway_request_id": stream_id, **urls, **body}).encode()
 
         async def attempt(slot: Slot) -> ContainerStream:
-            stream = ContainerStream(stream_id, slot, channels, self._node)
-            await stream.start(start, job.timeout_seconds)
+            stream = ContainerStream(stream_id, slot, channels, self._node, job.timeout_seconds)
+            await stream.start(start)
             log.info("stream %s runs at %s", stream_id, slot.container.url)
             return stream
 
         return await first_to_take(self._pool.slots(job.capability), attempt)
 
-    async def stop(self, request: web.Request) -> web.Response:
-        stream = self.find(self._job(request).stream_id)
-        body = await read_small(request, LARGEST_BODY)
-        return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
-
-    async def update(self, request: web.Request) -> web.Response:
-        job = self._job(request)
-        stream = self.find(job.stream_id)
-        body = await read_small(request, LARGEST_BODY)
-        return passed_back(await stream.post("params", body, job.timeout_seconds))
+    def of(self, request: web.Request) -> "ContainerStream":
+        return self.find(livepeer.JobHeader.parse(request.headers.get(livepeer.JOB)).stream_id)
 
     async def payment(self, request: web.Request) -> web.Response:
         """Thank for a payment; off-chain nothing is owed."""
-        await read_small(request)
+        await read_request(request)
         return web.Response(headers={livepeer.BALANCE: "0"})
 
-    @staticmethod
-    def _job(request: web.Request) -> livepeer.JobHeader:
-        return livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
 
+def open_channels(trickle: TrickleServer, stream_id: str, options: Mapping[str, Any], opened: Channels) -> None:
+    """Add the channels that a stream of these options has to `opened`; they exist before the container is told.
 
-class Channels:
-    """The channels of one stream; they exist before the container is told."""
-
-    def __init__(self, trickle: TrickleServer) -> None:
-        self._trickle = trickle
-        self._channels: dict[ChannelKind, Channel] = {}
-
-    def open(self, stream_id: str, options: Mapping[str, Any]) -> None:
-        """Raise `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels."""
-        for kind in KINDS:
-            if kind.option and not options.get(kind.option):
-                continue
-            name = f"{stream_id}-{kind.name}" if kind.name else stream_id
-            if name in self._trickle.channels:
-                raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
-            self._channels[kind] = self._trickle.create(name, kind.mime)
-        self.control, self.events = (self._channels[kind] for kind in KINDS[:2])
-
-    def urls(self, side: str, base: str) -> dict[str, str]:
-        """Return the URLs by what a side calls them: `body_key` or `header`."""
-        return {getattr(kind, side): base + channel.name for kind, channel in self._channels.items()}
-
-    def close(self) -> None:
-        for channel in self._channels.values():
-            if not channel.closed:
-                self._trickle.close(channel.name)
+    Raises `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels.
+    """
+    for kind in KINDS:
+        if kind.option and not options.get(kind.option):
+            continue
+        name = f"{stream_id}-{kind.name}" if kind.name else stream_id
+        if name in trickle.channels:
+            raise RequestRefused(400, f"stream {stream_id!r} cannot have the channel {name!r}: it is in use")
+        opened[kind] = trickle.create(name, kind.mime)
 
 
 class ContainerStream(RelayedStream):
     """A stream at a container, which has taken it on when `start` returns."""
 
-    def __init__(self, stream_id: str, slot: Slot, channels: Channels, node: Node) -> None:
+    def __init__(self, stream_id: str, slot: Slot, channels: Channels, node: Node, seconds: float) -> None:
         super().__init__(stream_id)
         self._slot = slot
         self._peer = slot.container.peer
         self._channels = channels
-        self._http = node.http
+        self._node = node
         self._limits = node.limits
+        self._seconds = seconds
 
-    async def start(self, body: bytes, seconds: float) -> None:
+    async def start(self, body: bytes) -> None:
         """Tell the container to begin; when it does not, its place is freed.
 
         Raises `RequestRefused`.
         """
         try:
-            answer = await self.post("start", body, seconds)
+            answer = await self._post("start", body, self._seconds)
             if answer.status >= 400:
                 raise refused(self._peer, answer.status, answer.body)
         except BaseException:
@@ -176,18 +158,18 @@ class ContainerStream(RelayedStream):
             raise
         self.begin()
 
-    async def post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
+    async def update(self, body: bytes, _: str) -> Answer:
+        return await self._post("params", body, self._seconds)  # a container wants JSON, whatever the client called it
+
+    async def _post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
         container = self._slot.container
         headers = {livepeer.STREAM_ID: self.id, **container.headers, "Content-Type": content_type}
         async with self._slot.guard():
             url = f"{container.url}/stream/{action}"
-            answer = await post(self._http, self._peer, url, body, headers, seconds, container.query)
-        if answer.status == 401:
-            raise refused(self._peer, 401, answer.body)
-        return answer
+            return await post(self._node.http, self._peer, url, body, headers, seconds, container.query)
 
     async def _stop(self, body: bytes, content_type: str) -> Answer:
-        return await self.post("stop", body, self._limits.stop_seconds, content_type)
+        return await self._post("stop", body, self._limits.stop_seconds, content_type)
 
     async def _run(self) -> None:
         """Wait for the end, whoever brings it about, then free everything."""
@@ -202,7 +184,7 @@ class ContainerStream(RelayedStream):
                 log.warning("stream %s: %s", self.id, reason)
                 event = {"type": "stream_lost", "stream_id": self.id, "message": reason}
                 with contextlib.suppress(TrickleError):  # the channel may be closed
-                    await LocalPublisher(self._channels.events).publish(json.dumps({"event": event}).encode())
+                    await LocalPublisher(self._channels[EVENTS]).publish(json.dumps({"event": event}).encode())
             if not self._slot.reason:
                 try:
                     await self.stop(reason.encode())
@@ -211,7 +193,7 @@ class ContainerStream(RelayedStream):
             await asyncio.sleep(self._limits.linger_seconds)
             log.info("stream %s has ended", self.id)
         finally:
-            self._channels.close()
+            close_channels(self._node.trickle, self._channels.values())
             self._slot.free()
 
     async def _asked_to_end(self) -> str:
@@ -223,7 +205,7 @@ class ContainerStream(RelayedStream):
         seconds, loop = self._limits.events_seconds, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds) as silence:
-                async for segment in LocalSubscriber(self._channels.events, NEXT):
+                async for segment in LocalSubscriber(self._channels[EVENTS], NEXT):
                     silence.reschedule(loop.time() + seconds)
                     if (await read_event(segment)).get("type") == "stream_stopped":
                         return ""
@@ -235,6 +217,6 @@ class ContainerStream(RelayedStream):
         """Wait until the gateway, which has to write to the control channel once it has begun to, is silent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as silence:
-                async for _ in LocalSubscriber(self._channels.control, NEXT):
+                async for _ in LocalSubscriber(self._channels[CONTROL], NEXT):
                     silence.reschedule(asyncio.get_running_loop().time() + self._limits.control_seconds)
         return "the gateway is gone: it says nothing on the control channel any more"

@@ -56,8 +56,7 @@ class Gateway(Node):
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/live/video-to-video", self.live),
-            web.post("/process/request", self.batch),
-            web.post("/process/request/{route:.*}", self.batch),
+            web.post("/process/request{route:(/.*)?}", self.batch),
             *self.streams.routes(),
             *page_routes(lambda _: self._described()),
         ]
@@ -75,10 +74,7 @@ class Gateway(Node):
             await cancel(asking)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        model = request.headers.get(livepeer.MODEL, "")
-        if not model:
-            names = ", ".join(self.directory.available) or "none yet"
-            raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
+        model = self.model_of(request)
         headers = passed_on(request, livepeer.MODEL)
         seconds = self.limits.job_seconds + MARGIN_S
         with self.counted(), Relay(self, request, live=True) as relay:
@@ -86,8 +82,6 @@ class Gateway(Node):
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
         """Bring a BYOC batch job to an orchestrator (go-livepeer, byoc/job_gateway.go)."""
-        if ".." in request.path.split("/"):  # the orchestrator's other paths are not ours to give
-            raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
         with self.counted(), Relay(self, request) as relay:

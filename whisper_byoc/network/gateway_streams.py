@@ -18,8 +18,8 @@ from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.peers import MARGIN_S, Answer, first_to_take, post, refused
 from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.relay import ClientAnswer
-from whisper_byoc.network.serving import Node, read_json, read_small
-from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, passed_back, read_event
+from whisper_byoc.network.serving import Node, read_json
+from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, close_channels, read_event
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
     ClientOptions,
@@ -53,6 +53,8 @@ MOST_ENDED = 100
 ENDS = ("Data", "Events")
 """Channels of which the first to end ends the stream."""
 RESULTS = (*ENDS, "Subscribe")
+VIDEO = {"Publish": ("enable_video_ingress", ""), "Subscribe": ("enable_video_egress", "-out")}
+"""Channels of video: the option that asks for one, and the end of its name."""
 
 
 class GatewayStreams(Streams["GatewayStream"]):
@@ -91,24 +93,15 @@ class GatewayStreams(Streams["GatewayStream"]):
             del self._streams[name]
         return web.json_response(self._urls(request, stream))
 
-    async def stop(self, request: web.Request) -> web.Response:
-        """Stop a stream; the answer comes when its last words can be read."""
-        stream = self.find(request.match_info["stream_id"])
-        body = await read_small(request, LARGEST_BODY)
-        return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
-
-    async def update(self, request: web.Request) -> web.Response:
-        livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        stream = self.find(request.match_info["stream_id"])
-        body = await read_small(request, LARGEST_BODY)
-        return passed_back(await stream.update(body, request.headers.get("Content-Type", "application/json")))
+    def of(self, request: web.Request) -> "GatewayStream":
+        return self.find(request.match_info["stream_id"])
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response(self.find(request.match_info["stream_id"]).status())
+        return web.json_response(self.of(request).status())
 
     async def data(self, request: web.Request) -> web.StreamResponse:
         """Send a stream's records as server-sent events, from the first that is kept to the end."""
-        stream = self.find(request.match_info["stream_id"])
+        stream = self.of(request)
         if not stream.has_data:
             raise RequestRefused(503, f"stream {stream.id!r} was started without enable_data_output")
         client = ClientAnswer(request, self._node.limits.stall_seconds)
@@ -130,8 +123,7 @@ class GatewayStreams(Streams["GatewayStream"]):
             "status_url": f"{route}/status",
             "data_url": f"{route}/data" if stream.has_data else "",
             "stop_url": f"{route}/stop",
-            "publish_url": trickle + stream.input_name if stream.input_name else "",
-            "subscribe_url": trickle + stream.output_name if stream.output_name else "",
+            **{f"{kind.lower()}_url": trickle + stream.video[kind] if kind in stream.video else "" for kind in VIDEO},
         }
 
 
@@ -166,32 +158,26 @@ def params_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GatewayStream(RelayedStream):
-    """Its records and status outlive it."""
+    """One stream; its records and status outlive it."""
 
     def __init__(self, stream_id: str, job: livepeer.JobHeader, params: Mapping[str, Any], node: Node) -> None:
         super().__init__(stream_id)
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
-        """Whether the client wanted text."""
-        self.input_name = stream_id if job.options.get("enable_video_ingress") else ""
-        """Name of the channel that takes the client's media; empty if the stream has no input."""
-        self.output_name = f"{stream_id}-out" if job.options.get("enable_video_egress") else ""
-        """Name of the channel with the video; empty if the stream has none."""
+        self.video = {kind: stream_id + end for kind, (option, end) in VIDEO.items() if job.options.get(option)}
+        """Names of its channels of video at the gateway, by their kinds."""
         self._job = job.asking(stream_id=stream_id)
         self._params = params
         self._node = node
         self._channels: dict[str, Channel] = {}
-        self._url = ""
+        self._url = self._peer = ""
         """The orchestrator's, and below the URLs of the channels there, by their kinds."""
         self._remote: dict[str, str] = {}
         self._sending: asyncio.Task[None] | None = None
         self._stopped = False
         """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
-        self._lost = ""
+        self._lost = self._error = ""
         self._container_status: dict[str, Any] = {}
-        self._error = ""
-
-    # -- what the client asks for
 
     @property
     def ending(self) -> bool:
@@ -203,8 +189,8 @@ class GatewayStream(RelayedStream):
         Raises `RequestRefused` with the words of whoever refused, or `TrickleError` when there is no room for channels.
         """
         try:
-            for name in filter(None, (self.input_name, self.output_name)):
-                self._channels[name] = self._node.trickle.create(name, "video/MP2T")
+            for kind, name in self.video.items():
+                self._channels[kind] = self._node.trickle.create(name, "video/MP2T")
             await first_to_take(orchestrators, self._start_at)
         except BaseException:
             self._close_channels()
@@ -215,7 +201,7 @@ class GatewayStream(RelayedStream):
     async def update(self, body: bytes, content_type: str) -> Answer:
         if self.over.done():
             raise RequestRefused(404, f"stream {self.id!r} has ended")
-        return await self._post("update", body, content_type, self._job.timeout_seconds + MARGIN_S)
+        return await self._post("update", body, content_type)
 
     def status(self) -> dict[str, Any]:
         """Describe the stream; what the container says of itself comes first."""
@@ -223,24 +209,21 @@ class GatewayStream(RelayedStream):
         own = {"stream_id": self.id, "state": state, "orchestrator": self._url, "whep_url": ""}
         return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
 
-    # -- requests to the orchestrator
-
     async def _start_at(self, url: str) -> None:
-        self._url = url
-        body = json.dumps({"params": self._params or None}).encode()
+        self._url, self._peer = url, f"the orchestrator at {url}"
         try:
-            answer = await self._post("start", body, "application/json", self._job.timeout_seconds + MARGIN_S)
+            answer = await self._post("start", json.dumps({"params": self._params or None}).encode())
             if answer.status >= 400:
                 raise refused(self._peer, answer.status, answer.body)
-            wanted = {"Publish": self.input_name, "Subscribe": self.output_name}
-            for kind in ("Control", "Events", "Publish", "Subscribe", "Data"):
-                if (address := answer.headers.get(f"X-{kind}-Url")) and wanted.get(kind, kind):
-                    self._remote[kind] = address
+            urls = {kind: answer.headers.get(f"X-{kind}-Url", "") for kind in ("Control", *RESULTS, "Publish")}
+            self._remote = {
+                kind: url for kind, url in urls.items() if url and (kind in self.video or kind not in VIDEO)
+            }
             if "Control" not in self._remote or "Events" not in self._remote:
                 raise PeerFailed(f"{self._peer} named no channels for control and events")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) or (isinstance(error, PeerFailed) and error.reached):
-                self._node.tasks.start(self._let_go())  # it may have begun
+                self._node.tasks.start(self._stop_peer())  # it may have begun
             raise
 
     async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> Answer:
@@ -255,18 +238,12 @@ class GatewayStream(RelayedStream):
         self._stopped = True
         return answer
 
-    async def _let_go(self) -> None:
-        await self._stop_peer()
-
-    @property
-    def _peer(self) -> str:
-        return f"the orchestrator at {self._url}"
-
-    async def _post(self, action: str, body: bytes, content_type: str, seconds: float) -> Answer:
+    async def _post(
+        self, action: str, body: bytes, content_type: str = "application/json", seconds: float = 0.0
+    ) -> Answer:
         headers = {livepeer.JOB: self._job.encode(), "Content-Type": content_type}
+        seconds = seconds or self._job.timeout_seconds + MARGIN_S
         return await post(self._node.http, self._peer, f"{self._url}/ai/stream/{action}", body, headers, seconds)
-
-    # -- from the start to the end
 
     async def _run(self) -> None:
         reason = "the stream was stopped, and its last words did not come in time"
@@ -313,8 +290,7 @@ class GatewayStream(RelayedStream):
     async def _stop(self, body: bytes, content_type: str) -> Answer:
         if self.over.done():
             return Answer(200, b"", {})
-        if self.input_name in self._channels:
-            self._close(self._channels[self.input_name])
+        close_channels(self._node.trickle, (each for kind, each in self._channels.items() if kind == "Publish"))
         if self._sending is not None:
             await first_of(self._sending, timeout=FLUSH_S)
         answer = await self._stop_peer(body, content_type)
@@ -328,9 +304,9 @@ class GatewayStream(RelayedStream):
             log.warning("stream %s: %s", self.id, reason)
             self.records.fail(self.id, reason)
         self.records.close()
-        stopping = () if self._stopped else (self._node.tasks.start(self._let_go()),)
+        stopping = () if self._stopped else (self._node.tasks.start(self._stop_peer()),)
         try:
-            if self.output_name:
+            if "Subscribe" in self.video:
                 await asyncio.sleep(LINGER_S)
         finally:
             self._close_channels()
@@ -338,15 +314,8 @@ class GatewayStream(RelayedStream):
             await first_of(*stopping, timeout=LAST_RECORDS_S)
 
     def _close_channels(self) -> None:
-        for channel in self._channels.values():
-            self._close(channel)
+        close_channels(self._node.trickle, self._channels.values())
         self._channels.clear()  # they hold their last segments
-
-    def _close(self, channel: Channel) -> None:
-        if not channel.closed:
-            self._node.trickle.close(channel.name)
-
-    # -- what flows through the channels
 
     async def _read_events(self) -> None:
         async with self._reader("Events") as subscriber:
@@ -387,7 +356,7 @@ class GatewayStream(RelayedStream):
     async def _send_input(self) -> None:
         """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
         pcm = has_pcm_input(self._params)
-        source = LocalSubscriber(self._channels[self.input_name])
+        source = LocalSubscriber(self._channels["Publish"])
         publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
         async with publisher:
             async for segment in source:
@@ -403,7 +372,7 @@ class GatewayStream(RelayedStream):
             await publisher.close(delete_channel=True)
 
     async def _copy_video(self) -> None:
-        output = LocalPublisher(self._channels[self.output_name])
+        output = LocalPublisher(self._channels["Subscribe"])
         async with self._reader("Subscribe") as subscriber:
             async for segment in subscriber:
                 async with await output.next() as writer:

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused, UsageError
-from whisper_byoc.http import base_url
+from whisper_byoc.http import base_url, read_request
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import Node, NodeConfig, read_json, read_small
+from whisper_byoc.network.serving import Node, NodeConfig, read_json
 from whisper_byoc.origins import host_names
 
 MOST_CONTAINERS = 1000
@@ -100,7 +100,7 @@ class Orchestrator(Node):
     async def unregister(self, request: web.Request) -> web.Response:
         """Give a container no more jobs; those that it has go on. A name that is not known is fine."""
         self._check_secret(request)
-        name = (await read_small(request)).decode("utf-8", "replace").strip()
+        name = (await read_request(request)).decode("utf-8", "replace").strip()
         url = request.headers.get(livepeer.CAPABILITY_URL, "").rstrip("/")
         for each in self.pool.of(name):
             if url in ("", each.url):

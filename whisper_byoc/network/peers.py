@@ -98,6 +98,8 @@ async def post(
         async with http.post(
             url, data=body, headers=headers, params=params, timeout=limit, allow_redirects=False
         ) as answer:
+            if answer.status == 401:
+                raise await refusal(peer, answer)
             return Answer(answer.status, await read_body(answer.content, LARGEST_ANSWER, too_large), answer.headers)
 
 

@@ -132,10 +132,6 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(each.name for each in self if not each.leaving))
 
-    @property
-    def jobs(self) -> int:
-        return sum(len(each.slots) for each in self._containers)
-
     def of(self, name: str) -> list[Container]:
         return [each for each in self if each.name == name and not each.leaving]
 

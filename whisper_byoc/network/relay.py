@@ -201,9 +201,12 @@ class Relay:
     """One request on its way to a peer, and the peer's answer on its way back; leave `with` to free its body.
 
     With `live`, a body without a length is a feed, whose answer may be records, if the client accepts them.
+    Raises `RequestRefused` (400) for a path that would leave the route which the peer gives to clients.
     """
 
     def __init__(self, node: Node, request: web.Request, *, live: bool = False) -> None:
+        if ".." in request.path.split("/"):
+            raise RequestRefused(400, f"bad route {request.path!r:.100}: it must not have '..' in it")
         self.request = request
         self.body = RequestBody(request, node.memory, node.limits, live=live and request.content_length is None)
         records = record_stream(request.headers.get("Accept", "")) if self.body.live else None

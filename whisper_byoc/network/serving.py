@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from whisper_byoc import __version__, http
+from whisper_byoc import __version__, http, livepeer
 from whisper_byoc.aio import Changed, Tasks, stop_on_signals
 from whisper_byoc.connections import MONITORED
 from whisper_byoc.errors import ReaderGone, RequestRefused
@@ -121,12 +121,6 @@ def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
     return answer
 
 
-async def read_small(request: web.Request, limit: int = http.SMALL_BODY) -> bytes:
-    """Read a small body; raises `RequestRefused` (413) beyond `limit` bytes."""
-    too_large = RequestRefused(413, f"the body is larger than {limit} bytes")
-    return await http.read_body(request.content, limit, too_large)
-
-
 async def read_json(request: web.Request, limit: int = http.SMALL_BODY) -> dict[str, Any]:
     """Read a small body that is a JSON object; as at go-livepeer, it needs no type.
 
@@ -134,7 +128,7 @@ async def read_json(request: web.Request, limit: int = http.SMALL_BODY) -> dict[
     """
     if request.content_type in PAGE_TYPES:
         raise RequestRefused(415, f"the content type must be application/json, not {request.content_type}")
-    return http.json_object(await read_small(request, limit))
+    return http.json_object(await http.read_request(request, limit))
 
 
 class Node(abc.ABC):
@@ -179,6 +173,13 @@ class Node(abc.ABC):
     def check_draining(self) -> None:
         if self.draining:
             raise RequestRefused(503, self._reason, retry_after=5)
+
+    def model_of(self, request: web.Request) -> str:
+        """Return the capability of a frame or a live feed; raises `RequestRefused` (400) when none is named."""
+        if model := request.headers.get(livepeer.MODEL):
+            return model
+        names = ", ".join(each["name"] for each in self.capabilities()["capabilities"]) or "none yet"
+        raise RequestRefused(400, f"name the model in the {livepeer.MODEL} header; there are: {names}")
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:

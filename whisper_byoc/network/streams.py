@@ -3,15 +3,17 @@
 import abc
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Generic, TypeVar
 
 from aiohttp import web
 
+from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import json_value
+from whisper_byoc.http import json_value, read_request
 from whisper_byoc.network.peers import Answer
-from whisper_byoc.trickle import TrickleError
+from whisper_byoc.trickle import TrickleError, TrickleServer
+from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.local import LocalSegment
 from whisper_byoc.trickle.subscriber import SegmentReader
 
@@ -57,6 +59,10 @@ class RelayedStream(abc.ABC):
         await asyncio.wait({self.over})
 
     @abc.abstractmethod
+    async def update(self, body: bytes, content_type: str) -> Answer:
+        """Have the container change parameters; raises `RequestRefused`."""
+
+    @abc.abstractmethod
     async def _run(self) -> None: ...
 
     @abc.abstractmethod
@@ -66,8 +72,8 @@ class RelayedStream(abc.ABC):
 S = TypeVar("S", bound=RelayedStream)
 
 
-class Streams(Generic[S]):
-    """The streams of a node, by their ids."""
+class Streams(abc.ABC, Generic[S]):
+    """The streams of a node, by their ids, and the routes that are about one of them."""
 
     def __init__(self) -> None:
         self._streams: dict[str, S] = {}
@@ -99,6 +105,22 @@ class Streams(Generic[S]):
             return stream
         raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
 
+    @abc.abstractmethod
+    def of(self, request: web.Request) -> S:
+        """Return the stream that a request is about; raises `RequestRefused`."""
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Stop a stream; the answer comes when its last words can be read."""
+        stream = self.of(request)
+        body = await read_request(request, LARGEST_BODY)
+        return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
+
+    async def update(self, request: web.Request) -> web.Response:
+        livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
+        stream = self.of(request)
+        body = await read_request(request, LARGEST_BODY)
+        return passed_back(await stream.update(body, request.headers.get("Content-Type", "application/json")))
+
     async def stop_all(self, reason: str) -> None:
         await asyncio.gather(*(stream.end(reason) for stream in self._streams.values()))
 
@@ -107,6 +129,13 @@ def passed_back(answer: Answer) -> web.Response:
     """Answer as the container did."""
     content_type = answer.headers.get("Content-Type", "text/plain")
     return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": content_type})
+
+
+def close_channels(trickle: TrickleServer, channels: Iterable[Channel]) -> None:
+    """Close channels, unless somebody else has done so."""
+    for channel in channels:
+        if not channel.closed:
+            trickle.close(channel.name)
 
 
 async def read_event(segment: LocalSegment | SegmentReader) -> dict[str, Any]:

@@ -173,7 +173,7 @@ async def test_no_free_place_is_503_and_a_capability_that_nobody_offers_too(scri
 
     api = await orchestrate(await scripted(slow), capacity=1)
     first = asyncio.ensure_future(api.batch(b"x"))
-    await until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.slots == 1)
     status, body, headers = await api.batch(b"x")
     assert (status, body) == (503, b"no capacity for 'test': all 1 places are taken\n")
     assert int(headers["Retry-After"]) >= 1
@@ -195,7 +195,7 @@ async def test_a_client_that_hangs_up_frees_the_slot_and_ends_the_work(scripted,
 
     api = await orchestrate(await scripted(slow))
     posting = asyncio.ensure_future(api.batch(b"x"))
-    await until(lambda: api.pool.jobs == 1)
+    await until(lambda: api.slots == 1)
     posting.cancel()
     await asyncio.wait_for(hung_up.wait(), 10)
     await api.quiet()

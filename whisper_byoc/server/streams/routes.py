@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import json_value, read_body
+from whisper_byoc.http import json_value, read_body, read_request
 from whisper_byoc.livepeer import ID, STREAM_ID
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.answers import errors_as
@@ -171,9 +171,8 @@ async def json_body(request: web.Request) -> Any:
     """
     if request.content_type != "application/json":
         raise RequestRefused(400, f"the content type must be application/json, not {request.content_type}")
-    too_large = RequestRefused(413, f"the body is larger than {MAX_BODY} bytes")
     try:
-        return json_value(await read_body(request.content, MAX_BODY, too_large))
+        return json_value(await read_request(request, MAX_BODY))
     except ValueError as error:
         raise RequestRefused(400, f"the body is no JSON: {error}") from None
 
