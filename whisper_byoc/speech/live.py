@@ -298,7 +298,7 @@ class LiveTranscriber:
 
 
 class Policy(Protocol):
-    """Decides which words of the drafts of one utterance can be shown. benchmarks/live_quality.py compares policies."""
+    """Decides which words of the drafts of one utterance can be shown."""
 
     def stable_text(self, draft: Draft, seconds: float) -> str:
         """Return the words at the beginning of a draft, of `seconds` of sound, that will hardly change."""
