@@ -133,12 +133,11 @@ async def frame(url, data=b"quick "):
 
 async def offered(http, node, places):
     """Wait until so many jobs could be taken."""
-
-    async def are_there():
+    while True:
         async with http.get(f"{node}/capabilities") as answer:
-            return sum(each["available"] for each in (await answer.json())["capabilities"]) == places
-
-    await until(are_there)
+            if sum(each["available"] for each in (await answer.json())["capabilities"]) == places:
+                return
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -150,18 +149,13 @@ async def nodes(monkeypatch):
         async def run_orchestrator(*urls):
             containers = [Container("Sound", url, 4) for url in urls]
             config = orchestrator.OrchestratorConfig(*ANYWHERE, containers=containers, limits=QUICK)
-            return await stack.enter_async_context(orchestrator.Orchestrator.running(config))
+            return await stack.enter_async_context(orchestrator.running(config))
 
         async def run_gateway(*urls):
             config = gateway.GatewayConfig(*ANYWHERE, urls, limits=QUICK)
-            return await stack.enter_async_context(gateway.Gateway.running(config))
+            return await stack.enter_async_context(gateway.running(config))
 
         yield types.SimpleNamespace(orchestrator=run_orchestrator, gateway=run_gateway)
-
-
-def taken(pool):
-    """Count the places at containers that jobs have."""
-    return sum(len(each.slots) for each in pool)
 
 
 def url_of(node):
@@ -196,7 +190,7 @@ async def test_a_killed_container_takes_its_own_jobs_only(containers, nodes, idl
     await offered(http, url, 8)
     async with idle_again(second):
         working = asyncio.ensure_future(frame(url, b"slow"))
-        await until(lambda: taken(around.pool))
+        await until(lambda: around.pool.jobs)
         unharmed = [await feed(url)]  # of equally free containers the one named first is taken
         broken = [await feed(url)]
         unharmed.append(await stream(http, url))
@@ -222,7 +216,7 @@ async def test_a_killed_container_takes_its_own_jobs_only(containers, nodes, idl
         await frame(url)
     assert failed.value.status == 502
     await idle(around, door)
-    assert taken(around.pool) == 0
+    assert around.pool.jobs == 0
 
 
 class Sound:
@@ -284,7 +278,7 @@ async def test_a_killed_gateway_takes_its_own_jobs_only(serving, node, nodes, ht
         await talks[0].ended()
     await talks[1].is_whole()
     await idle(around, other)
-    await until(lambda: taken(around.pool) == 0)
+    await until(lambda: around.pool.jobs == 0)
     await start(killed)
     await offered(http, killed.url, 4)
     await (await feed(killed.url)).is_whole()

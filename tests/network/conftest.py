@@ -455,14 +455,9 @@ class Gateway:
 
     async def status(self, name="one", wanted=lambda status: True):
         """Wait until the status of a stream is as wanted, and return it."""
-        seen = []
-
-        async def is_wanted():
-            seen.append((await self.json(f"/process/stream/{name}/status"))[1])
-            return wanted(seen[-1])
-
-        await until(is_wanted)
-        return seen[-1]
+        while not wanted(status := (await self.json(f"/process/stream/{name}/status"))[1]):
+            await asyncio.sleep(0.005)
+        return status
 
     async def received(self, size):
         """Wait until so many bytes of the stream `one` have arrived at the gateway."""
@@ -471,11 +466,8 @@ class Gateway:
 
     async def offers(self, wanted):
         """Wait until what the gateway says of its orchestrators is as wanted."""
-
-        async def are_wanted():
-            return wanted((await self.json("/capabilities"))[1])
-
-        await until(are_wanted)
+        while not wanted((await self.json("/capabilities"))[1]):
+            await asyncio.sleep(0.005)
 
     async def settled(self):
         """Wait until nothing is going on any more."""

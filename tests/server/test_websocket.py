@@ -63,6 +63,25 @@ async def test_results_come_before_the_end(demo, sound, texts):
     assert found[-1]["end"] <= 40
 
 
+async def test_parameters_by_message(demo, sound):
+    async with connect(demo) as ws:
+        await ws.send_json({"words": True, "partials": "off"})
+        await ws.send_bytes(sound("demo-numbers.wav"))
+        await ws.send_json({"type": "eos"})
+        (found,), code = await rest(ws)
+    assert code == 1000
+    assert [each["word"] for each in found["words"]] == NUMBERS.split()
+    assert found["start"] <= found["words"][0]["start"] < found["words"][-1]["end"] <= found["end"]
+
+
+@pytest.mark.parametrize("message", ['{"language": "de"}', "{}", "[1]", "hello"])
+async def test_text_that_is_no_parameter_ends_it(demo, message):
+    async with connect(demo) as ws:
+        await ws.send_str(message)
+        (error,), code = await rest(ws)
+    assert (list(error), code) == (["error"], 1003)
+
+
 async def test_partial_text_while_somebody_speaks(demo, sound):
     data = sound("demo-numbers.wav")
     spoken = 80_000  # 2.5 s
@@ -113,14 +132,16 @@ async def test_nothing_but_the_end(serving):
         ("?partials=maybe", 400, "partials"),
         ("?pause=9", 400, "pause"),
         ("?model=tiny", 404, "whisper-demo"),
+        ("", 426, "WebSocket"),
     ],
 )
 async def test_what_is_refused_before_the_upgrade(demo, query, status, words):
-    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-        await connect(demo, query)
-    assert caught.value.status == status
-    async with demo.http.get(f"{demo.url}/transcribe{query}") as answer:
-        assert (answer.status, "WebSocket" in (await answer.json())["error"]) == (426, True)
+    if status != 426:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await connect(demo, query)
+        assert caught.value.status == status
+    async with demo.http.get(f"{demo.url}/transcribe{query}") as answer:  # so that a page can show the reason
+        assert (answer.status, words in (await answer.json())["error"]) == (status, True)
     assert not demo.table.jobs
 
 

@@ -151,7 +151,8 @@ class Node(abc.ABC):
         self.draining = False
         self.names: frozenset[str] = frozenset()
         """Of hosts, under which others reach it."""
-        self._origins = frozenset(config.allowed_origins)
+        self.origins = frozenset(config.allowed_origins)
+        """Of web pages that may use it."""
         self.host, self.port = config.host, config.port
 
     @abc.abstractmethod
@@ -218,7 +219,7 @@ class Node(abc.ABC):
 
     def _listening(self) -> contextlib.AbstractAsyncContextManager[int]:
         app = web.Application(client_max_size=0, middlewares=[error_answers(self.role)])
-        check_pages(app, OriginPolicy(self._origins, self.names, open_paths=MONITORED))
+        check_pages(app, OriginPolicy(self.origins, self.names, open_paths=MONITORED))
         self.trickle.add_routes(app)
         app.add_routes([*self.routes(), *self._status_routes()])
         return http.listening(

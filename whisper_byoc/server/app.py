@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hmac
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.page import PATHS, page_routes
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recordings import INTAKE, Intake
-from whisper_byoc.server.routes import batch, openai, output, source, status, websocket
+from whisper_byoc.server.routes import asr, batch, deepgram, openai, output, realtime, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
 
@@ -52,6 +53,14 @@ ROUTES = (
     web.post("/api/live-video-to-video", streams.start_stream),
     web.post("/v1/audio/transcriptions", openai.post_transcription),
     web.post("/v1/audio/translations", openai.post_translation),
+    web.post("/v1/audio/transcriptions/", openai.post_transcription),  # some clients add the slash
+    web.get("/v1/models", openai.get_models),
+    web.get("/v1/models/{name:.+}", openai.get_model),
+    web.get("/v1/realtime", realtime.get_realtime, allow_head=False),
+    web.get("/v1/listen", deepgram.get_listen, allow_head=False),
+    web.post("/inference", asr.post_inference),
+    web.post("/asr", asr.post_asr),
+    web.post("/detect-language", asr.post_detect_language),
     web.post("/audio-to-text", openai.post_audio_to_text),
     web.post("/audio-to-text/", openai.post_audio_to_text),
     web.get("/transcribe", websocket.get_transcribe, allow_head=False),
@@ -61,8 +70,12 @@ ROUTES = (
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 CLIENT_GONE = 499
 """What nginx calls a request whose client has not waited for its answer; nobody gets it."""
+SCHEMES = ("bearer", "token")
+"""Of `Authorization`; the second is Deepgram's."""
+OPENAI_KEY_PROTOCOL = "openai-insecure-api-key."
 TOKEN_PROTOCOL = "base64url.bearer"  # noqa: S105 - the name of one
-"""Subprotocol that carries a token, as Kubernetes has it: browsers send no headers of ours with a WebSocket."""
+"""Subprotocols that carry a token, as Kubernetes and OpenAI have it: browsers send no headers of ours with a WebSocket.
+Deepgram's is the word `token`, and the token as the next one."""
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
@@ -167,13 +180,18 @@ def _bearer(token: str) -> Middleware:
 
 def _shown_token(request: web.Request) -> bytes:
     scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() in SCHEMES:
         return given.strip().encode("utf-8", "surrogateescape")
-    for protocol in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(","):
-        prefix, _, encoded = protocol.strip().rpartition(".")
+    protocols = [each.strip() for each in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+    for protocol, after in itertools.pairwise([*protocols, ""]):
+        prefix, _, given = protocol.rpartition(".")
         if prefix == TOKEN_PROTOCOL:
             with contextlib.suppress(ValueError):
-                return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+                return base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
+        if protocol.startswith(OPENAI_KEY_PROTOCOL):
+            return protocol.removeprefix(OPENAI_KEY_PROTOCOL).encode()
+        if protocol == "token":
+            return after.encode()
     return b""
 
 

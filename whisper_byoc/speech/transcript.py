@@ -2,8 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from audio.pcm import duration_ms
@@ -20,33 +19,6 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """How sure the model was of a text: openai-whisper's numbers, under its names.
-
-    They are those of all the text that was decoded in one go, of which a segment may be a part.
-    """
-
-    avg_logprob: float
-    """Mean log-probability of the tokens."""
-    no_speech_prob: float
-    """Probability that there is no speech."""
-    compression_ratio: float
-    """Bytes of the text before and after zlib."""
-    temperature: float
-    """At which tokens were drawn; 0 when the likeliest were taken."""
-
-    def fields(self) -> dict[str, float]:
-        """Return the JSON fields."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Self | None:
-        """Read the JSON fields of a segment; None when it has not all of them."""
-        names = [each.name for each in dataclass_fields(cls)]
-        return cls(*(fields[name] for name in names)) if fields.keys() >= set(names) else None
-
-
-@dataclass(frozen=True)
 class TextSegment:
     """A stretch of speech; times are seconds from the beginning of the sound."""
 
@@ -55,8 +27,6 @@ class TextSegment:
     text: str
     words: tuple[Word, ...] = ()
     """Empty unless the times of words were asked for."""
-    confidence: Confidence | None = None
-    """None where no model of ours has written the text."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +51,11 @@ class Transcription:
 
     def _with_times(self, change: Callable[[float], float]) -> Self:
         segments = (
-            replace(
-                segment,
-                start=change(segment.start),
-                end=change(segment.end),
-                words=tuple(replace(word, start=change(word.start), end=change(word.end)) for word in segment.words),
+            TextSegment(
+                change(segment.start),
+                change(segment.end),
+                segment.text,
+                tuple(replace(word, start=change(word.start), end=change(word.end)) for word in segment.words),
             )
             for segment in self.segments
         )
@@ -139,8 +109,7 @@ class TranscriptRecord:
 
         def segment_fields(segment: TextSegment) -> dict[str, Any]:
             words = {"words": [word_fields(word) for word in segment.words]} if segment.words else {}
-            confidence = segment.confidence.fields() if segment.confidence else {}
-            return {**span(segment.start, segment.end), "text": segment.text, **confidence, **words}
+            return {**span(segment.start, segment.end), "text": segment.text, **words}
 
         stats = {
             "audio_duration_ms": end_ms - start_ms,
@@ -178,5 +147,4 @@ def _segment(fields: Mapping[str, Any]) -> TextSegment:
         Word(word["start_ms"] / 1000, word["end_ms"] / 1000, word["text"], word["probability"])
         for word in fields.get("words", ())
     )
-    confidence = Confidence.read(fields)
-    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words, confidence)
+    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words)

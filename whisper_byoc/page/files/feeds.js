@@ -14,7 +14,7 @@ class SocketFeed {
   #waiting = [];
 
   constructor(server, { pipeline, language, rate }, onrecord, onend) {
-    let sentence = "the connection broke";
+    let sentence = "";
     const query = { pipeline, rate, ...(language && { language }) };
     this.#socket = server.socket("transcribe", query);
     this.#socket.onopen = () => this.#flush();
@@ -23,12 +23,11 @@ class SocketFeed {
       if (message.error) sentence = message.error;
       else onrecord(message);
     };
-    this.#socket.onclose = ({ code }) => onend(code === 1000 ? "" : sentence);
+    this.#socket.onclose = async ({ code }) => onend(code === 1000 ? "" : sentence || (await reason(server, query)));
   }
 
   send(pcm) { this.#pass(pcm); }
   finish() { this.#pass("eos"); }
-  abandon() { this.#socket.onclose = null; this.#socket.close(); }
 
   #pass(message) {
     this.#waiting.push(message);
@@ -38,6 +37,12 @@ class SocketFeed {
   #flush() {
     for (const message of this.#waiting.splice(0)) this.#socket.send(message);
   }
+}
+
+/** Return why a WebSocket was refused, which a browser does not tell: a plain request is refused for the same reason. */
+async function reason(server, query) {
+  const sentence = await server.fetch(`transcribe?${new URLSearchParams(query)}`).then(() => "", (error) => (error instanceof TypeError ? "" : error.message));
+  return sentence.includes("WebSocket") || !sentence ? "the connection broke" : sentence;
 }
 
 const SEGMENT_MS = 250;
@@ -58,7 +63,6 @@ class StreamFeed {
 
   send(pcm) { this.#waiting.push(pcm); }
   finish() { this.#ending = true; }
-  abandon() { this.#aborting.abort(); }
 
   async #run({ pipeline, language, rate }, onrecord) {
     const params = { input: "pcm16", partials: true, ...(rate !== 16000 && { rate }), ...(language && { language }) };

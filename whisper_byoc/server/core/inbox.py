@@ -72,6 +72,7 @@ class Inbox:
         self._closed = False
         self._freed = Changed()
         self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Sentinel] = asyncio.Queue()  # bounded by `_fits`
+        self._flushing = False  # a flush is last in the queue
         self._joinable: QueuedPieces | None = None  # what is last in the queue, if it is of a live feed
         self._flush = Alarm(self._put_flush)
         self._loop = asyncio.get_running_loop()
@@ -143,6 +144,13 @@ class Inbox:
         else:
             self.enqueue(data, size)
 
+    def flush(self) -> None:
+        """Have the session return the results of what came so far; the feed goes on."""
+        if not (self._closed or self._flushing):
+            self._flushing = True
+            self._joinable = None
+            self._queue.put_nowait(Sentinel.FLUSH)
+
     def put_ready(self) -> None:
         self._queue.put_nowait(Sentinel.READY)
 
@@ -160,6 +168,7 @@ class Inbox:
 
     def _enqueue_piece(self, data: bytes) -> None:
         self.fed = True
+        self._flushing = False
         self._joinable = QueuedPieces([(data, self._loop.time())], len(data))
         self._queue.put_nowait(self._joinable)
 
@@ -177,6 +186,7 @@ class Inbox:
             self._flush.clear()
         if item is self._joinable:
             self._joinable = None
+        self._flushing = self._flushing and not self._queue.empty()
         return item
 
     def drain(self) -> list[QueuedSegment | QueuedPieces]:

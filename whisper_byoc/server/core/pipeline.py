@@ -213,12 +213,17 @@ class Pipelines:
     def find(self, name: str) -> Pipeline | None:
         return self._named.get(name)
 
+    @property
+    def speech(self) -> list[Pipeline]:
+        """Those that make text of sound."""
+        return [each for each in self._all if each.media == "audio" and each.gives_text]
+
     def find_speech(self, name: str = "") -> Pipeline:
         """Return a pipeline that makes text of sound, by its name or its model's; without a name, the first.
 
         Raises `RequestRefused` (404) with the names there are.
         """
-        speech = [each for each in self._all if each.media == "audio" and each.gives_text]
+        speech = self.speech
         if name in ANY_SPEECH and speech:
             return speech[0]
         model = name.removeprefix("openai/")  # as Hugging Face calls the same weights

@@ -11,8 +11,8 @@ from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, read_body
 from whisper_byoc.server.core.limits import Limits
 
-FILE_FIELDS = ("file", "audio")
-"""Names of the field with the recording: OpenAI's, and ai-runner's."""
+FILE_FIELDS = ("file", "audio", "audio_file")
+"""Names of the field with the recording: OpenAI's, ai-runner's and whisper-asr-webservice's."""
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 8192
 """Longest other field; a prompt is at most 1000 characters."""

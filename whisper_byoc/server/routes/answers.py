@@ -36,6 +36,10 @@ MAX_LINE_BYTES = 64 * 1024 - 1
 DONE = b"[DONE]"
 """Ends an event stream, in whichever line it stands: go-livepeer looks for the characters, not for the event."""
 
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+ERROR_CODES = {404: "model_not_found", 413: "file_too_large", 429: "rate_limit_exceeded"}
+"""OpenAI's words for errors."""
+
 Shape = Callable[[web.Request, RequestRefused], object]
 """Makes the JSON body of an error."""
 H = TypeVar("H", bound=Handler)
@@ -60,7 +64,8 @@ def error_answer(request: web.Request, error: Exception) -> web.Response:
     refused = _refusal(request, error)
     request.app[TABLE].metrics.refused(refused)
     headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
-    shape: Shape = getattr(request.match_info.handler, "shape", _plain)
+    usual = openai_error if request.path.startswith("/v1/") else _plain
+    shape: Shape = getattr(request.match_info.handler, "shape", usual)
     response = web.json_response(shape(request, refused), status=refused.status, headers=headers)
     if not request.content.at_eof():
         response.force_close()  # a body that was not read to its end is not read any more
@@ -69,6 +74,12 @@ def error_answer(request: web.Request, error: Exception) -> web.Response:
 
 def _plain(_: web.Request, error: RequestRefused) -> object:
     return {"error": str(error)}
+
+
+def openai_error(_: web.Request, error: RequestRefused) -> object:
+    kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    code = ERROR_CODES.get(error.status)
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
 
 
 def _refusal(request: web.Request, error: Exception) -> RequestRefused:
@@ -101,11 +112,10 @@ def render(transcription: Transcription, wanted: str) -> str:
 
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
-    """Return `start`, `end` and `text` of each segment, its confidence, and its `words` if there are any."""
+    """Return `start`, `end` and `text` of each segment, and its `words` if there are any."""
     found = []
     for each in transcription.segments:
         segment: dict[str, Any] = {"start": each.start, "end": each.end, "text": each.text}
-        segment |= each.confidence.fields() if each.confidence else {}
         if each.words:
             segment["words"] = [
                 {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}

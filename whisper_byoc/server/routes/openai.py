@@ -14,35 +14,46 @@ from aiohttp import web
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.params import choice, number, switch
+from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, errors_as, render, segments_in_seconds
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+from whisper_byoc.server.routes.answers import (
+    CONTENT_TYPES,
+    EventStream,
+    errors_as,
+    openai_error,
+    render,
+    segments_in_seconds,
+)
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word, compression_ratio
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
 """Longest piece of text in one event, so that its line stays under 64 KiB whatever the characters."""
-ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-ERROR_CODES = {404: "model_not_found", 413: "file_too_large", 429: "rate_limit_exceeded"}
 TIMESTAMPS = {"true": "segments", "1": "segments", "sentence": "segments", "word": "words", "false": "", "0": ""}
 """`return_timestamps` -> what the chunks are."""
 
 
-def _as_error(_: web.Request, error: RequestRefused) -> object:
-    kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    code = ERROR_CODES.get(error.status)
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
-
-
-@errors_as(_as_error)
 async def post_transcription(request: web.Request) -> web.StreamResponse:
     return await _post_audio(request, "transcribe")
 
 
-@errors_as(_as_error)
 async def post_translation(request: web.Request) -> web.StreamResponse:
     return await _post_audio(request, "translate")
+
+
+async def get_models(request: web.Request) -> web.Response:
+    """List the speech pipelines as OpenAI's models."""
+    return web.json_response({"object": "list", "data": [_model(each) for each in request.app[TABLE].pipelines.speech]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    return web.json_response(_model(request.app[TABLE].pipelines.find_speech(request.match_info["name"])))
+
+
+def _model(pipeline: Pipeline) -> dict[str, Any]:
+    return {"id": pipeline.name, "object": "model", "created": 0, "owned_by": "whisper-byoc"}
 
 
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
@@ -87,7 +98,7 @@ def _granularities(upload: Upload) -> set[str]:
 def _verbose_fields(
     transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
 ) -> dict[str, Any]:
-    # records carry no tokens
+    # records carry no avg_logprob, no no_speech_prob and no tokens
     segments = segments_in_seconds(transcription)
     language = "english" if task == "translate" else LANGUAGES.get(transcription.language, transcription.language)
     fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
@@ -96,8 +107,12 @@ def _verbose_fields(
             {
                 "id": number,
                 "seek": int(each["start"] * 100),  # in frames of 10 ms, as openai-whisper has it
-                **{name: value for name, value in each.items() if name != "words"},
+                "start": each["start"],
+                "end": each["end"],
+                "text": each["text"],
                 "tokens": [],
+                "temperature": 0.0,
+                "compression_ratio": compression_ratio(each["text"]),
             }
             for number, each in enumerate(segments)
         ]
@@ -113,7 +128,7 @@ def _verbose_fields(
 async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:
     parts: list[str] = []
     async with (
-        EventStream(request, job.headers(CONTENT_TYPES["sse"]), _as_error) as events,
+        EventStream(request, job.headers(CONTENT_TYPES["sse"]), openai_error) as events,
         aclosing(job.records()) as records,
     ):
         async for record in records:

@@ -13,7 +13,6 @@ from whisper_byoc.params import choice, has_pcm_input, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
-from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
@@ -102,11 +101,9 @@ class Stream:
         self._pipeline = pipeline
         self._options = options
         self._events = EventWriter(request.stream_id, request.events_url, options)
-        self.monitor = Monitor(pipeline.name, self._events)
-        data_format = request.params.get("data_format", data_format)
-        self._data = DataWriter(job, request.data_url, data_format, options, self._gave_record)
+        self._data = DataWriter(job, request.data_url, request.params.get("data_format", data_format), options)
         if request.params:
-            self.monitor.params_changed(self.params)
+            self._events.emit("params_updated", params=self.params)
         self.over = asyncio.ensure_future(self._run())
 
     async def stop(self, limit: float = STOP_LIMIT_S) -> None:
@@ -129,10 +126,10 @@ class Stream:
         await self.job.update(checked)
         self._data.data_format = checked.get("data_format", self._data.data_format)
         self.params |= checked
-        self.monitor.params_changed(checked)
+        self._events.emit("params_updated", params=checked)
 
     async def _run(self) -> None:
-        events = asyncio.create_task(self._events.run(self.monitor.beat))
+        events = asyncio.create_task(self._events.run())
         events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
         control = asyncio.create_task(self._follow_control())
         # a stream may be silent for as long as it lives, and its job is not idle then
@@ -140,7 +137,7 @@ class Stream:
         self._events.emit("stream_started")
         try:
             sink, output = self._sink_and_output()
-            source = StreamInput(self.job, self.request.subscribe_url, sink, self.monitor, self._options)
+            source = StreamInput(self.job, self.request.subscribe_url, sink, self._options)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._or_stop_job(source.run()))
                 both.create_task(self._or_stop_job(output.run()))
@@ -161,9 +158,9 @@ class Stream:
     def _sink_and_output(self) -> tuple[Sink, DataWriter | VideoOutput]:
         if self._pipeline.media == "video":
             rate = self.params.get("max_framerate", DEFAULT_RATE)
-            output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self.monitor)
-            return VideoSink(self.job, output, rate, self.monitor), output
-        sink = AudioSink(self.job, self.monitor, pcm=has_pcm_input(self.params), live=self._pipeline.live)
+            output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
+            return VideoSink(self.job, output, rate, self._report), output
+        sink = AudioSink(self.job, self._report, pcm=has_pcm_input(self.params), live=self._pipeline.live)
         return sink, self._data
 
     async def _follow_control(self) -> None:
@@ -184,8 +181,8 @@ class Stream:
             if isinstance(message, dict) and "keep" not in message:
                 await self.update(message.get("params", message))
         except Exception as error:  # whatever is wrong with one, the next may be good
-            self.monitor.error(f"a control message was not used: {error}")
+            self._report(f"a control message was not used: {error}")
 
-    def _gave_record(self) -> None:
-        self.monitor.records_out.count()
-        self.monitor.gave_segment()
+    def _report(self, message: str) -> None:
+        log.warning("stream %s: %s", self.request.stream_id, message)
+        self._events.emit("error", message=message)

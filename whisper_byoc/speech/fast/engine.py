@@ -135,7 +135,7 @@ class FastEngine:
             return Draft((), language)
         ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions)
         words = _draft_words(decoded.tokens, ends, tokenizer, language)
-        return Draft(words, language, tuple(decoded.tokens), score.confidence)
+        return Draft(words, language, tuple(decoded.tokens))
 
     @property
     def _network(self) -> Network:
@@ -164,7 +164,7 @@ def _text_segment(found: Scored) -> TextSegment | None:
         Word(word.start, word.end, word.text.replace(CUT_CHARACTER, "").strip(), word.probability)
         for word in (found.segment.words if text == spoken else ())
     )
-    return TextSegment(found.segment.start, found.segment.end, text, words, found.score.confidence)
+    return TextSegment(found.segment.start, found.segment.end, text, words)
 
 
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, language: str) -> tuple[DraftWord, ...]:
