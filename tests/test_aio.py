@@ -198,14 +198,17 @@ async def test_what_is_done_every_so_often_survives_its_failures(caplog, asynchr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_first_signal_stops_and_the_second_has_its_usual_effect(number):
-    loop = asyncio.get_running_loop()
-    stop = stop_on_signals()
-    os.kill(os.getpid(), number)
-    async with asyncio.timeout(10):
-        await stop.wait()
-    assert not loop.remove_signal_handler(signal.SIGTERM)
-    assert not loop.remove_signal_handler(signal.SIGINT)
+async def test_the_first_signal_stops_and_the_second_ends_the_process(number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = stop_on_signals()
+        os.kill(os.getpid(), number)
+        async with asyncio.timeout(10):
+            await stop.wait()
+        assert {each: signal.getsignal(each) for each in before} == dict.fromkeys(before, signal.SIG_DFL)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_pauses_double_up_to_the_longest_and_spread():

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import logging
+import os
 import random
 import signal
 import threading
@@ -210,10 +211,18 @@ def backoff(first: float, longest: float) -> Iterator[float]:
         pause = min(pause * 2, longest)
 
 
+def die_of(number: signal.Signals) -> None:
+    """Let a signal end the process at once, the first of a container too, on which signals have no default effect."""
+    if os.getpid() > 1:
+        signal.signal(number, signal.SIG_DFL)
+    else:
+        signal.signal(number, lambda *_: os._exit(128 + number))
+
+
 def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:
     """Return an event that the first of the signals sets (default: SIGTERM and SIGINT).
 
-    The second one has its usual effect at once.
+    The second one ends the process at once.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     numbers = numbers or (signal.SIGTERM, signal.SIGINT)
@@ -221,6 +230,7 @@ def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:
     def on_signal() -> None:
         for number in numbers:
             loop.remove_signal_handler(number)
+            die_of(number)
         stop.set()
 
     for number in numbers:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from whisper_byoc.aio import die_of
 from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.processors.base import Processor
@@ -89,7 +90,7 @@ async def run_processor(
 
 @contextmanager
 def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
-    """Call `stop` at the first SIGTERM or SIGINT; a second one has its usual effect.
+    """Call `stop` at the first SIGTERM or SIGINT; a second one ends the process at once.
 
     By `signal.signal`, which works even while the event loop of this thread is blocked.
     """
@@ -99,8 +100,8 @@ def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def on_signal(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt may be raised within the processor
+        for number in before:
+            die_of(number)
         stop()
 
     for number in before:
