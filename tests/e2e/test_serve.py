@@ -9,6 +9,8 @@ import urllib.request
 
 import aiohttp
 import pytest
+from wyoming.client import AsyncTcpClient
+from wyoming.info import Describe
 
 from audio import pcm
 from audio.wav import read_wav
@@ -113,3 +115,15 @@ async def test_a_model_that_cannot_be_had_is_one_sentence_with_the_ways_out(comm
     for way_out in ("whisper-byoc preload", "MODEL_DIR", "demo"):
         assert way_out in last
     assert "Traceback" not in server.whole_log
+
+
+async def test_wyoming_beside_http(node):
+    server = node(
+        "wyoming", "--host", "127.0.0.1", "--port", "PORT", "--wyoming-port", "0", "--pipeline", "whisper-demo"
+    )
+    server.start().ready()
+    port = int(re.search(r"Wyoming listening on port (\d+)", server.text)[1])
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        await client.write_event(Describe().event())
+        assert (await client.read_event()).type == "info"
+    assert server.end() == 0

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "gateway": "run a gateway without a chain, for development",
         "up": "run a container, an orchestrator and a gateway in one go",
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
+        "wyoming": "serve speech to text to Home Assistant",
         "doctor": "check this machine and what runs on it, and say what to do",
     }
 )

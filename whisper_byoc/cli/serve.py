@@ -30,7 +30,7 @@ from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import RegistrationOptions
-from whisper_byoc.server.run import ServerConfig, serve
+from whisper_byoc.server.run import Beside, ServerConfig, serve
 from whisper_byoc.server.streams.output import DATA_FORMATS
 from whisper_byoc.speech.live import POLICIES
 
@@ -102,7 +102,8 @@ def configure(parser: Parser) -> None:
     add_logging(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
+    """Serve until a signal; `beside` is what else is to be served."""
     log_to_stderr(args.log_level, args.log_format)
     settings = WhisperSettings(
         language=args.language,
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         stream_hosts=args.stream_host,
         allowed_origins=args.allow_origin,
     )
-    asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config))
+    asyncio.run(serve({spec.name: spec.make(settings) for spec in specs}, config, beside=beside))
     return 0
 
 

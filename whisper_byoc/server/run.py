@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -28,6 +28,10 @@ log = logging.getLogger("whisper_byoc.server")
 
 KEEP_ALIVE_SECONDS = 3600.0  # an orchestrator keeps its connection open between jobs
 SHUTDOWN_SECONDS = 5.0
+
+
+Beside = Callable[[JobTable], AbstractAsyncContextManager[object]]
+"""Makes a context in which the jobs of a server have another way in."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,17 @@ async def serve(
     config: ServerConfig,
     stop: asyncio.Event | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Serve processors under their names until `stop` is set (default: by SIGTERM or SIGINT), then drain.
 
-    The processors' code runs on `loop`, which may be another thread's; on the running one by default. Raises
-    `StartError` when the port is in use or a processor does not initialize.
+    The processors' code runs on `loop`, which may be another thread's; on the running one by default. `beside` is
+    entered and left with the server. Raises `StartError` when the port is in use or a processor does not initialize.
     """
     stop = stop or stop_on_signals()
-    async with Server(processors, config, loop) as server:
+    async with Server(processors, config, loop) as server, AsyncExitStack() as stack:
+        if beside is not None:
+            await stack.enter_async_context(beside(server.table))
 
         async def load_and_join() -> None:
             await server.loaded()
