@@ -11,7 +11,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import types
 from contextlib import AsyncExitStack
@@ -187,6 +189,18 @@ async def pieces(data):
     for chunk in chunks:
         yield chunk
         await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """Give a certificate of localhost that nobody has signed, and its key: two PEM files."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem"]
+    subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, *subject], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture

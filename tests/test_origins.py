@@ -9,7 +9,8 @@ import pytest
 
 from tests.server.stubs import Sound, Upper
 from whisper_byoc.errors import UsageError
-from whisper_byoc.network import gateway, orchestrator
+from whisper_byoc.network.gateway import Gateway, GatewayConfig
+from whisper_byoc.network.orchestrator import Orchestrator, OrchestratorConfig
 from whisper_byoc.origins import host_names, origin
 from whisper_byoc.server.run import Server, ServerConfig
 from whisper_byoc.trickle import TrickleServer
@@ -40,10 +41,9 @@ async def listening(role, host="127.0.0.1", **options):
         async with TrickleServer(autocreate=True).listening(host, 0, allowed["allowed_origins"]) as url:
             yield int(url.split(":")[-1].split("/")[0])
     else:
-        peers = {"orchestrators": []} if role == "gateway" else {}
-        module = gateway if role == "gateway" else orchestrator
-        config = (module.GatewayConfig if peers else module.OrchestratorConfig)(host, 0, **peers, **allowed)
-        async with module.running(config) as node:
+        of_gateway, of_orchestrator = (Gateway, GatewayConfig), (Orchestrator, OrchestratorConfig)
+        kind, config = of_gateway if role == "gateway" else of_orchestrator
+        async with kind.running(config(host, 0, **allowed)) as node:
             yield node.port
 
 

@@ -27,6 +27,7 @@ SHARED = {
         "params",
         "process",
         "shadowing",
+        "tokens",
     )
 }
 """Modules that every part but `audio` may import."""

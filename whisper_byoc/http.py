@@ -6,7 +6,10 @@ import errno
 import io
 import json
 import os
+import re
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +23,8 @@ CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request raises when the server is gone, breaks off or is too slow: another try may do better."""
 
 CONNECT_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+"""Longest time for the TLS handshake of a client."""
 BACKLOG = 128
 SMALL_BODY = 64 * 1024
 """Bytes; enough for what peers tell each other in JSON."""
@@ -48,6 +53,11 @@ def base_url(text: str, *, scheme: str = "", port: int | None = None, credential
     if port is not None and parts.port is None:
         url = parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
     return url.rstrip("/")
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL, which may be malformed, as messages show it: without a user and password, and without its query."""
+    return re.sub("//[^/]*@", "//", url.partition("?")[0])
 
 
 def reachable(host: str, if_everywhere: str) -> str:
@@ -92,13 +102,15 @@ async def listening(
     keep_alive_seconds: float,
     shutdown_seconds: float,
     limits: ConnectionLimits | None = None,
+    tls: ssl.SSLContext | None = None,
     **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
 
     Bodies arrive as they were sent, a compressed one too: unpacking one of a megabyte takes the event loop seconds.
-    `limits` are of connections; by default they follow from how many files this process may open. `options` are for
-    `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be had.
+    `limits` are of connections; by default they follow from how many files this process may open. With `tls`, of
+    `server_tls`, it is HTTPS. `options` are for `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be
+    had.
     """
     connections = Connections(limits or ConnectionLimits.of_this_process())
     app.middlewares.append(keep_reserve)
@@ -116,7 +128,10 @@ async def listening(
     listener = None
     try:
         try:
-            listener = await loop.create_server(connections.factory(runner.server), host, port, backlog=BACKLOG)
+            timeout = HANDSHAKE_SECONDS if tls else None
+            listener = await loop.create_server(
+                connections.factory(runner.server), host, port, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout
+            )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 advice = "choose another port, or stop the program that listens there"
@@ -131,6 +146,21 @@ async def listening(
         if listener is not None:
             listener.close()
         await runner.cleanup()
+
+
+def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
+    """Read a certificate with its chain, and its key, which may be in the same file; both are PEM.
+
+    Raises `UsageError`.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 or newer, no certificates of clients
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")  # a service has nobody to ask for one
+    except (OSError, ValueError) as error:
+        names = f"{certificate} and {key}" if key else f"{certificate}"
+        why = error.strerror if type(error) is not ssl.SSLError and isinstance(error, OSError) else str(error)
+        raise UsageError(f"{names} are no certificate with its key in PEM, without a passphrase: {why}") from None
+    return context
 
 
 def reason_of(error: BaseException) -> str:

@@ -82,7 +82,7 @@ class OriginPolicy:
             return False
         name = (found[1] or found[2]).rstrip(".")
         last = name.rpartition(".")[2]
-        if last == name or last in PRIVATE_NAMES or _is_address(name):
+        if last == name or last in PRIVATE_NAMES or _address(name):
             return True
         return name in self.names or name in {urlsplit(each).hostname for each in self.allowed}
 
@@ -124,13 +124,18 @@ def host_names(*addresses: str) -> frozenset[str]:
 
 def _over_loopback(request: web.Request) -> bool:
     name = request.get_extra_info("sockname")
-    return isinstance(name, tuple) and _is_address(name[0], loopback=True)
+    return isinstance(name, tuple) and is_loopback(name[0])
 
 
-def _is_address(text: str, *, loopback: bool = False) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, a name or an address, is this machine and cannot be reached from elsewhere."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return mapped.is_loopback or not loopback
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -125,7 +125,7 @@ def started(services, node):
         return words
 
     for name in in_order(services):
-        settings = {key: local(str(value)) for key, value in services[name].get("environment", {}).items()}
+        settings = {key: local(str(value or "")) for key, value in services[name].get("environment", {}).items()}
         if name == "container":
             assert settings["PORT"] == "8000"
             settings |= {"PORT": "0", "HOST": "127.0.0.1"}

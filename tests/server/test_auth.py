@@ -1,5 +1,7 @@
 """The bearer token: on everything but what monitors ask, and never a 401 without one configured."""
 
+import json
+
 import aiohttp
 import pytest
 
@@ -15,6 +17,12 @@ async def guarded():
     async with Server({"upper": Upper()}, config) as server, aiohttp.ClientSession() as http:
         await server.loaded()
         yield lambda method, path, **options: http.request(method, f"http://127.0.0.1:{server.port}{path}", **options)
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/"])
+async def test_open_paths_are_open_to_readers_only(guarded, path):
+    async with guarded("POST", path, data=b"abc") as answer:
+        assert answer.status == 401
 
 
 WORK = [("PUT", "/live/job/source"), ("GET", "/live/job/output?wait=0"), ("DELETE", "/live/job"), ("GET", "/nowhere")]
@@ -61,3 +69,18 @@ async def test_no_401_without_a_token(serving):
     api = await serving(Upper())
     status, _, _ = await api.put("job", b"abc", headers={"Authorization": "Bearer anything"})
     assert status == 200
+
+
+async def test_jobs_are_described_to_whoever_has_the_token_and_to_nobody_else(guarded, serving):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with guarded("PUT", "/live/job/source?prompt=private", data=b"abc", headers=headers) as answer:
+        assert answer.status == 200
+    async with guarded("GET", "/debug/jobs", headers=headers) as answer:
+        text = await answer.text()
+    (job,) = json.loads(text)["jobs"]
+    told = {"job_id": "job", "pipeline": "upper", "client": "127.0.0.1", "has_feed": False, "ended": False}
+    assert job.items() >= told.items()
+    assert "private" not in text
+    async with guarded("GET", "/debug/jobs") as answer:
+        assert answer.status == 401
+    assert (await (await serving(Upper())).json("/debug/jobs"))[0] == 404

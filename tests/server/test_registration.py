@@ -4,9 +4,7 @@ import asyncio
 import base64
 import json
 import logging
-import shutil
 import ssl
-import subprocess
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -20,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import until
 from whisper_byoc.errors import UsageError
+from whisper_byoc.http import server_tls
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions, Standing, standing_of
@@ -333,15 +332,9 @@ async def test_redirects_are_not_followed_with_the_secret(orchestrator, join, ca
     assert orchestrator.registered == []
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-async def test_a_self_signed_certificate_is_taken_unless_told_otherwise(join, tmp_path, caplog):
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem",
-            "-days", "2", "-subj", "/CN=orchestrator"]  # fmt: skip
-    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+async def test_a_self_signed_certificate_is_taken_unless_told_otherwise(join, certificate, caplog):
     fake = Orchestrator()
-    await fake.listen(0, context)
+    await fake.listen(0, server_tls(*certificate))
     checking = join(fake, verify_tls=True)
     await until(lambda: "certificate verify failed" in caplog.text.lower())
     await checking.stop()

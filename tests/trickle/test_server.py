@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import re
-import shutil
 import signal
-import ssl
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +11,7 @@ from aiohttp import web
 
 from tests.waiting import until
 from whisper_byoc.errors import StartError
+from whisper_byoc.http import server_tls
 from whisper_byoc.trickle import (
     TrickleError,
     TrickleLimits,
@@ -126,17 +124,9 @@ async def test_a_waiting_reader_does_not_hold_up_the_end_of_an_application(quick
                 await reading
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-async def test_https_with_and_without_checking(tmp_path, quick):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-days", "1", "-nodes", "-newkey", "rsa:2048"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+async def test_https_with_and_without_checking(certificate, quick):
     trusting, checking = quick(verify=False), quick(patience_seconds=0.05)
-    async with application(TrickleServer("/", autocreate=True), ssl_context=context) as (_, address):
+    async with application(TrickleServer("/", autocreate=True), ssl_context=server_tls(*certificate)) as (_, address):
         url = f"https://{address}/ch"
         async with (
             TricklePublisher(url, create=True, options=trusting) as publisher,

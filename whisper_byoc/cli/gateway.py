@@ -32,6 +32,7 @@ def configure(parser: Parser) -> None:
         metavar="HOST:PORT",
         default="",
     )
+    parser.secret("--auth-token", help="bearer token that clients must show", env=("GATEWAY_TOKEN",))
     add_node_options(parser)
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
         allowed_origins=args.allow_origin,
+        token=args.auth_token,
         limits=network_limits(args),
     )
     asyncio.run(serve_node(Gateway.running(config)))

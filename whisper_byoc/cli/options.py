@@ -5,12 +5,15 @@ import difflib
 import logging
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
+from whisper_byoc.http import server_tls
 from whisper_byoc.logs import FORMATTERS
 from whisper_byoc.origins import origin
 from whisper_byoc.speech.engine import MOST_BEAM
@@ -47,7 +50,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-        self._secrets: list[str] = []
         self._go_names: list[str] = []
 
     def option(
@@ -74,8 +76,8 @@ class Parser(argparse.ArgumentParser):
 
         Its variables are removed from the environment, which child processes inherit.
         """
-        self._secrets.append(flag)
-        self.option(flag, help=f"{help}, or a file that holds it", env=env)
+        read = partial(_secret, flag)
+        self.option(flag, help=f"{help}, or a file that holds it", env=env, convert=read, default="")
         for variable in (*env, _variable(flag)):
             os.environ.pop(variable, None)
 
@@ -109,9 +111,6 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         args.ignored = ignored
-        for flag in self._secrets:
-            name = flag.lstrip("-").replace("-", "_")
-            setattr(args, name, _secret(flag, getattr(args, name) or ""))
         return args
 
     def error(self, message: str) -> NoReturn:
@@ -128,6 +127,33 @@ def add_logging(parser: Parser) -> None:
     )
 
 
+def add_access(parser: Parser) -> None:
+    """Add who may use a container's listener, and how."""
+    parser.secret(
+        "--auth-token",
+        help="bearer token that clients must show",
+        env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN", "AUTH_KEY"),
+    )
+    parser.option("--tls-cert", help="certificate with its chain, in PEM: serve HTTPS", convert=Path, metavar="FILE")
+    parser.option("--tls-key", help="its key, if it is not in the same file", convert=Path, metavar="FILE")
+    parser.option(
+        "--stream-host",
+        help="host that channels of streams may be on, beside orchestrators registered at and whoever shows the token; "
+        "may be repeated, * is any",
+        default=(),
+        action=Repeated,
+        metavar="HOST",
+    )
+    add_allow_origin(parser)
+
+
+def tls_of(args: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return what the options of `add_access` say; None for plain HTTP."""
+    if args.tls_key and not args.tls_cert:
+        raise UsageError("--tls-key is the key of a certificate; name that with --tls-cert")
+    return server_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
+
+
 def add_allow_origin(parser: Parser) -> None:
     parser.option(
         "--allow-origin",
@@ -136,17 +162,6 @@ def add_allow_origin(parser: Parser) -> None:
         default=(),
         action=Repeated,
         metavar="ORIGIN",
-    )
-
-
-def add_stream_host(parser: Parser) -> None:
-    parser.option(
-        "--stream-host",
-        help="host that channels of streams may be on, beside orchestrators registered at and whoever shows the token; "
-        "may be repeated, * is any",
-        default=(),
-        action=Repeated,
-        metavar="HOST",
     )
 
 

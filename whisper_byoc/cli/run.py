@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from whisper_byoc.cli.options import Parser, add_allow_origin, add_logging, add_stream_host, existing_file, port
+from whisper_byoc.cli.options import Parser, add_access, add_logging, existing_file, port, tls_of
 from whisper_byoc.cli.serve import add_limits, server_limits
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.compat import tutorial_names
@@ -29,18 +29,17 @@ def configure(parser: Parser) -> None:
     parser.add_argument("script", type=existing_file, help="Python file")
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     rest.required = False  # an error names only the script as missing
-    parser.option("--host", help="address to listen on (default: the script's, else 0.0.0.0)", env=("HOST",))
+    parser.option("--host", help="address to listen on (default: the script's, else 127.0.0.1)", env=("HOST",))
     parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
     parser.option("--class", dest="class_name", help="class to serve, where the script defines several")
-    add_stream_host(parser)
-    add_allow_origin(parser)
+    add_access(parser)
     add_limits(parser)
     add_logging(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     log_to_stderr(args.log_level, args.log_format)
-    served = False
+    served, tls = False, tls_of(args)
 
     async def serve(processor: Processor, *positional: Any, **named: Any) -> None:
         nonlocal served
@@ -51,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             "limits": server_limits(args),
             "allowed_origins": args.allow_origin,
             "stream_hosts": args.stream_host,
+            "token": args.auth_token,
+            "tls": tls,
         }
         await run_processor(**{**defaults, **given, **options})
 

@@ -13,15 +13,15 @@ from whisper_byoc.cli.options import (
     CONTAINER_PORT,
     Parser,
     Repeated,
-    add_allow_origin,
+    add_access,
     add_engine,
     add_logging,
-    add_stream_host,
     amount,
     byte_count,
     count,
     port,
     seconds,
+    tls_of,
 )
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
@@ -61,7 +61,7 @@ def configure(parser: Parser) -> None:
         env=("MODEL_ID",),
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
     )
-    parser.option("--host", help="address to listen on", env=("HOST",), default="0.0.0.0")
+    parser.option("--host", help="address to listen on", env=("HOST",), default="127.0.0.1")
     parser.option(
         "--port",
         help="port to listen on; 0 lets the system choose",
@@ -82,11 +82,6 @@ def configure(parser: Parser) -> None:
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
     )
-    parser.secret(
-        "--auth-token",
-        help="bearer token that clients must show",
-        env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN", "AUTH_KEY"),
-    )
     parser.option(
         "--data-format",
         help="form of the lines on a stream's data channel, unless the stream asks for one",
@@ -95,8 +90,7 @@ def configure(parser: Parser) -> None:
         default="object",
     )
     parser.option("--worker-type", help="the pipeline that /version reports", env=("PIPELINE",), default="byoc")
-    add_stream_host(parser)
-    add_allow_origin(parser)
+    add_access(parser)
     add_registration(parser)
     add_limits(parser)
     add_logging(parser)
@@ -124,6 +118,7 @@ def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
         limits=server_limits(args),
         registration=registration_of(args),
         token=args.auth_token,
+        tls=tls_of(args),
         capability=args.capability_name,
         worker_type=args.worker_type,
         data_format=args.data_format,

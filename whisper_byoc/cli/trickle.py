@@ -29,7 +29,13 @@ from whisper_byoc.trickle.subscriber import SegmentReader
 
 def configure(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="pub|sub|serve")
-    pub = actions.add_parser("pub", description="Send stdin to a channel.", help="send stdin to a channel")
+    token = Parser(add_help=False)
+    token.secret("--token", help="bearer token that the server asks for", env=("TRICKLE_TOKEN",))
+
+    def add_action(name: str, does: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, description=f"{does.capitalize()}.", help=does, parents=[token])
+
+    pub = add_action("pub", "send stdin to a channel")
     add_client(pub)
     pub.add_argument("--mime", default="application/octet-stream", help="MIME type of the segments")
     cut = pub.add_mutually_exclusive_group()
@@ -39,12 +45,12 @@ def configure(parser: Parser) -> None:
     pub.add_argument("--create", action="store_true", help="create the channel first")
     pub.add_argument("--join", action="store_true", help="continue at the channel's current index, instead of at 0")
     pub.add_argument("--delete", action="store_true", help="delete the channel at the end")
-    sub = actions.add_parser("sub", description="Write a channel to stdout.", help="write a channel to stdout")
+    sub = add_action("sub", "write a channel to stdout")
     add_client(sub)
     sub.add_argument("--start", type=start, default=CURRENT, help="an index, current (default) or next")
     sub.add_argument("--wait", type=seconds, default=0.0, help="seconds to wait for the channel to exist (default: 0)")
     sub.add_argument("--verbose", action="store_true", help="report every segment on stderr")
-    server = actions.add_parser("serve", description="Run a trickle server.", help="run a trickle server")
+    server = add_action("serve", "run a trickle server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     server.add_argument("--port", type=port, default=TRICKLE_PORT, help=f"port (default {TRICKLE_PORT})")
     server.add_argument("--base-path", default="/ai/trickle/", help="path before channel names (default /ai/trickle/)")
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "serve":
         log_to_stderr("info")
         trickle_server = TrickleServer(args.base_path, autocreate=not args.no_autocreate, changefeed=args.changefeed)
-        asyncio.run(serve(trickle_server, args.host, args.port, allowed_origins=args.allow_origin))
+        asyncio.run(serve(trickle_server, args.host, args.port, allowed_origins=args.allow_origin, token=args.token))
         return 0
     if not args.url.startswith(("http://", "https://")):
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")
@@ -104,7 +110,9 @@ def pieces_of(chunks: AsyncIterator[bytes], args: argparse.Namespace) -> Segment
 
 def options(args: argparse.Namespace) -> ClientOptions:
     wait = getattr(args, "wait", 0.0)
-    return ClientOptions(verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait)
+    return ClientOptions(
+        token=args.token, verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait
+    )
 
 
 def start(text: str) -> int:

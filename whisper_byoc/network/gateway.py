@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -31,6 +31,8 @@ class GatewayConfig(NodeConfig):
     """Base URLs."""
     public_host: str = ""
     """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
+    token: str = field(default="", repr=False)
+    """Bearer token that clients must show; empty is none."""
 
 
 class Gateway(Node):
@@ -42,6 +44,7 @@ class Gateway(Node):
     def __init__(self, config: GatewayConfig, session: aiohttp.ClientSession) -> None:
         super().__init__(config, session)
         self.names = host_names(config.public_host)
+        self.client_token = config.token
         self.directory = Directory(config.orchestrators, session)
         self.streams = GatewayStreams(self, self.directory, config.public_host)
         self._scope = AbortScope()
@@ -63,7 +66,8 @@ class Gateway(Node):
 
     def _described(self) -> Mapping[str, Any]:
         pipelines = [{"name": name} for name in self.directory.available]
-        return {"role": self.role, "version": __version__, "pipelines": pipelines, "languages": dict(LANGUAGES)}
+        known = {"role": self.role, "version": __version__, "wants_token": bool(self.client_token)}
+        return known | {"pipelines": pipelines, "languages": dict(LANGUAGES)}
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

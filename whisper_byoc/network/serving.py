@@ -19,6 +19,8 @@ from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.peers import peer_session
 from whisper_byoc.network.streams import Streams
 from whisper_byoc.origins import OriginPolicy, check_pages
+from whisper_byoc.page import PATHS
+from whisper_byoc.tokens import ask_for_token
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import ByteBudget
 
@@ -153,6 +155,8 @@ class Node(abc.ABC):
         """Of hosts, under which others reach it."""
         self.origins = frozenset(config.allowed_origins)
         """Of web pages that may use it."""
+        self.client_token = ""
+        """That clients must show, if it is not empty."""
         self.host, self.port = config.host, config.port
 
     @abc.abstractmethod
@@ -219,7 +223,9 @@ class Node(abc.ABC):
 
     def _listening(self) -> contextlib.AbstractAsyncContextManager[int]:
         app = web.Application(client_max_size=0, middlewares=[error_answers(self.role)])
-        check_pages(app, OriginPolicy(self.origins, self.names, open_paths=MONITORED))
+        policy = OriginPolicy(self.origins, self.names, has_token=bool(self.client_token), open_paths=MONITORED)
+        check_pages(app, policy)
+        ask_for_token(app, self.client_token, MONITORED | PATHS)
         self.trickle.add_routes(app)
         app.add_routes([*self.routes(), *self._status_routes()])
         return http.listening(

@@ -1,16 +1,12 @@
-"""The application: the table of all routes, the answers to errors, and the bearer token."""
+"""The application: the table of all routes, the answers to errors, and what is asked of every request."""
 
-import base64
-import contextlib
-import hmac
-import itertools
 import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from whisper_byoc import __version__
 from whisper_byoc.errors import RequestRefused
@@ -23,6 +19,7 @@ from whisper_byoc.server.ingest.recordings import INTAKE, Intake
 from whisper_byoc.server.routes import asr, batch, deepgram, openai, output, realtime, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
+from whisper_byoc.tokens import ask_for_token
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +64,11 @@ ROUTES = (
     web.post("/", batch.post_capability),
     web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment
 )
+WITH_TOKEN = (web.get("/debug/jobs", status.get_jobs),)
+"""Routes that are there only where a token keeps strangers out: a job is anybody's who knows its id."""
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 CLIENT_GONE = 499
 """What nginx calls a request whose client has not waited for its answer; nobody gets it."""
-SCHEMES = ("bearer", "token")
-"""Of `Authorization`; the second is Deepgram's."""
-OPENAI_KEY_PROTOCOL = "openai-insecure-api-key."
-TOKEN_PROTOCOL = "base64url.bearer"  # noqa: S105 - the name of one
-"""Subprotocols that carry a token, as Kubernetes and OpenAI have it: browsers send no headers of ours with a WebSocket.
-Deepgram's is the word `token`, and the token as the next one."""
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
@@ -101,11 +94,10 @@ def build_app(
     app[INTAKE] = Intake(table.limits)
     app.on_cleanup.append(app[INTAKE].close)
     check_pages(app, OriginPolicy(origins, names, has_token=bool(token), open_paths=OPEN_PATHS))
-    if token:
-        app.middlewares.append(_bearer(token))
-        app.on_response_prepare.append(_challenge)
+    ask_for_token(app, token, OPEN_PATHS | PATHS)
     app.middlewares.append(_refuse_encoded)
-    app.add_routes([*page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token))), *ROUTES])
+    pages = page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token)))
+    app.add_routes([*pages, *ROUTES, *(WITH_TOKEN if token else ())])
     return app
 
 
@@ -161,41 +153,3 @@ async def _refuse_encoded(request: web.Request, handler: Handler) -> web.StreamR
             if not {each.strip().lower() for each in given.split(",")} <= PLAIN_ENCODINGS:
                 raise RequestRefused(415, f"a body in {name} {given[:40]!r} is not read; send it as it is")
     return await handler(request)
-
-
-def _bearer(token: str) -> Middleware:
-    expected = token.encode()
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        of_page = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and request.path in PATHS
-        is_open = of_page or request.path in OPEN_PATHS
-        # compare_digest takes the same time wherever they differ
-        if not is_open and not hmac.compare_digest(_shown_token(request), expected):
-            raise RequestRefused(401, "this container wants its token: send `Authorization: Bearer TOKEN`")
-        return await handler(request)
-
-    return check
-
-
-def _shown_token(request: web.Request) -> bytes:
-    scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() in SCHEMES:
-        return given.strip().encode("utf-8", "surrogateescape")
-    protocols = [each.strip() for each in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
-    for protocol, after in itertools.pairwise([*protocols, ""]):
-        prefix, _, given = protocol.rpartition(".")
-        if prefix == TOKEN_PROTOCOL:
-            with contextlib.suppress(ValueError):
-                return base64.urlsafe_b64decode(given + "=" * (-len(given) % 4))
-        if protocol.startswith(OPENAI_KEY_PROTOCOL):
-            return protocol.removeprefix(OPENAI_KEY_PROTOCOL).encode()
-        if protocol == "token":
-            return after.encode()
-    return b""
-
-
-async def _challenge(_: web.Request, response: web.StreamResponse) -> None:
-    """Name the scheme in every 401, as RFC 9110 section 15.5.2 asks."""
-    if response.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,19 +30,22 @@ UNBLOCK_SECONDS = 5.0
 
 async def run_processor(
     processor: Processor,
-    host: str = "0.0.0.0",
+    host: str = "127.0.0.1",
     port: int = 8000,
     *,
     name: str | None = None,
     limits: Limits | None = None,
     allowed_origins: Sequence[str] = (),
     stream_hosts: Sequence[str] = (),
+    token: str = "",
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
     `processor` is any object with `async process(frame: bytes) -> bytes`; all of its code runs on the running event
-    loop. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server; streams have
-    their channels on `stream_hosts`.
+    loop. Others than this machine reach it with `host="0.0.0.0"`. Web pages of `allowed_origins`, such as
+    `http://localhost:3000`, may use the server; streams have their channels on `stream_hosts`. Clients show `token`, if
+    there is one; with `tls`, a context that has a certificate and its key, it serves HTTPS.
 
     Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
     initialize.
@@ -49,7 +53,9 @@ async def run_processor(
     log_to_stderr("info")
     name = name or type(processor).__name__
     origins = tuple(map(origin, allowed_origins))
-    config = ServerConfig(host, port, limits or Limits(), stream_hosts=stream_hosts, allowed_origins=origins)
+    config = ServerConfig(
+        host, port, limits or Limits(), token=token, tls=tls, stream_hosts=stream_hosts, allowed_origins=origins
+    )
     author_loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = author_loop.create_future()
     stop_server: Future[Callable[[], object]] = Future()

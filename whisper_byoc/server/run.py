@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Self
 from whisper_byoc.aio import cancel, race, stop_on_signals
 from whisper_byoc.errors import StartError
 from whisper_byoc.http import listening, reachable
-from whisper_byoc.origins import host_names
+from whisper_byoc.origins import host_names, is_loopback
 from whisper_byoc.params import choice
 from whisper_byoc.processors.base import Processor
 from whisper_byoc.server.app import build_app
@@ -38,13 +39,15 @@ Beside = Callable[[JobTable], AbstractAsyncContextManager[object]]
 class ServerConfig:
     """Where to listen, the limits, and what others are told of this container."""
 
-    host: str = "0.0.0.0"
+    host: str = "127.0.0.1"
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
     registration: RegistrationOptions | None = None
     """At which orchestrators to register, if any."""
     token: str = field(default="", repr=False)
     """Bearer token that clients must show; empty is none."""
+    tls: ssl.SSLContext | None = None
+    """Serve HTTPS, with what `http.server_tls` returns."""
     capability: str = ""
     """Another name of the first pipeline: that under which orchestrators know it."""
     worker_type: str = "byoc"
@@ -129,9 +132,12 @@ class Server:
             keep_alive_seconds=KEEP_ALIVE_SECONDS,
             shutdown_seconds=SHUTDOWN_SECONDS,
             handler_cancellation=True,
+            tls=config.tls,
         )
         self.port = await self._listener.enter_async_context(listener)
         log.info("Trickle server listening on port %d", self.port)
+        if not (config.token or is_loopback(config.host)):
+            log.warning("whoever reaches this port may use it: no token is set (--auth-token, AUTH_TOKEN)")
         self.table.start()
         limit = config.limits.load_seconds
         self._loading = [asyncio.ensure_future(each.start(limit)) for each in self.table.pipelines]
@@ -159,7 +165,7 @@ class Server:
         if self._config.registration is None:
             return
         name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
-        address = f"http://{host}:{self.port}"
+        address = f"{'https' if self._config.tls else 'http'}://{host}:{self.port}"
         full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
         self._registrar = Registrar(full, self._open_jobs)
         self._registrar.start()

@@ -261,7 +261,7 @@ class SegmentWriter:
                 else:
                     self._doubtful = self._doubtful or self._next > 0
                 idle = self._size == 0 and not self._whole
-                what = f"segment {self.seq} of {self._channel.url}"
+                what = f"segment {self.seq} of {self._channel.shown}"
                 pause = (idle_retry if idle else retry).pause_after(error, began_at, what)
             if idle:
                 await self._changed.wait(pause)  # the first byte that is written ends the pause
@@ -310,7 +310,7 @@ class SegmentWriter:
     async def _judge(self, answer: aiohttp.ClientResponse) -> None:
         """Return when the segment is stored."""
         if answer.headers.get(CLOSED):
-            raise ChannelClosed(f"channel {self._channel.url} was closed")
+            raise ChannelClosed(f"channel {self._channel.shown} was closed")
         if answer.status == 409 or (answer.status == 200 and not (self._whole and self._unsent == 0)):
             raise _IndexTaken(f"it was answered {answer.status}, and takes nothing more")
         if answer.status != 200:
@@ -349,4 +349,4 @@ class SegmentWriter:
         if isinstance(error, Unreachable | SegmentBroken):
             self._publisher.left_open = True
         elif error and not isinstance(error, TrickleError):
-            log.error("segment %d of %s: %s", self.seq, self._channel.url, reason_of(error))
+            log.error("segment %d of %s: %s", self.seq, self._channel.shown, reason_of(error))

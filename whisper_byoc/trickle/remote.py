@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
@@ -14,7 +14,7 @@ from yarl import URL
 
 from whisper_byoc.aio import backoff
 from whisper_byoc.errors import UsageError
-from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, read_body, reason_of
+from whisper_byoc.http import CONNECTION_ERRORS, base_url, open_session, read_body, reason_of, without_secrets
 from whisper_byoc.trickle.errors import BadSequence, ChannelNotFound, Refused, TrickleError, Unreachable
 from whisper_byoc.trickle.protocol import EXPECT_CONTENT, LATEST, parse_seq
 
@@ -32,6 +32,8 @@ FIRST_PAUSE_S = 0.1
 class ClientOptions:
     """How a publisher or a subscriber treats its server. All times in seconds."""
 
+    token: str = field(default="", repr=False)
+    """Bearer token to show, if it is not empty."""
     verify: bool = True
     """Check certificates; go-livepeer's orchestrators sign their own."""
     connect_seconds: float = 10.0
@@ -109,7 +111,11 @@ class RemoteChannel:
         except UsageError:
             self.url = ""
         if len(URL(self.url).path) < 2:
-            raise TrickleError(f"{url!r} is not the URL of a channel, such as http://localhost:2939/ai/trickle/NAME")
+            raise TrickleError(
+                f"{without_secrets(url)!r} is not the URL of a channel, such as http://localhost:2939/ai/trickle/NAME"
+            )
+        self.shown = without_secrets(self.url)
+        """For messages."""
         self.options = options
         self._session: aiohttp.ClientSession | None = None
         self._limited = aiohttp.ClientTimeout(total=options.answer_seconds, sock_connect=options.connect_seconds)
@@ -127,7 +133,11 @@ class RemoteChannel:
 
     def open(self) -> None:
         if self._session is None:
-            self._session = open_session(verify=self.options.verify, connect_seconds=self.options.connect_seconds)
+            self._session = open_session(
+                verify=self.options.verify,
+                connect_seconds=self.options.connect_seconds,
+                headers={"Authorization": f"Bearer {self.options.token}"} if self.options.token else None,
+            )
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -172,7 +182,7 @@ class RemoteChannel:
                 text = await answer.content.read(QUOTED_BYTES)
         answer.close()
         if answer.status == 404:
-            return ChannelNotFound(f"there is no channel at {self.url}")
+            return ChannelNotFound(f"there is no channel at {self.shown}")
         words = text.decode("utf-8", "replace").strip()
         message = f"{answer.method} {answer.url} was answered {answer.status}"
         log.info("%s: %r", message, words)
@@ -192,7 +202,7 @@ class RemoteChannel:
             try:
                 return await request()
             except RETRIED as error:
-                await asyncio.sleep(retry.pause_after(error, began_at, self.url))
+                await asyncio.sleep(retry.pause_after(error, began_at, self.shown))
 
 
 def header_seq(answer: aiohttp.ClientResponse, name: str) -> int | None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from whisper_byoc import http
 from whisper_byoc.aio import cancel, every, stop_on_signals
 from whisper_byoc.origins import OriginPolicy, check_pages
+from whisper_byoc.tokens import ask_for_token
 from whisper_byoc.trickle.channel import Channel
 from whisper_byoc.trickle.errors import ChannelNotFound, TooManyChannels, TrickleError
 from whisper_byoc.trickle.limits import ByteBudget, TrickleLimits
@@ -126,14 +127,17 @@ class TrickleServer:
         app.on_shutdown.append(end_channels)
 
     @contextlib.asynccontextmanager
-    async def listening(self, host: str, port: int, allowed_origins: Collection[str] = ()) -> AsyncIterator[str]:
+    async def listening(
+        self, host: str, port: int, allowed_origins: Collection[str] = (), token: str = ""
+    ) -> AsyncIterator[str]:
         """Serve alone while the context lasts, and yield the URL to which names of channels are added.
 
-        Web pages of `allowed_origins` may use it, which are as `origins.origin` returns them.
-        Port 0 takes a free one. Raises `StartError` when the address cannot be had.
+        Web pages of `allowed_origins` may use it, which are as `origins.origin` returns them; clients show `token`, if
+        there is one. Port 0 takes a free one. Raises `StartError` when the address cannot be had.
         """
         app = web.Application(middlewares=[answering_refusals])
-        check_pages(app, OriginPolicy(frozenset(allowed_origins)))
+        check_pages(app, OriginPolicy(frozenset(allowed_origins), has_token=bool(token)))
+        ask_for_token(app, token)
         self.add_routes(app)
         async with http.listening(
             app, host, port, keep_alive_seconds=IDLE_CONNECTION_S, shutdown_seconds=UNFINISHED_SEGMENT_S
@@ -158,13 +162,14 @@ async def serve(
     port: int,
     stop: asyncio.Event | None = None,
     allowed_origins: Collection[str] = (),
+    token: str = "",
 ) -> None:
     """Serve until `stop` is set (default: by SIGTERM or SIGINT); then all channels end. See `TrickleServer.listening`.
 
     Raises `StartError` when the address cannot be had.
     """
     stop = stop or stop_on_signals()
-    async with server.listening(host, port, allowed_origins) as url:
+    async with server.listening(host, port, allowed_origins, token) as url:
         log.info("trickle server listening on %s (auto-create %s)", url, "on" if server.autocreate else "off")
         await stop.wait()
         log.info("shutting down: %d channels end", len(server.channels))

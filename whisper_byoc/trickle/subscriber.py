@@ -262,12 +262,12 @@ class _Fetcher:
                 seq = self._served_seq(answer, seq) + 1
             elif latest is not None and seq < latest:
                 oldest = max(seq + 1, latest - WINDOW)
-                log.info("%s: segment %d has gone, going on at %d", self._channel.url, seq, oldest)
+                log.info("%s: segment %d has gone, going on at %d", self._channel.shown, seq, oldest)
                 missed += oldest - seq if seq >= 0 else 0
                 seq = oldest
             elif self._served and latest is not None and seq - latest >= REWOUND:
                 oldest = max(latest - WINDOW, 0)
-                log.warning("%s: began anew, going on at %d instead of %d", self._channel.url, oldest, seq)
+                log.warning("%s: began anew, going on at %d instead of %d", self._channel.shown, oldest, seq)
                 seq, began_anew = oldest, True
             else:
                 free = 0
@@ -287,7 +287,7 @@ class _Fetcher:
         served = asked if asked >= 0 else header_seq(answer.response, SEQ)
         if served is None:
             answer.response.close()
-            raise Refused(200, f"{self._channel.url}/{asked} was answered without {SEQ}")
+            raise Refused(200, f"{self._channel.shown}/{asked} was answered without {SEQ}")
         return served
 
     async def _ask(self, seq: int) -> _Answer:
@@ -308,7 +308,7 @@ class _Fetcher:
             if limit.expired():  # silence is no failure, and by its index nothing is lost in asking again
                 retry.restart()
             else:
-                await asyncio.sleep(retry.pause_after(error, began_at, self._channel.url))
+                await asyncio.sleep(retry.pause_after(error, began_at, self._channel.shown))
 
     async def _get(self, seq: int) -> _Answer:
         response = await self._channel.session.get(f"{self._channel.url}/{seq}", allow_redirects=False)

@@ -1,4 +1,4 @@
-"""The state of the server: `/health`, `/readyz`, `/version`, `/metrics` and `/hardware/…`."""
+"""The state of the server: `/health`, `/readyz`, `/version`, `/metrics`, `/hardware/…` and `/debug/jobs`."""
 
 import asyncio
 import os
@@ -67,6 +67,28 @@ async def get_metrics(request: web.Request) -> web.Response:
     """Answer in Prometheus' text form."""
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     return web.Response(body=request.app[TABLE].metrics.render(), headers=headers)
+
+
+async def get_jobs(request: web.Request) -> web.Response:
+    """Describe every job for whoever looks for what is wrong; neither its parameters nor its text."""
+    jobs = [
+        {
+            "job_id": job.info.job_id,
+            "pipeline": job.info.pipeline,
+            "client": job.client,
+            "has_feed": job.has_feed,
+            "has_reader": job.has_reader,
+            "input_ended": job.closing.is_set(),
+            "queued_segments": job.inbox.items,
+            "queued_bytes": job.inbox.bytes,
+            "next_seq": job.results.next_seq,
+            "unread": job.results.unread,
+            "ended": job.results.ended,
+            "idle_seconds": round(job.idle_seconds, 3),
+        }
+        for job in request.app[TABLE].jobs
+    ]
+    return web.json_response({"jobs": jobs})
 
 
 async def get_hardware_info(request: web.Request) -> web.Response:
