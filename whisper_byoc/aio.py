@@ -219,10 +219,10 @@ def die_of(number: signal.Signals) -> None:
         signal.signal(number, lambda *_: os._exit(128 + number))
 
 
-def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:
+def stop_on_signals(*numbers: signal.Signals, die: bool = True) -> asyncio.Event:
     """Return an event that the first of the signals sets (default: SIGTERM and SIGINT).
 
-    The second one ends the process at once.
+    The second one ends the process at once; without `die` it has the effect that Python gives it.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     numbers = numbers or (signal.SIGTERM, signal.SIGINT)
@@ -230,7 +230,8 @@ def stop_on_signals(*numbers: signal.Signals) -> asyncio.Event:
     def on_signal() -> None:
         for number in numbers:
             loop.remove_signal_handler(number)
-            die_of(number)
+            if die:
+                die_of(number)
         stop.set()
 
     for number in numbers:

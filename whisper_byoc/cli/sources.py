@@ -73,7 +73,7 @@ def first_interrupt() -> Iterator[asyncio.Event]:
     """Yield an event that the first Ctrl-C sets instead of doing what it usually does."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        stop = stop_on_signals(signal.SIGINT)
+        stop = stop_on_signals(signal.SIGINT, die=False)  # the next one is a KeyboardInterrupt
     except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
         yield asyncio.Event()
         return
