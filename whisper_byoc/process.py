@@ -99,10 +99,7 @@ class Program:
         """Kill it and the processes that it has started; does nothing when all of them have ended."""
         if self.returncode is None or not self._reading_errors.done():  # its children hold stderr open
             with suppress(ProcessLookupError):
-                if hasattr(os, "killpg"):
-                    os.killpg(self._transport.get_pid(), signal.SIGKILL)
-                else:
-                    self._transport.kill()
+                os.killpg(self._transport.get_pid(), signal.SIGKILL)
 
     async def close(self) -> None:
         """Kill it if it still runs, wait until it is gone, and close its pipes. May be repeated."""

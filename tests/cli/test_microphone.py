@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from whisper_byoc.cli.microphone import dshow_microphone, ffmpeg_devices, recorders
+from whisper_byoc.cli.microphone import ffmpeg_devices, recorders
 
 LINUX = """\
 Devices:
@@ -18,19 +18,8 @@ Devices:
  DE pulse           Pulse audio output
  D  x11grab         X11 screen capture, using XCB
 """
-OLD_DSHOW = """\
-[dshow @ 0x1] DirectShow video devices (some may be both video and audio devices)
-[dshow @ 0x1]  "Camera"
-[dshow @ 0x1]     Alternative name "@device_pnp_x"
-[dshow @ 0x1] DirectShow audio devices
-[dshow @ 0x1]  "Microphone (Realtek)"
-[dshow @ 0x1]     Alternative name "@device_cm_y"
-"""
-NEW_DSHOW = """\
-[dshow @ 0x1] "Camera" (video)
-[dshow @ 0x1]   Alternative name "@device_pnp_x"
-[dshow @ 0x1] "Microphone (Realtek)" (audio)
-"""
+
+
 NEWER = "Devices:\n D.. = Demuxing supported\n ..d = Is a device\n ---\n DEd alsa   ALSA\n D d v4l2,video4linux2 x\n"
 
 
@@ -55,21 +44,12 @@ def test_best_first_on_linux():
 
 def test_elsewhere():
     assert names("f", {"avfoundation"}, platform="darwin", which=everything) == ["rec", "sox", "ffmpeg (avfoundation)"]
-    found = recorders("f", {"dshow"}, "Mic (USB)", platform="win32", which=lambda _: None)
-    assert found["ffmpeg (dshow)"][:5] == ("f", "-f", "dshow", "-i", "audio=Mic (USB)")
-
-
-@pytest.mark.parametrize("listing", [OLD_DSHOW, NEW_DSHOW])
-def test_the_microphone_of_windows(listing):
-    assert dshow_microphone(listing) == "Microphone (Realtek)"
-    assert dshow_microphone(listing.replace("(audio)", "(none)").replace("DirectShow audio", "DirectShow odd")) is None
 
 
 @pytest.mark.parametrize("ffmpeg", [None, "/bin/ffmpeg"])
 def test_none(ffmpeg):
-    assert names(ffmpeg, {"dshow", "v4l2"}, platform="linux", which=lambda _: None) == []
+    assert names(ffmpeg, {"v4l2"}, platform="linux", which=lambda _: None) == []
     assert names(ffmpeg, {"alsa"}, platform="sunos5", which=lambda _: None) == []
-    assert names(ffmpeg, {"dshow"}, platform="win32", which=lambda _: None) == []  # its name is not known
 
 
 def test_devices_of_ffmpeg():

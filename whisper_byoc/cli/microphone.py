@@ -18,7 +18,6 @@ LIST_SECONDS = 10.0
 FIRST_SECONDS = 5.0  # a sound server may have to be started first
 LEAVE_SECONDS = 2.0
 INSTEAD = "or record with another program and pipe PCM16 in: RECORDER | whisper-byoc send -"
-LIST_DSHOW = ("-hide_banner", "-list_devices", "true", "-f", "dshow", "-i", "dummy")
 RATE = str(pcm.SAMPLE_RATE)
 SOX_RAW = ("-t", "raw", "-e", "signed-integer", "-b", "16", "-L", "-c", "1", "-r", RATE)
 
@@ -32,26 +31,21 @@ async def find_recorders() -> Recorders:
     try:
         ffmpeg = ffmpeg_path()
         _, listing = await output_of((ffmpeg, "-hide_banner", "-devices"), LIST_SECONDS, ffmpeg_environment())
-        named = ""
-        if sys.platform == "win32":
-            _, named = await output_of((ffmpeg, *LIST_DSHOW), LIST_SECONDS, ffmpeg_environment())
     except (MediaError, OSError, TimeoutError):  # no ffmpeg that runs; there may be other recorders
         return recorders(None, ())
-    return recorders(ffmpeg, ffmpeg_devices(listing), dshow_microphone(named))
+    return recorders(ffmpeg, ffmpeg_devices(listing))
 
 
 def recorders(
     ffmpeg: str | None,
     devices: Collection[str],
-    dshow: str | None = None,
     *,
     platform: str = sys.platform,
     which: Callable[[str], str | None] = shutil.which,
 ) -> Recorders:
     """Return the programs on PATH that can record on this platform. Any of them may still fail.
 
-    `ffmpeg` is the path of ffmpeg if there is one, `devices` the result of `ffmpeg_devices`, and `dshow` the name of
-    the microphone on Windows.
+    `ffmpeg` is the path of ffmpeg if there is one, `devices` the result of `ffmpeg_devices`.
     """
     candidates = {
         "parec": ("--raw", "--format=s16le", f"--rate={RATE}", "--channels=1", "--latency-msec=100"),
@@ -65,7 +59,6 @@ def recorders(
     sources = {
         "linux": {"pulse": "default", "alsa": "default"},
         "darwin": {"avfoundation": ":default"},
-        "win32": {"dshow": f"audio={dshow}"} if dshow else {},
     }
     for device, source in sources.get(platform, {}).items():
         if ffmpeg and device in devices:
@@ -77,19 +70,6 @@ def ffmpeg_devices(listing: str) -> frozenset[str]:
     """Return the devices that ffmpeg can record from, out of what `ffmpeg -hide_banner -devices` prints."""
     rows = re.findall(r"^ D[ E]d? +(\S+)", listing, re.MULTILINE)
     return frozenset(name for row in rows for name in row.split(","))
-
-
-def dshow_microphone(listing: str) -> str | None:
-    """Return the first sound device that `LIST_DSHOW` lists: older ffmpegs write headings, newer ones its kind."""
-    in_audio = False
-    for line in listing.splitlines():
-        if "DirectShow" in line and "devices" in line:
-            in_audio = "DirectShow audio" in line
-        elif "Alternative name" not in line and (found := re.search(r'"(.+)"( \((.+)\))?\s*$', line)):
-            kind = found[3]
-            if (kind and "audio" in kind) or (not kind and in_audio):
-                return found[1]
-    return None
 
 
 @asynccontextmanager

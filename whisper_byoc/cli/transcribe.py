@@ -20,13 +20,12 @@ from whisper_byoc.errors import ByocError, ProcessorError, UsageError
 from whisper_byoc.processors.base import JobInfo, Result
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.server.ingest.recordings import BLOCK_SAMPLES
 from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription, from_records
 
 ONE_EACH = ("srt", "vtt")
 """Formats whose files cannot be concatenated: each begins with a header, or counts its cues from 1."""
-
-BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
 
 
 def configure(parser: Parser) -> None:

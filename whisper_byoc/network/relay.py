@@ -31,7 +31,7 @@ ANSWER_HEADERS = (
     livepeer.BALANCE, SEQ,
 )  # fmt: skip
 """What of a peer's answer passes; go-livepeer keeps two of them."""
-BROKEN = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
+BODY_ERRORS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 """What a body raises that breaks off."""
 
 
@@ -90,7 +90,7 @@ class RequestBody:
         try:
             async with asyncio.timeout(seconds):
                 return await read_body(self._content, limit, too_large)
-        except BROKEN:
+        except BODY_ERRORS:
             raise RequestRefused(400, "the body of the request broke off") from None
         except TimeoutError:
             raise RequestRefused(400, f"the body of the request was not there within {seconds:g} s") from None
@@ -108,7 +108,7 @@ class RequestBody:
             self.waiting = True
             try:
                 chunk = await self._content.readany()
-            except BROKEN:
+            except BODY_ERRORS:
                 self.error = RequestRefused(400, "the body of the request broke off")
                 raise self.error from None
             finally:

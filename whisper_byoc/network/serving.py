@@ -23,11 +23,10 @@ from whisper_byoc.page import PATHS
 from whisper_byoc.tokens import ask_for_token
 from whisper_byoc.trickle import TrickleError, TrickleLimits, TrickleServer
 from whisper_byoc.trickle.limits import ByteBudget
+from whisper_byoc.trickle.server import IDLE_CONNECTION_S
 
 log = logging.getLogger("whisper_byoc.network")
 
-IDLE_CONNECTION_S = 600.0
-"""go-livepeer's idle timeout between two requests."""
 SHUTDOWN_S = 1.0
 LONGEST_LINE = 64 << 10
 """Of a request's first line, and of a header: a job's parameters are in one of them."""

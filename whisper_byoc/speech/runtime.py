@@ -3,6 +3,9 @@
 import functools
 import os
 import sys
+from collections.abc import Sequence
+
+import numpy as np
 
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "50")  # of its 1024, which take 80 MB more and save no time
 
@@ -30,3 +33,8 @@ def core() -> openvino.Core:
 def has_bfloat16() -> bool:
     """Whether this CPU computes in bfloat16 (AVX512-BF16 or AMX): twice as fast as float32 there."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def ints(values: int | Sequence[int]) -> openvino.Node:
+    """Return a constant of a graph."""
+    return ov.opset13.constant(np.array(values, np.int64))

@@ -18,15 +18,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from whisper_byoc.aio import STUCK_SECONDS
+from whisper_byoc.aio import STOP_SECONDS, STUCK_SECONDS
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
 
 T = TypeVar("T")
 
-STOP_SECONDS = 3.0
-"""Longest wait for the workers to end."""
 PATIENCE_SECONDS = 5.0
 """By so much the deadline of a recording is later than that of live speech that came at the same time."""
 SMALL_BEAM = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from audio.utterances import CHUNK
-from whisper_byoc.speech.runtime import core, ov
+from whisper_byoc.speech.runtime import core, ints, ov
 from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Floats, Memory
 
 WINDOW = CONTEXT + CHUNK
@@ -56,25 +56,25 @@ def silero_graph(weights: dict[str, Floats]) -> ov.Model:
     """
     windows = op.parameter(ov.PartialShape([-1, -1, WINDOW]), ov.Type.f32, "windows")
     hidden, cell = (op.parameter(ov.PartialShape([-1, 1, STATE]), ov.Type.f32, name) for name in ("hidden", "cell"))
-    sound = op.pad(op.reshape(windows, _ints([-1, 1, WINDOW]), False), _ints([0, 0, 0]), _ints([0, 0, 64]), "reflect")
+    sound = op.pad(op.reshape(windows, ints([-1, 1, WINDOW]), False), ints([0, 0, 0]), ints([0, 0, 64]), "reflect")
     spectrum = op.convolution(sound, op.constant(fourier_basis()[:, None]), [_HOP], [0], [0], [1])
-    real, imaginary = op.split(spectrum, _ints(1), 2).outputs()
+    real, imaginary = op.split(spectrum, ints(1), 2).outputs()
     x = op.sqrt(op.add(op.multiply(real, real), op.multiply(imaginary, imaginary)))
     for name, stride in _STRIDES.items():
         x = op.convolution(x, op.constant(weights[f"{name}.weight"]), [stride], [1], [1], [1])
         x = op.relu(op.add(x, op.constant(weights[f"{name}.bias"].reshape(1, -1, 1))))
     shape = op.shape_of(windows)
-    streams, chunks = (op.gather(shape, _ints([axis]), _ints(0)) for axis in (0, 1))
-    x = op.reshape(x, op.concat([streams, chunks, _ints([STATE])], 0), False)
+    streams, chunks = (op.gather(shape, ints([axis]), ints(0)) for axis in (0, 1))
+    x = op.reshape(x, op.concat([streams, chunks, ints([STATE])], 0), False)
     lengths = op.broadcast(chunks, streams)
     inner, outer = (op.constant(_gates(weights[f"lstm.weight_{part}"])) for part in ("ih", "hh"))
     bias = op.constant(_gates(weights["lstm.bias_ih"] + weights["lstm.bias_hh"]))
     lstm = op.lstm_sequence(x, hidden, cell, lengths, inner, outer, bias, STATE, "forward")
-    x = op.relu(op.squeeze(lstm.output(0), _ints([1])))
+    x = op.relu(op.squeeze(lstm.output(0), ints([1])))
     x = op.add(
         op.matmul(x, op.constant(weights["output.weight"][0]), False, False), op.constant(weights["output.bias"])
     )
-    results = [op.result(each) for each in (op.squeeze(op.sigmoid(x), _ints([2])), lstm.output(1), lstm.output(2))]
+    results = [op.result(each) for each in (op.squeeze(op.sigmoid(x), ints([2])), lstm.output(1), lstm.output(2))]
     return ov.Model(results, [windows, hidden, cell], "silero")
 
 
@@ -90,7 +90,3 @@ def _gates(values: Floats) -> Floats:
     """Bring torch's order of gates (input, forget, cell, output) into OpenVINO's (forget, input, cell, output)."""
     first, second, *rest = np.split(values, 4)
     return np.concatenate((second, first, *rest))[None]
-
-
-def _ints(values: int | list[int]) -> ov.Node:
-    return op.constant(np.array(values, np.int64))

@@ -1,7 +1,7 @@
 """Text with its times, and the `transcript` record in which followers of a job get it."""
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -43,13 +43,10 @@ class Transcription:
 
         openai-whisper lets its first segment begin with the sound and its last one end with it, silence included.
         """
-        return self._with_times(lambda seconds: min(max(seconds, start), end))
 
-    def shifted(self, seconds: float) -> Self:
-        """Return the same text on a clock that began `seconds` earlier."""
-        return self._with_times(lambda time: time + seconds)
+        def change(seconds: float) -> float:
+            return min(max(seconds, start), end)
 
-    def _with_times(self, change: Callable[[float], float]) -> Self:
         segments = (
             TextSegment(
                 change(segment.start),

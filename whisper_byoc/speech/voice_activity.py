@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from audio.pcm import FULL_SCALE, SAMPLE_RATE
 from audio.utterances import CHUNK
+from whisper_byoc.aio import STOP_SECONDS
 from whisper_byoc.errors import ProcessorError
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ GATHER_SECONDS = 0.05
 ends after 0.2 s of silence at least.)"""
 CHUNKS_AT_ONCE = 512
 """In one call, which takes 5 ms then."""
-STOP_SECONDS = 3.0
-"""Longest wait for the thread to end."""
 
 Floats = NDArray[np.float32]
 

@@ -36,7 +36,7 @@ from whisper_byoc.server.ingest.declared import PLAIN, declared_format, to_pcm16
 from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.speech.transcript import Transcription, from_records
 
-SEGMENT_SECONDS = 30.0
+WINDOW_SECONDS = 30.0
 """Longest segment for a processor that takes no live feed: Whisper's window."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
 BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
@@ -224,7 +224,7 @@ class RecordingJob:
         """Cut sound at quiet points; a frame is one segment."""
         if self.pipeline.media != "audio":
             return self.recording.blocks
-        cutter = QuietCutter(SEGMENT_SECONDS)
+        cutter = QuietCutter(WINDOW_SECONDS)
         return await asyncio.to_thread(
             lambda: [*itertools.chain.from_iterable(map(cutter.feed, self.recording.blocks)), *cutter.finish()]
         )

@@ -37,11 +37,6 @@ MAX_CONFIG_BYTES = 1 << 20
 Variables = dict[str, NDArray[Any]]
 
 
-def is_ctranslate2(folder: Path) -> bool:
-    """Whether a path is a folder in this form."""
-    return (folder / "model.bin").is_file()
-
-
 def read_ctranslate2(folder: Path) -> Weights:
     """Read the model of a folder. Raises `ModelError` when it is not a Whisper model, and `OSError`."""
     path = folder / "model.bin"

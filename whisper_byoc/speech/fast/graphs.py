@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_byoc.speech.fast.weights import Weights
-from whisper_byoc.speech.runtime import ov
+from whisper_byoc.speech.runtime import ints, ov
 
 op = ov.opset13
 LAYER_NORM_EPSILON = 1e-5
@@ -32,9 +32,9 @@ def encoder_graph(weights: Weights) -> ov.Model:
     mel = _input("mel", ov.Type.f32, [-1, dims.n_mels, -1])
     x = op.gelu(build.convolution(mel, "encoder.conv1", stride=1), "erf")
     x = op.gelu(build.convolution(x, "encoder.conv2", stride=2), "erf")
-    x = op.transpose(x, _ints([0, 2, 1]))
-    length = op.gather(op.shape_of(x), _ints([1]), _ints(0))
-    places = op.slice(build.constant("encoder.positional_embedding"), _ints([0]), length, _ints([1]), _ints([0]))
+    x = op.transpose(x, ints([0, 2, 1]))
+    length = op.gather(op.shape_of(x), ints([1]), ints(0))
+    places = op.slice(build.constant("encoder.positional_embedding"), ints([0]), length, ints([1]), ints([0]))
     x = op.add(x, places)
     for layer in range(dims.n_audio_layer):
         block = f"encoder.blocks.{layer}"
@@ -76,13 +76,13 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
     wanted = _input("wanted", ov.Type.i64, [-1])
     text_mask = _input("text_mask", ov.Type.f32, [-1, 1, -1, -1])
     sound_mask = _input("sound_mask", ov.Type.f32, [-1, 1, 1, -1])
-    sounds = op.gather(op.shape_of(sound_mask), _ints([0]), _ints(0))
+    sounds = op.gather(op.shape_of(sound_mask), ints([0]), ints(0))
     inputs = [tokens, positions, rows, wanted, text_mask, sound_mask]
     batch = op.shape_of(rows)
     embedding = build.matrix("decoder.token_embedding.weight")
     x = op.add(
-        op.gather(embedding, tokens, _ints(0)),
-        op.gather(build.constant("decoder.positional_embedding"), positions, _ints(0)),
+        op.gather(embedding, tokens, ints(0)),
+        op.gather(build.constant("decoder.positional_embedding"), positions, ints(0)),
     )
     results, sinks = [], []
     aligned = {layer for layer, _ in weights.aligned}
@@ -99,17 +99,17 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
         if layer in aligned:
             results.append(_output(query, f"query{layer}"))
         # the sequences of one sound attend to it as if they were one, so it stands in memory once
-        together = op.reshape(query, op.concat([sounds, _ints([-1, heads, size])], 0), special_zero=False)
+        together = op.reshape(query, op.concat([sounds, ints([-1, heads, size])], 0), special_zero=False)
         key, value = (_input(f"{part}{layer}", ov.Type.f32, [-1, heads, -1, size]) for part in ("key", "value"))
         inputs += [key, value]
-        scaled = op.multiply(op.transpose(together, _ints([0, 2, 1, 3])), op.constant(np.float32(size**-0.5)))
+        scaled = op.multiply(op.transpose(together, ints([0, 2, 1, 3])), op.constant(np.float32(size**-0.5)))
         shares = op.softmax(op.add(op.matmul(scaled, key, False, True), sound_mask), -1)
         mixed = op.matmul(shares, value, False, False)
         mixed = op.reshape(_joined(mixed), op.shape_of(query), special_zero=False)
         x = op.add(x, build.linear(mixed, f"{block}.cross_attn.out"))
         x = op.add(x, build.mlp(x, block))
-    flat = op.reshape(build.norm(x, "decoder.ln"), _ints([-1, dims.n_text_state]), special_zero=False)
-    x = op.gather(flat, wanted, _ints(0))
+    flat = op.reshape(build.norm(x, "decoder.ln"), ints([-1, dims.n_text_state]), special_zero=False)
+    x = op.gather(flat, wanted, ints(0))
     results.insert(0, _output(op.matmul(x, embedding, False, True), "logits"))
     return ov.Model(results, sinks, inputs, "decoder")
 
@@ -139,11 +139,11 @@ class _Builder:
     def heads(self, x: ov.Node, name: str, heads: int) -> ov.Node:
         """Project (B, n, H * D) and part it into heads: (B, H, n, D)."""
         size = self._tensors[f"{name}.weight"].shape[0] // heads
-        parted = op.reshape(self.linear(x, name), _ints([0, 0, heads, size]), special_zero=True)
-        return op.transpose(parted, _ints([0, 2, 1, 3]))
+        parted = op.reshape(self.linear(x, name), ints([0, 0, heads, size]), special_zero=True)
+        return op.transpose(parted, ints([0, 2, 1, 3]))
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
-        normal = op.mvn(x, _ints([-1]), True, LAYER_NORM_EPSILON, "inside_sqrt")
+        normal = op.mvn(x, ints([-1]), True, LAYER_NORM_EPSILON, "inside_sqrt")
         return op.add(op.multiply(normal, self.constant(f"{name}.weight")), self.constant(f"{name}.bias"))
 
     def mlp(self, x: ov.Node, block: str) -> ov.Node:
@@ -164,14 +164,14 @@ class _State:
         info.data_type = ov.Type.f32
         info.variable_id = f"text_{name}"
         self._variable = ov.op.util.Variable(info)
-        empty = op.concat([batch, _ints([heads]), _ints([0]), _ints([size])], 0)
+        empty = op.concat([batch, ints([heads]), ints([0]), ints([size])], 0)
         initial = op.broadcast(op.constant(np.float32(0)), empty)
         self._read = ov.opset6.read_value(initial, self._variable)
         self.sink: ov.Node | None = None
 
     def extend(self, new: ov.Node, rows: ov.Node) -> ov.Node:
         """Return the state of `rows` with the new tokens behind it, and keep that."""
-        whole = op.concat([op.gather(self._read, rows, _ints(0)), new], 2)
+        whole = op.concat([op.gather(self._read, rows, ints(0)), new], 2)
         self.sink = ov.opset6.assign(whole, self._variable)
         return whole
 
@@ -198,12 +198,8 @@ def _output(node: ov.Node, name: str) -> ov.Node:
 def _joined(x: ov.Node) -> ov.Node:
     """Put heads (B, H, n, D) side by side: (B, n, H * D)."""
     heads, size = x.get_output_partial_shape(0)[1].get_length(), x.get_output_partial_shape(0)[3].get_length()
-    return op.reshape(op.transpose(x, _ints([0, 2, 1, 3])), _ints([0, 0, heads * size]), special_zero=True)
+    return op.reshape(op.transpose(x, ints([0, 2, 1, 3])), ints([0, 0, heads * size]), special_zero=True)
 
 
 def _constant(values: NDArray[np.float32]) -> ov.Node:
     return op.constant(np.ascontiguousarray(values))
-
-
-def _ints(values: int | Sequence[int]) -> ov.Node:
-    return op.constant(np.array(values, np.int64))
