@@ -36,7 +36,9 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # the machin
 hypothesis.settings.load_profile("no deadline")
 
 
-STARTS_PROCESSES = ("cli", "e2e", "test_benchmarks.py")
+pytest_plugins = ("tests.nodes",)
+
+STARTS_PROCESSES = ("cli", "e2e", "faults", "test_benchmarks.py")
 LOADS_MODELS = ("processors", "speech", "test_fixtures.py")
 
 
