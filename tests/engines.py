@@ -10,6 +10,15 @@ class OneAtATime:
     languages = tuple(LANGUAGES)
     batch = beam = 1
 
+    def fresh(self):
+        return self.replica()
+
+    def rehearse(self, samples, tokens, texts=1):
+        def work():
+            yield from range(tokens if self.batch > 1 else 0)
+
+        return Inference(self, work())
+
     def advance(self, inferences):
         for each in inferences:
             each.send()

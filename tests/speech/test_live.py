@@ -61,6 +61,7 @@ class Model:
 
     def __init__(self):
         self.transcribed, self.drafted, self.asked_language = [], [], 0
+        self.may_draft = True
         self.cancelled = 0
         self.error = None
         self.language = "de", 0.5

@@ -15,6 +15,7 @@ from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
+from whisper_byoc.speech.capacity import Kind
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Inference, never
 from whisper_byoc.speech.scheduler import Scheduler, TwoPriorityQueue
 from whisper_byoc.speech.transcript import Transcription
@@ -189,7 +190,7 @@ async def test_load_error_reaches_the_caller():
         await Scheduler(1, 1).start(load)
 
 
-@pytest.mark.parametrize("during", ["loading", "warm-up"])
+@pytest.mark.parametrize("during", ["loading", "trial"])
 async def test_a_start_that_nobody_waits_for_ends_without_an_error(during):
     go, begun, scheduler = threading.Event(), threading.Event(), Scheduler(1, 1)
 
@@ -199,7 +200,7 @@ async def test_a_start_that_nobody_waits_for_ends_without_an_error(during):
 
     class Slow(Counting):
         def use_threads(self, number):
-            if during == "warm-up":
+            if during == "trial":
                 wait()
 
     def load():
@@ -219,10 +220,10 @@ async def test_a_start_that_nobody_waits_for_ends_without_an_error(during):
     assert ours
 
 
-async def test_warm_up_error_reaches_the_caller():
+async def test_an_error_of_the_trial_reaches_the_caller():
     class Broken(Counting):
         @at_once
-        def transcribe(self, samples, options, is_cancelled=never):
+        def rehearse(self, samples, tokens, texts=1):
             raise ValueError("bad shapes")
 
     with pytest.raises(ValueError, match="bad shapes"):
@@ -230,7 +231,7 @@ async def test_warm_up_error_reaches_the_caller():
 
 
 class Blocking(Counting):
-    """Blocks on every call after the warm-up until it is let go."""
+    """Blocks on every call until it is let go."""
 
     def __init__(self):
         super().__init__()
@@ -239,9 +240,8 @@ class Blocking(Counting):
     @at_once
     def transcribe(self, samples, options, is_cancelled=never):
         self.calls += 1
-        if self.calls > 1:
-            self.begun.set()
-            assert self.go.wait(20)
+        self.begun.set()
+        assert self.go.wait(20)
         return Transcription("done", "en")
 
 
@@ -257,7 +257,7 @@ async def test_cancelled_work_leaves_the_queue(running):
     await asyncio.wait({second})
     engine.go.set()
     assert (await first).value.text == (await third).value.text == "done"
-    assert engine.calls == 3  # the warm-up, the first and the third
+    assert engine.calls == 2  # the first and the third
     assert second.cancelled()
 
 
@@ -479,7 +479,7 @@ class Stepping(OneAtATime):
         return Stepping()
 
     def use_threads(self, number):
-        self.allow(100)  # for the warm-up
+        self.allow(100)  # for the trial
 
     def allow(self, number):
         for _ in range(number):
@@ -588,13 +588,62 @@ async def test_a_busy_worker_follows_one_text(stepping, monkeypatch):
     assert (await scheduler.transcribe(SOUND, DecodeOptions())).beam == 5  # only live speech makes recordings hurry
 
 
-def test_load_is_a_share_of_the_last_seconds(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    load = module.Load()
-    for _ in range(1000):
-        now[0] += 0.1
-        load.add(0.05)
-    assert load.share == pytest.approx(0.5, abs=0.02)
-    now[0] += module.LOAD_SECONDS
-    assert load.share == pytest.approx(0.5 / np.e, abs=0.01)
+async def test_drafts_and_recordings_leave_live_text_its_beam(stepping, monkeypatch):
+    scheduler, engine = stepping
+    engine.allow(20)
+    scheduler.workload.worked(60.0, {Kind.DRAFT: 1, Kind.RECORDING: 1})
+    assert not scheduler.may_draft
+    assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 5
+    scheduler.workload.worked(60.0, {Kind.LIVE: 1})
+    assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 1
+
+
+class Sized(Counting):
+    """An engine that takes longer with fewer threads."""
+
+    made = 0
+
+    def replica(self):
+        Sized.made += 1
+        return Sized()
+
+    def use_threads(self, number):
+        self.threads = number
+
+    @at_once
+    def rehearse(self, samples, tokens, texts=1):
+        time.sleep(0.02 / self.threads)  # the trial measures time
+
+
+async def test_the_number_of_workers_with_which_most_streams_fit_is_taken():
+    scheduler = Scheduler(1, 1, [(1, 50), (1, 2)])
+    await scheduler.start(Sized)
+    assert scheduler.size == (1, 50)
+    assert [each.name for each in threading.enumerate()].count("whisper-0") == 1  # the others have ended
+    assert (await scheduler.transcribe(SOUND, DecodeOptions())).value.text == "whisper-0"
+    await scheduler.stop()
+
+
+async def test_no_other_number_is_tried_when_there_is_no_time(monkeypatch):
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.0)
+    Sized.made = 0
+    scheduler = Scheduler(1, 1, [(1, 50)])
+    await scheduler.start(Sized)
+    assert (scheduler.size, Sized.made) == ((1, 1), 0)
+    await scheduler.stop()
+
+
+async def test_an_error_while_another_number_is_tried_reaches_the_caller():
+    class Alone(Sized):
+        @at_once
+        def rehearse(self, samples, tokens, texts=1):
+            if self.threads > 1:
+                raise ValueError("no memory")
+
+        def replica(self):
+            return Alone()
+
+    scheduler = Scheduler(1, 1, [(2, 2)])
+    with pytest.raises(ValueError, match="no memory"):
+        await scheduler.start(Alone)
+    await scheduler.stop()

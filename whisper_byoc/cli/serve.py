@@ -76,8 +76,11 @@ def configure(parser: Parser) -> None:
         choices=sorted(POLICIES),
         default="attention",
     )
-    parser.option("--workers", help="worker threads, each with the model (default: CPUs / threads)", convert=count)
-    parser.option("--threads", help="CPU threads of each worker (default: the CPUs, 4 at most)", convert=count)
+    parser.option("--workers", help="worker threads, each with the model (default: tried at the start)", convert=count)
+    parser.option("--threads", help="CPU threads of each worker (default: tried at the start)", convert=count)
+    parser.option(
+        "--max-live", help="live jobs of a speech pipeline at once (default: as many as fit, measured)", convert=count
+    )
     add_engine(parser)
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
         engine=args.engine,
         audio_context=args.audio_context,
         beam=args.beam,
+        live=args.max_live,
     )
     specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
     if len({spec.name for spec in specs}) < len(specs):

@@ -3,7 +3,8 @@
 A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional: `initialize` and
 `shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, `params` with
 the names of the parameters that its sessions read (others are then named in a warning), `trouble` to tell the
-health routes what is wrong, and `notice` with a sentence that whoever uses it should know.
+health routes what is wrong, `notice` with a sentence that whoever uses it should know, and `capacity`, a function that
+returns a `Capacity`, by which the server decides how much work to take.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +27,27 @@ class JobInfo:
     """What the client asked for when it opened the job, such as `language`."""
     recording: bool = False
     """Whether its sound is fed as fast as it is taken: nobody waits for the first words."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much work a processor can do in time, as it measures it now; `/health` shows it."""
+
+    live: int
+    """Live jobs at once."""
+    recording_rate: float
+    """Seconds of recordings done in a second, beside the live jobs there are."""
+    late: bool
+    """Whether live results wait for so long that no more live jobs should be taken, however many fit."""
+    lag: float
+    """Seconds from when a live result could have been begun to when it was there, lately, on the mean."""
+    cost: float
+    """Seconds of a worker for a second of live input."""
+    load: float
+    """Share of the workers' time that live work took lately, from 0 to 1."""
+    workers: int
+    threads: int
+    """CPU threads of each worker."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Speech to text: PCM16 segments of one job in, one transcript for each out."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,18 +10,24 @@ from typing import Any
 from whisper_byoc import params as read
 from whisper_byoc.errors import BadParam, UsageError
 from whisper_byoc.languages import language_code
-from whisper_byoc.processors.base import JobInfo, Media
+from whisper_byoc.processors.base import Capacity, JobInfo, Media
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech import models, pages
+from whisper_byoc.speech.capacity import UTTERANCE_SECONDS, Kind
 from whisper_byoc.speech.engine import MOST_BEAM, DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import RECORDING, LiveOptions
 from whisper_byoc.speech.scheduler import Scheduler, Timed
 from whisper_byoc.speech.transcript import Transcription
 from whisper_byoc.speech.voice_activity import Model, VoiceActivity
 
+log = logging.getLogger(__name__)
+
 MAX_THREADS = 4
-"""The tiny model gains nothing from more threads than this; further CPUs become workers."""
+"""The tiny model gains nothing from more threads than this; further CPUs become workers. With as few CPUs as this there
+is one worker, whose batches are larger than those of several would be."""
+OTHER_THREADS = (2, 8)
+"""Threads of each worker that are tried where there are more CPUs: for small models, and for large ones."""
 
 MAX_PROMPT = 1000
 """Characters; the model itself uses only the last 223 tokens (openai-whisper, `n_text_ctx // 2 - 1`)."""
@@ -49,12 +56,21 @@ class WhisperSettings:
 
     beam: int | None = None
     """`DecodeOptions.beam` of jobs that do not name it."""
+    live: int | None = None
+    """Live jobs at once; None: as many as fit, by measurement."""
 
     def sizes(self) -> tuple[int, int]:
         """Return the number of workers, and of CPU threads in each."""
         cpus = available_cpus()
         threads = self.threads or min(MAX_THREADS, cpus)
         return self.workers or max(1, cpus // threads), threads
+
+    def other_sizes(self) -> list[tuple[int, int]]:
+        """Return what to try beside `sizes`: nothing where either number is given, or all CPUs fit into one worker."""
+        cpus = available_cpus()
+        if self.workers or self.threads or cpus <= MAX_THREADS:
+            return []
+        return [(cpus // threads, threads) for threads in OTHER_THREADS if threads <= cpus]
 
 
 class WhisperProcessor:
@@ -68,7 +84,7 @@ class WhisperProcessor:
     def __init__(self, model: str = "tiny", settings: WhisperSettings | None = None) -> None:
         self._model = model
         self._settings = settings or WhisperSettings()
-        self._scheduler = Scheduler(*self._settings.sizes())
+        self._scheduler = Scheduler(*self._settings.sizes(), self._settings.other_sizes())
         self._voice_activity = VoiceActivity(load_silero)
         self._engine: Engine | None = None
         self._kept: Path | None = None
@@ -80,7 +96,7 @@ class WhisperProcessor:
         return models.DEMO_NOTICE if self._model == "demo" else ""
 
     async def initialize(self) -> None:
-        """Load the model and make one inference in each worker.
+        """Load the model, and try what work costs each worker.
 
         Raises `ModelError`, `UnknownModel` or `UsageError` (language, or an engine that is not installed).
         """
@@ -89,6 +105,7 @@ class WhisperProcessor:
         if self._kept is not None:  # the kernels have copies in forms of their own, made at the first inference
             await asyncio.to_thread(pages.release, self._kept)
         self.options()
+        log.info("model %s: %s", self._model, self._choice())
 
     async def process(self, frame: bytes) -> bytes:
         """Transcribe one segment on its own; the server uses sessions, which keep the job's clock."""
@@ -115,6 +132,31 @@ class WhisperProcessor:
 
     def trouble(self) -> str | None:
         return self._scheduler.trouble()
+
+    def capacity(self) -> Capacity:
+        """Return how much work fits; `--max-live` wins over what was measured."""
+        load, live = self._scheduler.workload, self._settings.live
+        return Capacity(
+            live or max(load.streams, 1),
+            load.recording_rate,
+            load.late and live is None,
+            load.lag,
+            load.cost(Kind.LIVE),
+            load.share(Kind.LIVE),
+            *self._scheduler.size,
+        )
+
+    def _choice(self) -> str:
+        """Say what was chosen, and why."""
+        (workers, threads), costs = self._scheduler.size, self._scheduler.costs[0]
+        chosen = f"workers: {workers}, threads of each: {threads}, CPUs: {available_cpus()}"
+        speed = f"{1000 * costs.window:.0f} ms for {UTTERANCE_SECONDS:g} s of speech"
+        if costs.token:
+            speed += f" and {1000 * costs.token:.1f} ms a token alone, {1000 * costs.token_together:.1f} ms in a batch"
+        fits = self._scheduler.workload.streams
+        slow = "" if fits else ": it is slower than speech, one live stream is taken and will fall behind"
+        limit = f", --max-live {self._settings.live}" if self._settings.live else ""
+        return f"{chosen}; {speed}; live streams that fit: {fits}{limit}{slow}"
 
     async def shutdown(self) -> None:
         """Let the workers go, and the memory of the model with them."""

@@ -9,6 +9,7 @@ from typing import Any
 from audio import pcm
 from whisper_byoc.errors import BadSegment, ByocError
 from whisper_byoc.processors.base import Result
+from whisper_byoc.speech.capacity import Kind
 from whisper_byoc.speech.engine import DecodeOptions, Samples
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.live import LiveOptions, LiveTranscriber, Update
@@ -78,6 +79,7 @@ class WhisperSession:
         self._transcripts = 0
         self._live: LiveTranscriber | None = None
         self._live_start = 0  # the job's clock when the live feed began
+        self._told = 0  # the job's clock up to which the scheduler knows of live sound
         self._arrivals = ArrivalTimes()
         self._on_ready: Callable[[], None] = lambda: None
 
@@ -117,7 +119,7 @@ class WhisperSession:
                 self._voice_activity.stream(),
                 self._on_ready,
             )
-            self._live_start = self._samples
+            self._live_start = self._told = self._samples
         live = self._live
         behind = asyncio.get_running_loop().time() - arrived > BEHIND_SECONDS
         try:
@@ -175,6 +177,7 @@ class WhisperSession:
         lag_ms = None if self.options.live.recording else self._lag_ms(first + length)
         if update.is_final:
             self._transcripts += 1
+            self._tell_scheduler(first + length)
             body = text.text.encode()
             text = text.within(
                 (utterance.speech_start - utterance.first) / pcm.SAMPLE_RATE,
@@ -184,6 +187,12 @@ class WhisperSession:
         beam = update.result.beam if update.is_final else None
         record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final, beam)
         return Result(body, self._fields(record), partial=not update.is_final, lag_ms=lag_ms)
+
+    def _tell_scheduler(self, position: int) -> None:
+        """Have it count the live sound before a final text's end; recordings it counts itself."""
+        if not self.options.live.recording:
+            self._scheduler.workload.heard(Kind.LIVE, (position - self._told) / pcm.SAMPLE_RATE)
+        self._told = position
 
     def _lag_ms(self, position: int) -> float:
         arrived = self._arrivals.at(position)

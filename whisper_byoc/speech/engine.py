@@ -161,8 +161,17 @@ class Engine(Protocol):
     def replica(self) -> Self:
         """Return an engine for another thread, on the same weights. Called before any inference."""
 
+    def fresh(self) -> Self:
+        """Return an engine on the same weights whose replicas and threads are not those of this one."""
+
     def use_threads(self, number: int) -> None:
         """Compute with so many CPU threads. Called once, in the thread that makes all the calls below."""
+
+    def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
+        """Do the work for sound with a text of so many tokens, whatever it says, as if there were so many texts.
+
+        With steps, each is one of the decoder, the encoder in the first one.
+        """
 
     def transcribe(
         self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never

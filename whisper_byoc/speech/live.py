@@ -272,13 +272,13 @@ class LiveTranscriber:
         return [Update(utterance, False, Timed(partial, draft.queue_ms, draft.inference_ms))]
 
     def _start_draft(self, current: Utterance) -> None:
-        """Draft the open utterance if it is time. One draft at a time: under load they come less often."""
+        """Draft the open utterance if it is time, and the scheduler has time: under load there are fewer drafts."""
         every = self.options.draft_every if self._shown else self.options.draft_every / 2
         due = max(
             current.speech_start + int(self.options.first_draft_after * SAMPLE_RATE),
             self._drafted_until + int(every * SAMPLE_RATE),
         )
-        if self._draft is not None or current.end < due:
+        if self._draft is not None or current.end < due or not self._scheduler.may_draft:
             return
         options = replace(self._decoding, language=self._language.likely, guess=self._guess)
         self._drafted_until = current.end

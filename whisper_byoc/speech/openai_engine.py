@@ -70,6 +70,12 @@ class OpenAIEngine:
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
         return type(self)(model, self._random_lock)
 
+    fresh = replica  # threads belong to the thread that calls
+
+    def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
+        """Decode a window of 30 s greedily, but never to the end of its text before so many tokens."""
+        return Inference(self, _at_once(lambda: self._rehearse(samples, tokens)))
+
     def use_threads(self, number: int) -> None:
         """Set torch's threads for the calling thread; OpenMP keeps the number per thread."""
         torch.set_num_threads(number)
@@ -92,6 +98,14 @@ class OpenAIEngine:
         """Make each inference from its beginning to its end."""
         for each in inferences:
             each.send()
+
+    def _rehearse(self, samples: Samples, tokens: int) -> None:
+        end = self._tokenizer("en", "transcribe").eot
+        wanted = DecodingOptions(
+            language="en", without_timestamps=True, sample_len=tokens, suppress_tokens=[end], fp16=False
+        )
+        with torch.no_grad():
+            whisper.decode(self.model, self._mel(samples), wanted)
 
     def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Transcription:
         """Decode a second time what looks wrong (see `hallucination`), and return the better text."""

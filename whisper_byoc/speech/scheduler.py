@@ -2,39 +2,43 @@
 
 Transcriptions come first, that with the oldest deadline before the others. Drafts wait for them: one begins only while
 no transcription waits, and is cancelled when one has no place. Work whose result nobody waits for is cancelled.
+
+As the load grows there are fewer drafts (`Scheduler.may_draft`), then live text is found with a smaller beam, then with
+none; beyond that it is for whoever gives it work to take no more (`Scheduler.workload`).
 """
 
 import asyncio
 import heapq
 import itertools
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
+from audio.pcm import SAMPLE_RATE
 from whisper_byoc.aio import STOP_SECONDS, STUCK_SECONDS
 from whisper_byoc.errors import ProcessorError
+from whisper_byoc.speech.capacity import DRAFT_SHARE, Costs, Kind, Workload, try_out
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
 """By so much the deadline of a recording is later than that of live speech that came at the same time."""
 SMALL_BEAM = 2
 """For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than none takes."""
 IDLE_LOAD = 0.25
-"""A worker that was busy for a larger share of the last seconds follows `SMALL_BEAM` texts at most …"""
+"""With live text taking a larger share of the workers' time, it is found by following `SMALL_BEAM` texts at most …"""
 BUSY_LOAD = 0.4
 """… and from this share on only the likeliest."""
-LOAD_SECONDS = 5.0
-"""The last seconds are about so many."""
+TRIAL_SECONDS = 1.0
+"""Longest time for trying numbers of workers and threads, beyond that of the first one."""
+BETTER = 1.1
+"""So many times the streams must fit with another number of workers, or it is not worth leaving the first one."""
 
 
 @dataclass(frozen=True)
@@ -120,26 +124,6 @@ class TwoPriorityQueue(Generic[T]):
             return dropped
 
 
-class Load:
-    """How busy a thread was lately, as a share from 0 to 1: a mean that forgets."""
-
-    def __init__(self) -> None:
-        self._busy = 0.0
-        self._until = time.monotonic()
-
-    def add(self, seconds: float) -> None:
-        """Note that the last `seconds` were spent at work."""
-        self._busy = self._decayed() + seconds
-        self._until = time.monotonic()
-
-    @property
-    def share(self) -> float:
-        return self._decayed() / LOAD_SECONDS
-
-    def _decayed(self) -> float:
-        return self._busy * math.exp((self._until - time.monotonic()) / LOAD_SECONDS)
-
-
 class _Work(Generic[T]):
     """One piece of work, from the time it is asked for to its result."""
 
@@ -148,14 +132,11 @@ class _Work(Generic[T]):
         begin: Callable[[Engine, DecodeOptions, IsCancelled], Inference[T]],
         options: DecodeOptions,
         is_cancelled: IsCancelled,
-        *,
-        low: bool,
-        live: bool,
+        kind: Kind,
     ) -> None:
-        self.low = low
+        self.kind = kind
         self.future: Future[Timed[T]] = Future()
         self.options = options
-        self.live = live
         self._begin = begin
         self._is_cancelled = is_cancelled
         self.submitted = time.monotonic()
@@ -179,15 +160,15 @@ class _Work(Generic[T]):
 
 
 class _Worker:
-    """One thread and its engine."""
+    """One thread and its engine. It begins to take work when it is told of the `workload` of all."""
 
     def __init__(self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]]) -> None:
         self._engine = engine
         self._threads = threads
         self._queue = queue
         self._running: list[_Work[Any]] = []
-        self._load = Load()
-        self.warm: Future[None] = _uncancellable()
+        self.tried: Future[Costs] = _uncancellable()
+        self.workload: Future[Workload | None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -197,44 +178,77 @@ class _Worker:
     def _run(self) -> None:
         try:
             self._engine.use_threads(self._threads)
-            warm_up(self._engine)
+            self.tried.set_result(try_out(self._engine))
         except BaseException as error:
-            self.warm.set_exception(error)
+            self.tried.set_exception(error)
             return
-        self.warm.set_result(None)
-        while self._take():
+        workload = self.workload.result()
+        while workload and self._take(workload):
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
-            self._load.add(time.monotonic() - began)
+            weights = Counter[Kind]()
+            for work in self._running:
+                weights[work.kind] += work.options.beam or 1
+            workload.worked(time.monotonic() - began, weights)
             for work in [work for work in self._running if work.inference and work.inference.done]:
                 self._running.remove(work)
                 self._queue.free()
                 work.end()
 
-    def _take(self) -> bool:
+    def _take(self, workload: Workload) -> bool:
         """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
         while len(self._running) < self._engine.batch:
-            drafts = sum(work.low for work in self._running)
+            drafts = sum(work.kind is Kind.DRAFT for work in self._running)
             work = self._queue.get(wait=not self._running, low=drafts < self._engine.batch / 2)
             if work is None:
                 break
             if not work.future.set_running_or_notify_cancel():
                 self._queue.free()
                 continue
-            work.begin(self._engine, self._beam(work))
+            work.begin(self._engine, self._beam(work, workload.share(Kind.LIVE)))
             self._running.append(work)
             if not self._queue.urgent:  # one draft a step: each is encoded first, for which the others wait
                 break
         return bool(self._running)
 
-    def _beam(self, work: _Work[Any]) -> int:
-        if not work.live:
-            hurried = any(each.live for each in self._running) or self._queue.urgent > self._engine.batch
+    def _beam(self, work: _Work[Any], load: float) -> int:
+        if work.kind is not Kind.LIVE:
+            hurried = any(each.kind is Kind.LIVE for each in self._running) or self._queue.urgent > self._engine.batch
             return 1 if hurried else self._engine.beam
-        if self._load.share > BUSY_LOAD:
+        if load > BUSY_LOAD:
             return 1
         alone = not self._running and not self._queue.urgent
-        return self._engine.beam if alone and self._load.share < IDLE_LOAD else min(SMALL_BEAM, self._engine.beam)
+        return self._engine.beam if alone and load < IDLE_LOAD else min(SMALL_BEAM, self._engine.beam)
+
+
+class _Crew:
+    """Some workers, and the queue of what they do."""
+
+    def __init__(self, engine: Engine, workers: int, threads: int) -> None:
+        """Take an engine with which nothing was computed."""
+        engines = [engine, *(engine.replica() for _ in range(1, workers))]
+        self.size = workers, threads
+        self.queue: TwoPriorityQueue[_Work[Any]] = TwoPriorityQueue(sum(each.batch for each in engines))
+        self.workers = [_Worker(f"whisper-{n}", each, threads, self.queue) for n, each in enumerate(engines)]
+
+    async def tried(self) -> list[Costs]:
+        """Wait until every worker has made its trial; raises what an engine raises."""
+        return await asyncio.gather(*(asyncio.wrap_future(worker.tried) for worker in self.workers))
+
+    def begin(self, workload: Workload | None) -> None:
+        """Have the workers take work; without a workload they end."""
+        for worker in self.workers:
+            if not worker.workload.done():
+                worker.workload.set_result(workload)
+
+    async def stop(self) -> None:
+        for work in self.queue.close():
+            work.future.cancel()
+        self.begin(None)
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self.workers:
+            await asyncio.to_thread(worker.thread.join, max(0.0, deadline - time.monotonic()))
+        self.workers.clear()  # and their engines with them
 
 
 class Scheduler:
@@ -244,23 +258,49 @@ class Scheduler:
     transcriptions never do.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._number = workers
-        self._threads = threads
-        self._queue: TwoPriorityQueue[_Work[Any]] = TwoPriorityQueue()
-        self._workers: list[_Worker] = []
+    def __init__(self, workers: int, threads: int, others: Sequence[tuple[int, int]] = ()) -> None:
+        """`others` are numbers of workers and threads to try as well; that with which most streams fit is taken."""
+        self._sizes = ((workers, threads), *others)
+        self._crew: _Crew | None = None
+        self.costs: tuple[Costs, ...] = ()
+        """What each worker's trial found."""
+        self.workload = Workload([Costs(0.0)])
+        """What the workers do; of use when they have been started."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The number of workers, and of CPU threads in each."""
+        return self._crew.size if self._crew else self._sizes[0]
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether there is time for drafts."""
+        return self.workload.share(Kind.LIVE, Kind.DRAFT) < DRAFT_SHARE
 
     async def start(self, load: Callable[[], Engine]) -> Engine:
-        """Load the model in a thread, start the workers, and wait until each has made its first inference.
+        """Load the model in a thread, start the workers, and wait until each has made its trial.
 
         Raises what `load` and the engine raise.
         """
         engine = await asyncio.wrap_future(_in_thread(load, "whisper-load"))
-        engines = [engine, *(engine.replica() for _ in range(1, self._number))]  # before one of them works
-        self._queue.places = sum(each.batch for each in engines)
-        for number, each in enumerate(engines):
-            self._workers.append(_Worker(f"whisper-{number}", each, self._threads, self._queue))
-        await asyncio.gather(*(asyncio.wrap_future(worker.warm) for worker in self._workers))
+        began = time.monotonic()
+        self._crew = _Crew(engine, *self._sizes[0])
+        costs = await self._crew.tried()
+        took, deadline = time.monotonic() - began, time.monotonic() + TRIAL_SECONDS
+        for size in self._sizes[1:]:
+            began = time.monotonic()
+            if began + took > deadline:
+                break
+            other = _Crew(engine.fresh(), *size)
+            try:
+                found = await other.tried()
+                if Workload(found).streams > BETTER * Workload(costs).streams:
+                    self._crew, other, costs = other, self._crew, found
+            finally:
+                await other.stop()
+            took = time.monotonic() - began
+        self.costs, self.workload = tuple(costs), Workload(costs)
+        self._crew.begin(self.workload)
         return engine
 
     async def transcribe(self, samples: Samples, options: DecodeOptions, *, live: bool = False) -> Timed[Transcription]:
@@ -268,26 +308,34 @@ class Scheduler:
 
         `live` speech goes before recordings.
         """
-        return await self._do(
-            lambda engine, options, is_cancelled: engine.transcribe(samples, options, is_cancelled), options, live=live
+        kind = Kind.LIVE if live else Kind.RECORDING
+        timed = await self._do(
+            lambda engine, options, is_cancelled: engine.transcribe(samples, options, is_cancelled), options, kind
         )
+        if live:
+            self.workload.answered(timed.queue_ms / 1000, timed.inference_ms / 1000)
+        else:
+            self.workload.heard(kind, len(samples) / SAMPLE_RATE)
+        return timed
 
     async def draft(self, samples: Samples, options: DecodeOptions) -> Timed[Draft]:
         """Have a worker draft while no transcription waits; raises `Cancelled` when one needs the worker."""
         return await self._do(
             lambda engine, options, is_cancelled: engine.draft(samples, options, is_cancelled),
             replace(options, beam=1),
-            low=True,
+            Kind.DRAFT,
         )
 
     async def detect_language(self, samples: Samples) -> tuple[str, float]:
-        """Have a worker detect the language; return its code and probability."""
-        found = await self._do(lambda engine, _, is_cancelled: engine.detect_language(samples), DecodeOptions(beam=1))
+        """Have a worker detect the language, before recordings; return its code and probability."""
+        found = await self._do(
+            lambda engine, _, is_cancelled: engine.detect_language(samples), DecodeOptions(beam=1), Kind.LIVE
+        )
         return found.value
 
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
-        for worker in self._workers:
+        for worker in self._crew.workers if self._crew else ():
             since = worker.busy_since()
             if since is not None and (seconds := time.monotonic() - since) > STUCK_SECONDS:
                 return f"worker {worker.thread.name} has been at one segment for {seconds:.0f} s"
@@ -298,40 +346,26 @@ class Scheduler:
 
         Python aborts a process that ends while a daemon thread is in torch, be it only to free its tensors.
         """
-        for work in self._queue.close():
-            work.future.cancel()
-        deadline = time.monotonic() + STOP_SECONDS
-        for worker in self._workers:
-            await asyncio.to_thread(worker.thread.join, max(0.0, deadline - time.monotonic()))
-        self._workers.clear()  # and their engines with them
+        if self._crew is not None:
+            await self._crew.stop()
 
     async def _do(
         self,
         begin: Callable[[Engine, DecodeOptions, IsCancelled], Inference[T]],
         options: DecodeOptions,
-        *,
-        low: bool = False,
-        live: bool = False,
+        kind: Kind,
     ) -> Timed[T]:
-        abandoned = threading.Event()
-        work = _Work(
-            begin, options, lambda: abandoned.is_set() or (low and self._queue.overloaded()), low=low, live=live
-        )
-        deadline = work.submitted + (0.0 if live else PATIENCE_SECONDS)
-        if not self._queue.put(work, deadline, low=low):
+        assert self._crew is not None, "start() comes first"
+        queue, abandoned, low = self._crew.queue, threading.Event(), kind is Kind.DRAFT
+        work = _Work(begin, options, lambda: abandoned.is_set() or (low and queue.overloaded()), kind)
+        deadline = work.submitted + (0.0 if kind is Kind.LIVE else PATIENCE_SECONDS)
+        if not queue.put(work, deadline, low=low):
             raise ProcessorError("the workers have been stopped")
         try:
             return await asyncio.wrap_future(work.future)
         finally:
             abandoned.set()
-            self._queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
-
-
-def warm_up(engine: Engine) -> None:
-    """Make one inference of each kind on faint noise, so that the first user does not wait for lazy initialisation."""
-    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * np.float32(1e-3)
-    engine.transcribe(noise, DecodeOptions()).result()
-    engine.draft(noise, DecodeOptions()).result()
+            queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
 
 
 def _in_thread(function: Callable[[], T], name: str) -> Future[T]:

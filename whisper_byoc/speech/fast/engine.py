@@ -17,6 +17,7 @@ from whisper_byoc.speech.engine import (
     never,
 )
 from whisper_byoc.speech.fast.alignment import token_ends
+from whisper_byoc.speech.fast.batch import Pass
 from whisper_byoc.speech.fast.decoding import Steps, Wish, decode, language_probabilities
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
@@ -62,9 +63,17 @@ class FastEngine:
         self._model.users += 1
         return type(self)(self._model, full_windows=self._full_windows, beam=self.beam)
 
+    def fresh(self) -> Self:
+        """Return an engine on the same graphs, to be compiled again."""
+        return type(self)(replace(self._model, users=1), full_windows=self._full_windows, beam=self.beam)
+
     def use_threads(self, number: int) -> None:
         """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
         self._loaded = self._model.network(number)
+
+    def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
+        """Encode sound, and decode tokens that mean nothing."""
+        return Inference(self, self._rehearse(samples, tokens, texts))
 
     def transcribe(
         self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never
@@ -97,6 +106,11 @@ class FastEngine:
         else:
             for each in going:
                 each.send(steps[id(each)])
+
+    def _rehearse(self, samples: Samples, tokens: int, texts: int) -> Steps[None]:
+        sound = self._windows(samples, never).sound(0, full=self._full_windows)
+        for at in range(tokens):
+            yield Pass(sound, [[0]] * texts, [0], kept=at, parents=range(texts) if at else [0] * texts)
 
     def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Transcription]:
         windows, model = self._windows(samples, is_cancelled), self._model

@@ -1,0 +1,186 @@
+"""What work costs a model's workers: tried at the start, then measured as they work; and how much live speech fits.
+
+The trial does what an utterance of `UTTERANCE_SECONDS` takes, alone and in a full batch. At first a second of live
+sound is taken to cost what it did alone. What the workers measure then is believed when they are busy; when they are
+not, only if it is less, for work gets cheaper when more of it is done together.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from audio.pcm import SAMPLE_RATE
+from whisper_byoc.speech.engine import Engine, Inference
+
+UTTERANCE_SECONDS = 5.0
+UTTERANCE_TOKENS = 20
+"""Four a second, as English speech has with tiny.en, the passes that begin and end a text among them."""
+TRIED_TOKENS = 3
+"""Of each text in the trial."""
+LIVE_SHARE = 0.7
+"""Of the workers' time, for live text; without the rest, utterances that end at the same time would wait for long."""
+DRAFT_SHARE = 0.75
+"""Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
+BUSY_SHARE = 0.5
+"""Of the workers' time at any work, from which on a measured cost is what it costs under load."""
+SHARE_SECONDS = 5.0
+"""Shares of time are those of the last seconds, about so many."""
+COST_SECONDS = 20.0
+"""The same of costs: some utterances of each stream."""
+ENOUGH_SECONDS = 10.0
+"""Sound of which a cost is known, at least."""
+LATE_SECONDS = 1.0
+"""Live text that waits longer than this on the mean for a worker shows that too much was taken."""
+RECORDING_SHARE = 0.1
+"""Of the workers' time that recordings can count on, whatever else there is."""
+
+
+class Kind(Enum):
+    """What a piece of work is for, the most urgent first."""
+
+    LIVE = "live"
+    RECORDING = "recording"
+    DRAFT = "draft"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the trial found, in seconds of a worker."""
+
+    window: float
+    """To encode an utterance of `UTTERANCE_SECONDS`; for an engine that makes no steps, all of its work."""
+    token: float = 0.0
+    """A step of the decoder for one text alone."""
+    token_together: float = 0.0
+    """The same for each text of a full batch."""
+
+    @property
+    def alone(self) -> float:
+        """For a second of speech, if it is the only work."""
+        return (self.window + UTTERANCE_TOKENS * self.token) / UTTERANCE_SECONDS
+
+    @property
+    def together(self) -> float:
+        """For a second of speech, at best."""
+        return (self.window + UTTERANCE_TOKENS * self.token_together) / UTTERANCE_SECONDS
+
+
+def try_out(engine: Engine) -> Costs:
+    """Find out what work costs, and make what an engine makes at its first inference; raises what the engine raises."""
+    noise = np.random.default_rng(0).standard_normal(int(UTTERANCE_SECONDS * SAMPLE_RATE)) * 1e-3
+    sound = noise.astype(np.float32)
+    _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS))
+    if engine.batch == 1:
+        return Costs(sum(_step_seconds(engine, engine.rehearse(sound, UTTERANCE_TOKENS))))
+    # the shortest of equal steps, as other programs may get in between; the first one has the encoder in it
+    first, *alone = _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS))
+    first_together, *together = _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS, texts=engine.batch))
+    token, tokens = min(alone), min(together)
+    return Costs(max(min(first - token, first_together - tokens), 0.0), token, tokens / engine.batch)
+
+
+def _step_seconds(engine: Engine, inference: Inference[None]) -> list[float]:
+    found = []
+    while not inference.done:
+        began = time.perf_counter()
+        engine.advance([inference])
+        found.append(time.perf_counter() - began)
+    inference.result()
+    return found
+
+
+class Decaying:
+    """A sum that forgets: what was added `seconds` ago has shrunk to 1/e."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._value = 0.0
+        self._at = time.monotonic()
+
+    def add(self, amount: float) -> None:
+        self._value, self._at = self.value + amount, time.monotonic()
+
+    @property
+    def value(self) -> float:
+        return self._value * math.exp((self._at - time.monotonic()) / self._seconds)
+
+    @property
+    def rate(self) -> float:
+        """What was added a second, on the mean."""
+        return self.value / self._seconds
+
+
+class Workload:
+    """What workers do, and what it costs. Told by their threads and by whoever gives them work; asked by anybody."""
+
+    def __init__(self, costs: Sequence[Costs]) -> None:
+        """`costs` are those that each worker's trial found."""
+        self._workers = len(costs)
+        self._lock = threading.Lock()
+        self._busy = {kind: Decaying(SHARE_SECONDS) for kind in Kind}
+        self._work = {kind: Decaying(COST_SECONDS) for kind in Kind}
+        self._sound = {kind: Decaying(COST_SECONDS) for kind in Kind}
+        alone = sum(each.alone for each in costs) / len(costs)
+        self._cost = dict.fromkeys(Kind, alone)
+        self._least = sum(each.together for each in costs) / len(costs)
+        self._texts, self._waited, self._took = (Decaying(COST_SECONDS) for _ in range(3))
+
+    def worked(self, seconds: float, weights: Mapping[Kind, float]) -> None:
+        """Note that a worker was busy for so long, with work of these kinds by `weights`."""
+        whole = sum(weights.values())
+        with self._lock:
+            for kind, weight in weights.items():
+                self._busy[kind].add(seconds * weight / whole)
+                self._work[kind].add(seconds * weight / whole)
+
+    def heard(self, kind: Kind, seconds: float) -> None:
+        """Note that all text of so much more sound is there; silence is sound."""
+        with self._lock:
+            self._sound[kind].add(seconds)
+            sound = self._sound[kind].value
+            if sound < ENOUGH_SECONDS:
+                return
+            cost = max(self._work[kind].value / sound, self._least if kind is Kind.LIVE else 0.0)
+            if cost < self._cost[kind] or self.share(*Kind) >= BUSY_SHARE:
+                self._cost[kind] = cost
+
+    def answered(self, waited: float, took: float) -> None:
+        """Note that a live text waited for its worker, and took, so many seconds."""
+        with self._lock:
+            self._texts.add(1)
+            self._waited.add(waited)
+            self._took.add(took)
+
+    def share(self, *kinds: Kind) -> float:
+        """Return how much of the workers' time these kinds took lately, from 0 to 1."""
+        return sum(self._busy[kind].rate for kind in kinds) / self._workers
+
+    def cost(self, kind: Kind) -> float:
+        """Return what a second of sound costs, in seconds of a worker."""
+        return self._cost[kind]
+
+    @property
+    def streams(self) -> int:
+        """How many live streams fit."""
+        return int(self._workers * LIVE_SHARE / max(self.cost(Kind.LIVE), 1e-6))
+
+    @property
+    def recording_rate(self) -> float:
+        """How many seconds of recordings are done in a second, beside the live speech there is."""
+        free = self._workers * max(1.0 - self.share(Kind.LIVE), RECORDING_SHARE)
+        return free / max(self.cost(Kind.RECORDING), 1e-6)
+
+    @property
+    def lag(self) -> float:
+        """Seconds that live text lately waited and took, on the mean; it goes back to 0 when there is none."""
+        return (self._waited.value + self._took.value) / max(self._texts.value, 1.0)
+
+    @property
+    def late(self) -> bool:
+        """Whether live text waits for too long, so that no more should be taken."""
+        return self._waited.value > LATE_SECONDS * max(self._texts.value, 1.0)
