@@ -206,7 +206,7 @@ async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResp
     return response
 
 
-def client_address(transport: asyncio.Transport) -> str:
+def client_address(transport: asyncio.BaseTransport) -> str:
     """Return the address of the client, of IPv6 its network; empty for one that has none."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
@@ -217,6 +217,11 @@ def client_address(transport: asyncio.Transport) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, IPV6_NETWORK_BITS), strict=False))
+
+
+def client_of(request: web.BaseRequest) -> str:
+    """Return the address of a request's client as `client_address` does; empty when it has gone."""
+    return client_address(request.transport) if request.transport else ""
 
 
 def _answer(transport: asyncio.Transport, status: HTTPStatus, message: str) -> None:

@@ -11,7 +11,7 @@ from tests.server.stubs import Mirror, Says, Sound, Upper
 from tests.waiting import until
 from whisper_byoc.errors import BadParam, BadSegment, UsageError
 from whisper_byoc.processors.base import PlainSession
-from whisper_byoc.server.core import table
+from whisper_byoc.server.core import admission
 
 
 async def test_a_job_that_nobody_feeds_or_reads_ends_after_its_alone_time(serving):
@@ -222,7 +222,7 @@ async def test_a_reader_or_a_feed_keeps_a_job_without_a_byte(serving):
 
 async def test_jobs_without_a_byte_make_place_and_one_address_has_only_its_share_of_them(serving, monkeypatch):
     """They all come from one address here, which may have one of the four places so."""
-    monkeypatch.setattr(table, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "YOUNG_SECONDS", 0.0)
     api = await serving(Upper(), jobs=4, empty_seconds=600)
     assert await put_empty(api, "empty") == 200
     assert await put_empty(api, "another") == 503

@@ -166,7 +166,7 @@ class Server:
             return
         name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
         address = f"{'https' if self._config.tls else 'http'}://{host}:{self.port}"
-        full = self._config.registration.filled(name, address, self._config.limits.jobs, self._config.token)
+        full = self._config.registration.filled(name, address, self.table.free, self._config.token)
         self._registrar = Registrar(full, self._open_jobs)
         self._registrar.start()
 

@@ -16,6 +16,7 @@ from wyoming.ping import Ping, Pong
 from audio.errors import AudioError
 from whisper_byoc import __version__
 from whisper_byoc.aio import cancel
+from whisper_byoc.connections import client_address
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.server.core.job import Job
@@ -129,7 +130,8 @@ class _Client:
                 sound = AudioStart.from_event(start)
                 named = {"encoding": ENCODINGS.get(sound.width, ""), "rate": sound.rate, "channels": sound.channels}
                 declared = declared_format("", {name: str(value) for name, value in named.items()})
-                job = await stack.enter_async_context(temporary_job(self._table, pipeline, params))
+                client = client_address(self._writer.transport)
+                job = await stack.enter_async_context(temporary_job(self._table, pipeline, params, client=client))
                 await self._send(TranscriptStart(language=self._wanted.language))
                 telling = asyncio.ensure_future(self._tell(job))
                 stack.push_async_callback(cancel, telling)

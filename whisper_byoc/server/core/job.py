@@ -38,7 +38,7 @@ class Job:
         """Set when no more input is wanted; a connected feed may still hand in its tail."""
         self.alone_limit = limits.idle_seconds
         """The job is ended after so many `alone_seconds`."""
-        self.client: str | None = None
+        self.client = ""
         """The address of the client that opened it, if a job without a byte is to make place for others."""
         self.has_feed = False
         self.has_reader = False
@@ -134,7 +134,7 @@ class Job:
     @property
     def empty_seconds(self) -> float:
         """Seconds that it has held its place without a byte, where that counts."""
-        return 0.0 if self.client is None or self.inbox.fed else self.age_seconds
+        return self.age_seconds if self.client and not self.inbox.fed else 0.0
 
     @property
     def busy(self) -> bool:

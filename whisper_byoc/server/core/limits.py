@@ -11,8 +11,8 @@ class Limits:
 
     segment_bytes: int = 64 * MIB
     """Largest segment, and largest recording, as sent and as PCM16. A frame of 1280x720 pixels has 2.7 MB."""
-    jobs: int = 32
-    """Jobs open at once; one more is answered 503."""
+    jobs: int = 64
+    """Jobs open at once; one more is answered 503. Of a pipeline that knows its capacity there may be fewer."""
     queue_segments: int = 16
     """Segments of one job that wait or are at work."""
     queue_bytes: int = 64 * MIB
@@ -23,6 +23,8 @@ class Limits:
     """Their bytes. One result always fits."""
     transcript_bytes: int = 16 * MIB
     """Transcripts kept of one job. One of an utterance has some 400 bytes: this is more than a day of talk."""
+    recording_seconds: float = 60.0
+    """Longest work on all recordings that have been taken, of a pipeline that knows its speed; one is always taken."""
     segment_seconds: float = 120.0
     """Longest work on one segment."""
     admission_seconds: float = 30.0

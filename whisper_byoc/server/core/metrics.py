@@ -1,9 +1,12 @@
 """What the operator can watch, in Prometheus' text form. One registry per server, none per process."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from whisper_byoc import __version__
 from whisper_byoc.errors import RequestRefused
@@ -11,6 +14,34 @@ from whisper_byoc.processors.base import Result
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper bounds of the buckets of every histogram."""
+CAPACITY: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "live": ("byoc_live_capacity", "Live jobs that can be done in time, as measured"),
+        "live_jobs": ("byoc_live_jobs", "Live jobs there are"),
+        "load": ("byoc_live_load_ratio", "Share of the workers' time that live work took lately"),
+        "cost": ("byoc_live_cost_seconds", "Seconds of a worker for a second of live input, as measured"),
+        "lag": (
+            "byoc_live_delay_seconds",
+            "From when live text could be begun to when it is there, on the mean",
+        ),
+        "recording_rate": ("byoc_recording_rate", "Seconds of recordings done in a second, as measured"),
+        "recording_seconds": ("byoc_recording_in_progress_seconds", "Recordings being worked on"),
+    }
+)
+"""Figure of `JobTable.capacity` -> name and help of its gauge."""
+
+
+class _CapacityCollector(Collector):
+    def __init__(self, read: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        found = self._read()
+        for figure, (name, about) in CAPACITY.items():
+            family = GaugeMetricFamily(name, about, labels=["pipeline"])
+            for pipeline, figures in found.items():
+                family.add_metric([pipeline], figures[figure])
+            yield family
 
 
 class Metrics:
@@ -50,6 +81,10 @@ class Metrics:
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         """Add a figure that is read whenever somebody asks."""
         Gauge(name, help, registry=self._registry).set_function(read)
+
+    def capacity(self, read: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """Add the figures of `CAPACITY`, by pipeline, which are read whenever somebody asks."""
+        self._registry.register(_CapacityCollector(read))
 
     def answered(self, method: str, route: str, code: int, seconds: float) -> None:
         """Count one request. `method` and `route` are those of the table of routes, so that they are few."""

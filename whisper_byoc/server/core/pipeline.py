@@ -11,7 +11,7 @@ from typing import Any
 
 from whisper_byoc.aio import STUCK_SECONDS, Changed
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
-from whisper_byoc.processors.base import JobInfo, Media, Processor, Session, session_of
+from whisper_byoc.processors.base import Capacity, JobInfo, Media, Processor, Session, session_of
 from whisper_byoc.server.core.exits import exits_contained
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,13 @@ class Pipeline:
         """What whoever uses it should know, in one sentence; empty if there is nothing."""
         notice = getattr(self._processor, "notice", "")
         return notice if isinstance(notice, str) else ""
+
+    @property
+    def capacity(self) -> Capacity | None:
+        """How much work it can do in time; None when it does not say, or is not ready."""
+        ask = getattr(self._processor, "capacity", None)
+        found = ask() if callable(ask) and self.state is PipelineState.READY else None
+        return found if isinstance(found, Capacity) else None
 
     @property
     def gives_text(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from whisper_byoc.aio import Changed, cancel, every
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.livepeer import check_id
 from whisper_byoc.processors.base import JobInfo
+from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS, Admission
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.metrics import Metrics
@@ -19,11 +21,6 @@ from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 5
-YOUNG_SECONDS = 2.0
-"""A job without a byte is not counted against its client, nor makes place for others, before this time."""
-EMPTY_SHARE = 4
-"""One client address may hold this part of all places (one in so many) by jobs without a byte."""
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -35,6 +32,7 @@ class JobTable:
         self.limits = limits
         self.draining = False
         self.metrics = metrics
+        self.admission = Admission(limits, lambda: self.jobs)
         self._jobs: dict[str, Job] = {}
         self._opened = Changed()
         self._opening = asyncio.Lock()  # a session may take a moment to open
@@ -42,6 +40,7 @@ class JobTable:
         busy = "Jobs with open input or unfinished work"
         metrics.gauge("byoc_sessions_active", busy, lambda: sum(job.busy for job in self.jobs))
         metrics.gauge("byoc_sessions_free", "New jobs that would be taken", lambda: self.free)
+        metrics.capacity(self.capacity)
         metrics.gauge("byoc_segments_queued", "Segments that wait or are at work", lambda: self.queued)
 
     @property
@@ -87,7 +86,7 @@ class JobTable:
         alone_seconds: float | None = None,
         *,
         recording: bool = False,
-        client: str | None = None,
+        client: str = "",
     ) -> Job:
         """Return the job of that id, opening it if it is new.
 
@@ -107,7 +106,7 @@ class JobTable:
         try:
             async with asyncio.timeout(self.limits.admission_seconds), self._opening:
                 if job_id not in self._jobs:  # else another request has opened it meanwhile
-                    await self._make_place(client)
+                    await self._make_place(pipeline, client, recording=recording)
                     job = await self._make(
                         JobInfo(job_id, pipeline.name, dict(params), recording), pipeline, alone_seconds
                     )
@@ -187,38 +186,40 @@ class JobTable:
 
     @property
     def free(self) -> int:
-        """How many new jobs would be taken."""
-        taken = sum(not job.results.ended and job.empty_seconds <= YOUNG_SECONDS for job in self.jobs)
-        unread = sum(job.results.ended and not job.fully_read for job in self.jobs)
-        return max(self.limits.jobs - max(taken, unread), 0)
+        """How many new live jobs would be taken, of that pipeline which takes most."""
+        return max(map(self.admission.free, self.pipelines))
 
-    async def _make_place(self, client: str | None) -> None:
-        """Refuse (503) a job too many: as many may be open, and as many may have ended and still be read.
+    def capacity(self) -> dict[str, dict[str, float]]:
+        """Return how much work the pipelines that measure it can do, and how much they have, for `/health`."""
+        return {
+            pipeline.name: {
+                **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
+                "live_jobs": self.admission.live(pipeline),
+                "live_free": self.admission.free(pipeline),
+                "recording_seconds": round(self.admission.recorded(pipeline), 1),
+            }
+            for pipeline in self.pipelines
+            if (capacity := pipeline.capacity) is not None and (figures := asdict(capacity))
+        }
 
-        An ended job whose results were read is forgotten early to make place, and so is the oldest open one of which
-        no byte has come.
+    async def _make_place(self, pipeline: Pipeline, client: str, *, recording: bool) -> None:
+        """Refuse (503) a job too many: by `admission`, or where as many have ended and still are to be read.
+
+        A job of which no byte has come is forgotten to make place, and so is an ended one whose results were read.
         """
-        empty = sorted(
-            (job for job in self.jobs if not job.results.ended and job.empty_seconds > YOUNG_SECONDS),
-            key=lambda job: job.empty_seconds,
-        )
-        share = max(self.limits.jobs // EMPTY_SHARE, 1)
-        if client is not None and sum(job.client == client for job in empty) >= share:
-            message = f"{share} jobs of your address hold places without a byte; send theirs, or end them"
-            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
-        if empty and sum(not job.results.ended for job in self.jobs) >= self.limits.jobs:
-            await self._forget_empty(empty[-1], "it had no byte, and another job needed its place")
+        self.admission.check_share(client)
+        while refusal := self.admission.refusal(pipeline, recording=recording):
+            empty = self.admission.dispensable(pipeline if refusal.reason == "capacity" else None)
+            if empty is None:
+                raise refusal
+            await self._forget_empty(empty, "it had no byte, and another job needed its place")
         ended = [job for job in self.jobs if job.results.ended]
-        full = len(self._jobs) - len(ended) >= self.limits.jobs
         if len(ended) >= self.limits.jobs:
             read = next((job for job in ended if job.fully_read), None)
             if read is None:
-                full = True
-            else:
-                del self._jobs[read.info.job_id]
-        if full:
-            message = f"all {self.limits.jobs} jobs of this server are taken"
-            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs")
+                message = f"{len(ended)} jobs have ended, and their results are still to be read"
+                raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs")
+            del self._jobs[read.info.job_id]
 
     async def _forget_empty(self, job: Job, reason: str) -> None:
         log.warning("job %s: forgotten, %s", job.info.job_id, reason)

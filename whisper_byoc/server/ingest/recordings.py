@@ -7,14 +7,14 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from aiohttp import web
+from aiohttp import StreamReader, web
 from numpy.typing import NDArray
 
 from audio import pcm
@@ -25,13 +25,15 @@ from audio.riff import begins_like_wav
 from audio.sniff import is_media
 from audio.wav import read_wav
 from whisper_byoc.aio import cancel
+from whisper_byoc.connections import client_of
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.params import switch
+from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS, YOUNG_SECONDS
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
 from whisper_byoc.server.core.results import Record
-from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE, JobTable
+from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
 from whisper_byoc.server.ingest.declared import PLAIN, declared_format, to_pcm16
 from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.speech.transcript import Transcription, from_records
@@ -42,6 +44,8 @@ NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
 BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
 STRICT = "strict"
 """The field that has a recording refused that is cut off or damaged."""
+UPLOAD_SHARE = 2
+"""One client address, which may be an orchestrator's, may hold this part of the places of uploads (one in so many)."""
 DECODERS = 2
 """Recordings decoded at once: ffmpeg is fast, and the model needs the CPUs."""
 UNKNOWN_LANGUAGE = "und"
@@ -121,26 +125,63 @@ def _decode(data: bytes, max_samples: int, strict: bool, warn: Callable[[str], o
     return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE, strict=strict, warn=warn)
 
 
+@dataclass(eq=False)
+class _Held:
+    """An upload that has a place."""
+
+    client: str
+    content: StreamReader
+    since: float
+    deadline: asyncio.Timeout
+
+
 class Intake:
     """Bounds how many uploads are held, and how many are decoded, at once."""
 
     def __init__(self, limits: Limits) -> None:
-        self._free = limits.jobs
+        self._held: list[_Held] = []  # the oldest first
         self._limits = limits
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the places; raise `RequestRefused` (429) when all are taken."""
-        if self._free == 0:
-            raise RequestRefused(
-                429, "this server is busy with as many recordings as it takes at once", RETRY_AFTER_SECONDS
-            )
-        self._free -= 1
+    @asynccontextmanager
+    async def place(self, client: str, content: StreamReader) -> AsyncIterator[None]:
+        """Hold one of the places for a body from the address `client`.
+
+        Raises `RequestRefused`: 429 when all are taken, or the share of one address; 408 when no byte of it has come
+        and another one needs its place.
+        """
+        self._make_place(client)
+        deadline = asyncio.timeout(None)
+        held = _Held(client, content, asyncio.get_running_loop().time(), deadline)
+        self._held.append(held)
         try:
-            yield
+            async with deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            message = "no byte of the body had come, and another one needed its place"
+            raise RequestRefused(408, message, RETRY_AFTER_SECONDS) from None
         finally:
-            self._free += 1
+            self._held.remove(held)
+
+    def _make_place(self, client: str) -> None:
+        """Have an upload of which no byte has come give its place to this client, where there is none for it."""
+        held = [each for each in self._held if each.deadline.when() is None]  # the others are about to go
+        its = [each for each in held if client and each.client == client]
+        share = max(self._limits.jobs // UPLOAD_SHARE, 1)
+        if len(its) < share and len(held) < self._limits.jobs:
+            return
+        now = asyncio.get_running_loop().time()
+        for each in its if len(its) >= share else held:
+            if not each.content.total_bytes and now - each.since > YOUNG_SECONDS:
+                each.deadline.reschedule(now)
+                return
+        if len(its) >= share:
+            message = f"this server is busy with {share} recordings from your address, which is its share"
+            raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
+        message = "this server is busy with as many recordings as it takes at once"
+        raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason="jobs")
 
     async def decode(self, upload: Upload) -> Recording:
         """Decode an upload. Without a form, bytes of no known kind are PCM16. Its field `strict` is a switch.
@@ -249,7 +290,7 @@ async def received_upload(request: web.Request, *, form_only: bool = False) -> A
     """
     if form_only and request.content_type != "multipart/form-data":
         raise RequestRefused(415, "this route reads forms; send the recording as multipart/form-data")
-    with request.app[INTAKE].place():
+    async with request.app[INTAKE].place(client_of(request), request.content):
         if request.app[TABLE].draining:
             raise RequestRefused(429, SHUTTING_DOWN, RETRY_AFTER_SECONDS)
         yield await read_upload(request, request.app[TABLE].limits)
@@ -268,22 +309,24 @@ async def recording_job(
             recording = await request.app[INTAKE].decode(upload)
         else:
             recording = Recording((upload.data,), 0)
-        yield RecordingJob(job, pipeline, recording)
+        with request.app[TABLE].admission.recording(pipeline, recording.seconds):
+            yield RecordingJob(job, pipeline, recording)
 
 
 @asynccontextmanager
 async def temporary_job(
-    table: JobTable, pipeline: Pipeline, params: Mapping[str, Any], *, recording: bool = False
+    table: JobTable, pipeline: Pipeline, params: Mapping[str, Any], *, recording: bool = False, client: str = ""
 ) -> AsyncIterator[Job]:
-    """Open a job under a fresh id, and free it in the end.
+    """Open a job under a fresh id, for the address of a `client`, and free it in the end.
 
-    Raises `UsageError` for bad parameters, `RequestRefused`: 429 when busy, 503 while the pipeline is loading.
+    Raises `UsageError` for bad parameters, `RequestRefused`: 503 while the pipeline is loading or, for live jobs, busy;
+    429 for a recording then.
     """
     try:
-        job = await table.open(uuid.uuid4().hex, pipeline.name, params, recording=recording)
+        job = await table.open(uuid.uuid4().hex, pipeline.name, params, recording=recording, client=client)
     except RequestRefused as error:
         # only busy is 429: loading takes an unknown time, and orchestrators learn of this server only after it
-        if error.status == 503 and pipeline.state is PipelineState.READY:
+        if recording and error.status == 503 and pipeline.state is PipelineState.READY:
             raise RequestRefused(429, str(error), error.retry_after) from None
         raise
     try:

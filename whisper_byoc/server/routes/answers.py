@@ -12,8 +12,9 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError, DecoderFailed
 from whisper_byoc.errors import BadParam, ProcessorError, RequestRefused, SegmentError, UsageError
+from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.results import MAX_ERROR_CHARACTERS
-from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, TABLE
+from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.speech.formats import FORMATS
 from whisper_byoc.speech.transcript import Transcription
 

@@ -12,6 +12,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from audio.errors import AudioError
 from audio.riff import WavFormat
 from whisper_byoc.aio import cancel, first_of
+from whisper_byoc.connections import client_of
 from whisper_byoc.errors import ByocError, RequestRefused
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
@@ -86,7 +87,8 @@ class Conversation(ABC):
         a page why its WebSocket was refused.
         """
         try:
-            async with temporary_job(self.request.app[TABLE], pipeline, params) as self.job:
+            client = client_of(self.request)
+            async with temporary_job(self.request.app[TABLE], pipeline, params, client=client) as self.job:
                 if not self.socket.can_prepare(self.request):
                     raise RequestRefused(426, "this is a WebSocket: connect to it as ws://")
                 await self.socket.prepare(self.request)

@@ -11,13 +11,15 @@ from audio.errors import DecoderFailed, MediaError
 from audio.riff import WavFormat
 from audio.sniff import is_media
 from whisper_byoc.aiohttp_internals import take_unread
+from whisper_byoc.connections import client_of
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.params import number, switch, whole
 from whisper_byoc.processors.base import Media
+from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.core.table import RETRY_AFTER_SECONDS, SHUTTING_DOWN, TABLE
+from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
 from whisper_byoc.server.ingest.declared import NAMES, PLAIN, declared_format, to_pcm16
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
@@ -50,7 +52,7 @@ async def put_source(request: web.Request) -> web.Response:
     live = request.content_length is None and request.body_exists
     framing = _make_framing(request, pipeline, limits.segment_bytes) if live and pipeline.media != "audio" else None
     # last: what is refused leaves no job behind
-    job = await table.open(job_id, name, params, alone, client=request.remote)
+    job = await table.open(job_id, name, params, alone, client=client_of(request))
     warnings: tuple[str, ...] = ()
     segments, size = 0, 0
     try:

@@ -20,18 +20,21 @@ WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
 async def get_health(request: web.Request) -> web.Response:
     """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it.
 
-    `notices` is there when a pipeline has something to say of itself.
+    `notices` is there when a pipeline has something to say of itself, `capacity` when one measures it.
     """
     table = request.app[TABLE]
-    status = "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)
-    notices = [pipeline.notice for pipeline in table.pipelines if pipeline.notice]
-    return web.json_response({"status": status, "notices": notices} if notices else {"status": status})
+    answer: dict[str, Any] = {"status": "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)}
+    if notices := [pipeline.notice for pipeline in table.pipelines if pipeline.notice]:
+        answer["notices"] = notices
+    if capacity := table.capacity():
+        answer["capacity"] = capacity
+    return web.json_response(answer)
 
 
 async def get_ready(request: web.Request) -> web.Response:
     """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it.
 
-    It is 200 while all places are taken, with 0 as `free`: whoever takes a container out would cut off its jobs.
+    It is 200 while no live job would be taken, with 0 as `free`: whoever takes a container out would cut off its jobs.
     """
     table = request.app[TABLE]
     reasons = [

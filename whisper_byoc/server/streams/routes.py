@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from whisper_byoc.connections import client_of
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import json_value, read_body, read_request
 from whisper_byoc.livepeer import ID, STREAM_ID
@@ -38,8 +39,8 @@ class StreamTable:
     def streams(self) -> tuple[Stream, ...]:
         return tuple(self._streams.values())
 
-    async def start(self, request: StartRequest, pipeline: str | None) -> Stream:
-        """Start a stream.
+    async def start(self, request: StartRequest, pipeline: str | None, client: str = "") -> Stream:
+        """Start a stream for whoever has the address `client`.
 
         Raises `RequestRefused`: 400 for a stream that cannot be, 503 when there is no room.
         """
@@ -55,7 +56,7 @@ class StreamTable:
         its = self._table.pipeline_of(job_id, pipeline)
         if its.media == "bytes":
             raise RequestRefused(400, f"pipeline {its.name} works on bytes, not on streams of media")
-        job = await self._table.open(job_id, pipeline, request.params)
+        job = await self._table.open(job_id, pipeline, request.params, client=client)
         self._check_is_free(stream_id)
         stream = Stream(request, job, its, self._data_format, self._options)
         self._streams[stream_id] = stream
@@ -120,7 +121,7 @@ async def start_stream(request: web.Request) -> web.Response:
     pipeline = request.query.get("pipeline") or wanted.params.get("pipeline")
     streams = request.app[STREAMS]
     await streams.hosts.check(wanted.urls, request.remote)
-    await streams.start(wanted, pipeline)
+    await streams.start(wanted, pipeline, client_of(request))
     return success(request, "Stream processing started successfully", wanted.stream_id)
 
 

@@ -1,0 +1,121 @@
+"""Which new work is taken: as much as there are places for, and as pipelines that measure it can do in time."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from whisper_byoc.errors import RequestRefused
+from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.core.pipeline import Pipeline
+
+RETRY_AFTER_SECONDS = 5
+LONGEST_RETRY_AFTER_SECONDS = 60
+YOUNG_SECONDS = 2.0
+"""A job without a byte is not counted against its client, nor makes place for others, before this time."""
+EMPTY_SHARE = 4
+"""One client address may hold this part of all places (one in so many) by jobs without a byte."""
+
+
+class Admission:
+    """Counts jobs and seconds of recordings. `jobs` returns all there are, those that have ended too."""
+
+    def __init__(self, limits: Limits, jobs: Callable[[], Collection[Job]]) -> None:
+        self._limits = limits
+        self._jobs = jobs
+        self._recorded = Counter[str]()  # pipeline -> seconds of recordings being worked on
+
+    def free(self, pipeline: Pipeline) -> int:
+        """Return how many new live jobs of a pipeline would be taken."""
+        taken = sum(not job.results.ended and job.empty_seconds <= YOUNG_SECONDS for job in self._jobs())
+        unread = sum(job.results.ended and not job.fully_read for job in self._jobs())
+        places = max(self._limits.jobs - max(taken, unread), 0)
+        capacity, live = pipeline.capacity, self.live(pipeline)
+        if capacity is None:
+            return places
+        return min(places, 0 if capacity.late and live else max(max(capacity.live, 1) - live, 0))
+
+    def live(self, pipeline: Pipeline) -> int:
+        """Return how many live jobs a pipeline has."""
+        return len(self._live(pipeline))
+
+    def recorded(self, pipeline: Pipeline) -> float:
+        """Return how many seconds of recordings a pipeline is at."""
+        return self._recorded[pipeline.name]
+
+    def refusal(self, pipeline: Pipeline, *, recording: bool) -> RequestRefused | None:
+        """Return why a new job cannot be taken now (503), if it cannot.
+
+        Of live jobs as many are taken as the pipeline can do in time, and always one: or a pipeline that was slow once
+        would never be tried again.
+        """
+        open_jobs = [job for job in self._jobs() if not job.results.ended]
+        if len(open_jobs) >= self._limits.jobs:
+            message = f"all {self._limits.jobs} jobs of this server are taken"
+            return RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs")
+        live, capacity = self._live(pipeline), pipeline.capacity
+        if recording or not live or capacity is None:
+            return None
+        if len(live) >= capacity.live:
+            message = f"pipeline {pipeline.name} has {len(live)} live jobs, and can do {capacity.live} in time here"
+        elif capacity.late:
+            message = f"live jobs of pipeline {pipeline.name} are late by {capacity.lag:.1f} s"
+        else:
+            return None
+        return RequestRefused(503, message, _until_one_ends(live), reason="capacity")
+
+    def check_share(self, client: str) -> None:
+        """Refuse (503) a client whose address has its share of places by jobs without a byte; "" is no address."""
+        empty = (job for job in self._jobs() if job.empty_seconds > YOUNG_SECONDS and not job.results.ended)
+        if client and sum(job.client == client for job in empty) >= self._share:
+            message = f"{self._share} jobs of your address hold places without a byte; send theirs, or end them"
+            raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
+
+    def dispensable(self, pipeline: Pipeline | None = None) -> Job | None:
+        """Return an open job, of a pipeline or of any, that is to make place for one with something to do.
+
+        It is the oldest without a byte of the address that has most of them. Young ones are left alone, unless they are
+        more than the share of their address.
+        """
+        empty = [
+            job
+            for job in self._jobs()
+            if job.empty_seconds and not job.results.ended and (pipeline is None or pipeline.name == job.info.pipeline)
+        ]
+        number = Counter(job.client for job in empty)
+        old = [job for job in empty if job.empty_seconds > YOUNG_SECONDS or number[job.client] > self._share]
+        return max(old, key=lambda job: (number[job.client], job.empty_seconds), default=None)
+
+    @contextmanager
+    def recording(self, pipeline: Pipeline, seconds: float) -> Iterator[None]:
+        """Hold a pipeline's time for so many seconds of a recording.
+
+        Raises `RequestRefused` (429) when it would be at recordings for longer than the limit; one it always takes.
+        """
+        before, capacity = self._recorded[pipeline.name], pipeline.capacity
+        if before and capacity is not None:
+            late = (before + seconds) / capacity.recording_rate - self._limits.recording_seconds
+            if late > 0:
+                message = f"pipeline {pipeline.name} is at {before:.0f} s of recordings, and does "
+                message += f"{capacity.recording_rate:.0f} in a second; send this one of {seconds:.0f} s later"
+                raise RequestRefused(429, message, math.ceil(late), reason="capacity")
+        self._recorded[pipeline.name] += seconds  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self._recorded[pipeline.name] -= seconds  # type: ignore[assignment]
+
+    @property
+    def _share(self) -> int:
+        return max(self._limits.jobs // EMPTY_SHARE, 1)
+
+    def _live(self, pipeline: Pipeline) -> list[Job]:
+        open_jobs = (job for job in self._jobs() if not job.results.ended)
+        return [job for job in open_jobs if job.info.pipeline == pipeline.name and not job.info.recording]
+
+
+def _until_one_ends(jobs: Collection[Job]) -> int:
+    """Guess the seconds until one of them ends: that each goes on for as long as it has, on the mean."""
+    seconds = sum(job.age_seconds for job in jobs) / len(jobs) ** 2
+    return math.ceil(min(max(seconds, RETRY_AFTER_SECONDS), LONGEST_RETRY_AFTER_SECONDS))
