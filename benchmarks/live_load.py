@@ -133,7 +133,7 @@ class Load:
     errors: int
     refused: int
     cpu: float
-    """CPU seconds of the server for a second of sound."""
+    """CPU seconds of the server for a second of sound of the streams that were taken."""
     client: float
     """Share of a core that this client took."""
     sent_late: float
@@ -162,7 +162,7 @@ class Load:
             lost=lost,
             errors=sum(each.errors for each in heard),
             refused=sum(each.refused for each in heard),
-            cpu=(server.cpu_seconds() - cpu) / (streams * seconds),
+            cpu=(server.cpu_seconds() - cpu) / (max(1, sum(not each.refused for each in heard)) * seconds),
             client=own / took,
             sent_late=max(each.sent_late for each in heard),
             memory_mb=server.memory_mb(),

@@ -13,6 +13,9 @@ the voice activity last heard it: 0.2 s, which both servers keep, before the end
 or at that end where a long utterance was cut. `partial`: from the end of the sound that a partial record is about until
 it was read. A clip during which no text was spoken is `lost`, and counts as text that never comes.
 
+With --overload N, ours is offered N times as many streams as it says fit, all at once: how many it takes, and how late
+their text is. Streams that are refused do not try again.
+
 Without --streams the largest number of streams is looked for whose p95 of final text is under 1 s, with nothing
 refused and no error: 1, 2, 4, … until one fails, then halfway between. A number that fails by less than twice the limit
 is tried once more. With --silent the streams are silent, and CPU time is what counts.
@@ -22,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
 import sys
+import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -41,6 +46,8 @@ from whisper_byoc.speech.models import fetch_model
 PEER_SERVER = Path(__file__).resolve().parent / "peer_server.py"
 LIMIT_SECONDS = 1.0
 MOST_STREAMS = 64
+MOST_OFFERED = 400
+"""Streams with --overload; each takes the client two connections."""
 RUN_SECONDS = 40.0
 SHORTEST_RUN_SECONDS = 10.0
 UTTERANCES = 40
@@ -61,8 +68,9 @@ class Servers:
         threads = ("--threads", str(options.threads))
         if name == PEER:
             return started((str(PEER_SERVER), "--model", str(fetch_model(options.model, options.model_dir)), *threads))
-        folder = () if options.model_dir is None else ("--model-dir", str(options.model_dir))
-        return served(options.model, "--max-jobs", str(streams), *threads, *folder)
+        given = {"--model-dir": options.model_dir, "--workers": options.workers, "--engine": options.engine}
+        more = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        return served(options.model, "--max-jobs", str(streams), *threads, *more)
 
 
 async def measure(options: argparse.Namespace, names: Sequence[str], sound: Talk) -> dict[str, list[Row]]:
@@ -94,6 +102,28 @@ async def measure(options: argparse.Namespace, names: Sequence[str], sound: Talk
                 p95 = await late(name, number)
             search.tell(number, passed=p95 < options.limit)
     return {title(options, sound): rows, f"streams with p95 of final text under {options.limit:g} s": found(searches)}
+
+
+async def overload(options: argparse.Namespace, names: Sequence[str], sound: Talk) -> dict[str, list[Row]]:
+    """Offer more streams than fit, and see what becomes of those that are taken."""
+    rows, seconds = list[Row](), options.seconds or LONGEST_RUN_SECONDS / 2
+    for name in names:
+        async with Servers(options).start(name, MOST_OFFERED) as server:
+            fits = (await asyncio.to_thread(capacity, server))["live"]
+            offered = min(math.ceil(options.overload * fits), MOST_OFFERED)
+            load = await Load.put_on(server, sound, offered, seconds, partials=name == PARTIALS)
+            after = await asyncio.to_thread(capacity, server)
+        taken = {"fit at first": fits, "taken": offered - load.refused, "fit at the end": after["live"]}
+        rows.append({**row_of(name, offered, seconds, load, silent=False), **taken})
+        print(table(rows[-1:]), file=sys.stderr, flush=True)
+    return {f"{title(options, sound)}, {options.overload:g} times as many streams as fit": rows}
+
+
+def capacity(server: Served) -> dict[str, float]:
+    """Return what a server says of its only pipeline."""
+    with urllib.request.urlopen(f"{server.url}/health", timeout=10) as answer:
+        (found,) = json.load(answer)["capacity"].values()
+    return dict(found)
 
 
 def found(searches: dict[str, Search]) -> list[Row]:
@@ -160,6 +190,9 @@ def main() -> None:
         "--limit", type=float, default=LIMIT_SECONDS, help="p95 of final text to stay under, in seconds"
     )
     parser.add_argument("--seconds", type=float, help="length of each run (default: 40, and longer for few streams)")
+    parser.add_argument("--overload", type=float, metavar="N", help="offer N times as many streams as fit")
+    parser.add_argument("--engine", default="auto", help="ours: fast, openai or auto (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="ours: worker threads, of --threads each (default: as many as fit)")
     parser.add_argument("--silent", action="store_true", help="streams without speech (default: 1 and 20 of them)")
     parser.add_argument("--servers", type=lambda text: text.split(";"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -169,13 +202,16 @@ def main() -> None:
         options.streams, options.seconds = options.streams or [1, 20], options.seconds or RUN_SECONDS
     about = machine()
     names = [OURS] if options.silent else [OURS, PARTIALS]
-    if why_not := trouble("faster_whisper", fetch_model(options.model, options.model_dir)):
+    if options.overload:
+        pass
+    elif why_not := trouble("faster_whisper", fetch_model(options.model, options.model_dir)):
         print(f"{PEER}: left out, as {why_not}", file=sys.stderr)
     else:
         names.append(PEER)
     clips = [clip for clip in read_clips(options.speech, quick=options.quick) if clip.reference]
     sound = silence() if options.silent else talk(clips)
-    emit("streams", asyncio.run(measure(options, names, sound)), as_json=options.json, about=about)
+    run_all = overload if options.overload else measure
+    emit("streams", asyncio.run(run_all(options, names, sound)), as_json=options.json, about=about)
 
 
 if __name__ == "__main__":

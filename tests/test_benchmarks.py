@@ -18,27 +18,28 @@ from whisper_byoc.speech.models import load_model
 from whisper_byoc.speech.openai_engine import OpenAIEngine
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-QUICK = {
-    "tint": "--quick",
-    "overhead": "--quick",
-    "network": "--quick",
-    "footprint": "--quick --model demo",
+QUICK = (
+    ("tint", "--quick"),
+    ("overhead", "--quick"),
+    ("network", "--quick"),
+    ("footprint", "--quick --model demo"),
     "live_quality": "--fast --seconds 2 --noise-seconds 1",  # with --quick it takes three times as long
-    "engines": "--quick --model demo --engines fast",
-    "windows": "--quick --model demo",
-    "streams": "--quick --model demo",
-    "soak": "--quick",
-}
-"""Benchmark -> options for little work."""
+    ("engines", "--quick --model demo --engines fast"),
+    ("windows", "--quick --model demo"),
+    ("streams", "--quick --model demo"),
+    ("soak", "--quick"),
+    ("streams", "--quick --model demo --overload 2 --seconds 3"),
+)
+"""Benchmarks, and options for little work."""
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_quick_run_prints_one_json_object(name, tmp_path):
+@pytest.mark.parametrize(("name", "options"), QUICK)
+def test_quick_run_prints_one_json_object(name, options, tmp_path):
     if name == "live_quality" and shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng, which makes the speech, is not installed")
     if name in ("engines", "windows") and importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO, which the fast engine runs on, is not installed")
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--json", *QUICK[name].split()]
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--json", *options.split()]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=55, check=False)
     assert done.returncode == 0, done.stderr.decode()
     printed = json.loads(done.stdout)

@@ -12,6 +12,7 @@ from aiohttp import web
 from tests.waiting import forever
 from whisper_byoc.cli import doctor
 from whisper_byoc.cli.main import main
+from whisper_byoc.processors.base import Capacity
 from whisper_byoc.speech import models
 
 ROLES = ("container", "orchestrator", "gateway")
@@ -78,6 +79,7 @@ async def test_nothing_runs_and_nothing_is_wrong(run, tmp_path):
     assert [name for name in found if not name.startswith("port")] == [
         "ffmpeg",
         "engine",
+        "cpus",
         "model",
         *ROLES,
         "microphone",
@@ -106,6 +108,18 @@ async def test_a_container(run, serving):
     code, found = await run("--container", api.url + "/")
     assert (code, found["container"]["state"]) == (0, "ok")
     assert found["container"]["detail"].endswith("serves upper")
+
+
+async def test_what_a_container_has_measured(run, serving):
+    class Measured(Upper):
+        def capacity(self):
+            return Capacity(53, 70.0, late=False, lag=0.12, cost=0.013, load=0.1, workers=1, threads=2)
+
+    api = await serving({"upper": Measured()})
+    await api.put("job", b"ab", query="?more=1")
+    _, found = await run("--container", api.url)
+    wanted = "upper: 1 workers of 2 threads, 1 live jobs of 53 that fit, late by 0.1 s"
+    assert found["container"]["detail"].endswith(wanted)
 
 
 async def test_a_container_that_loads(run, serving):

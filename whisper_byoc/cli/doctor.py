@@ -1,4 +1,4 @@
-"""Check this machine and what runs on it: ffmpeg, engine, model, ports, container, orchestrator, gateway, microphone.
+"""Check this machine and what runs on it: ffmpeg, engine, CPUs, model, ports, our services, microphone.
 
 Each line of the report begins with `ok`, `--` (absent, and not required) or `FAIL`; the advice is below it. A service
 whose address is given must answer, one at its default address need not. The exit code is 1 when something fails.
@@ -27,6 +27,8 @@ from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ModelError
 from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_session, read_body, reason_of
 from whisper_byoc.process import output_of
+from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.speech import models
 
 FFMPEG_SECONDS = 10.0
@@ -109,6 +111,7 @@ async def examine(urls: Mapping[str, str], model_dir: Path | None, timeout: floa
         return await asyncio.gather(
             limited("ffmpeg", check_ffmpeg(), timeout),
             limited("engine", asyncio.to_thread(check_engine), timeout),
+            limited("cpus", check_cpus(), timeout),
             limited("model", asyncio.to_thread(check_model, model_dir), timeout),
             *(limited(f"port {each.port}", check_port(http, each), timeout) for each in SERVICES),
             *(limited(each.role, check_service(http, each, urls.get(each.role)), timeout) for each in SERVICES),
@@ -163,6 +166,13 @@ def check_engine() -> Finding:
     return Finding(
         "engine", "ok", f"fast (OpenVINO {version}), in {kind}" + (f"; also {reference}" if reference else "")
     )
+
+
+async def check_cpus() -> Finding:
+    """See how many CPUs a server would compute with."""
+    sizes, cpus = WhisperSettings().sizes(), available_cpus()
+    others = "".join(f", or {workers} of {threads}" for workers, threads in WhisperSettings().other_sizes())
+    return Finding("cpus", "ok", f"{cpus} by quota and affinity: {sizes[0]} workers of {sizes[1]} threads{others}")
 
 
 def check_model(directory: Path | None) -> Finding:
@@ -240,9 +250,21 @@ async def check_container(http: aiohttp.ClientSession, url: str) -> Finding:
     detail = f"{url}: version {version['version']}, serves {version['model_id']}"
     reasons = ", ".join(map(str, ready["reasons"]))
     if status == 200:
+        with suppress(*NOT_OURS):  # an older one does not tell
+            _, health = await fetch(http, f"{url}/health")
+            detail = "; ".join([detail, *map(capacity_line, health["capacity"].items())])
         return Finding("container", "ok", detail)
     advice = "Wait until its model is loaded, or read its log; `/readyz` turns 200 when work can be taken."
     return Finding("container", "FAIL", f"{detail}; not ready: {reasons}", advice)
+
+
+def capacity_line(item: tuple[str, Mapping[str, Any]]) -> str:
+    """Say what a pipeline measured, of an entry of `capacity` in `/health`."""
+    name, found = item
+    return (
+        f"{name}: {found['workers']} workers of {found['threads']} threads, {found['live_jobs']} live jobs of "
+        f"{found['live']} that fit, late by {found['lag']:.1f} s"
+    )
 
 
 async def check_node(http: aiohttp.ClientSession, role: str, url: str) -> Finding:
