@@ -23,7 +23,7 @@ QUICK = (
     ("overhead", "--quick"),
     ("network", "--quick"),
     ("footprint", "--quick --model demo"),
-    "live_quality": "--fast --seconds 2 --noise-seconds 1",  # with --quick it takes three times as long
+    ("live_quality", "--fast --seconds 2 --noise-seconds 1"),  # with --quick it takes three times as long
     ("engines", "--quick --model demo --engines fast"),
     ("windows", "--quick --model demo"),
     ("streams", "--quick --model demo"),
