@@ -1,5 +1,5 @@
-# On Linux, plain PyPI serves torch with several gigabytes of CUDA. To save them, name PyTorch's CPU wheel
-# index (see "Get started" on pytorch.org):  make demo TORCH_INDEX=<that address>
+# The tests need torch. On Linux, plain PyPI serves it with several gigabytes of CUDA. To save them, name PyTorch's CPU
+# wheel index (see "Get started" on pytorch.org):  make test TORCH_INDEX=<that address>
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
@@ -10,16 +10,25 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python tools/demo.py
 
+# All but torch and what only a GPU uses: neither a server nor the demo needs it. Of openai-whisper, the vocabularies.
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whisper-byoc needs Python 3.11 or newer")'
-	@echo 'setting up .venv (a minute or two: torch alone has 190 MB)'
+	@echo 'setting up .venv: some 180 MB are downloaded, unless pip has them'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+		> .venv/all.txt
+	grep -vE '^(torch|openai-whisper)==' .venv/all.txt > .venv/small.txt
+	$(BIN)/pip install --disable-pip-version-check --requirement .venv/small.txt
+	$(BIN)/pip install --quiet --no-deps "$$(grep '^openai-whisper==' .venv/all.txt)" --editable .
 	@touch $@
 
+# openai-whisper asks for triton, 1 GB that serves GPUs only: pip is told that it is there already.
 .venv/ready-for-tests: .venv/ready
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	@echo 'adding what the tests need: torch alone has 190 MB, and several gigabytes with CUDA'
+	$(BIN)/pip install --no-deps "$$(grep '^torch==' .venv/all.txt)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	mkdir -p .venv/no-gpu/triton-99.dist-info
+	printf 'Metadata-Version: 2.1\nName: triton\nVersion: 99\n' > .venv/no-gpu/triton-99.dist-info/METADATA
+	PYTHONPATH=.venv/no-gpu $(BIN)/pip install --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
@@ -45,7 +54,7 @@ fixtures: .venv/ready
 
 # Trains the demo model anew: some three hours on two free processors, up to 2.5 of them training. Needs espeak-ng, and
 # flite for its voices. The result stays in build/demo-model; tools/demo_model/README.md says how to ship it.
-demo-model: .venv/ready
+demo-model: .venv/ready-for-tests
 	$(BIN)/python -m tools.demo_model.generate --folder build/demo-model
 	$(BIN)/python -m tools.demo_model.train --folder build/demo-model
 	mkdir -p build/demo-model/packed
