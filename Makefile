@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-real-weights lint format fixtures demo-model clean image-test
+.PHONY: demo test test-models test-others test-real-weights lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -32,8 +32,16 @@ demo: .venv/ready
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
-test: .venv/ready-for-tests
-	$(BIN)/python -m pytest
+# Two runs, as compiled models stay in memory: 1.3 GB at most, not 2. They do not disturb each other: make -j2 test.
+test: test-models test-others
+
+MODELS := tests/speech tests/processors
+
+test-models: .venv/ready-for-tests
+	$(BIN)/python -m pytest $(MODELS)
+
+test-others: .venv/ready-for-tests
+	$(BIN)/python -m pytest $(MODELS:%=--ignore=%)
 
 # Downloads tiny.en, once; skips where it cannot be had.
 test-real-weights: .venv/ready-for-tests

@@ -22,8 +22,10 @@ class Clip:
 
     samples: Samples
     reference: str
-    kind: str = ""
+    kind: str
     """What a manifest says: `read`, `digits`, `command`, …"""
+    path: Path
+    """The file that it was read from."""
 
 
 def read_clips(folder: Path | None, *, quick: bool) -> list[Clip]:
@@ -44,4 +46,5 @@ def read_clips(folder: Path | None, *, quick: bool) -> list[Clip]:
             for each in manifest
             if each["language"] == "en" and (each["reference"] or each["kind"] == "nonspeech")
         ]
-    return [Clip(load_sound(path), *rest) for path, *rest in named[: QUICK_CLIPS if quick else None]]
+    named = named[: QUICK_CLIPS if quick else None]
+    return [Clip(load_sound(path), reference, kind, path) for path, reference, kind in named]

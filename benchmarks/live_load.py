@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 from clips import Clip
-from live_streams import PAUSES
 from serving import Served
 
 from audio import pcm
@@ -27,6 +26,8 @@ from whisper_byoc.http import CONNECTION_ERRORS, open_session
 
 __all__ = ["Load", "Talk", "percentile", "silence", "talk"]
 
+PAUSES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0)
+"""Seconds between two clips."""
 PIECE_SECONDS = 0.1
 """A client sends a piece when a microphone would have filled it."""
 PIECE_BYTES = int(PIECE_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH

@@ -24,15 +24,16 @@ def trouble(package: str, model: Path) -> str:
     return ""
 
 
-def faster_whisper(folder: Path, threads: int, beam: int = 1, batch: int = 0) -> Peer:
+def faster_whisper(folder: Path, threads: int, beam: int = 1, batch: int = 0, *, context: bool = False) -> Peer:
     """Load a model as int8; the text is English, and each call is on its own.
 
-    With a `batch` it cuts by voice activity, and decodes so many stretches at once.
+    With a `batch` it cuts by voice activity, and decodes so many stretches at once. With `context`, its default, a
+    window has the text before it as a prompt.
     """
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
-    options = {"beam_size": beam, "condition_on_previous_text": False}
+    options = {"beam_size": beam, "condition_on_previous_text": context}
     decode = partial(BatchedInferencePipeline(model).transcribe, batch_size=batch) if batch else model.transcribe
 
     def transcribe(samples: Samples) -> list[TextSegment]:

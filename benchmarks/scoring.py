@@ -20,6 +20,8 @@ class Score:
     wrong: int = 0
     lost: int = 0
     extra: int = 0
+    longest_lost: int = 0
+    """The most words in a row that were lost."""
 
     @property
     def error_rate(self) -> float:
@@ -47,19 +49,23 @@ def normalised(text: str, *, digits: bool = False) -> list[str]:
 
 def compare(said: Sequence[str], heard: Sequence[str]) -> Score:
     """Align two lists of words and count."""
-    # each cell: (errors, wrong, lost, extra); a substitution is preferred to a loss beside an extra word
-    row = [(at, 0, 0, at) for at in range(len(heard) + 1)]
+    # each cell: (errors, wrong, lost, extra, lost in a row up to here, most of those); a substitution is preferred to a
+    # loss beside an extra word
+    row = [(at, 0, 0, at, 0, 0) for at in range(len(heard) + 1)]
     for number, word in enumerate(said, 1):
-        before, row = row, [(number, 0, number, 0)]
+        before, row = row, [(number, 0, number, 0, number, number)]
         for at, other in enumerate(heard, 1):
-            errors, wrong, lost, extra = before[at - 1]
-            best = (errors + (word != other), wrong + (word != other), lost, extra)
-            errors, wrong, lost, extra = before[at]
-            best = min(best, (errors + 1, wrong, lost + 1, extra), key=lambda cell: cell[0])
-            errors, wrong, lost, extra = row[at - 1]
-            row.append(min(best, (errors + 1, wrong, lost, extra + 1), key=lambda cell: cell[0]))
-    _, wrong, lost, extra = row[-1]
-    return Score(len(said), wrong, lost, extra)
+            errors, wrong, lost, extra, _, longest = before[at - 1]
+            best = (errors + (word != other), wrong + (word != other), lost, extra, 0, longest)
+            errors, wrong, lost, extra, run, longest = before[at]
+            if errors + 1 < best[0]:
+                best = (errors + 1, wrong, lost + 1, extra, run + 1, max(longest, run + 1))
+            errors, wrong, lost, extra, _, longest = row[at - 1]
+            if errors + 1 < best[0]:
+                best = (errors + 1, wrong, lost, extra + 1, 0, longest)
+            row.append(best)
+    _, wrong, lost, extra, _, longest = row[-1]
+    return Score(len(said), wrong, lost, extra, longest)
 
 
 def total(scores: Iterable[Score]) -> Score:
@@ -70,4 +76,5 @@ def total(scores: Iterable[Score]) -> Score:
         sum(each.wrong for each in found),
         sum(each.lost for each in found),
         sum(each.extra for each in found),
+        max((each.longest_lost for each in found), default=0),
     )

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ QUICK = (
     ("overhead", "--quick"),
     ("network", "--quick"),
     ("footprint", "--quick --model demo"),
-    ("live_quality", "--fast --seconds 2 --noise-seconds 1"),  # with --quick it takes three times as long
+    ("speech", "--quick --ways live transcribe"),
     ("engines", "--quick --model demo --engines fast"),
     ("windows", "--quick --model demo"),
     ("streams", "--quick --model demo"),
@@ -35,8 +34,6 @@ QUICK = (
 
 @pytest.mark.parametrize(("name", "options"), QUICK)
 def test_quick_run_prints_one_json_object(name, options, tmp_path):
-    if name == "live_quality" and shutil.which("espeak-ng") is None:
-        pytest.skip("espeak-ng, which makes the speech, is not installed")
     if name in ("engines", "windows") and importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO, which the fast engine runs on, is not installed")
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--json", *options.split()]
@@ -87,3 +84,11 @@ def test_words_are_counted_as_wrong_lost_or_extra(said, heard, expected):
     score = compare(said.split(), heard.split())
     assert (score.wrong, score.lost, score.extra) == expected
     assert score.error_rate == 100 * sum(expected) / max(1, len(said.split()))
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "longest"),
+    [("a b c d e", "a b c d e", 0), ("a b c d e", "c", 2), ("a b c d e", "a x e", 2), ("a b", "", 2), ("", "a", 0)],
+)
+def test_words_lost_in_a_row_are_counted(said, heard, longest):
+    assert compare(said.split(), heard.split()).longest_lost == longest

@@ -1,12 +1,14 @@
 """For what another task, connection or process brings about, at a moment that a test cannot know."""
 
 import asyncio
+import inspect
 
 
 async def until(condition, seconds=20.0):
-    """Wait until it holds."""
+    """Wait until it holds, which a coroutine may find out."""
     for _ in range(int(seconds / 0.005)):
-        if condition():
+        holds = condition()
+        if await holds if inspect.isawaitable(holds) else holds:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it did not happen")

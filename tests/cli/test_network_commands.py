@@ -53,8 +53,8 @@ def configure(capsys, monkeypatch):
     async def serve(config):
         served.append(config)
 
-    for module, role in ((gateway, gateway.Gateway), (orchestrator, orchestrator.Orchestrator)):
-        monkeypatch.setattr(role, "running", lambda config: config)
+    for module, node in ((gateway, gateway.Gateway), (orchestrator, orchestrator.Orchestrator)):
+        monkeypatch.setattr(node, "running", lambda config: config)
         monkeypatch.setattr(module, "serve_node", serve)
         monkeypatch.setattr(module, "log_to_stderr", lambda *_: None)
     for name in [name for name in os.environ if name.startswith("LP_")]:

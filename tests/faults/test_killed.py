@@ -133,11 +133,12 @@ async def frame(url, data=b"quick "):
 
 async def offered(http, node, places):
     """Wait until so many jobs could be taken."""
-    while True:
+
+    async def are_there():
         async with http.get(f"{node}/capabilities") as answer:
-            if sum(each["available"] for each in (await answer.json())["capabilities"]) == places:
-                return
-        await asyncio.sleep(0.05)
+            return sum(each["available"] for each in (await answer.json())["capabilities"]) == places
+
+    await until(are_there)
 
 
 @pytest.fixture

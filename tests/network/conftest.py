@@ -455,9 +455,14 @@ class Gateway:
 
     async def status(self, name="one", wanted=lambda status: True):
         """Wait until the status of a stream is as wanted, and return it."""
-        while not wanted(status := (await self.json(f"/process/stream/{name}/status"))[1]):
-            await asyncio.sleep(0.005)
-        return status
+        seen = []
+
+        async def is_wanted():
+            seen.append((await self.json(f"/process/stream/{name}/status"))[1])
+            return wanted(seen[-1])
+
+        await until(is_wanted)
+        return seen[-1]
 
     async def received(self, size):
         """Wait until so many bytes of the stream `one` have arrived at the gateway."""
@@ -466,8 +471,11 @@ class Gateway:
 
     async def offers(self, wanted):
         """Wait until what the gateway says of its orchestrators is as wanted."""
-        while not wanted((await self.json("/capabilities"))[1]):
-            await asyncio.sleep(0.005)
+
+        async def are_wanted():
+            return wanted((await self.json("/capabilities"))[1])
+
+        await until(are_wanted)
 
     async def settled(self):
         """Wait until nothing is going on any more."""

@@ -155,7 +155,7 @@ class Peer:
     async def readany(self):
         data = self._data.pop(0)
         if data is None:
-            await asyncio.sleep(60)
+            await forever()
         if isinstance(data, BaseException):
             raise data
         return data

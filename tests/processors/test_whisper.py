@@ -81,6 +81,7 @@ async def test_session_keeps_the_clock(processor, sound):
     assert first.record["language"] == "en"
     assert first.record["model"] == "demo"
     assert first.record["stats"]["inference_ms"] > 0
+    assert -1 < first.record["segments"][0]["avg_logprob"] < 0
     assert await session.finish() == []
     assert session.summary() == {"audio_ms": 2 * ms, "transcripts": 2}
 
@@ -268,6 +269,7 @@ async def test_the_lag_is_that_of_the_last_sound_of_the_text(processor, sound):
     spoken_at = began + finals[0].record["timing"]["media_window_end_ms"] / 1000
     for each in found:
         assert each.record["stats"]["lag_ms"] == round(each.lag_ms)
+        assert each.record["segments"][0]["avg_logprob"] < 0
     assert finals[0].lag_ms == pytest.approx((loop.time() - spoken_at) * 1000, abs=1000)
 
 

@@ -38,6 +38,7 @@ async def test_json_by_default_with_its_headers(demo, numbers):
     found = json.loads(body)
     assert (found["text"], found["language"], found["duration"]) == (NUMBERS, "en", 3.672)
     assert [each["text"] for each in found["segments"]] == [NUMBERS]
+    assert -1 < found["segments"][0]["avg_logprob"] < 0
     assert headers["X-Livepeer-Work-Units"] == "4"
     metadata = json.loads(headers["X-Metadata"])
     assert metadata == {"job_id": metadata["job_id"], "pipeline": "whisper-demo", "audio_ms": 3671, "work_units": 4,

@@ -100,8 +100,10 @@ async def test_verbose_json(api, client_of, numbers, granularities):
     assert (found.text, found.language, found.duration, found.task) == (NUMBERS, "english", 3.672, "transcribe")
     assert (found.segments is None) == ("segment" not in (granularities or ["segment"]))
     assert (found.words is None) == ("word" not in (granularities or []))
+    type(found).model_validate_json(found.to_json(), strict=True)  # the client itself looks at nothing
     for each in found.segments or ():
         assert (each.id, each.text, each.tokens, each.temperature, each.seek) == (0, NUMBERS, [], 0.0, 57)
+        assert -1 < each.avg_logprob < 0 <= each.no_speech_prob < 0.6
         assert 0 <= each.start < each.end <= 3.672
         assert 0 < each.compression_ratio < 2.4
     if found.words is not None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.speech.formats import FORMATS, LINE_CHARACTERS, LINES, cue_text, cues, timestamp, to_srt, to_vtt
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+from whisper_byoc.speech.transcript import Confidence, TextSegment, Transcription, Word
 
 HEARD = Transcription(
     "Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General."))
@@ -120,6 +120,9 @@ def test_txt():
 
 def test_json():
     assert json.loads(FORMATS["json"](HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
+    sure = TextSegment(0.0, 1.0, "yes", confidence=Confidence(-0.5, 0.25, 1.5, 0.0))
+    (segment,) = json.loads(FORMATS["json"](Transcription("yes", "en", (sure,))))["segments"]
+    assert [segment[name] for name in ("avg_logprob", "no_speech_prob", "compression_ratio")] == [-0.5, 0.25, 1.5]
 
 
 def test_srt():

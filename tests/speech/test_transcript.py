@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.speech.transcript import (
+    Confidence,
     TextSegment,
     Transcription,
     TranscriptRecord,
@@ -14,6 +15,7 @@ from whisper_byoc.speech.transcript import (
     join,
 )
 
+SURE = Confidence(-0.25, 0.0125, 1.125, 0.4)
 HEARD = Transcription(
     "Hello there. General.", "en", (TextSegment(0.5, 2.0, "Hello there."), TextSegment(2.5, 3.25, "General."))
 )
@@ -53,7 +55,7 @@ def shifted(heard, seconds):
 
 def test_records_go_back_to_a_transcription():
     words = (Word(0.5, 1.0, "Hello", 0.75), Word(1.0, 2.0, "there.", 0.5))
-    heard = Transcription("Hello there.", "fr", (TextSegment(0.5, 2.0, "Hello there.", words),))
+    heard = Transcription("Hello there.", "fr", (TextSegment(0.5, 2.0, "Hello there.", words, SURE),))
     records = [
         TranscriptRecord(heard, 0, 48_000, 0, 0).fields(),
         TranscriptRecord(Transcription("", "fr"), 48_000, 16_000, 0, 0).fields(),
@@ -62,6 +64,22 @@ def test_records_go_back_to_a_transcription():
     ]
     assert from_records(records) == join([heard, shifted(heard, 4)], "en")
     assert from_records([]) == Transcription("", "en")
+
+
+def test_segments_say_how_sure_the_model_is():
+    heard = Transcription("a", "en", (TextSegment(0.0, 1.0, "a", confidence=SURE), TextSegment(1.0, 2.0, "b")))
+    first, second = TranscriptRecord(shifted(heard, 0), 0, 32_000, 0, 0).fields()["segments"]
+    assert first == {
+        "start_ms": 0,
+        "end_ms": 1000,
+        "text": "a",
+        "avg_logprob": -0.25,
+        "no_speech_prob": 0.0125,
+        "compression_ratio": 1.125,
+        "temperature": 0.4,
+    }
+    assert list(second) == ["start_ms", "end_ms", "text"]
+    assert Confidence(-1 / 3, 1e-9, 1.0, 0.0).fields()["avg_logprob"] == -0.3333
 
 
 def test_join_skips_silence_and_keeps_times():

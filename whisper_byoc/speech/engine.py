@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.transcript import Transcription
+from whisper_byoc.speech.transcript import Confidence, Transcription
 
 Samples: TypeAlias = NDArray[np.float32]
 """Mono sound at 16 kHz: float32, shape (n,), n > 0, full scale is [-1, 1)."""
@@ -96,6 +96,8 @@ class Draft:
     language: str
     tokens: tuple[int, ...] = ()
     """As the engine wrote it."""
+    confidence: Confidence | None = None
+    """None for a draft without words."""
 
     @property
     def text(self) -> str:

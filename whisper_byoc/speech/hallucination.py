@@ -6,6 +6,8 @@ It works on the numbers and the text of any engine.
 import re
 from dataclasses import dataclass
 
+from whisper_byoc.speech.transcript import Confidence
+
 MAX_COMPRESSION = 2.4
 """Text that gzip shrinks further than this is repetitive (openai-whisper, `compression_ratio_threshold`)."""
 MIN_LOGPROB = -1.0
@@ -42,6 +44,13 @@ class Score:
     """Probability that there is no speech."""
     compression: float
     """Ratio of its bytes before and after gzip."""
+    temperature: float = 0.0
+    """At which its tokens were drawn."""
+
+    @property
+    def confidence(self) -> Confidence:
+        """The same for those who read the text."""
+        return Confidence(self.logprob, self.no_speech, self.compression, self.temperature)
 
     @property
     def doubtful(self) -> bool:

@@ -268,7 +268,8 @@ class LiveTranscriber:
         if not text or text == self._shown:
             return []
         self._shown = text
-        partial = Transcription(text, draft.value.language, (TextSegment(0.0, seconds, text),))
+        segment = TextSegment(0.0, seconds, text, confidence=draft.value.confidence)
+        partial = Transcription(text, draft.value.language, (segment,))
         return [Update(utterance, False, Timed(partial, draft.queue_ms, draft.inference_ms))]
 
     def _start_draft(self, current: Utterance) -> None:
@@ -298,7 +299,7 @@ class LiveTranscriber:
 
 
 class Policy(Protocol):
-    """Decides which words of the drafts of one utterance can be shown. benchmarks/live_quality.py compares policies."""
+    """Decides which words of the drafts of one utterance can be shown."""
 
     def stable_text(self, draft: Draft, seconds: float) -> str:
         """Return the words at the beginning of a draft, of `seconds` of sound, that will hardly change."""

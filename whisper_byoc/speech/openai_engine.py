@@ -14,7 +14,7 @@ import torch
 import whisper
 from torch.nn.functional import gelu
 from whisper.audio import CHUNK_LENGTH, HOP_LENGTH, N_FRAMES, N_SAMPLES
-from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
@@ -132,12 +132,13 @@ class OpenAIEngine:
                 without_timestamps=True, sample_len=max_tokens(seconds), fp16=False,
             )  # fmt: skip
             found = _EncodedTask(self.model, wanted).run(encoded)[0]
-            if _hallucinated(found, options.initial_prompt):
+            score = Score(found.avg_logprob, found.no_speech_prob, found.compression_ratio)
+            if score.invented or score.repetitive or is_prompt_echo(found.text, options.initial_prompt):
                 return Draft((), found.language)
             tokenizer = self._tokenizer(found.language, options.task)
             tokens = _whole_characters([token for token in found.tokens if token < tokenizer.eot], tokenizer)
             ends = self._token_ends(encoded, tokens, tokenizer, seconds) if tokens else []
-        return Draft(_draft_words(tokens, ends, tokenizer), found.language)
+        return Draft(_draft_words(tokens, ends, tokenizer), found.language, confidence=score.confidence)
 
     def _detect_language(self, samples: Samples) -> tuple[str, float]:
         if len(self.languages) == 1:
@@ -275,13 +276,9 @@ def _without_cut_characters(text: str) -> str:
     return text.replace(REPLACEMENT, "")
 
 
-def _hallucinated(found: DecodingResult, prompt: str) -> bool:
-    score = Score(found.avg_logprob, found.no_speech_prob, found.compression_ratio)
-    return score.invented or score.repetitive or is_prompt_echo(found.text, prompt)
-
-
 def _score(segment: dict[str, Any]) -> Score:
-    return Score(segment["avg_logprob"], segment["no_speech_prob"], segment["compression_ratio"])
+    numbers = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
+    return Score(*(float(segment[name]) for name in numbers))
 
 
 def _confidence(found: dict[str, Any]) -> tuple[bool, float]:
@@ -299,7 +296,8 @@ def _transcription(found: dict[str, Any], length: float) -> Transcription:
         if not text or _score(each).invented:
             continue
         words = tuple(map(_word, each.get("words", ()))) if text == spoken else ()
-        segments.append(TextSegment(float(each["start"]), float(each["end"]), text, words))
+        start, end = float(each["start"]), float(each["end"])
+        segments.append(TextSegment(start, end, text, words, _score(each).confidence))
     text = " ".join(each.text for each in segments)
     return Transcription(text, str(found["language"]), tuple(segments)).within(0.0, length)
 

@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any, Self
 
 from audio.pcm import duration_ms
@@ -19,6 +20,33 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """How sure the model was of a text: openai-whisper's numbers, under its names.
+
+    They are those of all the text that was decoded in one go, of which a segment may be a part.
+    """
+
+    avg_logprob: float
+    """Mean log-probability of the tokens."""
+    no_speech_prob: float
+    """Probability that there is no speech."""
+    compression_ratio: float
+    """Bytes of the text before and after zlib."""
+    temperature: float
+    """At which tokens were drawn; 0 when the likeliest were taken."""
+
+    def fields(self) -> dict[str, float]:
+        """Return the JSON fields."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self | None:
+        """Read the JSON fields of a segment; None when it has not all of them."""
+        names = [each.name for each in dataclass_fields(cls)]
+        return cls(*(fields[name] for name in names)) if fields.keys() >= set(names) else None
+
+
+@dataclass(frozen=True)
 class TextSegment:
     """A stretch of speech; times are seconds from the beginning of the sound."""
 
@@ -27,6 +55,8 @@ class TextSegment:
     text: str
     words: tuple[Word, ...] = ()
     """Empty unless the times of words were asked for."""
+    confidence: Confidence | None = None
+    """None where no model of ours has written the text."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +78,11 @@ class Transcription:
             return min(max(seconds, start), end)
 
         segments = (
-            TextSegment(
-                change(segment.start),
-                change(segment.end),
-                segment.text,
-                tuple(replace(word, start=change(word.start), end=change(word.end)) for word in segment.words),
+            replace(
+                segment,
+                start=change(segment.start),
+                end=change(segment.end),
+                words=tuple(replace(word, start=change(word.start), end=change(word.end)) for word in segment.words),
             )
             for segment in self.segments
         )
@@ -106,7 +136,8 @@ class TranscriptRecord:
 
         def segment_fields(segment: TextSegment) -> dict[str, Any]:
             words = {"words": [word_fields(word) for word in segment.words]} if segment.words else {}
-            return {**span(segment.start, segment.end), "text": segment.text, **words}
+            confidence = segment.confidence.fields() if segment.confidence else {}
+            return {**span(segment.start, segment.end), "text": segment.text, **confidence, **words}
 
         stats = {
             "audio_duration_ms": end_ms - start_ms,
@@ -144,4 +175,5 @@ def _segment(fields: Mapping[str, Any]) -> TextSegment:
         Word(word["start_ms"] / 1000, word["end_ms"] / 1000, word["text"], word["probability"])
         for word in fields.get("words", ())
     )
-    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words)
+    confidence = Confidence.read(fields)
+    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words, confidence)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.network.conftest import Feed
 from tests.waiting import until
+from whisper_byoc.network import relay
 
 PIXELS = "?width=1&height=1"
 
@@ -186,6 +187,21 @@ async def test_a_feed_that_breaks_off_is_no_failure_of_the_orchestrator(world):
     for each in orchestrators:
         await until(lambda each=each: each.slots == 0)
     writer.close()
+
+
+async def test_a_bug_while_a_body_is_read_is_a_500_and_in_the_log(world, monkeypatch, caplog):
+    async def bug(*_):
+        raise RuntimeError("a bug of ours")
+
+    gateway = await world.pair(world.Pixels())
+    monkeypatch.setattr(relay, "read_body", bug)
+    told = "the server failed on this request; its log says why"
+    status, body, _ = await gateway.live(b"abc")
+    assert (status, json.loads(body)) == (500, {"error": told})
+    assert (await gateway.batch(b"abc"))[:2] == (500, f"{told}\n".encode())
+    assert caplog.text.count("RuntimeError: a bug of ours") == 2
+    assert (await gateway.json("/status"))[1]["jobs"] == 0
+    await gateway.settled()
 
 
 # --- orchestrators that fail

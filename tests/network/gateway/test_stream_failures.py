@@ -130,8 +130,11 @@ async def test_a_client_who_goes_away_during_the_start_leaves_nothing(world):
     await world.over(gateway)
     await until(lambda: worker.orchestrator.slots == 0)
     worker.script.answer = worker
-    while (await gateway.start("one"))[0] != 200:  # the orchestrator may not have noticed yet
-        await asyncio.sleep(0.01)
+
+    async def begins():
+        return (await gateway.start("one"))[0] == 200
+
+    await until(begins)  # the orchestrator may not have noticed yet
     await gateway.post("/process/stream/one/stop")
 
 

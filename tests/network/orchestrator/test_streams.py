@@ -168,14 +168,18 @@ async def test_no_place_is_503_and_no_such_capability_404(worker, gateway, kit):
 
 
 async def test_two_starts_at_once_give_one_stream(worker, gateway):
+    refused = asyncio.Event()
+
     async def slowly(wire):
-        await asyncio.sleep(0.1)
+        await refused.wait()
         await wire.answer(200)
 
     container = await worker(start=slowly)
     world = await gateway(container)
-    statuses = [status for status, _, _ in await asyncio.gather(*(world.start() for _ in range(4)))]
-    assert sorted(statuses) == [200, 400, 400, 400]
+    starts = [asyncio.ensure_future(world.start()) for _ in range(4)]
+    await until(lambda: sum(each.done() for each in starts) == 3)
+    refused.set()
+    assert sorted(status for status, _, _ in await asyncio.gather(*starts)) == [200, 400, 400, 400]
     assert len(container.got) == 1
     await world.post("stop")
     await world.api.quiet()

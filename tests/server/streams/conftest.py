@@ -6,7 +6,10 @@ import json
 import pytest
 
 from whisper_byoc.server.streams import output as stream_output
+from whisper_byoc.server.streams.monitor import Monitor
+from whisper_byoc.server.streams.output import EventWriter
 from whisper_byoc.trickle.publisher import TricklePublisher
+from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.server import TrickleServer
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
@@ -24,6 +27,11 @@ class Sound:
 
     async def process(self, frame):
         return b"%d bytes" % len(frame)
+
+
+def unheard_monitor():
+    """Make the monitor of a stream whose events nobody hears."""
+    return Monitor("pipeline", EventWriter("stream", None, ClientOptions()))
 
 
 class Orchestrator:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from tests.server.streams.conftest import unheard_monitor
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.server.streams import input as module
 from whisper_byoc.server.streams.input import AudioSink, StreamInput
@@ -80,22 +81,23 @@ class Restarted(Channel):
 @pytest.mark.parametrize("live", [True, False])
 async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(monkeypatch, live):
     monkeypatch.setattr(module, "TrickleSubscriber", Channel)
-    job, reports = Job(), []
-    sink = AudioSink(job, reports.append, pcm=True, live=live)
-    await StreamInput(job, "url", sink, ClientOptions()).run()
+    job, monitor = Job(), unheard_monitor()
+    sink = AudioSink(job, monitor, pcm=True, live=live)
+    await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     errors = [each for each in job.submitted if isinstance(each, str)]
     assert len(errors) == 2
     assert "broke off" in errors[0]
     assert "in the middle of a 16-bit sample" in errors[1]
-    assert reports == errors[:1]
+    assert monitor.status()["inference_status"]["last_error"] == errors[0]
 
 
 async def test_a_publisher_that_begins_again_is_a_loss_and_does_not_shift_samples(monkeypatch):
     monkeypatch.setattr(module, "TrickleSubscriber", Restarted)
-    job, reports = Job(), []
-    sink = AudioSink(job, reports.append, pcm=True, live=True)
-    await StreamInput(job, "url", sink, ClientOptions()).run()
+    job, monitor = Job(), unheard_monitor()
+    sink = AudioSink(job, monitor, pcm=True, live=True)
+    await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
-    assert ["began again" in each for each in reports] == [True]
-    assert reports[0] in job.submitted
+    error = monitor.status()["inference_status"]["last_error"]
+    assert "began again" in error
+    assert error in job.submitted

@@ -91,9 +91,11 @@ async def test_speech_in_mpeg_ts_comes_back_as_its_words(speech, fixtures_dir, e
     assert (data[-1]["type"], data[-1]["errors"]) == ("end", 0)
     kinds = [event["event"]["type"] for event in events]
     assert kinds[0] == "stream_started"
-    assert "heartbeat" in kinds
     assert kinds[-1] == "stream_stopped"
-    assert all(event["queue_event_type"] for event in events)
+    queues = {event["event"]["type"]: event["queue_event_type"] for event in events}
+    assert queues["runner_receive_first_ingest_segment"] == "stream_trace"
+    assert queues["runner_send_first_processed_segment"] == "stream_trace"
+    assert (queues["heartbeat"], queues["status"]) == ("stream_heartbeat", "ai_stream_status")
     assert (await speech.stop("stream"))[0] == 200  # up to three stops come
     _, health = await speech.api.json("/health")
     assert (health["status"], health["notices"]) == ("IDLE", [DEMO_NOTICE])
@@ -565,7 +567,7 @@ async def test_events_that_the_channel_does_not_take_are_dropped(caplog):
     assert caplog.text.count("events are dropped") == 1
     events.finish()
     async with asyncio.timeout(20):
-        await events.run()
+        await events.run(lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -609,7 +611,7 @@ async def test_events_that_are_refused_are_tried_again_with_pauses_and_one_line_
     async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0) as port:
         monkeypatch.setattr(output, "FIRST_PAUSE_S", 0.01)
         events = output.EventWriter("id", f"http://127.0.0.1:{port}/events", ClientOptions(longest_pause=0.02))
-        running = asyncio.ensure_future(events.run())
+        running = asyncio.ensure_future(events.run(lambda: None))
         events.emit("error", message="first")
         await until(lambda: taken)
         await cancel(running)

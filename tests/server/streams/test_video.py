@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import decode_media
+from tests.server.streams.conftest import unheard_monitor
 from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import BadSegment
@@ -171,6 +172,20 @@ async def test_what_an_encoder_held_when_it_failed_goes_to_the_next_one(orchestr
     assert (loud(after) != loud(before)).sum() <= 2
 
 
+async def test_pictures_and_sound_are_counted_in_both_directions(orchestrate):
+    world = await orchestrate(GreenTintProcessor())
+    assert (await world.start("tv", world.channels("tv", ["", "-out"]), {"max_framerate": 30}))[0] == 200
+    (stream,) = world.api.server.streams.streams
+    ts = await asyncio.to_thread(picture_stream)
+    async with world.publisher("tv") as publisher:
+        for at in range(0, len(ts), 188 * 100):
+            await publisher.publish(ts[at : at + 188 * 100])
+        await world.stop("tv")
+    fps = stream.monitor.fps()
+    assert set(fps) == {"ingress_video_fps", "ingress_audio_fps", "egress_video_fps", "egress_audio_fps"}
+    assert all(fps.values()), fps
+
+
 async def test_the_output_ends_when_no_encoder_lives(orchestrate, monkeypatch):
     monkeypatch.setattr(video, "ts_from_frames", lambda *_: ["false"])
     world = await orchestrate(GreenTintProcessor())
@@ -194,7 +209,7 @@ async def test_an_encoder_that_cannot_be_started_leaves_nothing_open(orchestrate
     world = await orchestrate(GreenTintProcessor())
     url = world.channels("never", ["-out"])["publish_url"]
     before = open_files()
-    output = video.VideoOutput(OnePicture(), url, RATE, ClientOptions(), print)
+    output = video.VideoOutput(OnePicture(), url, RATE, ClientOptions(), unheard_monitor())
     output.sizes.append((1, 1))
     with pytest.raises(FileNotFoundError):
         await output.run()

@@ -63,6 +63,17 @@ def test_words_are_where_the_reference_finds_them(engine, reference_engine, soun
     assert np.median(distances) <= 0.021
 
 
+@pytest.mark.parametrize("name", UTTERANCES[:4])
+def test_it_is_as_sure_as_the_reference(engine, reference_engine, sound, name):
+    mine, theirs = (each.transcribe(sound(name), DecodeOptions()).result() for each in (engine, reference_engine))
+    (one,), (other,) = ([segment.confidence for segment in each.segments] for each in (mine, theirs))
+    assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.1)
+    assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=0.1)
+    assert (one.compression_ratio, one.temperature) == (pytest.approx(other.compression_ratio, abs=0.01), 0.0)
+    for each in (engine, reference_engine):
+        assert each.draft(sound(name), DecodeOptions()).result().confidence.avg_logprob < 0
+
+
 @pytest.mark.parametrize("name", UTTERANCES)
 def test_a_draft_has_the_words_and_about_where_they_were_heard(engine, sound, texts, name):
     (truth,) = texts[name]["utterances"]

@@ -26,7 +26,7 @@ from whisper_byoc.server.routes.answers import (
     render,
     segments_in_seconds,
 )
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word, compression_ratio
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 DELTA_CHARACTERS = 4096
@@ -98,7 +98,7 @@ def _granularities(upload: Upload) -> set[str]:
 def _verbose_fields(
     transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
 ) -> dict[str, Any]:
-    # records carry no avg_logprob, no no_speech_prob and no tokens
+    # records carry no tokens
     segments = segments_in_seconds(transcription)
     language = "english" if task == "translate" else LANGUAGES.get(transcription.language, transcription.language)
     fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
@@ -107,12 +107,8 @@ def _verbose_fields(
             {
                 "id": number,
                 "seek": int(each["start"] * 100),  # in frames of 10 ms, as openai-whisper has it
-                "start": each["start"],
-                "end": each["end"],
-                "text": each["text"],
+                **{name: value for name, value in each.items() if name != "words"},
                 "tokens": [],
-                "temperature": 0.0,
-                "compression_ratio": compression_ratio(each["text"]),
             }
             for number, each in enumerate(segments)
         ]

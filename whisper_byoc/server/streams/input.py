@@ -11,6 +11,7 @@ from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.ingest.decoder import LiveDecoder
 from whisper_byoc.server.ingest.framing import PCM_TYPES, AudioFraming, pcm_trouble
+from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
@@ -26,12 +27,12 @@ STOP_READING_S = 2.0
 class Sink:
     """Decodes the input of a stream by ffmpeg, and submits it to the job, waiting while the job's queue is full.
 
-    Input that was lost becomes an error record of the job at its place, and a message to `report`.
+    Input that was lost becomes an error record of the job at its place, and one of `monitor`.
     """
 
-    def __init__(self, job: Job, command: Callable[[], list[str]], report: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, command: Callable[[], list[str]], monitor: Monitor) -> None:
         self._job = job
-        self._report = report
+        self._monitor = monitor
         self._decoder = LiveDecoder(f"stream {job.info.job_id}", self._submit, command, self._ffmpeg_lost)
 
     async def feed(self, data: bytes, content_type: str) -> None:
@@ -48,7 +49,7 @@ class Sink:
 
     def lost(self, message: str) -> None:
         """Note that some of the input was lost."""
-        self._report(message)
+        self._monitor.error(message)
         self._job.inbox.submit_now(BadSegment(message))
 
     def _ffmpeg_lost(self, message: str) -> None:
@@ -62,8 +63,8 @@ class Sink:
 class AudioSink(Sink):
     """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
 
-    def __init__(self, job: Job, report: Callable[[str], None], *, pcm: bool, live: bool) -> None:
-        super().__init__(job, pcm_from_ts, report)
+    def __init__(self, job: Job, monitor: Monitor, *, pcm: bool, live: bool) -> None:
+        super().__init__(job, pcm_from_ts, monitor)
         self._pcm = pcm
         self._live = live
         self._framing = AudioFraming(live=live)
@@ -84,6 +85,7 @@ class AudioSink(Sink):
             self._job.inbox.submit_now(each)
 
     async def _submit(self, decoded: bytes) -> None:
+        self._monitor.audio_in.count()
         for segment in self._framing.feed(decoded):
             await self._job.inbox.submit(segment, live=self._live)
 
@@ -91,8 +93,9 @@ class AudioSink(Sink):
 class StreamInput:
     """Reads the input channel of a stream until it ends or the job is stopped."""
 
-    def __init__(self, job: Job, url: str | None, sink: Sink, options: ClientOptions) -> None:
+    def __init__(self, job: Job, url: str | None, sink: Sink, monitor: Monitor, options: ClientOptions) -> None:
         self._job = job
+        self._monitor = monitor
         self._url = url
         self._sink = sink
         self._options = options
@@ -143,6 +146,7 @@ class StreamInput:
                     if segment.missed:
                         self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
                         self._sink.submit_rest()
+                    self._monitor.took_segment()
                     await self._read_segment(segment)
             except ChannelNotFound as error:
                 log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)

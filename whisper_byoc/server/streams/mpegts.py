@@ -190,6 +190,8 @@ class SoundMixer:
         """Keep up to `limit` bytes of sound that is ahead of the pictures."""
         self.pictures = 0
         """Pictures that have begun to come out."""
+        self.sounds = 0
+        """Units of sound that came out with them."""
         self.dropped = 0
         """Bytes of sound beyond the limit."""
         self._limit = limit
@@ -246,6 +248,7 @@ class SoundMixer:
 
     def _next_sound(self) -> bytes:
         unit = self._waiting.popleft()
+        self.sounds += 1
         self._bytes -= len(unit.pes)
         parts = []
         if unit.track != self._announced:

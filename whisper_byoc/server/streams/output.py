@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -37,8 +38,12 @@ DATA_FORMATS: Final = ("object", "pytrickle")
 class DataWriter:
     """Publishes the records of a job in order, one line a segment, until the end record is delivered."""
 
-    def __init__(self, job: Job, url: str | None, data_format: str, options: ClientOptions) -> None:
+    def __init__(
+        self, job: Job, url: str | None, data_format: str, options: ClientOptions, published: Callable[[], None]
+    ) -> None:
+        """`published` is called after each record."""
         self.data_format = data_format
+        self._published = published
         self._job = job
         self._url = url
         self._options = replace(options, patience_seconds=LOST_S)
@@ -56,6 +61,8 @@ class DataWriter:
                     async for record in self._job.results.unread_records(KEEP_ALIVE_EVERY_S):
                         line = self._line(keep_alive) if record is None else self._short_line(record)
                         await publisher.publish(line)
+                        if record is not None:
+                            self._published()
                 except TrickleError as error:
                     log.warning("stream %s: the data channel is gone: %s", self._job.info.job_id, error)
                     self._job.end_input()
@@ -86,10 +93,10 @@ class DataWriter:
 
 
 class EventWriter:
-    """Publishes events as they are emitted, and a heartbeat in between."""
+    """Publishes events as they are emitted."""
 
     def __init__(self, stream_id: str, url: str | None, options: ClientOptions) -> None:
-        self._stream_id = stream_id
+        self.stream_id = stream_id
         self._url = url
         self._options = options
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_EVENTS)
@@ -97,12 +104,12 @@ class EventWriter:
 
     def emit(self, kind: str, queue_type: str = "ai_stream_events", **fields: Any) -> None:
         """Queue an event; drop it while the channel takes none."""
-        event = {"type": kind, "stream_id": self._stream_id, "timestamp": int(time.time() * 1000), **fields}
+        event = {"type": kind, "stream_id": self.stream_id, "timestamp": int(time.time() * 1000), **fields}
         try:
             self._events.put_nowait({"event": event, "queue_event_type": queue_type})
         except asyncio.QueueFull:
             if not self._dropping:
-                log.warning("stream %s: events are dropped, as the channel does not take them", self._stream_id)
+                log.warning("stream %s: events are dropped, as the channel does not take them", self.stream_id)
             self._dropping = True
 
     def finish(self) -> None:
@@ -111,24 +118,27 @@ class EventWriter:
             self._events.get_nowait()
         self._events.put_nowait(None)
 
-    async def run(self) -> None:
-        """Publish until `finish`. Return early when the channel is gone: then the session has ended."""
+    async def run(self, beat: Callable[[], None]) -> None:
+        """Publish until `finish`, and call `beat`, which emits an event, whenever there was none for a while.
+
+        Return early when the channel is gone: then the session has ended.
+        """
         if self._url is None:
             while await self._events.get() is not None:
                 pass
             return
         async with TricklePublisher(self._url, "application/json", options=self._options) as publisher:
             await asyncio.sleep(FIRST_LINE_S)
-            self.emit("heartbeat", "stream_heartbeat")
-            while (event := await self._next()) is not None:
+            beat()
+            while (event := await self._next(beat)) is not None:
                 try:
                     async with asyncio.timeout(LOST_S):
                         await self._deliver(_json(event), publisher)
                 except (ChannelNotFound, ChannelClosed) as error:
-                    log.info("stream %s: the events channel has ended: %s", self._stream_id, error)
+                    log.info("stream %s: the events channel has ended: %s", self.stream_id, error)
                     return
                 except TimeoutError:
-                    log.warning("stream %s: the events channel took nothing for %g s", self._stream_id, LOST_S)
+                    log.warning("stream %s: the events channel took nothing for %g s", self.stream_id, LOST_S)
                     return
 
     async def _deliver(self, event: bytes, publisher: TricklePublisher) -> None:
@@ -140,19 +150,19 @@ class EventWriter:
                 raise
             except TrickleError as error:
                 if not failed:
-                    log.warning("stream %s: an event is not taken, and tried again: %s", self._stream_id, error)
+                    log.warning("stream %s: an event is not taken, and tried again: %s", self.stream_id, error)
                 failed = True
                 await asyncio.sleep(pause)
             else:
                 self._dropping = False
                 return
 
-    async def _next(self) -> dict[str, Any] | None:
+    async def _next(self, beat: Callable[[], None]) -> dict[str, Any] | None:
         try:
             async with asyncio.timeout(HEARTBEAT_EVERY_S):
                 return await self._events.get()
         except TimeoutError:
-            self.emit("heartbeat", "stream_heartbeat")
+            beat()
             return self._events.get_nowait()
 
 

@@ -161,7 +161,7 @@ async def stream_status(request: web.Request) -> web.Response:
             "publish_url": stream.request.publish_url,
             "gateway_request_id": stream.request.stream_id,
         }
-        body |= {"client_running": not stream.over.done(), "fps": {}, "current_params": current}
+        body |= {"client_running": not stream.over.done(), "fps": stream.monitor.fps(), "current_params": current}
     return web.json_response(body)
 
 

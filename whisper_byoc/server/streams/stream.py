@@ -13,6 +13,7 @@ from whisper_byoc.params import choice, has_pcm_input, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
+from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
 from whisper_byoc.trickle.errors import TrickleError
@@ -101,9 +102,11 @@ class Stream:
         self._pipeline = pipeline
         self._options = options
         self._events = EventWriter(request.stream_id, request.events_url, options)
-        self._data = DataWriter(job, request.data_url, request.params.get("data_format", data_format), options)
+        self.monitor = Monitor(pipeline.name, self._events)
+        data_format = request.params.get("data_format", data_format)
+        self._data = DataWriter(job, request.data_url, data_format, options, self._gave_record)
         if request.params:
-            self._events.emit("params_updated", params=self.params)
+            self.monitor.params_changed(self.params)
         self.over = asyncio.ensure_future(self._run())
 
     async def stop(self, limit: float = STOP_LIMIT_S) -> None:
@@ -126,10 +129,10 @@ class Stream:
         await self.job.update(checked)
         self._data.data_format = checked.get("data_format", self._data.data_format)
         self.params |= checked
-        self._events.emit("params_updated", params=checked)
+        self.monitor.params_changed(checked)
 
     async def _run(self) -> None:
-        events = asyncio.create_task(self._events.run())
+        events = asyncio.create_task(self._events.run(self.monitor.beat))
         events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
         control = asyncio.create_task(self._follow_control())
         # a stream may be silent for as long as it lives, and its job is not idle then
@@ -137,7 +140,7 @@ class Stream:
         self._events.emit("stream_started")
         try:
             sink, output = self._sink_and_output()
-            source = StreamInput(self.job, self.request.subscribe_url, sink, self._options)
+            source = StreamInput(self.job, self.request.subscribe_url, sink, self.monitor, self._options)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._or_stop_job(source.run()))
                 both.create_task(self._or_stop_job(output.run()))
@@ -158,9 +161,9 @@ class Stream:
     def _sink_and_output(self) -> tuple[Sink, DataWriter | VideoOutput]:
         if self._pipeline.media == "video":
             rate = self.params.get("max_framerate", DEFAULT_RATE)
-            output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self._report)
-            return VideoSink(self.job, output, rate, self._report), output
-        sink = AudioSink(self.job, self._report, pcm=has_pcm_input(self.params), live=self._pipeline.live)
+            output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self.monitor)
+            return VideoSink(self.job, output, rate, self.monitor), output
+        sink = AudioSink(self.job, self.monitor, pcm=has_pcm_input(self.params), live=self._pipeline.live)
         return sink, self._data
 
     async def _follow_control(self) -> None:
@@ -181,8 +184,8 @@ class Stream:
             if isinstance(message, dict) and "keep" not in message:
                 await self.update(message.get("params", message))
         except Exception as error:  # whatever is wrong with one, the next may be good
-            self._report(f"a control message was not used: {error}")
+            self.monitor.error(f"a control message was not used: {error}")
 
-    def _report(self, message: str) -> None:
-        log.warning("stream %s: %s", self.request.stream_id, message)
-        self._events.emit("error", message=message)
+    def _gave_record(self) -> None:
+        self.monitor.records_out.count()
+        self.monitor.gave_segment()

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from enum import Enum
 
 from audio.ffmpeg import ffmpeg_environment, frames_from_ts, ts_from_frames
@@ -17,6 +17,7 @@ from whisper_byoc.errors import BadSegment
 from whisper_byoc.process import Program
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.streams.input import Sink
+from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.mpegts import CLOCK, SoundMixer, SoundReader, Unit
 from whisper_byoc.trickle.errors import TrickleError
 from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
@@ -69,8 +70,8 @@ class PpmSplitter:
 class VideoSink(Sink):
     """Decodes MPEG-TS into the job's frames, and passes its sound to the output."""
 
-    def __init__(self, job: Job, output: "VideoOutput", rate: int, report: Callable[[str], None]) -> None:
-        super().__init__(job, lambda: frames_from_ts(rate), report)
+    def __init__(self, job: Job, output: "VideoOutput", rate: int, monitor: Monitor) -> None:
+        super().__init__(job, lambda: frames_from_ts(rate), monitor)
         self._output = output
         self._rate = rate
         self._splitter = PpmSplitter()
@@ -106,6 +107,7 @@ class VideoSink(Sink):
         for width, height, frame in self._splitter.feed(decoded):
             self._output.sizes.append((width, height))
             self._submitted += 1
+            self._monitor.video_in.count()
             await self._job.inbox.submit(frame)
 
 
@@ -120,16 +122,14 @@ class Ending(Enum):
 class VideoOutput:
     """Encodes the job's results and publishes them; the picture before one that failed is shown again."""
 
-    def __init__(
-        self, job: Job, url: str | None, rate: int, options: ClientOptions, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, job: Job, url: str | None, rate: int, options: ClientOptions, monitor: Monitor) -> None:
         self.sizes: deque[tuple[int, int]] = deque(maxlen=MAX_SIZES)
         """Width and height of the frames whose results are still to come."""
         self._job = job
         self._url = url
         self._rate = rate
         self._options = options
-        self._report = report
+        self._monitor = monitor
         self._mixer = SoundMixer(MAX_SOUND)
         self._records = 0
         self._unencoded: deque[bytes] = deque()  # pictures that no encoder has given back yet
@@ -137,12 +137,13 @@ class VideoOutput:
 
     def take_sound(self, units: list[Unit]) -> None:
         """Keep sound until its pictures are encoded."""
+        self._monitor.audio_in.count(len(units))
         if self._url is None:
             return
         complete = self._mixer.dropped == 0
         self._mixer.add(units)
         if complete and self._mixer.dropped:
-            self._report("the pictures are so far behind that some of the sound was dropped")
+            self._monitor.error("the pictures are so far behind that some of the sound was dropped")
 
     async def run(self) -> None:
         """Publish everything until the job's end. A channel that is gone ends the input."""
@@ -153,7 +154,7 @@ class VideoOutput:
                     async with TricklePublisher(self._url, "video/mp2t", options=self._options) as publisher:
                         await self._encode_all(pictures, publisher)
                 except TrickleError as error:
-                    self._report(f"the output is gone: {error}")
+                    self._monitor.error(f"the output is gone: {error}")
                     self._job.end_input()
             async for _ in pictures:  # results that nobody takes would hold up the job
                 pass
@@ -169,11 +170,11 @@ class VideoOutput:
             failures = 0 if self._mixer.pictures > before else failures + 1
             if failures == MAX_FAILURES:
                 message = f"{len(self._unencoded)} pictures cannot be encoded; the output ends"
-                self._report(message)
+                self._monitor.error(message)
                 self._job.inbox.submit_now(BadSegment(message))
                 self._job.end_input()
                 return
-            self._report(f"the encoder {ending.value}; another one goes on")
+            self._monitor.error(f"the encoder {ending.value}; another one goes on")
 
     async def _next_picture(self, pictures: AsyncIterator[bytes]) -> bool:
         picture = await anext(pictures, None)
@@ -248,8 +249,11 @@ class VideoOutput:
                 writer = None
             if writer is None:
                 writer, began = await publisher.next(), loop.time()
-            before = self._mixer.pictures
+            before, sound = self._mixer.pictures, self._mixer.sounds
             await writer.write(self._mixer.feed(data))
+            self._monitor.video_out.count(self._mixer.pictures - before)
+            self._monitor.audio_out.count(self._mixer.sounds - sound)
+            self._monitor.gave_segment()
             for _ in range(min(self._mixer.pictures - before, len(self._unencoded))):
                 self._unencoded.popleft()
         if writer is not None:

@@ -1,7 +1,7 @@
 """Texts written token by token, as openai-whisper decodes them: the likeliest, drawn ones, or the best of a search."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -55,6 +55,8 @@ class Decoded:
     """Whether the model ended it; else it was cut off at the most tokens allowed."""
     queries: dict[int, NDArray[np.float32]]
     """Layer -> (heads, tokens + 1, values): where in the sound each token was found (`alignment.attention`)."""
+    temperature: float = 0.0
+    """At which the tokens were drawn."""
 
 
 def decode(
@@ -66,7 +68,8 @@ def decode(
         initial = [tokenizer.sot_prev, *wish.prompt[-(context // 2 - 1) :], *initial]
     room = min(wish.limit, context - len(initial) + 1)
     way = _search if wish.beam > 1 and not wish.temperature else _write
-    return (yield from way(sound, tokenizer, initial, room, wish, is_cancelled))
+    found = yield from way(sound, tokenizer, initial, room, wish, is_cancelled)
+    return replace(found, temperature=wish.temperature)
 
 
 def language_probabilities(sound: Sound, tokenizer: Tokenizer) -> Steps[dict[str, float]]:

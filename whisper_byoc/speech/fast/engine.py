@@ -149,7 +149,7 @@ class FastEngine:
             return Draft((), language)
         ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions)
         words = _draft_words(decoded.tokens, ends, tokenizer, language)
-        return Draft(words, language, tuple(decoded.tokens))
+        return Draft(words, language, tuple(decoded.tokens), score.confidence)
 
     @property
     def _network(self) -> Network:
@@ -178,7 +178,7 @@ def _text_segment(found: Scored) -> TextSegment | None:
         Word(word.start, word.end, word.text.replace(CUT_CHARACTER, "").strip(), word.probability)
         for word in (found.segment.words if text == spoken else ())
     )
-    return TextSegment(found.segment.start, found.segment.end, text, words)
+    return TextSegment(found.segment.start, found.segment.end, text, words, found.score.confidence)
 
 
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, language: str) -> tuple[DraftWord, ...]:

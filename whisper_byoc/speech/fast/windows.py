@@ -212,7 +212,7 @@ def ends_alone(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
 def score_of(decoded: Decoded, tokenizer: Tokenizer) -> Score:
     """Say how sure the model is of a text."""
     text = tokenizer.decode(decoded.tokens).strip()
-    return Score(decoded.logprob, decoded.no_speech, compression_ratio(text))
+    return Score(decoded.logprob, decoded.no_speech, compression_ratio(text), decoded.temperature)
 
 
 def _best(
