@@ -72,19 +72,27 @@ def ffmpeg_environment() -> dict[str, str]:
     return {**os.environ, "GCONV_PATH": ""}
 
 
-def wav_from_file() -> list[str]:
-    """Decode the file on stdin: the audio stream that ffmpeg thinks best, as 16 kHz WAV (see `WAV`)."""
-    source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", format_whitelist=CONTAINERS)
-    return _command(source.output("pipe:1", **WAV, **SOUND_ONLY))
+def wav_from_file(containers: str = CONTAINERS, track: str = "a") -> list[str]:
+    """Decode the file on stdin, in one of these containers (ffmpeg's names), to 16 kHz WAV (see `WAV`).
+
+    `track` is `a:N` for a certain one, or `a` for the one that ffmpeg thinks best.
+    """
+    source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", **_confined(containers))
+    return _command((source if track == "a" else source[track]).output("pipe:1", **WAV, **SOUND_ONLY))
 
 
 def wav_from_feed(containers: str) -> list[str]:
     """Decode what arrives on stdin, in one of these containers (ffmpeg's names), as it arrives, to 16 kHz WAV."""
-    confined = {"protocol_whitelist": "pipe", "format_whitelist": containers}
-    known = {} if "," in containers else {"format": containers}
-    source = ffmpeg.input("pipe:0", **confined, **known, probesize=256 * 1024, analyzeduration=1_000_000)
+    found_in = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
+    source = ffmpeg.input("pipe:0", protocol_whitelist="pipe", **_confined(containers), **found_in)
     output = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
     return _command(output.global_args("-dts_error_threshold", str(LONGEST_LIVE_GAP)))
+
+
+def _confined(containers: str) -> dict[str, str]:
+    """Return the options by which ffmpeg reads these containers only."""
+    known = {} if "," in containers else {"format": containers}
+    return {"format_whitelist": containers, **known}
 
 
 def pcm_from_ts() -> list[str]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
-from audio.ffmpeg import STDIN_FILE, ffmpeg_environment, wav_from_file
+from audio.ffmpeg import CONTAINERS, STDIN_FILE, ffmpeg_environment, wav_from_file
 from audio.riff import begins_like_wav
+from audio.sniff import foreign
 from audio.wav import WavReader, read_wav
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ HANG_SECONDS = 20.0
 """An ffmpeg that gives nothing for so long hangs. It reads the largest upload through within a second."""
 
 BLOCK_BYTES = 1 << 20
+
+SILENT = 1e-3
+"""Peak below which a track is silent, -60 dB: recorders of screens and meetings leave some unused."""
+
+MAX_TRACKS = 8
 
 KEPT_LINES = 20
 """Lines of ffmpeg's stderr that are kept: a broken file can make it complain without end."""
@@ -69,6 +75,7 @@ def load_audio(
 def decode_media(
     source: bytes | str | os.PathLike[str],
     *,
+    containers: str = CONTAINERS,
     timeout: float = TIMEOUT,
     max_seconds: float = MAX_SECONDS,
     strict: bool = False,
@@ -79,14 +86,16 @@ def decode_media(
     Args:
         source: the file's content, or its path. Content is spooled into a nameless temporary file, since ffmpeg must
             seek in some containers.
+        containers: the only ones that it may be, by ffmpeg's names; one alone is not looked for in the bytes.
         timeout: seconds after which ffmpeg is killed.
         max_seconds: the most sound that is accepted, in seconds.
         strict: refuse what ffmpeg could not decode whole.
         warn: is called with a sentence when it could not.
 
     Returns:
-        float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1]: the best audio stream at its place in the file, with
-        silence where it begins late or has a gap, its channels mixed (see `audio.downmix`).
+        float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1]: the best audio stream, or else the first that is not
+        silent, at its place in the file, with silence where it begins late or has a gap, its channels mixed (see
+        `audio.downmix`).
 
     Raises:
         DecoderFailed: no ffmpeg that runs, one that hangs or is killed, or no room for a temporary file.
@@ -94,13 +103,23 @@ def decode_media(
             `strict`.
     """
     if isinstance(source, bytes):
-        name = f"The upload of {len(source)} bytes"
-        with _spooled(source) as file:
-            samples, complaint = _decode_file(file, name, timeout, max_seconds)
+        name, opened = f"The upload of {len(source)} bytes", _spooled(source)
     else:
-        name = f"The file {os.fspath(source)!r}"
-        with _open_file(source) as file:
-            samples, complaint = _decode_file(file, name, timeout, max_seconds)
+        name, opened = f"The file {os.fspath(source)!r}", _open_file(source)
+    with opened as file:
+        _check_head(file, name)
+        samples, complaint = _decode_file(file, name, timeout, max_seconds, wav_from_file(containers))
+        for track in range(MAX_TRACKS) if np.abs(samples).max() < SILENT else ():
+            try:
+                command = wav_from_file(containers, f"a:{track}")
+                other, its = _decode_file(file, name, timeout, max_seconds, command)
+            except DecoderFailed:
+                raise
+            except MediaError:  # there is no such track, or nothing in it
+                break
+            if np.abs(other).max() >= SILENT:
+                samples, complaint = other, its
+                break
     if complaint and strict:
         raise MediaError(f"{name} is damaged ({complaint}); send all of it, or leave out strict.")
     if complaint:
@@ -136,15 +155,23 @@ def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         raise MediaError(f"The file {str(path)!r} cannot be opened: {error.strerror}.") from error
 
 
-def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float) -> tuple[NDArray[np.float32], str]:
-    """Return the samples, and ffmpeg's last complaint, if it had any."""
-    if not os.fstat(file.fileno()).st_size:
+def _check_head(file: IO[bytes], name: str) -> None:
+    head = os.pread(file.fileno(), 1024, 0)
+    if not head:
         raise MediaError(f"{name} is empty; send a media file.")
+    if what := foreign(head):  # ffmpeg would call it a playlist, or find sound in it
+        raise MediaError(f"{name} is {what}, not sound; send a sound or video file.")
+
+
+def _decode_file(
+    file: IO[bytes], name: str, timeout: float, max_seconds: float, command: list[str]
+) -> tuple[NDArray[np.float32], str]:
+    """Return the samples, and ffmpeg's last complaint, if it had any."""
     lines: deque[bytes] = deque(maxlen=KEPT_LINES)
     reader, pieces, left = WavReader(), [], int(max_seconds * pcm.SAMPLE_RATE)
     too_slow = MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
     deadline = time.monotonic() + timeout
-    with _run_ffmpeg(file) as process:
+    with _run_ffmpeg(file, command) as process:
         assert process.stderr is not None
         complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
         try:
@@ -175,8 +202,8 @@ def _decode_file(file: IO[bytes], name: str, timeout: float, max_seconds: float)
     return samples, complaints[-1] if complaints else ""
 
 
-def _run_ffmpeg(file: IO[bytes]) -> subprocess.Popen[bytes]:
-    command, pipe = wav_from_file(), subprocess.PIPE
+def _run_ffmpeg(file: IO[bytes], command: list[str]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
     try:
         return subprocess.Popen(
             command, stdin=file, stdout=pipe, stderr=pipe, env=ffmpeg_environment(), start_new_session=True

@@ -67,6 +67,7 @@ async def test_no_more_waits_than_the_queue_may_hold(serving):
     assert (job.inbox.items, job.inbox.bytes) == (0, 0)
 
 
+DECLARED = "PUT /live/gone/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked\nContent-Type: audio/pcm"
 FEED = "PUT /live/gone/source HTTP/1.1\nHost: x\nTransfer-Encoding: chunked"
 
 
@@ -108,9 +109,9 @@ async def test_what_a_client_sent_right_before_it_went_is_heard(serving, fixture
     listener = Listener()
     api = await serving(listener)
     data = (fixtures_dir / "demo-stop.wav").read_bytes() if wav else numbered(32_000)
-    _, writer = await raw(api, FEED, chunked(data[:1000], 1000))
+    _, writer = await raw(api, FEED, chunked(data[:1100], 1100))
     await until(lambda: listener.heard)
-    writer.write(chunked(data[1000:], len(data)))
+    writer.write(chunked(data[1100:], len(data)))
     writer.close()  # at once
     await until(lambda: not api.table.get("gone").has_feed)
     await api.end("gone")
@@ -121,7 +122,7 @@ async def test_what_a_client_sent_right_before_it_went_is_heard(serving, fixture
 async def test_a_feed_whose_client_goes_right_after_its_normal_end_has_ended(serving):
     listener = Listener()
     api = await serving(listener)
-    _, writer = await raw(api, FEED, chunked(b"abcd", 4))
+    _, writer = await raw(api, DECLARED, chunked(b"abcd", 4))
     await until(lambda: listener.heard)
     writer.write(chunked(b"efgh", 4) + b"0\r\n\r\n")
     writer.close()
@@ -245,7 +246,7 @@ async def test_half_a_sample_is_carried_to_the_next_feed_unless_its_own_broke_of
     api = await serving(listener)
     await api.put("job", b"abc", chunked=True, query="?more=1")
     await api.put("job", b"def", chunked=True, query="?more=1")
-    _, writer = await raw(api, FEED.replace("gone", "job"), chunked(b"ghijk", 5))
+    _, writer = await raw(api, DECLARED.replace("gone", "job"), chunked(b"ghijk", 5))
     await until(lambda: listener.heard.endswith(b"ghij"))
     writer.transport.abort()
     await until(lambda: not api.table.get("job").has_feed)

@@ -1,14 +1,18 @@
 """Media on the live ways in: a PUT with and without length, and the WebSocket."""
 
+import io
 import json
+import random
 import subprocess
 
+import numpy as np
 import pytest
 
 from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.server.stubs import Listener, Sound, raw
 from tests.waiting import until
+from tests.wav import write_wav
 
 SECONDS = 3.67
 NUMBERS = "seven three nine zero five one"
@@ -141,7 +145,8 @@ async def test_raw_gsm_is_known_by_its_frames(serving):
 async def test_a_type_of_media_that_the_body_is_not_is_415(serving):
     api = await serving(Sound())
     for chunked in (True, False):
-        status, body, _ = await api.put("job", b"hello" * 100, chunked=chunked, headers={"Content-Type": "audio/webm"})
+        job, headers = f"job{chunked}", {"Content-Type": "audio/webm"}
+        status, body, _ = await api.put(job, b"hello" * 100, chunked=chunked, headers=headers)
         assert (status, "send" in body["error"]) == (415, True)
 
 
@@ -158,6 +163,62 @@ async def test_damage_in_mid_feed_gives_the_text_before_it(serving, encoded):
     status, _, _ = await api.put("job", [data[: len(data) // 2]], chunked=True)
     assert status == 200
     assert (await api.records("job"))[0]["type"] == "result"
+
+
+NO_SOUND = {
+    "text": ("größer als\n".encode() * 200, "text"),
+    "JSON": (b'{"error": "not found"}', "text"),
+    "HTML": (b"<!DOCTYPE html><html></html>" * 20, "text"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(3000), "a PNG picture"),
+    "random bytes": (random.Random(1).randbytes(30_000), "Invalid data"),
+    "a WAV without sound": (write_wav(np.empty(0, np.float32)), "no sound"),
+    "half a WAV header": (write_wav(np.zeros(9, np.float32))[:30], "header is not complete"),
+    "an MP4 with its index at its end": (
+        b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\x40\x08mdat" + bytes(3000),
+        "index",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_SOUND)
+async def test_what_holds_no_sound_is_refused_on_every_way_in(serving, kind):
+    api = await serving(Sound())
+    data, words = NO_SOUND[kind]
+    answers = []
+    for chunked in (True, False):
+        answers.append(await api.put(f"job{chunked}", [data] if chunked else data, chunked=chunked))
+    async with api.http.post(f"{api.url}/test", data=io.BytesIO(data)) as answer:
+        answers.append((answer.status, await answer.json(), answer.headers))
+    for status, body, _ in answers:
+        said = body["error"].lower()
+        assert status in (400, 415)
+        assert words.lower() in said or "no sound" in said or "moov" in said
+    messages, code = await talk(api, [data])
+    assert code in (1003, 1011)
+    assert words.lower() in messages[-1]["error"].lower()
+    await api.still_serves()
+
+
+async def test_what_is_refused_holds_no_place(serving):
+    api = await serving(Sound(), jobs=2)
+    for number in range(9):
+        assert (await api.put(f"job{number}", b"no sound at all, only text"))[0] == 415
+    assert (await api.put("job", bytes(320)))[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["mp3", "flac"])
+async def test_a_tag_larger_than_what_ffmpeg_probes_is_skipped(demo, encoded, kind):
+    tag = b"ID3\4\0\0" + bytes([0, 30, 0, 0]) + b"\0\xff\xfb\x90" * (30 << 14 >> 2)
+    assert (await demo.put("feed", cut(tag + encoded(kind), 50_000), chunked=True))[0] == 200
+    *transcripts, _ = await demo.records("feed")
+    assert " ".join(each["text"] for each in transcripts) == NUMBERS
+
+
+async def test_a_feed_that_begins_in_mid_frame(demo, encoded):
+    data = encoded("mp3")
+    assert (await demo.put("feed", cut(data[len(data) // 2 + 1 :], 1111), chunked=True))[0] == 200
+    *transcripts, _ = await demo.records("feed")
+    assert transcripts[-1]["text"].endswith("five one")
 
 
 RAW = {

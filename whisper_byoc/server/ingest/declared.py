@@ -1,36 +1,18 @@
-"""Raw sound that is not 16 kHz mono PCM16: what its Content-Type or its parameters say it is."""
+"""Raw sound that is not 16 kHz mono PCM16: what its Content-Type, its parameters or its file name say it is."""
 
 from collections.abc import Mapping
 from email.message import Message
+from pathlib import PurePath
 from types import MappingProxyType
 
-import numpy as np
-
 from audio import pcm
-from audio.riff import A_LAW, CHANNELS, FLOAT, MU_LAW, PCM, RATES, WavFormat
-from audio.wav import FrameDecoder
+from audio.raw import CODECS, ENCODINGS, ENDINGS, PLAIN, RawFormat, decode_raw, raw_format
+from audio.riff import CHANNELS, RATES, WavFormat
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.params import choice, whole
 
 NAMES = ("encoding", "rate", "channels")
-"""The parameters, of a query or of a Content-Type."""
-ENCODINGS: Mapping[str, tuple[int, int, bool]] = MappingProxyType(
-    {
-        "s16le": (PCM, 16, False),
-        "s16be": (PCM, 16, True),
-        "u8": (PCM, 8, False),
-        "s24le": (PCM, 24, False),
-        "s24be": (PCM, 24, True),
-        "s32le": (PCM, 32, False),
-        "s32be": (PCM, 32, True),
-        "f32le": (FLOAT, 32, False),
-        "f32be": (FLOAT, 32, True),
-        "f64le": (FLOAT, 64, False),
-        "mulaw": (MU_LAW, 8, False),
-        "alaw": (A_LAW, 8, False),
-    }
-)
-"""ffmpeg's name of an encoding -> format tag, bits, big endian."""
+"""The parameters, of a query, a form or a Content-Type."""
 TYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
     {
         "audio/l16": ("s16le", pcm.SAMPLE_RATE),
@@ -40,38 +22,42 @@ TYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
         "audio/basic": ("mulaw", 8_000),
         "audio/pcmu": ("mulaw", 8_000),
         "audio/pcma": ("alaw", 8_000),
+        "audio/gsm": ("gsm", 8_000),
+        "audio/x-gsm": ("gsm", 8_000),
+        "audio/g722": ("g722", pcm.SAMPLE_RATE),
     }
 )
 """Content types of raw sound -> encoding and rate, where no parameter says otherwise.
 
 RFC 2586 has audio/L16 big-endian; live senders do not, and `encoding=s16be` says so.
 """
-PLAIN = WavFormat(PCM, 16, 1, pcm.SAMPLE_RATE)
-"""16 kHz mono PCM16, which needs no conversion."""
 
 
-def declared_format(content_type: str, query: Mapping[str, str]) -> WavFormat | None:
-    """Return the format of raw sound that a query, or else a Content-Type, declares; None if neither does.
+def declared_format(content_type: str, params: Mapping[str, str], file_name: str = "") -> RawFormat | None:
+    """Return the format of raw sound that parameters declare, or else a Content-Type, or else the name of its file.
 
-    Raises `BadParam` for a value that cannot be.
+    It is a name of `CODECS` for what ffmpeg decodes, and None for what is not declared. Raises `BadParam` for a value
+    that cannot be.
     """
     header = Message()
     header["Content-Type"] = content_type or "application/octet-stream"
-    kind = header.get_content_type()
-    given = {name: str(value) for name in NAMES if (value := query.get(name) or header.get_param(name))}
-    if kind not in TYPES and not any(name in query for name in NAMES):
+    known = TYPES.get(header.get_content_type()) or ENDINGS.get(PurePath(file_name).suffix.lower())
+    if known is None and not any(params.get(name) for name in NAMES):
         return None
-    encoding, rate = TYPES.get(kind, ("s16le", pcm.SAMPLE_RATE))
-    encoding = choice("encoding", given.get("encoding", encoding).lower().removeprefix("pcm_"), ENCODINGS)
-    tag, bits, big_endian = ENCODINGS[encoding]
+    given = {name: str(value) for name in NAMES if (value := params.get(name) or header.get_param(name))}
+    encoding, rate = known or ("s16le", pcm.SAMPLE_RATE)
+    encoding = choice("encoding", given.get("encoding", encoding).lower().removeprefix("pcm_"), (*ENCODINGS, *CODECS))
     channels = whole("channels", given.get("channels", "1"), CHANNELS[0], CHANNELS[-1])
-    return WavFormat(tag, bits, channels, whole("rate", given.get("rate", str(rate)), RATES[0], RATES[-1]), big_endian)
+    return raw_format(encoding, whole("rate", given.get("rate", str(rate)), RATES[0], RATES[-1]), channels)
 
 
 def to_pcm16(data: bytes, fmt: WavFormat, limit: int) -> bytes:
-    """Convert raw sound to `PLAIN`; raise `RequestRefused` (413) where that would be larger than `limit` bytes."""
+    """Convert raw sound to 16 kHz mono PCM16.
+
+    Raises `PcmError` when the last frame is not whole, and `RequestRefused` (413) where it would be larger than `limit`
+    bytes.
+    """
     size = len(data) // fmt.frame_bytes * PLAIN.rate // fmt.rate * PLAIN.frame_bytes
     if size > limit:
         raise RequestRefused(413, f"the sound has {size} bytes as PCM16, over the limit of {limit}; send it in parts")
-    frames = FrameDecoder(fmt)
-    return pcm.encode(np.concatenate((frames.feed(data), frames.finish())))
+    return pcm.encode(decode_raw(data, fmt))

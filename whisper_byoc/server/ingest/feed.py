@@ -6,12 +6,12 @@ from contextlib import suppress
 from typing import Self
 
 from audio.errors import AudioError, DecoderFailed, MediaError, UnsupportedWav
-from audio.ffmpeg import wav_from_feed
+from audio.ffmpeg import CONTAINERS, wav_from_feed
+from audio.raw import PLAIN, RawFormat
 from audio.riff import WavFormat
-from audio.sniff import media_format
+from audio.sniff import Sniffer, foreign, index_is_behind
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
-from whisper_byoc.server.ingest.declared import PLAIN
 from whisper_byoc.server.ingest.decoder import LiveDecoder
 from whisper_byoc.server.ingest.framing import AudioFraming, Framing, RawFraming, WavFraming
 
@@ -52,13 +52,16 @@ class LiveFeed:
         """
         self._hand_in_tail(rest, complete=complete)
 
-    def _hand_in_tail(self, rest: bytes, *, complete: bool) -> None:
+    def _hand_in_tail(self, rest: bytes, *, complete: bool) -> list[BadSegment]:
+        """Submit the rest; return what of it are errors."""
         with suppress(AudioError, RequestRefused):  # `finish` of the framing reports what cannot be read
             self._waiting += self._framing.feed(rest) if rest else ()
-        for tail in (*self._waiting, *self._framing.finish(complete=complete)):
-            self._job.inbox.submit_now(tail, live=self._framing.live)
-            self.segments += isinstance(tail, bytes)
+        tail = [*self._waiting, *self._framing.finish(complete=complete)]
+        for each in tail:
+            self._job.inbox.submit_now(each, live=self._framing.live)
+            self.segments += isinstance(each, bytes)
         self._waiting.clear()
+        return [each for each in tail if isinstance(each, BadSegment)]
 
     async def _cut(self, data: bytes) -> None:
         if not self._framing.blocking:
@@ -76,79 +79,91 @@ class SoundFeed(LiveFeed):
     """A feed of sound: PCM16, WAV, or any media that ffmpeg reads as it arrives."""
 
     def __init__(
-        self, job: Job, *, live: bool, raw: bool = True, declared: WavFormat | None = None, wav: bool = False
+        self,
+        job: Job,
+        *,
+        live: bool,
+        raw: bool = True,
+        declared: RawFormat | None = None,
+        wav: bool = False,
     ) -> None:
         """Take bytes that are no media for PCM16 if they may be `raw`, all bytes for what is `declared`, or for WAV."""
-        framing = RawFraming(declared, live=live) if declared and declared != PLAIN else AudioFraming(live=live)
-        super().__init__(job, framing)
+        fmt = declared if isinstance(declared, WavFormat) else PLAIN
+        super().__init__(job, RawFraming(fmt, live=live) if fmt != PLAIN else AudioFraming(live=live))
         self._raw = raw
         self._wav = WavFraming(live=live)
-        self._head: bytes | None = None if declared or wav else b""  # until it is known what this is
+        self._sniffer = None if declared or wav else Sniffer()  # until it is known what this is
         self._header: bytes | None = None  # of a WAV that may have to go to ffmpeg
         self._kind = ""
         self._decoder: LiveDecoder | None = None
         self._decoded = False
         self._trouble = ""
         if wav:
-            self._choose("wav")
+            self._read_wav()
+        elif isinstance(declared, str):
+            self._start(declared)
 
     async def __aexit__(self, *_: object) -> None:
         if self._decoder is not None:
             await self._decoder.kill()
 
     async def take(self, data: bytes) -> None:
-        if self._head is not None:
-            data, self._head = self._head + data, None
-            kind = media_format(data, more=True)
+        if self._sniffer is not None:
+            kind = self._sniffer.feed(data)
             if kind is None:
-                self._head = data
                 return
-            self._choose(kind)
+            data = self._choose(kind)
         await self._take_known(data)
 
     async def finish(self, rest: bytes = b"", *, complete: bool) -> None:
-        if self._head is not None:
-            rest, self._head = self._head + rest, None
-            if rest:
-                self._choose(media_format(rest) or "", complete=complete)
-        if self._decoder is None and self._header is None:
-            self._hand_in_tail(rest, complete=complete)
-        else:
-            await self._finish_media(rest, complete=complete)
-
-    async def _finish_media(self, rest: bytes, *, complete: bool) -> None:
-        with suppress(AudioError, RequestRefused):
+        with suppress(AudioError, RequestRefused):  # what cannot be read is told below
+            if self._sniffer is not None:
+                rest = self._choose(self._sniffer.feed(rest, more=False) or "")
             if rest and not self._trouble:
                 await self._take_known(rest)
-        if self._decoder is None:
-            self._hand_in_tail(b"", complete=complete)
-            return
-        with suppress(AudioError, RequestRefused):
-            if not self._trouble:
+            if self._decoder is not None and not self._trouble:
                 await self._decode(b"")
-        if self._decoded:
-            self._hand_in_tail(b"", complete=complete)
-        elif not self._trouble:
+        tail = [] if self._decoder is not None and not self._decoded else self._hand_in_tail(b"", complete=complete)
+        if self._kind and not self._trouble and not tail and not self.segments:
             self._trouble = f"there is no sound in the feed; {WANTED}"
         if self._trouble:
             self._job.inbox.submit_now(BadSegment(self._trouble))
-            if complete and not self.segments:
-                raise MediaError(self._trouble)
+        trouble = self._trouble or next(map(str, tail), "")
+        if trouble and complete and not self.segments:
+            raise MediaError(trouble)
 
-    def _choose(self, kind: str, *, complete: bool = True) -> None:
-        """Set up what reads this kind of media; raise `MediaError` where it must be media, and is none."""
+    def _choose(self, kind: str) -> bytes:
+        """Set up what reads this kind of media, and return the bytes that have arrived.
+
+        Raises `MediaError` where they hold no sound, or must be media, and are none.
+        """
+        assert self._sniffer is not None
+        head, self._sniffer = self._sniffer.head, None
+        if kind == CONTAINERS and (what := foreign(head)):
+            self._trouble = f"this is {what}, not sound; {WANTED}"
+        elif kind == "mov" and index_is_behind(head):
+            self._trouble = (
+                "the index of this MP4 is behind its sound, so it cannot be read as it arrives; send it as a "
+                "recording, or move the index (ffmpeg -movflags +faststart)"
+            )
+        elif not kind and not self._raw and head:
+            self._trouble = f"the body does not begin like the media file that its type names; {WANTED}"
+        if self._trouble:
+            raise MediaError(self._trouble)
         if kind == "wav":
-            self._framing, self._header = self._wav, b""
+            self._read_wav()
         elif kind:
             self._start(kind)
-        elif not self._raw and complete:
-            raise MediaError(f"the body does not begin like the media file that its type names; {WANTED}")
+        return head
+
+    def _read_wav(self) -> None:
+        self._framing, self._header, self._kind = self._wav, b"", "wav"
 
     def _start(self, kind: str) -> None:
         self._framing, self._header = WavFraming(live=self._framing.live), None  # of what ffmpeg writes
         name = f"job {self._job.info.job_id}"
         self._decoder = LiveDecoder(name, self._take_decoded, lambda: wav_from_feed(kind))
-        self._kind = kind
+        self._kind = "any media" if kind == CONTAINERS else kind
 
     async def _take_known(self, data: bytes) -> None:
         if self._decoder is not None:
@@ -178,8 +193,6 @@ class SoundFeed(LiveFeed):
             raise DecoderFailed(self._trouble) from None
         except MediaError as error:
             self._trouble = f"the feed cannot be read as {self._kind} ({error}); {WANTED}"
-            if self._kind == "mov":
-                self._trouble += ", or an MP4 whose index is at its beginning (ffmpeg -movflags +faststart)"
             raise MediaError(self._trouble) from None
 
     async def _take_decoded(self, data: bytes) -> None:

@@ -32,6 +32,8 @@ class Upload:
     """Never empty."""
     content_type: str
     """As the sender named it, with parameters; empty when it did not."""
+    file_name: str = ""
+    """As a form names it."""
     in_form: bool = False
     fields: MultiDict[str] = field(default_factory=MultiDict)
     """The query, and in a form its other fields, which win."""
@@ -85,7 +87,7 @@ async def _read_form(request: web.Request, limit: int) -> Upload:
 
 
 async def _read_parts(request: web.Request, limit: int) -> Upload | None:
-    found: tuple[bytes, str] | None = None
+    found: tuple[bytes, str, str] | None = None
     fields = MultiDict[str]()
     count = 0
     reader = await request.multipart()
@@ -99,7 +101,8 @@ async def _read_parts(request: web.Request, limit: int) -> Upload | None:
         if part.name in FILE_FIELDS:
             if found is not None:
                 raise BadParam(part.name, "the form has more than one recording; send one at a time")
-            found = await _read_part(part, limit, _too_large(limit)), part.headers.get("Content-Type", "")
+            data = await _read_part(part, limit, _too_large(limit))
+            found = data, part.headers.get("Content-Type", ""), part.filename or ""
         elif part.filename is not None:
             raise BadParam(part.name, f"{part.name} is not read here; send the recording as {FILE_FIELDS[0]}")
         else:

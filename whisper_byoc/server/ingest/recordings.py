@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import MediaError, UnsupportedWav
+from audio.ffmpeg import CONTAINERS
 from audio.media import decode_media
 from audio.quiet import QuietCutter
-from audio.riff import begins_like_wav
-from audio.sniff import is_media
+from audio.raw import PLAIN, RawFormat
+from audio.riff import WavFormat, begins_like_wav
+from audio.sniff import by_magic, is_media
 from audio.wav import read_wav
 from whisper_byoc.aio import cancel
 from whisper_byoc.connections import client_of
@@ -34,7 +36,7 @@ from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.core.pipeline import Pipeline, PipelineState
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
-from whisper_byoc.server.ingest.declared import PLAIN, declared_format, to_pcm16
+from whisper_byoc.server.ingest.declared import NAMES, TYPES, declared_format, to_pcm16
 from whisper_byoc.server.ingest.forms import Upload, read_upload
 from whisper_byoc.speech.transcript import Transcription, from_records
 
@@ -78,30 +80,29 @@ class Recording:
         return -(-self.samples // pcm.SAMPLE_RATE)
 
 
-def read_recording(
-    data: bytes, content_type: str, limit: int, *, raw_by_default: bool, strict: bool = False
-) -> Recording:
+def read_recording(upload: Upload, limit: int, *, strict: bool = False) -> Recording:
     """Decode an upload.
 
-    `limit` is for the bytes of the sound as PCM16. Raw sound is what its type declares; with `raw_by_default`,
-    `application/octet-stream` that does not begin like any file we know is PCM16. What is cut off is read as far as it
-    goes, with a warning, or refused if `strict`. Raises `AudioError`, `BadParam`, and `RequestRefused`: for PCM16 400
-    when a sample is cut in half and 413 over the limit, 415 for a type that cannot be sound.
+    `limit` is for the bytes of the sound as PCM16. Raw sound is what its fields, its type or the name of its file
+    declare; a body that is no form, of no type, and neither like media nor like anything else is PCM16. What is cut off
+    is read as far as it goes, with a warning, or refused if `strict`. Raises `AudioError`, `BadParam`, and
+    `RequestRefused`: for PCM16 400 when a sample is cut in half and 413 over the limit, 415 for a type that cannot be
+    sound.
     """
-    kind = content_type.partition(";")[0].strip().lower() or "application/octet-stream"
+    data, kind = upload.data, upload.content_type.partition(";")[0].strip().lower() or "application/octet-stream"
     if kind.startswith(NOT_SOUND):
         raise RequestRefused(415, f"{kind} is not sound; send a media file, or 16 kHz mono PCM16 as audio/pcm")
     blocks: Iterable[bytes]
     warnings: list[str] = []
-    declared = None if is_media(data) and kind == "audio/basic" else declared_format(content_type, {})  # it may be .au
-    if declared is not None and declared != PLAIN:
+    declared = _declared(upload, kind)
+    if isinstance(declared, WavFormat) and declared != PLAIN:
         data = to_pcm16(data, declared, limit)
-    if declared is not None or (raw_by_default and kind == "application/octet-stream" and not is_media(data)):
+    if isinstance(declared, WavFormat):
         _check_raw(data, limit)
         size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
         blocks = (data[at : at + size] for at in range(0, len(data), size))
     else:
-        sound = _decode(data, limit // pcm.SAMPLE_WIDTH, strict, warnings.append)
+        sound = _decode(data, declared, limit // pcm.SAMPLE_WIDTH, strict, warnings.append)
         # encoded block by block, which needs little memory beside the samples
         blocks = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
     recording = tuple(blocks)
@@ -111,6 +112,16 @@ def read_recording(
     return Recording(recording, samples, tuple(warnings))
 
 
+def _declared(upload: Upload, kind: str) -> RawFormat | None:
+    """Return the format of raw sound, as `declared_format` does; None for media."""
+    declared = declared_format(upload.content_type, upload.fields, upload.file_name)
+    certain = any(upload.field(name) for name in NAMES) or (kind in TYPES and kind != "audio/basic")  # that of .au too
+    if declared is not None:
+        return declared if certain or not by_magic(upload.data) else None
+    pcm16 = not upload.in_form and kind == "application/octet-stream" and not is_media(upload.data)
+    return PLAIN if pcm16 else None
+
+
 def _check_raw(data: bytes, limit: int) -> None:
     if len(data) % pcm.SAMPLE_WIDTH:
         raise RequestRefused(400, f"{len(data)} bytes are not whole 16-bit samples; send an even number of bytes")
@@ -118,11 +129,14 @@ def _check_raw(data: bytes, limit: int) -> None:
         raise RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")
 
 
-def _decode(data: bytes, max_samples: int, strict: bool, warn: Callable[[str], object]) -> NDArray[np.float32]:
-    if begins_like_wav(data):
+def _decode(
+    data: bytes, container: str | None, max_samples: int, strict: bool, warn: Callable[[str], object]
+) -> NDArray[np.float32]:
+    if container is None and begins_like_wav(data):
         with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
             return read_wav(data, max_samples, strict=strict, warn=warn)
-    return decode_media(data, max_seconds=max_samples / pcm.SAMPLE_RATE, strict=strict, warn=warn)
+    seconds = max_samples / pcm.SAMPLE_RATE
+    return decode_media(data, containers=container or CONTAINERS, max_seconds=seconds, strict=strict, warn=warn)
 
 
 @dataclass(eq=False)
@@ -193,10 +207,7 @@ class Intake:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._decoders,
-                    lambda: read_recording(
-                        upload.data, upload.content_type, limit, raw_by_default=not upload.in_form, strict=strict
-                    ),
+                    self._decoders, lambda: read_recording(upload, limit, strict=strict)
                 )
         except TimeoutError:
             message = f"the recording was not decoded within {seconds:g} s, as there were others"

@@ -9,6 +9,7 @@ from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.params import choice
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import TABLE
+from whisper_byoc.server.ingest.declared import NAMES
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.recordings import STRICT, RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
@@ -27,7 +28,8 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
         if name := upload.field("pipeline"):
             pipeline = pipelines.find(name) or pipelines.find_speech(name)
         wanted = _wanted_format(request, upload, pipeline)
-        params = params_without(upload.fields, "pipeline", "format", "response_format", STRICT)
+        raw = NAMES if pipeline.media == "audio" else ()
+        params = params_without(upload.fields, "pipeline", "format", "response_format", STRICT, *raw)
         async with recording_job(request, pipeline, params, upload) as job:
             return await _answer(request, job, wanted)
 

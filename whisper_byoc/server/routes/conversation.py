@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from audio.errors import AudioError
-from audio.riff import WavFormat
+from audio.raw import RawFormat
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.connections import client_of
 from whisper_byoc.errors import ByocError, RequestRefused
@@ -79,7 +79,7 @@ class Conversation(ABC):
         await deliver(self.request, self.socket.send_str(json.dumps(message, ensure_ascii=False)))
 
     async def serve(
-        self, pipeline: Pipeline, params: Mapping[str, Any], declared: WavFormat | None = None
+        self, pipeline: Pipeline, params: Mapping[str, Any], declared: RawFormat | None = None
     ) -> web.WebSocketResponse:
         """Converse until all results are told; `declared` is what raw sound is, if not 16 kHz mono PCM16.
 

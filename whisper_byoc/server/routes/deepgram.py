@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from multidict import MultiMapping
 
-from audio.riff import WavFormat
+from audio.raw import RawFormat
 from whisper_byoc.http import json_value
 from whisper_byoc.params import switch, whole
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
@@ -60,7 +60,7 @@ def _params(query: MultiMapping[str]) -> dict[str, Any]:
     return params
 
 
-def _raw(query: MultiMapping[str]) -> WavFormat | None:
+def _raw(query: MultiMapping[str]) -> RawFormat | None:
     encoding = query.get("encoding", "")
     if encoding not in RAW:
         return None

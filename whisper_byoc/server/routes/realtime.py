@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import WSMessage, WSMsgType, web
 
 from audio import pcm
+from audio.raw import PLAIN
 from audio.riff import A_LAW, MU_LAW, PCM, WavFormat
 from audio.wav import FrameDecoder
 from whisper_byoc.errors import BadParam, RequestRefused, UsageError
@@ -20,7 +21,6 @@ from whisper_byoc.params import choice, number
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.server.ingest.declared import PLAIN
 from whisper_byoc.server.routes.conversation import CloseEarly, Command, Conversation, span
 
 FORMATS: Mapping[str, WavFormat] = MappingProxyType(

@@ -7,8 +7,8 @@ from typing import Any
 from aiohttp import web
 from multidict import MultiDict
 
-from audio.errors import DecoderFailed, MediaError
-from audio.riff import WavFormat
+from audio.errors import AudioError, DecoderFailed, MediaError
+from audio.raw import PLAIN, RawFormat
 from audio.sniff import is_media
 from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.connections import client_of
@@ -20,7 +20,7 @@ from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
-from whisper_byoc.server.ingest.declared import NAMES, PLAIN, declared_format, to_pcm16
+from whisper_byoc.server.ingest.declared import NAMES, declared_format
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
@@ -65,10 +65,12 @@ async def put_source(request: web.Request) -> web.Response:
             segments, size, warnings = await _take_segment(request, job, pipeline.media, declared, strict=strict)
         else:
             job.touch()
-    except DecoderFailed:
+    except AudioError as error:
+        if not (job.inbox.fed or job.has_reader):  # what is refused holds no place
+            await table.forget(job_id, "its first segment was refused")
+        if isinstance(error, MediaError) and not isinstance(error, DecoderFailed):
+            raise RequestRefused(415, str(error)) from None
         raise
-    except MediaError as error:
-        raise RequestRefused(415, str(error)) from None
     body: dict[str, Any] = {"job_id": job.info.job_id, "segments": segments, "bytes": size}
     unknown = [f"pipeline {pipeline.name} has no parameter {each[:40]}" for each in pipeline.unknown_params(params)]
     if unknown or warnings:
@@ -105,14 +107,14 @@ def _check_type(request: web.Request, media: Media) -> None:
         raise RequestRefused(415, f"this pipeline does not read {kind}; {WANTED}")
 
 
-def _sound_feed(request: web.Request, job: Job, declared: WavFormat | None, *, live: bool) -> SoundFeed:
+def _sound_feed(request: web.Request, job: Job, declared: RawFormat | None, *, live: bool) -> SoundFeed:
     kind = request.content_type.lower()
     raw = not kind.startswith(("audio/", "video/"))
     return SoundFeed(job, live=live, raw=raw, declared=declared, wav=kind in WAV_TYPES)
 
 
 async def _take_segment(
-    request: web.Request, job: Job, media: Media, declared: WavFormat | None, *, strict: bool
+    request: web.Request, job: Job, media: Media, declared: RawFormat | None, *, strict: bool
 ) -> tuple[int, int, tuple[str, ...]]:
     """Return the number of segments and of bytes, and what could not be read of them."""
     limits = request.app[TABLE].limits
@@ -138,17 +140,16 @@ async def _take_segment(
 
 
 async def _decoded(
-    request: web.Request, body: bytes, declared: WavFormat | None, *, strict: bool
+    request: web.Request, body: bytes, declared: RawFormat | None, *, strict: bool
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return a segment as PCM16, and what could not be read of it."""
-    kind = request.content_type.lower()
-    if declared is not None:
-        limit = request.app[TABLE].limits.segment_bytes
-        return body if declared == PLAIN else await asyncio.to_thread(to_pcm16, body, declared, limit), ()
-    if not (kind.startswith(("audio/", "video/")) or is_media(body)):
+    media = request.content_type.lower().startswith(("audio/", "video/")) or is_media(body)
+    if declared == PLAIN or (declared is None and not media):
         return body, ()
-    fields = MultiDict({STRICT: str(strict)})
-    recording = await request.app[INTAKE].decode(Upload(body, kind, fields=fields))
+    fields = MultiDict((name, value) for name, value in request.query.items() if name in NAMES)
+    fields[STRICT] = str(strict)
+    upload = Upload(body, request.headers.get("Content-Type", ""), fields=fields)
+    recording = await request.app[INTAKE].decode(upload)
     return b"".join(recording.blocks), recording.warnings
 
 
