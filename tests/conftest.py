@@ -195,7 +195,7 @@ async def pieces(data):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """Give a certificate of localhost that nobody has signed, and its key: two PEM files."""
+    """Return a certificate of localhost that nobody has signed, and its key: two PEM files."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
     folder = tmp_path_factory.mktemp("tls")
@@ -207,7 +207,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 async def serving():
-    """Give a function that serves processors on a free port of loopback until the test is over."""
+    """Return a function that serves processors on a free port of loopback until the test is over."""
     async with AsyncExitStack() as stack:
 
         async def start(processors, *, wait=True, config=MappingProxyType({}), loop=None, **limits) -> Api:
@@ -226,7 +226,7 @@ async def serving():
 
 @pytest.fixture
 async def spawn():
-    """Give a function that starts a process, with these variables beside ours; what still runs at the end is killed."""
+    """Return a function that starts a process with these variables beside ours; what runs at the end is killed."""
     started = []
 
     async def start(*words, env=None, **options):
@@ -292,7 +292,7 @@ class Running:
 
 @pytest.fixture
 def launch(spawn):
-    """Give a function that runs Python with these arguments."""
+    """Return a function that runs Python with these arguments."""
 
     async def start(*arguments: str, **environment: str) -> Running:
         environment = {"WHISPER_BYOC_MAX_LIVE": "100", **environment}  # however slow the machine is
@@ -303,7 +303,7 @@ def launch(spawn):
 
 @pytest.fixture
 def command(launch):
-    """Give a function that runs `whisper-byoc` with these arguments."""
+    """Return a function that runs `whisper-byoc` with these arguments."""
     return lambda *arguments, **environment: launch("-m", "whisper_byoc.cli.main", *arguments, **environment)
 
 
@@ -390,7 +390,7 @@ class FakeGateway:
 
 @pytest.fixture
 async def gateway():
-    """Give a `FakeGateway` that is closed after the test."""
+    """Return a `FakeGateway` that is closed after the test."""
     fake = FakeGateway()
     yield fake
     await fake.close()

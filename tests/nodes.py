@@ -94,7 +94,7 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    """Give a function that makes a node of a command line; all of them are killed when the module is done."""
+    """Return a function that makes a node of a command line; all of them are killed when the module is done."""
     folder, nodes = tmp_path_factory.mktemp("nodes"), []
 
     def make(*command, environment=None, watched=False):
@@ -110,7 +110,7 @@ def node(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def container_node(node):
-    """Give a function that makes a container."""
+    """Return a function that makes a container."""
 
     def make(*pipelines):
         named = [word for name in pipelines or PIPELINES for word in ("--pipeline", name)]
@@ -121,7 +121,7 @@ def container_node(node):
 
 @pytest.fixture(scope="module")
 def orchestrator_node(node):
-    """Give a function that makes an orchestrator for these containers."""
+    """Return a function that makes an orchestrator for these containers."""
 
     def make(*containers):
         urls = [word for each in containers for word in ("-byocContainerURL", each.url)]
@@ -133,7 +133,7 @@ def orchestrator_node(node):
 
 @pytest.fixture(scope="module")
 def gateway_node(node):
-    """Give a function that makes a gateway for these orchestrators."""
+    """Return a function that makes a gateway for these orchestrators."""
 
     def make(*orchestrators):
         urls = ",".join(each.url for each in orchestrators)
@@ -150,7 +150,7 @@ async def http():
 
 @pytest.fixture
 def idle_again(http):
-    """Give a context after which nodes must hold as little as before: jobs, places, streams, sessions."""
+    """Return a context after which nodes must hold as little as before: jobs, places, streams, sessions."""
 
     async def counts(node):
         if "gateway" not in node.log.name and "orchestrator" not in node.log.name:

@@ -49,7 +49,7 @@ async def listening(role, host="127.0.0.1", **options):
 
 @pytest.fixture
 async def ask():
-    """Give a function that returns the status of an answer, its text and its headers."""
+    """Return a function that returns the status of an answer, its text and its headers."""
     async with aiohttp.ClientSession() as http:
 
         async def request(port, method, path, data=None, **headers):

@@ -178,7 +178,7 @@ class Tasks:
         return task
 
     async def close(self, grace_seconds: float = 0.0) -> None:
-        """Give the tasks `grace_seconds` to end, then cancel the rest."""
+        """Wait `grace_seconds` for the tasks to end, then cancel the rest."""
         if self._tasks and grace_seconds:
             await asyncio.wait(self._tasks, timeout=grace_seconds)
         await cancel(*self._tasks)

@@ -113,7 +113,7 @@ class JobHeader:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What `parameters` holds, such as `enable_data_output` and `orchestrators`."""
+        """What `parameters` holds, such as `enable_data_output`."""
         return object_in(self.parameters, "parameters")
 
 

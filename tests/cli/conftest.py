@@ -7,7 +7,7 @@ from whisper_byoc.cli.main import main
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Give a function that runs a command line, and returns its exit code, stdout and stderr."""
+    """Return a function that runs a command line, and returns its exit code, stdout and stderr."""
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words):

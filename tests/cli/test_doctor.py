@@ -35,7 +35,7 @@ def nowhere(monkeypatch, unused_tcp_port_factory):
 
 @pytest.fixture
 def run(capsys, nowhere):
-    """Give a function that runs the command, and gives its exit code and findings by their names."""
+    """Return a function that runs the command, and gives its exit code and findings by their names."""
 
     async def run(*words):
         code = await asyncio.to_thread(main, ["doctor", "--json", *map(str, words)])
@@ -50,7 +50,7 @@ def run(capsys, nowhere):
 
 @pytest.fixture
 async def answering():
-    """Give a function that serves JSON (or text) at paths, and gives the address."""
+    """Return a function that serves JSON (or text) at paths, and gives the address."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(answers, status=200):
@@ -224,7 +224,7 @@ async def test_who_has_a_port(answering, serving, run, monkeypatch):
 
 @pytest.fixture
 def script(tmp_path):
-    """Give a function that makes a program of a shell script."""
+    """Return a function that makes a program of a shell script."""
 
     def write(name, text):
         path = tmp_path / name

@@ -47,7 +47,7 @@ MEANT = {
 
 @pytest.fixture
 def configure(capsys, monkeypatch):
-    """Give a function that runs a command line, and returns its exit code, errors and what it would have served."""
+    """Return a function that runs a command line, and returns its exit code, errors and what it would have served."""
     served = []
 
     async def serve(config):

@@ -47,7 +47,7 @@ def no_addresses(monkeypatch):
 
 @pytest.fixture
 def send(capsys):
-    """Give a function that runs the command in a thread, and gives its exit code, stdout and stderr."""
+    """Return a function that runs the command in a thread, and gives its exit code, stdout and stderr."""
 
     async def run(*words):
         code = await asyncio.to_thread(main, ["send", *map(str, words)])
@@ -66,7 +66,7 @@ def recording(tmp_path):
 
 @pytest.fixture
 def launch(spawn):
-    """Give a function that runs the command, or another one, in a process."""
+    """Return a function that runs the command, or another one, in a process."""
 
     async def start(*words, command="send", stdin=asyncio.subprocess.PIPE, env=None, **options):
         line = (sys.executable, "-m", "whisper_byoc.cli.main", command, *map(str, words))
@@ -267,7 +267,7 @@ while True:
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Give a function that puts programs, and only these, on PATH."""
+    """Return a function that puts programs, and only these, on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
 

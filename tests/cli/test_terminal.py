@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def written(monkeypatch):
-    """Give a function that shows records on a terminal of 80 columns, or in a pipe, and returns what each writes."""
+    """Return a function that shows records on a terminal of 80 columns, or in a pipe, and returns what each writes."""
 
     def run(records, *, out=None, color=True):
         monkeypatch.setenv("TERM", "xterm")
@@ -173,7 +173,7 @@ def test_an_encoding_that_lacks_letters_does_no_harm():
 
 @pytest.fixture
 def terminal():
-    """Give a function that shows records in a pseudo-terminal of some columns, and tells what it received."""
+    """Return a function that shows records in a pseudo-terminal of some columns, and tells what it received."""
 
     def run(records, columns=22):
         master, slave = pty.openpty()

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def script(launch, tmp_path):
-    """Give a function that writes a script and runs it."""
+    """Return a function that writes a script and runs it."""
 
     async def start(source):
         path = tmp_path / f"script{len(list(tmp_path.iterdir()))}.py"

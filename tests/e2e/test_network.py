@@ -137,7 +137,7 @@ async def test_a_model_that_there_is_not_is_404_with_the_names_there_are(hops, h
 
 @pytest.fixture
 def start_stream(hops, http):
-    """Give a function that starts a stream with these parameters: its URLs, and a task for its events."""
+    """Return a function that starts a stream with these parameters: its URLs, and a task for its events."""
 
     async def start(name, **params):
         body = {"stream_name": name, "params": json.dumps(params)}

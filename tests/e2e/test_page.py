@@ -41,7 +41,7 @@ def container(container_node):
 
 @pytest.fixture
 def visit(browser):
-    """Give a function that opens the page of a node; nothing may go wrong in it."""
+    """Return a function that opens the page of a node; nothing may go wrong in it."""
     context = browser.new_context()
     context.set_default_timeout(20_000)
     problems = []

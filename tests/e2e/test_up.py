@@ -33,7 +33,7 @@ def alive(pid):
 
 @pytest.fixture
 def up(launch, tmp_path, monkeypatch):
-    """Give a function that runs it in a folder with a user's own audio.py, and waits until it is ready."""
+    """Return a function that runs it in a folder with a user's own audio.py, and waits until it is ready."""
     (tmp_path / "audio.py").write_text("mine = 1\n")
     monkeypatch.chdir(tmp_path)
     started = []

@@ -143,7 +143,7 @@ async def offered(http, node, places):
 
 @pytest.fixture
 async def nodes(monkeypatch):
-    """Give functions that run an orchestrator for containers, and a gateway for orchestrators, in this process."""
+    """Return functions that run an orchestrator for containers, and a gateway for orchestrators, in this process."""
     monkeypatch.setattr(directory, "ASK_EVERY_S", 0.2)
     async with contextlib.AsyncExitStack() as stack:
 

@@ -168,7 +168,7 @@ def job(capability="test", timeout=10, request="{}", parameters="{}", **more):
 
 @pytest.fixture
 async def orchestrate():
-    """Give a function that runs an orchestrator over these containers until the test is over."""
+    """Return a function that runs an orchestrator over these containers until the test is over."""
     async with AsyncExitStack() as stack:
 
         async def start(*containers, wait=True, secret="", trickle_host="", capacity=4, name="test", **limits):
@@ -318,7 +318,7 @@ class Script(Listener):
 
 @pytest.fixture
 async def scripted():
-    """Give a function that serves `answer(wire)` as a container."""
+    """Return a function that serves `answer(wire)` as a container."""
     async with AsyncExitStack() as stack:
 
         async def start(answer):

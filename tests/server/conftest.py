@@ -13,7 +13,7 @@ async def demo(serving, demo_processor):
 
 @pytest.fixture(scope="session")
 def sound(fixtures_dir):
-    """Give a function that reads a fixture as PCM16."""
+    """Return a function that reads a fixture as PCM16."""
     return lambda name: pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
 
 

@@ -15,7 +15,7 @@ from whisper_byoc.server.ingest.decoder import LiveDecoder
 
 @pytest.fixture
 def decode(tmp_path):
-    """Give a function that makes a decoder of a shell command; its output, the process ids that it had, its losses."""
+    """Return a function that makes a decoder of a shell command; its output, its process ids, its losses."""
 
     def make(command, sink=None, *, losses_are_errors=False):
         output, losses, pids = [], [], tmp_path / "pids"

@@ -32,7 +32,7 @@ KINDS = {
 
 @pytest.fixture(scope="session")
 def encoded(fixtures_dir):
-    """Give a function that encodes a fixture, and gives the bytes as they come out of a pipe."""
+    """Return a function that encodes a fixture, and gives the bytes as they come out of a pipe."""
     made = {}
 
     def encode(kind):

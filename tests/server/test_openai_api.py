@@ -29,7 +29,7 @@ async def api(serving, demo_processor):
 
 @pytest.fixture
 async def client_of(openai):
-    """Give a function that makes a client which does not try again."""
+    """Return a function that makes a client which does not try again."""
     clients = []
 
     def make(api, kind=openai.AsyncOpenAI):

@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.fixture(scope="session")
 def encoded(fixtures_dir, tmp_path_factory):
-    """Give a function that encodes a fixture, and gives the bytes."""
+    """Return a function that encodes a fixture, and gives the bytes."""
 
     def encode(kind):
         path = tmp_path_factory.mktemp("media") / f"sound.{kind}"

@@ -142,7 +142,7 @@ CAPABILITY = Capability("whisper-tiny", "speech", "http://worker:8000/", 4)
 
 @pytest.fixture
 async def join():
-    """Give a function that keeps a registration until the test is over."""
+    """Return a function that keeps a registration until the test is over."""
     async with AsyncExitStack() as stack:
 
         def start(*orchestrators, jobs=lambda: OpenJobs(0, 0.0), **options) -> Registrar:

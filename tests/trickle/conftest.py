@@ -163,7 +163,7 @@ class Relay:
 
 @pytest.fixture
 async def trickle():
-    """Give a function that starts a trickle server on a free port of loopback."""
+    """Return a function that starts a trickle server on a free port of loopback."""
     async with AsyncExitStack() as stack:
 
         async def start(*, base_path="/ai/trickle/", autocreate=True, changefeed=False, **limits):
@@ -180,7 +180,7 @@ async def trickle():
 
 @pytest.fixture
 async def relayed(trickle):
-    """Give a function that starts a trickle server behind a relay."""
+    """Return a function that starts a trickle server behind a relay."""
     async with AsyncExitStack() as stack:
 
         async def start(**options):
@@ -225,7 +225,7 @@ class Script:
 
 @pytest.fixture
 async def scripted():
-    """Give a function that serves `answer(number, method, seq, wire, headers)`; a true result ends the connection."""
+    """Return a function that serves `answer(number, method, seq, wire, headers)`; a true result ends the connection."""
     async with AsyncExitStack() as stack:
 
         async def start(answer):

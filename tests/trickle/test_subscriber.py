@@ -37,7 +37,7 @@ NOT_THERE = reply("404 Not Found")
 
 @pytest.fixture
 def answering(scripted, quick):
-    """Give a function that serves these answers one after the other, and a subscriber to them."""
+    """Return a function that serves these answers one after the other, and a subscriber to them."""
 
     async def start(*answers, first=0, **options):
         async def answer(number, method, seq, wire, headers):

@@ -205,9 +205,7 @@ class TrickleClient(Connection):
                     return await whole_body(answer)
                 if "Lp-Trickle-Closed" in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
-            if (
-                loop.time() - asked_at < QUICK_SECONDS
-            ):  # a server waits for the result before it says that there is none
+            if loop.time() - asked_at < QUICK_SECONDS:  # ours waits for a result before it says that there is none
                 await asyncio.sleep(next(pauses))
 
     async def _put(self, job: str, body: object, query: Mapping[str, str], content_type: str) -> None:

@@ -98,7 +98,7 @@ class Orchestrator(Node):
         return web.Response(text="ok", content_type="application/json")
 
     async def unregister(self, request: web.Request) -> web.Response:
-        """Give a container no more jobs; those that it has go on. A name that is not known is fine."""
+        """Send a container no more jobs; those that it has go on. An unknown name is no error."""
         self._check_secret(request)
         name = (await read_request(request)).decode("utf-8", "replace").strip()
         url = request.headers.get(livepeer.CAPABILITY_URL, "").rstrip("/")

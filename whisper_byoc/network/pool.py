@@ -113,7 +113,7 @@ class Slot(AbortScope):
             raise
 
     def free(self) -> None:
-        """Give the place back. More calls do nothing."""
+        """Free the place. Further calls do nothing."""
         self.container.slots.discard(self)
 
 
@@ -188,7 +188,6 @@ class HealthCheck:
         self._http = http
         self._limits = limits
         self._tasks = Tasks()
-        self.close = self._tasks.close
 
     def add(self, container: Container) -> Container:
         """Add a container to the pool, or change what is known of it there; a new one is asked from now on."""
@@ -196,6 +195,9 @@ class HealthCheck:
         if known is container:
             self._tasks.start(self._follow(container))
         return known
+
+    async def close(self) -> None:
+        await self._tasks.close()
 
     async def _follow(self, container: Container) -> None:
         silences = 0

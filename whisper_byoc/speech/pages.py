@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def release(folder: Path) -> int:
-    """Give back the memory that this process's mappings of the files in a folder take; return the bytes mapped.
+    """Free the memory that this process's mappings of the files in a folder take, and return the bytes mapped.
 
-    Only what is mapped to be read is given back; it is read again where it is needed. Only Linux says what is mapped:
+    Only read-only mappings are freed; they are read again where it is needed. Only Linux says what is mapped:
     elsewhere this does nothing.
     """
     released = 0

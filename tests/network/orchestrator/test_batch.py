@@ -10,7 +10,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def answers(scripted, orchestrate):
-    """Give a function that runs an orchestrator over one container, which answers every request so."""
+    """Return a function that runs an orchestrator over one container, which answers every request so."""
 
     async def start(status=200, body=b"", **headers):
         async def answer(wire):

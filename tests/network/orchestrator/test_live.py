@@ -10,7 +10,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def live_script(scripted):
-    """Give a function that runs a container whose two sides of a job are these functions."""
+    """Return a function that runs a container whose two sides of a job are these functions."""
 
     async def start(put, get):
         async def answer(wire):

@@ -55,7 +55,7 @@ def gateway(orchestrate, kit):
 
 @pytest.fixture
 def worker(scripted):
-    """Give a function that runs a container which answers `/stream/…` so, and keeps what it was sent."""
+    """Return a function that runs a container which answers `/stream/…` so, and keeps what it was sent."""
 
     async def start(**answers):
         async def answer(wire):

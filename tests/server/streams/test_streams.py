@@ -42,7 +42,7 @@ def sound_of(fixtures_dir):
 
 @pytest.fixture
 def expected(texts):
-    """Give a function that tells the words of a fixture."""
+    """Return a function that tells the words of a fixture."""
     return lambda name: words(texts[name]["text"])
 
 

@@ -176,7 +176,7 @@ def _shorten_at_sentence_ends(words: list[TimedWord], longest: float) -> None:
 
 
 def _merge_punctuation(words: list[TimedWord]) -> None:
-    """Give punctuation to the word that it belongs to, and leave an empty word in its place."""
+    """Join punctuation to the word that it belongs to, and leave an empty word in its place."""
     following = len(words) - 1
     for at in range(len(words) - 2, -1, -1):
         mark, word = words[at], words[following]

@@ -190,9 +190,8 @@ def read_tiktoken(path: Path) -> list[bytes]:
     """Read a vocabulary in tiktoken's form: a token in base64 and its number on each line."""
     try:
         words = _read(path).split()
-        numbers = dict(
-            zip(map(int, words[1::2]), map(binascii.a2b_base64, words[::2]), strict=True)
-        )  # one is empty: "="
+        tokens = map(binascii.a2b_base64, words[::2])  # one is empty: "="
+        numbers = dict(zip(map(int, words[1::2]), tokens, strict=True))
     except (ValueError, binascii.Error) as error:
         raise ModelError(f"{path} is not a vocabulary in tiktoken's form.") from error
     return _in_order(path, numbers)
