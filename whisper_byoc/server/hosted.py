@@ -83,9 +83,11 @@ async def run_processor(
             logging.shutdown()
             os._exit(0 if error is None else 1)
 
-    threading.Thread(target=run, name="whisper-byoc-server", daemon=True).start()
-    stop = stop_server.result()  # at once: nothing has gone wrong yet
-    with _first_signal_calls(stop), tasks_contained(author_loop):
+    def stop() -> None:
+        stop_server.result()()  # at once: nothing has gone wrong yet
+
+    with _first_signal_calls(stop), tasks_contained(author_loop):  # before anybody can know that we listen
+        threading.Thread(target=run, name="whisper-byoc-server", daemon=True).start()
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
