@@ -110,14 +110,13 @@ async def test_beyond_the_limit_only_monitors_are_answered(limits, caplog):
         assert await is_over(reserved)  # the place is for the next monitor
         reserved, _ = await connect(post(b"3"))
         assert (await answer(reserved))[0] == 503
-        holders = [await connect() for _ in range(2)]  # half of the reserve
-        reader, _ = await connect()
-        status, body = await answer(reader)
+        holder, _ = await connect()
+        reserved, _ = await connect(get("/health"))
+        assert await answer(reserved) == (200, b"well")
+        status, body = await answer(holder)  # which said nothing, and had the share of this address
         assert (status, "too many connections" in json.loads(body)["error"]) == (503, True)
-        assert await is_over(reader)
+        assert await is_over(holder)
         writer.close()
-        for _, each in holders:
-            each.close()
 
         async def has_room():
             reader, _ = await connect(post(b"4"))
@@ -168,14 +167,37 @@ async def test_descriptors_that_are_used_up_are_one_line(caplog):
     assert loop.get_exception_handler() is None
 
 
+class Holder:
+    """A connection, as what counts them sees it."""
+
+    def __init__(self, connections, address, *, idle=False):
+        self.address, self.idle, self.connections = address, idle, connections
+        self.reserved = connections.enter(self)
+
+    def give_way(self):
+        self.connections.leave(self)
+        self.reserved = None
+
+
 async def test_all_places_are_free_again():
     connections = Connections(ConnectionLimits(total=2, per_address=1, reserve=2))
-    taken = [connections.enter(address) for address in ("a", "a", "b", "c", "c", "a")]
-    assert taken == [False, True, False, True, None, None]
-    connections.leave("a", reserved=False)
-    assert connections.enter("c") is False
-    connections.leave("c", reserved=True)
-    assert connections.enter("c") is True
+    taken = [Holder(connections, address) for address in ("a", "a", "b", "c", "c", "a")]
+    assert [each.reserved for each in taken] == [False, True, False, True, None, None]
+    connections.leave(taken[0])
+    assert Holder(connections, "c").reserved is False
+    connections.leave(taken[3])
+    assert Holder(connections, "c").reserved is True
+
+
+async def test_one_that_says_nothing_gives_way_in_the_reserve():
+    connections = Connections(ConnectionLimits(total=0, per_address=0, reserve=16))
+    silent = [Holder(connections, f"bad-{n // 2}", idle=True) for n in range(16)]
+    assert Holder(connections, "bad-3", idle=True).reserved  # in the place of one of its own
+    assert [number for number, each in enumerate(silent) if each.reserved is None] == [6]
+    monitors = [Holder(connections, "good") for _ in range(2)]
+    assert all(each.reserved for each in monitors)
+    assert [number for number, each in enumerate(silent) if each.reserved is None] == [0, 1, 6]
+    assert Holder(connections, "good").reserved is None  # both are being answered
 
 
 class Peer:

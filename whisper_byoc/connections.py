@@ -26,6 +26,9 @@ MONITORED = frozenset(("/health", "/healthz", "/readyz"))
 LOG_SECONDS = 10.0
 """Between two lines on the same trouble."""
 MOST_CONNECTIONS = 10_000
+RESERVE_SHARE = 8
+"""One client address may hold this part of the reserve (one place in so many)."""
+TOO_MANY = "there are too many connections; try again later"
 IPV6_NETWORK_BITS = 64
 """Of an address: what one client has for itself."""
 
@@ -76,28 +79,39 @@ class Connections:
         self.limits = limits
         self.refusals, self.slow_heads, self.malformed, self.descriptors = Seldom(), Seldom(), Seldom(), Seldom()
         self._places = Counter[str]()
-        self._reserved = Counter[str]()
+        self._reserve: list[BoundedHandler] = []  # the oldest first
 
-    def enter(self, address: str) -> bool | None:
-        """Count a connection; return whether it is in the reserve, None if there is no place for it."""
-        limits = self.limits
+    def enter(self, handler: "BoundedHandler") -> bool | None:
+        """Count a connection; return whether it is in the reserve, None if there is no place for it.
+
+        In the reserve the oldest one that is at no request gives its place to a new one: of the same address where that
+        has its share.
+        """
+        limits, address = self.limits, handler.address
         if self._places.total() < limits.total and self._places[address] < limits.per_address:
             self._places[address] += 1
             return False
         self.refusals.warning(
             f"{self._places[address]} connections from {address}, {self._places.total()} in all: no more are taken"
         )
-        # half of the reserve for one address: a monitor elsewhere finds a place still
-        if self._reserved.total() < limits.reserve and self._reserved[address] < max(1, limits.reserve // 2):
-            self._reserved[address] += 1
-            return True
-        return None
+        its = [each for each in self._reserve if each.address == address]
+        has_share = len(its) >= max(1, limits.reserve // RESERVE_SHARE)
+        if has_share or len(self._reserve) >= limits.reserve:
+            idle = next((each for each in (its if has_share else self._reserve) if each.idle), None)
+            if idle is None:
+                return None
+            idle.give_way()
+        self._reserve.append(handler)
+        return True
 
-    def leave(self, address: str, *, reserved: bool) -> None:
-        counter = self._reserved if reserved else self._places
-        counter[address] -= 1
-        if not counter[address]:
-            del counter[address]
+    def leave(self, handler: "BoundedHandler") -> None:
+        """Free the place of a connection, if it has one."""
+        if handler in self._reserve:
+            self._reserve.remove(handler)
+        elif handler.reserved is False:
+            self._places[handler.address] -= 1
+            if not self._places[handler.address]:
+                del self._places[handler.address]
 
     def factory(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
         """Return what makes the protocol of each connection to an application's server."""
@@ -119,26 +133,38 @@ class BoundedHandler(web.RequestHandler):
         super().__init__(server, **options)
         self.reserved: bool | None = None
         """Whether it is in the reserve; None when it has no place."""
+        self.address = ""
         self._connections = connections
-        self._address = ""
         self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # of the newest request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._address = client_address(transport)
-        self.reserved = self._connections.enter(self._address)
+        self.address = client_address(transport)
+        self.reserved = self._connections.enter(self)
         if self.reserved is None:
-            _answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, "there are too many connections; try again later")
+            _answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
             return
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_there()
-        if self.reserved is not None:
-            self._connections.leave(self._address, reserved=self.reserved)
+        self._connections.leave(self)
         super().connection_lost(exc)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request of it is being worked on."""
+        return awaits_head(self)
+
+    def give_way(self) -> None:
+        """Leave the reserve to another connection."""
+        self._connections.leave(self)
+        self._head_is_there()
+        self.reserved = None
+        if isinstance(self.transport, asyncio.Transport):
+            _answer(self.transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
 
     def data_received(self, data: bytes) -> None:
         if self.reserved is None:
@@ -162,7 +188,7 @@ class BoundedHandler(web.RequestHandler):
         if status != HTTPStatus.BAD_REQUEST:
             return super().handle_error(request, status, exc, message)
         why = one_line((message or str(exc) or type(exc).__name__).strip().partition("\n")[0])[:200]
-        self._connections.malformed.warning(f"bytes from {self._address} are no HTTP request: {why}")
+        self._connections.malformed.warning(f"bytes from {self.address} are no HTTP request: {why}")
         response = web.json_response({"error": f"this is no HTTP request: {why}"}, status=status)
         response.force_close()
         return response
@@ -187,7 +213,7 @@ class BoundedHandler(web.RequestHandler):
         if transport is None or not awaits_head(self):
             return
         seconds = self._head_seconds
-        self._connections.slow_heads.warning(f"{self._address} had not sent the head of a request after {seconds:g} s")
+        self._connections.slow_heads.warning(f"{self.address} had not sent the head of a request after {seconds:g} s")
         assert isinstance(transport, asyncio.Transport)
         _answer(transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s")
 
@@ -198,9 +224,7 @@ async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResp
     if not getattr(request.protocol, "reserved", False):
         return await handler(request)
     if request.path not in MONITORED:
-        raise RequestRefused(
-            503, "there are too many connections; try again later", retry_after=1, reason="connections"
-        )
+        raise RequestRefused(503, TOO_MANY, retry_after=1, reason="connections")
     response = await handler(request)
     response.force_close()
     return response
