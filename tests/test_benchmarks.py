@@ -27,7 +27,7 @@ QUICK = (
     ("windows", "--quick --model demo"),
     ("streams", "--quick --model demo"),
     ("soak", "--quick"),
-    ("streams", "--quick --model demo --overload 2 --seconds 3"),
+    ("streams", "--quick --model demo --overload 2"),
 )
 """Benchmarks, and options for little work."""
 

@@ -16,6 +16,7 @@ from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.processors.whisper_session import ArrivalTimes
 from whisper_byoc.speech import models
+from whisper_byoc.speech.capacity import Kind, Workload
 from whisper_byoc.speech.engine import DecodeOptions, Draft
 from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
@@ -323,6 +324,44 @@ def test_sizes_follow_the_cpus(monkeypatch):
         monkeypatch.setattr(module, "available_cpus", lambda cpus=cpus: cpus)
         assert WhisperSettings().sizes() == expected
     assert WhisperSettings(workers=3, threads=1).sizes() == (3, 1)
+
+
+def test_with_many_cpus_more_is_tried_unless_it_was_said(monkeypatch):
+    from whisper_byoc.processors import whisper as module
+
+    for cpus, expected in ((1, []), (4, []), (6, [(3, 2)]), (16, [(8, 2), (2, 8)])):
+        monkeypatch.setattr(module, "available_cpus", lambda cpus=cpus: cpus)
+        assert WhisperSettings().other_sizes() == expected
+        assert WhisperSettings(workers=2).other_sizes() == WhisperSettings(threads=2).other_sizes() == []
+
+
+async def test_what_was_chosen_and_measured_is_told(caplog):
+    caplog.set_level("INFO")
+    made = WhisperProcessor("demo", WhisperSettings(workers=1, threads=1))
+    await made.initialize()
+    told = made.capacity()
+    assert (told.workers, told.threads, told.late, told.lag, told.load) == (1, 1, False, 0.0, 0.0)
+    assert told.cost > 0
+    assert told.live == max(int(0.7 / told.cost), 1)
+    assert told.recording_rate == pytest.approx(1 / told.cost)
+    (line,) = (each for each in caplog.messages if each.startswith("model demo: "))
+    assert re.search(r"workers: 1, threads of each: 1, CPUs: \d+; .* live streams that fit: \d+", line)
+    await made.shutdown()
+
+
+async def test_live_sound_is_counted_with_the_silence_in_it(processor, sound, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Workload, "heard", lambda _, *told: heard.append(told))
+    session = processor.open_session(job())
+    speech = pcm.encode(sound("demo-numbers.wav"))
+    for piece in (bytes(64_000), speech, bytes(64_000), speech, bytes(64_000)):
+        await session.feed_live(piece, 0.0)
+    await session.end_feed()
+    assert {kind for kind, _ in heard} == {Kind.LIVE}
+    total = 3 * 2.0 + 2 * len(speech) / 32_000
+    assert total - 3.0 <= sum(seconds for _, seconds in heard) <= total
+    assert processor.capacity().lag > 0
+    assert processor.capacity().live == 1000  # as it was told, whatever is measured
 
 
 async def test_two_workers_give_the_same_text(sound, texts):

@@ -417,3 +417,12 @@ def test_replicas_retry_one_at_a_time(engine, attempts, monkeypatch):
         )
     assert texts[0] == texts[1]
     assert len(attempts) == 4
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_trial_decodes_so_many_tokens_of_silence(engine, tokens):
+    passes = []
+    hook = engine.model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    engine.rehearse(np.zeros(RATE, np.float32), tokens).result()
+    hook.remove()
+    assert len(passes) == tokens

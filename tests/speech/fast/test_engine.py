@@ -7,9 +7,11 @@ import pytest
 
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.speech import models
+from whisper_byoc.speech.capacity import try_out
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions
 from whisper_byoc.speech.fast import model as fast
 from whisper_byoc.speech.fast.engine import FastEngine
+from whisper_byoc.speech.fast.network import Network
 from whisper_byoc.speech.scheduler import Scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
@@ -186,3 +188,28 @@ def test_text_without_sense_does_no_harm(multilingual, noise, options):
     assert "\ufffd" not in found.text
     assert all("\ufffd" not in word.text for segment in found.segments for word in segment.words)
     assert "\ufffd" not in multilingual.draft(noise, options).result().text
+
+
+def test_a_trial_decodes_so_many_tokens_for_so_many_texts(engine, monkeypatch):
+    passes, decode = [], Network.decode
+
+    def counted(self, asked):
+        passes.extend(len(each.tokens) for each in asked.values())
+        return decode(self, asked)
+
+    monkeypatch.setattr(Network, "decode", counted)
+    inference = engine.rehearse(np.zeros(RATE, np.float32), 3, texts=8)
+    while not inference.done:
+        engine.advance([inference])
+    assert passes == [8, 8, 8]
+    costs = try_out(engine)
+    assert min(costs.window, costs.token, costs.token_together) > 0
+
+
+def test_a_fresh_engine_computes_alike_with_other_threads(engine, model, sound):
+    other = engine.fresh()
+    replicas = [other, other.replica()]
+    for each in replicas:
+        each.use_threads(2)
+    for each in (*replicas, engine):
+        assert each.transcribe(sound("demo-stop.wav"), DecodeOptions()).result().text == "stop"
