@@ -133,14 +133,3 @@ async def test_a_polite_end():
         program.terminate()
         assert await program.wait(20) == 7
         program.terminate()
-
-
-async def test_more_inputs_than_stdin():
-    theirs, ours = os.pipe()
-    async with Program(("cat", f"/dev/fd/{theirs}", "-"), pass_fds=(theirs,)) as program:
-        os.close(theirs)
-        os.write(ours, b"second")
-        os.close(ours)
-        program.stdin.write(b" first")
-        program.stdin.close()
-        assert await program.stdout.read() == b"second first"

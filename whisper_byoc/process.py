@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 from asyncio.subprocess import PIPE, STDOUT, SubprocessStreamProtocol
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -27,7 +27,6 @@ class Program:
     Args:
         command: the program and its arguments.
         environment: replaces the environment that children inherit.
-        pass_fds: file descriptors that the program inherits; their owner closes them.
         merge_stderr: write stderr into stdout instead of keeping its end for `last_error`.
     """
 
@@ -39,12 +38,10 @@ class Program:
         command: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
-        pass_fds: Collection[int] = (),
         merge_stderr: bool = False,
     ) -> None:
         self._command = command
         self._environment = environment
-        self._pass_fds = pass_fds
         self._merge_stderr = merge_stderr
         self._errors = b""
 
@@ -61,7 +58,6 @@ class Program:
             stdout=PIPE,
             stderr=STDOUT if self._merge_stderr else PIPE,
             env=self._environment,
-            pass_fds=tuple(self._pass_fds),
             start_new_session=True,
         )
         assert self._protocol.stdin is not None

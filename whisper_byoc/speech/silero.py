@@ -24,8 +24,8 @@ op = ov.opset13
 class Silero:
     """The model; to be used by one thread at a time. One CPU thread computes."""
 
-    def __init__(self, weights: Path = WEIGHTS) -> None:
-        with np.load(weights) as tensors:
+    def __init__(self) -> None:
+        with np.load(WEIGHTS) as tensors:
             graph = silero_graph(dict(tensors))
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
         self._request = core().compile_model(graph, "CPU", options).create_infer_request()

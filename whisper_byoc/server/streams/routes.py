@@ -25,13 +25,11 @@ REMEMBERED = 256
 class StreamTable:
     """The streams of one server, by their id. `data_format` is the one of streams that do not ask for another."""
 
-    def __init__(
-        self, table: JobTable, hosts: StreamHosts, data_format: str = "object", options: ClientOptions | None = None
-    ) -> None:
+    def __init__(self, table: JobTable, hosts: StreamHosts, data_format: str = "object") -> None:
         self.hosts = hosts
         self._table = table
         self._data_format = data_format
-        self._options = options or ClientOptions(verify=False)  # orchestrators sign their own certificates
+        self._options = ClientOptions(verify=False)  # orchestrators sign their own certificates
         self._streams: dict[str, Stream] = {}
         self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
