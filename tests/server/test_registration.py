@@ -241,6 +241,24 @@ async def test_registers_again_while_a_job_is_open_where_it_was_forgotten_long_a
     await until(lambda: orchestrator.known)
 
 
+async def test_a_measured_capacity_is_told_when_it_has_changed(orchestrator, join):
+    jobs = OpenJobs(0, 0.0, fits=20)
+    join(orchestrator, jobs=lambda: jobs, capability=replace(CAPABILITY, capacity=0))
+    await orchestrator.probed(2)
+    jobs = OpenJobs(2, 9.0, fits=24)
+    await orchestrator.probed(2)
+    jobs = OpenJobs(2, 9.0, fits=26)
+    await until(lambda: len(orchestrator.registered) == 2)
+    await orchestrator.probed(2)
+    assert [each["capacity"] for each in orchestrator.registered] == [20, 26]
+
+
+async def test_a_capacity_that_was_given_is_kept(orchestrator, join):
+    join(orchestrator, jobs=lambda: OpenJobs(0, 0.0, fits=20))
+    await orchestrator.probed(3)
+    assert [each["capacity"] for each in orchestrator.registered] == [4]
+
+
 async def test_an_orchestrator_that_will_not_say_is_told_again_when_no_job_comes(orchestrator, join):
     orchestrator.untold = True
     jobs = OpenJobs(1, 0.0)

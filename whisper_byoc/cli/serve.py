@@ -161,7 +161,7 @@ def add_capability(parser: Parser) -> None:
     add("DESCRIPTION", livepeer_name="CAPABILITY_DESCRIPTION", help="description to register", default="")
     url_help = "where orchestrators reach this server (default: http://HOSTNAME:PORT)"
     add("URL", livepeer_name="CAPABILITY_URL", help=url_help, default="")
-    add("CAPACITY", help="jobs at once; 0 is the limit of --max-jobs", convert=amount, default=0)
+    add("CAPACITY", help="jobs at once; 0: as many as fit, measured", convert=amount, default=0)
     add("PRICE_PER_UNIT", help="price of a second", convert=amount, default=0)
     add("PRICE_SCALING", help="divisor of the price", convert=count, default=1)
     add("PRICE_CURRENCY", help="currency of the price; empty is wei", default="")

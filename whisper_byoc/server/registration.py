@@ -21,6 +21,8 @@ from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, Capability
 
 log = logging.getLogger(__name__)
 
+CAPACITY_CHANGE = 0.25
+"""A capability is registered again when its capacity, if it is measured, has changed by more than this part."""
 LONGEST_SHOWN = 200
 
 
@@ -55,15 +57,14 @@ class RegistrationOptions:
         object.__setattr__(self, "orchestrators", tuple(dict.fromkeys(urls)))
         check_header_value("orchestrator secret", self.secret)
 
-    def filled(self, name: str, url: str, capacity: int, token: str) -> Self:
-        """Return the same with the capability's empty fields filled in."""
+    def filled(self, name: str, url: str, token: str) -> Self:
+        """Return the same with the capability's empty fields filled in, but for its capacity, which may change."""
         given = self.capability
         capability = replace(
             given,
             name=given.name or name,
             description=given.description or f"{name} by whisper-byoc",
             url=given.url or url,
-            capacity=given.capacity or capacity,
             token=given.token or token,
         )
         return replace(self, capability=capability)
@@ -76,6 +77,8 @@ class OpenJobs:
     number: int
     newest_seconds: float
     """How long ago the newest was opened."""
+    fits: int = 1
+    """How many there may be at once: the capacity of a capability that names none."""
 
 
 class Registrar:
@@ -121,7 +124,7 @@ class Membership:
     ) -> None:
         self._orchestrator = orchestrator
         self._options = options
-        self._capability = options.capability
+        self._capability = options.capability  # as it was registered last
         self._http = http
         self._jobs = jobs
         self._may_be_known = False
@@ -156,7 +159,7 @@ class Membership:
             log.warning("%s kept capability %s: %d %s", self._orchestrator, name, status, self._shown(body))
 
     async def _register(self) -> None:
-        mine = self._capability
+        mine = self._capability = replace(self._capability, capacity=self._capacity)
         body = json.dumps(mine.to_json()).encode()
         headers = {**self._secret_header(), "Content-Type": "application/json"}
         for pause in backoff(self._options.first_pause, self._options.longest_pause):
@@ -179,11 +182,13 @@ class Membership:
             await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
     async def _until_forgotten(self) -> None:
-        """Ask now and then; return when two answers in a row say that it is to be registered again."""
+        """Ask now and then; return when two answers in a row say so, or when another capacity is to be registered."""
         loop = asyncio.get_running_loop()
         known = loop.time()
         while True:
             await asyncio.sleep(self._options.interval_seconds)
+            if abs(self._capacity - self._capability.capacity) > CAPACITY_CHANGE * self._capability.capacity:
+                return
             standing = await self._ask_standing()
             if standing is Standing.REGISTERED:
                 known = loop.time()
@@ -191,6 +196,10 @@ class Membership:
                 await asyncio.sleep(self._options.confirm_seconds)
                 if self._seems_forgotten(await self._ask_standing(), loop.time() - known):
                     return
+
+    @property
+    def _capacity(self) -> int:
+        return self._options.capability.capacity or self._jobs().fits
 
     def _seems_forgotten(self, standing: "Standing | None", seconds: float) -> bool:
         """Whether an answer says so which is the latest of `seconds` in which none said otherwise."""

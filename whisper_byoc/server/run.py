@@ -166,14 +166,15 @@ class Server:
             return
         name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
         address = f"{'https' if self._config.tls else 'http'}://{host}:{self.port}"
-        full = self._config.registration.filled(name, address, self.table.free, self._config.token)
+        full = self._config.registration.filled(name, address, self._config.token)
         self._registrar = Registrar(full, self._open_jobs)
         self._registrar.start()
 
     def _open_jobs(self) -> OpenJobs:
         jobs = self.table.jobs
         newest = min((job.age_seconds for job in jobs), default=0.0)
-        return OpenJobs(sum(not job.results.ended for job in jobs), newest)
+        fits = self.table.admission.fits(self.table.pipelines.first)
+        return OpenJobs(sum(not job.results.ended for job in jobs), newest, fits)
 
     async def leave(self) -> None:
         """Unregister, so that no more work is sent here; the listener stays open for the work there is."""

@@ -34,7 +34,15 @@ class Admission:
         capacity, live = pipeline.capacity, self.live(pipeline)
         if capacity is None:
             return places
-        return min(places, 0 if capacity.late and live else max(max(capacity.live, 1) - live, 0))
+        return min(places, 0 if capacity.late and live else max(self.fits(pipeline) - live, 0))
+
+    def fits(self, pipeline: Pipeline) -> int:
+        """Return how many live jobs of a pipeline there may be at once: always one.
+
+        Or a pipeline that was slow once would never be tried again.
+        """
+        capacity = pipeline.capacity
+        return self._limits.jobs if capacity is None else min(max(capacity.live, 1), self._limits.jobs)
 
     def live(self, pipeline: Pipeline) -> int:
         """Return how many live jobs a pipeline has."""
@@ -45,11 +53,7 @@ class Admission:
         return self._recorded[pipeline.name]
 
     def refusal(self, pipeline: Pipeline, *, recording: bool) -> RequestRefused | None:
-        """Return why a new job cannot be taken now (503), if it cannot.
-
-        Of live jobs as many are taken as the pipeline can do in time, and always one: or a pipeline that was slow once
-        would never be tried again.
-        """
+        """Return why a new job cannot be taken now (503), if it cannot."""
         open_jobs = [job for job in self._jobs() if not job.results.ended]
         if len(open_jobs) >= self._limits.jobs:
             message = f"all {self._limits.jobs} jobs of this server are taken"
@@ -57,8 +61,8 @@ class Admission:
         live, capacity = self._live(pipeline), pipeline.capacity
         if recording or not live or capacity is None:
             return None
-        if len(live) >= capacity.live:
-            message = f"pipeline {pipeline.name} has {len(live)} live jobs, and can do {capacity.live} in time here"
+        if len(live) >= (fits := self.fits(pipeline)):
+            message = f"pipeline {pipeline.name} has {len(live)} live jobs, and can do {fits} in time here"
         elif capacity.late:
             message = f"live jobs of pipeline {pipeline.name} are late by {capacity.lag:.1f} s"
         else:
