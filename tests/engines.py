@@ -9,6 +9,7 @@ class OneAtATime:
 
     languages = tuple(LANGUAGES)
     batch = beam = 1
+    continues = False
 
     def fresh(self):
         return self.replica()

@@ -180,7 +180,10 @@ class WhisperProcessor:
             model = models.load_fast_model(self._model, self._settings.model_dir)
             self._kept = models.kept_folder(models.checkpoint(self._model), self._settings.model_dir)
             beam = 1 if self._model == "demo" else BEAM  # the demo model's longer texts come out too likely
-            return FastEngine(model, full_windows=self._settings.audio_context == "full", beam=beam)
+            full = self._settings.audio_context == "full"
+            return FastEngine(
+                model, full_windows=full, beam=beam, continues=self._model != "demo"
+            )  # it writes no marks
         from whisper_byoc.speech.openai_engine import OpenAIEngine
 
         return OpenAIEngine(models.load_model(self._model, self._settings.model_dir))

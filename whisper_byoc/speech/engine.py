@@ -39,6 +39,16 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What was said just before, in whose last sentence new sound may go on."""
+
+    samples: Samples
+    """Its sound, up to the first sample of the new one: the pause between them belongs to it."""
+    text: str
+    """Its text, not empty."""
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """How one piece of sound is to be decoded."""
@@ -58,6 +68,8 @@ class DecodeOptions:
     None leaves it to the scheduler, which knows how busy the machine is."""
     guess: tuple[int, ...] = ()
     """`Draft.tokens` of the same sound's beginning; saves time, and changes no text."""
+    before: Before | None = None
+    """Makes `Transcription.goes_on` possible, with an engine that `continues`; for about twice the time."""
 
     @property
     def initial_prompt(self) -> str:
@@ -155,6 +167,8 @@ class Engine(Protocol):
     """How many inferences gain from going on together; 1 for an engine that makes one at a time."""
     beam: int
     """`DecodeOptions.beam` where there is time for it."""
+    continues: bool
+    """Whether it makes use of `DecodeOptions.before`."""
 
     @property
     def languages(self) -> Sequence[str]:

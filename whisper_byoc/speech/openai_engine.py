@@ -53,6 +53,7 @@ class OpenAIEngine:
 
     batch = 1
     beam = 1
+    continues = False
 
     def __init__(self, model: Whisper, random_lock: threading.Lock | None = None) -> None:
         """`random_lock` is shared by all replicas, since torch's random generator belongs to the whole process."""

@@ -1,12 +1,17 @@
 """Text with its times, and the `transcript` record in which followers of a job get it."""
 
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Self
 
 from audio.pcm import duration_ms
+
+LEADING_MARK = re.compile(r"(?:[.,;:?!\u2026]+(?=\s|$)|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]+)\s*")
+"""What belongs behind the text before: `, and` but not `.5`."""
+FULL_STOP = re.compile(r"[.\u2026\u3002]+$")
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,55 @@ class Transcription:
     language: str
     """ISO 639-1 code."""
     segments: tuple[TextSegment, ...] = ()
+    goes_on: bool = False
+    """Whether it goes on in the text before it, which then has no full stop at its end."""
 
     def within(self, start: float, end: float) -> Self:
         """Return the same text with all times clamped to `start` and `end`.
 
         openai-whisper lets its first segment begin with the sound and its last one end with it, silence included.
         """
+        return self._with_times(lambda seconds: min(max(seconds, start), end))
 
-        def change(seconds: float) -> float:
-            return min(max(seconds, start), end)
+    def shifted(self, seconds: float) -> Self:
+        """Return the same text on a clock that began `seconds` earlier."""
+        return self._with_times(lambda time: time + seconds)
 
+    def without_stop(self) -> tuple[Self, str]:
+        """Return the same text without the full stop at its end, and the stop; it may be empty."""
+        stop = FULL_STOP.search(self.text)
+        if stop is None:
+            return self, ""
+        return self._with_end(lambda text: text.removesuffix(stop[0]).rstrip()), stop[0]
+
+    def ended_by(self, mark: str) -> Self:
+        """Return the same text with a mark behind it."""
+        return self._with_end(lambda text: text + mark)
+
+    def led_by(self, mark: str) -> Self:
+        """Return the same text behind a mark that belongs to the text before; the mark may be empty."""
+        if not mark:
+            return self
+        first = tuple(replace(each, text=f"{mark} {each.text}".rstrip()) for each in self.segments[:1])
+        return replace(self, text=f"{mark} {self.text}".rstrip(), segments=(*first, *self.segments[1:]))
+
+    def without_start(self, length: int) -> Self:
+        """Return the same text without its first characters, which are at most those of the first segment."""
+        first = (replace(each, text=each.text[length:]) for each in self.segments[:1])
+        return replace(
+            self, text=self.text[length:], segments=(*(each for each in first if each.text), *self.segments[1:])
+        )
+
+    def _with_end(self, change: Callable[[str], str]) -> Self:
+        """Return the same text, changed at its end: the last segment and word as well."""
+        segments = self.segments
+        if segments:
+            last = segments[-1]
+            words = (*last.words[:-1], *(replace(each, text=change(each.text)) for each in last.words[-1:]))
+            segments = (*segments[:-1], replace(last, text=change(last.text), words=words))
+        return replace(self, text=change(self.text), segments=segments)
+
+    def _with_times(self, change: Callable[[float], float]) -> Self:
         segments = (
             replace(
                 segment,
@@ -96,8 +140,18 @@ def compression_ratio(text: str) -> float:
 
 
 def join(parts: Iterable[Transcription], language: str) -> Transcription:
-    """Join the transcriptions of consecutive pieces; their times must be on one clock already."""
-    spoken = [part for part in parts if part.text]
+    """Join the transcriptions of consecutive pieces; their times must be on one clock already.
+
+    A mark at the beginning of one, as live text may have it, goes to the end of the text before.
+    """
+    spoken: list[Transcription] = []
+    for part in parts:
+        mark = LEADING_MARK.match(part.text)
+        if mark and spoken:
+            spoken[-1] = spoken[-1].ended_by(mark[0].rstrip())
+            part = part.without_start(mark.end())
+        if part.text:
+            spoken.append(part)
     text = " ".join(part.text for part in spoken)
     segments = tuple(segment for part in spoken for segment in part.segments)
     return Transcription(text, spoken[0].language if spoken else language, segments)

@@ -1,6 +1,6 @@
 """Texts written token by token, as openai-whisper decodes them: the likeliest, drawn ones, or the best of a search."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -18,6 +18,8 @@ CHECKED = 16
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Pass, Step, T]
 """Work that asks for passes of the decoder as it goes, so that several pieces of work share each of them."""
+Together: TypeAlias = Generator[dict[int, Pass], Mapping[int, Step], T]
+"""Work that asks for several passes at once, each by its number."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Wish:
     """Sequences that a search keeps; with one, each token is the likeliest."""
     guess: Sequence[int] = ()
     """Tokens that the text may begin with: as far as it does, they cost one pass for every 16. A search takes none."""
+    prefix: Sequence[int] = ()
+    """Tokens with which the text begins; what is decoded goes on behind them."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,27 @@ def decode(
     initial = [*wish.start] if wish.timestamps else [*wish.start, tokenizer.no_timestamps]
     if wish.prompt:
         initial = [tokenizer.sot_prev, *wish.prompt[-(context // 2 - 1) :], *initial]
+    initial += wish.prefix
     room = min(wish.limit, context - len(initial) + 1)
     way = _search if wish.beam > 1 and not wish.temperature else _write
     found = yield from way(sound, tokenizer, initial, room, wish, is_cancelled)
     return replace(found, temperature=wish.temperature)
+
+
+def together(*works: Steps[T]) -> Together[list[T]]:
+    """Do several pieces of work at once, and return their results. Asks for a pass of each that is not done yet."""
+    results: dict[int, T] = {}
+    steps: Mapping[int, Step | None] = dict.fromkeys(range(len(works)))
+    while True:
+        asked = {}
+        for at, step in steps.items():
+            try:
+                asked[at] = works[at].send(step)  # type: ignore[arg-type]  # None begins it
+            except StopIteration as end:
+                results[at] = end.value
+        if not asked:
+            return [results[at] for at in range(len(works))]
+        steps = yield asked
 
 
 def language_probabilities(sound: Sound, tokenizer: Tokenizer) -> Steps[dict[str, float]]:

@@ -1,12 +1,15 @@
 """`Engine` on OpenVINO."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import numpy as np
 
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.engine import (
+    Before,
     DecodeOptions,
     Draft,
     DraftWord,
@@ -18,7 +21,8 @@ from whisper_byoc.speech.engine import (
 )
 from whisper_byoc.speech.fast.alignment import token_ends
 from whisper_byoc.speech.fast.batch import Pass
-from whisper_byoc.speech.fast.decoding import Steps, Wish, decode, language_probabilities
+from whisper_byoc.speech.fast.continuation import agree, transcribe_behind
+from whisper_byoc.speech.fast.decoding import Steps, Together, Wish, decode, language_probabilities, together
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
 from whisper_byoc.speech.fast.network import Network
@@ -35,6 +39,8 @@ from whisper_byoc.speech.fast.windows import (
 from whisper_byoc.speech.hallucination import is_prompt_echo, max_tokens, remove_loops
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
+T = TypeVar("T")
+
 LONGEST_DRAFT = 30 * SAMPLE_RATE
 """Samples."""
 BEAM = 5
@@ -46,11 +52,13 @@ BATCH = 8
 class FastEngine:
     """`Engine` on OpenVINO; sound shorter than 27 s is computed for its length only, with silence behind it."""
 
-    def __init__(self, model: FastModel, *, full_windows: bool = False, beam: int = BEAM) -> None:
+    def __init__(
+        self, model: FastModel, *, full_windows: bool = False, beam: int = BEAM, continues: bool = True
+    ) -> None:
         """`full_windows` computes all 30 s for every sound, as openai-whisper does."""
         self._model = model
         self._full_windows = full_windows
-        self.batch, self.beam = BATCH, beam
+        self.batch, self.beam, self.continues = BATCH, beam, continues
         self._loaded: Network | None = None
 
     @property
@@ -61,11 +69,12 @@ class FastEngine:
     def replica(self) -> Self:
         """Return an engine for another thread, on the same graphs."""
         self._model.users += 1
-        return type(self)(self._model, full_windows=self._full_windows, beam=self.beam)
+        return type(self)(self._model, full_windows=self._full_windows, beam=self.beam, continues=self.continues)
 
     def fresh(self) -> Self:
         """Return an engine on the same graphs, to be compiled again."""
-        return type(self)(replace(self._model, users=1), full_windows=self._full_windows, beam=self.beam)
+        model = replace(self._model, users=1)
+        return type(self)(model, full_windows=self._full_windows, beam=self.beam, continues=self.continues)
 
     def use_threads(self, number: int) -> None:
         """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
@@ -73,24 +82,25 @@ class FastEngine:
 
     def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
         """Encode sound, and decode tokens that mean nothing."""
-        return Inference(self, self._rehearse(samples, tokens, texts))
+        return Inference(self, _alone(self._rehearse(samples, tokens, texts)))
 
     def transcribe(
         self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never
     ) -> Inference[Transcription]:
         """Transcribe sound of any length.
 
-        Text that looks wrong is decoded again, on all 30 s of its window, and the best one is returned.
+        Text that looks wrong is decoded again, on all 30 s of its window, and the best one is returned. What may go on
+        in the text before is decoded behind that as well, at the same time.
         """
         return Inference(self, self._transcribe(samples, options, is_cancelled))
 
     def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
         """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
-        return Inference(self, self._draft(samples[:LONGEST_DRAFT], options, is_cancelled))
+        return Inference(self, _alone(self._draft(samples[:LONGEST_DRAFT], options, is_cancelled)))
 
     def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
         """Find the language of the first 30 s, and its probability."""
-        return Inference(self, self._detect(self._windows(samples, never)))
+        return Inference(self, _alone(self._detect(self._windows(samples, never))))
 
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
         """Begin those that are new, and make one pass of the decoder for all."""
@@ -99,33 +109,49 @@ class FastEngine:
                 each.send()
         going = [each for each in inferences if not each.done]
         try:
-            steps = self._network.decode({id(each): each.asked for each in going})
+            passes: dict[Hashable, Pass] = {(id(each), at): asked for each in going for at, asked in each.asked.items()}
+            steps = self._network.decode(passes)
         except Exception as error:  # OpenVINO's
             for each in going:
                 each.fail(error)
         else:
             for each in going:
-                each.send(steps[id(each)])
+                each.send({at: steps[id(each), at] for at in each.asked})
 
     def _rehearse(self, samples: Samples, tokens: int, texts: int) -> Steps[None]:
         sound = self._windows(samples, never).sound(0, full=self._full_windows)
         for at in range(tokens):
             yield Pass(sound, [[0]] * texts, [0], kept=at, parents=range(texts) if at else [0] * texts)
 
-    def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Transcription]:
-        windows, model = self._windows(samples, is_cancelled), self._model
-        seconds = len(samples) / SAMPLE_RATE
-        language = options.language or (yield from self._detect(windows))[0]
-        request = Request(
-            replace(options, language=language),
-            max_tokens(seconds),
-            timestamps=self._full_windows or seconds >= LONGEST_SHORT,
-            attempts=attempts_at(full=self._full_windows, patient=(options.beam or 1) > 1),
+    def _transcribe(
+        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+    ) -> Together[Transcription]:
+        alone = self._transcribe_alone(samples, options, is_cancelled)
+        if options.before is None or not self.continues:
+            return (yield from _alone(alone))
+        found, behind = yield from together(
+            alone, self._transcribe_behind(options.before, samples, options, is_cancelled)
         )
-        found = yield from transcribe(model, windows, request, is_cancelled)
-        segments = tuple(filter(None, map(_text_segment, found)))
-        text = " ".join(segment.text for segment in segments)
-        return Transcription(text, language, segments).within(0.0, seconds)
+        return behind if agree(found.text, behind.text) else found
+
+    def _transcribe_behind(
+        self, before: Before, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+    ) -> Steps[Transcription]:
+        begin, seconds = len(before.samples) / SAMPLE_RATE, len(samples) / SAMPLE_RATE
+        windows = self._windows(np.concatenate((before.samples, samples)), is_cancelled)
+        language = options.language or (yield from self._detect(windows))[0]
+        request = self._request(replace(options, language=language), seconds)
+        found = yield from transcribe_behind(self._model, windows, before, begin, request, is_cancelled)
+        return replace(_transcription(found, language), goes_on=True).shifted(-begin).within(0.0, seconds)
+
+    def _transcribe_alone(
+        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+    ) -> Steps[Transcription]:
+        windows, seconds = self._windows(samples, is_cancelled), len(samples) / SAMPLE_RATE
+        language = options.language or (yield from self._detect(windows))[0]
+        request = self._request(replace(options, language=language), seconds)
+        found = yield from transcribe(self._model, windows, request, is_cancelled)
+        return _transcription(found, language).within(0.0, seconds)
 
     def _draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Draft]:
         seconds, tokenizer = len(samples) / SAMPLE_RATE, self._model.tokenizer
@@ -151,6 +177,14 @@ class FastEngine:
         words = _draft_words(decoded.tokens, ends, tokenizer, language)
         return Draft(words, language, tuple(decoded.tokens), score.confidence)
 
+    def _request(self, options: DecodeOptions, seconds: float) -> Request:
+        return Request(
+            options,
+            max_tokens(seconds),
+            timestamps=self._full_windows or seconds >= LONGEST_SHORT,
+            attempts=attempts_at(full=self._full_windows, patient=(options.beam or 1) > 1),
+        )
+
     @property
     def _network(self) -> Network:
         assert self._loaded is not None, "use_threads() comes first"
@@ -166,6 +200,17 @@ class FastEngine:
         chances = yield from language_probabilities(sound, self._model.tokenizer)
         language = max(chances, key=chances.__getitem__)
         return language, chances[language]
+
+
+def _alone(work: Steps[T]) -> Together[T]:
+    """Have work ask for its passes as `together` does."""
+    (result,) = yield from together(work)
+    return result
+
+
+def _transcription(found: Sequence[Scored], language: str) -> Transcription:
+    segments = tuple(filter(None, map(_text_segment, found)))
+    return Transcription(" ".join(segment.text for segment in segments), language, segments)
 
 
 def _text_segment(found: Scored) -> TextSegment | None:
