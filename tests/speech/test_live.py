@@ -71,6 +71,10 @@ class Model:
         self.drafting_free = asyncio.Event()
         self.drafting_free.set()
         self.drafts_done = 0
+        self.going_on = False
+
+    def continues(self, options):
+        return self.going_on
 
     async def wait(self, event):
         try:
@@ -551,3 +555,65 @@ async def test_what_a_recording_has_at_work_is_cancelled_at_its_end(model):
     live.close()
     await until(lambda: model.cancelled == 2)
     await until(lambda: tasks() <= before)
+
+
+async def read(model, *pieces):
+    """Feed pieces of a stream whose text goes on in the sentence before; return the text of finals."""
+    model.going_on = True
+    live = live_text(model, replace(OPTIONS, partials=False))
+    updates = [*await feed(live, *pieces), *await live.finish()]
+    live.close()
+    return [text_of(each) if each.error is None else None for each in updates]
+
+
+async def test_a_full_stop_leads_the_next_text(model):
+    model.words = lambda samples: "So it is."
+    assert await read(model, speech(10), silence(15), speech(12)) == ["So it is", ". So it is."]
+    _, (_, options, _) = model.transcribed
+    assert options.before.text == "So it is"
+    assert len(options.before.samples) == 25 * CHUNK - 1600  # up to the 0.1 s that are kept before speech
+
+
+async def test_a_full_stop_comes_at_the_end_of_a_long_pause_and_only_once(model):
+    model.words = lambda samples: "So it is."
+    assert await read(model, speech(10), *[silence(2)] * 20) == ["So it is", "."]
+    found = await read(model, speech(10), *[silence(2)] * 20, speech(10), silence(5))
+    assert found == ["So it is", ".", "So it is."]
+
+
+async def test_a_full_stop_comes_before_what_is_said_after_a_long_pause_however_much_comes_at_once(model):
+    model.words = lambda samples: "So it is."
+    found = await read(model, speech(10) + silence(40) + speech(10) + silence(15) + speech(4))
+    assert found == ["So it is", ".", "So it is", ". So it is."]
+
+
+async def test_a_full_stop_comes_before_an_error(model):
+    model.words = lambda samples: "So it is."
+    model.going_on = True
+    live = live_text(model, replace(OPTIONS, partials=False))
+    first = await feed(live, speech(10), silence(12))
+    model.error = ValueError("broken weights")
+    rest = await feed(live, speech(10), silence(12), speech(10))
+    assert [text_of(each) for each in first] == ["So it is"]
+    assert [each.error is None for each in rest] == [True, False]
+    assert text_of(rest[0]) == "."
+    (last,) = await live.finish()
+    assert text_of(last) == "So it is."
+    assert model.transcribed[-1][1].before is None
+
+
+async def test_a_full_stop_comes_with_a_flush(model):
+    model.words = lambda samples: "So it is."
+    model.going_on = True
+    live = live_text(model, replace(OPTIONS, partials=False))
+    assert [text_of(each) for each in await feed(live, speech(10), silence(12))] == ["So it is"]
+    assert [text_of(each) for each in await live.flush()] == ["."]
+    assert await live.finish() == []
+
+
+async def test_text_is_told_as_it_is_where_it_cannot_go_on(model):
+    model.words = lambda samples: "So it is."
+    live = live_text(model, replace(OPTIONS, partials=False))
+    updates = [*await feed(live, speech(10), silence(15), speech(12)), *await live.finish()]
+    assert [text_of(each) for each in updates] == ["So it is.", "So it is."]
+    assert [options.before for _, options, _ in model.transcribed] == [None, None]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,3 +133,21 @@ def test_partial_records_are_not_in_the_whole_text():
 
 def test_records_of_others_may_have_no_segments():
     assert from_records([{"type": "transcript", "text": "plain"}], "fr") == Transcription("plain", "fr")
+
+
+@pytest.mark.parametrize("mark", [".", ",", "?", "...", "\u3002"])
+def test_a_mark_at_the_beginning_goes_to_the_text_before(mark):
+    word = Word(0.0, 1.0, "one", 0.9)
+    parts = [
+        Transcription("one", "en", (TextSegment(0.0, 1.0, "one", (word,)),)),
+        Transcription(f"{mark} two", "en", (TextSegment(1.0, 2.0, f"{mark} two"),)),
+        Transcription(mark, "en", (TextSegment(2.0, 2.0, mark),)),
+    ]
+    joined = join(parts, "en")
+    assert joined.text == f"one{mark} two{mark}"
+    assert [segment.text for segment in joined.segments] == [f"one{mark}", f"two{mark}"]
+    assert joined.segments[0].words[0].text == f"one{mark}"
+
+
+def test_what_only_looks_like_a_mark_stays():
+    assert join([Transcription(".", "en"), Transcription(".5 percent", "en")], "en").text == ". .5 percent"

@@ -174,7 +174,8 @@ class WhisperSession:
             where = f"{pcm.duration_ms(length)} ms of speech at {pcm.duration_ms(first)} ms"
             return Result(b"", error=f"no text for {where}: {reason}")
         text, body = update.result.value, b""
-        lag_ms = None if self.options.live.recording else self._lag_ms(first + length)
+        timed = length and not self.options.live.recording  # a mark that was held back waited for the pause
+        lag_ms = self._lag_ms(first + length) if timed else None
         if update.is_final:
             self._transcripts += 1
             self._tell_scheduler(first + length)

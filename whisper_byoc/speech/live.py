@@ -11,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from audio.pcm import FULL_SCALE, SAMPLE_RATE
+from audio import pcm
+from audio.pcm import SAMPLE_RATE
 from audio.utterances import CHUNK, Chunker, SplitterOptions, Utterance, UtteranceSplitter
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Samples
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.scheduler import Scheduler, Timed
+from whisper_byoc.speech.sentence import Sentence
 from whisper_byoc.speech.transcript import TextSegment, Transcription
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,9 @@ class Voice(Protocol):
 class LiveTranscriber:
     """Makes text of one stream. Calls must not overlap; between them drafts and early transcriptions go on.
 
+    Text goes on in the sentence before, where there is time for that (`speech.sentence`): then the full stop of an
+    utterance leads the next text, or comes as an update of its own.
+
     An early transcription begins when the speaker pauses, before the pause is long enough to end the utterance. If the
     speaker does not go on, the final text is there at once.
     """
@@ -104,8 +109,9 @@ class LiveTranscriber:
         self._decoding = decoding
         self._language = language
         self._ended: deque[Utterance] = deque()
-        self._going: deque[asyncio.Task[Update]] = deque()  # finals at work, in the order of the utterances
+        self._going: deque[asyncio.Task[list[Update]]] = deque()  # finals at work, in the order of the utterances
         self._finals: list[Update] = []  # made, but not yet returned
+        self._sentence = Sentence()
         self._unheard = 0  # pieces that are being rated
         self._all_heard: asyncio.Future[None] | None = None  # what the call at work waits for
         self._rating_error: Exception | None = None  # not yet raised
@@ -142,7 +148,8 @@ class LiveTranscriber:
         self._behind = behind
         self._hear(self._chunker.feed(data))
         await self._heard()
-        return [*await self._transcribe_ended(wait=not self.options.recording), *self._take_partials()]
+        finals = await self._transcribe_ended(wait=not self.options.recording)
+        return [*finals, *self._end_sentence(), *self._take_partials()]
 
     def ready(self) -> list[Update]:
         """Return the text of a draft that is done, though no sound has come."""
@@ -152,14 +159,14 @@ class LiveTranscriber:
         """End the open utterance and return its text: nothing has come for a while, and nothing may follow."""
         await self._heard()
         self._ended += self._splitter.flush()
-        return await self._transcribe_ended()
+        return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     async def finish(self) -> list[Update]:
         """Return the text of what is left at the end of the stream."""
         self._hear(self._chunker.finish())
         await self._heard()
         self._ended += self._splitter.finish()
-        return await self._transcribe_ended()
+        return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     def close(self) -> None:
         """Cancel all that is at work."""
@@ -206,11 +213,12 @@ class LiveTranscriber:
                 self._going.append(_start_task(self._final(self._ended.popleft(), guess)))
             if not (wait or self._ended or self._going[0].done()):
                 break
-            self._finals.append(await self._going.popleft())
+            self._finals += await self._going.popleft()
         finals, self._finals = self._finals, []
         return finals
 
-    async def _final(self, utterance: Utterance, guess: tuple[int, ...]) -> Update:
+    async def _final(self, utterance: Utterance, guess: tuple[int, ...]) -> list[Update]:
+        """Return the text of an utterance, behind the end of the sentence before if a long pause lies between them."""
         early = self._early
         try:
             if early is not None and _same_sound(early[0], utterance):
@@ -220,8 +228,25 @@ class LiveTranscriber:
                 self._drop_early()
                 result = await self._transcribe(utterance, guess)
         except Exception as error:  # this utterance has no text; the stream goes on
-            return Update(utterance, True, error=error)
-        return Update(utterance, True, result)
+            stop = self._end_sentence(at_once=True)
+            self._sentence.lose()
+            return [*stop, Update(utterance, True, error=error)]
+        if self.options.recording:
+            return [Update(utterance, True, result)]
+        stop = self._end_sentence(utterance.speech_start)
+        hold = utterance.ended_by != "end" and self._scheduler.continues(self._decoding)
+        return [
+            *stop,
+            Update(utterance, True, replace(result, value=self._sentence.add(utterance, result.value, hold=hold))),
+        ]
+
+    def _end_sentence(self, position: int | None = None, *, at_once: bool = False) -> list[Update]:
+        """Return the full stop that was held back, if the pause before a position, or until now, is a long one."""
+        if position is None:
+            current = self._splitter.open_utterance()
+            position = self.received if current is None else current.speech_start
+        found = self._sentence.end(None if at_once else position)
+        return [] if found is None else [Update(found[0], True, Timed(found[1], 0.0, 0.0))]
 
     async def _transcribe(self, utterance: Utterance, guess: tuple[int, ...]) -> Timed[Transcription]:
         samples = _as_floats(utterance)
@@ -230,6 +255,8 @@ class LiveTranscriber:
             lambda: self._scheduler.detect_language(samples), utterance.number, seconds
         )
         options = replace(self._decoding, language=language, guess=guess)
+        if not self.options.recording and self._scheduler.continues(options):
+            options = replace(options, before=self._sentence.before(utterance, language))
         return await self._scheduler.transcribe(samples, options, live=not self.options.recording)
 
     def _take_partials(self) -> list[Update]:
@@ -341,4 +368,4 @@ def _same_sound(one: Utterance, other: Utterance) -> bool:
 
 
 def _as_floats(utterance: Utterance) -> Samples:
-    return utterance.samples.astype(np.float32) / np.float32(FULL_SCALE)
+    return pcm.decode(utterance.samples.data)

@@ -262,6 +262,7 @@ class Scheduler:
         """`others` are numbers of workers and threads to try as well; that with which most streams fit is taken."""
         self._sizes = ((workers, threads), *others)
         self._crew: _Crew | None = None
+        self._continues = False
         self.costs: tuple[Costs, ...] = ()
         """What each worker's trial found."""
         self.workload = Workload([Costs(0.0)])
@@ -283,6 +284,7 @@ class Scheduler:
         Raises what `load` and the engine raise.
         """
         engine = await asyncio.wrap_future(_in_thread(load, "whisper-load"))
+        self._continues = engine.continues
         began = time.monotonic()
         self._crew = _Crew(engine, *self._sizes[0])
         costs = await self._crew.tried()
@@ -302,6 +304,11 @@ class Scheduler:
         self.costs, self.workload = tuple(costs), Workload(costs)
         self._crew.begin(self.workload)
         return engine
+
+    def continues(self, options: DecodeOptions) -> bool:
+        """Whether to use `DecodeOptions.before` now: the engine does, and has time or was told what beam to use."""
+        busy = options.beam is None and self.workload.share(Kind.LIVE) > BUSY_LOAD
+        return self._continues and not busy
 
     async def transcribe(self, samples: Samples, options: DecodeOptions, *, live: bool = False) -> Timed[Transcription]:
         """Have a worker transcribe; raises what the engine raises. Cancelling this cancels the work.
