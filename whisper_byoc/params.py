@@ -4,10 +4,13 @@ Values come as text, or as JSON has them. The `BadParam` that every function rai
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from whisper_byoc.errors import BadParam
 
+T = TypeVar("T")
 ON = frozenset({"1", "true", "yes", "on"})
 OFF = frozenset({"0", "false", "no", "off"})
 PCM_INPUTS = frozenset({"pcm16", "s16le", "pcm"})
@@ -54,3 +57,46 @@ def choice(name: str, value: object, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise BadParam(name, f"{name} must be one of {', '.join(choices)}, not {value!r:.40}")
     return value
+
+
+@dataclass(frozen=True)
+class Param(Generic[T]):
+    """A parameter of a route, or a field of its form: what reads it, and its JSON schema, so that both are one."""
+
+    name: str
+    help: str
+    default: T
+    schema: Mapping[str, Any]
+    convert: Callable[[str, object], T]
+
+    def of(self, values: Mapping[str, str]) -> T:
+        """Read it; `default` when it is absent."""
+        given = values.get(self.name)
+        return self.default if given is None else self.convert(self.name, given)
+
+
+def text_param(name: str, help: str) -> Param[str | None]:
+    return Param(name, help, None, {"type": "string"}, lambda _, value: str(value))
+
+
+def switch_param(name: str, help: str, *, default: bool = False) -> Param[bool]:
+    return Param(name, help, default, {"type": "string", "enum": sorted(ON | OFF)}, switch)
+
+
+def choice_param(name: str, help: str, choices: Collection[str], default: str, *, lower: bool = False) -> Param[str]:
+    """Describe a choice; with `lower`, capitals are taken for small letters."""
+
+    def read(name: str, value: object) -> str:
+        return choice(name, value.lower() if lower and isinstance(value, str) else value, choices)
+
+    return Param(name, help, default, {"type": "string", "enum": list(choices)}, read)
+
+
+def number_param(name: str, help: str, least: float, most: float, default: T) -> Param[float | T]:
+    schema = {"type": "number", "minimum": least, "maximum": most}
+    return Param(name, help, default, schema, lambda name, value: number(name, value, least, most))
+
+
+def whole_param(name: str, help: str, least: int, most: int, default: T) -> Param[int | T]:
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    return Param(name, help, default, schema, lambda name, value: whole(name, value, least, most))

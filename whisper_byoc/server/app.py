@@ -1,5 +1,6 @@
 """The application: the table of all routes, the answers to errors, and what is asked of every request."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.page import PATHS, page_routes
 from whisper_byoc.server.core.table import TABLE, JobTable
 from whisper_byoc.server.ingest.recordings import INTAKE, Intake
+from whisper_byoc.server.openapi import document
 from whisper_byoc.server.routes import asr, batch, deepgram, openai, output, realtime, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
 from whisper_byoc.server.streams import routes as streams
@@ -66,6 +68,7 @@ ROUTES = (
 )
 WITH_TOKEN = (web.get("/debug/jobs", status.get_jobs),)
 """Routes that are there only where a token keeps strangers out: a job is anybody's who knows its id."""
+OPENAPI_PATH = "/openapi.json"
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 CLIENT_GONE = 499
 """What nginx calls a request whose client has not waited for its answer; nobody gets it."""
@@ -94,10 +97,16 @@ def build_app(
     app[INTAKE] = Intake(table.limits)
     app.on_cleanup.append(app[INTAKE].close)
     check_pages(app, OriginPolicy(origins, names, has_token=bool(token), open_paths=OPEN_PATHS))
-    ask_for_token(app, token, OPEN_PATHS | PATHS)
+    ask_for_token(app, token, OPEN_PATHS | PATHS | {OPENAPI_PATH})
     app.middlewares.append(_refuse_encoded)
     pages = page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token)))
-    app.add_routes([*pages, *ROUTES, *(WITH_TOKEN if token else ())])
+    routes = (*ROUTES, *WITH_TOKEN) if token else ROUTES
+    described = json.dumps(document(routes, has_token=bool(token)))
+
+    async def get_openapi(_: web.Request) -> web.Response:
+        return web.Response(text=described, content_type="application/json")
+
+    app.add_routes([*pages, web.get(OPENAPI_PATH, get_openapi), *routes])
     return app
 
 

@@ -9,10 +9,14 @@ from audio import pcm
 from audio.raw import CODECS, ENCODINGS, ENDINGS, PLAIN, RawFormat, decode_raw, raw_format
 from audio.riff import CHANNELS, RATES, WavFormat
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.params import choice, whole
+from whisper_byoc.params import choice_param, whole_param
 
-NAMES = ("encoding", "rate", "channels")
+ENCODING = choice_param("encoding", "of raw sound", (*ENCODINGS, *CODECS), "s16le")
+RATE = whole_param("rate", "samples of raw sound in a second", RATES[0], RATES[-1], pcm.SAMPLE_RATE)
+CHANNEL_COUNT = whole_param("channels", "of raw sound", CHANNELS[0], CHANNELS[-1], 1)
+DECLARED = (ENCODING, RATE, CHANNEL_COUNT)
 """The parameters, of a query, a form or a Content-Type."""
+NAMES = tuple(each.name for each in DECLARED)
 TYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
     {
         "audio/l16": ("s16le", pcm.SAMPLE_RATE),
@@ -46,9 +50,8 @@ def declared_format(content_type: str, params: Mapping[str, str], file_name: str
         return None
     given = {name: str(value) for name in NAMES if (value := params.get(name) or header.get_param(name))}
     encoding, rate = known or ("s16le", pcm.SAMPLE_RATE)
-    encoding = choice("encoding", given.get("encoding", encoding).lower().removeprefix("pcm_"), (*ENCODINGS, *CODECS))
-    channels = whole("channels", given.get("channels", "1"), CHANNELS[0], CHANNELS[-1])
-    return raw_format(encoding, whole("rate", given.get("rate", str(rate)), RATES[0], RATES[-1]), channels)
+    encoding = ENCODING.of({"encoding": given.get("encoding", encoding).lower().removeprefix("pcm_")})
+    return raw_format(encoding, RATE.of({"rate": str(rate)} | given), CHANNEL_COUNT.of(given))
 
 
 def to_pcm16(data: bytes, fmt: WavFormat, limit: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
@@ -9,8 +10,10 @@ from multidict import MultiDict, MultiMapping
 
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS, read_body
+from whisper_byoc.params import Param
 from whisper_byoc.server.core.limits import Limits
 
+T = TypeVar("T")
 FILE_FIELDS = ("file", "audio", "audio_file")
 """Names of the field with the recording: OpenAI's, ai-runner's and whisper-asr-webservice's."""
 MAX_FIELDS = 64
@@ -41,6 +44,11 @@ class Upload:
     def field(self, name: str, default: str = "") -> str:
         """Return one field, stripped; `default` when it is absent or empty."""
         return self.fields.get(name, "").strip() or default
+
+    def read(self, param: Param[T]) -> T:
+        """Read one field; its default when it is absent or empty."""
+        text = self.field(param.name)
+        return param.of({param.name: text} if text else {})
 
 
 def params_without(fields: MultiMapping[str], *names: str) -> dict[str, str]:

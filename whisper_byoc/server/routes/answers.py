@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -65,19 +65,39 @@ def error_answer(request: web.Request, error: Exception) -> web.Response:
     refused = _refusal(request, error)
     request.app[TABLE].metrics.refused(refused)
     headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
-    usual = openai_error if request.path.startswith("/v1/") else _plain
-    shape: Shape = getattr(request.match_info.handler, "shape", usual)
+    shape = shape_of(request.match_info.handler, request.path)
     response = web.json_response(shape(request, refused), status=refused.status, headers=headers)
     if not request.content.at_eof():
         response.force_close()  # a body that was not read to its end is not read any more
     return response
 
 
-def _plain(_: web.Request, error: RequestRefused) -> object:
+class Error(TypedDict):
+    error: str
+
+
+class OpenAiDetails(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAiError(TypedDict):
+    error: OpenAiDetails
+
+
+def shape_of(handler: object, path: str) -> Shape:
+    """Return what makes the body of a route's errors; the type that it returns is their schema."""
+    usual: Shape = openai_error if path.startswith("/v1/") else _plain
+    return getattr(handler, "shape", usual)
+
+
+def _plain(_: web.Request, error: RequestRefused) -> Error:
     return {"error": str(error)}
 
 
-def openai_error(_: web.Request, error: RequestRefused) -> object:
+def openai_error(_: web.Request, error: RequestRefused) -> OpenAiError:
     kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     code = ERROR_CODES.get(error.status)
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}

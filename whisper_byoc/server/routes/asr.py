@@ -5,36 +5,52 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 from aiohttp import web
 
 from audio import pcm
 from whisper_byoc.languages import LANGUAGES
-from whisper_byoc.params import choice, switch
+from whisper_byoc.params import choice_param, switch_param, text_param
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.recordings import Recording, RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds
+from whisper_byoc.server.routes.telling import tells
 
 OUTPUTS = ("txt", "json", "srt", "vtt", "tsv")
 RESPONSE_FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
+OUTPUT = choice_param("output", "form of the answer", OUTPUTS, "txt")
+FORMAT = choice_param("response_format", "form of the answer", RESPONSE_FORMATS, "json")
+WORDS = switch_param("word_timestamps", "times of words")
+TRANSLATE = switch_param("translate", "into English")
+ENCODE = switch_param("encode", "false: the bytes are PCM16 if they are no media", default=True)
+LANGUAGE = text_param("language", "spoken: ISO 639-1, or auto")
+TASK = text_param("task", "transcribe or translate")
+PROMPT = text_param("initial_prompt", "what to expect")
 DETECTED_SECONDS = 30
 """Whisper's window: so much of the beginning of a recording tells its language."""
 
 
+@tells(form=(OUTPUT, TASK, LANGUAGE, PROMPT, WORDS, ENCODE), recording="audio_file", answers={200: "*/*"})
 async def post_asr(request: web.Request) -> web.Response:
     """Transcribe the field `audio_file`."""
     async with received_upload(request, form_only=True) as upload:
-        wanted = choice("output", upload.field("output", "txt"), OUTPUTS)
+        wanted = upload.read(OUTPUT)
         params: dict[str, Any] = {name: upload.field(name) for name in ("task", "language") if upload.field(name)}
         params |= {"prompt": prompt} if (prompt := upload.field("initial_prompt")) else {}
-        params |= {"words": switch("word_timestamps", upload.field("word_timestamps", "false"))}
+        params |= {"words": upload.read(WORDS)}
         pipeline = request.app[TABLE].pipelines.find_speech()
         async with recording_job(request, pipeline, params, _as_sent(upload)) as job:
             return await _answer(job, "text" if wanted == "txt" else wanted)
 
 
+class Detected(TypedDict):
+    detected_language: str
+    language_code: str
+
+
+@tells(form=(ENCODE,), recording="audio_file", answers={200: Detected})
 async def post_detect_language(request: web.Request) -> web.Response:
     """Tell the language of the beginning of the field `audio_file`."""
     async with received_upload(request, form_only=True) as upload:
@@ -43,14 +59,17 @@ async def post_detect_language(request: web.Request) -> web.Response:
             job.recording = _beginning(job.recording)
             code = (await job.transcription()).language
             name = LANGUAGES.get(code, code)
-            return web.json_response({"detected_language": name, "language_code": code})
+            detected: Detected = {"detected_language": name, "language_code": code}
+            return web.json_response(detected)
 
 
+@tells(form=(FORMAT, LANGUAGE, TRANSLATE), recording="file", answers={200: "*/*"})
 async def post_inference(request: web.Request) -> web.Response:
+    """Transcribe the field `file`, as whisper.cpp's server does."""
     async with received_upload(request, form_only=True) as upload:
-        wanted = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
+        wanted = upload.read(FORMAT)
         params = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
-        if switch("translate", upload.field("translate", "false")):
+        if upload.read(TRANSLATE):
             params["task"] = "translate"
         pipeline = request.app[TABLE].pipelines.find_speech()
         async with recording_job(request, pipeline, params, upload) as job:
@@ -62,7 +81,7 @@ async def post_inference(request: web.Request) -> web.Response:
 
 def _as_sent(upload: Upload) -> Upload:
     """With `encode=false` the bytes are PCM16 if they are no media, as in a body without a form."""
-    return upload if switch("encode", upload.field("encode", "true")) else replace(upload, in_form=False)
+    return upload if upload.read(ENCODE) else replace(upload, in_form=False)
 
 
 def _beginning(recording: Recording) -> Recording:

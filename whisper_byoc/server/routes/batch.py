@@ -2,22 +2,29 @@
 
 import json
 from contextlib import aclosing
+from typing import Any
 
 from aiohttp import web
 
 from whisper_byoc.errors import BadParam, RequestRefused
-from whisper_byoc.params import choice
+from whisper_byoc.params import Param, choice_param, switch_param, text_param
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.server.ingest.declared import NAMES
+from whisper_byoc.server.ingest.declared import DECLARED, NAMES
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.recordings import STRICT, RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
+from whisper_byoc.server.routes.telling import SOUND, tells
 
+PIPELINE = text_param("pipeline", "instead of the one in the path")
+FORMATS = tuple(choice_param(name, "of the answer", CONTENT_TYPES, "json") for name in ("response_format", "format"))
+WHOLE = switch_param(STRICT, "refuse sound that cannot be read to its end")
+FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WHOLE)
 BYTES = "bytes"
 """The format of an answer that is the processor's own bytes."""
 
 
+@tells(*FIELDS, *DECLARED, body=SOUND, form=FIELDS, recording="file", answers={200: "*/*"})
 async def post_capability(request: web.Request) -> web.StreamResponse:
     """Work on one recording or frame, and answer in the format that was asked for."""
     pipelines = request.app[TABLE].pipelines
@@ -25,11 +32,11 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
     if request.method != "POST":
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
     async with received_upload(request) as upload:
-        if name := upload.field("pipeline"):
+        if name := upload.read(PIPELINE):
             pipeline = pipelines.find(name) or pipelines.find_speech(name)
         wanted = _wanted_format(request, upload, pipeline)
         raw = NAMES if pipeline.media == "audio" else ()
-        params = params_without(upload.fields, "pipeline", "format", "response_format", STRICT, *raw)
+        params = params_without(upload.fields, *(each.name for each in FIELDS), *raw)
         async with recording_job(request, pipeline, params, upload) as job:
             return await _answer(request, job, wanted)
 
@@ -47,13 +54,13 @@ def _named_pipeline(pipelines: Pipelines, name: str) -> Pipeline:
 
 def _wanted_format(request: web.Request, upload: Upload, pipeline: Pipeline) -> str:
     """Choose the format: by a field, since neither query nor `Accept` passes an orchestrator, else by `Accept`."""
-    named = next((name for name in ("response_format", "format") if upload.field(name)), "")
+    named = next((each for each in FORMATS if upload.field(each.name)), None)
     if not pipeline.gives_text:
         if named:
-            raise BadParam(named, f"pipeline {pipeline.name} gives bytes, not text; leave {named} out")
+            raise BadParam(named.name, f"pipeline {pipeline.name} gives bytes, not text; leave {named.name} out")
         return BYTES
     if named:
-        return choice(named, upload.field(named), CONTENT_TYPES)
+        return upload.read(named)
     types = {value.partition(";")[0]: name for name, value in CONTENT_TYPES.items()}
     accepted = (each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "").split(","))
     return next((types[each] for each in accepted if each in types), "json")

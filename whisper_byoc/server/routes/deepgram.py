@@ -17,6 +17,7 @@ from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import declared_format
 from whisper_byoc.server.routes.conversation import CloseEarly, Command, Conversation, span, words_in
+from whisper_byoc.server.routes.telling import tells
 
 ENCODINGS: Mapping[str, str] = MappingProxyType({"linear16": "s16le", "linear32": "s32le"})
 """Deepgram's names of raw sound -> ours; `mulaw` and `alaw` are the same. Other encodings are media."""
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
 )
 
 
+@tells(answers={101: None})
 async def get_listen(request: web.Request) -> web.StreamResponse:
     """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     query = request.query

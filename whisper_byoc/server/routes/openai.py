@@ -7,13 +7,13 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from aiohttp import web
 
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.languages import LANGUAGES
-from whisper_byoc.params import choice, number, switch
+from whisper_byoc.params import choice_param, number_param, switch_param, text_param
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
@@ -26,43 +26,73 @@ from whisper_byoc.server.routes.answers import (
     render,
     segments_in_seconds,
 )
+from whisper_byoc.server.routes.telling import tells
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
-DELTA_CHARACTERS = 4096
-"""Longest piece of text in one event, so that its line stays under 64 KiB whatever the characters."""
 TIMESTAMPS = {"true": "segments", "1": "segments", "sentence": "segments", "word": "words", "false": "", "0": ""}
 """`return_timestamps` -> what the chunks are."""
+MODEL = text_param("model", "name of the pipeline")
+FORMAT = choice_param("response_format", "of the answer", RESPONSE_FORMATS, "json")
+TEMPERATURE = number_param("temperature", "of no effect: the best text is taken", 0, 1, 0)
+STREAM = switch_param("stream", "answer with server-sent events")
+LANGUAGE = text_param("language", "spoken: ISO 639-1, or auto")
+PROMPT = text_param("prompt", "what to expect")
+FORM = (MODEL, FORMAT, TEMPERATURE, STREAM, LANGUAGE, PROMPT)
+MODEL_ID = text_param("model_id", "name of the pipeline")
+TIMES = choice_param("return_timestamps", "which times the chunks have", tuple(TIMESTAMPS), "true", lower=True)
+DELTA_CHARACTERS = 4096
+"""Longest piece of text in one event, so that its line stays under 64 KiB whatever the characters."""
 
 
+@tells(form=FORM, recording="file", answers={200: "*/*"})
 async def post_transcription(request: web.Request) -> web.StreamResponse:
+    """Transcribe a recording, as OpenAI does."""
     return await _post_audio(request, "transcribe")
 
 
+@tells(form=FORM, recording="file", answers={200: "*/*"})
 async def post_translation(request: web.Request) -> web.StreamResponse:
+    """Translate a recording into English, as OpenAI does."""
     return await _post_audio(request, "translate")
 
 
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+@tells(answers={200: Models})
 async def get_models(request: web.Request) -> web.Response:
     """List the speech pipelines as OpenAI's models."""
-    return web.json_response({"object": "list", "data": [_model(each) for each in request.app[TABLE].pipelines.speech]})
+    models: Models = {"object": "list", "data": [_model(each) for each in request.app[TABLE].pipelines.speech]}
+    return web.json_response(models)
 
 
+@tells(answers={200: Model})
 async def get_model(request: web.Request) -> web.Response:
+    """Describe one speech pipeline as OpenAI's model."""
     return web.json_response(_model(request.app[TABLE].pipelines.find_speech(request.match_info["name"])))
 
 
-def _model(pipeline: Pipeline) -> dict[str, Any]:
+def _model(pipeline: Pipeline) -> Model:
     return {"id": pipeline.name, "object": "model", "created": 0, "owned_by": "whisper-byoc"}
 
 
 async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received_upload(request, form_only=True) as upload:
-        pipeline = request.app[TABLE].pipelines.find_speech(upload.field("model"))
-        wanted = choice("response_format", upload.field("response_format", "json"), RESPONSE_FORMATS)
+        pipeline = request.app[TABLE].pipelines.find_speech(upload.read(MODEL) or "")
+        wanted = upload.read(FORMAT)
         granularities = _granularities(upload)
-        number("temperature", upload.field("temperature", "0"), 0, 1)  # it changes nothing: decoding is greedy
-        streamed = switch("stream", upload.field("stream", "false"))
+        upload.read(TEMPERATURE)  # it changes nothing: decoding is greedy
+        streamed = upload.read(STREAM)
         if streamed and wanted not in ("json", "text"):
             raise BadParam("response_format", f"a stream is of events, it cannot be {wanted}; use json")
         params: dict[str, Any] = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
@@ -139,24 +169,43 @@ async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse
     return events.response
 
 
-def _as_detail(_: web.Request, error: RequestRefused) -> object:
+class Chunk(TypedDict):
+    timestamp: list[float]
+    text: str
+
+
+class Chunked(TypedDict):
+    text: str
+    chunks: list[Chunk]
+
+
+class Detail(TypedDict):
+    msg: str
+
+
+class DetailedError(TypedDict):
+    detail: Detail
+
+
+def _as_detail(_: web.Request, error: RequestRefused) -> DetailedError:
     return {"detail": {"msg": str(error)}}
 
 
 @errors_as(_as_detail, unreadable=415)
+@tells(form=(MODEL_ID, TIMES), recording="audio", answers={200: Chunked})
 async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
     """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
     async with received_upload(request, form_only=True) as upload:
         try:
-            pipeline = request.app[TABLE].pipelines.find_speech(upload.field("model_id"))
+            pipeline = request.app[TABLE].pipelines.find_speech(upload.read(MODEL_ID) or "")
         except RequestRefused as error:
             raise RequestRefused(400, str(error)) from None  # this dialect has no 404
-        wanted = upload.field("return_timestamps", "true").lower()
-        kind = TIMESTAMPS[choice("return_timestamps", wanted, TIMESTAMPS)]
+        kind = TIMESTAMPS[upload.read(TIMES)]
         async with recording_job(request, pipeline, {"words": True} if kind == "words" else {}, upload) as job:
             transcription = await job.transcription()
             timed: Sequence[TextSegment | Word] = transcription.segments if kind else ()
             if kind == "words":
                 timed = [word for each in transcription.segments for word in each.words]
-            chunks = [{"timestamp": [each.start, each.end], "text": each.text} for each in timed]
-            return _json_answer(job, {"text": transcription.text, "chunks": chunks})
+            chunks: list[Chunk] = [{"timestamp": [each.start, each.end], "text": each.text} for each in timed]
+            answer: Chunked = {"text": transcription.text, "chunks": chunks}
+            return _json_answer(job, {**answer})

@@ -7,15 +7,16 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from aiohttp import web
 
-from whisper_byoc.params import choice, number, switch, whole
+from whisper_byoc.params import choice_param, number_param, switch_param, whole_param
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, deliver, render, segments_in_seconds
+from whisper_byoc.server.routes.telling import tells
 from whisper_byoc.speech.transcript import from_records
 from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
 
@@ -24,17 +25,28 @@ log = logging.getLogger(__name__)
 DEFAULT_WAIT_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 300.0
 TRANSCRIPT_FORMATS = ("txt", "json", "verbose_json", "srt", "vtt", "ndjson")
+FORMAT = choice_param("format", "of the text", TRANSCRIPT_FORMATS, "txt")
+WAIT = number_param("wait", "seconds to wait for a result", 0, LONGEST_WAIT_SECONDS, DEFAULT_WAIT_SECONDS)
+WAIT_FOR_END = number_param("wait", "seconds to wait for the end of the job", 0, LONGEST_WAIT_SECONDS, 0)
+RECORD = whole_param("seq", "number of a result to read again", 0, 2**63 - 1, None)
+FOLLOW = switch_param("follow", "all results from now on, back to back")
 
 
+class Gone(TypedDict):
+    error: str
+    seq: int
+
+
+@tells(WAIT, RECORD, FOLLOW, answers={200: "*/*", 204: None, NOT_FOUND: Gone})
 async def get_output(request: web.Request) -> web.StreamResponse:
     """Answer with the next unread result, a kept one, or all that follow, as the request asks."""
     table, query, loop = request.app[TABLE], request.query, asyncio.get_running_loop()
-    wait = number("wait", query.get("wait", DEFAULT_WAIT_SECONDS), 0, LONGEST_WAIT_SECONDS)
+    wait, seq = WAIT.of(query), RECORD.of(query)
     deadline = loop.time() + wait
     job = await table.find(request.match_info["job_id"], wait)
-    if "seq" in query:
-        return await _again(job, whole("seq", query["seq"]), deadline - loop.time())
-    accept, raw = request.headers.get("Accept", ""), switch("follow", query.get("follow", "0"))
+    if seq is not None:
+        return await _again(job, seq, deadline - loop.time())
+    accept, raw = request.headers.get("Accept", ""), FOLLOW.of(query)
     with job.reading():
         if "text/event-stream" in accept:
             return await _follow(request, job, "text/event-stream", _as_event)
@@ -62,7 +74,7 @@ async def _again(job: Job, seq: int, wait: float) -> web.Response:
     if seq >= job.results.next_seq:
         closed = {CLOSED: TERMINATED} if job.results.ended else {}
         return web.Response(status=204, headers={LATEST: latest, **closed})
-    body = {"error": f"result {seq} is no longer kept", "seq": seq}
+    body: Gone = {"error": f"result {seq} is no longer kept", "seq": seq}
     return web.json_response(body, status=NOT_FOUND, headers={SEQ: str(seq), LATEST: latest})
 
 
@@ -71,7 +83,8 @@ def _answer(record: Record) -> web.Response:
     if record.kind == "end":
         return web.Response(status=204, headers={**headers, CLOSED: TERMINATED})
     if record.kind == "error":
-        return web.json_response({"error": record.error, "seq": record.seq}, status=500, headers=headers)
+        failed: Gone = {"error": record.error, "seq": record.seq}
+        return web.json_response(failed, status=500, headers=headers)
     return web.Response(body=record.result.body, headers={**headers, "Content-Type": record.content_type})
 
 
@@ -113,15 +126,16 @@ def _as_text(record: Record) -> bytes:
     return body + b"\n" if body else b""
 
 
+@tells(FORMAT, WAIT_FOR_END, answers={200: "*/*"})
 async def get_transcript(request: web.Request) -> web.Response:
     """Answer with the text so far, after waiting `?wait=` seconds at most for the end of the job.
 
     `Lp-Trickle-Closed` says that it is all there is going to be, `X-Transcript-Dropped` that its beginning is gone.
     """
     table, query = request.app[TABLE], request.query
-    wanted = choice("format", query.get("format", "txt"), TRANSCRIPT_FORMATS)
+    wanted = FORMAT.of(query)
     job = table.get(request.match_info["job_id"])
-    await job.results.until_ended(number("wait", query.get("wait", 0), 0, LONGEST_WAIT_SECONDS))
+    await job.results.until_ended(WAIT_FOR_END.of(query))
     headers = {CLOSED: TERMINATED} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)

@@ -22,6 +22,7 @@ from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.routes.conversation import CloseEarly, Command, Conversation, span
+from whisper_byoc.server.routes.telling import tells
 
 FORMATS: Mapping[str, WavFormat] = MappingProxyType(
     {
@@ -48,6 +49,7 @@ OPENAIS_MODELS = ("gpt-", "whisper-1")
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
+@tells(answers={101: None})
 async def get_realtime(request: web.Request) -> web.StreamResponse:
     """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     intent = request.query.get("intent", "transcription")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from aiohttp import web
 from multidict import MultiDict
@@ -14,17 +14,18 @@ from whisper_byoc.aiohttp_internals import take_unread
 from whisper_byoc.connections import client_of
 from whisper_byoc.errors import BadParam, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.params import number, switch, whole
+from whisper_byoc.params import number_param, switch_param, text_param, whole
 from whisper_byoc.processors.base import Media
 from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
-from whisper_byoc.server.ingest.declared import NAMES, declared_format
+from whisper_byoc.server.ingest.declared import DECLARED, NAMES, declared_format
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
 from whisper_byoc.server.ingest.recordings import INTAKE, NOT_SOUND, STRICT
+from whisper_byoc.server.routes.telling import SOUND, tells
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,42 @@ WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave
 MAX_FRAME_SIDE = 16384
 MAX_ALONE_SECONDS = 86400.0
 """Beyond the idle limit it has no effect, but clients need not know that limit."""
+PIPELINE = text_param("pipeline", "where the server has several")
+MORE = switch_param("more", "the end of the body is not that of the input")
+ALONE = number_param("alone", "seconds without a feed or a reader that end the job", 0, MAX_ALONE_SECONDS, None)
+WHOLE = switch_param(STRICT, "refuse sound that cannot be read to its end")
 BROKEN = (*CONNECTION_ERRORS, asyncio.IncompleteReadError)
 """What a body raises that breaks off."""
 
 
+class Taken(TypedDict):
+    job_id: str
+    segments: int
+    bytes: int
+    warnings: NotRequired[list[str]]
+
+
+class InputEnded(TypedDict):
+    job_id: str
+    queued: int
+
+
+class Abandoned(TypedDict):
+    job_id: str
+
+
+@tells(PIPELINE, MORE, ALONE, WHOLE, *DECLARED, body=SOUND, answers={200: Taken})
 async def put_source(request: web.Request) -> web.Response:
-    """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken."""
+    """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken.
+
+    Other parameters are the pipeline's own.
+    """
     table, query = request.app[TABLE], request.query
     limits = table.limits
     _check_length(request, limits.segment_bytes)
-    strict = switch(STRICT, query.get(STRICT, "0"))
-    alone = min(number("alone", query.get("alone", limits.idle_seconds), 0, MAX_ALONE_SECONDS), limits.idle_seconds)
-    more = switch("more", query.get("more", "0"))
-    job_id, name = request.match_info["job_id"], query.get("pipeline")
+    strict, more, given = WHOLE.of(query), MORE.of(query), ALONE.of(query)
+    alone = limits.idle_seconds if given is None else min(given, limits.idle_seconds)
+    job_id, name = request.match_info["job_id"], PIPELINE.of(query)
     pipeline = table.pipeline_of(job_id, name)
     params = params_without(query, "pipeline", "more", "alone", STRICT, *(NAMES if pipeline.media == "audio" else ()))
     _check_type(request, pipeline.media)
@@ -71,25 +95,29 @@ async def put_source(request: web.Request) -> web.Response:
         if isinstance(error, MediaError) and not isinstance(error, DecoderFailed):
             raise RequestRefused(415, str(error)) from None
         raise
-    body: dict[str, Any] = {"job_id": job.info.job_id, "segments": segments, "bytes": size}
+    body: Taken = {"job_id": job.info.job_id, "segments": segments, "bytes": size}
     unknown = [f"pipeline {pipeline.name} has no parameter {each[:40]}" for each in pipeline.unknown_params(params)]
     if unknown or warnings:
         body["warnings"] = [*unknown, *warnings]
     return web.json_response(body)
 
 
+@tells(answers={200: InputEnded})
 async def delete_source(request: web.Request) -> web.Response:
     """End the input; the tail is worked on, results stay readable."""
     job = request.app[TABLE].get(request.match_info["job_id"])
     job.end_input()
-    return web.json_response({"job_id": job.info.job_id, "queued": job.inbox.items})
+    ended: InputEnded = {"job_id": job.info.job_id, "queued": job.inbox.items}
+    return web.json_response(ended)
 
 
+@tells(answers={200: Abandoned})
 async def delete_job(request: web.Request) -> web.Response:
     """Abandon the job: its work is cancelled, its results are gone."""
     job_id = request.match_info["job_id"]
     await request.app[TABLE].forget(job_id, "the job was abandoned by its client")
-    return web.json_response({"job_id": job_id})
+    abandoned: Abandoned = {"job_id": job_id}
+    return web.json_response(abandoned)
 
 
 def _check_length(request: web.Request, limit: int) -> None:

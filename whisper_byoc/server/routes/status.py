@@ -5,25 +5,39 @@ import os
 import platform
 import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from aiohttp import web
 
 from whisper_byoc import __version__
 from whisper_byoc.server.core.pipeline import PipelineState
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE, JobTable
+from whisper_byoc.server.routes.telling import tells
 
 WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
 """Livepeer's word for the type of a worker."""
 
 
+class Health(TypedDict):
+    status: str
+    notices: NotRequired[list[str]]
+    capacity: NotRequired[dict[str, dict[str, float]]]
+
+
+class Readiness(TypedDict):
+    ready: bool
+    reasons: list[str]
+    free: int
+
+
+@tells(answers={200: Health})
 async def get_health(request: web.Request) -> web.Response:
     """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it.
 
     `notices` is there when a pipeline has something to say of itself, `capacity` when one measures it.
     """
     table = request.app[TABLE]
-    answer: dict[str, Any] = {"status": "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)}
+    answer: Health = {"status": "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)}
     if notices := [pipeline.notice for pipeline in table.pipelines if pipeline.notice]:
         answer["notices"] = notices
     if capacity := table.capacity():
@@ -31,6 +45,7 @@ async def get_health(request: web.Request) -> web.Response:
     return web.json_response(answer)
 
 
+@tells(answers={200: Readiness, 503: Readiness})
 async def get_ready(request: web.Request) -> web.Response:
     """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it.
 
@@ -45,7 +60,7 @@ async def get_ready(request: web.Request) -> web.Response:
     reasons += await _troubles(table)
     if table.draining:
         reasons.append(SHUTTING_DOWN)
-    answer = {"ready": not reasons, "reasons": reasons, "free": table.free}
+    answer: Readiness = {"ready": not reasons, "reasons": reasons, "free": table.free}
     return web.json_response(answer, status=503 if reasons else 200)
 
 
@@ -59,13 +74,16 @@ async def _troubles(table: JobTable) -> list[str]:
 
 
 async def get_version(request: web.Request) -> web.Response:
+    """Answer with the type of the worker, its pipelines and the version."""
     return web.json_response(_identity(request) | {"version": __version__})
 
 
 async def get_app_version(request: web.Request) -> web.Response:
+    """Answer with the version alone."""
     return web.json_response({"version": __version__})
 
 
+@tells(answers={200: "text/plain"})
 async def get_metrics(request: web.Request) -> web.Response:
     """Answer in Prometheus' text form."""
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}

@@ -12,8 +12,10 @@ from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest import declared
 from whisper_byoc.server.ingest.forms import params_without
 from whisper_byoc.server.routes.conversation import CloseEarly, Command, Conversation, span, words_in
+from whisper_byoc.server.routes.telling import tells
 
 
+@tells(answers={101: None})
 async def get_transcribe(request: web.Request) -> web.StreamResponse:
     """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     pipeline = request.app[TABLE].pipelines.find_speech(request.query.get("pipeline") or request.query.get("model", ""))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import deque
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from aiohttp import web
 
@@ -14,12 +14,26 @@ from whisper_byoc.http import json_value, read_body, read_request
 from whisper_byoc.livepeer import ID, STREAM_ID
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.answers import errors_as
+from whisper_byoc.server.routes.telling import tells
 from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.stream import StartRequest, Stream
 from whisper_byoc.trickle.remote import ClientOptions
 
 MAX_BODY = 1 << 20
 REMEMBERED = 256
+
+
+class State(TypedDict):
+    """The state object of pytrickle."""
+
+    status: str
+    state: str
+    error_message: None
+    pipeline_ready: bool
+    active_streams: int
+    startup_complete: bool
+    pipeline_state: str
+    additional_info: dict[str, object]
 
 
 class StreamTable:
@@ -74,7 +88,7 @@ class StreamTable:
     async def close(self) -> None:
         await asyncio.gather(*(stream.stop() for stream in self.streams))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the state object of pytrickle."""
         status = self._table.pipelines.status(busy=bool(self._streams))
         ready = status in ("OK", "IDLE")
@@ -108,11 +122,35 @@ def job_id_of(stream_id: str) -> str:
     return hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def pytrickle_error(request: web.Request, error: RequestRefused) -> object:
+class Started(TypedDict):
+    status: Literal["success"]
+    message: str
+    request_id: str | None
+    current_state: State
+
+
+class StreamError(TypedDict):
+    status: Literal["error"]
+    message: str
+    current_state: State
+
+
+def pytrickle_error(request: web.Request, error: RequestRefused) -> StreamError:
     return {"status": "error", "message": str(error), "current_state": request.app[STREAMS].state()}
 
 
+class Start(TypedDict):
+    gateway_request_id: str
+    subscribe_url: NotRequired[str | None]
+    publish_url: NotRequired[str | None]
+    control_url: NotRequired[str | None]
+    events_url: NotRequired[str | None]
+    data_url: NotRequired[str | None]
+    params: NotRequired[dict[str, object] | None]
+
+
 @errors_as(pytrickle_error)
+@tells(body=Start, answers={200: Started})
 async def start_stream(request: web.Request) -> web.Response:
     """Start a stream, and answer before any media flows."""
     wanted = StartRequest.parse(await json_body(request), request.headers.get(STREAM_ID))
@@ -124,6 +162,7 @@ async def start_stream(request: web.Request) -> web.Response:
 
 
 @errors_as(pytrickle_error)
+@tells(answers={200: Started})
 async def stop_stream(request: web.Request) -> web.Response:
     """Stop a stream, once its last results are delivered. Repeated stops are harmless."""
     streams, stream_id = request.app[STREAMS], request.headers.get(STREAM_ID)
@@ -138,7 +177,9 @@ async def stop_stream(request: web.Request) -> web.Response:
 
 
 @errors_as(pytrickle_error)
+@tells(body=dict, answers={200: Started})
 async def update_stream(request: web.Request) -> web.Response:
+    """Change parameters of a stream while it runs."""
     body = await json_body(request)
     stream = request.app[STREAMS].find(request.headers.get(STREAM_ID))
     if stream is None:
@@ -147,11 +188,21 @@ async def update_stream(request: web.Request) -> web.Response:
     return success(request, "Parameters updated", stream.request.stream_id)
 
 
+class StreamStatus(State):
+    client_active: bool
+    streams: list[str]
+    client_running: NotRequired[bool]
+    fps: NotRequired[dict[str, float]]
+    current_params: NotRequired[dict[str, str | None]]
+
+
+@tells(answers={200: StreamStatus})
 async def stream_status(request: web.Request) -> web.Response:
     """Return the state of the server, and that of the stream that is asked for, or of the only one."""
     streams = request.app[STREAMS]
     ids = [each.request.stream_id for each in streams.streams]
-    body = streams.state() | {"client_active": bool(ids), "streams": ids}
+    state = streams.state()
+    body: StreamStatus = {**state, "client_active": bool(ids), "streams": ids}  # type: ignore[typeddict-item]
     stream = streams.find(request.headers.get(STREAM_ID))
     if stream is not None:
         current = {
@@ -178,5 +229,5 @@ async def json_body(request: web.Request) -> Any:
 
 def success(request: web.Request, message: str, stream_id: str | None) -> web.Response:
     state = request.app[STREAMS].state()
-    body = {"status": "success", "message": message, "request_id": stream_id, "current_state": state}
+    body: Started = {"status": "success", "message": message, "request_id": stream_id, "current_state": state}
     return web.json_response(body)
