@@ -611,9 +611,11 @@ async def test_a_full_stop_comes_with_a_flush(model):
     assert await live.finish() == []
 
 
-async def test_text_is_told_as_it_is_where_it_cannot_go_on(model):
+@pytest.mark.parametrize(("can", "wanted"), [(False, True), (True, False)])
+async def test_text_is_told_as_it_is_where_it_cannot_go_on_or_is_not_to(model, can, wanted):
     model.words = lambda samples: "So it is."
-    live = live_text(model, replace(OPTIONS, partials=False))
+    model.going_on = can
+    live = live_text(model, replace(OPTIONS, partials=False, sentences=wanted))
     updates = [*await feed(live, speech(10), silence(15), speech(12)), *await live.finish()]
     assert [text_of(each) for each in updates] == ["So it is.", "So it is."]
     assert [options.before for _, options, _ in model.transcribed] == [None, None]

@@ -79,7 +79,9 @@ class WhisperProcessor:
     media: Media = "audio"
     live = True
     content_type = "text/plain; charset=utf-8"
-    params = frozenset({"beam", "hotwords", "language", "longest", "partials", "pause", "prompt", "task", "words"})
+    params = frozenset(
+        {"beam", "hotwords", "language", "longest", "partials", "pause", "prompt", "sentences", "task", "words"}
+    )
 
     def __init__(self, model: str = "tiny", settings: WhisperSettings | None = None) -> None:
         self._model = model
@@ -165,7 +167,7 @@ class WhisperProcessor:
         await self._scheduler.stop()
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
-        """Read a job's parameters: language, task, prompt, hotwords, words, beam, partials, pause, longest.
+        """Read a job's parameters, which `params` names.
 
         What `params` does not name stays as in `base`, or as the processor was set up. Raises `BadParam`.
         """
@@ -256,7 +258,8 @@ def _live_options(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:
         splitter = replace(base.splitter, pause=pause, longest=longest)
     except ValueError as error:  # each is possible, but not both
         raise BadParam("longest", str(error)) from None
-    return replace(base, partials=partials, splitter=splitter)
+    sentences = read.switch("sentences", params.get("sentences", base.sentences))
+    return replace(base, partials=partials, sentences=sentences, splitter=splitter)
 
 
 def _checked_text(name: str, value: object) -> str:

@@ -124,7 +124,8 @@ class _Client:
         try:
             async with AsyncExitStack() as stack:
                 pipeline = self._table.pipelines.find_speech(self._wanted.name or "")
-                params: dict[str, Any] = {"language": self._wanted.language} if self._wanted.language else {}
+                params: dict[str, Any] = {"sentences": False}
+                params |= {"language": self._wanted.language} if self._wanted.language else {}
                 names = [*(self._wanted.transcript_names or ()), *(self._wanted.transcript_terms or ())]
                 params |= {"hotwords": ", ".join(names)} if names else {}
                 sound = AudioStart.from_event(start)

@@ -34,6 +34,8 @@ class LiveOptions:
 
     partials: bool = False
     """Whether partial text is wanted."""
+    sentences: bool = True
+    """Whether a sentence may go on over several utterances; else the text of each is whole by itself."""
     policy: str = "attention"
     """Which words of a draft are shown: one of `POLICIES`."""
     first_draft_after: float = 0.45
@@ -234,11 +236,16 @@ class LiveTranscriber:
         if self.options.recording:
             return [Update(utterance, True, result)]
         stop = self._end_sentence(utterance.speech_start)
-        hold = utterance.ended_by != "end" and self._scheduler.continues(self._decoding)
+        hold = utterance.ended_by != "end" and self._goes_on
         return [
             *stop,
             Update(utterance, True, replace(result, value=self._sentence.add(utterance, result.value, hold=hold))),
         ]
+
+    @property
+    def _goes_on(self) -> bool:
+        options = self.options
+        return options.sentences and not options.recording and self._scheduler.continues(self._decoding)
 
     def _end_sentence(self, position: int | None = None, *, at_once: bool = False) -> list[Update]:
         """Return the full stop that was held back, if the pause before a position, or until now, is a long one."""
@@ -255,7 +262,7 @@ class LiveTranscriber:
             lambda: self._scheduler.detect_language(samples), utterance.number, seconds
         )
         options = replace(self._decoding, language=language, guess=guess)
-        if not self.options.recording and self._scheduler.continues(options):
+        if self._goes_on:
             options = replace(options, before=self._sentence.before(utterance, language))
         return await self._scheduler.transcribe(samples, options, live=not self.options.recording)
 

@@ -2,11 +2,13 @@
 
 const LINE = 42;
 const LINES = 2;
+const LEADING_MARK = /^(?:[.,;:?!\u2026]+(?=\s|$)|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]+)\s*/;
 
 export class Transcript {
   cues = [];
   #list;
   #partial = null;
+  #last = null;  // final text
   #changed;
 
   constructor(list, changed) {
@@ -17,9 +19,16 @@ export class Transcript {
   /** Add final text; it takes the place of the partial text. */
   add({ start, end, text }) {
     this.setPartial(null);
+    const mark = LEADING_MARK.exec(text ?? "")?.[0] ?? "";
+    if (mark && this.#last) {  // it belongs behind the text before
+      this.cues.at(-1).text += mark.trim();
+      this.#last.lastChild.textContent += mark.trim();
+      text = text.slice(mark.length);
+      this.#changed();
+    }
     if (!text) return;
     this.cues.push({ start, end, text });
-    this.#append(start, text, "final");
+    this.#last = this.#append(start, text, "final");
   }
 
   /** Show text that may still change, or none. */
@@ -40,7 +49,7 @@ export class Transcript {
 
   clear() {
     this.cues = [];
-    this.#partial = null;
+    this.#partial = this.#last = null;
     this.#list.replaceChildren();
     this.#changed();
   }

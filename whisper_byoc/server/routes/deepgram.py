@@ -47,6 +47,7 @@ def _params(query: MultiMapping[str]) -> dict[str, Any]:
     """Return the job's parameters; `endpointing` is the pause that ends an utterance, in milliseconds."""
     params: dict[str, Any] = {
         "words": True,
+        "sentences": False,  # what ends here is what an agent answers
         "partials": switch("interim_results", query.get("interim_results", "false")),
     }
     language = "multi" if "detect_language" in query else query.get("language", "")

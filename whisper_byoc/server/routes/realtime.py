@@ -56,7 +56,7 @@ async def get_realtime(request: web.Request) -> web.StreamResponse:
     if intent != "transcription":
         raise BadParam("intent", f"this server transcribes: intent must be transcription, not {intent!r:.40}")
     pipeline = _pipeline(request, request.query.get("model", ""))
-    return await TranscriptionSession(request).serve(pipeline, {"partials": True}, PLAIN)
+    return await TranscriptionSession(request).serve(pipeline, {"partials": True, "sentences": False}, PLAIN)
 
 
 def _pipeline(request: web.Request, name: str) -> Pipeline:
