@@ -28,7 +28,7 @@ def test_a_large_matrix():
 @pytest.mark.parametrize("length", [1, 3, 4, 7, 50])
 def test_the_median_filter(length):
     values = np.random.default_rng(length).standard_normal((2, 3, length)).astype(np.float32)
-    found = alignment._median_filter(values, 7)
+    found = alignment.median_filter(values, 7)
     np.testing.assert_array_equal(found, median_filter(torch.from_numpy(values), 7).numpy())
 
 
@@ -41,7 +41,7 @@ def test_the_median_filter(length):
 def test_punctuation_goes_to_the_word_that_openai_whisper_gives_it_to(texts):
     mine = [TimedWord(text, [at], at, at + 1, 0.5) for at, text in enumerate(texts)]
     theirs = [WordTiming(text, [at], at, at + 1, 0.5) for at, text in enumerate(texts)]
-    alignment._merge_punctuation(mine)
+    alignment.merge_punctuation(mine)
     if theirs:  # openai-whisper's fails without any
         merge_punctuations(theirs, OPENING, CLOSING)
     assert [(word.text, word.tokens) for word in mine] == [(word.word, word.tokens) for word in theirs]

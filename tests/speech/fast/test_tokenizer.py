@@ -107,7 +107,7 @@ def test_a_cut_character_belongs_to_the_word_before():
 
 
 def byte_level(token):
-    table = {byte: character for character, byte in module._byte_characters().items()}
+    table = {byte: character for character, byte in module.byte_characters().items()}
     return "".join(table[byte] for byte in token)
 
 

@@ -90,7 +90,7 @@ def align_words(
     median = min(LONGEST_MEDIAN, float(np.median(lengths))) if lengths else 0.0
     if lengths:
         _shorten_at_sentence_ends(words, 2 * median)
-    _merge_punctuation(words)
+    merge_punctuation(words)
     at = 0
     for segment, tokens in zip(segments, groups, strict=True):
         taken = 0
@@ -126,7 +126,7 @@ def _find_words(
     weights = attention(sound, {layer: query[0] for layer, query in step.queries.items()}, heads, positions)
     spread = weights.std(-2, keepdims=True)
     spread[spread == 0] = 1  # every token attends to a position alike: it says nothing
-    weights = _median_filter((weights - weights.mean(-2, keepdims=True)) / spread, MEDIAN_WIDTH)
+    weights = median_filter((weights - weights.mean(-2, keepdims=True)) / spread, MEDIAN_WIDTH)
     rows, times = dtw(-weights.mean(0)[first:-1].astype(np.float64))
     jumps = np.diff(rows, prepend=-1).astype(bool)
     jump_times = times[jumps] * SECONDS_PER_POSITION
@@ -175,7 +175,7 @@ def _shorten_at_sentence_ends(words: list[TimedWord], longest: float) -> None:
                 word.start = word.end - longest
 
 
-def _merge_punctuation(words: list[TimedWord]) -> None:
+def merge_punctuation(words: list[TimedWord]) -> None:
     """Join punctuation to the word that it belongs to, and leave an empty word in its place."""
     following = len(words) - 1
     for at in range(len(words) - 2, -1, -1):
@@ -214,7 +214,7 @@ def _fit_segment(segment: TimedSegment, last_end: float, median: float) -> None:
         segment.end = last.end
 
 
-def _median_filter(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+def median_filter(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """Smooth along the last axis, mirrored at both ends; sound too short for that stays as it is."""
     half = width // 2
     if values.shape[-1] <= half:

@@ -245,7 +245,7 @@ def _in_order(path: Path, tokens: dict[int, bytes]) -> list[bytes]:
 
 
 def _as_bytes(path: Path, token: str) -> bytes:
-    table = _byte_characters()
+    table = byte_characters()
     try:
         return bytes(table[character] for character in token)
     except KeyError:
@@ -253,7 +253,7 @@ def _as_bytes(path: Path, token: str) -> bytes:
 
 
 @functools.cache
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Return GPT-2's character for each byte (`bytes_to_unicode`): itself if printable, else the next after 255."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
