@@ -5,7 +5,9 @@ one protocol that it may use. All of them raise `DecoderFailed` when there is no
 """
 
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import ffmpeg
@@ -26,6 +28,10 @@ STDIN_FILE = "file:/dev/stdin"
 LIVE_TS = {"format": "mpegts", "protocol_whitelist": "pipe", "probesize": 256 * 1024, "analyzeduration": 1_000_000}
 """Live MPEG-TS, in whose first bytes and microseconds ffmpeg must find the sound: it may begin well after the video."""
 
+NO_AUDIO = "there is no audio track in it"
+NOISE = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")
+"""How lines begin that say nothing about the media, with ffmpeg 6 and newer, and with 5."""
+
 PCM16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
 ON_TIME = f"aresample={pcm.SAMPLE_RATE}:async=1:first_pts=0"
 """Sound keeps its place in the file: silence stands where its track begins late, and where time stamps have a gap."""
@@ -35,8 +41,8 @@ WAV = {"format": "wav", "acodec": "pcm_s16le", "af": f"{ON_TIME},aformat=channel
 
 SOUND_ONLY = {"vn": None, "sn": None, "dn": None, "map_metadata": -1}
 
-LONGEST_LIVE_GAP = 60
-"""Seconds of a gap in the time stamps of a live feed that become silence: a few bytes can claim years."""
+LONGEST_GAP = 60
+"""Seconds of a gap in the time stamps of MPEG-TS or of a live feed that become silence: a few bytes can claim years."""
 
 FLUSHED = {"flush_packets": 1}
 """Write each packet at once."""
@@ -72,21 +78,45 @@ def ffmpeg_environment() -> dict[str, str]:
     return {**os.environ, "GCONV_PATH": ""}
 
 
+def complaints(lines: Iterable[str]) -> list[str]:
+    """Return what ffmpeg's errors say about the media.
+
+    The addresses of its objects are left out, and what only says that it gives up. Where there is no sound to decode,
+    that is `NO_AUDIO`.
+    """
+    texts = [re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line).strip() for line in lines]
+    if any("does not contain any stream" in text or "matches no streams" in text for text in texts):
+        return [NO_AUDIO]
+    return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(NOISE)]
+
+
 def wav_from_file(containers: str = CONTAINERS, track: str = "a") -> list[str]:
     """Decode the file on stdin, in one of these containers (ffmpeg's names), to 16 kHz WAV (see `WAV`).
 
     `track` is `a:N` for a certain one, or `a` for the one that ffmpeg thinks best.
     """
     source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", **_confined(containers))
-    return _command((source if track == "a" else source[track]).output("pipe:1", **WAV, **SOUND_ONLY))
+    sound = (source if track == "a" else source[track]).output("pipe:1", **WAV, **SOUND_ONLY)
+    return _command(_at_its_time(sound, source))
 
 
 def wav_from_feed(containers: str) -> list[str]:
     """Decode what arrives on stdin, in one of these containers (ffmpeg's names), as it arrives, to 16 kHz WAV."""
     found_in = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
     source = ffmpeg.input("pipe:0", protocol_whitelist="pipe", **_confined(containers), **found_in)
-    output = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
-    return _command(output.global_args("-dts_error_threshold", str(LONGEST_LIVE_GAP)))
+    sound = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
+    return _command(_at_its_time(sound, source).global_args("-dts_error_threshold", str(LONGEST_GAP)))
+
+
+def _at_its_time(sound: Any, source: Any) -> Any:
+    """Have time begin with the first track, be it of pictures.
+
+    Of MPEG-TS, MPEG-PS and Ogg, ffmpeg counts from the first of those tracks that it writes. So it writes pictures to
+    nowhere, undecoded, and among them one of ours, as it refuses an output without any.
+    """
+    ours = ffmpeg.input("color=size=16x16:duration=0.04", format="lavfi")
+    pictures = ffmpeg.output(source["v?"], ours["v"], "-", format="null", vcodec="copy")
+    return ffmpeg.merge_outputs(sound, pictures).global_args("-dts_delta_threshold", str(LONGEST_GAP))
 
 
 def _confined(containers: str) -> dict[str, str]:
@@ -98,11 +128,12 @@ def _confined(containers: str) -> dict[str, str]:
 def pcm_from_ts() -> list[str]:
     """Decode live MPEG-TS (AAC, Opus or any other sound, with or without video) to 16 kHz mono PCM16.
 
-    Video is dropped before it is decoded. Broken packets are dropped, and a gap in the time stamps, such as a lost
-    segment leaves, is not filled.
+    Video is not decoded, and broken packets are dropped. Sound keeps its place: there is silence where it begins after
+    the video, and where time stamps have a gap, such as a lost segment leaves.
     """
     source = ffmpeg.input("pipe:0", **LIVE_TS, fflags="+discardcorrupt", err_detect="ignore_err")
-    return _command(source["a:0"].output("pipe:1", **PCM16, **FLUSHED, vn=None, sn=None, dn=None))
+    sound = source["a:0"].output("pipe:1", **PCM16, af=ON_TIME, **FLUSHED, vn=None, sn=None, dn=None)
+    return _command(_at_its_time(sound, source))
 
 
 def pcm_from_device(device: str, source: str, path: str) -> list[str]:

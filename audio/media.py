@@ -6,7 +6,6 @@ limit. Everything here blocks: call it from a worker thread.
 
 import logging
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
-from audio.ffmpeg import CONTAINERS, STDIN_FILE, ffmpeg_environment, wav_from_file
+from audio.ffmpeg import CONTAINERS, NO_AUDIO, complaints, ffmpeg_environment, wav_from_file
 from audio.riff import begins_like_wav
 from audio.sniff import foreign
 from audio.wav import WavReader, read_wav
@@ -191,15 +190,15 @@ def _decode_file(
                 complaining.join()
     if left < 0:
         raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
-    complaints = _meaningful(lines)
+    found = complaints(line.decode(errors="replace") for line in lines)
     if process.returncode:
-        raise _failure(name, process.returncode, complaints)
+        raise _failure(name, process.returncode, found)
     with suppress(WavError):  # ffmpeg writes no header where there is no sound
         pieces.append(reader.finish())
     samples = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
     if not samples.size:
         raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
-    return samples, complaints[-1] if complaints else ""
+    return samples, found[-1] if found else ""
 
 
 def _run_ffmpeg(file: IO[bytes], command: list[str]) -> subprocess.Popen[bytes]:
@@ -241,16 +240,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _meaningful(lines: Iterable[bytes]) -> list[str]:
-    """Keep what ffmpeg says about the media, without the addresses of its objects and the repetition at the end."""
-    texts = (re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line.decode(errors="replace")).strip() for line in lines)
-    noise = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")  # ffmpeg 6 and newer, and 5
-    return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(noise)]
-
-
-def _failure(name: str, returncode: int, complaints: list[str]) -> MediaError:
-    text = " / ".join(complaints)
-    if "does not contain any stream" in text:
+def _failure(name: str, returncode: int, found: list[str]) -> MediaError:
+    text = " / ".join(found)
+    if NO_AUDIO in found:
         return MediaError(f"{name} has no audio stream; send a file with sound.")
     if "not on whitelist" in text:
         return MediaError(
@@ -261,5 +253,5 @@ def _failure(name: str, returncode: int, complaints: list[str]) -> MediaError:
             f"{name} was not decoded: ffmpeg was killed by signal {-returncode}; see that there is enough memory, "
             "or convert the file to WAV first."
         )
-    reason = complaints[-1] if complaints else "invalid data"
+    reason = found[-1] if found else "invalid data"
     return MediaError(f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file.")

@@ -71,10 +71,15 @@ class Program:
         return self._transport.get_returncode() if self._protocol.exited.is_set() else None
 
     @property
+    def errors(self) -> list[str]:
+        """The last lines on stderr that are not empty; complete once `close` has returned."""
+        lines = (line.strip() for line in self._errors.decode("utf-8", "replace").splitlines())
+        return [line for line in lines if line]
+
+    @property
     def last_error(self) -> str:
-        """The last line on stderr, at most 200 characters; complete once `close` has returned."""
-        lines = [line.strip() for line in self._errors.decode("utf-8", "replace").splitlines()]
-        return next((line[:200] for line in reversed(lines) if line), "")
+        """The last of `errors`, at most 200 characters; empty if there is none."""
+        return self.errors[-1][:200] if self.errors else ""
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return its exit code.

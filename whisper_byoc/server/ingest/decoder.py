@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from audio.errors import DecoderFailed, MediaError
-from audio.ffmpeg import ffmpeg_environment
+from audio.ffmpeg import complaints, ffmpeg_environment
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.process import Program
 
@@ -130,7 +130,8 @@ class LiveDecoder:
         if not ended:
             self._failed("ffmpeg hung")
         elif program.returncode or not finished:
-            self._failed(f"ffmpeg ended with {program.returncode}: {program.last_error or 'no message'}")
+            found = complaints(program.errors) or [program.last_error or "no message"]
+            self._failed(f"ffmpeg ended with {program.returncode}: {found[-1]}")
         elif program.last_error:
             log.warning("%s: ffmpeg: %s", self._name, program.last_error)
 
