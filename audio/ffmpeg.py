@@ -25,14 +25,13 @@ CONTAINERS = (
 STDIN_FILE = "file:/dev/stdin"
 """stdin opened as a file, so that ffmpeg can seek in it: an MP4 may have its index (moov) at the end."""
 
-LIVE_TS = {"format": "mpegts", "protocol_whitelist": "pipe", "probesize": 256 * 1024, "analyzeduration": 1_000_000}
-"""Live MPEG-TS, in whose first bytes and microseconds ffmpeg must find the sound: it may begin well after the video."""
+BEGINNING = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
+"""The bytes and microseconds of a feed in which ffmpeg must find what is in it: sound may begin well after pictures."""
 
 NO_AUDIO = "there is no audio track in it"
 NOISE = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")
 """How lines begin that say nothing about the media, with ffmpeg 6 and newer, and with 5."""
 
-PCM16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
 ON_TIME = f"aresample={pcm.SAMPLE_RATE}:async=1:first_pts=0"
 """Sound keeps its place in the file: silence stands where its track begins late, and where time stamps have a gap."""
 
@@ -100,10 +99,14 @@ def wav_from_file(containers: str = CONTAINERS, track: str = "a") -> list[str]:
     return _command(_at_its_time(sound, source))
 
 
-def wav_from_feed(containers: str) -> list[str]:
-    """Decode what arrives on stdin, in one of these containers (ffmpeg's names), as it arrives, to 16 kHz WAV."""
-    found_in = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
-    source = ffmpeg.input("pipe:0", protocol_whitelist="pipe", **_confined(containers), **found_in)
+def wav_from_feed(containers: str = "mpegts") -> list[str]:
+    """Decode what arrives on stdin, in one of these containers (ffmpeg's names), as it arrives, to 16 kHz WAV.
+
+    Pictures are not decoded; broken packets of MPEG-TS are dropped. Sound keeps its place: there is silence where it
+    begins after the pictures, and where time stamps have a gap, such as a lost segment leaves.
+    """
+    lenient = {"fflags": "+discardcorrupt", "err_detect": "ignore_err"} if containers == "mpegts" else {}
+    source = ffmpeg.input("pipe:0", protocol_whitelist="pipe", **_confined(containers), **BEGINNING, **lenient)
     sound = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
     return _command(_at_its_time(sound, source).global_args("-dts_error_threshold", str(LONGEST_GAP)))
 
@@ -125,25 +128,16 @@ def _confined(containers: str) -> dict[str, str]:
     return {"format_whitelist": containers, **known}
 
 
-def pcm_from_ts() -> list[str]:
-    """Decode live MPEG-TS (AAC, Opus or any other sound, with or without video) to 16 kHz mono PCM16.
-
-    Video is not decoded, and broken packets are dropped. Sound keeps its place: there is silence where it begins after
-    the video, and where time stamps have a gap, such as a lost segment leaves.
-    """
-    source = ffmpeg.input("pipe:0", **LIVE_TS, fflags="+discardcorrupt", err_detect="ignore_err")
-    sound = source["a:0"].output("pipe:1", **PCM16, af=ON_TIME, **FLUSHED, vn=None, sn=None, dn=None)
-    return _command(_at_its_time(sound, source))
-
-
 def pcm_from_device(device: str, source: str, path: str) -> list[str]:
     """Record `source` of an input device (`pulse`, `alsa` …) as 16 kHz mono PCM16, with the ffmpeg at `path`."""
-    return _command(ffmpeg.input(source, format=device).output("pipe:1", **PCM16, **FLUSHED), path)
+    pcm16 = {"format": "s16le", "acodec": "pcm_s16le", "ac": 1, "ar": pcm.SAMPLE_RATE}
+    return _command(ffmpeg.input(source, format=device).output("pipe:1", **pcm16, **FLUSHED), path)
 
 
 def frames_from_ts(rate: int) -> list[str]:
     """Decode live MPEG-TS to PPM pictures, `rate` of them a second."""
-    source = ffmpeg.input("pipe:0", **LIVE_TS | {"probesize": "1M"}, fflags="+discardcorrupt")
+    beginning = {**BEGINNING, "probesize": "1M"}
+    source = ffmpeg.input("pipe:0", format="mpegts", protocol_whitelist="pipe", **beginning, fflags="+discardcorrupt")
     ppm = {"format": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "vf": f"fps={rate}"}
     return _command(source["v:0"].output("pipe:1", **ppm, **FLUSHED, an=None, sn=None, dn=None))
 

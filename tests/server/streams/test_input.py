@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from audio.raw import PLAIN
 from tests.server.streams.conftest import unheard_monitor
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.server.streams import input as module
@@ -33,7 +34,7 @@ class Job:
     async def submit(self, data, *, live):
         self.submitted.append(data)
 
-    def submit_now(self, data):
+    def submit_now(self, data, *, live=False):
         self.submitted.append(str(data) if isinstance(data, BadSegment) else data)
 
 
@@ -82,7 +83,7 @@ class Restarted(Channel):
 async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_one(monkeypatch, live):
     monkeypatch.setattr(module, "TrickleSubscriber", Channel)
     job, monitor = Job(), unheard_monitor()
-    sink = AudioSink(job, monitor, pcm=True, live=live)
+    sink = AudioSink(job, monitor, declared=PLAIN, live=live)
     await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     errors = [each for each in job.submitted if isinstance(each, str)]
@@ -95,7 +96,7 @@ async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_o
 async def test_a_publisher_that_begins_again_is_a_loss_and_does_not_shift_samples(monkeypatch):
     monkeypatch.setattr(module, "TrickleSubscriber", Restarted)
     job, monitor = Job(), unheard_monitor()
-    sink = AudioSink(job, monitor, pcm=True, live=True)
+    sink = AudioSink(job, monitor, declared=PLAIN, live=True)
     await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     error = monitor.status()["inference_status"]["last_error"]

@@ -163,19 +163,79 @@ async def test_pcm_by_the_type_of_the_channel_and_end_by_its_closing(orchestrate
     assert [each.get("text") for each in data] == ["6400 bytes", None]
 
 
-async def test_pcm_of_another_rate_is_an_error_and_no_text_of_noise(orchestrate):
+@pytest.mark.parametrize("how", ["by type", "by parameters"])
+async def test_sound_of_another_kind_is_what_it_is_declared_to_be(speech, fixtures_dir, expected, how):
+    name = "demo-numbers.wav"
+    command = [
+        ffmpeg_path(),
+        "-loglevel",
+        "error",
+        "-i",
+        fixtures_dir / name,
+        "-ac",
+        "2",
+        "-ar",
+        "48000",
+        "-f",
+        "f32le",
+        "-",
+    ]
+    floats = await asyncio.to_thread(subprocess.check_output, command, env=ffmpeg_environment())
+    kind, params = "audio/L16;rate=48000;channels=2;encoding=f32le", {}
+    if how == "by parameters":
+        kind, params = "video/MP2T", {"encoding": "f32le", "rate": 48000, "channels": 2}
+    urls = speech.channels("cd", ["-data"])
+    speech.trickle.create("cd", kind)
+    assert (await speech.start("cd", {**urls, "subscribe_url": f"{speech.base}/ai/trickle/cd"}, params))[0] == 200
+    data, reading = speech.follow("cd", "-data")
+    async with speech.publisher("cd", kind) as publisher:
+        for segment in segments(floats, 700_001):
+            await publisher.publish(segment)
+        assert (await speech.stop("cd"))[0] == 200
+    speech.trickle.close("cd-data")
+    await reading
+    assert spoken(data) == expected(name)
+    assert (data[-1]["type"], data[-1]["errors"]) == ("end", 0)
+
+
+async def test_declared_sound_that_cannot_be(speech):
+    status, body = await speech.start("no", speech.channels("no", [""]), {"input": "pcm16", "rate": 5})
+    assert (status, "rate" in body["message"]) == (400, True)
+
+
+async def test_a_channel_whose_type_cannot_be_is_an_error(orchestrate):
     world = await orchestrate()
     urls = world.channels("cd", ["-data"])
-    world.trickle.create("cd", "audio/L16;rate=44100")
+    world.trickle.create("cd", "audio/L16;rate=1")
     assert (await world.start("cd", {**urls, "subscribe_url": f"{world.base}/ai/trickle/cd"}))[0] == 200
     data, reading = world.follow("cd", "-data")
-    async with world.publisher("cd") as publisher:
+    async with world.publisher("cd", "audio/L16;rate=1") as publisher:
         await publisher.publish(bytes(3200))
         await until(lambda: not world.api.server.streams.streams)
     world.trickle.close("cd-data")
     await reading
     assert [each["type"] for each in data] == ["error", "end"]
-    assert "rate=16000 only, not '44100'" in data[0]["error"]
+    assert "rate must be a whole number from 8000" in data[0]["error"]
+
+
+async def test_text_fits_the_picture_where_sound_begins_late(speech, fixtures_dir):
+    late = [
+        "-f",
+        "lavfi",
+        "-i",
+        "color=size=64x64:duration=9",
+        "-itsoffset",
+        "4",
+        "-i",
+        fixtures_dir / "demo-numbers.wav",
+    ]
+    opposite = ["-af", "pan=stereo|c0=c0|c1=-1*c0", "-c:v", "mpeg2video", "-c:a", "aac", "-ar", "48000"]
+    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", *late, *opposite, "-f", "mpegts", "-"]
+    ts = await asyncio.to_thread(subprocess.check_output, command, env=ffmpeg_environment())
+    data = await speech.through("late", segments(ts))
+    first, *_ = (each for each in data if each.get("text"))
+    assert first["segments"][0]["start_ms"] == pytest.approx(4000 + 570, abs=200)
+    assert spoken(data)[-2:] == ["five", "one"]
 
 
 async def test_data_in_the_form_of_pytrickle_is_one_string_a_line(orchestrate):
@@ -233,7 +293,7 @@ async def test_what_an_ffmpeg_takes_with_it_is_an_error_record_and_an_event(
     orchestrate, monkeypatch, signal, processor
 ):
     monkeypatch.setattr(decoder, "FLUSH_SECONDS", 0.3)
-    for module, command in ((stream_input, "pcm_from_ts"), (video, "frames_from_ts")):
+    for module, command in ((stream_input, "wav_from_feed"), (video, "frames_from_ts")):
         monkeypatch.setattr(module, command, lambda *_: ["sh", "-c", f"head -c 100 >/dev/null; kill -{signal} $$"])
     world = await orchestrate(processor())
     assert (await world.start("hit", world.channels("hit", ["", "-events"])))[0] == 200

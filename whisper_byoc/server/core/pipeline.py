@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 0.5
 """Longest wait for a processor's `trouble`; health checks allow one second."""
 SERVER_PARAMS = frozenset(
-    {"data_format", "height", "input", "max_framerate", "model", "partials", "pipeline", "sentences", "width"}
+    {
+        *("channels", "data_format", "encoding", "height", "input", "max_framerate"),
+        *("model", "partials", "pipeline", "rate", "sentences", "width"),
+    }
 )
 """Parameters that the server itself reads from a query or a stream's start: no processor has to declare them."""
 

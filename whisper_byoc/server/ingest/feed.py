@@ -13,7 +13,7 @@ from audio.sniff import Sniffer, foreign, index_is_behind
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.ingest.decoder import LiveDecoder
-from whisper_byoc.server.ingest.framing import AudioFraming, Framing, RawFraming, WavFraming
+from whisper_byoc.server.ingest.framing import Framing, WavFraming, raw_framing
 
 WANTED = "send 16 kHz mono PCM16, or WAV, WebM, Ogg, MP3, FLAC, AAC or MPEG-TS"
 
@@ -50,10 +50,10 @@ class LiveFeed:
 
         `complete` is False for a feed that broke off. Raises `MediaError` where a complete feed gave no sound at all.
         """
-        self._hand_in_tail(rest, complete=complete)
+        self.hand_in(rest, complete=complete)
 
-    def _hand_in_tail(self, rest: bytes, *, complete: bool) -> list[BadSegment]:
-        """Submit the rest; return what of it are errors."""
+    def hand_in(self, rest: bytes = b"", *, complete: bool) -> list[BadSegment]:
+        """Submit the last bytes, and what is left; return the errors that stand in place of what cannot be read."""
         with suppress(AudioError, RequestRefused):  # `finish` of the framing reports what cannot be read
             self._waiting += self._framing.feed(rest) if rest else ()
         tail = [*self._waiting, *self._framing.finish(complete=complete)]
@@ -89,7 +89,7 @@ class SoundFeed(LiveFeed):
     ) -> None:
         """Take bytes that are no media for PCM16 if they may be `raw`, all bytes for what is `declared`, or for WAV."""
         fmt = declared if isinstance(declared, WavFormat) else PLAIN
-        super().__init__(job, RawFraming(fmt, live=live) if fmt != PLAIN else AudioFraming(live=live))
+        super().__init__(job, raw_framing(fmt, live=live))
         self._raw = raw
         self._wav = WavFraming(live=live)
         self._sniffer = None if declared or wav else Sniffer()  # until it is known what this is
@@ -123,7 +123,7 @@ class SoundFeed(LiveFeed):
                 await self._take_known(rest)
             if self._decoder is not None and not self._trouble:
                 await self._decode(b"")
-        tail = [] if self._decoder is not None and not self._decoded else self._hand_in_tail(b"", complete=complete)
+        tail = [] if self._decoder is not None and not self._decoded else self.hand_in(complete=complete)
         if self._kind and not self._trouble and not tail and not self.segments:
             self._trouble = f"there is no sound in the feed; {WANTED}"
         if self._trouble:

@@ -2,33 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from email.message import Message
 from typing import Generic, Protocol, Self, TypeVar
 
 from audio import pcm
 from audio.errors import AudioError
 from audio.quiet import QuietCutter
+from audio.raw import PLAIN
 from audio.riff import WavFormat
 from audio.wav import FrameDecoder, WavReader
 from whisper_byoc.aio import Alarm, cancel
 from whisper_byoc.errors import BadSegment, RequestRefused
 
-PCM_TYPES = frozenset({"audio/l16", "audio/pcm", "audio/x-pcm", "audio/raw"})
-"""Content types taken for PCM16 little endian. (RFC 2586 has audio/L16 big-endian; live senders do not.)"""
-
 T = TypeVar("T")
-
-
-def pcm_trouble(content_type: str) -> str:
-    """Return one sentence if a PCM16 content type names another rate or more channels, else an empty string."""
-    header = Message()
-    header["Content-Type"] = content_type
-    for name, wanted in (("rate", str(pcm.SAMPLE_RATE)), ("channels", "1")):
-        if (given := header.get_param(name, wanted)) != wanted:
-            return (
-                f"raw PCM16 is read with {name}={wanted} only, not {str(given)[:40]!r}; send other sound as a WAV file"
-            )
-    return ""
 
 
 class LiveInput(Generic[T]):
@@ -123,6 +108,11 @@ class AudioFraming:
         if half or self._cutter.pending:  # kept after a feed that broke off, it would shift all later samples
             rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return rest
+
+
+def raw_framing(fmt: WavFormat, *, live: bool) -> Framing:
+    """Return the framing for raw sound of a format."""
+    return AudioFraming(live=live) if fmt == PLAIN else RawFraming(fmt, live=live)
 
 
 class WavFraming:

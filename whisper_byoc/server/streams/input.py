@@ -1,16 +1,22 @@
-"""What a BYOC stream reads: trickle segments of MPEG-TS or PCM16, passed to a sink that submits them to the job."""
+"""What a BYOC stream reads: trickle segments of MPEG-TS or raw sound, passed to a sink that submits them to the job."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from audio.errors import AudioError
-from audio.ffmpeg import pcm_from_ts
+from audio.ffmpeg import wav_from_feed
+from audio.raw import RawFormat
+from audio.riff import WavFormat
 from whisper_byoc.aio import cancel, first_of
-from whisper_byoc.errors import BadSegment, RequestRefused
+from whisper_byoc.errors import BadParam, BadSegment, RequestRefused
+from whisper_byoc.params import has_pcm_input
 from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.ingest.declared import declared_format
 from whisper_byoc.server.ingest.decoder import LiveDecoder
-from whisper_byoc.server.ingest.framing import PCM_TYPES, AudioFraming, pcm_trouble
+from whisper_byoc.server.ingest.feed import LiveFeed
+from whisper_byoc.server.ingest.framing import WavFraming, raw_framing
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
@@ -42,7 +48,10 @@ class Sink:
         await self._decoder.finish()
 
     def submit_rest(self) -> None:
-        """Submit an incomplete last segment: where the input ends, or goes on behind a gap."""
+        """Submit an incomplete last segment, where the input ends or another ffmpeg begins."""
+
+    def skip(self) -> None:
+        """Go on behind a gap in the input. ffmpeg does so by itself."""
 
     async def kill(self) -> None:
         await self._decoder.kill()
@@ -60,34 +69,59 @@ class Sink:
         raise NotImplementedError
 
 
-class AudioSink(Sink):
-    """Cuts sound into the job's segments: PCM16 as it is, anything else by ffmpeg."""
+def declared_input(params: Mapping[str, Any]) -> RawFormat | None:
+    """Return what raw sound a stream's parameters declare; None if they do not.
 
-    def __init__(self, job: Job, monitor: Monitor, *, pcm: bool, live: bool) -> None:
-        super().__init__(job, pcm_from_ts, monitor)
-        self._pcm = pcm
+    Raises `BadParam` for a value that cannot be.
+    """
+    return declared_format("audio/pcm" if has_pcm_input(params) else "", params)
+
+
+class AudioSink(Sink):
+    """Cuts sound into the job's segments: raw sound in process, anything else by ffmpeg."""
+
+    def __init__(self, job: Job, monitor: Monitor, *, declared: RawFormat | None, live: bool) -> None:
+        """`declared` is what the parameters say that the input is; without it, the types of segments say so."""
+        super().__init__(job, lambda: wav_from_feed(self._container), monitor)
+        self._declared = declared
         self._live = live
-        self._framing = AudioFraming(live=live)
+        self._content_type: str | None = None
+        self._raw: WavFormat | None = None
+        self._container = "mpegts"
+        self._feed: LiveFeed | None = None
 
     async def feed(self, data: bytes, content_type: str) -> None:
         """Take the next bytes.
 
-        Raises `BadSegment` for PCM16 of another rate, or of more channels.
+        Raises `BadParam` for a content type that cannot be read.
         """
-        raw = self._pcm or content_type.partition(";")[0].strip().lower() in PCM_TYPES
-        if raw and not self._pcm and (trouble := pcm_trouble(content_type)):
-            raise BadSegment(trouble)
-        await (self._submit(data) if raw else super().feed(data, content_type))
+        if content_type != self._content_type:
+            await self._begin(content_type)
+        await (self._submit(data) if self._raw else super().feed(data, content_type))
+
+    async def _begin(self, content_type: str) -> None:
+        declared = self._declared or declared_format(content_type, {})
+        raw, container = (None, declared) if isinstance(declared, str) else (declared, "mpegts")
+        if self._content_type is not None and (raw, container) != (self._raw, self._container):
+            await self.flush()
+            self.submit_rest()
+        self._content_type, self._raw, self._container = content_type, raw, container
+
+    def skip(self) -> None:
+        if self._raw:
+            self.submit_rest()
 
     def submit_rest(self) -> None:
-        framing, self._framing = self._framing, AudioFraming(live=self._live)
-        for each in framing.finish(complete=False):
-            self._job.inbox.submit_now(each)
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            feed.hand_in(complete=False)
 
     async def _submit(self, decoded: bytes) -> None:
         self._monitor.audio_in.count()
-        for segment in self._framing.feed(decoded):
-            await self._job.inbox.submit(segment, live=self._live)
+        if self._feed is None:
+            framing = raw_framing(self._raw, live=self._live) if self._raw else WavFraming(live=self._live)
+            self._feed = LiveFeed(self._job, framing)
+        await self._feed.take(decoded)
 
 
 class StreamInput:
@@ -108,7 +142,7 @@ class StreamInput:
             try:
                 await self._read_until_stopped()
                 await self._sink.flush()
-            except (TrickleError, AudioError, BadSegment) as error:
+            except (TrickleError, AudioError, BadParam, BadSegment) as error:
                 self._sink.lost(f"the input was lost: {error}")
             except RequestRefused as error:  # the job was stopped and takes no more
                 log.info("stream %s: %s", self._job.info.job_id, error)
@@ -145,7 +179,7 @@ class StreamInput:
                         self._sink.submit_rest()
                     if segment.missed:
                         self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
-                        self._sink.submit_rest()
+                        self._sink.skip()
                     self._monitor.took_segment()
                     await self._read_segment(segment)
             except ChannelNotFound as error:

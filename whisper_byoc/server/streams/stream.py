@@ -9,10 +9,10 @@ from typing import Any, Self
 from whisper_byoc.aio import cancel, every
 from whisper_byoc.errors import BadParam
 from whisper_byoc.http import json_value
-from whisper_byoc.params import choice, has_pcm_input, switch, whole
+from whisper_byoc.params import choice, switch, whole
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
-from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput
+from whisper_byoc.server.streams.input import AudioSink, Sink, StreamInput, declared_input
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.output import DATA_FORMATS, DataWriter, EventWriter
 from whisper_byoc.server.streams.video import VideoOutput, VideoSink
@@ -83,6 +83,7 @@ def check_params(params: object) -> dict[str, Any]:
     if ("width" in params) != ("height" in params):
         raise BadParam("width", "width and height go together: give both, or neither")
     checked = params | {name: whole(name, params[name], 1, most) for name, most in MOST.items() if name in params}
+    declared_input(params)
     if "partials" in params:
         checked["partials"] = switch("partials", params["partials"])
     if "data_format" in params:
@@ -163,7 +164,7 @@ class Stream:
             rate = self.params.get("max_framerate", DEFAULT_RATE)
             output = VideoOutput(self.job, self.request.publish_url, rate, self._options, self.monitor)
             return VideoSink(self.job, output, rate, self.monitor), output
-        sink = AudioSink(self.job, self.monitor, pcm=has_pcm_input(self.params), live=self._pipeline.live)
+        sink = AudioSink(self.job, self.monitor, declared=declared_input(self.params), live=self._pipeline.live)
         return sink, self._data
 
     async def _follow_control(self) -> None:
