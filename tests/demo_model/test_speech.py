@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tools.demo_model import flite, generate, noise, scenes, voices
-from tools.demo_model.espeak import Espeak, EspeakMissing, Phoneme, _library
+from tools.demo_model.espeak import Espeak, EspeakMissing, Phoneme, library
 from tools.demo_model.speech import RATE, Speaker, align, as_another_speaker, reverberate
 from tools.demo_model.vocabulary import WORDS
 
@@ -48,7 +48,7 @@ def test_a_first_word_without_phonemes_is_an_error():
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("tools.demo_model.espeak.LIBRARY", "libespeak-missing.so")
-    monkeypatch.setattr("tools.demo_model.espeak._library", _library.__wrapped__)  # not what is loaded already
+    monkeypatch.setattr("tools.demo_model.espeak.library", library.__wrapped__)  # not what is loaded already
     with pytest.raises(EspeakMissing, match="apt-get install espeak-ng"):
         Espeak()
 

@@ -56,7 +56,7 @@ class Espeak:
     """espeak-ng, ready to speak."""
 
     def __init__(self) -> None:
-        self._library, self.rate = _library()
+        self._library, self.rate = library()
         """`rate` is the samples a second of what `say` returns."""
         self._blocks: list[npt.NDArray[np.int16]] = []
         self._phonemes: list[Phoneme] = []
@@ -107,7 +107,7 @@ class Espeak:
 
 
 @functools.cache
-def _library() -> tuple[ctypes.CDLL, int]:
+def library() -> tuple[ctypes.CDLL, int]:
     """Load and initialise the library, once in a process; return it and its samples a second."""
     try:
         library = ctypes.CDLL(LIBRARY)

@@ -229,7 +229,7 @@ class GatewayStream(RelayedStream):
     async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> Answer:
         """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
         try:
-            answer = await self._post("stop", body, content_type, STOP_S)
+            answer = await self._post("stop", body, content_type)
             if answer.status >= 400:
                 raise refused(self._peer, answer.status, answer.body)
         except RequestRefused as error:
@@ -238,11 +238,9 @@ class GatewayStream(RelayedStream):
         self._stopped = True
         return answer
 
-    async def _post(
-        self, action: str, body: bytes, content_type: str = "application/json", seconds: float = 0.0
-    ) -> Answer:
+    async def _post(self, action: str, body: bytes, content_type: str = "application/json") -> Answer:
         headers = {livepeer.JOB: self._job.encode(), "Content-Type": content_type}
-        seconds = seconds or self._job.timeout_seconds + MARGIN_S
+        seconds = STOP_S if action == "stop" else self._job.timeout_seconds + MARGIN_S
         return await post(self._node.http, self._peer, f"{self._url}/ai/stream/{action}", body, headers, seconds)
 
     async def _run(self) -> None:
@@ -290,7 +288,8 @@ class GatewayStream(RelayedStream):
     async def _stop(self, body: bytes, content_type: str) -> Answer:
         if self.over.done():
             return Answer(200, b"", {})
-        close_channels(self._node.trickle, (each for kind, each in self._channels.items() if kind == "Publish"))
+        if source := self._channels.get("Publish"):
+            close_channels(self._node.trickle, [source])
         if self._sending is not None:
             await first_of(self._sending, timeout=FLUSH_S)
         answer = await self._stop_peer(body, content_type)
