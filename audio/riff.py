@@ -21,8 +21,6 @@ FLOAT = 0x0003
 A_LAW = 0x0006
 MU_LAW = 0x0007
 EXTENSIBLE = 0xFFFE
-SUBFORMAT_TAIL = bytes.fromhex("0000 0000 1000 8000 00AA 00389B71")
-"""Bytes 2-15 of the subformat GUIDs whose first two are a format tag (KSDATAFORMAT_SUBTYPE_*)."""
 
 TAG_NAMES = {
     PCM: "PCM",
@@ -37,13 +35,16 @@ TAG_NAMES = {
 READABLE = {(PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64), (A_LAW, 8), (MU_LAW, 8)}
 
 
+USUAL_CHUNKS = (b"fmt ", b"data", b"LIST", b"fact", b"PEAK", b"bext", b"JUNK")
+
+
 def begins_like_wav(data: bytes) -> bool:
     return len(data) >= HEAD_BYTES and may_become_wav(data)
 
 
 def may_become_wav(data: bytes) -> bool:
-    """Whether bytes can be, as far as they go, the beginning of a WAV file."""
-    return b"RIFF".startswith(data[:4]) and b"WAVE".startswith(data[8:HEAD_BYTES])
+    """Whether bytes can be, as far as they go, the beginning of a WAV file, little or big endian."""
+    return any(each.startswith(data[:4]) for each in (b"RIFF", b"RIFX")) and b"WAVE".startswith(data[8:HEAD_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class WavFormat:
     rate: int
     """Frames per second, 8 000 to 192 000."""
     big_endian: bool = False
-    """No WAV is; raw sound may be."""
+    """As in RIFX, and in raw sound."""
 
     @property
     def frame_bytes(self) -> int:
@@ -71,8 +72,6 @@ class WavHeader(NamedTuple):
     """A complete header, and what has arrived behind it."""
 
     format: WavFormat
-    riff_size: int
-    """What the RIFF chunk claims: bytes of the file after the first 8."""
     data_size: int
     """What the `data` chunk claims: bytes of sound."""
     sound: memoryview
@@ -86,7 +85,7 @@ class HeaderParser:
         """The sound must begin within `limit` bytes; None: anywhere in the file."""
         self._limit = limit
         self._format: WavFormat | None = None
-        self._riff_size = 0
+        self._order = "<"
         self._buffer = bytearray()
         self._position = 0  # of the next chunk
 
@@ -101,11 +100,11 @@ class HeaderParser:
         if self._position == 0 and not self._begin():
             return None
         while len(self._buffer) >= self._position + 8:
-            name, size = struct.unpack_from("<4sI", self._buffer, self._position)
+            name, size = struct.unpack_from(f"{self._order}4sI", self._buffer, self._position)
             body = self._position + 8
             if name == b"data":
                 return self._end(body, size)
-            end = body + size + size % 2  # chunks are padded to even length
+            end = body + size + size % 2  # chunks are padded to even length, unless a program forgets it
             if self._limit is not None and end + 8 > self._limit:
                 raise WavError(
                     f"The WAV stream has no sound within its first {self._limit} bytes (its chunk {_quoted(name)} "
@@ -114,8 +113,10 @@ class HeaderParser:
             if len(self._buffer) < body + size:
                 return None
             if name == b"fmt ":
-                self._format = _parse_format(bytes(self._buffer[body : body + min(size, 40)]))
-            self._position = end
+                self._format = _parse_format(bytes(self._buffer[body : body + min(size, 40)]), self._order)
+            if size % 2 and len(self._buffer) < end + 4:
+                return None
+            self._position = end - 1 if size % 2 and self._buffer[end - 1 : end + 3] in USUAL_CHUNKS else end
         return None
 
     def incomplete(self) -> WavError:
@@ -127,13 +128,13 @@ class HeaderParser:
 
     def _begin(self) -> bool:
         start = bytes(self._buffer[:HEAD_BYTES])
-        if start[:4] in (b"RF64", b"RIFX"):
+        if start[:4] in (b"RF64", b"BW64"):
             raise UnsupportedWav(f"{_quoted(start[:4])} files are not read here, only RIFF; convert it with ffmpeg.")
         if not may_become_wav(start):
             raise WavError(f"This is not a WAV file: it begins with {_quoted(start)}, not with RIFF and WAVE.")
         if len(start) < HEAD_BYTES:
             return False
-        (self._riff_size,) = struct.unpack_from("<I", start, 4)
+        self._order = ">" if start[:4] == b"RIFX" else "<"
         self._position = HEAD_BYTES
         return True
 
@@ -142,20 +143,18 @@ class HeaderParser:
             raise WavError("The WAV data chunk comes before any format chunk, so its samples cannot be read.")
         sound = memoryview(self._buffer)[body:]
         self._buffer = bytearray()  # only the view keeps the bytes now
-        return WavHeader(self._format, self._riff_size, size, sound)
+        return WavHeader(self._format, size, sound)
 
 
-def _parse_format(body: bytes) -> WavFormat:
-    """Read the body of a `fmt ` chunk: WAVEFORMATEX, or WAVEFORMATEXTENSIBLE with a known subformat."""
+def _parse_format(body: bytes, order: str) -> WavFormat:
+    """Read the body of a `fmt ` chunk: WAVEFORMATEX, or WAVEFORMATEXTENSIBLE."""
     if len(body) < 16:
         raise WavError(f"The WAV format chunk has {len(body)} bytes and needs at least 16; the header is broken.")
-    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
-    if tag == EXTENSIBLE:
-        if len(body) < 40:
-            raise WavError(f"The extensible WAV format chunk has {len(body)} bytes and needs 40; it is broken.")
-        if body[26:40] != SUBFORMAT_TAIL:
-            raise UnsupportedWav(f"The WAV subformat {body[24:40].hex()} is not read here; convert it to PCM.")
-        tag = int.from_bytes(body[24:26], "little")
+    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from(f"{order}HHIIHH", body)
+    if tag == EXTENSIBLE:  # the GUID of the subformat begins with its tag; where there is none, it is PCM most likely
+        tag = struct.unpack_from(f"{order}H", body, 24)[0] if len(body) >= 26 else PCM
+    if tag in (A_LAW, MU_LAW):
+        bits = 8  # whatever the header says
     if (tag, bits) not in READABLE:
         raise UnsupportedWav(
             f"WAV format 0x{tag:04X} ({TAG_NAMES.get(tag, 'unknown')}) with {bits} bits is not read here; convert it "
@@ -165,7 +164,7 @@ def _parse_format(body: bytes) -> WavFormat:
         raise UnsupportedWav(f"A WAV with {channels} channels is not read here; send 1 to {CHANNELS[-1]}.")
     if rate not in RATES:
         raise UnsupportedWav(f"A WAV at {rate} Hz is not read here; send {RATES[0]} to {RATES[-1]} Hz.")
-    read = WavFormat(tag=tag, bits=bits, channels=channels, rate=rate)
+    read = WavFormat(tag=tag, bits=bits, channels=channels, rate=rate, big_endian=order == ">" and bits > 8)
     if bits == 24 and frame_bytes == 4 * channels:  # which of the four bytes are meant is not known
         raise WavError(
             f"The WAV header contradicts itself: {channels} channels of {bits} bits are {read.frame_bytes} bytes a "

@@ -21,7 +21,6 @@ MAGIC: Mapping[bytes, str] = MappingProxyType(
         b"#!AMR": "amr",
         b"RF64": "wav",
         b"BW64": "wav",
-        b"RIFX": "wav",
         b"0&\xb2u": "asf",
         b"riff.\x91\xcf\x11": "w64",
         b"FLV\x01": "flv",
@@ -129,7 +128,7 @@ def by_magic(data: bytes) -> str:
     """Name the container, as ffmpeg does, that bytes begin like by its magic number; empty if there is none."""
     if data[:1] == b"\0" and data[4:8] in (b"ftyp", b"styp", b"wide", b"mdat", b"moov"):  # behind the size of the box
         return "mov"
-    if data[:4] == b"RIFF":
+    if data[:4] in (b"RIFF", b"RIFX"):
         return "" if len(data) < RIFF_BYTES else "avi" if data[8:12] == b"AVI " else "wav"
     return next((name for magic, name in MAGIC.items() if data.startswith(magic)), "")
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.downmix import Downmix
 from audio.errors import WavError
-from audio.riff import A_LAW, FLOAT, MU_LAW, HeaderParser, WavFormat
+from audio.riff import A_LAW, FLOAT, MU_LAW, USUAL_CHUNKS, HeaderParser, WavFormat
 
 log = logging.getLogger(__name__)
 
-MAX_LIVE_HEADER = 64 * 1024
-"""Bytes a live stream may spend before its sound begins: far above any tag, small to hold per stream."""
+MAX_LIVE_HEADER = 1 << 20
+"""Bytes a live stream may spend before its sound begins: above any tag but for large pictures, small to hold."""
 
 UNTIL_THE_END = 0x7FFF_0000
 """Sizes from here on mean "until the end": sox writes 0x7FFFF000 to a pipe, ffmpeg 0xFFFFFFFF."""
@@ -122,8 +122,8 @@ def read_wav(
         header, at = parser.feed(view[at : at + MAX_LIVE_HEADER]), at + MAX_LIVE_HEADER
     behind_header = view[min(at, len(view)) - len(header.sound) :]
     promised, there = header.data_size, len(behind_header)
-    # A recorder that died left 0; an empty recording is 0 too, but then the RIFF size agrees with the file.
-    unfinished = promised == 0 and there > 0 and header.riff_size + 8 != len(view)
+    # a recorder that died left 0, and so does an empty recording, behind which there may be other chunks
+    unfinished = promised == 0 and there > 0 and bytes(behind_header[:4]) not in USUAL_CHUNKS
     open_ended = unfinished or promised >= UNTIL_THE_END
     if promised > there and not open_ended:
         if strict:
@@ -221,6 +221,10 @@ def _cut_off(promised: int, there: int) -> str:
 
 
 def _refuse_second_wav(after: bytes, data_size: int) -> None:
-    """Refuse concatenated files: the sound of all but the first would be lost without a word."""
-    if after[data_size % 2 :][:4] == b"RIFF":
-        raise WavError("A second WAV file follows the first in the same input; send one at a time.")
+    """Refuse concatenated files and chunks of sound: all but the first would be lost without a word."""
+    found = after[data_size % 2 :][:4]
+    if found in (b"RIFF", b"RIFX", b"data"):
+        raise WavError(
+            f"A second WAV file or chunk of sound ({str(found)[1:]}) follows the first in the same input; send one at "
+            "a time."
+        )
