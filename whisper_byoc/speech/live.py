@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNSTABLE_SECONDS = 0.3
+UNSTABLE_SECONDS = 1 / 3
 """A word that ends this close to the end of the sound may be half a word."""
+UNSTABLE_END = re.compile(r"(?:\s*\S*-)?[.\u2026\u3002\s]*$")
+"""Of text that goes on: half a word, and the full stop or dots that the model puts where its sound ends."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ class LiveTranscriber:
         draft = task.result()
         self._guess = draft.value.tokens
         seconds = len(utterance.samples) / SAMPLE_RATE
-        text = self._policy.stable_text(draft.value, seconds)
+        text = UNSTABLE_END.sub("", self._policy.stable_text(heard_well(draft.value, seconds)))
         if not text or text == self._shown:
             return []
         self._shown = text
@@ -335,16 +338,15 @@ class LiveTranscriber:
 class Policy(Protocol):
     """Decides which words of the drafts of one utterance can be shown."""
 
-    def stable_text(self, draft: Draft, seconds: float) -> str:
-        """Return the words at the beginning of a draft, of `seconds` of sound, that will hardly change."""
+    def stable_text(self, draft: Draft) -> str:
+        """Return the words at the beginning of a draft that will hardly change."""
 
 
 class Attention:
-    """Words that the decoder attended to well before the end of the sound (the idea of AlignAtt)."""
+    """All words that were heard well (the idea of AlignAtt)."""
 
-    def stable_text(self, draft: Draft, seconds: float) -> str:
-        stable = takewhile(lambda word: word.end <= seconds - UNSTABLE_SECONDS, draft.words)
-        return Draft(tuple(stable), draft.language).text
+    def stable_text(self, draft: Draft) -> str:
+        return draft.text
 
 
 class Agreement:
@@ -353,7 +355,7 @@ class Agreement:
     def __init__(self) -> None:
         self._previous: tuple[DraftWord, ...] = ()
 
-    def stable_text(self, draft: Draft, seconds: float) -> str:
+    def stable_text(self, draft: Draft) -> str:
         pairs = zip(draft.words, self._previous, strict=False)
         stable = tuple(new for new, _ in takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
         self._previous = draft.words
@@ -361,6 +363,11 @@ class Agreement:
 
 
 POLICIES: Mapping[str, type[Attention] | type[Agreement]] = {"attention": Attention, "agreement": Agreement}
+
+
+def heard_well(draft: Draft, seconds: float) -> Draft:
+    """Return the words of a draft, of `seconds` of sound, that the decoder attended to well before its end."""
+    return replace(draft, words=tuple(takewhile(lambda word: word.end <= seconds - UNSTABLE_SECONDS, draft.words)))
 
 
 def _start_task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
