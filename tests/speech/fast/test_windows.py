@@ -137,3 +137,48 @@ def test_only_the_first_window_has_the_prompt(model, network, sound, scripted):
     found = found_by(model, network, sound("demo-long-40s.wav"), prompt="met in the garden", attempts=(Attempt(),))
     assert [each.text for each in found] == [" one", " two"]
     assert [prompt for *_, prompt in asked] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("places", "pieces", "expected"),
+    [
+        ([(0.7, 1.5, 2.3, 2.8)], [(0, 300)], "one two three"),
+        ([(0.5, 0.9, 1.3, 1.3), (0.9, 1.4)], [(0, 300), (150, 300)], "one two three after"),
+        ([(0.5, 0.9, 1.3, 2.9), (0.9, 1.4)], [(0, 300), (150, 300)], "one two three after"),  # the full stop
+        ([(1.8, 2.2, 2.7, 2.8), (0.5, 1.0)], [(0, 300), (0, 120)], "after one two three"),
+        ([(0.3, 2.3, 2.8, 2.8), (0.6, 1.1)], [(0, 300), (50, 170)], "one after two three"),
+        ([(2.8, 0.7, 1.5, 2.2)], [(0, 300)], "one two three"),  # one word's attention is elsewhere
+    ],
+)
+def test_loud_sound_that_no_word_is_about_is_decoded_by_itself(
+    model, network, noise, scripted, monkeypatch, places, pieces, expected
+):
+    scripted(("one two three.", {}), ("after", {}))
+    waiting, asked = iter(places), []
+    monkeypatch.setattr(module, "token_places", lambda *_: np.array(next(waiting)))
+    encode = Windows.sound
+
+    def sound(self, begin, end=None, *, full):
+        asked.append((begin, end))
+        return encode(self, begin, end, full=full)
+
+    monkeypatch.setattr(Windows, "sound", sound)
+    found = found_by(model, network, noise[: 3 * 16_000], timestamps=False, attempts=(Attempt(),))
+    assert "".join(each.text for each in found).replace(".", "").strip() == expected
+    assert asked == pieces
+    ends = [(each.segment.start, each.segment.end) for each in found]
+    assert ends == sorted(ends)
+
+
+def test_text_that_leaves_all_out_is_not_looked_through_without_end(model, network, noise, scripted, monkeypatch):
+    scripted(*[("one", {})] * module.MOST_PIECES)
+    monkeypatch.setattr(module, "token_places", lambda *_: np.array([1.5, 1.5]))
+    found = found_by(model, network, np.tile(noise, 9)[: 26 * 16_000], timestamps=False, attempts=(Attempt(),))
+    assert 1 < len(found) <= module.MOST_PIECES
+
+
+def test_a_guess_is_no_text_for_what_was_left_out(model, network, noise, scripted, monkeypatch):
+    scripted(("one two three.", {}), ("thank you", GUESS))
+    monkeypatch.setattr(module, "token_places", lambda *_: np.array([0.5, 0.9, 1.3, 1.3]))
+    found = found_by(model, network, noise[: 3 * 16_000], timestamps=False, attempts=(Attempt(),))
+    assert [each.text for each in found] == [" one two three."]

@@ -58,11 +58,20 @@ def attention(
     return _softmax(np.stack(scores))
 
 
-def token_ends(sound: Sound, queries: dict[int, NDArray[np.float32]], heads: Heads, positions: int) -> list[float]:
-    """Return for each token the second of the window that is attended to most when it is written; never decreasing."""
+def token_places(
+    sound: Sound, queries: dict[int, NDArray[np.float32]], heads: Heads, positions: int
+) -> NDArray[np.float64]:
+    """Return for each token the second of the window that is attended to most when it is written, (tokens,)."""
     positions = max(1, min(positions, sound.positions))
     attended = attention(sound, queries, heads, positions).mean(0).argmax(-1)
-    return [(int(position) + 1) * SECONDS_PER_POSITION for position in np.maximum.accumulate(attended)]
+    found: NDArray[np.float64] = (attended + 1) * SECONDS_PER_POSITION
+    return found
+
+
+def token_ends(sound: Sound, queries: dict[int, NDArray[np.float32]], heads: Heads, positions: int) -> list[float]:
+    """Return when each token ends, in seconds of the window: its place, or that of one before it if that is later."""
+    found: list[float] = np.maximum.accumulate(token_places(sound, queries, heads, positions)).tolist()
+    return found
 
 
 def align_words(

@@ -6,12 +6,14 @@ as that of another speaker, it stops early or begins again; the text alone, deco
 
 import re
 
+import numpy as np
+
 from whisper_byoc.speech.engine import Before, IsCancelled
-from whisper_byoc.speech.fast.alignment import FRAMES_PER_POSITION, TimedSegment, align_words, token_ends
+from whisper_byoc.speech.fast.alignment import FRAMES_PER_POSITION, TimedSegment, align_words, token_places
 from whisper_byoc.speech.fast.decoding import Steps, Wish, decode
 from whisper_byoc.speech.fast.mel import FRAMES_PER_SECOND
 from whisper_byoc.speech.fast.model import FastModel
-from whisper_byoc.speech.fast.windows import Request, Scored, Windows, heard, last_word_end, score_of, sentences
+from whisper_byoc.speech.fast.windows import Request, Scored, Windows, score_of, sentences, unheard
 from whisper_byoc.speech.hallucination import HAN_OR_KANA, SOUTH_EAST_ASIAN
 
 UNIT = re.compile(rf"[\d{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]|[^\W\d_{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]+")
@@ -39,11 +41,11 @@ def transcribe_behind(
     score = score_of(decoded, tokenizer)
     if not decoded.ended or score.doubtful or score.invented:
         return []
-    ends = token_ends(sound, decoded.queries, model.alignment_heads, windows.frames // FRAMES_PER_POSITION)
-    if heard(windows, 0, last_word_end(decoded, ends, tokenizer)) < windows.frames:
-        return []  # speech is left behind it
-    length = windows.frames / FRAMES_PER_SECOND - begin
-    segments = sentences(decoded, [end - begin for end in ends], tokenizer, options.language, begin, length)
+    places = token_places(sound, decoded.queries, model.alignment_heads, windows.frames // FRAMES_PER_POSITION)
+    if unheard(windows, (round(begin * FRAMES_PER_SECOND), windows.frames), decoded, places, tokenizer):
+        return []
+    span = begin, windows.frames / FRAMES_PER_SECOND
+    segments = sentences(decoded.tokens, np.maximum.accumulate(places).tolist(), tokenizer, options.language, span)
     if options.words:
         yield from align_words(
             sound, tokenizer, model.alignment_heads, [TimedSegment(0.0, begin, said), *segments],

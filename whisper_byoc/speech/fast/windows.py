@@ -17,7 +17,7 @@ from whisper_byoc.speech.fast.alignment import (
     SENTENCE_ENDS,
     TimedSegment,
     align_words,
-    token_ends,
+    token_places,
 )
 from whisper_byoc.speech.fast.batch import Sound
 from whisper_byoc.speech.fast.decoding import Decoded, Steps, Wish, decode
@@ -44,12 +44,13 @@ SHORTEST_SPEECH = 2.0
 THIN_TEXT = 4.0
 """Bytes of UTF-8 for a second of loud sound that are too few for speech; the slowest of 40 recordings has 9.6."""
 LONGEST_UNHEARD = 0.8
-"""Seconds of loud sound behind the last word of a text that is complete: of 75 texts, those that are leave 0.5 at most,
-and those that lack words 1 and more."""
-SHORTEST_HEARD = 1.0
-"""Seconds that a text is about, at least, before what is behind it is decoded by itself."""
-AFTER_WORD = 0.2
-"""Seconds for which a word goes on behind what the decoder attended to when it wrote its end."""
+"""Seconds of loud sound beside the words of a text that is complete: 75 of them leave 0.76 at most, those that lack
+words 0.89 and more."""
+BEFORE_END = 0.6
+AFTER_END = 0.2
+"""Seconds around what the decoder attended to when it wrote the end of a word that belong to the word."""
+MOST_PIECES = 8
+"""Times that sound of less than 27 s is decoded in parts, at most."""
 SHORTEST_SENTENCE = 1.5
 """Seconds: a full stop sooner is that of an abbreviation, or of a sentence that belongs to the next one."""
 
@@ -108,102 +109,159 @@ class Windows:
         self._network = network
         self._mel = mel
         self._is_cancelled = is_cancelled
-        self._last: tuple[tuple[int, float], Sound] | None = None
+        self._last: tuple[tuple[int, int, float], Sound] | None = None
 
-    def loud(self, begin: int, after: float = 0.0) -> float:
-        """Return how many seconds of the window that begins at a frame are loud, of those behind `after` seconds."""
-        peaks = self._mel[:, begin : begin + FRAMES].max(0)
-        behind = peaks[round(after * FRAMES_PER_SECOND) :]
-        return float((behind > peaks.max() - LOUD).sum()) / FRAMES_PER_SECOND
+    def loud(self, begin: int, end: int) -> float:
+        """Return how many seconds between two frames are loud, next to the loudest of the 30 s around them."""
+        peaks = self._mel[:, max(0, end - FRAMES) : begin + FRAMES].max(0)
+        return float((self._mel[:, begin:end].max(0) > peaks.max() - LOUD).sum()) / FRAMES_PER_SECOND
 
-    def sound(self, begin: int, *, full: bool) -> Sound:
-        """Return the window that begins at a frame, all 30 s of it or what its sound needs."""
-        seconds = min(FRAMES, self.frames - begin) / FRAMES_PER_SECOND
+    def sound(self, begin: int, end: int | None = None, *, full: bool) -> Sound:
+        """Return what is between two frames, 30 s at most, on a window of 30 s or of what it needs."""
+        end = min(self.frames if end is None else end, begin + FRAMES)
+        seconds = (end - begin) / FRAMES_PER_SECOND
         wanted = WINDOW_SECONDS if full or seconds >= LONGEST_SHORT else max(SHORTEST, seconds + self._margin)
-        if self._last is None or self._last[0] != (begin, wanted):
-            features = self._mel[:, begin : begin + FRAMES]
-            self._last = (begin, wanted), self._network.encode(features, wanted, self._is_cancelled)
+        if self._last is None or self._last[0] != (begin, end, wanted):
+            features = self._mel[:, begin:end]
+            self._last = (begin, end, wanted), self._network.encode(features, wanted, self._is_cancelled)
         return self._last[1]
 
 
 def transcribe(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
     """Return the segments of a recording in order. Raises `Cancelled`."""
+    way = _seek if request.timestamps else _in_pieces
+    return (yield from way(model, windows, request, is_cancelled))
+
+
+def _seek(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
+    """Go on behind the last timestamp of each window, as openai-whisper does."""
     tokenizer, options = model.tokenizer, request.options
-    start = tokenizer.start(options.language, options.task)
-    prompt = tokenizer.prompt(options.initial_prompt)
-    wish = Wish(start, request.limit, prompt, request.timestamps, beam=options.beam or 1)
-    if not request.timestamps:
-        wish = replace(wish, may_be_empty=True, guess=options.guess)
+    wish = _wish(tokenizer, request)
     begin, last_end = 0, 0.0
     found: list[Scored] = []
     while begin < windows.frames:
-        offset, frames = begin / FRAMES_PER_SECOND, min(FRAMES, windows.frames - begin)
-        decoded, sound = yield from _best(model, windows, begin, wish, request, is_cancelled)
+        end = min(begin + FRAMES, windows.frames)
+        offset = begin / FRAMES_PER_SECOND
+        decoded, sound = yield from _best(model, windows, (begin, end), wish, request, is_cancelled)
         wish = replace(wish, prompt=())
-        if decoded.no_speech > MAX_NO_SPEECH and decoded.logprob <= MIN_LOGPROB:
-            begin += frames
+        if _is_silence(decoded):
+            begin = end
             continue
-        if wish.timestamps:
-            segments, advance = parted(decoded.tokens, tokenizer, offset, frames)
-        else:
-            ends = token_ends(sound, decoded.queries, model.alignment_heads, frames // FRAMES_PER_POSITION)
-            advance = min(frames, heard(windows, begin, last_word_end(decoded, ends, tokenizer)))
-            segments = sentences(decoded, ends, tokenizer, options.language, offset, advance / FRAMES_PER_SECOND)
+        segments, advance = parted(decoded.tokens, tokenizer, offset, end - begin)
         if options.words:
             last_end = yield from align_words(
                 sound, tokenizer, model.alignment_heads, segments,
-                start=start, language=options.language, frames=frames, offset=offset, last_end=last_end,
+                start=wish.start, language=options.language, frames=end - begin, offset=offset, last_end=last_end,
             )  # fmt: skip
             words = [word for segment in segments for word in segment.words]
-            if wish.timestamps and words and words[-1].end > offset and not ends_alone(decoded.tokens, tokenizer):
+            if words and words[-1].end > offset and not ends_alone(decoded.tokens, tokenizer):
                 advance = round(words[-1].end * FRAMES_PER_SECOND) - begin
-        score = score_of(decoded, tokenizer)
-        for segment in segments:
-            text = tokenizer.decode([token for token in segment.tokens if token < tokenizer.eot])
-            if text.strip() and segment.start != segment.end:
-                found.append(Scored(segment, text, score))
+        found += _scored(segments, decoded, tokenizer)
         begin += advance
     return found
 
 
-def heard(windows: Windows, begin: int, last_end: float) -> int:
-    """Return how many frames of a window its text is about, whose last word ends at `last_end` seconds.
+def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
+    """Decode sound that fits a window, and then what its text leaves out.
 
-    That is all of them, unless there is so much loud sound behind the word that others are missing: tiny.en ends some
-    texts in mid-speech, with good scores. What is behind is then a window of its own.
+    tiny.en ends some texts in mid-speech, and begins others there, with good scores.
     """
-    end = last_end + AFTER_WORD
-    if last_end < SHORTEST_HEARD or windows.loud(begin, end) <= LONGEST_UNHEARD:
-        return FRAMES
-    return round(end * FRAMES_PER_SECOND)
+    tokenizer, options = model.tokenizer, request.options
+    wish = _wish(tokenizer, request)
+    waiting: list[tuple[int, int]] = [(0, windows.frames)] if windows.frames else []
+    found: list[Scored] = []
+    for number in range(MOST_PIECES):
+        if not waiting:
+            break
+        begin, end = waiting.pop()
+        decoded, sound = yield from _best(model, windows, (begin, end), wish, request, is_cancelled)
+        wish = replace(wish, prompt=(), guess=())
+        if _is_silence(decoded) or (number and score_of(decoded, tokenizer).doubtful):
+            continue
+        places = token_places(sound, decoded.queries, model.alignment_heads, (end - begin) // FRAMES_PER_POSITION)
+        places += begin / FRAMES_PER_SECOND
+        ends = np.maximum.accumulate(places).tolist()
+        segments, first, start = [], 0, begin
+        for at, gap in [
+            *unheard(windows, (begin, end), decoded, places, tokenizer),
+            (len(decoded.tokens), (end, end)),
+        ]:
+            span = start / FRAMES_PER_SECOND, gap[0] / FRAMES_PER_SECOND
+            segments += sentences(decoded.tokens[first:at], ends[first:at], tokenizer, options.language, span)
+            first, start = at, gap[1]
+            waiting += [gap] if gap[0] < gap[1] else []
+        if options.words:
+            yield from align_words(
+                sound, tokenizer, model.alignment_heads, segments, start=wish.start, language=options.language,
+                frames=end - begin, offset=begin / FRAMES_PER_SECOND, last_end=begin / FRAMES_PER_SECOND,
+            )  # fmt: skip
+        found += _scored(segments, decoded, tokenizer)
+    return sorted(found, key=lambda each: each.segment.start)
 
 
-def last_word_end(decoded: Decoded, ends: Sequence[float], tokenizer: Tokenizer) -> float:
-    """Return when the last word of a text ends; the punctuation behind it may attend to anything."""
-    for token, end in zip(reversed(decoded.tokens), reversed(ends[: len(decoded.tokens)]), strict=True):
-        if any(map(str.isalnum, tokenizer.decode([token]))):
-            return end
-    return 0.0
+def _wish(tokenizer: Tokenizer, request: Request) -> Wish:
+    options = request.options
+    start, prompt = tokenizer.start(options.language, options.task), tokenizer.prompt(options.initial_prompt)
+    wish = Wish(start, request.limit, prompt, request.timestamps, beam=options.beam or 1)
+    return wish if request.timestamps else replace(wish, may_be_empty=True, guess=options.guess)
+
+
+def _is_silence(decoded: Decoded) -> bool:
+    return decoded.no_speech > MAX_NO_SPEECH and decoded.logprob <= MIN_LOGPROB
+
+
+def _scored(segments: Sequence[TimedSegment], decoded: Decoded, tokenizer: Tokenizer) -> list[Scored]:
+    score, found = score_of(decoded, tokenizer), []
+    for segment in segments:
+        text = tokenizer.decode([token for token in segment.tokens if token < tokenizer.eot])
+        if text.strip() and segment.start != segment.end:
+            found.append(Scored(segment, text, score))
+    return found
+
+
+def unheard(
+    windows: Windows, piece: tuple[int, int], decoded: Decoded, places: NDArray[np.float64], tokenizer: Tokenizer
+) -> list[tuple[int, tuple[int, int]]]:
+    """Return the frames of loud sound that no word of a text is about, and before which token their text belongs.
+
+    `places` are the tokens' in seconds. Punctuation may attend to anything, and does not count.
+    """
+    begin, end = piece
+    words = [at for at, token in enumerate(decoded.tokens) if any(map(str.isalnum, tokenizer.decode([token])))]
+    if not words:
+        return []
+    covered = np.zeros(end - begin + 2, bool)
+    covered[[0, -1]] = True
+    for at in words:
+        spoken = np.array([places[at] - BEFORE_END, places[at] + AFTER_END]) * FRAMES_PER_SECOND - begin
+        covered[slice(*spoken.round().astype(int).clip(0, end - begin) + 1)] = True
+    edges = np.flatnonzero(np.diff(covered)) + begin
+    starts = [at for at in words if tokenizer.decode([decoded.tokens[at]]).startswith(" ")]
+    return [
+        (next((at for at in starts if places[at] * FRAMES_PER_SECOND > start), len(decoded.tokens)), (start, stop))
+        for start, stop in edges.reshape(-1, 2).tolist()
+        if stop - start > LONGEST_UNHEARD * FRAMES_PER_SECOND and windows.loud(start, stop) > LONGEST_UNHEARD
+    ]
 
 
 def sentences(
-    decoded: Decoded, ends: Sequence[float], tokenizer: Tokenizer, language: str | None, offset: float, length: float
+    tokens: list[int], ends: Sequence[float], tokenizer: Tokenizer, language: str | None, span: tuple[float, float]
 ) -> list[TimedSegment]:
     """Part a text without timestamps into sentences, timed by what the decoder attended to when it wrote their ends.
 
-    `ends` are those of the tokens, in seconds of the window, which begins at `offset` and of which `length` are text.
+    `ends` are those of the tokens and `span` that of the text, in seconds.
     """
-    pieces, groups = tokenizer.words(decoded.tokens, language)
+    pieces, groups = tokenizer.words(tokens, language)
     counts = list(itertools.accumulate(map(len, groups)))
-    segments, first, start = [], 0, 0.0
+    segments, first, start = [], 0, span[0]
     for at, (piece, following) in enumerate(itertools.pairwise(pieces)):
         if not (piece.strip() and piece.strip() in SENTENCE_ENDS and following.startswith(" ")):
             continue
-        end = min(ends[counts[at] - 1], length)
+        end = min(ends[counts[at] - 1], span[1])
         if end - start >= SHORTEST_SENTENCE:
-            segments.append(TimedSegment(offset + start, offset + end, decoded.tokens[first : counts[at]]))
+            segments.append(TimedSegment(start, end, tokens[first : counts[at]]))
             first, start = counts[at], end
-    return [*segments, TimedSegment(offset + start, offset + length, decoded.tokens[first:])]
+    return [*segments, TimedSegment(start, span[1], tokens[first:])]
 
 
 def parted(tokens: Sequence[int], tokenizer: Tokenizer, offset: float, frames: int) -> tuple[list[TimedSegment], int]:
@@ -242,13 +300,18 @@ def score_of(decoded: Decoded, tokenizer: Tokenizer) -> Score:
 
 
 def _best(
-    model: FastModel, windows: Windows, begin: int, wish: Wish, request: Request, is_cancelled: IsCancelled
+    model: FastModel,
+    windows: Windows,
+    piece: tuple[int, int],
+    wish: Wish,
+    request: Request,
+    is_cancelled: IsCancelled,
 ) -> Steps[tuple[Decoded, Sound]]:
-    """Decode a window until a text is not doubtful, in at most as many attempts as there are."""
+    """Decode what is between two frames until a text is not doubtful, in at most as many attempts as there are."""
     tokenizer, context, prompt = model.tokenizer, model.dims.n_text_ctx, request.options.initial_prompt
     found: list[tuple[tuple[bool, bool, float], Decoded, Sound]] = []
     for attempt in request.attempts:
-        sound = windows.sound(begin, full=attempt.full)
+        sound = windows.sound(*piece, full=attempt.full)
         if attempt.full and not attempt.temperature and found and found[-1][2] is sound:
             continue  # the first attempt had the whole window already
         wish = replace(wish, temperature=attempt.temperature, guess=() if found else wish.guess)
@@ -258,7 +321,7 @@ def _best(
             decoded = yield from decode(sound, tokenizer, context, wish, is_cancelled)
         score = score_of(decoded, tokenizer)
         doubtful = score.doubtful or (not decoded.ended and not score.invented)
-        thin = is_thin(decoded, tokenizer, windows.loud(begin))
+        thin = is_thin(decoded, tokenizer, windows.loud(*piece))
         found.append(((not doubtful, not thin, decoded.logprob), decoded, sound))
         whole = sound.positions == model.dims.n_audio_ctx
         if not doubtful and (not thin or whole):  # drawing tokens brings no words back
