@@ -8,8 +8,7 @@ For each model, with its checkpoint on disk and in the file cache:
   several lengths, and each job takes 25 of them, so that opening and ending jobs counts too.
 - idle: CPU time of the whole process, all threads, in a while without work after all that work.
 
-Without --model: the bundled demo model, and whisper-tiny or tiny.en; on a machine without their weights `tiny-shape`,
-a checkpoint of the exact shape that hears what the demo model hears (see stand_in.py).
+Without --model: the bundled demo model, and whisper-tiny or tiny.en if one of them is on the machine.
 """
 
 from __future__ import annotations
@@ -21,16 +20,14 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from report import Row, emit, machine
 from serving import Served, served, speech
-from stand_in import Subject, subject, tiny_or_stand_in
+from subject import Subject, default_models
 
 from whisper_byoc import TrickleClient
 
@@ -94,7 +91,7 @@ async def steps(model: Subject) -> dict[str, float]:
     """Seconds of each step up to readiness."""
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", STEPS, model.model, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", STEPS, model.name, stdout=asyncio.subprocess.PIPE
     )
     try:
         out, _ = await asyncio.wait_for(process.communicate(), STEPS_SECONDS)
@@ -194,15 +191,14 @@ async def run(models: Sequence[Subject], effort: Effort) -> dict[str, list[Row]]
 def main() -> None:
     """Read the options, measure, print."""
     parser = argparse.ArgumentParser(description="What a server costs besides its work.")
-    parser.add_argument("--model", action="append", help="demo, tiny, tiny-shape or a path; may be repeated")
+    parser.add_argument("--model", action="append", help="demo, tiny or a path; may be repeated")
     parser.add_argument("--quick", action="store_true", help="few repetitions: a check that it runs, not a figure")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     about = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        models = [subject(name, Path(folder)) for name in options.model or ["demo", tiny_or_stand_in()]]
-        effort = QUICK if options.quick else Effort()
-        tables = asyncio.run(asyncio.wait_for(run(models, effort), LONGEST_SECONDS))
+    models = [Subject(name) for name in options.model or default_models()]
+    effort = QUICK if options.quick else Effort()
+    tables = asyncio.run(asyncio.wait_for(run(models, effort), LONGEST_SECONDS))
     emit("footprint", tables, as_json=options.json, about=about)
 
 

@@ -24,14 +24,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import tempfile
-from pathlib import Path
 
 import aiohttp
 from pairs import Call, in_turns, paired_row, timed
 from report import Row, emit, machine
 from serving import served, speech
-from stand_in import Subject, subject
+from subject import Subject
 
 from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH
 from whisper_byoc import TrickleClient
@@ -82,7 +80,7 @@ async def measure(setup: str, processor: WhisperProcessor, url: str, pairs: tupl
 
 async def run(model: Subject, pairs: tuple[int, int]) -> list[Row]:
     """Measure both set-ups, one after the other; the server of the other one idles meanwhile."""
-    processor = WhisperProcessor(model.model)
+    processor = WhisperProcessor(model.name)
     here = Server({"whisper": processor}, ServerConfig("127.0.0.1", 0))
     async with here, served(model.pipeline) as there:
         await here.loaded()
@@ -93,16 +91,15 @@ async def run(model: Subject, pairs: tuple[int, int]) -> list[Row]:
 def main() -> None:
     """Read the options, measure, print."""
     parser = argparse.ArgumentParser(description="What the server adds to a transcription.")
-    parser.add_argument("--model", default="demo", help="demo (default), tiny, tiny-shape (see stand_in.py), a path")
+    parser.add_argument("--model", default="demo", help="demo (default), tiny, a path")
     parser.add_argument("--pairs", type=int, default=200, help="of calls with speech; a busy machine needs more")
     parser.add_argument("--quick", action="store_true", help="few repetitions: a check that it runs, not a figure")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
     about = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        model = subject(options.model, Path(folder))
-        pairs = (2, 5) if options.quick else (options.pairs, SILENCE_PAIRS)
-        rows = asyncio.run(asyncio.wait_for(run(model, pairs), LONGEST_SECONDS))
+    model = Subject(options.model)
+    pairs = (2, 5) if options.quick else (options.pairs, SILENCE_PAIRS)
+    rows = asyncio.run(asyncio.wait_for(run(model, pairs), LONGEST_SECONDS))
     emit("overhead", {f"5 s of PCM16, model {model.name}, in ms": rows}, as_json=options.json, about=about)
 
 

@@ -35,7 +35,7 @@ from options import run as run_main
 from report import Row, emit, machine
 from serving import Served, started
 from soak_clients import KINDS, PICTURES, VIDEO_SECONDS, Clip, Refused, World, Wrong
-from stand_in import subject
+from subject import Subject
 
 from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
@@ -259,7 +259,7 @@ def _ffmpeg(*words: str) -> bytes:
 
 async def soak(options: argparse.Namespace, folder: Path) -> tuple[Mapping[str, Sequence[Row]], list[str]]:
     """Serve, run, judge."""
-    model, report = subject(options.model, folder), folder / "report"
+    model, report = Subject(options.model), folder / "report"
     report.touch()
     command = [str(Path(__file__).with_name("held.py")), str(report), "serve", "--host", "127.0.0.1", "--port", "0"]
     for name in (model.pipeline, "passthrough", "green-tint-cpu"):
