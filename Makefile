@@ -35,7 +35,7 @@ demo: .venv/ready
 # Two runs, as compiled models stay in memory: 1.3 GB at most, not 2. They do not disturb each other: make -j2 test.
 test: test-models test-others
 
-MODELS := tests/speech tests/processors
+MODELS := tests/speech
 
 test-models: .venv/ready-for-tests
 	$(BIN)/python -m pytest $(MODELS)

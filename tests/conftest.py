@@ -52,10 +52,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=stage)
 
 
+def pytest_collection_finish():
+    """Leave what was imported out of garbage collections, which are quick then."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _memory_returned():
-    """After each module, give the system back what was freed; malloc keeps it otherwise."""
+    """After each module, free its garbage and give it back to the system; malloc keeps it otherwise."""
     yield
+    gc.collect()
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
 

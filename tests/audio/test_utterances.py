@@ -241,7 +241,8 @@ def test_speech_that_resumes_behind_such_a_cut_keeps_its_pre_roll():
 
 def test_positions_are_exact_after_hours():
     splitter = Stream(SHORT, detect)
-    assert splitter.feed(b"\0" + bytes(3600 * RATE * 2)) == []
+    minute = bytes(60 * RATE * 2)
+    assert not any(splitter.feed(each) for each in (b"\0" + minute, *[minute] * 59))
     sound = stretches(0, 7, 33, 9)
     found = splitter.feed(b"\0" + sound.tobytes()) + splitter.finish()
     start = 3600 * RATE + 1
