@@ -1,8 +1,8 @@
 """What work costs a model's workers: tried at the start, then measured as they work; and how much live speech fits.
 
 The trial does what an utterance of `UTTERANCE_SECONDS` takes, alone and in a full batch. At first a second of live
-sound is taken to cost what it did alone. What the workers measure then is believed when they are busy; when they are
-not, only if it is less, for work gets cheaper when more of it is done together.
+sound is taken to cost what it did alone. What the workers measure then is what it costs, if live text keeps them busy.
+If not, it may be as little as `ALONE` says: work gets cheaper without beam search, and when more is done together.
 """
 
 import math
@@ -27,7 +27,10 @@ LIVE_SHARE = 0.7
 DRAFT_SHARE = 0.75
 """Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
 BUSY_SHARE = 0.5
-"""Of the workers' time at any work, from which on a measured cost is what it costs under load."""
+"""Of the workers' time at live text, from which on a measured cost is what it costs under load."""
+ALONE = 2.0
+"""So many times as much live text may cost when there is little of it: benchmarks/streams.py finds 2.3 times as much CPU
+time for a second of one stream as for a second of each of forty."""
 SHARE_SECONDS = 5.0
 """Shares of time are those of the last seconds, about so many."""
 COST_SECONDS = 20.0
@@ -145,9 +148,12 @@ class Workload:
             sound = self._sound[kind].value
             if sound < ENOUGH_SECONDS:
                 return
-            cost = max(self._work[kind].value / sound, self._least if kind is Kind.LIVE else 0.0)
-            if cost < self._cost[kind] or self.share(*Kind) >= BUSY_SHARE:
-                self._cost[kind] = cost
+            cost = self._work[kind].value / sound
+            if kind is Kind.LIVE:
+                if self.share(Kind.LIVE) < BUSY_SHARE:
+                    cost = min(max(self._cost[kind], cost / ALONE), cost)
+                cost = max(cost, self._least)
+            self._cost[kind] = cost
 
     def answered(self, waited: float, took: float) -> None:
         """Note that a live text waited for its worker, and took, so many seconds."""
