@@ -275,6 +275,19 @@ async def test_a_stuck_worker_is_reported(running, monkeypatch):
     await until(lambda: scheduler.trouble() is None)  # just after the result
 
 
+async def test_live_text_that_waits_for_a_worker_is_late(running, monkeypatch):
+    engine = Blocking()
+    scheduler = await running(engine)
+    work = [asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions(), live=True)) for _ in range(2)]
+    await asyncio.to_thread(engine.begun.wait, 10)
+    assert not scheduler.late
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.0)
+    assert scheduler.late
+    engine.go.set()
+    await asyncio.gather(*work)
+    assert not scheduler.late
+
+
 async def test_drafts_and_languages_come_back(running):
     scheduler = await running(Counting())
     timed = await scheduler.draft(SOUND, DecodeOptions())

@@ -141,7 +141,7 @@ class WhisperProcessor:
         return Capacity(
             live or max(load.streams, 1),
             load.recording_rate,
-            load.late and live is None,
+            self._scheduler.late and live is None,
             load.lag,
             load.cost(Kind.LIVE),
             load.share(Kind.LIVE),

@@ -29,8 +29,8 @@ DRAFT_SHARE = 0.75
 BUSY_SHARE = 0.5
 """Of the workers' time at live text, from which on a measured cost is what it costs under load."""
 ALONE = 2.0
-"""So many times as much live text may cost when there is little of it: benchmarks/streams.py finds 2.3 times as much CPU
-time for a second of one stream as for a second of each of forty."""
+"""So many times as much live text may cost when there is little of it: benchmarks/streams.py finds 2.3 times as much
+CPU time for a second of one stream as for a second of each of forty."""
 SHARE_SECONDS = 5.0
 """Shares of time are those of the last seconds, about so many."""
 COST_SECONDS = 20.0
@@ -188,5 +188,5 @@ class Workload:
 
     @property
     def late(self) -> bool:
-        """Whether live text waits for too long, so that no more should be taken."""
+        """Whether live text waited for too long lately."""
         return self._waited.value > LATE_SECONDS * max(self._texts.value, 1.0)

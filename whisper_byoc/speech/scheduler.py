@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.aio import STOP_SECONDS, STUCK_SECONDS
 from whisper_byoc.errors import ProcessorError
-from whisper_byoc.speech.capacity import DRAFT_SHARE, Costs, Kind, Workload, try_out
+from whisper_byoc.speech.capacity import DRAFT_SHARE, LATE_SECONDS, Costs, Kind, Workload, try_out
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
 
@@ -109,6 +109,11 @@ class TwoPriorityQueue(Generic[T]):
     def urgent(self) -> int:
         """How many items of high priority wait."""
         return len(self._high)
+
+    def overdue(self, seconds: float) -> bool:
+        """Whether an item of high priority waits whose deadline was so long ago."""
+        with self._changed:
+            return bool(self._high) and self._high[0][0] < time.monotonic() - seconds
 
     def overloaded(self) -> bool:
         """Whether an item of high priority waits for which there is no place."""
@@ -272,6 +277,11 @@ class Scheduler:
     def size(self) -> tuple[int, int]:
         """The number of workers, and of CPU threads in each."""
         return self._crew.size if self._crew else self._sizes[0]
+
+    @property
+    def late(self) -> bool:
+        """Whether live text waits for so long that no more should be taken."""
+        return self.workload.late or (self._crew is not None and self._crew.queue.overdue(LATE_SECONDS))
 
     @property
     def may_draft(self) -> bool:
