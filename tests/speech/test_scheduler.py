@@ -376,13 +376,16 @@ async def test_the_stop_waits_for_the_workers(running):
 async def test_a_cancelled_draft_leaves_the_queue(running):
     engine = Ordered()
     scheduler, first = await begun(running, engine)
+    assert scheduler.may_draft
     gone, kept = asked(scheduler, "a", "c")
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.wait({gone})
+    assert not scheduler.may_draft  # the other one waits
     engine.go.set()
     await asyncio.gather(first, kept)
     assert engine.order == ["c"]
+    assert scheduler.may_draft
 
 
 async def test_a_draft_that_fails_tells_its_caller_and_the_worker_lives(running):

@@ -110,6 +110,11 @@ class TwoPriorityQueue(Generic[T]):
         """How many items of high priority wait."""
         return len(self._high)
 
+    @property
+    def patient(self) -> int:
+        """How many items of low priority wait."""
+        return len(self._low)
+
     def overdue(self, seconds: float) -> bool:
         """Whether an item of high priority waits whose deadline was so long ago."""
         with self._changed:
@@ -285,8 +290,9 @@ class Scheduler:
 
     @property
     def may_draft(self) -> bool:
-        """Whether there is time for drafts."""
-        return self.workload.share(Kind.LIVE, Kind.DRAFT) < DRAFT_SHARE
+        """Whether there is time for a draft. None waits then, so that drafts are of the newest sound."""
+        waits = self._crew is not None and self._crew.queue.patient
+        return not waits and self.workload.share(Kind.LIVE, Kind.DRAFT) < DRAFT_SHARE
 
     async def start(self, load: Callable[[], Engine]) -> Engine:
         """Load the model in a thread, start the workers, and wait until each has made its trial.
