@@ -72,6 +72,46 @@ def test_a_pipe_gets_final_lines_only(written):
     assert written(records, out=io.StringIO()) == ["", "hello\n", "", "a b\n", "", ""]
 
 
+def opened(text):
+    return {**final(text), "is_open": True}
+
+
+SENTENCES = [opened("It is old"), final(". It was"), final("known."), opened("So it is"), final("."), final(", no")]
+
+
+def test_in_a_pipe_a_mark_follows_an_open_line(written):
+    assert written(SENTENCES, out=io.StringIO()) == [
+        "It is old",
+        ".\nIt was\n",
+        "known.\n",
+        "So it is",
+        ".\n",
+        ", no\n",
+    ]
+
+
+def test_in_a_pipe_an_open_line_ends_when_something_else_comes(written):
+    out = io.StringIO()
+    display = Display(out, io.StringIO())
+    for record in (opened("It is old"), opened("and so it goes"), {"type": "end"}):
+        display.show(record)
+    assert out.getvalue() == "It is old\nand so it goes"
+    display.close()
+    assert out.getvalue() == "It is old\nand so it goes\n"
+
+
+def test_on_a_terminal_a_mark_is_put_behind_the_line_before(written):
+    erased = "\r\x1b[J"
+    texts = written([opened("It is old"), partial("It"), final(". It was"), opened("a" * 80), final(".")])
+    assert texts == [
+        f"{erased}It is old\n",
+        f"{erased}\x1b[2mIt\x1b[0m\n",
+        f"\x1b[A{erased}\x1b[A\x1b[10G.\nIt was\n",
+        f"{erased}{'a' * 80}\n",
+        f"{erased}.\n",  # a full line has no room
+    ]
+
+
 def test_a_partial_that_becomes_nothing_or_an_error_is_taken_away(written):
     assert written([partial("a"), partial(""), partial("b"), {"type": "error"}, final("c")]) == [
         "\r\x1b[J\x1b[2ma\x1b[0m\n",

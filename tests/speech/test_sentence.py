@@ -29,9 +29,9 @@ def sentence():
 
 def test_a_full_stop_is_held_back_and_leads_the_next_text(sentence):
     told = sentence.add(utterance(0, 0), text("Printing."), hold=True)
-    assert (told.text, told.segments[0].text) == ("Printing", "Printing")
+    assert (told.text, told.segments[0].text, told.is_open) == ("Printing", "Printing", True)
     told = sentence.add(utterance(1, 1.5), text("It is old."), hold=False)
-    assert (told.text, told.segments[0].text) == (". It is old.", ". It is old.")
+    assert (told.text, told.segments[0].text, told.is_open) == (". It is old.", ". It is old.", False)
 
 
 def test_a_text_that_goes_on_drops_it(sentence):

@@ -65,7 +65,8 @@ class Display:
     """Shows records on `out` and errors on `err`, above a progress bar.
 
     On a terminal a partial line is rewritten in place, dimmed unless NO_COLOR is set; the cursor waits on the line
-    below it, where the progress bar may be. Elsewhere only final lines are written, and no escape sequence.
+    below it, where the progress bar may be. Elsewhere only final lines are written, and no escape sequence. A mark that
+    belongs to the text before is put behind it; where the cursor cannot go back, an open line is ended later.
     """
 
     def __init__(self, out: TextIO, err: TextIO, *, as_json: bool = False) -> None:
@@ -76,6 +77,8 @@ class Display:
         self._dimmed = not os.environ.get("NO_COLOR")
         self._partial_shown = False
         self._notice_shown = False
+        self._column = 0  # behind the last final line
+        self._line_open = False
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Show one record; before the first one of the demo model, a notice.
@@ -92,16 +95,38 @@ class Display:
             return
         text = printable(str(record.get("text") or "")).strip()
         if record.get("is_final", True):
-            self._write(self._out, self._erase() + (f"{text}\n" if text else ""))
+            self._write(self._out, self._erase() + self._final(text, is_open=bool(record.get("is_open"))))
         elif self._terminal:
             self._show_partial(text)
         if record["type"] == "error":
-            reason = printable(str(record.get("error")))
+            reason, self._column = printable(str(record.get("error"))), 0
             self._write(self._err, f"segment {record.get('seq')} failed: {reason}\n")
 
     def close(self) -> None:
-        """Remove a partial line that no final one has replaced."""
-        self._write(self._out, self._erase())
+        """Remove a partial line that no final one has replaced, and end an open one."""
+        self._write(self._out, self._erase() + self._end_line())
+
+    def _final(self, text: str, *, is_open: bool) -> str:
+        """Return what writes final text, and before it the mark with which it begins to the end of the line before."""
+        from whisper_byoc.speech.transcript import LEADING_MARK  # here, as it takes numpy
+
+        written = ""
+        mark = LEADING_MARK.match(text)
+        if mark and (self._line_open or self._column):
+            back = "" if self._line_open else f"{UP}\x1b[{self._column + 1}G"
+            self._line_open, self._column, text = False, 0, text[mark.end() :]
+            written = f"{back}{mark[0].rstrip()}\n"
+        if not text:
+            return written
+        written += self._end_line() + text
+        if self._terminal:
+            self._column = sum(map(width, text)) % _columns(self._out)
+        self._line_open = is_open and not self._terminal
+        return written if self._line_open else f"{written}\n"
+
+    def _end_line(self) -> str:
+        was_open, self._line_open = self._line_open, False
+        return "\n" if was_open else ""
 
     def _show_partial(self, text: str) -> None:
         before = self._erase()

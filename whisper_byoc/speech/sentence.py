@@ -5,6 +5,8 @@ never changes; so the stop is held back for as long as the speaker may go on. It
 when that goes on in the sentence, or is told alone when the pause has become a long one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from audio import pcm
@@ -49,7 +51,7 @@ class Sentence:
             return found
         leading, self._last = "" if found.goes_on else self._held, (utterance, found)
         told, self._held = found.without_stop() if hold else (found, "")
-        return told.led_by(leading)
+        return replace(told.led_by(leading), is_open=bool(self._held))
 
     def lose(self) -> None:
         """Note that an utterance has no text, so that the next one cannot go on in what is known."""

@@ -74,6 +74,8 @@ class Transcription:
     segments: tuple[TextSegment, ...] = ()
     goes_on: bool = False
     """Whether it goes on in the text before it, which then has no full stop at its end."""
+    is_open: bool = False
+    """Whether a later text brings the full stop at its end, or goes on in its sentence."""
 
     def within(self, start: float, end: float) -> Self:
         """Return the same text with all times clamped to `start` and `end`.
@@ -203,6 +205,7 @@ class TranscriptRecord:
         return {
             "type": "transcript",
             "is_final": self.is_final,
+            **({"is_open": True} if self.transcription.is_open else {}),
             "text": self.transcription.text,
             "language": self.transcription.language,
             "timing": {"media_window_start_ms": start_ms, "media_window_end_ms": end_ms},
