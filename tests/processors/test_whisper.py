@@ -18,8 +18,9 @@ from whisper_byoc.processors.whisper_session import ArrivalTimes
 from whisper_byoc.speech import models
 from whisper_byoc.speech.capacity import Kind, Workload
 from whisper_byoc.speech.engine import DecodeOptions, Draft
+from whisper_byoc.speech.language import labelled
 from whisper_byoc.speech.scheduler import Scheduler
-from whisper_byoc.speech.transcript import Transcription
+from whisper_byoc.speech.transcript import LanguagePiece, Transcription
 
 
 @pytest.fixture
@@ -374,11 +375,10 @@ async def test_two_workers_give_the_same_text(sound, texts):
 
 
 class Polyglot(OneAtATime):
-    """Stands in for a model of many languages, of which there is none here; it takes later sound for another one."""
+    """Stands in for a model of many languages, of which there is none here."""
 
     def __init__(self):
-        self.asked = [("de", 0.95), ("fr", 0.9), ("fr", 0.9)]
-        self.used = []
+        self.spoken = []
 
     def replica(self):
         return self
@@ -387,31 +387,29 @@ class Polyglot(OneAtATime):
         pass
 
     @at_once
-    def detect_language(self, samples):
-        return self.asked.pop(0)
-
-    @at_once
     def transcribe(self, samples, options, is_cancelled=lambda: False):
-        language = options.language or self.detect_language(samples).result()[0]
-        self.used.append(language)
-        return Transcription("ja", language)
+        if options.language:
+            return Transcription("ja", options.language)
+        pieces, _ = labelled([LanguagePiece(0.0, len(samples) / 16_000, self.spoken.pop(0))], options.spoken)
+        return Transcription("ja", pieces[0].language, pieces=pieces)
 
     @at_once
     def draft(self, samples, options, is_cancelled=lambda: False):
         return Draft((), "de")
 
 
-async def test_auto_is_decided_once_for_all_segments_of_a_job(monkeypatch, sound):
+async def test_auto_is_the_language_of_each_segment_with_regard_to_those_before(monkeypatch, sound):
     processor, engine = WhisperProcessor("demo", WhisperSettings(language="auto", workers=1)), Polyglot()
     monkeypatch.setattr(processor, "load_engine", lambda: engine)
     await processor.initialize()
-    engine.used.clear()  # of the first inference, for warmth
     session = processor.open_session(job())
     speech = pcm.encode(sound("demo-numbers.wav"))
+    engine.spoken = [{"de": 0.95}, {"cy": 0.3, "de": 0.1}, {"fr": 0.9}, {"cy": 0.3, "fr": 0.1}, {"fr": 0.9}]
     records = [(await session.feed(speech))[0].record for _ in range(3)]
-    assert [each["language"] for each in records] == ["de", "de", "de"]
+    assert [each["language"] for each in records] == ["de", "de", "fr"]
+    assert (await session.feed(bytes(32_000)))[0].record["language"] == "fr"  # silence is in no other one
     heard = [*await session.feed_live(speech, 0.0), *await session.end_feed()]
-    assert {each.record["language"] for each in heard} == {"de"}  # nor is it decided anew for a live feed
+    assert {each.record["language"] for each in heard} == {"fr"}  # a live feed is of the same job
     session.update({"language": "fr"})
     (record,) = await session.feed(speech)
     assert record.record["language"] == "fr"

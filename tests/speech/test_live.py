@@ -11,10 +11,10 @@ from audio.utterances import CHUNK, SplitterOptions
 from tests.waiting import until
 from whisper_byoc.aio import Tasks
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
-from whisper_byoc.speech.language import LanguageChoice
+from whisper_byoc.speech.language import LanguageChoice, labelled
 from whisper_byoc.speech.live import LiveOptions, LiveTranscriber
 from whisper_byoc.speech.scheduler import Timed
-from whisper_byoc.speech.transcript import TextSegment, Transcription
+from whisper_byoc.speech.transcript import LanguagePiece, TextSegment, Transcription
 
 RATE = 16_000
 SPLITTING = SplitterOptions(
@@ -60,11 +60,11 @@ class Model:
     """Answers a request at once, or when `held` is off again; its text tells how much it heard."""
 
     def __init__(self):
-        self.transcribed, self.drafted, self.asked_language = [], [], 0
+        self.transcribed, self.drafted = [], []
         self.may_draft = True
         self.cancelled = 0
         self.error = None
-        self.language = "de", 0.5
+        self.language = "de", 0.9
         self.words = lambda samples: f"{len(samples) // CHUNK} chunks"
         self.free = asyncio.Event()
         self.free.set()
@@ -91,7 +91,9 @@ class Model:
             raise error
         text = self.words(samples)
         seconds = len(samples) / RATE
-        return Timed(Transcription(text, options.language, (TextSegment(0.0, seconds, text),)), 1.0, 2.0)
+        pieces = () if options.language else self.pieces(seconds, options)
+        language = options.language or pieces[0].language
+        return Timed(Transcription(text, language, (TextSegment(0.0, seconds, text),), pieces=pieces), 1.0, 2.0)
 
     async def draft(self, samples, options):
         self.drafted.append((len(samples), options))
@@ -100,11 +102,12 @@ class Model:
             raise self.error
         self.drafts_done += 1
         words = tuple(DraftWord(f" {word}", -1.0) for word in self.words(samples).split())
-        return Timed(Draft(words, options.language or "en"), 3.0, 4.0)
+        language = options.language or self.pieces(len(samples) / RATE, options)[0].language
+        return Timed(Draft(words, language), 3.0, 4.0)
 
-    async def detect_language(self, samples):
-        self.asked_language += 1
-        return self.language
+    def pieces(self, seconds, options):
+        language, probability = self.language
+        return labelled([LanguagePiece(0.0, seconds, {language: probability})], options.spoken)[0]
 
 
 @pytest.fixture
@@ -394,24 +397,45 @@ async def test_options_count_from_now_on(model):
     live.close()
 
 
-async def test_auto_asks_for_the_language_until_it_is_decided(model):
-    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None))
-    for expected in (1, 2, 2):
-        (final,) = await feed(live, speech(10) + silence(20))
-        assert final.result.value.language == "de"
-        assert model.asked_language == expected
-    assert [options.language for _, options, _ in model.transcribed] == ["de"] * 3
-    live.update(DecodeOptions("fr"), replace(OPTIONS, partials=False), LanguageChoice("fr"))
+async def test_auto_follows_the_speaker_from_one_language_to_another(model):
+    live = live_text(model, LiveOptions(), DecodeOptions(None))
+    for spoken, chunks, expected in [
+        (("de", 0.9), 10, "de"), (("cy", 0.9), 10, "de"),  # a third of a second is no proof
+        (("fr", 0.9), 60, "fr"), (("de", 0.9), 10, "fr"), (("de", 0.9), 10, "de"),  # twice is one
+    ]:  # fmt: skip
+        model.language = spoken
+        (final,) = await feed(live, speech(chunks) + silence(20))
+        assert final.result.value.language == expected
+    live.update(DecodeOptions("it"), LiveOptions(), LanguageChoice("it"))
     (final,) = await feed(live, speech(10) + silence(20))
-    assert final.result.value.language == "fr"
+    assert final.result.value.language == "it"
 
 
-async def test_an_utterance_heard_twice_is_no_agreement_on_the_language(model):
-    language = LanguageChoice(None)
-    live = live_text(model, replace(OPTIONS, partials=False), DecodeOptions(None), language=language)
-    await feed(live, speech(10), silence(6), speech(5), silence(6), speech(5), silence(20))
-    assert model.asked_language == 3  # each time that the speaker paused
-    assert language.decided is None
+async def test_drafts_are_in_the_language_of_their_own_utterance(model):
+    live = live_text(model, OPTIONS, DecodeOptions(None))
+    await feed(live, speech(60) + silence(20))
+    model.language = "fr", 0.9
+    updates = await feed(live, *[speech(10)] * 9)
+    assert [each.result.value.language for each in updates if not each.is_final][-1] == "fr"
+    live.close()
+
+
+async def test_a_recordings_doubtful_stretch_is_in_the_language_of_the_one_before(model):
+    """It was begun before that was known."""
+    live = live_text(model, replace(LiveOptions(), together=3), DecodeOptions(None))
+    model.pieces = lambda seconds, options: labelled(
+        [LanguagePiece(0.0, seconds, {"de" if seconds > 1 else "cy": 0.9})], options.spoken
+    )[0]
+    model.free.clear()
+    sound = (speech(60) + silence(20)) * 2 + speech(10) + silence(20)
+    task = asyncio.ensure_future(live.feed(sound))
+    await until(lambda: len(model.transcribed) == 3)
+    model.free.set()
+    updates = [*await task, *await live.finish()]
+    assert [each.result.value.language for each in updates] == ["de"] * 3
+    assert len(model.transcribed) == 4
+    assert model.transcribed[2][1].spoken == {}
+    live.close()
 
 
 @pytest.mark.parametrize("policy", ["attention", "agreement"])

@@ -253,15 +253,19 @@ def test_punctuation_stays_with_its_word(model):
 
 
 def test_a_language_nobody_named_is_the_models_choice(model):
-    draft = scripted(model, "bonjour").draft(SECOND, DecodeOptions(None)).result()
-    assert draft.language == "fr"
-    language, probability = OpenAIEngine(model).detect_language(SECOND).result()
-    assert language in whisper.tokenizer.LANGUAGES
-    assert 0 < probability <= 1
+    found = scripted(model, "bonjour").transcribe(SECOND, DecodeOptions(None)).result()
+    (piece,) = found.pieces
+    assert piece.language == max(piece.chances, key=piece.chances.get)
+    assert scripted(model, "bonjour").draft(SECOND, DecodeOptions(None)).result().language == piece.language
+    sound = np.tile(SECOND, 45)  # two windows
+    pieces = scripted(model, *["bonjour"] * 20).transcribe(sound, DecodeOptions(None)).result().pieces
+    assert [each.end for each in pieces[:-1]] == [each.start for each in pieces[1:]]
+    assert (pieces[0].start, pieces[-1].end) == (0.0, len(sound) / 16_000)
 
 
 def test_an_english_model_is_not_asked_for_the_language(engine):
-    assert engine.detect_language(SECOND).result() == ("en", 1.0)
+    (piece,) = engine.transcribe(SECOND, DecodeOptions(None)).result().pieces
+    assert (piece.language, piece.chances) == ("en", {})
     assert tuple(engine.languages) == ("en",)
 
 

@@ -135,10 +135,6 @@ class Counting(OneAtATime):
         finally:
             self.lock.release()
 
-    @at_once
-    def detect_language(self, samples):
-        return "fr", 0.75
-
     def replica(self):
         return Counting()
 
@@ -288,13 +284,12 @@ async def test_live_text_that_waits_for_a_worker_is_late(running, monkeypatch):
     assert not scheduler.late
 
 
-async def test_drafts_and_languages_come_back(running):
+async def test_drafts_come_back(running):
     scheduler = await running(Counting())
     timed = await scheduler.draft(SOUND, DecodeOptions())
     assert (timed.value.text, timed.value.language) == ("so far", "en")
     assert timed.queue_ms >= 0
     assert timed.inference_ms >= 0
-    assert await scheduler.detect_language(SOUND) == ("fr", 0.75)
 
 
 class Ordered(Blocking):

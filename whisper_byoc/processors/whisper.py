@@ -215,13 +215,14 @@ class WhisperProcessor:
         task: Any = read.choice("task", params.get("task") or base.task, ("transcribe", "translate"))
         if task == "translate" and len(self._languages) == 1:
             raise BadParam("task", f"model {self._model} knows English only and cannot translate")
-        return DecodeOptions(
-            language,
-            task,
-            _checked_text("prompt", params.get("prompt", base.prompt)),
-            _checked_text("hotwords", params.get("hotwords", base.hotwords)),
-            read.switch("words", params.get("words", base.words)),
-            read.whole("beam", params["beam"], 1, MOST_BEAM) if "beam" in params else base.beam,
+        return replace(
+            base,
+            language=language,
+            task=task,
+            prompt=_checked_text("prompt", params.get("prompt", base.prompt)),
+            hotwords=_checked_text("hotwords", params.get("hotwords", base.hotwords)),
+            words=read.switch("words", params.get("words", base.words)),
+            beam=read.whole("beam", params["beam"], 1, MOST_BEAM) if "beam" in params else base.beam,
         )
 
     def _language(self, language: Any) -> str | None:

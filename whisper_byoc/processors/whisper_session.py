@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from audio import pcm
@@ -213,11 +213,11 @@ async def transcribe_segment(
     if pcm.is_silence(samples):
         known = language.likely if language is not None else options.language
         return Timed(Transcription("", known or "en"), 0.0, 0.0)
-    if language is not None:
-        seconds = len(samples) / pcm.SAMPLE_RATE
-        chosen = await language.choose(lambda: scheduler.detect_language(samples), object(), seconds)
-        options = replace(options, language=chosen)
-    return await scheduler.transcribe(samples, options)
+    if language is None:
+        return await scheduler.transcribe(samples, options)
+    result = await scheduler.transcribe(samples, language.asked(options))
+    language.heard(result.value)
+    return result
 
 
 def decode_segment(frame: bytes) -> Samples:

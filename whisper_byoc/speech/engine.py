@@ -5,8 +5,8 @@ for each of its worker threads and calls it there, one call at a time. Sound is 
 """
 
 import string
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -25,6 +25,10 @@ MOST_BEAM = 8
 IsCancelled: TypeAlias = Callable[[], bool]
 """Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
 
+
+Scores: TypeAlias = Mapping[str, float]
+"""Language -> how likely it is that some sound ends in it: a log-probability less that of the likeliest language. Those
+that are not named are as unlikely as any may be (`language.CHANGE`). Empty before any speech."""
 
 SECONDS_PER_POSITION = 0.02
 """Two hops of 10 ms make one position of Whisper's encoder."""
@@ -54,7 +58,9 @@ class DecodeOptions:
     """How one piece of sound is to be decoded."""
 
     language: str | None = "en"
-    """ISO 639-1 code, or None to let the model decide."""
+    """ISO 639-1 code, or None to let the model decide, for each stretch of the sound."""
+    spoken: Scores = field(default_factory=dict)
+    """How likely each language is after the speech before; for sound that says too little itself."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """Text in the language spoken, or in English."""
     prompt: str = ""
@@ -202,9 +208,6 @@ class Engine(Protocol):
 
         The inference ends with `Cancelled` soon after `is_cancelled` has become true.
         """
-
-    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
-        """Find the language of the first 30 s, as an ISO 639-1 code, and its probability."""
 
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
         """Make the next step of each inference, none of which is done; raises nothing."""

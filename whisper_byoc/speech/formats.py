@@ -38,6 +38,7 @@ def to_json(transcription: Transcription) -> str:
     """One object with `text`, `language` and `segments` (times in seconds)."""
     segments = [
         {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+        | ({"language": segment.language} if segment.language else {})
         | (segment.confidence.fields() if segment.confidence else {})
         for number, segment in enumerate(transcription.segments)
     ]

@@ -218,7 +218,7 @@ class LiveTranscriber:
                 self._going.append(_start_task(self._final(self._ended.popleft(), guess)))
             if not (wait or self._ended or self._going[0].done()):
                 break
-            self._finals += await self._going.popleft()
+            self._finals += await self._in_their_language(await self._going.popleft())
         finals, self._finals = self._finals, []
         return finals
 
@@ -258,16 +258,21 @@ class LiveTranscriber:
         found = self._sentence.end(None if at_once else position)
         return [] if found is None else [Update(found[0], True, Timed(found[1], 0.0, 0.0))]
 
+    async def _in_their_language(self, updates: list[Update]) -> list[Update]:
+        """Transcribe again what was begun too early to know the language of the utterance before it."""
+        *_, (utterance, result) = ((each.utterance, each.result) for each in updates)
+        if self.options.recording and result is not None and not self._language.agrees(result.value):
+            updates = await self._final(utterance, ())
+            result = updates[-1].result
+        if result is not None:
+            self._language.heard(result.value)
+        return updates
+
     async def _transcribe(self, utterance: Utterance, guess: tuple[int, ...]) -> Timed[Transcription]:
-        samples = _as_floats(utterance)
-        seconds = len(samples) / SAMPLE_RATE
-        language = await self._language.choose(
-            lambda: self._scheduler.detect_language(samples), utterance.number, seconds
-        )
-        options = replace(self._decoding, language=language, guess=guess)
+        options = replace(self._language.asked(self._decoding), guess=guess)
         if self._goes_on:
-            options = replace(options, before=self._sentence.before(utterance, language))
-        return await self._scheduler.transcribe(samples, options, live=not self.options.recording)
+            options = replace(options, before=self._sentence.before(utterance, self._language.likely))
+        return await self._scheduler.transcribe(_as_floats(utterance), options, live=not self.options.recording)
 
     def _take_partials(self) -> list[Update]:
         """Return the text of a draft that is done, and start what can be started for the open utterance."""
@@ -318,7 +323,7 @@ class LiveTranscriber:
         )
         if self._draft is not None or current.end < due or not self._scheduler.may_draft:
             return
-        options = replace(self._decoding, language=self._language.likely, guess=self._guess)
+        options = replace(self._language.asked(self._decoding), guess=self._guess)
         self._drafted_until = current.end
         task = _start_task(self._scheduler.draft(_as_floats(current), options))
         task.add_done_callback(lambda done: done.cancelled() or self._on_draft())

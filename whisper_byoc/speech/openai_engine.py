@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -30,11 +31,13 @@ from whisper_byoc.speech.engine import (
     Inference,
     IsCancelled,
     Samples,
+    Scores,
     draft_words,
     never,
 )
 from whisper_byoc.speech.hallucination import RETRY_TEMPERATURE, Score, is_prompt_echo, max_tokens, remove_loops
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+from whisper_byoc.speech.language import SHORTEST_PART, labelled, parted, piece_of, runs
+from whisper_byoc.speech.transcript import LanguagePiece, TextSegment, Transcription, Word, join
 
 T = TypeVar("T")
 
@@ -44,6 +47,7 @@ SHORTEST_DRAFT = 10.0
 """… and the least that the encoder gets, rather than its 30 s. Whisper was trained on 30 s and loops on much less:
 with these two transcribe.cpp#149 saw no change of text on short clips at a third of the time, and whisper.cpp#1117 has
 the loops begin below three tenths. Final text always gets the whole 30 s."""
+POSITION = round(SAMPLE_RATE * SECONDS_PER_POSITION)
 REPLACEMENT = "\ufffd"
 """Stands where a text ends in the middle of a character."""
 
@@ -91,10 +95,6 @@ class OpenAIEngine:
         """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
         return Inference(self, _at_once(lambda: self._draft(samples, options, is_cancelled)))
 
-    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
-        """Find the language of the first 30 s, and its probability."""
-        return Inference(self, _at_once(lambda: self._detect_language(samples)))
-
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
         """Make each inference from its beginning to its end."""
         for each in inferences:
@@ -109,9 +109,22 @@ class OpenAIEngine:
             whisper.decode(self.model, self._mel(samples), wanted)
 
     def _transcribe(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Transcription:
+        """Transcribe each stretch in its language."""
+        with torch.no_grad(), self._cancellable(is_cancelled), self._encoder_cached():
+            if options.language is not None:
+                return self._transcribe_in(options.language, samples, options)
+            pieces = self._languages(samples, options.spoken)
+            stretches, found = runs(pieces), list[Transcription]()
+            for start, end, language in stretches:
+                sound = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+                found.append(self._transcribe_in(language, sound, options).shifted(start))
+        return replace(join(found, stretches[-1][2]), pieces=pieces)
+
+    def _transcribe_in(self, language: str, samples: Samples, options: DecodeOptions) -> Transcription:
         """Decode a second time what looks wrong (see `hallucination`), and return the better text."""
+        options = replace(options, language=language)
         weights = attention_weights(self.model) if options.words else nullcontext()
-        with self._cancellable(is_cancelled), self._encoder_cached(), weights:
+        with weights:
             found = self._decode(samples, options, 0.0)
             if is_prompt_echo(found["text"], options.initial_prompt):
                 options = replace(options, prompt="", hotwords="")
@@ -125,11 +138,10 @@ class OpenAIEngine:
     def _draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Draft:
         seconds = len(samples) / SAMPLE_RATE
         with torch.no_grad(), self._cancellable(is_cancelled):
-            # to find the language, openai-whisper wants all 30 s
-            window = max(SHORTEST_DRAFT, seconds + DRAFT_MARGIN) if options.language else CHUNK_LENGTH
-            encoded = self._encode(samples, window)
+            language = options.language or runs(self._languages(samples, options.spoken))[-1][2]
+            encoded = self._encode(samples, max(SHORTEST_DRAFT, seconds + DRAFT_MARGIN))
             wanted = DecodingOptions(
-                task=options.task, language=options.language, prompt=options.initial_prompt or None,
+                task=options.task, language=language, prompt=options.initial_prompt or None,
                 without_timestamps=True, sample_len=max_tokens(seconds), fp16=False,
             )  # fmt: skip
             found = _EncodedTask(self.model, wanted).run(encoded)[0]
@@ -141,13 +153,21 @@ class OpenAIEngine:
             ends = self._token_ends(encoded, tokens, tokenizer, seconds) if tokens else []
         return Draft(_draft_words(tokens, ends, tokenizer), found.language, confidence=score.confidence)
 
-    def _detect_language(self, samples: Samples) -> tuple[str, float]:
+    def _languages(self, samples: Samples, spoken: Scores) -> tuple[LanguagePiece, ...]:
+        """Find the language of each piece of the sound, by what the encoder makes of the window around it."""
+        model, found = self.model, list[LanguagePiece]()
         if len(self.languages) == 1:
-            return "en", 1.0
-        with torch.no_grad():
-            _, probabilities = self.model.detect_language(self._mel(samples))
-        language = max(probabilities, key=probabilities.__getitem__)
-        return str(language), float(probabilities[language])
+            return (LanguagePiece(0.0, len(samples) / SAMPLE_RATE, {}, "en"),)
+        tokenizer = self._tokenizer("en", "transcribe")
+        tokens = [tokenizer.to_language_token(language) for language in self.languages]
+        for first, last in pairwise(parted(samples, CHUNK_LENGTH - 3, SHORTEST_PART)):
+            window = model.encoder(self._mel(samples[first:last])[None])
+            for start, end in pairwise(parted(samples[first:last])):
+                sound = window if end - start == len(samples) else window[:, start // POSITION : end // POSITION]
+                logits = model.decoder(torch.tensor([[tokenizer.sot]]), sound)[0, 0, tokens]
+                chances = dict(zip(self.languages, logits.softmax(0).tolist(), strict=True))
+                found.append(piece_of(first + start, first + end, chances))
+        return labelled(found, spoken)[0]
 
     def _decode(self, samples: Samples, options: DecodeOptions, temperature: float) -> dict[str, Any]:
         with self._random_lock if temperature else nullcontext():
@@ -298,7 +318,7 @@ def _transcription(found: dict[str, Any], length: float) -> Transcription:
             continue
         words = tuple(map(_word, each.get("words", ()))) if text == spoken else ()
         start, end = float(each["start"]), float(each["end"])
-        segments.append(TextSegment(start, end, text, words, _score(each).confidence))
+        segments.append(TextSegment(start, end, text, words, _score(each).confidence, str(found["language"])))
     text = " ".join(each.text for each in segments)
     return Transcription(text, str(found["language"]), tuple(segments)).within(0.0, length)
 

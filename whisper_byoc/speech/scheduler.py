@@ -349,13 +349,6 @@ class Scheduler:
             Kind.DRAFT,
         )
 
-    async def detect_language(self, samples: Samples) -> tuple[str, float]:
-        """Have a worker detect the language, before recordings; return its code and probability."""
-        found = await self._do(
-            lambda engine, _, is_cancelled: engine.detect_language(samples), DecodeOptions(beam=1), Kind.LIVE
-        )
-        return found.value
-
     def trouble(self) -> str | None:
         """One sentence when a worker is stuck, else None."""
         for worker in self._crew.workers if self._crew else ():

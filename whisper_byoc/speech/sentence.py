@@ -69,4 +69,4 @@ class Sentence:
             return None
         stop, self._held = self._held, ""
         place = Utterance(last.number, last.end, last.samples[:0], last.end, last.end, last.ended_by)
-        return place, Transcription(stop, said.language, (TextSegment(0.0, 0.0, stop),))
+        return place, Transcription(stop, said.language, (TextSegment(0.0, 0.0, stop, language=said.language),))

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
@@ -62,6 +63,20 @@ class TextSegment:
     """Empty unless the times of words were asked for."""
     confidence: Confidence | None = None
     """None where no model of ours has written the text."""
+    language: str = ""
+    """ISO 639-1 code; empty where nobody determined it."""
+
+
+@dataclass(frozen=True)
+class LanguagePiece:
+    """How probable each language is in a piece of sound; times are seconds from the beginning of all of it."""
+
+    start: float
+    end: float
+    chances: Mapping[str, float]
+    """Language -> probability; without those that are next to impossible."""
+    language: str = ""
+    """The one that was decided on, with regard to the pieces around it."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,14 @@ class Transcription:
 
     text: str
     language: str
-    """ISO 639-1 code."""
+    """ISO 639-1 code; that of most of the text, where there are several."""
     segments: tuple[TextSegment, ...] = ()
     goes_on: bool = False
     """Whether it goes on in the text before it, which then has no full stop at its end."""
     is_open: bool = False
     """Whether a later text brings the full stop at its end, or goes on in its sentence."""
+    pieces: tuple[LanguagePiece, ...] = ()
+    """Of what the language was found; empty where it was known."""
 
     def within(self, start: float, end: float) -> Self:
         """Return the same text with all times clamped to `start` and `end`.
@@ -144,6 +161,7 @@ def compression_ratio(text: str) -> float:
 def join(parts: Iterable[Transcription], language: str) -> Transcription:
     """Join the transcriptions of consecutive pieces; their times must be on one clock already.
 
+    The language is that of most of the text, or `language` where there is none.
     A mark at the beginning of one, as live text may have it, goes to the end of the text before.
     """
     spoken: list[Transcription] = []
@@ -155,8 +173,11 @@ def join(parts: Iterable[Transcription], language: str) -> Transcription:
         if part.text:
             spoken.append(part)
     text = " ".join(part.text for part in spoken)
+    sizes: Counter[str] = Counter()
+    for part in spoken:
+        sizes[part.language] += len(part.text.encode())
     segments = tuple(segment for part in spoken for segment in part.segments)
-    return Transcription(text, spoken[0].language if spoken else language, segments)
+    return Transcription(text, max(sizes, key=sizes.__getitem__, default=language), segments)
 
 
 @dataclass(frozen=True)
@@ -192,8 +213,9 @@ class TranscriptRecord:
 
         def segment_fields(segment: TextSegment) -> dict[str, Any]:
             words = {"words": [word_fields(word) for word in segment.words]} if segment.words else {}
+            language = {"language": segment.language} if segment.language else {}
             confidence = segment.confidence.fields() if segment.confidence else {}
-            return {**span(segment.start, segment.end), "text": segment.text, **confidence, **words}
+            return {**span(segment.start, segment.end), "text": segment.text, **language, **confidence, **words}
 
         stats = {
             "audio_duration_ms": end_ms - start_ms,
@@ -233,4 +255,5 @@ def _segment(fields: Mapping[str, Any]) -> TextSegment:
         for word in fields.get("words", ())
     )
     confidence = Confidence.read(fields)
-    return TextSegment(fields["start_ms"] / 1000, fields["end_ms"] / 1000, fields["text"], words, confidence)
+    start, end = fields["start_ms"] / 1000, fields["end_ms"] / 1000
+    return TextSegment(start, end, fields["text"], words, confidence, fields.get("language", ""))

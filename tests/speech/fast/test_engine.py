@@ -167,16 +167,19 @@ async def test_the_scheduler_runs_it(converted, sound, texts):
     assert tuple(engine.languages) == ("en",)
     found = await scheduler.transcribe(sound("demo-stop.wav"), DecodeOptions())
     assert found.value.text == "stop"
-    assert await scheduler.detect_language(sound("demo-stop.wav")) == ("en", 1.0)
+    auto = await scheduler.transcribe(sound("demo-stop.wav"), DecodeOptions(None))
+    assert (auto.value.text, auto.value.language, auto.value.pieces[0].chances) == ("stop", "en", {})
     await scheduler.stop()
 
 
 def test_a_language_that_nobody_named_is_detected(multilingual, noise):
-    language, probability = multilingual.detect_language(noise).result()
-    assert language in LANGUAGES
-    assert 0 < probability <= 1
-    assert multilingual.draft(noise, DecodeOptions(None)).result().language == language
-    assert multilingual.transcribe(noise, DecodeOptions(None)).result().language == language
+    (piece,) = multilingual.transcribe(noise, DecodeOptions(None)).result().pieces
+    assert piece.language == max(piece.chances, key=piece.chances.get)
+    assert 0 < piece.chances[piece.language] <= 1
+    assert multilingual.draft(noise, DecodeOptions(None)).result().language == piece.language
+    other = {"yi": 0.0}  # what was spoken before, very likely
+    short = noise[: RATE // 4]
+    assert multilingual.transcribe(short, DecodeOptions(None, spoken=other)).result().pieces[0].language == "yi"
     assert multilingual.languages == tuple(LANGUAGES)[: len(multilingual.languages)]
     assert len(multilingual.languages) > 98
 

@@ -133,10 +133,11 @@ def render(transcription: Transcription, wanted: str) -> str:
 
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
-    """Return `start`, `end` and `text` of each segment, its confidence, and its `words` if there are any."""
+    """Return `start`, `end`, `text`, language and confidence of each segment, and its `words` if there are any."""
     found = []
     for each in transcription.segments:
         segment: dict[str, Any] = {"start": each.start, "end": each.end, "text": each.text}
+        segment |= {"language": each.language} if each.language else {}
         segment |= each.confidence.fields() if each.confidence else {}
         if each.words:
             segment["words"] = [

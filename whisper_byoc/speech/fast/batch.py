@@ -30,6 +30,12 @@ class Sound:
     positions: int
     """How many of S are of the window; those behind are of silence."""
 
+    def part(self, first: int, last: int) -> "Sound":
+        """Return some positions of the window alone."""
+        keys = tuple(np.ascontiguousarray(key[:, :, first:last]) for key in self.keys)
+        values = tuple(np.ascontiguousarray(value[:, :, first:last]) for value in self.values)
+        return Sound(keys, values, np.ascontiguousarray(self.mask[..., first:last]), last - first)
+
     def key(self, layer: int) -> NDArray[np.float32]:
         """Return the keys of the window itself, (heads, positions, values) float32."""
         key = self.keys[layer][0, :, : self.positions]

@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.speech.engine import (
+    SECONDS_PER_POSITION,
     Before,
     DecodeOptions,
     Draft,
@@ -16,6 +17,7 @@ from whisper_byoc.speech.engine import (
     Inference,
     IsCancelled,
     Samples,
+    Scores,
     draft_words,
     never,
 )
@@ -23,7 +25,7 @@ from whisper_byoc.speech.fast.alignment import token_ends
 from whisper_byoc.speech.fast.batch import Pass
 from whisper_byoc.speech.fast.continuation import agree, transcribe_behind
 from whisper_byoc.speech.fast.decoding import Steps, Together, Wish, decode, language_probabilities, together
-from whisper_byoc.speech.fast.mel import log_mel
+from whisper_byoc.speech.fast.mel import FRAMES_PER_SECOND, log_mel
 from whisper_byoc.speech.fast.model import FastModel
 from whisper_byoc.speech.fast.network import Network
 from whisper_byoc.speech.fast.tokenizer import CUT_CHARACTER, Tokenizer
@@ -37,10 +39,12 @@ from whisper_byoc.speech.fast.windows import (
     transcribe,
 )
 from whisper_byoc.speech.hallucination import is_prompt_echo, max_tokens, remove_loops
-from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
+from whisper_byoc.speech.language import SHORTEST_PART, labelled, likeliest, parted, piece_of, runs
+from whisper_byoc.speech.transcript import LanguagePiece, TextSegment, Transcription, Word, join
 
 T = TypeVar("T")
 
+SAMPLES_PER_POSITION = round(SAMPLE_RATE * SECONDS_PER_POSITION)
 LONGEST_DRAFT = 30 * SAMPLE_RATE
 """Samples."""
 BEAM = 5
@@ -98,10 +102,6 @@ class FastEngine:
         """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
         return Inference(self, _alone(self._draft(samples[:LONGEST_DRAFT], options, is_cancelled)))
 
-    def detect_language(self, samples: Samples) -> Inference[tuple[str, float]]:
-        """Find the language of the first 30 s, and its probability."""
-        return Inference(self, _alone(self._detect(self._windows(samples, never))))
-
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
         """Begin those that are new, and make one pass of the decoder for all."""
         for each in inferences:
@@ -126,37 +126,56 @@ class FastEngine:
     def _transcribe(
         self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
     ) -> Together[Transcription]:
-        alone = self._transcribe_alone(samples, options, is_cancelled)
+        windows = self._windows(samples, is_cancelled)
+        if options.language is not None:
+            return (yield from self._transcribe_in(options.language, windows, samples, options, is_cancelled))
+        pieces = yield from _alone(self._languages(windows, samples, options.spoken))
+        stretches, found = runs(pieces), list[Transcription]()
+        if stretches[0][2] != likeliest(options.spoken):
+            options = replace(options, before=None)
+        for start, end, language in stretches:
+            sound = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+            if len(stretches) > 1:
+                windows = self._windows(sound, is_cancelled)
+            text = yield from self._transcribe_in(language, windows, sound, options, is_cancelled)
+            found.append(text.shifted(start))
+            options = replace(options, guess=(), before=None)
+        return replace(join(found, stretches[-1][2]), goes_on=found[0].goes_on, pieces=pieces)
+
+    def _transcribe_in(
+        self, language: str, windows: Windows, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+    ) -> Together[Transcription]:
+        options = replace(options, language=language)
+        alone = self._transcribe_alone(language, windows, samples, options, is_cancelled)
         if options.before is None or not self.continues:
             return (yield from _alone(alone))
         found, behind = yield from together(
-            alone, self._transcribe_behind(options.before, samples, options, is_cancelled)
+            alone, self._transcribe_behind(language, options.before, samples, options, is_cancelled)
         )
         return behind if agree(found.text, behind.text) else found
 
     def _transcribe_behind(
-        self, before: Before, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+        self, language: str, before: Before, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
     ) -> Steps[Transcription]:
         begin, seconds = len(before.samples) / SAMPLE_RATE, len(samples) / SAMPLE_RATE
         windows = self._windows(np.concatenate((before.samples, samples)), is_cancelled)
-        language = options.language or (yield from self._detect(windows))[0]
-        request = self._request(replace(options, language=language), seconds)
+        request = self._request(options, seconds)
         found = yield from transcribe_behind(self._model, windows, before, begin, request, is_cancelled)
         return replace(_transcription(found, language), goes_on=True).shifted(-begin).within(0.0, seconds)
 
     def _transcribe_alone(
-        self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
+        self, language: str, windows: Windows, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
     ) -> Steps[Transcription]:
-        windows, seconds = self._windows(samples, is_cancelled), len(samples) / SAMPLE_RATE
-        language = options.language or (yield from self._detect(windows))[0]
-        request = self._request(replace(options, language=language), seconds)
-        found = yield from transcribe(self._model, windows, request, is_cancelled)
+        seconds = len(samples) / SAMPLE_RATE
+        found = yield from transcribe(self._model, windows, self._request(options, seconds), is_cancelled)
         return _transcription(found, language).within(0.0, seconds)
 
     def _draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled) -> Steps[Draft]:
         seconds, tokenizer = len(samples) / SAMPLE_RATE, self._model.tokenizer
         windows = self._windows(samples, is_cancelled)
-        language = options.language or (yield from self._detect(windows))[0]
+        language = options.language
+        if language is None:
+            language = runs((yield from self._languages(windows, samples, options.spoken)))[-1][2]
         sound, prompt = windows.sound(0, full=self._full_windows), options.initial_prompt
         wish = Wish(
             tokenizer.start(language, options.task),
@@ -193,13 +212,19 @@ class FastEngine:
     def _windows(self, samples: Samples, is_cancelled: IsCancelled) -> Windows:
         return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled)
 
-    def _detect(self, windows: Windows) -> Steps[tuple[str, float]]:
+    def _languages(self, windows: Windows, samples: Samples, spoken: Scores) -> Steps[tuple[LanguagePiece, ...]]:
+        """Find the language of each piece of the sound, by what the encoder made of the window around it."""
+        tokenizer, found = self._model.tokenizer, list[LanguagePiece]()
         if len(self.languages) == 1:
-            return "en", 1.0
-        sound = windows.sound(0, full=self._full_windows)
-        chances = yield from language_probabilities(sound, self._model.tokenizer)
-        language = max(chances, key=chances.__getitem__)
-        return language, chances[language]
+            return (LanguagePiece(0.0, len(samples) / SAMPLE_RATE, {}, "en"),)
+        for first, last in pairwise(parted(samples, LONGEST_SHORT, SHORTEST_PART)):
+            window = windows.sound(first * FRAMES_PER_SECOND // SAMPLE_RATE, full=self._full_windows)
+            for start, end in pairwise(parted(samples[first:last])):
+                whole = end - start == len(samples)
+                sound = window if whole else window.part(start // SAMPLES_PER_POSITION, end // SAMPLES_PER_POSITION)
+                chances = yield from language_probabilities(sound, tokenizer)
+                found.append(piece_of(first + start, first + end, chances))
+        return labelled(found, spoken)[0]
 
 
 def _alone(work: Steps[T]) -> Together[T]:
@@ -209,11 +234,11 @@ def _alone(work: Steps[T]) -> Together[T]:
 
 
 def _transcription(found: Sequence[Scored], language: str) -> Transcription:
-    segments = tuple(filter(None, map(_text_segment, found)))
+    segments = tuple(filter(None, (_text_segment(each, language) for each in found)))
     return Transcription(" ".join(segment.text for segment in segments), language, segments)
 
 
-def _text_segment(found: Scored) -> TextSegment | None:
+def _text_segment(found: Scored, language: str) -> TextSegment | None:
     """Convert a segment; None for one that the hallucination filter rejects."""
     spoken = found.text.replace(CUT_CHARACTER, "").strip()
     text = remove_loops(spoken, found.segment.end - found.segment.start)
@@ -223,7 +248,7 @@ def _text_segment(found: Scored) -> TextSegment | None:
         Word(word.start, word.end, word.text.replace(CUT_CHARACTER, "").strip(), word.probability)
         for word in (found.segment.words if text == spoken else ())
     )
-    return TextSegment(found.segment.start, found.segment.end, text, words, found.score.confidence)
+    return TextSegment(found.segment.start, found.segment.end, text, words, found.score.confidence, language)
 
 
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, language: str) -> tuple[DraftWord, ...]:
