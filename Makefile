@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-models test-others test-real-weights lint format fixtures demo-model clean image-test
+.PHONY: demo test test-models test-others test-real-weights fuzz audit lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -47,6 +47,28 @@ test-others: .venv/ready-for-tests
 test-real-weights: .venv/ready-for-tests
 	$(BIN)/python -m pytest -m real_weights -rs tests/speech/fast/test_real_weights.py
 
+# Tools beside .venv, whose packages they see. They come from PyPI; where atheris has no wheel, this fails.
+.venv-checks/ready: .venv/ready-for-tests
+	$(BIN)/python -m venv .venv-checks
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-checks/beside.pth
+	mv .venv-checks/beside.pth "$$(.venv-checks/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-checks/bin/pip install --quiet $$($(BIN)/python -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['checks'])")
+	@touch $@
+
+# A million inputs for what reads bytes from outside, and three minutes of requests.
+FUZZ_RUNS ?= 1000000
+FUZZ_SECONDS ?= 0
+SCHEMA_SECONDS ?= 180
+fuzz: .venv-checks/ready
+	.venv-checks/bin/python tests/fuzz/run.py --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
+	.venv-checks/bin/python tests/fuzz/schema.py --seconds $(SCHEMA_SECONDS)
+
+# Known weaknesses of the packages. Skips, and says so, where nobody can be asked.
+audit: .venv-checks/ready
+	$(BIN)/python tools/audit.py .venv-checks/bin/pip-audit \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,4 +97,4 @@ image-test:
 	ENGINE='$(ENGINE)' TORCH_INDEX='$(TORCH_INDEX)' IMAGE_BUILDER='$(IMAGE_BUILDER)' $(PYTHON) tools/image_test.py
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-checks build *.egg-info .mypy_cache .pytest_cache .ruff_cache

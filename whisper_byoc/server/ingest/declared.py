@@ -43,8 +43,8 @@ def declared_format(content_type: str, params: Mapping[str, str], file_name: str
     It is a name of `CODECS` for what ffmpeg decodes, and None for what is not declared. Raises `BadParam` for a value
     that cannot be.
     """
-    header = Message()
-    header["Content-Type"] = content_type or "application/octet-stream"
+    header = Message()  # of ASCII: it cannot read other characters beside bytes that are none
+    header["Content-Type"] = content_type.encode("ascii", "replace").decode() or "application/octet-stream"
     known = TYPES.get(header.get_content_type()) or ENDINGS.get(PurePath(file_name).suffix.lower())
     if known is None and not any(params.get(name) for name in NAMES):
         return None
