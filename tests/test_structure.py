@@ -58,6 +58,8 @@ def part(module: str) -> str:
     """`whisper_byoc.server.core.job` belongs to `whisper_byoc.server`, and so on."""
     if module in ("whisper_byoc.speech.formats", "whisper_byoc.speech.transcript"):
         return "whisper_byoc.speech.transcript"
+    if module == "whisper_byoc.__main__":
+        return "whisper_byoc.cli"
     names = module.split(".")
     if module in SHARED:
         return "whisper_byoc.shared"

@@ -3,8 +3,10 @@
 import json
 import logging
 import re
+import sysconfig
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -14,6 +16,8 @@ NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\
 """Controls, ends of lines, marks that change the writing direction, halves of characters."""
 SUBJECT = re.compile("(job|stream) %s(?: (seq) %d)?")
 """How a message on a job or a stream begins, before its values are filled in: what a client sent does not count."""
+CALLERS = (str(Path(__file__).parent), "<frozen runpy>")
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 MARGIN = "  | "
 """Before each line of a traceback, so that none looks like a message."""
 
@@ -76,3 +80,15 @@ def _subject(record: logging.LogRecord) -> dict[str, Any]:
 
 def _with_margin(text: str) -> str:
     return "\n".join(MARGIN + one_line(line) for line in text.split("\n"))
+
+
+def of_author(error: BaseException) -> BaseException:
+    """Return an error whose traceback begins in the code of a processor's author, if it reaches any.
+
+    What calls that is this package, of which the author knows nothing.
+    """
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(CALLERS):
+        found = found.tb_next
+    foreign = found is not None and not found.tb_frame.f_code.co_filename.startswith(LIBRARIES)
+    return error.with_traceback(found) if foreign else error

@@ -20,6 +20,22 @@ def test_version(run):
     assert run("--version") == (0, f"whisper-byoc {__version__}\n", "")
 
 
+def test_help_and_version_are_commands_too(run, capsys):
+    assert run("version") == run("--version")
+    assert run("help") == run("--help")
+    with pytest.raises(SystemExit):
+        main(["help", "serve"])
+    out = capsys.readouterr().out
+    assert "default 64M" in out
+    assert "\nlimits:\n" in out
+
+
+async def test_what_kubernetes_sets_for_a_service_is_passed_over(command):
+    server = await command("serve", "--pipeline", "neither", WHISPER_BYOC_PORT="tcp://10.3.241.7:8000")
+    await server.logged("passed over: WHISPER_BYOC_PORT=tcp://10.3.241.7:8000")
+    assert await server.end(None) == 2
+
+
 def test_help(run):
     code, out, _ = run("--help")
     assert code == 0
@@ -41,6 +57,9 @@ def test_help_of_each_command(name, capsys):
     ("line", "parts"),
     [
         ("bogus", ["'bogus'", "serve"]),
+        ("serv", ["'serv'", "did you mean serve?"]),
+        ("serve --max-job 3", ["--max-job", "did you mean --max-jobs?"]),
+        ("serve --pipeline whisper-tyni", ["did you mean whisper-tiny?"]),
         ("serve --bogus", ["--bogus", "--help"]),
         ("-bogus", ["--bogus"]),
         ("serve --port 70000", ["'70000' is not a port"]),

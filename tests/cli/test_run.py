@@ -1,15 +1,26 @@
 """`whisper-byoc run` with scripts of every kind; `tests/e2e/test_tutorial.py` has the tutorial's."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import refused
+from whisper_byoc import TrickleClient
 from whisper_byoc.cli.main import main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("x = 1\n", "defines no class"),
+        ("x = 1\n", "defines no class or function"),
+        ("async def other(frame): return frame\n", "defines no class or function"),
         ("class A:\n    async def process(self, frame): return frame\nclass B(A): pass\n", "A, B"),
         (
             "class A:\n    def __init__(self, x): pass\n    async def process(self, frame): return frame\n",
@@ -52,3 +63,56 @@ def test_a_script_with_a_client_need_not_define_a_processor(run, tmp_path, sourc
     assert run("run", path) == (0, "received\n", "")
     path.write_text(f"{source}\nclass A:\n    async def process(self, frame): ...\nclass B(A): pass\n")
     refused(run("run", path), 2, "A, B")
+
+
+FUNCTION = """
+async def process(frame: bytes) -> str:
+    return frame.decode().upper()
+"""
+
+
+async def test_a_plain_function_that_returns_text_is_a_processor(command, tmp_path):
+    path = tmp_path / "upper.py"
+    path.write_text(FUNCTION)
+    server = await (await command("run", "--port", "0", str(path))).ready()
+    async with TrickleClient(server.url) as client:
+        assert await client.process_frame(b"abc") == b"ABC"
+        records = [record async for record in client.stream(b"def")]
+    assert [each.get("text") for each in records] == ["DEF", None]
+    assert await server.end(signal.SIGTERM) == 0
+
+
+async def test_a_change_begins_it_anew(command, tmp_path):
+    path = tmp_path / "upper.py"
+    path.write_text(FUNCTION)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = await command("run", "--reload", "--port", str(port), str(path))
+    await server.logged("ready: process")
+    path.write_text("this is no Python")
+    await server.logged("SyntaxError.*")
+    path.write_text(FUNCTION.replace("upper", "lower"))
+    await server.logged("ready: process")
+    async with TrickleClient(f"http://127.0.0.1:{port}") as client:
+        assert await client.process_frame(b"Abc") == b"abc"
+    assert await server.end(signal.SIGTERM) == 0
+
+
+async def test_an_option_behind_the_script_is_named(command, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("import sys\nsys.exit(3)\n")
+    told = await command("run", str(path), "--port", "9000")
+    await told.logged("--port is an argument of the script; put it before the script to mean the server's")
+    assert await told.end(None) == 1
+
+
+def test_a_new_project_works(run, tmp_path):
+    assert run("new", tmp_path / "my-speech")[0] == 0
+    code = "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '.']))"
+    options = {"cwd": tmp_path / "my-speech", "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True}
+    tested = subprocess.run([sys.executable, "-c", code], **options, check=False)
+    assert tested.returncode == 0, tested.stdout
+    assert "class MySpeech" in (tmp_path / "my-speech" / "processor.py").read_text()
+    refused(run("new", tmp_path / "my-speech"), 2, "is there already")
+    refused(run("new", "--"), 2)

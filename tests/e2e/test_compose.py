@@ -128,7 +128,7 @@ def started(services, node):
         settings = {key: local(str(value or "")) for key, value in services[name].get("environment", {}).items()}
         if name == "container":
             assert settings["PORT"] == "8000"
-            settings |= {"PORT": "0", "HOST": "127.0.0.1"}
+            settings |= {"PORT": "0", "WHISPER_BYOC_HOST": "127.0.0.1"}
         nodes[name] = node(*map(local, services[name]["command"]), environment=settings).start()
         if check := services[name].get("healthcheck"):
             nodes[name].until(partial(healthy, local(check["test"][3])), 30)

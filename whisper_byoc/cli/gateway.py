@@ -7,11 +7,10 @@ import argparse
 import asyncio
 
 from whisper_byoc.cli.addresses import Address, served_address
-from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored
+from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored, start_log
 from whisper_byoc.cli.orchestrator import add_node_options, network_limits
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
-from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.network.gateway import Gateway, GatewayConfig
 from whisper_byoc.network.serving import serve_node
 
@@ -37,7 +36,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level, args.log_format)
+    start_log(args)
     log_ignored(args)
     urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
     if not urls:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from audio.errors import AudioError
 from whisper_byoc import __version__
 from whisper_byoc.cli import EXIT_INTERRUPTED
-from whisper_byoc.cli.options import Parser
+from whisper_byoc.cli.options import Parser, did_you_mean
 from whisper_byoc.cli.processes import end_with_parent
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ByocError, UsageError
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "send": "stream a sound file or a microphone, and print the text as it comes",
         "transcribe": "turn sound files into text on this machine, without a server",
         "run": "serve a script that defines a processor",
+        "new": "write a project with a processor, its test and a Dockerfile",
         "preload": "download a model, so that nothing is fetched later",
         "pipelines": "list the pipelines",
         "orchestrator": "run an orchestrator without a chain, for development",
@@ -135,6 +136,8 @@ def dispatch(words: list[str]) -> int:
     """Run the command that the words name."""
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
         words = [implied_command(words), *words]
+    if words[:1] in (["help"], ["version"]):
+        words = [*words[1:], "--help"] if words[0] == "help" else ["--version"]
     name = words[0] if words else "--help"
     if name == "--version":
         print(f"whisper-byoc {__version__}")
@@ -143,7 +146,8 @@ def dispatch(words: list[str]) -> int:
         print(overview())
         return 0 if words else EXIT_USAGE
     if name not in COMMANDS:
-        raise UsageError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+        hint = did_you_mean(name, COMMANDS) or f"; there are: {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {name!r}{hint}")
     module = import_module(f"whisper_byoc.cli.{name}")
     parser = Parser(prog=f"whisper-byoc {name}", description=module.__doc__)
     module.configure(parser)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import server_tls
-from whisper_byoc.logs import FORMATTERS
+from whisper_byoc.logs import FORMATTERS, log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.speech.engine import MOST_BEAM
 
@@ -31,6 +31,9 @@ GO_FLAG = re.compile(
 cmd/livepeer/starter/flags.go)."""
 TYPO = 0.77
 """Similarity (`difflib`, 1 is equal) from which an unknown flag is taken for a misspelled one of ours."""
+
+KUBERNETES_LINK = re.compile(r"(?:tcp|udp|sctp)://.*")
+"""What Kubernetes sets NAME_PORT to, in every pod beside a Service of that name."""
 
 log = logging.getLogger("whisper_byoc.network")
 
@@ -51,6 +54,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self._go_names: list[str] = []
+        self._passed_over: list[str] = []
+        self._group: argparse._ActionsContainer = self
+
+    def group(self, title: str) -> None:
+        """Put the options that follow under a heading of the help."""
+        self._group = self.add_argument_group(title)
 
     def option(
         self,
@@ -63,13 +72,16 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
         variables = (*env, _variable(flags[0]))
-        shown = "" if default in (None, "", ()) else f"default {default}; "
+        shown = "" if default in (None, "", ()) else f"default {_shown(default, convert)}; "
         for variable in variables:
-            if value := os.environ.get(variable):  # compose files set a variable to nothing to leave it out
+            value = os.environ.get(variable)
+            if value and KUBERNETES_LINK.fullmatch(value):  # set for a Service that is called whisper-byoc
+                self._passed_over.append(f"{variable}={value}")
+            elif value:  # compose files set a variable to nothing to leave it out
                 default = _from_environment(variable, value, convert, rest)
                 break
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")
-        self.add_argument(*flags, help=text, type=convert, default=default, **rest)
+        self._group.add_argument(*flags, help=text, type=convert, default=default, **rest)
 
     def secret(self, flag: str, *, help: str, env: tuple[str, ...]) -> None:
         """Add an option for a secret or a file that holds it.
@@ -86,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         variable = _variable(flag)
         value = os.environ.get(variable)
         on = params.switch(f"environment variable {variable}", value) if value else False
-        self.add_argument(flag, help=f"{help} [env {variable}]", action="store_true", default=on)
+        self._group.add_argument(flag, help=f"{help} [env {variable}]", action="store_true", default=on)
 
     def go_option(self, name: str, *, help: str, **rest: Any) -> None:
         """Add `-name VALUE` as go-livepeer has it, with its environment variable `LP_NAME`."""
@@ -109,15 +121,24 @@ class Parser(argparse.ArgumentParser):
             if similar := difflib.get_close_matches(name, self._go_names, 1, TYPO):
                 self.error(f"there is no flag -{name}; did you mean -{similar[0]}?")
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        args.ignored = ignored
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            hint = did_you_mean(unknown[0].partition("=")[0], known) if unknown[0].startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        args.ignored, args.passed_over = ignored, self._passed_over
         return args
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` for a name that resembles one of these, else nothing."""
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
 def add_logging(parser: Parser) -> None:
+    parser.group("log")
     levels = ("debug", "info", "warning", "error")
     parser.option(
         "--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels, default="info"
@@ -127,8 +148,16 @@ def add_logging(parser: Parser) -> None:
     )
 
 
+def start_log(args: argparse.Namespace) -> None:
+    """Log to stderr as the options of `add_logging` say."""
+    log_to_stderr(args.log_level, args.log_format)
+    if args.passed_over:
+        log.info("set by Kubernetes for a Service, and passed over: %s", " ".join(args.passed_over))
+
+
 def add_access(parser: Parser) -> None:
     """Add who may use a container's listener, and how."""
+    parser.group("who may use it")
     parser.secret(
         "--auth-token",
         help="bearer token that clients must show",
@@ -218,6 +247,15 @@ def beam(text: str) -> int:
 
 def amount(text: str) -> int:
     return _whole(text, range(2**63), "a whole number of at least 0")
+
+
+def _shown(value: object, convert: Callable[[str], Any]) -> str:
+    """Return a default as it may be given: sizes as `64M`."""
+    if convert is byte_count and isinstance(value, int):
+        for suffix, factor in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
+            if value % factor == 0:
+                return f"{value // factor}{suffix}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def byte_count(text: str) -> int:

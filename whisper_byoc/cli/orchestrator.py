@@ -17,10 +17,10 @@ from whisper_byoc.cli.options import (
     count,
     log_ignored,
     seconds,
+    start_log,
 )
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
-from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.network.orchestrator import Orchestrator, OrchestratorConfig
 from whisper_byoc.network.pool import Container
 from whisper_byoc.network.serving import NetworkLimits, serve_node
@@ -58,7 +58,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log_to_stderr(args.log_level, args.log_format)
+    start_log(args)
     log_ignored(args)
     service = served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT)
     listen = served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else service

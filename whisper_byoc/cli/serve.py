@@ -21,11 +21,11 @@ from whisper_byoc.cli.options import (
     count,
     port,
     seconds,
+    start_log,
     tls_of,
 )
 from whisper_byoc.errors import UsageError
 from whisper_byoc.livepeer import Capability
-from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.server.core.limits import Limits
@@ -51,6 +51,7 @@ LIMIT_OPTIONS = (
 
 
 def configure(parser: Parser) -> None:
+    parser.group("what is served")
     parser.option(
         "--pipeline",
         "--model",
@@ -61,14 +62,6 @@ def configure(parser: Parser) -> None:
         env=("MODEL_ID",),
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
     )
-    parser.option("--host", help="address to listen on", env=("HOST",), default="127.0.0.1")
-    parser.option(
-        "--port",
-        help="port to listen on; 0 lets the system choose",
-        env=("PORT",),
-        convert=port,
-        default=CONTAINER_PORT,
-    )
     parser.option("--language", help="language spoken (de, en-US, german), or auto", default="en")
     parser.option(
         "--partial-policy",
@@ -76,6 +69,7 @@ def configure(parser: Parser) -> None:
         choices=sorted(POLICIES),
         default="attention",
     )
+    parser.group("model")
     parser.option("--workers", help="worker threads, each with the model (default: tried at the start)", convert=count)
     parser.option("--threads", help="CPU threads of each worker (default: tried at the start)", convert=count)
     parser.option(
@@ -84,6 +78,15 @@ def configure(parser: Parser) -> None:
     add_engine(parser)
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
+    )
+    parser.group("where it listens")
+    parser.option("--host", help="address to listen on", default="127.0.0.1")
+    parser.option(
+        "--port",
+        help="port to listen on; 0 lets the system choose",
+        env=("PORT",),
+        convert=port,
+        default=CONTAINER_PORT,
     )
     parser.option(
         "--data-format",
@@ -101,7 +104,7 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
     """Serve until a signal; `beside` is what else is to be served."""
-    log_to_stderr(args.log_level, args.log_format)
+    start_log(args)
     settings = WhisperSettings(
         language=args.language,
         workers=args.workers,
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
 
 
 def add_registration(parser: Parser) -> None:
+    parser.group("orchestrators")
     parser.option(
         "--orch-url",
         env=("ORCH_URL", "LIVEPEER_ORCH_URL"),
@@ -185,6 +189,7 @@ def registration_of(args: argparse.Namespace) -> RegistrationOptions | None:
 
 
 def add_limits(parser: Parser) -> None:
+    parser.group("limits")
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
     for flag, name, convert, text in LIMIT_OPTIONS:
         parser.option(flag, dest=name, help=text, convert=convert, default=defaults[name], metavar="N")

@@ -1,13 +1,15 @@
 """What the server asks of a processor, and the adapter for processors without sessions of their own.
 
-A processor is any object with `async process(frame: bytes) -> bytes`. Everything else is optional: `initialize` and
+A processor is any object with `async process(frame: bytes) -> bytes` (or `str`), or such a function. Everything
+else is optional: `initialize` and
 `shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, `params` with
 the names of the parameters that its sessions read (others are then named in a warning), `trouble` to tell the
 health routes what is wrong, `notice` with a sentence that whoever uses it should know, and `capacity`, a function that
 returns a `Capacity`, by which the server decides how much work to take.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -69,8 +71,27 @@ class Result:
 class Processor(Protocol):
     """The one thing a processor must have."""
 
-    async def process(self, frame: bytes) -> bytes:
+    async def process(self, frame: bytes) -> bytes | str:
         """Turn one frame or segment into its result."""
+
+
+Process = Callable[[bytes], Coroutine[Any, Any, bytes | str]]
+"""What a plain async function must be to serve as a processor."""
+
+
+class FunctionProcessor:
+    """A plain async function as a processor. Its text, if it is declared to return `str`, is sent as such."""
+
+    def __init__(self, function: Process) -> None:
+        self.process = function
+        self.__name__ = function.__name__
+        gives_text = inspect.get_annotations(function).get("return") in (str, "str")
+        self.content_type = "text/plain; charset=utf-8" if gives_text else "application/octet-stream"
+
+
+def as_processor(given: Processor | Process) -> Processor:
+    """Return a processor as it is, and a plain async function as one."""
+    return cast("Processor", FunctionProcessor(given) if inspect.iscoroutinefunction(given) else given)
 
 
 class Session(Protocol):
@@ -125,7 +146,7 @@ class FrameProcessor:
     async def initialize(self) -> None:
         """Load what `process` needs; called once, before the first frame."""
 
-    async def process(self, frame: bytes) -> bytes:
+    async def process(self, frame: bytes) -> bytes | str:
         """Turn one frame (never empty) into its result."""
         raise NotImplementedError(f"{type(self).__name__} must define: async def process(self, frame: bytes) -> bytes")
 
@@ -142,11 +163,15 @@ class PlainSession:
 
     async def feed(self, frame: bytes) -> list[Result]:
         body = await self._processor.process(frame)
-        if not isinstance(body, (bytes, bytearray, memoryview)):
+        if isinstance(body, str):
+            result = Result(body.encode("utf-8", "replace"), {"type": "result", "text": body})
+        elif isinstance(body, (bytes, bytearray, memoryview)):
+            result = Result(bytes(body))
+        else:
             name = type(self._processor).__name__
-            raise ProcessorError(f"{name}.process must return bytes, but it returned {type(body).__name__}")
+            raise ProcessorError(f"{name}.process must return bytes or a str, but it returned {type(body).__name__}")
         self._results += 1
-        return [Result(bytes(body))]
+        return [result]
 
     async def finish(self) -> list[Result]:
         return []

@@ -1,5 +1,6 @@
 """The pipelines that a container can serve, by the names that clients ask for."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,10 @@ def find(name: str) -> PipelineSpec:
     model = name.removeprefix("whisper-")
     if model in model_names():
         return _speech(f"whisper-{model}", model, f"Whisper {model}")
-    raise UnknownPipeline(f"model not found: there is no pipeline {name!r}; there are: {', '.join(PIPELINES)}")
+    known = (*PIPELINES, *(f"whisper-{model}" for model in model_names()))
+    similar = difflib.get_close_matches(name, known, 1)
+    hint = f", did you mean {similar[0]}?" if similar else ""
+    raise UnknownPipeline(f"model not found: there is no pipeline {name!r}{hint}; there are: {', '.join(PIPELINES)}")
 
 
 def model_of(name: str) -> str:

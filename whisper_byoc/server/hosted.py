@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from whisper_byoc.aio import die_of
 from whisper_byoc.logs import log_to_stderr
 from whisper_byoc.origins import origin
-from whisper_byoc.processors.base import Processor
+from whisper_byoc.processors.base import Process, Processor, as_processor
 from whisper_byoc.server.core.exits import tasks_contained
 from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.registration import RegistrationOptions
 from whisper_byoc.server.run import ServerConfig, serve
 
 log = logging.getLogger("whisper_byoc.server")
@@ -29,7 +30,7 @@ UNBLOCK_SECONDS = 5.0
 
 
 async def run_processor(
-    processor: Processor,
+    processor: Processor | Process,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
@@ -39,22 +40,32 @@ async def run_processor(
     stream_hosts: Sequence[str] = (),
     token: str = "",
     tls: ssl.SSLContext | None = None,
+    registration: RegistrationOptions | None = None,
 ) -> None:
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
-    `processor` is any object with `async process(frame: bytes) -> bytes`; all of its code runs on the running event
-    loop. Others than this machine reach it with `host="0.0.0.0"`. Web pages of `allowed_origins`, such as
-    `http://localhost:3000`, may use the server; streams have their channels on `stream_hosts`. Clients show `token`, if
-    there is one; with `tls`, a context that has a certificate and its key, it serves HTTPS.
+    `processor` is any object with `async process(frame: bytes) -> bytes` (or `str`), or a plain async function, which
+    gives the pipeline its name; all of its code runs on the running event loop. Others than this machine reach it with
+    `host="0.0.0.0"`. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server; streams have
+    their channels on `stream_hosts`. Clients show `token`, if there is one; with `tls`, a context that has a
+    certificate and its key, it serves HTTPS; with `registration` it registers at orchestrators.
 
     Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
     initialize.
     """
     log_to_stderr("info")
-    name = name or type(processor).__name__
+    name = name or str(getattr(processor, "__name__", type(processor).__name__))
+    served = as_processor(processor)
     origins = tuple(map(origin, allowed_origins))
     config = ServerConfig(
-        host, port, limits or Limits(), token=token, tls=tls, stream_hosts=stream_hosts, allowed_origins=origins
+        host,
+        port,
+        limits or Limits(),
+        token=token,
+        tls=tls,
+        stream_hosts=stream_hosts,
+        allowed_origins=origins,
+        registration=registration,
     )
     author_loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = author_loop.create_future()
@@ -63,7 +74,7 @@ async def run_processor(
     async def serve_processor() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         stop_server.set_result(lambda: loop.call_soon_threadsafe(stop.set))
-        await serve({name: processor}, config, stop, author_loop)
+        await serve({name: served}, config, stop, author_loop)
 
     def run() -> None:
         error: BaseException | None = None

@@ -12,6 +12,7 @@ from typing import Any, cast
 from audio.errors import AudioError
 from whisper_byoc.aio import first_of
 from whisper_byoc.errors import ByocError, ProcessorError, RequestRefused, SegmentError, SegmentTimeout
+from whisper_byoc.logs import of_author
 from whisper_byoc.processors.base import JobInfo, LiveSession, Result, Session, check_results
 from whisper_byoc.server.core.inbox import Inbox, QueuedPieces, QueuedSegment, Sentinel
 from whisper_byoc.server.core.limits import Limits
@@ -252,7 +253,7 @@ class Job:
             log.warning("job %s seq %d: %s failed: %s", self.info.job_id, seq, what, message)
         else:
             message = f"the processor failed with {type(error).__name__}: {error}"
-            log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=error)
+            log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=of_author(error))
         await self.results.add_error(message)
         self._count_errors(kind)  # not before: if the job is stopped while this waits, it counts another in its place
 
