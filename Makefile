@@ -32,7 +32,7 @@ demo: .venv/ready
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
-# Two runs, as compiled models stay in memory: 1.3 GB at most, not 2. They do not disturb each other: make -j2 test.
+# Two runs, as compiled models stay in memory: 1.4 GB at most, not 2. They do not disturb each other: make -j2 test.
 test: test-models test-others
 
 MODELS := tests/speech
