@@ -25,7 +25,7 @@ from audio import pcm
 from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
 from audio.ffmpeg import CONTAINERS, NO_AUDIO, complaints, ffmpeg_environment, wav_from_file
 from audio.riff import begins_like_wav
-from audio.sniff import foreign
+from audio.sniff import foreign, is_media
 from audio.wav import WavReader, read_wav
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,17 @@ def load_audio(
         with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
             return read_wav(Path(path).read_bytes())
     return decode_media(path, timeout=timeout, max_seconds=max_seconds)
+
+
+def decode_sound(data: bytes, *, timeout: float = TIMEOUT) -> NDArray[np.float32]:
+    """Decode bytes without a name or a type, such as those of a pipe: media, or else 16 kHz mono PCM16.
+
+    Returns float32, shape (n,), 16 kHz mono. Raises as `load_audio` does, and `PcmError` for half a sample.
+    """
+    if begins_like_wav(data):
+        with suppress(UnsupportedWav):
+            return read_wav(data)
+    return decode_media(data, timeout=timeout) if is_media(data) else pcm.decode(data)
 
 
 def decode_media(

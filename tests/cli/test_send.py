@@ -19,12 +19,13 @@ import pytest
 from tqdm import tqdm
 
 from audio import media
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from tests.waiting import forever, until
 from tests.wav import write_wav
 from whisper_byoc.cli import sources
 from whisper_byoc.cli.main import main
 from whisper_byoc.cli.send import BAR, counted
-from whisper_byoc.cli.sources import paced, raw_or_wav, to_seconds
+from whisper_byoc.cli.sources import paced, streamable, to_seconds
 
 FIVE_SECONDS = 160_000
 
@@ -205,12 +206,15 @@ async def test_the_progress_bar_does_not_go_beyond_its_end():
     assert "100%" in shown.getvalue()
 
 
-async def test_a_media_file_on_stdin_is_refused(launch, gateway):
-    await gateway.serve(counting(gateway))
-    process = await launch("--gateway", gateway.url, "--pipeline", "x", "-")
-    _, err = await process.communicate(b"ID3\x04" + bytes(3200))
-    assert process.returncode == 2, err
-    assert b"stdin is a media file" in err
+@pytest.mark.parametrize("options", [["-c:a", "libmp3lame", "-f", "mp3"], ["-c:a", "aac", "-f", "ipod"]])
+async def test_media_on_stdin(launch, serving, demo_processor, fixtures_dir, tmp_path, options):
+    media = tmp_path / "media"  # an M4A has its index at its end, so it is decoded here
+    command = [ffmpeg_path(), "-loglevel", "error", "-i", fixtures_dir / "demo-hello-world.wav", *options, media]
+    subprocess.run(command, check=True, env=ffmpeg_environment())
+    api = await serving({"demo": demo_processor})
+    process = await launch("--url", api.url, "-")
+    out, _ = await process.communicate(media.read_bytes())
+    assert (process.returncode, out) == (0, b"hello world\n")
 
 
 async def test_a_container_is_no_gateway(send, serving, recording):
@@ -440,7 +444,7 @@ async def test_a_wav_on_stdin_may_come_in_pieces(size):
         yield wav[:size]
         yield wav[size:]
 
-    assert b"".join([piece async for piece in raw_or_wav(pieces())]) == wav
+    assert b"".join([piece async for piece in streamable(pieces())]) == wav
 
 
 async def test_the_token_may_be_in_a_file_as_for_the_server(send, gateway, recording, monkeypatch, tmp_path):

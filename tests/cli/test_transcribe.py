@@ -1,16 +1,20 @@
 """`whisper-byoc transcribe`, and the models that it and `preload` find."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from audio import pcm
+from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import load_audio
 from tests.cli.conftest import refused
+from whisper_byoc.cli import sources
 from whisper_byoc.speech.models import DEMO_NOTICE
 
 
@@ -48,6 +52,30 @@ def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):
     path = tmp_path / "hello.pcm"
     path.write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-hello-world.wav")))
     assert run("transcribe", path, "--model", "demo") == (0, "hello world\n", f"whisper-byoc: {DEMO_NOTICE}\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-f", "s16le"), ("-c:a", "aac", "-f", "ipod"), ("-c:a", "adpcm_ms", "-f", "wav"), ("-c:a", "g722", "-f", "g722")],
+)
+@pytest.mark.parametrize("way", ["stdin", "pipe", "file"])
+def test_transcribe_reads_any_sound_from_stdin_pipes_and_files(run, fixtures_dir, tmp_path, monkeypatch, options, way):
+    ending = {"s16le": ".raw", "g722": ".g722"}.get(options[-1], "")
+    if way != "file" and ending == ".g722":
+        pytest.skip("nothing tells what it is")
+    path, source = tmp_path / f"sound{ending}", fixtures_dir / "demo-hello-world.wav"
+    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, *options, path]
+    subprocess.run(command, check=True, env=ffmpeg_environment())
+    if way == "stdin":
+        monkeypatch.setattr(sources, "STDIN_FILE", path)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        path = "-"
+    elif way == "pipe":
+        data, path = path.read_bytes(), tmp_path / "pipe"
+        os.mkfifo(path)
+        threading.Thread(target=path.write_bytes, args=(data,)).start()
+    code, out, _ = run("transcribe", path, "--model", "demo")
+    assert (code, out) == (0, "hello world\n")
 
 
 def test_transcribe_looks_at_its_folder_before_it_works(run, tmp_path):

@@ -203,7 +203,8 @@ async def test_what_is_refused_holds_no_place(serving):
     api = await serving(Sound(), jobs=2)
     for number in range(9):
         assert (await api.put(f"job{number}", b"no sound at all, only text"))[0] == 415
-    assert (await api.put("job", bytes(320)))[0] == 200
+    assert (await api.put("feed", b"no sound at all, only text" * 99, chunked=True))[0] == 415
+    assert [each["type"] for each in await api.records("feed")] == ["error", "end"]
 
 
 @pytest.mark.parametrize("kind", ["mp3", "flac"])

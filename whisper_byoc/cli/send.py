@@ -1,6 +1,7 @@
 """Stream sound to a container or a gateway as a live feed, and print the text as it comes.
 
-FILE is anything that ffmpeg reads; .pcm, .raw and .s16le are taken as PCM16 mono 16 kHz, and so is stdin (-).
+FILE is anything that ffmpeg reads, or - for stdin; .pcm, .raw and .s16le are taken as PCM16 mono 16 kHz, and so is
+what is no media on stdin.
 Ctrl-C ends a recording and waits for its last words; a second one gives up.
 """
 
@@ -37,7 +38,7 @@ class Where(argparse.Action):
 
 
 def configure(parser: Parser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for PCM16 on stdin")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for stdin")
     parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
     parser.option(
         "--url", help="address of the container", env=("BYOC_URL",), default="http://localhost:8000", action=Where
@@ -59,7 +60,7 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.files) == args.microphone:
-        raise UsageError("give what to send: one or more FILEs, - for PCM16 on stdin, or --microphone alone")
+        raise UsageError("give what to send: one or more FILEs, - for stdin, or --microphone alone")
     if args.files.count(STDIN) > 1:
         raise UsageError("- is there twice, and stdin can be read to its end once")
     names = [MICROPHONE] if args.microphone else args.files

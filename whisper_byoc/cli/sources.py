@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import pcm
-from audio.errors import PcmError, WavError
-from audio.media import load_audio
-from audio.riff import may_become_wav
-from audio.sniff import is_media
+from audio.errors import MediaError, PcmError, WavError
+from audio.media import decode_media, decode_sound, load_audio
+from audio.raw import ENDINGS, decode_raw, raw_format
+from audio.sniff import by_magic, index_is_behind, media_format
 from whisper_byoc.aio import race, stop_on_signals
 from whisper_byoc.cli.microphone import SOUND_CHUNK_BYTES, microphone
 from whisper_byoc.cli.options import existing_file
 from whisper_byoc.errors import UsageError
 
 MICROPHONE, STDIN = "--microphone", "-"
+STDIN_FILE = Path("/dev/stdin")
 STDIN_BYTES = 64 * 1024
 """Read at once: what a pipe of Linux holds."""
 DECODE_SECONDS = 3600.0
 """Longest time for one file. A server must limit strangers; someone who decodes their own file has Ctrl-C."""
-RAW_ENDINGS = frozenset({".pcm", ".raw", ".s16le"})
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,26 @@ class Source:
 
     name: str
     chunks: AsyncGenerator[bytes, None]
-    """PCM16 mono 16 kHz."""
+    """PCM16 mono 16 kHz; from stdin, whatever comes that a server reads as it arrives."""
     size: int | None = None
     """Bytes in all, where that is known beforehand."""
 
 
 def check_source(name: str) -> None:
+    if name != MICROPHONE:
+        sound_file(name)
+
+
+def sound_file(name: str) -> Path:
+    """Return the path of a file, of a pipe, or of `STDIN`.
+
+    Raises `UsageError` where there is none.
+    """
     if name == STDIN and sys.stdin.isatty():
-        raise UsageError("stdin is a terminal; pipe PCM16 mono 16 kHz into -, or name a FILE, or use --microphone")
-    if name not in (STDIN, MICROPHONE):
-        existing_file(name)
+        raise UsageError("stdin is a terminal; pipe sound into -, or name a FILE, or use --microphone")
+    if name == STDIN:
+        return STDIN_FILE
+    return Path(name) if Path(name).is_fifo() else existing_file(name)
 
 
 @asynccontextmanager
@@ -62,7 +72,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
                 yield Source("microphone", chunks)
     elif name == STDIN:
         with first_interrupt() as stop:
-            yield Source("stdin", raw_or_wav(stdin_chunks(stop)))
+            yield Source("stdin", streamable(stdin_chunks(stop)))
     else:
         data = pcm.encode(load_sound(Path(name)))
         yield Source(Path(name).name, paced(data, realtime=realtime), len(data))
@@ -85,7 +95,7 @@ def first_interrupt() -> Iterator[asyncio.Event]:
 
 
 def load_sound(path: Path) -> NDArray[np.float32]:
-    """Read a file as 16 kHz mono samples (n,); `RAW_ENDINGS` are PCM16 of that kind.
+    """Read a file, or all of a pipe, as 16 kHz mono samples (n,); `ENDINGS` are raw sound.
 
     Blocks, so that Ctrl-C ends ffmpeg at once: a worker thread cannot be interrupted, and the handler of asyncio only
     cancels a task. Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
@@ -101,13 +111,32 @@ def load_sound(path: Path) -> NDArray[np.float32]:
 
 def _load(path: Path) -> NDArray[np.float32]:
     try:
-        if path.suffix.lower() in RAW_ENDINGS:
-            return pcm.decode(path.read_bytes())
-        return load_audio(path, timeout=DECODE_SECONDS)
+        if path == STDIN_FILE or path.is_fifo():
+            return _load_pipe(path)
+        if (ending := ENDINGS.get(path.suffix.lower())) is None:
+            return load_audio(path, timeout=DECODE_SECONDS)
+        return _load_raw(path, path.read_bytes(), *ending)
     except (WavError, PcmError) as error:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _load_raw(path: Path, data: bytes, encoding: str, rate: int) -> NDArray[np.float32]:
+    if by_magic(data):  # the name misleads
+        return load_audio(path, timeout=DECODE_SECONDS)
+    fmt = raw_format(encoding, rate)
+    return decode_media(path, containers=fmt, timeout=DECODE_SECONDS) if isinstance(fmt, str) else decode_raw(data, fmt)
+
+
+def _load_pipe(path: Path) -> NDArray[np.float32]:
+    data = path.read_bytes()
+    if not data:
+        raise MediaError(f"Nothing came from {path}; send sound into it.")
+    try:
+        return decode_sound(data, timeout=DECODE_SECONDS)
+    except MediaError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
@@ -144,19 +173,24 @@ async def _readable(descriptor: int) -> bool:
         loop.remove_reader(descriptor)
 
 
-async def raw_or_wav(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Pass chunks on.
+async def streamable(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Pass chunks on as they come. Media that cannot be read so are decoded here, when all of them have come.
 
-    Raises `UsageError` when they begin like a media file, which the server would take for noise.
+    Raises `AudioError` when these cannot be read.
     """
-    known = False
+    head, known = b"", False
     async with aclosing(chunks):
         async for chunk in chunks:
-            if not known and is_media(chunk) and not may_become_wav(chunk):
-                into = "ffmpeg -i FILE -f s16le -ar 16000 -ac 1 - | whisper-byoc send -"
-                raise UsageError(f"stdin is a media file, not PCM16 or WAV; name the file instead of -, or use: {into}")
-            known = True
-            yield chunk
+            head += chunk
+            if known or (kind := media_format(head, more=True)) is not None:
+                if not known and (kind == "caf" or index_is_behind(head)):
+                    head += b"".join([each async for each in chunks])
+                    head = pcm.encode(await asyncio.to_thread(decode_sound, head, timeout=DECODE_SECONDS))
+                known = True
+                yield head
+                head = b""
+    if head:
+        yield head
 
 
 def to_seconds(size: int) -> float:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from audio import pcm
 from audio.errors import AudioError
-from whisper_byoc.cli.options import Parser, add_engine, count, existing_file
-from whisper_byoc.cli.sources import load_sound
+from whisper_byoc.cli.options import Parser, add_engine, count
+from whisper_byoc.cli.sources import load_sound, sound_file
 from whisper_byoc.errors import ByocError, ProcessorError, UsageError
 from whisper_byoc.processors.base import JobInfo, Result
 from whisper_byoc.processors.registry import model_of
@@ -32,9 +32,9 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
-        type=existing_file,
+        type=sound_file,
         metavar="FILE",
-        help="anything that ffmpeg reads; .pcm, .raw, .s16le are PCM16 mono 16 kHz",
+        help="anything that ffmpeg reads, or - for stdin; .pcm, .raw, .s16le are PCM16 mono 16 kHz",
     )
     parser.option(
         "--model",

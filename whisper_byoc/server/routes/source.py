@@ -90,7 +90,9 @@ async def put_source(request: web.Request) -> web.Response:
         else:
             job.touch()
     except AudioError as error:
-        if not (job.inbox.fed or job.has_reader):  # what is refused holds no place
+        if live and not more:  # what is refused holds no place
+            job.end_input()
+        elif not (job.inbox.fed or job.has_reader):
             await table.forget(job_id, "its first segment was refused")
         if isinstance(error, MediaError) and not isinstance(error, DecoderFailed):
             raise RequestRefused(415, str(error)) from None
