@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audio.pcm import FULL_SCALE
+from audio.quiet import quietest_point
 from benchmarks.scoring import compare, total, words
 from whisper_byoc.cli.sources import load_sound
 from whisper_byoc.errors import ModelError
 from whisper_byoc.speech import models
 from whisper_byoc.speech.catalogue import alignment_heads
-from whisper_byoc.speech.engine import DecodeOptions, Samples
+from whisper_byoc.speech.engine import Before, DecodeOptions, Samples
 from whisper_byoc.speech.fast import model as fast
 from whisper_byoc.speech.fast.decoding import Wish, decode
 from whisper_byoc.speech.fast.engine import FastEngine
@@ -144,6 +146,22 @@ def test_short_windows_are_as_right_as_whole_ones(path, weights, heads, clips):
     (short, word), (whole, _) = errors(engine_of(model)), errors(engine_of(model, full_windows=True))
     assert short <= whole + max(1.0, word)
     assert whole < 20
+
+
+@pytest.mark.parametrize("clip", ["tiny-weather.wav", "tiny-garden.wav"])
+def test_a_sentence_goes_on_behind_a_pause(path, weights, heads, clips, clip):
+    """Alone, each half is a sentence of its own, in whatever words that takes."""
+    engine = engine_of(fast.build(weights, path, heads))
+    (clip,) = (each for each in clips if each.name == clip)
+    third = len(clip.samples) // 3
+    cut = third + quietest_point((clip.samples[third : 2 * third] * (FULL_SCALE - 1)).astype(np.int16))
+    first = engine.transcribe(clip.samples[:cut], DecodeOptions()).result().text.removesuffix(".")
+    alone = engine.transcribe(clip.samples[cut:], DecodeOptions()).result().text
+    behind = engine.transcribe(clip.samples[cut:], DecodeOptions(before=Before(clip.samples[:cut], first))).result()
+    assert behind.goes_on
+    assert not behind.text[0].isupper()
+    wrong = [compare(words(clip.text), words(f"{first} {text}")).error_rate for text in (behind.text, alone)]
+    assert wrong[0] <= wrong[1]
 
 
 def test_words_are_where_the_reference_finds_them(exact, clips, reference):
