@@ -25,7 +25,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds at one moment."""
+    """What a process holds at one moment, or may hold."""
 
     memory_mb: float
     """VmRSS, in MB of 10**6 bytes."""
@@ -36,9 +36,9 @@ class Held:
     """How many tasks there are of each coroutine function."""
 
     def beyond(self, base: Held) -> list[str]:
-        """Name what there is more of than in `base`, memory left out: it is not given back at once."""
-        names = ("threads", "descriptors", "children")
-        more = [f"{getattr(self, each) - getattr(base, each)} {each}" for each in names]
+        """Name what there is more of than in `base`."""
+        names = ("memory_mb", "threads", "descriptors", "children")
+        more = [f"{getattr(self, each) - getattr(base, each):.0f} {each}" for each in names]
         more += [f"{number} tasks {name}" for name, number in (self.tasks - base.tasks).items()]
         return [each for each in more if int(each.split()[0]) > 0]
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -21,13 +22,15 @@ PIPELINES = ("whisper-demo", "green-tint-cpu", "grayscale-cpu", "passthrough")
 class Node:
     """One of our servers in a process that can be killed and started anew at the same port; its log is a file.
 
-    It belongs to no event loop, so that a whole module can share it. One that is `watched` tells what it holds.
+    It belongs to no event loop, so that a whole module can share it. One that is `watched` tells what it holds; it may
+    have so many `descriptors`.
     """
 
-    def __init__(self, log, *command, environment=None, watched=False):
+    def __init__(self, log, *command, environment=None, watched=False, descriptors=None):
         self.log = log
         self._report = log.with_suffix(".held")
         self._program = (held.__file__, str(self._report)) if watched else ("-m", "whisper_byoc.cli.main")
+        self._descriptors = descriptors
         self._environment = os.environ | (environment or {})
         self.port = 0
         self._command = command  # the word PORT in it stands for the port
@@ -47,9 +50,14 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 env=self._environment,
+                preexec_fn=self._limit,
             )
         self.port = int(self.until(lambda: re.search(r"listening on port (\d+)\n", self.text[offset:]), 20)[1])
         return self
+
+    def _limit(self):
+        if self._descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors, self._descriptors))
 
     def ready(self):
         """Wait until /readyz says yes."""
@@ -97,9 +105,9 @@ def node(tmp_path_factory):
     """Return a function that makes a node of a command line; all of them are killed when the module is done."""
     folder, nodes = tmp_path_factory.mktemp("nodes"), []
 
-    def make(*command, environment=None, watched=False):
+    def make(*command, **options):
         log = folder / f"{len(nodes)}-{command[0]}.log"
-        nodes.append(Node(log, *command, environment=environment, watched=watched))
+        nodes.append(Node(log, *command, **options))
         return nodes[-1]
 
     yield make

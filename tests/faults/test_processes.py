@@ -1,4 +1,6 @@
-"""A process is killed in mid-job: its own jobs end with one error each, all others go on, and nothing is left of them.
+"""A process is killed, or told to end, in mid-job.
+
+Killed: its own jobs end with one error each, all others go on, and nothing is left of them.
 
 What is killed is a process of its own; what only stands around it runs in that of the test.
 """
@@ -288,3 +290,27 @@ async def test_a_killed_gateway_takes_its_own_jobs_only(serving, node, nodes, ht
     await start(killed)
     await offered(http, killed.url, 4)
     await (await feed(killed.url)).is_whole()
+
+
+async def test_processes_that_are_told_to_end_let_their_jobs_come_to_an_end(containers, node, http):
+    container = containers[0]
+    await start(container)
+    around = node(
+        "orchestrator", "-serviceAddr", "127.0.0.1:PORT", "-byocContainerURL", container.url,
+        "-byocModelID", "Sound", "-byocCapacity", "4",
+    )  # fmt: skip
+    await start(around)
+    door = node("gateway", "-orchAddr", around.url, "-httpAddr", "127.0.0.1:PORT")
+    for victim in (door, around, container):
+        await asyncio.to_thread(door.revive)
+        await asyncio.to_thread(around.revive)
+        await offered(http, door.url, 4)
+        talk = await feed(door.url)
+        victim.process.terminate()
+        await until(lambda victim=victim: "shutting down" in victim.text)
+        if victim is container:
+            assert "shutting down" in await talk.is_broken()
+        else:
+            await talk.is_whole()
+        assert await asyncio.to_thread(victim.process.wait, 20) == 0
+        assert "Traceback" not in victim.text

@@ -1,0 +1,58 @@
+"""Faults over real sockets, in processes: afterwards the next job works, and the process holds what it held before."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+
+import pytest
+
+from benchmarks.held import settled
+from whisper_byoc import TrickleClient
+
+POOL = min(32, os.cpu_count() + 4) + 4
+"""Threads that may come to stay: asyncio's own pool, that of the decoders, and what BLAS starts."""
+MEMORY_MB = 80
+"""What malloc may keep. Each test moves more than that."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-faults", action="store_true", help="tests of faults: in full numbers, not a part of them")
+
+
+@pytest.fixture(scope="session")
+def scaled(request):
+    """Give a function that says how many of so many there are this time."""
+    return lambda number: number if request.config.getoption("--all-faults") else number // 10
+
+
+@pytest.fixture(scope="module")
+def container(node):
+    """A container that has worked already, and soon forgets."""
+    options = ("--idle-timeout", "2", "--linger", "1", "--max-jobs", "2000")
+    made = node(
+        "serve", "--host", "127.0.0.1", "--stream-host", "127.0.0.1", "--port", "PORT", *options,
+        "--pipeline", "passthrough", "--pipeline", "whisper-demo", watched=True,
+    )  # fmt: skip
+    made.start().ready()
+    return made
+
+
+@contextlib.asynccontextmanager
+async def nothing_left(node, seconds=20):
+    """Within, a fault; afterwards a job works, and nothing of the fault is left."""
+    await next_job_works(node)
+    before, log = await asyncio.to_thread(node.held), len(node.text)
+    yield
+    await next_job_works(node)
+    base = dataclasses.replace(before, threads=before.threads + POOL, memory_mb=before.memory_mb + MEMORY_MB)
+    after = await asyncio.to_thread(settled, node.held, base, seconds)
+    assert not after.beyond(base), f"{after.beyond(base)}; its log: {node.text[log:][-3000:]}"
+    for sign in ("Traceback", "never retrieved"):
+        assert sign not in node.text[log:], node.text[log:]
+    assert len(node.text) - log < 200_000
+
+
+async def next_job_works(node):
+    async with asyncio.timeout(20), TrickleClient(node.url, pipeline="passthrough") as client:
+        assert await client.process_frame(b"next") == b"next"
