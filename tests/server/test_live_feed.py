@@ -271,7 +271,7 @@ async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serv
 
 
 async def test_a_piece_that_comes_at_the_very_time_of_a_flush_comes_first():
-    inbox = Inbox("job", Limits(), lambda: None)
+    inbox = Inbox("job", Limits())
     asyncio.get_running_loop().call_soon(lambda: inbox.submit_now(b"ab", live=True))
     item = await inbox.next(0)  # both are due in the next turn of the loop, the piece first
     assert item.pieces[0][0] == b"ab"

@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import gc
 import json
+import weakref
 
 import aiohttp
 import pytest
@@ -234,3 +236,21 @@ async def test_jobs_without_a_byte_make_place_and_one_address_has_only_its_share
     assert sorted(job.info.job_id for job in api.table.jobs) == ["a", "b", "c", "d"]
     assert (await api.json("/readyz"))[1]["free"] == 0
     assert (await api.put("e", b"abc", query="?more=1"))[0] == 503
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_job_is_freed_when_it_is_forgotten_without_the_garbage_collector(serving, demo_processor, live):
+    api = await serving({"test": demo_processor if live else Mirror()}, linger_seconds=0.1)
+    gc.collect()
+    gc.disable()
+    try:
+        await api.put("read", bytes(32_000), chunked=live)
+        await api.end("read")
+        await api.records("read")
+        await api.put("left", bytes(32_000), query="?alone=0.1", chunked=live)
+        freed = [weakref.ref(job) for job in api.table.jobs]
+        assert len(freed) == 2
+        await until(lambda: not api.table.jobs)
+        await until(lambda: not any(each() for each in freed))
+    finally:
+        gc.enable()

@@ -1,7 +1,6 @@
 """A job's input: a bounded queue of segments, and of pieces of a live feed that wait together."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,8 +57,7 @@ class Sentinel(Enum):
 class Inbox:
     """A bounded queue. One segment always fits, however large."""
 
-    def __init__(self, job_id: str, limits: Limits, touch: Callable[[], None]) -> None:
-        """`touch` is called whenever something comes."""
+    def __init__(self, job_id: str, limits: Limits) -> None:
         self.items = 0
         """Segments that wait or are at work; pieces that wait together count as one."""
         self.bytes = 0
@@ -68,7 +66,6 @@ class Inbox:
         """Whether anything has come yet."""
         self._job_id = job_id
         self._limits = limits
-        self._touch = touch
         self._closed = False
         self._freed = Changed()
         self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Sentinel] = asyncio.Queue()  # bounded by `_fits`
@@ -76,6 +73,8 @@ class Inbox:
         self._joinable: QueuedPieces | None = None  # what is last in the queue, if it is of a live feed
         self._flush = Alarm(self._put_flush)
         self._loop = asyncio.get_running_loop()
+        self.touched = self._loop.time()
+        """When something came last, in event loop time."""
 
     def over(self) -> RequestRefused:
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
@@ -85,7 +84,7 @@ class Inbox:
 
         Return False when there was none within `timeout` seconds, or the inbox is closed.
         """
-        self._touch()
+        self.touched = self._loop.time()
         await self._freed.until(lambda: self._closed or self._fits(size, items), timeout)
         if self._closed or not self._fits(size, items):
             return False
@@ -104,7 +103,7 @@ class Inbox:
 
         Raises `RequestRefused` (409), and frees the room, when the inbox was closed meanwhile.
         """
-        self._touch()
+        self.touched = self._loop.time()
         if self._closed:
             self.release(reserved)
             raise self.over()

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 from audio.errors import AudioError
@@ -27,12 +28,15 @@ SUMMARY_SECONDS = 1.0
 
 
 class Job:
-    """One stream of one client, and the task that works on it until `results.ended`."""
+    """One stream of one client, and the task that works on it until `results.ended`.
+
+    What it refers to does not refer to it: its results are freed with it, and do not wait for the garbage collector.
+    """
 
     def __init__(self, info: JobInfo, session: Session, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
         self.info = info
         self.content_type = pipeline.content_type
-        self.inbox = Inbox(info.job_id, limits, self.touch)
+        self.inbox = Inbox(info.job_id, limits)
         self.results = ResultRing(info.job_id, self.content_type, limits.kept_results, limits.kept_bytes)
         self.transcript = TranscriptLog(limits.transcript_bytes)
         self.closing = asyncio.Event()
@@ -125,7 +129,7 @@ class Job:
     @property
     def idle_seconds(self) -> float:
         """Seconds since the last input, reading or work."""
-        return 0.0 if self._computing else self._loop.time() - self._touched
+        return 0.0 if self._computing else self._loop.time() - max(self._touched, self.inbox.touched)
 
     @property
     def alone_seconds(self) -> float:
@@ -168,6 +172,10 @@ class Job:
         self._end(summary)
 
     async def _run(self) -> None:
+        with suppress(asyncio.CancelledError):  # by `stop`; the task would keep it, and its frames would keep the job
+            await self._work()
+
+    async def _work(self) -> None:
         if self._is_live:
             await self._attempt(self._begin_live(), "the start of the session")
         flush_after: float | None = None
@@ -187,7 +195,7 @@ class Job:
         self._end(await self._sum_up())
 
     async def _begin_live(self) -> list[Result]:
-        await self._call(self._live.when_ready, self._on_ready)
+        await self._call(self._live.when_ready, partial(_wake, self._loop, self.inbox))
         return []
 
     async def _feed(self, segment: QueuedSegment) -> None:
@@ -241,10 +249,6 @@ class Job:
         if not task.cancelled() and task.exception() is not None:
             log.debug("job %s: abandoned work ended with %r", self.info.job_id, task.exception())
 
-    def _on_ready(self) -> None:
-        with suppress(RuntimeError):  # the server has gone, and its loop with it
-            self._loop.call_soon_threadsafe(self.inbox.put_ready)
-
     async def _fail(self, error: Exception, what: str) -> None:
         seq = self.results.next_seq
         kind = getattr(error, "kind", "input" if isinstance(error, AudioError) else "processor")
@@ -287,3 +291,8 @@ class Job:
         except ProcessorError as error:
             log.error("job %s: the summary of its session is left out: %s", self.info.job_id, error)
             self.results.end(errors)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
+    with suppress(RuntimeError):  # the server has gone, and its loop with it
+        loop.call_soon_threadsafe(inbox.put_ready)
