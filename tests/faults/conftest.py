@@ -12,8 +12,10 @@ from whisper_byoc import TrickleClient
 
 POOL = min(32, os.cpu_count() + 4) + 4
 """Threads that may come to stay: asyncio's own pool, that of the decoders, and what BLAS starts."""
-MEMORY_MB = 80
-"""What malloc may keep. Each test moves more than that."""
+MEMORY_MB = 25
+"""What malloc may keep of small things."""
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "500000"}
+"""Has malloc give every large thing back to the system when it is freed, so that what is kept shows."""
 
 
 def pytest_addoption(parser):
@@ -32,7 +34,7 @@ def container(node):
     options = ("--idle-timeout", "2", "--linger", "1", "--max-jobs", "2000")
     made = node(
         "serve", "--host", "127.0.0.1", "--stream-host", "127.0.0.1", "--port", "PORT", *options,
-        "--pipeline", "passthrough", "--pipeline", "whisper-demo", watched=True,
+        "--pipeline", "passthrough", "--pipeline", "whisper-demo", watched=True, environment=GIVE_BACK,
     )  # fmt: skip
     made.start().ready()
     return made

@@ -42,7 +42,7 @@ async def test_writers_of_a_byte_at_a_time(container, length):
 async def test_readers_of_a_byte_at_a_time(container, http):
     async with nothing_left(container), asyncio.TaskGroup() as group:
         for number in range(8):
-            await put(http, container, f"large-{number}", bytes(16 * MIB))
+            await put(http, container, f"large-{number}", bytes(6 * MIB))
             wire = await Wire.open(container.url)
             await wire.head("GET", f"/live/large-{number}/output", "Accept: application/x-ndjson")
             group.create_task(byte_by_byte(lambda wire=wire: wire.reader.readexactly(1))).add_done_callback(
