@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LIBC = ctypes.CDLL(None)
 
+os.environ["WHISPER_BYOC_MAX_LIVE"] = "100"  # for servers that tests start, however slow the machine is
+
 hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("no deadline")
 
@@ -301,7 +303,6 @@ def launch(spawn):
     """Return a function that runs Python with these arguments."""
 
     async def start(*arguments: str, **environment: str) -> Running:
-        environment = {"WHISPER_BYOC_MAX_LIVE": "100", **environment}  # however slow the machine is
         return Running(await spawn(sys.executable, *arguments, env=environment))
 
     return start
