@@ -180,8 +180,7 @@ async def test_errors_as_the_client_knows_them(api, client_of, openai, numbers):
     with pytest.raises(openai.BadRequestError, match="not media") as caught:
         await create(model="whisper-1", file=b"hello")
     assert caught.value.type == "invalid_request_error"
-    with pytest.raises(openai.BadRequestError, match="prompt must be"):
-        await create(model="whisper-1", file=numbers, prompt="x" * 1001)
+    assert (await create(model="whisper-1", file=numbers, prompt="one two three " * 4000)).text == NUMBERS
 
 
 async def test_a_segment_that_fails_is_an_error_for_the_client(serving, client_of, openai):

@@ -133,7 +133,7 @@ async def test_the_beginning_of_a_transcript_goes_when_it_is_too_long(serving):
 
 @pytest.mark.parametrize(
     "query", ["partials=maybe", "pause=9", "pause=x", "longest=1", "pause=3&longest=3", "hotwords=" + "x" * 1001,
-              "prompt=" + "x" * 1001, "words=perhaps"]
+              "words=perhaps"]
 )  # fmt: skip
 async def test_nonsense_in_the_query_is_400_and_opens_no_job(demo, query):
     status, body, _ = await demo.put("job", bytes(320), chunked=True, query=f"?{query}")

@@ -29,8 +29,10 @@ is one worker, whose batches are larger than those of several would be."""
 OTHER_THREADS = (2, 8)
 """Threads of each worker that are tried where there are more CPUs: for small models, and for large ones."""
 
-MAX_PROMPT = 1000
-"""Characters; the model itself uses only the last 223 tokens (openai-whisper, `n_text_ctx // 2 - 1`)."""
+MAX_PROMPT = 10_000
+"""Characters of the end of a prompt that are looked at: the model takes 223 tokens, which are hardly ever as many."""
+MAX_HOTWORDS = 1000
+"""Characters."""
 
 PAUSE_SECONDS = (0.2, 3.0)
 LONGEST_SECONDS = (3.0, 28.0)
@@ -215,12 +217,15 @@ class WhisperProcessor:
         task: Any = read.choice("task", params.get("task") or base.task, ("transcribe", "translate"))
         if task == "translate" and len(self._languages) == 1:
             raise BadParam("task", f"model {self._model} knows English only and cannot translate")
+        hotwords = _text("hotwords", params.get("hotwords", base.hotwords))
+        if len(hotwords) > MAX_HOTWORDS:
+            raise BadParam("hotwords", f"hotwords must be of at most {MAX_HOTWORDS} characters, not {len(hotwords)}")
         return replace(
             base,
             language=language,
             task=task,
-            prompt=_checked_text("prompt", params.get("prompt", base.prompt)),
-            hotwords=_checked_text("hotwords", params.get("hotwords", base.hotwords)),
+            prompt=_text("prompt", params.get("prompt", base.prompt))[-MAX_PROMPT:],
+            hotwords=hotwords,
             words=read.switch("words", params.get("words", base.words)),
             beam=read.whole("beam", params["beam"], 1, MOST_BEAM) if "beam" in params else base.beam,
         )
@@ -263,7 +268,7 @@ def _live_options(params: Mapping[str, Any], base: LiveOptions) -> LiveOptions:
     return replace(base, partials=partials, sentences=sentences, splitter=splitter)
 
 
-def _checked_text(name: str, value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_PROMPT:
-        raise BadParam(name, f"{name} must be text of at most {MAX_PROMPT} characters")
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise BadParam(name, f"{name} must be text, not {value!r:.40}")
     return value

@@ -80,9 +80,21 @@ class DecodeOptions:
     @property
     def initial_prompt(self) -> str:
         """Prompt and hotwords as the model gets them; may be empty."""
-        glossary = f"Glossary: {self.hotwords}." if self.hotwords else ""
-        text = " ".join(filter(None, (glossary, self.prompt)))
-        return text.replace("<|", "< |")  # Whisper's tokenizer refuses text that looks like one of its special tokens
+        return " ".join(filter(None, (self.glossary, self.context)))
+
+    @property
+    def glossary(self) -> str:
+        """Hotwords as the model gets them; may be empty."""
+        return _plain(f"Glossary: {self.hotwords}." if self.hotwords else "")
+
+    @property
+    def context(self) -> str:
+        """Prompt as the model gets it; may be empty."""
+        return _plain(self.prompt)
+
+
+def _plain(text: str) -> str:
+    return text.replace("<|", "< |")  # Whisper's tokenizer refuses text that looks like one of its special tokens
 
 
 @dataclass(frozen=True)

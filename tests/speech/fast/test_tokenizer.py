@@ -170,3 +170,14 @@ def test_a_file_without_end_is_not_read(tmp_path, monkeypatch):
 def test_a_vocabulary_of_another_model_is_refused(tokens):
     with pytest.raises(ModelError, match="vocabulary"):
         Tokenizer(tokens, ENGLISH)
+
+
+def test_a_long_prompt_loses_its_beginning_and_no_hotword():
+    tokenizer, text = ours(ENGLISH), " ".join(map(str, range(400)))
+    tokens = tokenizer.prompt(text, "Glossary: Livepeer.")
+    assert len(tokens) == 223
+    assert tokenizer.decode(tokens).startswith(" Glossary: Livepeer.")
+    assert tokenizer.decode(tokens).endswith(" 397 398 399")
+    assert tokenizer.prompt(text)[-100:] == tokens[-100:]
+    assert len(tokenizer.prompt("", text)) == 223
+    assert tokenizer.prompt(" ", "") == []

@@ -17,8 +17,8 @@ T = TypeVar("T")
 FILE_FIELDS = ("file", "audio", "audio_file")
 """Names of the field with the recording: OpenAI's, ai-runner's and whisper-asr-webservice's."""
 MAX_FIELDS = 64
-MAX_FIELD_BYTES = 8192
-"""Longest other field; a prompt is at most 1000 characters."""
+MAX_FIELD_BYTES = 64 * 1024
+"""Longest other field; prompts may be long, and are cut."""
 FORM_BYTES = 256 * 1024
 """What a form may add to the size of the recording."""
 CHUNK_BYTES = 256 * 1024

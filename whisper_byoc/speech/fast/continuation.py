@@ -33,7 +33,7 @@ def transcribe_behind(
     tokenizer, options = model.tokenizer, request.options
     start, said = tokenizer.start(options.language, options.task), tokenizer.prompt(before.text)
     wish = Wish(
-        start, request.limit, tokenizer.prompt(options.initial_prompt), timestamps=False, may_be_empty=True,
+        start, request.limit, tokenizer.prompt(options.context, options.glossary), timestamps=False, may_be_empty=True,
         beam=options.beam or 1, prefix=said,
     )  # fmt: skip
     sound = windows.sound(0, full=request.attempts[0].full)

@@ -180,7 +180,7 @@ class FastEngine:
         wish = Wish(
             tokenizer.start(language, options.task),
             max_tokens(seconds),
-            tokenizer.prompt(prompt),
+            tokenizer.prompt(options.context, options.glossary),
             timestamps=False,
             may_be_empty=True,
             guess=options.guess,

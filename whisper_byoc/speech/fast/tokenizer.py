@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """Where an image without openai-whisper has its vocabularies."""
 MAX_FILE_BYTES = 32 << 20
+LONGEST_PROMPT = 223
+"""Tokens (openai-whisper, `n_text_ctx // 2 - 1`)."""
 TIMESTAMPS = 1501
 """0.00 to 30.00 s in steps of 0.02 s."""
 UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
@@ -80,9 +82,11 @@ class Tokenizer:
         """Return the tokens of text. Raises `ValueError` for text that contains the name of a special token."""
         return self._encoding.encode(text)
 
-    def prompt(self, text: str) -> list[int]:
-        """Return the tokens of text that stands before another one; none for empty text."""
-        return self.encode(" " + text.strip()) if text else []
+    def prompt(self, text: str, glossary: str = "") -> list[int]:
+        """Return the tokens of what stands before a transcript: a glossary, and of a text the end that fits."""
+        first, last = (self.encode(f" {each.strip()}") if each.strip() else [] for each in (glossary, text))
+        first = first[:LONGEST_PROMPT]
+        return first + last[max(0, len(first) + len(last) - LONGEST_PROMPT) :]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, without timestamps."""

@@ -201,7 +201,7 @@ def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelle
 
 def _wish(tokenizer: Tokenizer, request: Request) -> Wish:
     options = request.options
-    start, prompt = tokenizer.start(options.language, options.task), tokenizer.prompt(options.initial_prompt)
+    start, prompt = tokenizer.start(options.language, options.task), tokenizer.prompt(options.context, options.glossary)
     wish = Wish(start, request.limit, prompt, request.timestamps, beam=options.beam or 1)
     return wish if request.timestamps else replace(wish, may_be_empty=True, guess=options.guess)
 
