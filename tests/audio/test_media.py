@@ -152,6 +152,23 @@ class TestPlaceInTime:
         assert not samples[10_000:22_000].any()
 
 
+class TestTracks:
+    @pytest.mark.parametrize("order", [["0", "1"], ["1", "0"]])
+    def test_the_one_that_is_not_silent_is_heard(self, make, tmp_path, order):
+        two = tmp_path / "two.mkv"
+        silence = ["-f", "lavfi", "-i", "anullsrc=r=48000:cl=stereo:d=2"]
+        maps = [word for each in order for word in ("-map", each)]
+        run_ffmpeg("-i", make("-f", "flac"), *silence, *maps, "-c:a", "aac", two)
+        assert_is_the_tone(decode_media(two))
+
+    def test_silence_in_all_of_them_is_silence(self, tmp_path):
+        silent = tmp_path / "silent.mkv"
+        run_ffmpeg(
+            "-f", "lavfi", "-i", "anullsrc=r=16000:cl=mono:d=1", "-map", "0", "-map", "0", "-c:a", "flac", silent
+        )
+        assert pcm.is_silence(decode_media(silent))
+
+
 class TestChannels:
     @pytest.mark.parametrize("pan", ["pan=stereo|c0=c0|c1=-1*c0", "pan=stereo|c1=c0", "pan=5.1|FL=c0|FR=c0"])
     @pytest.mark.parametrize("options", [["-f", "flac"], ["-c:a", "libvorbis", "-q", "9", "-f", "ogg"]])

@@ -253,8 +253,8 @@ async def test_half_a_sample_is_carried_to_the_next_feed_unless_its_own_broke_of
     await api.put("job", b"mnop", chunked=True)
     records = await api.records("job")
     assert listener.heard == b"abcdefghijmnop"
-    assert "in the middle of a 16-bit sample" in records[0]["error"]
-    assert [each["type"] for each in records] == ["error", "transcript", "end"]
+    assert "in the middle of a 16-bit sample" in records[1]["error"]
+    assert [each["type"] for each in records] == ["transcript", "error", "transcript", "end"]
 
 
 async def test_a_feed_that_falls_silent_on_the_wire_ends_its_utterance_once(serving):

@@ -142,6 +142,38 @@ async def test_raw_gsm_is_known_by_its_frames(serving):
         assert (await api.get(f"job{chunked}"))[1] == b"32000 bytes"
 
 
+async def test_text_comes_before_the_error_of_a_wav_that_is_cut_off(demo, numbers):
+    cut_off = numbers[:40] + (len(numbers) + 40_000).to_bytes(4, "little") + numbers[44:]
+    messages, code = await talk(demo, cut(cut_off, 9999))
+    assert (final_text(messages), code) == (NUMBERS, 1011)
+    assert "is cut off" in messages[-1]["error"]
+    assert (await demo.put("feed", cut(cut_off, 9999), chunked=True))[0] == 200
+    *texts, error, _ = await demo.records("feed")
+    assert " ".join(each["text"] for each in texts) == NUMBERS
+    assert "is cut off" in error["error"]
+
+
+async def test_a_browsers_webm_is_heard_while_it_comes(serving, encoded):
+    """A recorder sends a piece for each fraction of a second: each is heard before the next one comes."""
+    listener = Listener()
+    api = await serving(listener)
+    data = encoded("webm")
+    _, writer = await raw(api, FEED)
+    waits = 0
+    for at in range(0, len(data), 4000):
+        heard = len(listener.heard)
+        piece = data[at : at + 4000]
+        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if at >= 8000:  # what is behind the header; of a block, some stays in ffmpeg
+            await until(lambda heard=heard: len(listener.heard) > heard)
+            waits += 1
+    writer.write(b"0\r\n\r\n")
+    writer.close()
+    await api.records("job")
+    assert waits > 5
+    assert len(listener.heard) / 32_000 == pytest.approx(SECONDS, abs=0.3)
+
+
 async def test_a_type_of_media_that_the_body_is_not_is_415(serving):
     api = await serving(Sound())
     for chunked in (True, False):

@@ -200,12 +200,12 @@ class Job:
 
     async def _feed(self, segment: QueuedSegment) -> None:
         what = f"a segment of {segment.size} bytes"
+        if self._feed_open:  # the text before an error stands before it
+            self._feed_open = False
+            await self._attempt(self._call(self._live.end_feed), "the end of a feed")
         if isinstance(segment.data, SegmentError):
             await self._fail(segment.data, what)
             return
-        if self._feed_open:
-            self._feed_open = False
-            await self._attempt(self._call(self._live.end_feed), "the end of a feed")
         await self._attempt(self._call(self._session.feed, segment.data), what)
 
     async def _feed_live(self, item: QueuedPieces) -> None:
