@@ -17,6 +17,12 @@ from audio.quiet import quietest_point
 CHUNK = 512
 """Samples that are rated at a time, as by Silero VAD since its version 5: 32 ms at 16 kHz."""
 
+SHORTEST_REST = 0.4
+"""Seconds of speech behind a cut, at least: less is a stub, of which a model makes other words."""
+SHORTEST_WORD = 0.15
+STUB_SECONDS = 1.0
+"""Less speech than a word at the end of a stream, so soon after an utterance, is a sound at that one's end."""
+
 EndedBy = Literal["pause", "cut", "end", "open"]
 
 
@@ -165,10 +171,12 @@ class UtteranceSplitter:
         return [] if self._first is None else [self._end("end")]
 
     def finish(self) -> list[Utterance]:
-        """End what is open at the end of the stream, be it but a word that has just begun."""
+        """End what is open at the end of the stream, be it but a word that has just begun, unless it is a stub."""
         if self._first is None and self._speech_chunks:
             self._begin()
-        return self.flush()
+        short = self._speech_end - self._speech_start < _to_samples(SHORTEST_WORD)
+        follows = self._number and self._speech_start - self._previous_end < _to_samples(STUB_SECONDS)
+        return [] if short and follows else self.flush()
 
     def open_utterance(self) -> Utterance | None:
         """Return the open utterance as it would be if it ended now; None while there is none."""
@@ -209,7 +217,8 @@ class UtteranceSplitter:
         """End the utterance at the quietest point of its last third, and begin the next one there."""
         assert self._first is not None
         search_from = self._first + (self._position - self._first) * 2 // 3
-        point = search_from + quietest_point(self._slice(search_from, self._position))
+        search_to = max(self._position - self.pause - _to_samples(SHORTEST_REST), (search_from + self._position) // 2)
+        point = search_from + quietest_point(self._slice(search_from, search_to))
         if point >= self._speech_end:  # no speech follows, so nothing goes on
             return self._end("cut")
         utterance = self._end("cut", point)

@@ -123,7 +123,8 @@ def test_utterances_are_exact_in_order_and_hold_all_speech(sound, options):
     runs = [list(run) for run in in_a_row(spoken_chunks(sound))]
     for run in runs:
         at_the_end = run[-1] + CHUNK >= len(sound)
-        if len(run) >= options.min_speech_chunks or at_the_end:
+        stub = at_the_end and found and len(run) * CHUNK < 0.15 * RATE
+        if (len(run) >= options.min_speech_chunks or at_the_end) and not stub:
             assert covered[run[0] : min(run[-1] + CHUNK, len(sound))].all(), run
 
 
@@ -210,7 +211,7 @@ def test_the_end_of_a_stream_gives_the_words_before_it():
 def test_endless_speech_is_cut_at_its_quietest_points_and_nothing_is_lost_or_doubled():
     sound = stretches(10, 400)
     sound[: 10 * CHUNK] = 0
-    dip = 10 * CHUNK + int(1.2 * RATE)  # in the last third of the first utterance
+    dip = 10 * CHUNK + RATE  # in the last third of the first utterance, and not at its end
     sound[dip : dip + 1600] //= 8
     found = split(sound, detector=lambda chunk: 0.9 if chunk.any() else 0.1)
     assert len(found) > 8
@@ -347,3 +348,17 @@ def test_nothing_in_nothing_out():
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         SplitterOptions(**options)
+
+
+def test_a_cut_leaves_no_stub():
+    sound = stretches(10, 45, 30)  # speech ends soon behind the longest utterance of 1.5 s
+    sound[10 * CHUNK + int(1.45 * RATE) : 10 * CHUNK + int(1.5 * RATE)] //= 8
+    first, second, *_ = split(sound)
+    assert first.ended_by == "cut"
+    assert second.speech_end - second.speech_start >= 0.4 * RATE
+
+
+def test_a_sound_too_short_for_a_word_soon_after_speech_is_no_utterance():
+    assert len(split(stretches(10, 20, 20, 4))) == 1
+    assert len(split(stretches(10, 20, 20, 5))) == 2
+    assert len(split(stretches(10, 20, 60, 4))) == 2

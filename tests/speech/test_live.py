@@ -322,7 +322,7 @@ async def test_no_text_is_told_of_an_utterance_after_its_final_one(model):
     for each in updates:
         assert each.utterance.number == last + 1
         last += each.is_final
-    assert last == 6
+    assert last == 7
 
 
 async def test_an_error_in_one_utterance_does_not_lose_the_next(model):
@@ -607,7 +607,7 @@ async def test_a_full_stop_comes_at_the_end_of_a_long_pause_and_only_once(model)
 
 async def test_a_full_stop_comes_before_what_is_said_after_a_long_pause_however_much_comes_at_once(model):
     model.words = lambda samples: "So it is."
-    found = await read(model, speech(10) + silence(40) + speech(10) + silence(15) + speech(4))
+    found = await read(model, speech(10) + silence(40) + speech(10) + silence(15) + speech(6))
     assert found == ["So it is", ".", "So it is", ". So it is."]
 
 

@@ -217,3 +217,19 @@ async def test_a_model_that_does_not_load_is_told_at_the_start():
     with pytest.raises(OSError, match="no weights"):
         await service.start()
     await service.stop()
+
+
+async def test_a_constant_offset_changes_nothing(service, fixtures_dir):
+    sound = read_wav((fixtures_dir / "demo-hello-world.wav").read_bytes()) * np.float32(0.05)
+    plain, offset = [await service.stream().rate(chunked(each)) for each in (sound, sound + np.float32(0.05))]
+    assert np.abs(plain - offset).max() < 0.05
+    assert (await service.stream().rate(chunked(np.full(RATE, 0.3)))).max() < 0.1
+
+
+async def test_a_quiet_speaker_after_a_loud_one_is_heard(service, fixtures_dir):
+    loud, quiet = (read_wav((fixtures_dir / f"demo-{name}.wav").read_bytes()) for name in ("yes", "numbers"))
+    loud, quiet = loud * (0.6 / np.abs(loud).max()), quiet * (0.006 / np.abs(quiet).max())
+    before = chunked(np.concatenate((loud, np.zeros(RATE))))
+    alone = await service.stream().rate(chunked(quiet))
+    found = await service.stream().rate(np.concatenate((before, chunked(quiet))))
+    assert (found[len(before) :] > 0.5).sum() > 0.9 * (alone > 0.5).sum()

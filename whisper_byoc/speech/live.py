@@ -183,7 +183,7 @@ class LiveTranscriber:
     def _hear(self, samples: NDArray[np.int16]) -> None:
         """Have samples rated, and then split. Both happen even if the call that waits for it is cancelled."""
         if len(samples):
-            whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK))
+            whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK), "symmetric")
             self._voice.submit(whole.reshape(-1, CHUNK), lambda found: self._split(samples, found))
             self._unheard += 1
 

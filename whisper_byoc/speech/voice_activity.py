@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from audio.pcm import FULL_SCALE, SAMPLE_RATE
@@ -22,16 +23,22 @@ log = logging.getLogger(__name__)
 
 CONTEXT = 64
 """Samples of the chunk before that the model wants to see again."""
+MEAN = 1024
+"""Samples whose mean is taken off each sample, those before it and itself, as a high-pass of some 10 Hz: a constant
+offset is neither a step at the beginning nor loud."""
 STATE = 128
 """Numbers in the hidden state of its LSTM, and in the cell."""
 
 QUIET_PEAK = 0.1
 """Sound whose peaks stay below this, of full scale, is amplified before it is rated …"""
+PEAK_SECONDS = 0.5
+"""A peak counts half as much after this time. A voice at 0.006 that follows one at 0.6 after 2 s is heard wholly with
+0.5 s, and not at all with 3 s; 204 sounds without speech have no more of it."""
 MAX_GAIN = 20.0
 """… by this factor at most. In a voice with peaks at 0.007 the model misses whole words; in noise as quiet as that it
 finds no speech, however much it is amplified."""
-PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / 10)
-"""From chunk to chunk: a peak counts half as much after 10 s."""
+PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / PEAK_SECONDS)
+"""From chunk to chunk."""
 
 GATHER_SECONDS = 0.05
 """With several live streams, calls of the model begin this far apart, so that one serves several of them. (An utterance
@@ -139,7 +146,7 @@ class VoiceStream:
 
     def __init__(self, put: Callable[["_Request"], None]) -> None:
         self._put = put
-        self.context = np.zeros(CONTEXT, np.int16)
+        self.past: NDArray[np.int16] | None = None
         self.peak = np.float32(0)
         self.hidden: Floats = np.zeros((1, STATE), np.float32)
         self.cell: Floats = np.zeros((1, STATE), np.float32)
@@ -159,6 +166,15 @@ class VoiceStream:
         if isinstance(found := await told, Exception):
             raise found
         return found
+
+    def without_offset(self, chunks: NDArray[np.int16]) -> Floats:
+        """Return the last CONTEXT samples and the next chunks, (n, CHUNK), without their moving mean."""
+        past = np.full(MEAN + CONTEXT, chunks[0, 0]) if self.past is None else self.past
+        sound = np.concatenate([past, chunks.ravel()])
+        self.past = sound[-len(past) :]
+        sums = np.cumsum(sound, dtype=np.int64)
+        means = (sums[MEAN:] - sums[:-MEAN]) / MEAN
+        return (sound[MEAN:] - means).astype(np.float32)
 
 
 @dataclass(eq=False)
@@ -188,10 +204,7 @@ def _rate_next(model: Model, requests: list[_Request], number: int) -> None:
     windows = np.empty((len(requests), number, CONTEXT + CHUNK), np.float32)
     for row, request in zip(windows, requests, strict=True):
         chunks = request.chunks[request.done : request.done + number]
-        row[0, :CONTEXT] = request.stream.context
-        row[1:, :CONTEXT] = chunks[:-1, -CONTEXT:]
-        row[:, CONTEXT:] = chunks
-        request.stream.context = chunks[-1, -CONTEXT:]
+        row[:] = sliding_window_view(request.stream.without_offset(chunks), CONTEXT + CHUNK)[::CHUNK]
         request.done += number
     _amplify(windows, streams)
     memory = Memory(np.stack([each.hidden for each in streams]), np.stack([each.cell for each in streams]))
