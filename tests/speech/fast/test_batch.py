@@ -103,7 +103,7 @@ def test_inferences_of_all_kinds_share_their_passes(sound, texts):
     wanted = [DecodeOptions(), DecodeOptions(beam=5), DecodeOptions(words=True), DecodeOptions(prompt="go on", beam=2)]
 
     def begin():
-        finals = [engine.transcribe(sound(name), each) for name, each in itertools.product(names, wanted)]
+        finals = [engine.transcribe(sound(name), each) for name, each in itertools.product(names[:2], wanted)]
         return [*finals, *(engine.draft(sound(name), DecodeOptions()) for name in names)]
 
     together, steps = begin(), 0
