@@ -257,20 +257,6 @@ async def test_cancelled_work_leaves_the_queue(running):
     assert second.cancelled()
 
 
-async def test_a_stuck_worker_is_reported(running, monkeypatch):
-    engine = Blocking()
-    scheduler = await running(engine)
-    assert scheduler.trouble() is None
-    work = asyncio.ensure_future(scheduler.transcribe(SOUND, DecodeOptions()))
-    await asyncio.to_thread(engine.begun.wait, 10)
-    assert scheduler.trouble() is None
-    monkeypatch.setattr(module, "STUCK_SECONDS", 0.0)
-    assert "whisper-0 has been at one segment" in scheduler.trouble()
-    engine.go.set()
-    await work
-    await until(lambda: scheduler.trouble() is None)  # just after the result
-
-
 async def test_live_text_that_waits_for_a_worker_is_late(running, monkeypatch):
     engine = Blocking()
     scheduler = await running(engine)

@@ -10,6 +10,7 @@ none; beyond that it is for whoever gives it work to take no more (`Scheduler.wo
 import asyncio
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -24,6 +25,8 @@ from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.capacity import DRAFT_SHARE, LATE_SECONDS, Costs, Kind, Workload, try_out
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -177,13 +180,18 @@ class _Worker:
         self._threads = threads
         self._queue = queue
         self._running: list[_Work[Any]] = []
+        self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `dismiss`
+        self._dismissed = False
         self.tried: Future[Costs] = _uncancellable()
         self.workload: Future[Workload | None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
-    def busy_since(self) -> float | None:
-        return min((work.begun for work in list(self._running)), default=None)
+    def stuck_seconds(self) -> float | None:
+        """How long it has been at one piece of work, if that is too long."""
+        now = time.monotonic()
+        seconds = now - min((work.begun or now for work in list(self._running)), default=now)
+        return seconds if seconds > STUCK_SECONDS else None
 
     def _run(self) -> None:
         try:
@@ -193,17 +201,44 @@ class _Worker:
             self.tried.set_exception(error)
             return
         workload = self.workload.result()
-        while workload and self._take(workload):
+        while workload and self._step(workload):
+            pass
+
+    def _step(self, workload: Workload) -> bool:
+        """Do a piece of what there is to do; wait if there is nothing. False at the end of all work."""
+        try:
+            if not self._take(workload):
+                return False
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
-            weights = Counter[Kind]()
-            for work in self._running:
-                weights[work.kind] += work.options.beam or 1
-            workload.worked(time.monotonic() - began, weights)
+        except BaseException as error:  # the thread has to go on, whatever an engine raises
+            log.exception("worker %s failed; it goes on", self.thread.name)
+            self._fail(f"the worker failed with {type(error).__name__}: {error}")
+            return not self._dismissed
+        weights = Counter[Kind]()
+        for work in self._running:
+            weights[work.kind] += work.options.beam or 1
+        workload.worked(time.monotonic() - began, weights)
+        with self._outcome:
             for work in [work for work in self._running if work.inference and work.inference.done]:
                 self._running.remove(work)
                 self._queue.free()
                 work.end()
+        return not self._dismissed
+
+    def _fail(self, why: str) -> None:
+        with self._outcome:
+            for work in self._running:
+                self._queue.free()
+                work.future.set_exception(ProcessorError(why))
+            self._running.clear()
+
+    def replacement(self) -> "_Worker":
+        """Give up this worker, which is stuck, and start another one; raises what the engine raises."""
+        engine = self._engine.replica()
+        self._dismissed = True
+        self._fail("the worker hung, and another one took its place")
+        return _Worker(self.thread.name, engine, self._threads, self._queue)
 
     def _take(self, workload: Workload) -> bool:
         """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
@@ -215,8 +250,9 @@ class _Worker:
             if not work.future.set_running_or_notify_cancel():
                 self._queue.free()
                 continue
-            work.begin(self._engine, self._beam(work, workload.share(Kind.LIVE)))
+            beam = self._beam(work, workload.share(Kind.LIVE))
             self._running.append(work)
+            work.begin(self._engine, beam)
             if not self._queue.urgent:  # one draft a step: each is encoded first, for which the others wait
                 break
         return bool(self._running)
@@ -250,6 +286,17 @@ class _Crew:
         for worker in self.workers:
             if not worker.workload.done():
                 worker.workload.set_result(workload)
+
+    def replace_stuck(self, workload: Workload) -> str | None:
+        """Put new workers into the places of those that hang; return a sentence about the last of them."""
+        sentence = None
+        for number, worker in enumerate(self.workers):
+            if seconds := worker.stuck_seconds():
+                sentence = f"worker {worker.thread.name} has been at one segment for {seconds:.0f} s"
+                log.error("%s; another one takes its place", sentence)
+                self.workers[number] = worker.replacement()
+                self.begin(workload)
+        return sentence
 
     async def stop(self) -> None:
         for work in self.queue.close():
@@ -350,12 +397,8 @@ class Scheduler:
         )
 
     def trouble(self) -> str | None:
-        """One sentence when a worker is stuck, else None."""
-        for worker in self._crew.workers if self._crew else ():
-            since = worker.busy_since()
-            if since is not None and (seconds := time.monotonic() - since) > STUCK_SECONDS:
-                return f"worker {worker.thread.name} has been at one segment for {seconds:.0f} s"
-        return None
+        """One sentence when a worker was found to hang, else None; another one takes its place."""
+        return self._crew.replace_stuck(self.workload) if self._crew else None
 
     async def stop(self) -> None:
         """Let every worker end after the transcriptions that wait, and wait for it; drafts are cancelled.
@@ -372,6 +415,7 @@ class Scheduler:
         kind: Kind,
     ) -> Timed[T]:
         assert self._crew is not None, "start() comes first"
+        self._crew.replace_stuck(self.workload)
         queue, abandoned, low = self._crew.queue, threading.Event(), kind is Kind.DRAFT
         work = _Work(begin, options, lambda: abandoned.is_set() or (low and queue.overloaded()), kind)
         deadline = work.submitted + (0.0 if kind is Kind.LIVE else PATIENCE_SECONDS)
