@@ -23,7 +23,7 @@ async def stdin() -> AsyncIterator[bytes]:
 
 async def main() -> None:
     source = spoken(sys.argv[1]) if len(sys.argv) > 1 else stdin()
-    async with TrickleClient("http://localhost:8000", params={"partials": "true"}) as client:
+    async with TrickleClient("http://localhost:8000", params={"partials": "true", "sentences": "false"}) as client:
         async for record in client.stream(source):
             if record["type"] == "transcript":
                 end = "\n" if record["is_final"] else ""

@@ -27,7 +27,7 @@ def stamp(ms: int) -> str:
 async def main(source: str, path: str) -> None:
     number = 0
     with Path(path).open("w", encoding="utf-8") as subtitles:
-        async with TrickleClient("http://localhost:8000") as client:
+        async with TrickleClient("http://localhost:8000", params={"sentences": "false"}) as client:
             async for record in client.stream(sound_of(source)):
                 for segment in record.get("segments", ()):
                     number += 1
