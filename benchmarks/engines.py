@@ -42,6 +42,7 @@ from report import Row, emit, machine
 from scoring import compare, normalised, total, words
 from serving import environment
 
+from audio import pcm
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.cli.transcribe import transcribe as transcribe_recording
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
@@ -271,7 +272,7 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
 
     async def transcribe(samples: Samples, *, recording: bool) -> str:
         if recording:
-            return (await transcribe_recording(processor, samples, "recording")).text
+            return (await transcribe_recording(processor, pcm.encode(samples), "recording")).text
         return (await processor.transcribe(samples, processor.options().decoding)).value.text
 
     return lambda samples, recording: runner.run(transcribe(samples, recording=recording))

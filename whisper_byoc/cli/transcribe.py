@@ -1,15 +1,16 @@
 """Turn sound files into text on this machine, without a server.
 
-Text goes to stdout, or into a folder with --output, beside a progress bar on stderr.
+Text goes to stdout, line by line as it is made, or into a folder with --output, beside a progress bar on stderr.
 """
 
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from audio import pcm
@@ -94,47 +95,56 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
     notice = processor.notice
     for path in args.files:
         try:
-            samples = load_sound(path)
+            sound = pcm.encode(load_sound(path))
         except (AudioError, UsageError) as error:
             if len(args.files) == 1:
                 raise
             unread.append(str(error))
             continue
-        transcription = await transcribe(processor, samples, path.name)
+        at_once = args.output is None and args.format == ["txt"]
+        tell = partial(write, kind="txt", source=path, folder=None) if at_once else None
+        transcription = await transcribe(processor, sound, path.name, tell)
         if notice:
             print(f"whisper-byoc: {notice}", file=sys.stderr)
             notice = ""
-        for kind in args.format:
+        for kind in [] if at_once else args.format:
             write(transcription, kind, path, args.output)
     await processor.shutdown()
     if unread:
         raise ByocError(f"{len(unread)} of {len(args.files)} files could not be read: {' '.join(unread)}")
 
 
-async def transcribe(processor: WhisperProcessor, samples: NDArray[np.float32], name: str) -> Transcription:
-    """Transcribe samples (n,) as the server does a recording, with a progress bar in seconds of sound."""
+async def transcribe(
+    processor: WhisperProcessor, sound: bytes, name: str, tell: Callable[[Transcription], object] | None = None
+) -> Transcription:
+    """Transcribe PCM16 as the server does a recording, with a progress bar in seconds of sound.
+
+    `tell` is called with each stretch of speech when its text is there. Raises `ProcessorError` when one has none.
+    """
     session = processor.open_session(JobInfo(name, "transcribe", recording=True))
-    found: list[Result] = []
-    total = len(samples) / pcm.SAMPLE_RATE
+    language = processor.options().decoding.language or "en"
+    total = len(sound) / pcm.SAMPLE_WIDTH / pcm.SAMPLE_RATE
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    records: list[Mapping[str, Any]] = []
     with tqdm(total=total, desc=name, disable=None, bar_format=bar_format, leave=False) as bar:
-        for at in range(0, len(samples), BLOCK_SAMPLES):
-            found += await session.feed_live(pcm.encode(samples[at : at + BLOCK_SAMPLES]), 0.0)
-            bar.update(
-                max(
-                    (result.record["timing"]["media_window_end_ms"] / 1000 for result in found if result.record),
-                    default=0.0,
-                )
-                - bar.n
-            )
-        found += await session.finish()
+
+        def take(results: list[Result]) -> None:
+            for result in results:
+                if result.error:
+                    raise ProcessorError(f"{name}: {result.error}")
+                if result.record:
+                    records.append(result.record)
+                    bar.update(result.record["timing"]["media_window_end_ms"] / 1000 - bar.n)
+                    if tell is not None:
+                        with bar.external_write_mode():
+                            tell(from_records([result.record], language))
+
+        size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
+        for at in range(0, len(sound), size):
+            take(await session.feed_live(sound[at : at + size], 0.0))
+        take(await session.finish())
         bar.update(total - bar.n)
-    for result in found:
-        if result.error:
-            raise ProcessorError(f"{name}: {result.error}")
-    return from_records(
-        [result.record for result in found if result.record], processor.options().decoding.language or "en"
-    )
+    return from_records(records, language)
 
 
 def write(transcription: Transcription, kind: str, source: Path, folder: Path | None) -> None:
