@@ -3,6 +3,7 @@
 const WIDTH = 320;
 const HEIGHT = 240;
 const AVERAGED = 20;
+const FRAME_MS = 1000 / 15;
 
 export class Camera {
   #server;
@@ -52,7 +53,7 @@ export class Camera {
       times.push(performance.now());
       if (times.length > AVERAGED) times.shift();
       this.#view.rate(((times.length - 1) * 1000) / (times.at(-1) - times[0]));
-      await new Promise(requestAnimationFrame);
+      await new Promise((resolve) => setTimeout(resolve, Math.max(5, FRAME_MS - (performance.now() - times.at(-2)))));
     }
   }
 
