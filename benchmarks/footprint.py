@@ -52,9 +52,9 @@ marks.append(("load", time.monotonic()))
 from whisper_byoc.processors.whisper import WhisperSettings
 engine.use_threads(WhisperSettings().sizes()[1])
 marks.append(("compile", time.monotonic()))
-from whisper_byoc.speech.scheduler import warm_up
-warm_up(engine)
-marks.append(("warm-up", time.monotonic()))
+from whisper_byoc.speech.capacity import try_out
+try_out(engine)
+marks.append(("trial", time.monotonic()))
 from whisper_byoc.speech.silero import Silero
 Silero()
 marks.append(("voice activity", time.monotonic()))

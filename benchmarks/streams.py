@@ -46,8 +46,8 @@ from whisper_byoc.speech.models import fetch_model
 PEER_SERVER = Path(__file__).resolve().parent / "peer_server.py"
 LIMIT_SECONDS = 1.0
 MOST_STREAMS = 64
-MOST_OFFERED = 400
-"""Streams with --overload; each takes the client two connections."""
+MOST_OFFERED, FEW_OFFERED = 400, 8
+"""Streams with --overload, and with --quick; each takes the client two connections."""
 RUN_SECONDS = 40.0
 SHORTEST_RUN_SECONDS = 10.0
 UTTERANCES = 40
@@ -110,7 +110,7 @@ async def overload(options: argparse.Namespace, names: Sequence[str], sound: Tal
     for name in names:
         async with Servers(options).start(name, MOST_OFFERED) as server:
             fits = (await asyncio.to_thread(capacity, server))["live"]
-            offered = min(math.ceil(options.overload * fits), MOST_OFFERED)
+            offered = min(math.ceil(options.overload * fits), FEW_OFFERED if options.quick else MOST_OFFERED)
             load = await Load.put_on(server, sound, offered, seconds, partials=name == PARTIALS)
             after = await asyncio.to_thread(capacity, server)
         taken = {"fit at first": fits, "taken": offered - load.refused, "fit at the end": after["live"]}
@@ -203,7 +203,7 @@ def main() -> None:
     about = machine()
     names = [OURS] if options.silent else [OURS, PARTIALS]
     if options.overload:
-        pass
+        names = names[: 1 if options.quick else 2]
     elif why_not := trouble("faster_whisper", fetch_model(options.model, options.model_dir)):
         print(f"{PEER}: left out, as {why_not}", file=sys.stderr)
     else:

@@ -219,7 +219,7 @@ async def test_an_orchestrator_runs_until_ctrl_c(command, serving, tmp_path):
     await running.logged(r"BYOC capability registered: a")
     _, known = await ask(f"http://127.0.0.1:{port}/capabilities")
     (shown,) = json.loads(known)["capabilities"]
-    assert (shown["name"], shown["available"], shown["containers"][0]["url"]) == ("a", 32, container.url)
+    assert (shown["name"], shown["available"], shown["containers"][0]["url"]) == ("a", 64, container.url)
     body = json.dumps({"name": "b", "url": "http://127.0.0.1:9", "capacity": 1}).encode()
     for secret, status in (("wrong", 400), ("s3cret", 200)):
         register = f"http://127.0.0.1:{port}/capability/register"
