@@ -9,7 +9,9 @@ ENGINE=openai builds the larger image, and has the reference engine transcribe a
 Exit code: 0 all is well, 1 something is wrong, 2 there is nothing to build with.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -43,6 +45,24 @@ print(json.dumps({{
     "models": sorted(each.name for each in pathlib.Path("/models").iterdir()),
 }}))
 """
+READ_ONLY = """
+mount --bind "$1" "$1"
+mount -o remount,bind,ro "$1"
+mount -t tmpfs tmpfs "$1/tmp"
+for each in proc dev; do mount --rbind "/$each" "$1/$each"; done
+shift
+exec "$@"
+"""
+"""Runs a program in whose namespace the root of an image cannot be written to, but for /tmp."""
+NO_RIGHTS = ("--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+SHOW_RIGHTS = """
+show() { grep "^$1:" /proc/self/status | tr -s '\\t ' ' '; }
+for each in / /app /models /venv; do touch "$each/written" 2>/dev/null && echo "$each was written to"; done
+root="root is $(grep -q ' / / ro' /proc/self/mountinfo && echo read-only || echo 'not read-only')"
+echo "pid $$ user $(id -u):$(id -g) $(show NoNewPrivs) $(show CapEff) $(show CapBnd) $root"
+exec "$@"
+"""
+"""Tells what the program that it runs may do."""
 BUILD_SECONDS, START_SECONDS, ANSWER_SECONDS, EXIT_SECONDS = 3600, 120, 60, 45
 
 T = TypeVar("T")
@@ -89,10 +109,21 @@ class Engine:
 
 
 class BuilderCommand:
-    """The command in IMAGE_BUILDER. It does not know entry points: they are read from the image."""
+    """The command in IMAGE_BUILDER, and buildah, with which it works.
+
+    It knows no entry points, which are read from the image, and no rights: the entry point runs as in `Engine` by what
+    Linux has for that, as root.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
+
+    @functools.cached_property
+    def _root(self) -> str:
+        """Where the image's files are; with nothing but them, until this process ends."""
+        container = output("buildah", "from", f"localhost/{TAG}").strip()
+        atexit.register(output, "buildah", "rm", container)
+        return output("buildah", "mount", container).strip()
 
     def build(self, arguments: Sequence[str]) -> list[str]:
         """Return the command that builds TAG in the current folder."""
@@ -101,9 +132,12 @@ class BuilderCommand:
     def run(self, arguments: Sequence[str]) -> list[str]:
         """Return the command that runs the image's entry point in the foreground."""
         config = self._config()
-        script = 'echo "pid $$ user $(id -u):$(id -g)"; exec "$@"'
         program = [*config["Entrypoint"], *(arguments or config["Cmd"])]
-        return [*self._command, "--run", TAG, "env", "PORT=0", "sh", "-c", script, "sh", *program]
+        user, _, group = config["User"].partition(":")
+        clean = ["env", "-i", f"--chdir={config['WorkingDir']}", *config["Env"], "PORT=0"]
+        rights = ["setpriv", f"--reuid={user}", f"--regid={group}", *NO_RIGHTS]
+        inside = ["chroot", self._root, *clean, *rights, "sh", "-c", SHOW_RIGHTS, "sh", *program]
+        return ["unshare", "--mount", "sh", "-ec", READ_ONLY, "sh", self._root, *inside]
 
     def execute(self, program: str, *arguments: str) -> list[str]:
         """Return the command that runs a program in a container of its own."""
@@ -121,8 +155,10 @@ class BuilderCommand:
         return [*self._command, "--run", TAG, "env", f"PORT={address.rpartition(':')[2]}", *command]
 
     def terminate(self, process: subprocess.Popen[bytes], log: str) -> None:
-        pid, user = re.findall(r"^pid (\d+) user (\S+)$", log, re.MULTILINE)[0]
-        expect(user == self._config()["User"] != "0:0", f"the server runs as user {user}")
+        pid, rights = re.findall(r"^pid (\d+) (.*)$", log, re.MULTILINE)[0]
+        least = f"user {self._config()['User']} NoNewPrivs: 1 CapEff: {0:016x} CapBnd: {0:016x} root is read-only"
+        expect(rights == least and "user 0" not in rights, f"the server runs with {rights!r} instead of {least!r}")
+        expect("was written to" not in log, "its root file system can be written to, though it is read-only")
         os.kill(int(pid), signal.SIGTERM)
 
     def _config(self) -> dict[str, Any]:

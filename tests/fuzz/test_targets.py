@@ -1,6 +1,7 @@
 """What the fuzzers run holds for some hundred inputs of hypothesis' too, where atheris is not installed."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,11 @@ from whisper_byoc.server.ingest.declared import declared_format
 @given(st.binary(max_size=600))
 def test_any_bytes_are_refused_in_a_sentence_or_read(name, data):
     TARGETS[name](data)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "found").iterdir()), ids=lambda path: path.name)
+def test_what_was_found_stays_mended(path):
+    TARGETS[path.name.partition("-")[0]](path.read_bytes())
 
 
 @given(st.text())

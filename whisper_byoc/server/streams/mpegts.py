@@ -242,7 +242,8 @@ class SoundMixer:
             self.pictures += 1
             if self._origin is None:
                 self._origin = (stamps[0] - self._start) % WRAP
-            while self._waiting and ticks_between(self._waiting[0].time + self._origin, stamps[0]) >= 0:
+            # without a map, nobody could know that it is sound
+            while self._map and self._waiting and ticks_between(self._waiting[0].time + self._origin, stamps[0]) >= 0:
                 yield self._next_sound()
         yield packet
 
