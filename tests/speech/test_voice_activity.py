@@ -233,3 +233,10 @@ async def test_a_quiet_speaker_after_a_loud_one_is_heard(service, fixtures_dir):
     alone = await service.stream().rate(chunked(quiet))
     found = await service.stream().rate(np.concatenate((before, chunked(quiet))))
     assert (found[len(before) :] > 0.5).sum() > 0.9 * (alone > 0.5).sum()
+
+
+async def test_a_piece_of_sound_has_speech_or_has_none(service, fixtures_dir):
+    sound = chunked(read_wav((fixtures_dir / "demo-yes.wav").read_bytes())).ravel()
+    assert await service.stream().has_speech(sound[: len(sound) - 100])
+    for silent in (np.zeros(0), np.zeros(1), np.full(700, 0.3), coloured(1, seconds=1)):
+        assert not await service.stream().has_speech((silent * 32767).astype(np.int16))

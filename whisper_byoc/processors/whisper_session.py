@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from audio import pcm
 from whisper_byoc.errors import BadSegment, ByocError
 from whisper_byoc.processors.base import Result
@@ -103,6 +105,8 @@ class WhisperSession:
         first = self._samples
         self._samples += len(frame) // pcm.SAMPLE_WIDTH
         samples = decode_segment(frame)
+        if not await self._voice_activity.stream().has_speech(np.frombuffer(frame, "<i2")):
+            samples = np.zeros_like(samples)  # nothing is asked of the model where nobody speaks
         result = await transcribe_segment(self._scheduler, samples, self.options.decoding, self._language)
         self._transcripts += 1
         costs = result.queue_ms, result.inference_ms

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from audio.pcm import FULL_SCALE, SAMPLE_RATE
-from audio.utterances import CHUNK
+from audio.utterances import CHUNK, SplitterOptions
 from whisper_byoc.aio import STOP_SECONDS
 from whisper_byoc.errors import ProcessorError
 
@@ -166,6 +166,13 @@ class VoiceStream:
         if isinstance(found := await told, Exception):
             raise found
         return found
+
+    async def has_speech(self, samples: NDArray[np.int16]) -> bool:
+        """Rate all of a piece of sound, int16 (n,), and return whether there is a chunk of speech in it."""
+        if not len(samples):
+            return False
+        whole = np.pad(samples, (0, -len(samples) % CHUNK), "symmetric")
+        return bool((await self.rate(whole.reshape(-1, CHUNK))).max() >= SplitterOptions().speech_threshold)
 
     def without_offset(self, chunks: NDArray[np.int16]) -> Floats:
         """Return the last CONTEXT samples and the next chunks, (n, CHUNK), without their moving mean."""
