@@ -116,3 +116,18 @@ async def test_a_snippet_runs_as_it_is_pasted(spawn, demo, trickle, fixtures_dir
         assert await process.wait() == 0, out
     assert NUMBERS in out or "talk" not in source
     assert "another one" in out or "Subscriber(URL" not in source
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples" / "README.md", ROOT / "benchmarks" / "README.md"], ids=str)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if heading:
+            text = file.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert heading in anchors | set(re.findall(r'<a id="([^"]+)">', text)), target
