@@ -41,6 +41,13 @@ def test_transcribe_writes_every_format(run, fixtures_dir, tmp_path, texts):
     assert (tmp_path / "demo-hello-world.vtt").read_text().startswith("WEBVTT\n")
 
 
+def test_transcribe_takes_the_width_of_a_line(run, fixtures_dir):
+    words = ("transcribe", fixtures_dir / "demo-numbers.wav", "--model", "demo", "--format", "srt", "--max-line-width")
+    code, out, _ = run(*words, "12")
+    assert (code, "seven three\nnine zero\n" in out) == (0, True)
+    refused(run(*words, "9"), 2, "from 10 to 200")
+
+
 def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
     code, out, _ = run(
         "transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo"

@@ -99,6 +99,16 @@ async def test_formats_of_the_answer(demo, numbers, name, way):
     assert (status, headers["Content-Type"], body) == (200, content_type, text)
 
 
+async def test_lines_of_subtitles_are_as_long_as_is_asked_for(demo, numbers):
+    for query, fields in (("?format=srt&max_line_width=12", {}), ("", {"format": "srt", "max_line_width": "12"})):
+        data = aiohttp.FormData(fields)
+        data.add_field("file", numbers, filename="a.wav")
+        _, body, _ = await post(demo, f"/whisper-demo{query}", data)
+        assert [line for line in body.splitlines() if line[:1].isalpha()] == ["seven three", "nine zero", "five one"]
+    status, body, _ = await post(demo, "/whisper-demo?format=srt&max_line_width=9", numbers)
+    assert (status, "from 10 to 200" in body) == (400, True)
+
+
 async def test_ndjson_and_a_long_recording(demo, fixtures_dir, texts):
     wav = (fixtures_dir / "demo-long-40s.wav").read_bytes()
     status, body, headers = await post(demo, "/whisper-demo", wav, headers={"Accept": "application/x-ndjson"})

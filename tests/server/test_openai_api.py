@@ -91,6 +91,14 @@ async def test_formats_that_are_text(api, client_of, numbers, name, beginning):
     assert NUMBERS in found
 
 
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+async def test_lines_of_subtitles(api, client_of, numbers, name):
+    found = await client_of(api).transcriptions.create(
+        model="whisper-1", file=numbers, response_format=name, extra_body={"max_line_width": 12}
+    )
+    assert "seven three\nnine zero\n" in found
+
+
 @pytest.mark.parametrize("granularities", [None, ["word"], ["word", "segment"]])
 async def test_verbose_json(api, client_of, numbers, granularities):
     extra = {} if granularities is None else {"timestamp_granularities": granularities}

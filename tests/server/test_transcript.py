@@ -44,6 +44,8 @@ async def test_every_form_while_the_job_goes_on_and_after_its_end(demo, sound, t
     _, text, headers = await transcript(demo, "job", "?format=vtt")
     assert headers["Content-Type"] == "text/vtt; charset=utf-8"
     assert text.startswith("WEBVTT\n\n00:00:00.")
+    _, text, _ = await transcript(demo, "job", "?format=vtt&max_line_width=12")
+    assert "\nseven three\nnine zero\n" in text
     _, text, _ = await transcript(demo, "job", "?format=json")
     assert json.loads(text) == {"text": f"{HELLO} {NUMBERS}", "language": "en"}
     _, text, headers = await transcript(demo, "job", "?format=verbose_json")

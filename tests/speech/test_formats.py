@@ -3,12 +3,24 @@
 import itertools
 import json
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.speech.formats import FORMATS, LINE_CHARACTERS, LINES, cue_text, cues, timestamp, to_srt, to_vtt
+from whisper_byoc.speech.formats import (
+    FORMATS,
+    LINE_WIDTH,
+    LINES,
+    columns,
+    cue_text,
+    cues,
+    timestamp,
+    to_srt,
+    to_vtt,
+    wrapped,
+)
 from whisper_byoc.speech.transcript import Confidence, TextSegment, Transcription, Word
 
 HEARD = Transcription(
@@ -46,12 +58,12 @@ def joined(parts):
     return "".join("".join(parts).split())
 
 
-@given(segments(ordered=False))
-def test_cues_fit_the_screen_follow_each_other_and_hold_every_word(given_segments):
-    found = cues(given_segments)
+@given(segments(ordered=False), st.sampled_from([10, LINE_WIDTH, 200]))
+def test_cues_fit_the_screen_follow_each_other_and_hold_every_word(given_segments, width):
+    found = cues(given_segments, width)
     for cue in found:
         assert 1 <= len(cue.lines) <= LINES
-        assert all(0 < len(line) <= LINE_CHARACTERS for line in cue.lines)
+        assert all(line and columns(line) <= width for line in cue.lines)
         assert round(cue.end * 1000) > round(cue.start * 1000)
     for before, after in itertools.pairwise(found):
         assert before.end <= after.start
@@ -84,10 +96,9 @@ def test_cues_have_the_times_of_their_words():
     assert [(cue.start, cue.end) for cue in found] == [(10.25, 21.75), (22.25, 29.75)]
 
 
-@pytest.mark.parametrize("spoken", ["y" * 60 + " z", "one two three"])
-def test_words_that_are_not_those_of_the_lines_give_no_times(spoken):
+def test_words_that_are_not_those_of_the_lines_give_no_times():
     text = "y" * 60 + " z"
-    words = tuple(Word(100.0 + n, 101.0 + n, word, 1.0) for n, word in enumerate(spoken.split()))
+    words = tuple(Word(100.0 + n, 101.0 + n, word, 1.0) for n, word in enumerate(("one", "two", "three")))
     found = cues([TextSegment(10.0, 16.2, text, words)])
     assert found[0].start == 10.0
     assert found[-1].end == pytest.approx(16.2)
@@ -158,3 +169,40 @@ def test_timestamp(seconds, text):
 @given(st.floats(0, 1e6))
 def test_timestamp_is_always_well_formed(seconds):
     assert re.fullmatch(r"\d{2,}:[0-5]\d:[0-5]\d\.\d{3}", timestamp(seconds, "."))
+
+
+JAPANESE = (
+    "これは非常に長い日本語の文章であり、字幕として表示されるときに適切な位置で改行されなければならないものです。"
+)
+THAI = "สวัสดีครับวันนี้เราจะมาพูดถึงเรื่องการถอดเสียงอัตโนมัติที่มีประโยชน์มากสำหรับทุกคนในทีมงานของเรา"
+HINDI = "नमस्तेआजहमकृत्रिमबुद्धिमत्ताऔरस्वचालितप्रतिलेखनकेबारेमेंबातकरेंगेक्योंकियहबहुतउपयोगीहै"
+
+
+@pytest.mark.parametrize("text", [JAPANESE, THAI, HINDI, "e\u0301" * 100, "👩\u200d👩\u200d👧" * 30, "『「注」』" * 20])
+@pytest.mark.parametrize("width", [10, 17, LINE_WIDTH])
+def test_scripts_without_spaces_are_broken_where_they_may_be(text, width):
+    lines = wrapped(text, width)
+    assert "".join(lines) == text
+    for before, after in itertools.pairwise(lines):
+        assert columns(before) <= width
+        assert unicodedata.category(after[0])[0] not in "MC"
+        assert after[0] not in "、。」』ำ"
+        assert before[-1] not in "『「เแโใไ\u200d\u094d"
+
+
+def test_full_width_characters_count_two():
+    assert [columns(line) for line in wrapped("今日は" * 20, 42)] == [42, 42, 36]
+    assert wrapped("第一章 これは非常に長い日本語の文章です", 20) == ["第一章 これは非常に", "長い日本語の文章です"]
+
+
+def test_a_line_is_as_long_as_is_asked_for():
+    heard = Transcription("", "en", (TextSegment(0, 4, "one two three four five six seven eight nine ten"),))
+    assert "one two three four five six seven eight\nnine ten" in to_srt(heard)
+    assert "one two three four\nfive six seven eight\n" in to_vtt(heard, 20)
+
+
+def test_cues_of_words_that_are_single_characters_have_their_times():
+    words = tuple(Word(float(at), at + 1.0, letter, 1.0) for at, letter in enumerate(JAPANESE))
+    first, second = cues([TextSegment(0.0, 99.0, JAPANESE, words)])
+    assert (first.start, first.end, second.start) == (0.0, second.start, float(len("".join(first.lines))))
+    assert second.end == float(len(JAPANESE))

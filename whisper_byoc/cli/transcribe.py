@@ -17,12 +17,13 @@ from audio import pcm
 from audio.errors import AudioError
 from whisper_byoc.cli.options import Parser, add_engine, count
 from whisper_byoc.cli.sources import load_sound, sound_file
-from whisper_byoc.errors import ByocError, ProcessorError, UsageError
+from whisper_byoc.errors import BadParam, ByocError, ProcessorError, UsageError
+from whisper_byoc.params import whole
 from whisper_byoc.processors.base import JobInfo, Result
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.server.ingest.recordings import BLOCK_SAMPLES
-from whisper_byoc.speech.formats import FORMATS
+from whisper_byoc.speech.formats import FORMATS, LINE_WIDTH, LINE_WIDTHS
 from whisper_byoc.speech.transcript import Transcription, from_records
 
 ONE_EACH = ("srt", "vtt")
@@ -51,6 +52,12 @@ def configure(parser: Parser) -> None:
     add_engine(parser)
     parser.option(
         "--format", help=f"one or more of {', '.join(FORMATS)}, separated by commas", convert=formats, default="txt"
+    )
+    parser.option(
+        "--max-line-width",
+        help=f"columns of a line of subtitles (default {LINE_WIDTH}); full-width characters take two",
+        convert=line_width,
+        default=LINE_WIDTH,
     )
     parser.option("--output", help="folder for the results, such as FILE.txt (default: stdout)", convert=Path)
 
@@ -108,7 +115,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
             print(f"whisper-byoc: {notice}", file=sys.stderr)
             notice = ""
         for kind in [] if at_once else args.format:
-            write(transcription, kind, path, args.output)
+            write(transcription, kind, args.max_line_width, path, args.output)
     await processor.shutdown()
     if unread:
         raise ByocError(f"{len(unread)} of {len(args.files)} files could not be read: {' '.join(unread)}")
@@ -147,8 +154,8 @@ async def transcribe(
     return from_records(records, language)
 
 
-def write(transcription: Transcription, kind: str, source: Path, folder: Path | None) -> None:
-    text = FORMATS[kind](transcription)
+def write(transcription: Transcription, kind: str, width: int, source: Path, folder: Path | None) -> None:
+    text = FORMATS[kind](transcription, width)
     if folder is None:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -167,3 +174,10 @@ def formats(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
     return names
+
+
+def line_width(text: str) -> int:
+    try:
+        return whole("--max-line-width", text, *LINE_WIDTHS)
+    except BadParam as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -3,17 +3,25 @@
 import json
 import math
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Protocol
 
 from whisper_byoc.speech.transcript import TextSegment, Transcription
 
-LINE_CHARACTERS = 42
-"""Longest line, and …"""
+LINE_WIDTH = 42
+"""Longest line, in columns, of which a full-width character takes two; and …"""
 LINES = 2
 """… most lines of a cue: the rules of broadcasters and of Netflix's timed text guide for English."""
+LINE_WIDTHS = (10, 200)
+"""What may be asked for."""
+LEADING_VOWELS = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4]")
+"""Signs of Thai and Lao that stand before the consonant that they follow (Unicode, Logical_Order_Exception)."""
+JOINER = "\u200d"
+VIRAMA = 9
+"""Canonical combining class of the sign that joins two consonants of the scripts of India."""
 SHORTEST_SECONDS = 0.8
 """A cue stays on screen for this long, unless the next one comes."""
 BRIEFEST_SECONDS = 0.01
@@ -29,12 +37,17 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def to_txt(transcription: Transcription) -> str:
+class Writer(Protocol):
+    def __call__(self, transcription: Transcription, width: int = LINE_WIDTH) -> str:
+        """Write a transcription; the lines of subtitles have at most `width` columns."""
+
+
+def to_txt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
     """One line per segment, as openai-whisper writes it."""
     return "".join(f"{segment.text}\n" for segment in transcription.segments)
 
 
-def to_json(transcription: Transcription) -> str:
+def to_json(transcription: Transcription, width: int = LINE_WIDTH) -> str:
     """One object with `text`, `language` and `segments` (times in seconds)."""
     segments = [
         {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
@@ -46,28 +59,28 @@ def to_json(transcription: Transcription) -> str:
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_srt(transcription: Transcription) -> str:
+def to_srt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
     """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(f"{number}\n{_timed_lines(cue, ',')}" for number, cue in enumerate(cues(transcription.segments), 1))
+    return "".join(
+        f"{number}\n{_timed_lines(cue, ',')}" for number, cue in enumerate(cues(transcription.segments, width), 1)
+    )
 
 
-def to_vtt(transcription: Transcription) -> str:
+def to_vtt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
     """WebVTT: a header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
-    body = "".join(_timed_lines(cue, ".") for cue in cues(transcription.segments))
+    body = "".join(_timed_lines(cue, ".") for cue in cues(transcription.segments, width))
     return "WEBVTT\n\n" + body.replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
 
 
-FORMATS: Mapping[str, Callable[[Transcription], str]] = MappingProxyType(
-    {"txt": to_txt, "json": to_json, "srt": to_srt, "vtt": to_vtt}
-)
+FORMATS: Mapping[str, Writer] = MappingProxyType({"txt": to_txt, "json": to_json, "srt": to_srt, "vtt": to_vtt})
 """Writers by the ending of the file name."""
 
 
-def cues(segments: Iterable[TextSegment]) -> list[Cue]:
+def cues(segments: Iterable[TextSegment], width: int = LINE_WIDTH) -> list[Cue]:
     """Split segments into cues that follow each other without overlap, in the order of their times."""
     found: list[Cue] = []
     for segment in segments:
-        for cue in _cues_of(segment):
+        for cue in _cues_of(segment, width):
             start = max(cue.start, found[-1].end if found else 0.0)
             found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
     for number, cue in enumerate(found):
@@ -76,23 +89,80 @@ def cues(segments: Iterable[TextSegment]) -> list[Cue]:
     return found
 
 
-def _cues_of(segment: TextSegment) -> Iterator[Cue]:
+def _cues_of(segment: TextSegment, width: int) -> Iterator[Cue]:
     """Split one segment where its lines are full; each cue has the time of its words, or its share of the whole."""
-    lines = textwrap.wrap(cue_text(segment.text), LINE_CHARACTERS, break_long_words=True, break_on_hyphens=False)
-    words = [word for word in segment.words if cue_text(word.text)]
-    exact = [cue_text(word.text) for word in words] == [word for line in lines for word in line.split()]
-    seconds_per_character = (segment.end - segment.start) / (sum(map(len, lines)) or 1)
-    characters = spoken = 0  # in the cues so far
+    lines = wrapped(cue_text(segment.text), width)
+    spoken = [(word, _letters(word.text)) for word in segment.words]
+    by_letter = [word for word, letters in spoken for _ in letters]
+    exact = "".join(letters for _, letters in spoken) == _letters("".join(lines)) != ""
+    total = sum(map(len, lines)) or 1
+    characters = letters = 0  # in the cues so far
     for at in range(0, len(lines), LINES):
         block = lines[at : at + LINES]
         before, characters = characters, characters + sum(map(len, block))
-        first, spoken = spoken, spoken + sum(len(line.split()) for line in block)
-        if exact:
-            start, end = words[first].start, words[spoken - 1].end
+        first, letters = letters, letters + len(_letters("".join(block)))
+        if exact and letters > first:
+            start, end = by_letter[first].start, by_letter[letters - 1].end
         else:
-            start = segment.start + seconds_per_character * before
-            end = segment.start + seconds_per_character * characters
+            start, end = (segment.start + (segment.end - segment.start) * each / total for each in (before, characters))
         yield Cue(start, max(start, end), tuple(block))
+
+
+def _letters(text: str) -> str:
+    return "".join(cue_text(text).split())
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Part text into lines of at most `width` columns: between words, and within a word that is longer than a line.
+
+    Within it, as in scripts without spaces, no line begins with a sign that belongs to the character before or with
+    closing punctuation, nor ends with opening punctuation or a vowel that belongs to the next character.
+    """
+    lines, line = [], ""
+    for word in text.split():
+        if line and columns(line) + 1 + columns(word) > width >= columns(word):
+            lines.append(line)
+            line = word
+            continue
+        line = f"{line} {word}".lstrip()
+        while columns(line) > width:
+            at = _break_at(line, width)
+            lines.append(line[:at].rstrip())
+            line = line[at:].lstrip()
+    return [*lines, line] if line else lines
+
+
+def columns(text: str) -> int:
+    """Return how wide text is: a full-width character counts two, a sign on another one none."""
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text if not _is_sign(each))
+
+
+def _is_sign(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Me", "Cf")
+
+
+def _break_at(line: str, width: int) -> int:
+    """Return the last place at which a line can be broken so that it is not too wide, at least behind a character."""
+    fits = [at for at in range(1, len(line)) if columns(line[:at]) <= width and not _is_one_sign(line, at)]
+    allowed = [at for at in fits if not _keeps_together(line[at - 1], line[at])]
+    return (allowed or fits or [len(line)])[-1]
+
+
+def _is_one_sign(text: str, at: int) -> bool:
+    """Whether what is before and behind a place in a text makes one sign."""
+    before, behind = text[at - 1], text[at]
+    parts = unicodedata.decomposition(behind).split()
+    on_it = parts[1:] and parts[0] == "<compat>" and unicodedata.category(chr(int(parts[1], 16))) == "Mn"  # Thai am
+    return bool(
+        unicodedata.category(behind)[0] == "M" or _is_sign(behind) or on_it
+        or before == JOINER or unicodedata.combining(before) == VIRAMA or LEADING_VOWELS.match(before)
+    )  # fmt: skip
+
+
+def _keeps_together(before: str, behind: str) -> bool:
+    """Whether punctuation, or a sign of repetition or length as Japanese has it, belongs to its neighbour."""
+    opening, closing = ("Ps", "Pi"), ("Pe", "Pf", "Po", "Lm")
+    return unicodedata.category(before) in opening or unicodedata.category(behind) in closing
 
 
 def _timed_lines(cue: Cue, mark: str) -> str:

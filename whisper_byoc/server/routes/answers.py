@@ -12,14 +12,16 @@ from aiohttp.typedefs import Handler
 
 from audio.errors import AudioError, DecoderFailed
 from whisper_byoc.errors import BadParam, ProcessorError, RequestRefused, SegmentError, UsageError
+from whisper_byoc.params import whole_param
 from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.results import MAX_ERROR_CHARACTERS
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.speech.formats import FORMATS
+from whisper_byoc.speech.formats import FORMATS, LINE_WIDTH, LINE_WIDTHS
 from whisper_byoc.speech.transcript import Transcription
 
 log = logging.getLogger(__name__)
 
+WIDTH = whole_param("max_line_width", "columns of a line of subtitles", *LINE_WIDTHS, LINE_WIDTH)
 CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "json": "application/json; charset=utf-8",
@@ -120,8 +122,8 @@ def _refusal(request: web.Request, error: Exception) -> RequestRefused:
     return RequestRefused(500, "the server failed on this request; its log says why")
 
 
-def render(transcription: Transcription, wanted: str) -> str:
-    """Write a transcription as `text`, `srt` or `vtt`.
+def render(transcription: Transcription, wanted: str, width: int = LINE_WIDTH) -> str:
+    """Write a transcription as `text`, `srt` or `vtt`, in lines of at most `width` columns.
 
     Raises `RequestRefused` (406) for subtitles of text that has no times.
     """
@@ -129,7 +131,7 @@ def render(transcription: Transcription, wanted: str) -> str:
         return f"{transcription.text}\n"
     if transcription.text and not transcription.segments:
         raise RequestRefused(406, f"this pipeline gives no times, so it has no {wanted}; ask for text or json")
-    return FORMATS[wanted](transcription)
+    return FORMATS[wanted](transcription, width)
 
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:

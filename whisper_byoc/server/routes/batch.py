@@ -13,13 +13,13 @@ from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import DECLARED, NAMES
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.recordings import STRICT, RecordingJob, received_upload, recording_job
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, EventStream, render, segments_in_seconds
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, EventStream, render, segments_in_seconds
 from whisper_byoc.server.routes.telling import SOUND, tells
 
 PIPELINE = text_param("pipeline", "instead of the one in the path")
 FORMATS = tuple(choice_param(name, "of the answer", CONTENT_TYPES, "json") for name in ("response_format", "format"))
 WHOLE = switch_param(STRICT, "refuse sound that cannot be read to its end")
-FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WHOLE)
+FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WIDTH, WHOLE)
 BYTES = "bytes"
 """The format of an answer that is the processor's own bytes."""
 
@@ -35,10 +35,11 @@ async def post_capability(request: web.Request) -> web.StreamResponse:
         if name := upload.read(PIPELINE):
             pipeline = pipelines.find(name) or pipelines.find_speech(name)
         wanted = _wanted_format(request, upload, pipeline)
+        width = upload.read(WIDTH)
         raw = NAMES if pipeline.media == "audio" else ()
         params = params_without(upload.fields, *(each.name for each in FIELDS), *raw)
         async with recording_job(request, pipeline, params, upload) as job:
-            return await _answer(request, job, wanted)
+            return await _answer(request, job, wanted, width)
 
 
 def _named_pipeline(pipelines: Pipelines, name: str) -> Pipeline:
@@ -66,7 +67,7 @@ def _wanted_format(request: web.Request, upload: Upload, pipeline: Pipeline) -> 
     return next((types[each] for each in accepted if each in types), "json")
 
 
-async def _answer(request: web.Request, job: RecordingJob, wanted: str) -> web.StreamResponse:
+async def _answer(request: web.Request, job: RecordingJob, wanted: str, width: int) -> web.StreamResponse:
     if wanted == "sse":
         return await _stream(request, job)
     headers = job.headers(job.pipeline.content_type if wanted == BYTES else CONTENT_TYPES[wanted])
@@ -85,7 +86,7 @@ async def _answer(request: web.Request, job: RecordingJob, wanted: str) -> web.S
         }
         body = json.dumps(fields, ensure_ascii=False).encode()
     else:
-        body = render(await job.transcription(), wanted).encode()
+        body = render(await job.transcription(), wanted, width).encode()
     return web.Response(body=body, headers=headers)
 
 

@@ -20,6 +20,7 @@ from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
 from whisper_byoc.server.routes.answers import (
     CONTENT_TYPES,
+    WIDTH,
     EventStream,
     errors_as,
     openai_error,
@@ -36,9 +37,9 @@ MODEL = text_param("model", "name of the pipeline")
 FORMAT = choice_param("response_format", "of the answer", RESPONSE_FORMATS, "json")
 TEMPERATURE = number_param("temperature", "of no effect: the best text is taken", 0, 1, 0)
 STREAM = switch_param("stream", "answer with server-sent events")
-LANGUAGE = text_param("language", "spoken: ISO 639-1, or auto")
+LANGUAGE = text_param("language", "spoken: a tag such as en or pt-BR, an English name, or auto")
 PROMPT = text_param("prompt", "what to expect")
-FORM = (MODEL, FORMAT, TEMPERATURE, STREAM, LANGUAGE, PROMPT)
+FORM = (MODEL, FORMAT, WIDTH, TEMPERATURE, STREAM, LANGUAGE, PROMPT)
 MODEL_ID = text_param("model_id", "name of the pipeline")
 TIMES = choice_param("return_timestamps", "which times the chunks have", tuple(TIMESTAMPS), "true", lower=True)
 DELTA_CHARACTERS = 4096
@@ -90,7 +91,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
     async with received_upload(request, form_only=True) as upload:
         pipeline = request.app[TABLE].pipelines.find_speech(upload.read(MODEL) or "")
         wanted = upload.read(FORMAT)
-        granularities = _granularities(upload)
+        granularities, width = _granularities(upload), upload.read(WIDTH)
         upload.read(TEMPERATURE)  # it changes nothing: decoding is greedy
         streamed = upload.read(STREAM)
         if streamed and wanted not in ("json", "text"):
@@ -103,7 +104,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
                 return await _stream(request, job)
             transcription = await job.transcription()
             if wanted not in ("json", "verbose_json"):
-                text = render(transcription, wanted)
+                text = render(transcription, wanted, width)
                 return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES[wanted]))
             body: dict[str, Any] = {"text": transcription.text}
             if wanted == "verbose_json":

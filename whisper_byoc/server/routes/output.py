@@ -15,7 +15,7 @@ from whisper_byoc.params import choice_param, number_param, switch_param, whole_
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, deliver, render, segments_in_seconds
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, deliver, render, segments_in_seconds
 from whisper_byoc.server.routes.telling import tells
 from whisper_byoc.speech.transcript import from_records
 from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
@@ -126,25 +126,26 @@ def _as_text(record: Record) -> bytes:
     return body + b"\n" if body else b""
 
 
-@tells(FORMAT, WAIT_FOR_END, answers={200: "*/*"})
+@tells(FORMAT, WIDTH, WAIT_FOR_END, answers={200: "*/*"})
 async def get_transcript(request: web.Request) -> web.Response:
     """Answer with the text so far, after waiting `?wait=` seconds at most for the end of the job.
 
     `Lp-Trickle-Closed` says that it is all there is going to be, `X-Transcript-Dropped` that its beginning is gone.
     """
     table, query = request.app[TABLE], request.query
-    wanted = FORMAT.of(query)
+    wanted, width = FORMAT.of(query), WIDTH.of(query)
     job = table.get(request.match_info["job_id"])
     await job.results.until_ended(WAIT_FOR_END.of(query))
     headers = {CLOSED: TERMINATED} if job.results.ended else {}
     if job.transcript.dropped:
         headers["X-Transcript-Dropped"] = str(job.transcript.dropped)
-    body = await asyncio.to_thread(_write_transcript, job.transcript.lines(), wanted)  # a day's talk takes a while
+    lines = job.transcript.lines()
+    body = await asyncio.to_thread(_write_transcript, lines, wanted, width)  # a day's talk takes a while
     content_type = CONTENT_TYPES[{"txt": "text", "verbose_json": "json"}.get(wanted, wanted)]
     return web.Response(body=body, headers={**headers, "Content-Type": content_type})
 
 
-def _write_transcript(lines: tuple[bytes, ...], wanted: str) -> bytes:
+def _write_transcript(lines: tuple[bytes, ...], wanted: str, width: int) -> bytes:
     if wanted == "ndjson":
         return b"".join(line + b"\n" for line in lines)
     records = [json.loads(line) for line in lines]
@@ -156,4 +157,4 @@ def _write_transcript(lines: tuple[bytes, ...], wanted: str) -> bytes:
         return json.dumps(body, ensure_ascii=False).encode() + b"\n"
     if wanted == "txt":
         return "".join(f"{record['text']}\n" for record in records).encode()
-    return render(transcription, wanted).encode()
+    return render(transcription, wanted, width).encode()
