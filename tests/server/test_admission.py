@@ -97,6 +97,15 @@ async def test_one_live_job_is_taken_even_where_none_fits(serving):
     assert (await put(api, "b"))[0] == 503
 
 
+@pytest.mark.parametrize("capacity", [lambda: 1 / 0, lambda: {"live": 1}, 7])
+async def test_a_processor_that_cannot_tell_its_capacity_has_places(serving, capacity):
+    speech = Sound()
+    speech.capacity = capacity
+    api = await serving(speech, jobs=2)
+    assert [(await put(api, name))[0] for name in "abc"] == [200, 200, 503]
+    assert "capacity" not in (await api.json("/health"))[1]
+
+
 async def test_websockets_and_streams_are_live_jobs(serving):
     api = await serving(Measured(live=1))
     await put(api, "a")

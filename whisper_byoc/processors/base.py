@@ -1,11 +1,11 @@
 """What the server asks of a processor, and the adapter for processors without sessions of their own.
 
-A processor is any object with `async process(frame: bytes) -> bytes` (or `str`), or such a function. Everything
-else is optional: `initialize` and
-`shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the frames of one job, `params` with
-the names of the parameters that its sessions read (others are then named in a warning), `trouble` to tell the
-health routes what is wrong, `notice` with a sentence that whoever uses it should know, and `capacity`, a function that
-returns a `Capacity`, by which the server decides how much work to take.
+A processor is any object with `async process(frame: bytes) -> bytes` (or `str`), or such a function. Everything else
+is optional: `initialize` and `shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the
+frames of one job, `params` with the names of the parameters that its sessions read (others are then named in a
+warning), `trouble` to tell the health routes what is wrong, `notice` with a sentence that whoever uses it should
+know, and `capacity`, which returns a `Capacity` at once, by which the server decides how much work to take; it is
+called in the server's thread.
 """
 
 import inspect

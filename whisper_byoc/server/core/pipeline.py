@@ -106,7 +106,13 @@ class Pipeline:
     def capacity(self) -> Capacity | None:
         """How much work it can do in time; None when it does not say, or is not ready."""
         ask = getattr(self._processor, "capacity", None)
-        found = ask() if callable(ask) and self.state is PipelineState.READY else None
+        if not callable(ask) or self.state is not PipelineState.READY:
+            return None
+        try:
+            found = ask()
+        except Exception as error:
+            log.warning("pipeline %s cannot tell its capacity: %s: %s", self.name, type(error).__name__, error)
+            return None
         return found if isinstance(found, Capacity) else None
 
     @property
