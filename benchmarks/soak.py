@@ -34,7 +34,7 @@ from held import Held, ask, children, settled
 from options import run as run_main
 from report import Row, emit, machine
 from serving import Served, started
-from soak_clients import KINDS, PICTURES, VIDEO_SECONDS, Clip, Refused, World, Wrong
+from soak_clients import KINDS, PICTURES, VIDEO_SECONDS, Clip, Late, Refused, World, Wrong
 from subject import Subject
 
 from audio import pcm
@@ -63,6 +63,8 @@ MEMORY_RISE = 0.05
 LEAST_RISE_MB = 16.0
 DRIFT = 1.25
 MOST = 1_000_000
+POOL = min(32, (os.cpu_count() or 1) + 4)
+"""Threads that asyncio's own pool may still start."""
 PROBES = 3
 
 
@@ -73,6 +75,7 @@ class Tally:
     done: Counter[str] = field(default_factory=Counter)
     faulty: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     strikes: int = 0
 
@@ -130,6 +133,8 @@ class Soak:
             except Refused:
                 self.tally.refused[name] += 1
                 await asyncio.sleep(1.0)
+            except Late:
+                self.tally.late[name] += 1
             except Wrong as error:
                 self.tally.wrong.append(f"{name} {fault}: {error}")
             except TimeoutError:
@@ -176,7 +181,7 @@ def judge(pauses: Sequence[Pause], wrong: Sequence[str], log: str) -> tuple[list
     before = max(each.held.memory_mb for each in warm)
     base = Held(
         MOST,
-        max(each.held.threads for each in warm) if long else MOST,
+        max(each.held.threads for each in warm) + POOL if long else MOST,
         max(each.held.descriptors for each in warm),
         max(each.held.children for each in warm),
         Counter({name: max(each.held.tasks[name] for each in warm) for each in warm for name in each.held.tasks}),
@@ -292,7 +297,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> tuple[Mapping[str, 
     tally = run.tally
     clients: list[Row] = [
         {"client": name, "done": float(tally.done[name]), "of_them_faulty": tally.faulty[name],
-         "refused": tally.refused[name]}
+         "refused": tally.refused[name], "late": tally.late[name]}
         for name in options.kinds.split(",")
     ]  # fmt: skip
     about = f"{options.clients} clients at once, seed {options.seed}, {tally.strikes} ffmpegs killed"

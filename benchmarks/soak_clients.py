@@ -28,7 +28,7 @@ from whisper_byoc.trickle.publisher import TricklePublisher
 from whisper_byoc.trickle.server import TrickleServer
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
-__all__ = ["KINDS", "PICTURES", "VIDEO_SECONDS", "Clip", "Kind", "Refused", "Wire", "World", "Wrong"]
+__all__ = ["KINDS", "PICTURES", "VIDEO_SECONDS", "Clip", "Kind", "Late", "Refused", "Wire", "World", "Wrong"]
 
 BUSY = (429, 503)
 PIECE_SECONDS = 0.1
@@ -41,6 +41,10 @@ VIDEO_SECONDS, PICTURES = 3, 30
 
 class Wrong(Exception):
     """The server did what it must not do."""
+
+
+class Late(Exception):
+    """A stream was stopped before its last text was ready; its records say so."""
 
 
 class Refused(Exception):
@@ -312,6 +316,8 @@ async def stream(world: World, rng: random.Random, fault: str) -> None:
         world.trickle.close(f"{name}-data")
         await reading
         _check_numbers(records)
+        if any("were not ready within" in each.get("error", "") for each in records):
+            raise Late
         if not fault and (records[-1]["errors"] or not any(each.get("text") for each in records)):
             raise Wrong(f"stream: {records}")
     finally:

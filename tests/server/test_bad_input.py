@@ -298,9 +298,8 @@ async def test_ended_jobs_do_not_pile_up(serving):
 
 
 async def test_an_idle_job_ends_with_an_error_for_each_unfinished_segment(serving):
-    api = await serving(Upper(), kept_results=1, queue_segments=4, idle_seconds=0.1)
-    for number in range(4):
-        await api.put("job", b"n%d" % number)
+    api = await serving(Upper(), kept_results=1, queue_segments=4, idle_seconds=1.0)
+    await asyncio.gather(*(api.put("job", b"n%d" % number) for number in range(4)))
     await until(lambda: api.table.get("job").results.ended)
     records = await api.records("job")
     assert [each["seq"] for each in records] == list(range(len(records)))
