@@ -109,7 +109,7 @@ async def transcribe_all(processor: WhisperProcessor, args: argparse.Namespace) 
             unread.append(str(error))
             continue
         at_once = args.output is None and args.format == ["txt"]
-        tell = partial(write, kind="txt", source=path, folder=None) if at_once else None
+        tell = partial(write, kind="txt", width=LINE_WIDTH, source=path, folder=None) if at_once else None
         transcription = await transcribe(processor, sound, path.name, tell)
         if notice:
             print(f"whisper-byoc: {notice}", file=sys.stderr)
