@@ -57,6 +57,13 @@ def test_a_text_that_misleads_is_not_gone_on_from(engine, sound, texts, hello):
     assert (found.text, found.goes_on) == (texts[name]["text"], False)
 
 
+def test_a_text_before_may_be_longer_than_the_decoder_has_places_for(engine, sound, texts, hello):
+    name = "demo-numbers.wav"
+    options = DecodeOptions(prompt="yes no " * 140, before=Before(hello, "hello world " * 200))
+    found = engine.transcribe(sound(name), options).result()
+    assert (found.text, found.goes_on) == (texts[name]["text"], False)
+
+
 def test_an_engine_may_decline(model, sound, hello):
     engine = FastEngine(model, continues=False)
     engine.use_threads(1)
