@@ -265,4 +265,7 @@ def _failure(name: str, returncode: int, found: list[str]) -> MediaError:
             "or convert the file to WAV first."
         )
     reason = found[-1] if found else "invalid data"
-    return MediaError(f"{name} is not media that ffmpeg can read ({reason}); send a sound or video file.")
+    return MediaError(
+        f"{name} is not media that ffmpeg can read ({reason}); send a sound or video "
+        "file, or say what raw sound it is (encoding, rate, channels)."
+    )

@@ -189,6 +189,14 @@ async def test_pcm_is_read_as_such_though_it_begins_like_media(serving):
     assert (await api.records("job"))[0]["text"] == "1000 bytes"
 
 
+async def test_damage_that_ffmpeg_reads_over_is_a_warning(demo, encoded):
+    data = encoded("mp3")
+    damaged = data[: len(data) // 2] + random.Random(1).randbytes(500) + data[len(data) // 2 + 500 :]
+    status, body, _ = await demo.put("feed", cut(damaged, 9999), chunked=True)
+    assert (status, len(body["warnings"])) == (200, 1)
+    assert "not decoded whole" in body["warnings"][0]
+
+
 async def test_damage_in_mid_feed_gives_the_text_before_it(serving, encoded):
     api = await serving(Sound())
     data = encoded("webm")

@@ -32,6 +32,8 @@ class LiveDecoder:
         command: Callable[[], list[str]],
         lost: Callable[[str], None] | None = None,
     ) -> None:
+        self.complaint = ""
+        """What the ffmpeg that came to its normal end has said last of damage."""
         self._name = name
         self._sink = sink
         self._command = command
@@ -132,8 +134,9 @@ class LiveDecoder:
         elif program.returncode or not finished:
             found = complaints(program.errors) or [program.last_error or "no message"]
             self._failed(f"ffmpeg ended with {program.returncode}: {found[-1]}")
-        elif program.last_error:
-            log.warning("%s: ffmpeg: %s", self._name, program.last_error)
+        elif found := complaints(program.errors):
+            self.complaint = found[-1]
+            log.warning("%s: ffmpeg: %s", self._name, self.complaint)
 
     def _failed(self, why: str) -> None:
         log.warning("%s: %s", self._name, why)

@@ -15,7 +15,10 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.ingest.decoder import LiveDecoder
 from whisper_byoc.server.ingest.framing import Framing, WavFraming, raw_framing
 
-WANTED = "send 16 kHz mono PCM16, or WAV, WebM, Ogg, MP3, FLAC, AAC or MPEG-TS"
+WANTED = (
+    "send 16 kHz mono PCM16, or WAV, WebM, Ogg, MP3, FLAC, AAC or MPEG-TS, or say what raw sound it is (encoding, "
+    "rate, channels)"
+)
 
 
 class LiveFeed:
@@ -24,6 +27,8 @@ class LiveFeed:
     def __init__(self, job: Job, framing: Framing) -> None:
         self.segments = 0
         """What has been submitted to the job; pieces of a live feed count."""
+        self.warnings: tuple[str, ...] = ()
+        """Sentences about what could not be read, beside the errors that are submitted."""
         self._job = job
         self._framing = framing
         self._waiting: deque[bytes] = deque()
@@ -123,6 +128,8 @@ class SoundFeed(LiveFeed):
                 await self._take_known(rest)
             if self._decoder is not None and not self._trouble:
                 await self._decode(b"")
+                if self._decoder.complaint:
+                    self.warnings = (f"the feed was not decoded whole, ffmpeg says: {self._decoder.complaint}",)
         tail = [] if self._decoder is not None and not self._decoded else self.hand_in(complete=complete)
         if self._kind and not self._trouble and not tail and not self.segments:
             self._trouble = f"there is no sound in the feed; {WANTED}"
