@@ -56,7 +56,7 @@ def configure(capsys, monkeypatch):
     for module, node in ((gateway, gateway.Gateway), (orchestrator, orchestrator.Orchestrator)):
         monkeypatch.setattr(node, "running", lambda config: config)
         monkeypatch.setattr(module, "serve_node", serve)
-        monkeypatch.setattr(module, "log_to_stderr", lambda *_: None)
+        monkeypatch.setattr(module, "start_log", lambda _: None)
     for name in [name for name in os.environ if name.startswith("LP_")]:
         monkeypatch.delenv(name)
 

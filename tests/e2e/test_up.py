@@ -56,9 +56,11 @@ def up(launch, tmp_path, monkeypatch):
 
 
 async def test_a_frame_goes_through_and_ctrl_c_ends_all_in_order(up):
-    running = await up("--pipelines", "passthrough,whisper-demo")
+    running = await up("--pipelines", "passthrough,whisper-demo", "--gateway-token", "of this test")
     await running.logged(rf"up +\| {DEMO_NOTICE}")
-    async with GatewayClient(running.gateway, "passthrough") as client:
+    async with aiohttp.ClientSession() as http, http.get(f"{running.gateway}/capabilities") as answer:
+        assert answer.status == 401
+    async with GatewayClient(running.gateway, "passthrough", token="of this test") as client:
         assert await client.process_frame(b"abc") == b"abc"
         assert {each["name"] for each in (await client.capabilities())["capabilities"]} == {
             "passthrough", "whisper-demo",

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 
 from whisper_byoc.cli.addresses import Address, served_address
-from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, log_ignored, start_log
+from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, add_gateway_token, log_ignored, start_log
 from whisper_byoc.cli.orchestrator import add_node_options, network_limits
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import base_url
@@ -31,7 +31,7 @@ def configure(parser: Parser) -> None:
         metavar="HOST:PORT",
         default="",
     )
-    parser.secret("--auth-token", help="bearer token that clients must show", env=("GATEWAY_TOKEN",))
+    add_gateway_token(parser)
     add_node_options(parser)
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         orchestrators=urls,
         public_host=public_host(args.gatewayHost),
         allowed_origins=args.allow_origin,
-        token=args.auth_token,
+        token=args.gateway_token,
         limits=network_limits(args),
     )
     asyncio.run(serve_node(Gateway.running(config)))

@@ -176,6 +176,10 @@ def add_access(parser: Parser) -> None:
     add_allow_origin(parser)
 
 
+def add_gateway_token(parser: Parser) -> None:
+    parser.secret("--gateway-token", help="bearer token that the gateway's clients must show", env=("GATEWAY_TOKEN",))
+
+
 def tls_of(args: argparse.Namespace) -> ssl.SSLContext | None:
     """Return what the options of `add_access` say; None for plain HTTP."""
     if args.tls_key and not args.tls_cert:

@@ -10,12 +10,20 @@ import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from whisper_byoc.aio import race, stop_on_signals
 from whisper_byoc.cli import EXIT_INTERRUPTED
-from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, port, seconds
+from whisper_byoc.cli.options import (
+    CONTAINER_PORT,
+    GATEWAY_PORT,
+    ORCHESTRATOR_PORT,
+    Parser,
+    add_gateway_token,
+    port,
+    seconds,
+)
 from whisper_byoc.cli.processes import LogLine, Processes, write_log_line
 from whisper_byoc.errors import StartError, UsageError
 from whisper_byoc.http import CONNECTION_ERRORS, bracketed, open_session, reachable
@@ -42,6 +50,7 @@ class Plan:
     orchestrator_port: int = 0
     gateway_port: int = 0
     drain_seconds: float = 10.0
+    gateway_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ def configure(parser: Parser) -> None:
         ("--gateway-port", "gateway", GATEWAY_PORT),
     ):
         parser.option(flag, help=f"port of the {role}; 0 lets the system choose", convert=port, default=number)
+    add_gateway_token(parser)
     parser.option(
         "--drain-timeout",
         help="longest time for each of the three to finish its jobs at the end, in seconds",
@@ -86,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         orchestrator_port=args.orchestrator_port,
         gateway_port=args.gateway_port,
         drain_seconds=args.drain_timeout,
+        gateway_token=args.gateway_token,
     )
     return asyncio.run(_until_stopped(plan, partial(write_log_line, sys.stderr)))
 
@@ -153,16 +164,19 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
         "gateway",
         f"-orchAddr={orchestrator}",
         f"-httpAddr={bracketed(plan.host)}:{plan.gateway_port}",
+        GATEWAY_TOKEN=plan.gateway_token,
     )
-    await race(_all_offered(gateway, set(names)), processes.first_end())
+    await race(_all_offered(gateway, plan.gateway_token, set(names)), processes.first_end())
     return Addresses(container, orchestrator, gateway)
 
 
-async def _all_offered(gateway: str, names: set[str]) -> None:
+async def _all_offered(gateway: str, token: str, names: set[str]) -> None:
     """Ask the gateway until it has a free place for each capability, which takes an orchestrator and a container."""
     offered: set[str] = set()
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    session = open_session(total_seconds=POLL_TIMEOUT_SECONDS, headers=headers)
     try:
-        async with asyncio.timeout(READY_SECONDS), open_session(total_seconds=POLL_TIMEOUT_SECONDS) as http:
+        async with asyncio.timeout(READY_SECONDS), session as http:
             while not names <= offered:
                 await asyncio.sleep(POLL_SECONDS)
                 with suppress(*CONNECTION_ERRORS):
