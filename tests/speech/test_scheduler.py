@@ -467,7 +467,7 @@ async def test_work_that_nobody_waits_for_is_cancelled(running, way):
 class Stepping(OneAtATime):
     """Makes inferences of three steps, up to four at once; a step waits until the test allows it."""
 
-    batch, beam = 4, 5
+    batch, beam, continues = 4, 5, True
 
     def __init__(self):
         self.steps, self.together, self.order = threading.Semaphore(0), [], []
@@ -583,6 +583,18 @@ async def test_a_busy_worker_follows_one_text(stepping, monkeypatch):
     engine.allow(20)
     assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 1
     assert (await scheduler.transcribe(SOUND, DecodeOptions())).beam == 5  # only live speech makes recordings hurry
+
+
+async def test_a_busy_worker_takes_no_text_before_unless_the_beam_was_asked_for(stepping):
+    scheduler, _ = stepping
+    assert scheduler.continues(DecodeOptions())
+    scheduler.workload.worked(60.0, {Kind.LIVE: 1})
+    assert not scheduler.continues(DecodeOptions())
+    assert scheduler.continues(DecodeOptions(beam=5))
+
+
+async def test_an_engine_that_takes_no_text_before_gets_none(running):
+    assert not (await running(Counting())).continues(DecodeOptions(beam=5))
 
 
 async def test_drafts_and_recordings_leave_live_text_its_beam(stepping, monkeypatch):

@@ -28,9 +28,10 @@ DRAFT_SHARE = 0.75
 """Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
 BUSY_SHARE = 0.5
 """Of the workers' time at live text, from which on a measured cost is what it costs under load."""
-ALONE = 2.0
+ALONE = 3.4
 """So many times as much live text may cost when there is little of it: benchmarks/streams.py finds 2.3 times as much
-CPU time for a second of one stream as for a second of each of forty."""
+CPU time for a second of one stream as for a second of each of forty, which are taken as 2, without sentences that go on
+(`Scheduler.continues`), which take 1.7 times as much."""
 SHARE_SECONDS = 5.0
 """Shares of time are those of the last seconds, about so many."""
 COST_SECONDS = 20.0
