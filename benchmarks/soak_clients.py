@@ -118,7 +118,9 @@ class Wire:
 
     def reset(self) -> None:
         """Break off with RST, as a machine does that has lost its connection."""
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if not self.writer.transport.is_closing():
+            sock = self.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     def close(self) -> None:
@@ -173,29 +175,12 @@ async def talk(world: World, rng: random.Random, fault: str) -> None:
     async def speak() -> None:
         pieces = clip.pieces
         if fault in ("cut", "vanish"):
-            wire = await _feed(world, path)
-            for piece in pieces[:odd]:
-                await wire.chunk(piece)
-                await asyncio.sleep(PIECE_SECONDS)
-            wire.reset()
+            await _say(world, path, pieces[:odd], end=False)
             if fault == "vanish":
                 return
             pieces = pieces[odd:]
             await asyncio.sleep(PIECE_SECONDS)
-        wire = await _feed(world, path)
-        answer = asyncio.ensure_future(wire.status())
-        try:
-            for piece in pieces:
-                if answer.done():  # it was refused
-                    break
-                await wire.chunk(piece)
-                await asyncio.sleep(PIECE_SECONDS)
-            else:
-                await wire.chunk(b"")
-            _check_taken(await answer)
-        finally:
-            await cancel(answer)
-            wire.close()
+        await _say(world, path, pieces)
 
     speaking = asyncio.ensure_future(speak())
     try:
@@ -213,7 +198,8 @@ async def talk(world: World, rng: random.Random, fault: str) -> None:
         _check_numbers(got)
         if fault != "cut" and got[-1]["errors"]:
             raise Wrong(f"live: {got}")
-        if not any(each.get("text") and each.get("is_final") for each in got):
+        # with a reset goes what the server had not read yet, so that too little may be left of a word
+        if fault != "cut" and not any(each.get("text") and each.get("is_final") for each in got):
             raise Wrong(f"live: no text of {clip.name}")
     finally:
         await cancel(speaking)
@@ -427,10 +413,26 @@ async def _slowly(world: World, path: str, data: bytes) -> None:
         wire.close()
 
 
-async def _feed(world: World, path: str) -> Wire:
+async def _say(world: World, path: str, pieces: Sequence[bytes], *, end: bool = True) -> None:
+    """Send pieces as their time comes, and read the answer; without `end`, break off after the last."""
     wire = await Wire.open(world.url)
-    await wire.head("PUT", path, "Transfer-Encoding: chunked")
-    return wire
+    answer = asyncio.ensure_future(wire.status())
+    try:
+        with suppress(ConnectionError):  # it was refused, and closed
+            await wire.head("PUT", path, "Transfer-Encoding: chunked")
+            for piece in pieces:
+                if answer.done():
+                    break
+                await wire.chunk(piece)
+                await asyncio.sleep(PIECE_SECONDS)
+            else:
+                if not end:
+                    return
+                await wire.chunk(b"")
+        _check_taken(await answer)
+    finally:
+        await cancel(answer)
+        wire.close() if end else wire.reset()
 
 
 async def _records(
