@@ -6,6 +6,8 @@ import threading
 import numpy as np
 import pytest
 
+from audio import pcm
+from audio.wav import read_wav
 from tests.engines import OneAtATime, at_once
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
@@ -77,7 +79,9 @@ async def test_workers_that_hang_are_replaced(hanging, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ValueError("no such tensor"), MemoryError(), SystemExit(3)])
-async def test_an_engine_that_fails_as_a_whole_costs_its_segment_only(serving, demo_processor, monkeypatch, error):
+async def test_an_engine_that_fails_as_a_whole_costs_its_segment_only(
+    serving, demo_processor, fixtures_dir, monkeypatch, error
+):
     api = await serving({"speech": demo_processor})
     advance, failing = FastEngine.advance, True
 
@@ -88,10 +92,10 @@ async def test_an_engine_that_fails_as_a_whole_costs_its_segment_only(serving, d
             raise error
         advance(engine, inferences)
 
-    noise = np.random.default_rng(0).normal(0, 3000, 32_000).astype("<i2").tobytes()
+    speech = pcm.encode(read_wav((fixtures_dir / "demo-stop.wav").read_bytes()))
     monkeypatch.setattr(FastEngine, "advance", fails_once)
     for job, errors in (("hit", 1), ("next", 0)):
-        assert (await api.put(job, noise))[0] == 200
+        assert (await api.put(job, speech))[0] == 200
         await api.end(job)
         records = await api.records(job)
         assert records[-1]["errors"] == errors, records
