@@ -43,9 +43,9 @@ test-models: .venv/ready-for-tests
 test-others: .venv/ready-for-tests
 	$(BIN)/python -m pytest $(MODELS:%=--ignore=%)
 
-# Downloads tiny.en, once; skips where it cannot be had.
+# Downloads tiny.en and base, once; skips what cannot be had.
 test-real-weights: .venv/ready-for-tests
-	$(BIN)/python -m pytest -m real_weights -rs tests/speech/fast/test_real_weights.py
+	$(BIN)/python -m pytest -m real_weights -rs tests/speech/fast/test_real_weights.py tests/speech/fast/test_real_languages.py
 
 # Tools beside .venv, whose packages they see. They come from PyPI; where atheris has no wheel, this fails.
 .venv-checks/ready: .venv/ready-for-tests
