@@ -80,6 +80,9 @@ def test_the_cap_grows_with_the_sound():
         (Score(-0.2, 0.9, 1.2), False, False),  # it is sure of its text, whatever it thinks of the sound
         (Score(-1.1, 0.7, 1.2), False, True),
         (Score(-1.1, 0.7, 3.0), False, True),
+        (Score(-0.92, 0.95, 1.2), False, True),
+        (Score(-0.65, 0.75, 1.2), False, False),
+        (Score(-0.92, 0.65, 1.2), False, False),
         (Score(-1.0, 0.6, 2.4), False, False),  # openai-whisper's limits themselves are fine
     ],
 )

@@ -14,6 +14,10 @@ MIN_LOGPROB = -1.0
 """Mean log-probability of a text's tokens below which it is a guess (openai-whisper, `logprob_threshold`)."""
 MAX_NO_SPEECH = 0.6
 """Probability of no speech above which a guess is dropped (openai-whisper, `no_speech_threshold`)."""
+UNLIKELY_SPEECH = 0.7
+UNSURE_LOGPROB = -0.7
+"""Above the one and below the other a text is dropped. With tiny.en, laughter and animals that voice activity hears
+as speech reach 0.76 and -0.83; of 109 words said alone, none that it knows comes near both."""
 RETRY_TEMPERATURE = 0.4
 """Of the last attempt at doubtful text; openai-whisper has five, and some sound then takes ten times as long."""
 TOKENS_PER_SECOND = 12
@@ -65,7 +69,8 @@ class Score:
     @property
     def invented(self) -> bool:
         """Whether it is text for sound without speech."""
-        return self.no_speech > MAX_NO_SPEECH and self.logprob < MIN_LOGPROB
+        guessed = self.no_speech > MAX_NO_SPEECH and self.logprob < MIN_LOGPROB
+        return guessed or (self.no_speech > UNLIKELY_SPEECH and self.logprob < UNSURE_LOGPROB)
 
 
 def max_tokens(seconds: float) -> int:
