@@ -157,6 +157,7 @@ async def test_languages(processor):
         ({"beam": "many"}, "beam must be a whole number, not 'many'"),
         ({"partials": "perhaps"}, "partials must be true or false, not 'perhaps'"),
         ({"partials": None}, "partials must be true or false"),
+        ({"sentences": "perhaps"}, "sentences must be true or false, not 'perhaps'"),
         ({"pause": "soon"}, "pause must be a number from 0.2 to 3, not 'soon'"),
         ({"pause": 0.1}, "pause must be a number from 0.2"),
         ({"pause": True}, "pause must be a number from 0.2"),
@@ -189,15 +190,19 @@ def test_parameters_as_a_query_and_as_json_have_them(processor):
             "hotwords": "Livepeer, Arbitrum",
             "prompt": "we met",
             "beam": "3",
+            "sentences": "off",
         },
-        {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met", "beam": 3},
+        {"partials": True, "pause": 0.3, "longest": 5, "hotwords": "Livepeer, Arbitrum", "prompt": "we met", "beam": 3}
+        | {"sentences": False},
     ):
         options = processor.options(params)
         live = options.live
         assert (live.partials, live.splitter.pause, live.splitter.longest) == (True, 0.3, 5.0)
         assert options.decoding.beam == 3
+        assert not live.sentences
         assert options.decoding.initial_prompt == "Glossary: Livepeer, Arbitrum. we met"
     assert not processor.options({}).live.partials
+    assert processor.options({}).live.sentences
     kept = processor.options({"partials": "0"}, options)
     assert (kept.decoding, kept.live.partials, kept.live.splitter) == (options.decoding, False, live.splitter)
 
