@@ -108,17 +108,19 @@ def wav_from_feed(containers: str = "mpegts") -> list[str]:
     lenient = {"fflags": "+discardcorrupt", "err_detect": "ignore_err"} if containers == "mpegts" else {}
     source = ffmpeg.input("pipe:0", protocol_whitelist="pipe", **_confined(containers), **BEGINNING, **lenient)
     sound = source["a:0"].output("pipe:1", **WAV, **SOUND_ONLY, **FLUSHED)
-    return _command(_at_its_time(sound, source).global_args("-dts_error_threshold", str(LONGEST_GAP)))
+    nowhere = "mpegts" if containers == "mpegts" else "null"
+    return _command(_at_its_time(sound, source, nowhere).global_args("-dts_error_threshold", str(LONGEST_GAP)))
 
 
-def _at_its_time(sound: Any, source: Any) -> Any:
+def _at_its_time(sound: Any, source: Any, nowhere: str = "null") -> Any:
     """Have time begin with the first track, be it of pictures.
 
     Of MPEG-TS, MPEG-PS and Ogg, ffmpeg counts from the first of those tracks that it writes. So it writes pictures to
-    nowhere, undecoded, and among them one of ours, as it refuses an output without any.
+    nowhere, undecoded, and among them one of ours, as it refuses an output without any. Pictures whose size is not
+    known yet are refused by its format "null", and taken by "mpegts".
     """
     ours = ffmpeg.input("color=size=16x16:duration=0.04", format="lavfi")
-    pictures = ffmpeg.output(source["v?"], ours["v"], "-", format="null", vcodec="copy")
+    pictures = ffmpeg.output(source["V?"], ours["v"], os.devnull, format=nowhere, vcodec="copy", y=None)
     return ffmpeg.merge_outputs(sound, pictures).global_args("-dts_delta_threshold", str(LONGEST_GAP))
 
 

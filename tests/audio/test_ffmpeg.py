@@ -15,6 +15,7 @@ from audio.ffmpeg import (
     wav_from_feed,
     wav_from_file,
 )
+from audio.media import decode_media
 
 QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
 
@@ -100,6 +101,17 @@ def decoded(command, path):
         ).stdout
     header = sound.index(b"data") + 8 if sound.startswith(b"RIFF") else 0
     return np.frombuffer(sound[header:], "<i2").astype(int)
+
+
+def test_pictures_of_unknown_size_do_not_matter():
+    """A feed that begins between two key frames; a broken picture in the tag of an MP3."""
+    video = ["-f", "lavfi", "-i", "testsrc=size=320x240:d=3", "-c:v", "libx264", "-preset", "ultrafast", "-g", "999"]
+    feed = run([ffmpeg_path(), *QUIET, *video[:4], *TONE, *video[4:], "-c:a", "aac", "-f", "mpegts", "-"]).stdout
+    assert len(run(wav_from_feed(), feed[188 * 100 :]).stdout) > 32_000
+    sound = run([ffmpeg_path(), *QUIET, *TONE, "-c:a", "libmp3lame", "-id3v2_version", "0", "-f", "mp3", "-"]).stdout
+    frame = b"APIC" + (2000).to_bytes(4) + b"\0\0\0image/jpeg\0\3\0" + bytes(range(1, 251)) * 8
+    tag = b"ID3\3\0\0\0\0\x0f\x5a" + frame[:2010]
+    assert len(decode_media(tag + sound)) / 16_000 == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("command", [wav_from_feed(), wav_from_file()])
