@@ -85,6 +85,12 @@ def test_behind_a_long_pause_the_sentence_before_has_ended(sentence):
     assert sentence.before(utterance(1, 2.6), "en") is None
 
 
+def test_dots_alone_are_no_context(sentence):
+    assert sentence.add(utterance(0, 0), text("..."), hold=True).text == ""
+    assert sentence.before(utterance(1, 1.5), "en") is None
+    assert sentence.end()[1].text == "..."
+
+
 def test_another_language_or_too_much_sound_has_no_context(sentence):
     sentence.add(utterance(0, 0), text("Printing."), hold=True)
     assert sentence.before(utterance(1, 1.5), "de") is None

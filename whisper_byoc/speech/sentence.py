@@ -38,9 +38,10 @@ class Sentence:
         pause, length = utterance.speech_start - last.speech_end, utterance.end - last.first
         if pause >= LONGEST_PAUSE or length > LONGEST or language != said.language:
             return None
+        text = said.text.removesuffix(self._held) if pause < PAUSE else said.text
         silence = np.zeros(utterance.first - last.end, np.float32)
         samples = np.concatenate((pcm.decode(last.samples.data), silence))
-        return Before(samples, said.text.removesuffix(self._held) if pause < PAUSE else said.text)
+        return Before(samples, text) if text else None
 
     def add(self, utterance: Utterance, found: Transcription, *, hold: bool) -> Transcription:
         """Take in the text of the next utterance, and return what is to be told of it.
