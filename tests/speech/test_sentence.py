@@ -42,7 +42,7 @@ def test_a_text_that_goes_on_drops_it(sentence):
     assert sentence.end()[1].text == "."
 
 
-@pytest.mark.parametrize("words", ["How old is it?", "Stop!", "concerned,", "no mark", ""])
+@pytest.mark.parametrize("words", ["How old is it?", "Stop!", "concerned,", "no mark", "...", ""])
 def test_nothing_else_is_held_back(sentence, words):
     assert sentence.add(utterance(0, 0), text(words), hold=True) == text(words)
     assert sentence.end() is None
@@ -59,7 +59,7 @@ def test_it_is_told_once_when_the_pause_has_become_a_long_one(sentence):
     sentence.add(said, text("Printing."), hold=True)
     assert sentence.end(said.speech_end + PAUSE - 1) is None
     place, found = sentence.end(said.speech_end + PAUSE)
-    assert (found.text, place.first, len(place.samples)) == (".", said.end, 0)
+    assert (found.text, found.segments, place.first, len(place.samples)) == (".", (), said.end, 0)
     assert sentence.end() is None
 
 
@@ -83,12 +83,6 @@ def test_behind_a_long_pause_the_sentence_before_has_ended(sentence):
     sentence.add(utterance(0, 0), text("Printing."), hold=True)
     assert sentence.before(utterance(1, 2.2), "en").text == "Printing."
     assert sentence.before(utterance(1, 2.6), "en") is None
-
-
-def test_dots_alone_are_no_context(sentence):
-    assert sentence.add(utterance(0, 0), text("..."), hold=True).text == ""
-    assert sentence.before(utterance(1, 1.5), "en") is None
-    assert sentence.end()[1].text == "..."
 
 
 def test_another_language_or_too_much_sound_has_no_context(sentence):
@@ -124,7 +118,7 @@ def test_texts_that_are_told_join_to_what_was_said(spoken):
         told.append(sentence.add(each, text(words, goes_on=goes_on), hold=hold))
         if goes_on and words and said and said[-1][1]:
             said[-1] = said[-1][0].rstrip(".\u2026 "), False
-        said += [(words, hold)] if words else []
+        said += [(words, hold and words != "...")] if words else []
     if (stop := sentence.end()) is not None:
         told.append(stop[1])
     assert "".join(join(told, "en").text.split()) == "".join("".join(words for words, _ in said).split())

@@ -13,7 +13,7 @@ from audio import pcm
 from audio.pcm import SAMPLE_RATE
 from audio.utterances import Utterance
 from whisper_byoc.speech.engine import Before
-from whisper_byoc.speech.transcript import TextSegment, Transcription
+from whisper_byoc.speech.transcript import Transcription
 
 PAUSE = SAMPLE_RATE
 """Samples without speech that end a sentence."""
@@ -41,7 +41,7 @@ class Sentence:
         text = said.text.removesuffix(self._held) if pause < PAUSE else said.text
         silence = np.zeros(utterance.first - last.end, np.float32)
         samples = np.concatenate((pcm.decode(last.samples.data), silence))
-        return Before(samples, text) if text else None
+        return Before(samples, text)
 
     def add(self, utterance: Utterance, found: Transcription, *, hold: bool) -> Transcription:
         """Take in the text of the next utterance, and return what is to be told of it.
@@ -51,7 +51,9 @@ class Sentence:
         if not found.text:
             return found
         leading, self._last = "" if found.goes_on else self._held, (utterance, found)
-        told, self._held = found.without_stop() if hold else (found, "")
+        told, self._held = found.without_stop()
+        if not hold or not told.text:
+            told, self._held = found, ""
         return replace(told.led_by(leading), is_open=bool(self._held))
 
     def lose(self) -> None:
@@ -61,7 +63,7 @@ class Sentence:
     def end(self, position: int | None = None) -> tuple[Utterance, Transcription] | None:
         """Return the full stop that was held back, if no speech came before a position in the stream, or at its end.
 
-        It belongs to no sound: to the place behind the last utterance.
+        It belongs to no sound, so it has no segment: to the place behind the last utterance.
         """
         if self._last is None or not self._held:
             return None
@@ -70,4 +72,4 @@ class Sentence:
             return None
         stop, self._held = self._held, ""
         place = Utterance(last.number, last.end, last.samples[:0], last.end, last.end, last.ended_by)
-        return place, Transcription(stop, said.language, (TextSegment(0.0, 0.0, stop, language=said.language),))
+        return place, Transcription(stop, said.language)
