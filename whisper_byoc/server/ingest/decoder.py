@@ -1,6 +1,7 @@
 """One ffmpeg for one live feed: media in, sound or pictures out, as they come."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 
 HANG_SECONDS = 10.0
 """An ffmpeg that takes no input for this long, and gives nothing although its sink waits, hangs."""
+USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Descriptors, memory or processes, which others will give back."""
 FLUSH_SECONDS = 3.0
 """The same for the rest of the output of an ffmpeg that gets no more input, or has died; a stop has to be answered."""
 
@@ -78,7 +81,12 @@ class LiveDecoder:
     async def _start(self) -> tuple[Program, asyncio.Task[None]]:
         command = await asyncio.to_thread(self._command)  # looks for ffmpeg on the disk
         program = Program(command, environment=ffmpeg_environment())
-        await program.start()
+        try:
+            await program.start()
+        except OSError as error:
+            if error.errno not in USED_UP:
+                raise
+            raise DecoderFailed(f"ffmpeg cannot be started now ({error.strerror}); try again later") from error
         program.stdin.transport.set_write_buffer_limits(0)  # else it takes longer to notice that it hangs
         return program, asyncio.create_task(self._read(program))
 
