@@ -158,6 +158,14 @@ def test_alignment_heads_are_those_of_openai_whispers_table(name):
     assert alignment_heads("mine.pt", layers, 6) == ()
 
 
+def test_a_file_with_a_models_name_has_its_heads_if_it_has_its_decoder(tmp_path):
+    file = tmp_path / "base.en.pt"
+    file.touch()
+    mine = models.checkpoint(file)
+    assert mine.alignment_heads(6, 8) == alignment_heads("base.en", 6, 8)
+    assert mine.alignment_heads(4, 6) == ()
+
+
 @pytest.mark.parametrize("name", list(whisper._MODELS))
 def test_every_address_of_the_table_holds_file_and_hash(name, tmp_path):
     found = models.checkpoint(name)

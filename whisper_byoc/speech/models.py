@@ -74,6 +74,19 @@ class Checkpoint:
         """A second source, whose files are kept in a folder beside."""
         return PACKAGES.get(self.name) if self.url else None
 
+    def alignment_heads(self, layers: int, heads: int) -> tuple[tuple[int, int], ...]:
+        """Return the alignment heads of a decoder with so many layers and heads; empty when they are unknown.
+
+        A file of the user's own with the name of a model, such as `base.en.pt`, is taken for it if its decoder is such.
+        Raises `ModelError` when a model with a name has another decoder.
+        """
+        if self.sha256 is not None:
+            return alignment_heads(self.name, layers, heads)
+        try:
+            return alignment_heads(self.file.name.removesuffix(".pt"), layers, heads)
+        except ModelError:
+            return ()
+
     def path(self, directory: Path | None = None) -> Path:
         """Return where the file is or would be: in `directory`, by default `default_model_dir()`."""
         return self.file if self.file.is_absolute() else (directory or default_model_dir()) / self.file
@@ -210,7 +223,7 @@ def load_fast_model(name: str | os.PathLike[str], directory: Path | None = None)
         return model
     source = fetch_model(name, directory)
     weights = fast.read_weights(source)
-    heads = alignment_heads(wanted.name, weights.dims.n_text_layer, weights.dims.n_text_head)
+    heads = wanted.alignment_heads(weights.dims.n_text_layer, weights.dims.n_text_head)
     model = fast.build(weights, source, heads)
     try:
         fast.keep(model, kept, min(digests))
@@ -234,7 +247,7 @@ def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "
 
     try:
         model = _from_weights(path) if path.is_dir() else whisper.load_model(str(path), device="cpu")
-        heads = alignment_heads(wanted.name, model.dims.n_text_layer, model.dims.n_text_head)
+        heads = wanted.alignment_heads(model.dims.n_text_layer, model.dims.n_text_head)
         if heads:
             _set_alignment_heads(model, heads)
     except ModelError:

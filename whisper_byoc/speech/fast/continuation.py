@@ -44,7 +44,9 @@ def transcribe_behind(
     if not decoded.ended or score.doubtful or score.invented:
         return []
     places = token_places(sound, decoded.queries, model.alignment_heads, windows.frames // FRAMES_PER_POSITION)
-    if unheard(windows, (round(begin * FRAMES_PER_SECOND), windows.frames), decoded, places, tokenizer):
+    if model.follows_sound and unheard(
+        windows, (round(begin * FRAMES_PER_SECOND), windows.frames), decoded, places, tokenizer
+    ):
         return []
     span = begin, windows.frames / FRAMES_PER_SECOND
     segments = sentences(decoded.tokens, np.maximum.accumulate(places).tolist(), tokenizer, options.language, span)

@@ -55,6 +55,12 @@ class FastModel:
         self._lock = threading.Lock()
         self._compiled: Compiled | None = None
 
+    @property
+    def follows_sound(self) -> bool:
+        """Whether the alignment heads are known, so that attention tells which sound a text is about."""
+        layers = range(self.dims.n_text_layer // 2, self.dims.n_text_layer)
+        return len(self.alignment_heads) < len(layers) * self.dims.n_text_head
+
     def network(self, threads: int, tail: NDArray[np.float32] | None = None, stride: int = STRIDE) -> Network:
         """Return a network for the calling thread; the first one compiles the graphs, for all users.
 

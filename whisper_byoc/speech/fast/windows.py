@@ -183,7 +183,7 @@ def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelle
         ends = np.maximum.accumulate(places).tolist()
         segments, first, start = [], 0, begin
         for at, gap in [
-            *unheard(windows, (begin, end), decoded, places, tokenizer),
+            *(unheard(windows, (begin, end), decoded, places, tokenizer) if model.follows_sound else ()),
             (len(decoded.tokens), (end, end)),
         ]:
             span = start / FRAMES_PER_SECOND, gap[0] / FRAMES_PER_SECOND
