@@ -44,10 +44,12 @@ from serving import environment
 
 from audio import pcm
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.cli.transcribe import transcribe as transcribe_recording
+from whisper_byoc.cli.transcribe import records_of
+from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import Samples
 from whisper_byoc.speech.models import fetch_model
+from whisper_byoc.speech.transcript import from_records
 
 UTTERANCES = {"2 s": 2, "5 s": 5, "10 s": 10, "30 s": 30}
 EXCERPTS = 5
@@ -272,7 +274,11 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
 
     async def transcribe(samples: Samples, *, recording: bool) -> str:
         if recording:
-            return (await transcribe_recording(processor, pcm.encode(samples), "recording")).text
+            job = JobInfo("recording", "transcribe", recording=True)
+            records = [each async for each in records_of(processor, pcm.encode(samples), job)]
+            if errors := [each["error"] for each in records if each["type"] == "error"]:
+                raise SystemExit(errors[0])
+            return from_records(records).text
         return (await processor.transcribe(samples, processor.options().decoding)).value.text
 
     return lambda samples, recording: runner.run(transcribe(samples, recording=recording))

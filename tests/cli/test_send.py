@@ -104,7 +104,8 @@ async def test_errors_of_segments_are_told_and_fail_it(send, serving, tmp_path, 
     loud.write_bytes(b"\xff\x7f" * 100)
     code, out, err = await send("--url", api.url, loud, recording)
     assert (code, out) == (1, f"heard {FIVE_SECONDS} bytes\n")
-    assert err == "segment 0 failed: the processor failed with ValueError: too loud\n"
+    told = f"whisper-byoc: 1 of 2 failed: {loud}\n"
+    assert err == f"segment 0 failed: the processor failed with ValueError: too loud\n{told}"
 
 
 async def test_through_a_gateway(send, gateway, recording):
@@ -369,11 +370,11 @@ def screen(written):
     return [each.rstrip() for each in rows]
 
 
-async def in_terminal(launch, *words, **environment):
+async def in_terminal(launch, *words, command="send", **environment):
     """Run the command in a terminal of 40 columns, and give its exit code and all that it wrote."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    process = await launch(*words, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    process = await launch(*words, command=command, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     written = bytearray()
 
@@ -409,6 +410,14 @@ async def test_live_text_in_a_terminal(launch, gateway, recording):
     assert screen(before)[0] == "…o three four five six seven eight nine"
     assert "nine\n\rsilence.pcm: " in before  # the bar is on the line below
     assert screen(before + "\x1b[A\r\x1b[J" + after) == ["one \ufffd[2Jtwo", "segment 2 failed: no", ""]
+
+
+async def test_a_model_that_is_loaded_is_said_on_a_terminal(launch, fixtures_dir):
+    words = (fixtures_dir / "demo-yes.wav", "--model", "demo")
+    code, text = await in_terminal(launch, *words, command="transcribe")
+    assert code == 0
+    assert text.startswith("whisper-byoc: loading the model demo …\n")
+    assert "yes" in screen(text)
 
 
 async def test_a_keyboard_is_no_sound(launch):

@@ -211,6 +211,9 @@ def add_engine(parser: Parser) -> None:
         choices=("short", "full"),
         default="short",
     )
+
+
+def add_beam(parser: Parser) -> None:
     parser.option(
         "--beam",
         help="texts followed at once, of which the best is taken, 1 to 8 (default: 5, 2 or 1, by load)",

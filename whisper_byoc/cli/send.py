@@ -1,7 +1,7 @@
 """Stream sound to a container or a gateway as a live feed, and print the text as it comes.
 
 FILE is anything that ffmpeg reads, or - for stdin; .pcm, .raw and .s16le are taken as PCM16 mono 16 kHz, and so is
-what is no media on stdin.
+what is no media on stdin. One that fails does not keep the others from being sent; the last line says which did.
 Ctrl-C ends a recording and waits for its last words; a second one gives up.
 """
 
@@ -9,20 +9,27 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
 
-from whisper_byoc.aio import in_daemon_thread
+from whisper_byoc.aio import backoff, in_daemon_thread
 from whisper_byoc.cli.options import Parser, count
+from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
 from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check_source, open_source, to_seconds
-from whisper_byoc.cli.terminal import Display, printable
+from whisper_byoc.cli.terminal import printable
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 2.0
+"""Pauses between questions whether a model is loaded."""
+NAMED = MappingProxyType({STDIN: "stdin", MICROPHONE: "microphone"})
+"""What their text is called."""
 
 
 class Where(argparse.Action):
@@ -40,6 +47,7 @@ class Where(argparse.Action):
 def configure(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for stdin")
     parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
+    parser.group("server")
     parser.option(
         "--url", help="address of the container", env=("BYOC_URL",), default="http://localhost:8000", action=Where
     )
@@ -51,11 +59,12 @@ def configure(parser: Parser) -> None:
         metavar="URL",
     )
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
-    parser.option("--language", help="language spoken, or auto (default: the server's)")
     parser.secret("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
-    parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
-    parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
     parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
+    parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
+    add_speech(parser, language=None)
+    add_output(parser)
+    parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,27 +75,44 @@ def run(args: argparse.Namespace) -> int:
     names = [MICROPHONE] if args.microphone else args.files
     for name in names:
         check_source(name)
-    return asyncio.run(send_all(names, args))
+    sounds = [Path(NAMED.get(name, name)) for name in names]
+    return asyncio.run(send_all(names, sounds, Results(args, sounds, as_json=args.json), args))
 
 
-async def send_all(names: list[str], args: argparse.Namespace) -> int:
-    """Send one source after the other, and return the exit code: 1 if the server had an error for any segment."""
-    display = Display(sys.stdout, sys.stderr, as_json=args.json)
-    errors = 0
+async def send_all(names: list[str], sounds: list[Path], results: Results, args: argparse.Namespace) -> int:
+    """Send one source after the other, and return the exit code: 1 if the server had an error for any segment.
+
+    `sounds` is what the `names` are called where their text goes.
+    """
     try:
         async with await client_of(args) as client:
-            for name in names:
-                async with open_source(name, realtime=args.realtime) as source:
-                    errors += await send_source(client, source, display)
+            if isinstance(client, TrickleClient):
+                await loaded(client, args.timeout)
+            for name, sound in zip(names, sounds, strict=True):
+                with results.of(sound):
+                    async with open_source(name, realtime=args.realtime) as source:
+                        await send_source(client, source, results)
     finally:
-        display.close()
-    return 1 if errors else 0
+        results.show_end()
+    return results.exit_code()
+
+
+async def loaded(client: TrickleClient, timeout: float) -> None:
+    """Wait while a container loads its model, and say so. What else is wrong with it, the first request tells."""
+    told, pauses = False, backoff(FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS)
+    with suppress(ClientError, TimeoutError):
+        async with asyncio.timeout(timeout):
+            while (await client.health())["status"] == "LOADING":
+                if not told:
+                    print(f"whisper-byoc: {client.base_url} is still loading its model; waiting", file=sys.stderr)
+                told = True
+                await asyncio.sleep(next(pauses))
 
 
 async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
     """Make the client that the options ask for; a gateway is asked for its only model when none is named."""
     options: dict[str, Any] = {"timeout": args.timeout, "token": args.token}
-    params = {"language": args.language} if args.language else {}
+    params = speech_params(args)
     if args.json or sys.stdout.isatty():
         params["partials"] = "true"
     where = getattr(args, "where", "gateway" if args.gateway else "url")
@@ -116,17 +142,14 @@ async def only_model(gateway: str, options: dict[str, Any]) -> str:
     return names[0]
 
 
-async def send_source(client: TrickleClient | GatewayClient, source: Source, display: Display) -> int:
-    """Stream one source, show what comes back, and return the number of errors."""
-    errors = 0
+async def send_source(client: TrickleClient | GatewayClient, source: Source, results: Results) -> None:
+    """Stream one source, and take what comes back."""
     total = None if source.size is None else to_seconds(source.size)
     bar_format = OPEN_BAR if total is None else BAR
     with tqdm(total=total, desc=printable(source.name), disable=None, leave=False, bar_format=bar_format) as bar:
         async with aclosing(client.stream(counted(source.chunks, bar))) as records:
             async for record in records:
-                errors += record["type"] == "error"
-                await in_daemon_thread(display.show, record)  # the reader of our output may be slow
-    return errors
+                await in_daemon_thread(results.take, record)  # the reader of our output may be slow
 
 
 async def counted(source: AsyncGenerator[bytes, None], bar: "tqdm[Any]") -> AsyncGenerator[bytes, None]:

@@ -14,6 +14,7 @@ from whisper_byoc.cli.options import (
     Parser,
     Repeated,
     add_access,
+    add_beam,
     add_engine,
     add_logging,
     amount,
@@ -76,6 +77,7 @@ def configure(parser: Parser) -> None:
         "--max-live", help="live jobs of a speech pipeline at once (default: as many as fit, measured)", convert=count
     )
     add_engine(parser)
+    add_beam(parser)
     parser.option(
         "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
     )

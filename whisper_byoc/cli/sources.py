@@ -57,7 +57,10 @@ def sound_file(name: str) -> Path:
         raise UsageError("stdin is a terminal; pipe sound into -, or name a FILE, or use --microphone")
     if name == STDIN:
         return STDIN_FILE
-    return Path(name) if Path(name).is_fifo() else existing_file(name)
+    with suppress(OSError):  # a name that cannot be looked up is told below
+        if Path(name).is_fifo():
+            return Path(name)
+    return existing_file(name)
 
 
 @asynccontextmanager

@@ -65,14 +65,17 @@ class Display:
     """Shows records on `out` and errors on `err`, above a progress bar.
 
     On a terminal a partial line is rewritten in place, dimmed unless NO_COLOR is set; the cursor waits on the line
-    below it, where the progress bar may be. Elsewhere only final lines are written, and no escape sequence. A mark that
-    belongs to the text before is put behind it; where the cursor cannot go back, an open line is ended later.
+    below it, where the progress bar may be. Elsewhere only final lines are written, one for each segment, and no escape
+    sequence. A mark that belongs to the text before is put behind it; where the cursor cannot go back, an open line is
+    ended later.
     """
 
-    def __init__(self, out: TextIO, err: TextIO, *, as_json: bool = False) -> None:
+    def __init__(self, out: TextIO, err: TextIO, *, as_json: bool = False, quiet: bool = False) -> None:
+        """`quiet`: only what goes to `err`."""
         self._out = out
         self._err = err
         self._as_json = as_json
+        self._quiet = quiet
         self._terminal = out.isatty() and os.environ.get("TERM") != "dumb" and not as_json
         self._dimmed = not os.environ.get("NO_COLOR")
         self._partial_shown = False
@@ -93,11 +96,8 @@ class Display:
         if self._as_json:
             self._write(self._out, json_line(record) + "\n")
             return
-        text = printable(str(record.get("text") or "")).strip()
-        if record.get("is_final", True):
-            self._write(self._out, self._erase() + self._final(text, is_open=bool(record.get("is_open"))))
-        elif self._terminal:
-            self._show_partial(text)
+        if not self._quiet:
+            self._show_text(record)
         if record["type"] == "error":
             reason, self._column = printable(str(record.get("error"))), 0
             self._write(self._err, f"segment {record.get('seq')} failed: {reason}\n")
@@ -105,6 +105,20 @@ class Display:
     def close(self) -> None:
         """Remove a partial line that no final one has replaced, and end an open one."""
         self._write(self._out, self._erase() + self._end_line())
+
+    def _show_text(self, record: Mapping[str, Any]) -> None:
+        text = printable(str(record.get("text") or "")).strip()
+        if not record.get("is_final", True):
+            if self._terminal:
+                self._show_partial(text)
+            return
+        try:
+            lines = [printable(str(each["text"])).strip() for each in record.get("segments", ())]
+        except (TypeError, KeyError):
+            lines = []
+        if " ".join(lines) == text:
+            text = "\n".join(lines)
+        self._write(self._out, self._erase() + self._final(text, is_open=bool(record.get("is_open"))))
 
     def _final(self, text: str, *, is_open: bool) -> str:
         """Return what writes final text, and before it the mark with which it begins to the end of the line before."""
@@ -120,7 +134,7 @@ class Display:
             return written
         written += self._end_line() + text
         if self._terminal:
-            self._column = sum(map(width, text)) % _columns(self._out)
+            self._column = sum(map(width, text.rpartition("\n")[2])) % _columns(self._out)
         self._line_open = is_open and not self._terminal
         return written if self._line_open else f"{written}\n"
 

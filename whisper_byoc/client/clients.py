@@ -124,6 +124,17 @@ class TrickleClient(Connection):
             await self._delete(self._job)
         await super().__aexit__(*details)
 
+    async def health(self) -> dict[str, Any]:
+        """Ask how the server is, as `{"status": "LOADING" | "IDLE" | "OK" | "ERROR", …}`."""
+        async with self._request("GET", "/health", timeout=SHORT) as answer:
+            text = await whole_body(answer)
+        try:
+            known: dict[str, Any] = json_value(text)
+            known["status"].upper()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ServerRefused(200, f"{self.base_url}/health does not answer as a container does") from None
+        return known
+
     async def process_frame(self, frame: bytes) -> bytes:
         """Send one frame or segment and wait for its result; an empty frame is a keep-alive and returns b"".
 

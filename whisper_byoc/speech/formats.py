@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-from whisper_byoc.speech.transcript import TextSegment, Transcription
+from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 LINE_WIDTH = 42
 """Longest line, in columns, of which a full-width character takes two; and …"""
@@ -48,15 +48,21 @@ def to_txt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
 
 
 def to_json(transcription: Transcription, width: int = LINE_WIDTH) -> str:
-    """One object with `text`, `language` and `segments` (times in seconds)."""
+    """One object with `text`, `language` and `segments`, which have `words` if there are any (times in seconds)."""
     segments = [
         {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
         | ({"language": segment.language} if segment.language else {})
         | (segment.confidence.fields() if segment.confidence else {})
+        | ({"words": [_word(word) for word in segment.words]} if segment.words else {})
         for number, segment in enumerate(transcription.segments)
     ]
     body = {"text": transcription.text, "language": transcription.language, "segments": segments}
     return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+
+
+def _word(word: Word) -> dict[str, Any]:
+    start, end = round(word.start, 3), round(word.end, 3)
+    return {"word": word.text, "start": start, "end": end, "probability": word.probability}
 
 
 def to_srt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
