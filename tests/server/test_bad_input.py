@@ -142,8 +142,8 @@ async def test_second_feed_is_409_and_the_first_goes_on(serving):
     ("made", "message"),
     [
         (lambda frame: 1 / 0, "ZeroDivisionError: division by zero"),
-        (lambda frame: None, "must return bytes, but it returned NoneType"),
-        (lambda frame: "text", "must return bytes, but it returned str"),
+        (lambda frame: None, "must return bytes or a str, but it returned NoneType"),
+        (lambda frame: 7, "must return bytes or a str, but it returned int"),
     ],
 )
 async def test_a_processor_that_fails_makes_one_error_record(serving, made, message):
