@@ -21,7 +21,7 @@ WORKER_TYPE = web.AppKey("WORKER_TYPE", str)
 class Health(TypedDict):
     status: str
     notices: NotRequired[list[str]]
-    capacity: NotRequired[dict[str, dict[str, float]]]
+    capacity: NotRequired[dict[str, dict[str, Any]]]
 
 
 class Readiness(TypedDict):
