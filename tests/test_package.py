@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "audio", "whisper_byoc", "tests")
-DATA = {".html", ".css", ".js", ".svg", ".npz", ".pt", ".typed", ".md", ".LICENSE"}
+DATA = {".html", ".css", ".js", ".svg", ".npz", ".pt", ".wav", ".typed", ".md", ".LICENSE"}
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import re
+import shutil
 
+import numpy as np
 import pytest
 from aiohttp import web
 
+from audio.media import load_audio
 from tests.waiting import forever
 from whisper_byoc.cli import doctor
 from whisper_byoc.cli.main import main
@@ -82,6 +86,8 @@ async def test_nothing_runs_and_nothing_is_wrong(run, tmp_path):
         "cpus",
         "model",
         *ROLES,
+        "transcription",
+        "speed",
         "microphone",
     ]
     assert found["ffmpeg"]["state"] == "ok"
@@ -220,6 +226,81 @@ async def test_who_has_a_port(answering, serving, run, monkeypatch):
         "taken by another whisper-byoc, the container",
         "taken by another program",
     ]
+
+
+async def test_a_container_is_asked_what_is_said(run, serving, demo_processor):
+    api = await serving({"whisper-demo": demo_processor}, config={"token": "secret"})
+    code, found = await run("--container", api.url, "--token", "secret")
+    asked = found["transcription"]
+    assert (code, asked["state"]) == (0, "ok"), found
+    assert re.fullmatch(r"`hello world`, in [\d.]+ s for 1.9 s of `hello world`", asked["detail"])
+    _, found = await run("--container", api.url)
+    assert (found["transcription"]["state"], "--token" in found["transcription"]["advice"]) == ("--", True)
+
+
+async def test_a_container_that_hears_nothing_or_has_no_speech(run, serving):
+    class Deaf:
+        media = "audio"
+        content_type = "text/plain; charset=utf-8"
+
+        async def process(self, frame):
+            return b""
+
+    class Broken(Deaf):
+        async def process(self, frame):
+            raise ValueError("no weights")
+
+    for processor, state, part in (
+        (Deaf(), "FAIL", "no text, in "),
+        (Broken(), "FAIL", "answers 422: the processor failed with ValueError: no weights"),
+        (Upper(), "--", "serves no speech"),
+    ):
+        api = await serving({"test": processor})
+        code, found = await run("--container", api.url)
+        assert (code, found["transcription"]["state"]) == (int(state == "FAIL"), state)
+        assert part in found["transcription"]["detail"]
+
+
+async def test_what_would_be_faster(run, answering, monkeypatch):
+    monkeypatch.setattr(models, "fast_engine_installed", lambda: False)
+    monkeypatch.setattr(doctor, "available_cpus", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    size = {"workers": 1, "threads": 1, "live_jobs": 0, "live": 1, "lag": 0.0}
+    version = {"version": "1", "model_id": "whisper-medium.en,whisper-tiny,passthrough"}
+    url = await answering({"/version": version, "/health": {"capacity": {"whisper-tiny": size}}})
+    _, found = await run("--container", url)
+    assert found["speed"]["state"] == "--"
+    for part in (
+        "openvino",
+        "more than 2 of the 16 CPUs",
+        "instead of whisper-medium.en, at",
+        "--workers and --threads",
+    ):
+        assert part in found["speed"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("recorder", "state", "part"),
+    [
+        ("head -c 32000 /dev/urandom", "ok", r"heard at -[45] dBFS, 0 at the loudest"),
+        ("head -c 32000 /dev/zero", "--", "digital silence"),
+        ("echo no soundcards found >&2; exit 1", "--", "arecord: no soundcards found"),
+    ],
+)
+async def test_the_microphone_is_recorded(script, tmp_path, monkeypatch, recorder, state, part):
+    head = shutil.which("head")
+    script("arecord", recorder.replace("head", head))
+    script("ffmpeg", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = await doctor.check_microphone()
+    assert (found.state, bool(re.search(part, found.detail))) == (state, True), found
+    assert bool(found.advice) == (state != "ok")
+
+
+def test_what_is_said_to_a_container_is_the_fixture(fixtures_dir):
+    said, fixture = load_audio(doctor.SPOKEN), load_audio(fixtures_dir / "demo-hello-world.wav")
+    assert len(said) == len(fixture)
+    assert np.corrcoef(said, fixture)[0, 1] > 0.999
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Check this machine and what runs on it: ffmpeg, engine, CPUs, model, ports, our services, microphone.
 
+The container is given a second of speech, and the microphone is recorded for half a second.
+
 Each line of the report begins with `ok`, `--` (absent, and not required) or `FAIL`; the advice is below it. A service
 whose address is given must answer, one at its default address need not. The exit code is 1 when something fails.
 """
@@ -9,19 +11,25 @@ import asyncio
 import dataclasses
 import errno
 import json
+import math
+import os
 import re
 import socket
+import time
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import aiohttp
+import numpy as np
 
+from audio import pcm
 from audio.errors import MediaError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
-from whisper_byoc.cli.microphone import find_recorders
+from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, seconds
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ModelError
@@ -29,11 +37,17 @@ from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_sess
 from whisper_byoc.process import output_of
 from whisper_byoc.processors.cpu import available_cpus
 from whisper_byoc.processors.whisper import WhisperSettings
-from whisper_byoc.speech import models
+from whisper_byoc.speech import catalogue, models
 
 FFMPEG_SECONDS = 10.0
 SERVICE_SECONDS = 5.0
 LARGEST_REPORT = 1 << 20
+SPOKEN = Path(models.__file__).parent / "assets" / "hello-world.wav"
+"""`hello world`: 1.9 s of mu-law, which servers read without ffmpeg."""
+SPOKEN_SECONDS = 1.9
+HEARD_BYTES = pcm.SAMPLE_RATE // 2 * pcm.SAMPLE_WIDTH
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SMALL_MODELS = ("demo", "tiny", "tiny.en", "base", "base.en")
 NOT_OURS = (ValueError, TypeError, KeyError, AttributeError)
 """What reading the answer of another program raises."""
 
@@ -83,6 +97,7 @@ def configure(parser: Parser) -> None:
     for service in SERVICES:
         text = f"address of the {service.role} (default: http://localhost:{service.port}, which need not answer)"
         parser.option(f"--{service.role}", help=text, metavar="URL", env=(service.variable,))
+    parser.secret("--token", help="bearer token of the container", env=("AUTH_TOKEN",))
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
     parser.option("--timeout", help="longest time for one check, in seconds", convert=seconds, default=30.0)
     parser.switch("--json", help="print one JSON object")
@@ -91,7 +106,7 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = {service.role: getattr(args, service.role) for service in SERVICES}
     urls = {role: base_url(url, credentials=True) for role, url in given.items() if url}
-    findings = asyncio.run(examine(urls, args.model_dir, args.timeout))
+    findings = asyncio.run(examine(urls, args.model_dir, args.token, args.timeout))
     failed = any(each.state == "FAIL" for each in findings)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(each) for each in findings]}))
@@ -105,8 +120,9 @@ def line(finding: Finding) -> str:
     return text + (f"\n{'':<19}-> {printable(finding.advice)}" if finding.advice else "")
 
 
-async def examine(urls: Mapping[str, str], model_dir: Path | None, timeout: float) -> list[Finding]:
+async def examine(urls: Mapping[str, str], model_dir: Path | None, token: str, timeout: float) -> list[Finding]:
     """Run all checks at once, each under its time limit; `urls` are the given addresses by role."""
+    container = urls.get("container") or f"http://localhost:{SERVICES[0].port}"
     async with open_session(total_seconds=SERVICE_SECONDS) as http:
         return await asyncio.gather(
             limited("ffmpeg", check_ffmpeg(), timeout),
@@ -115,6 +131,8 @@ async def examine(urls: Mapping[str, str], model_dir: Path | None, timeout: floa
             limited("model", asyncio.to_thread(check_model, model_dir), timeout),
             *(limited(f"port {each.port}", check_port(http, each), timeout) for each in SERVICES),
             *(limited(each.role, check_service(http, each, urls.get(each.role)), timeout) for each in SERVICES),
+            limited("transcription", check_transcription(http, container, token), timeout),
+            limited("speed", check_speed(http, container), timeout),
             limited("microphone", check_microphone(), timeout),
         )
 
@@ -291,9 +309,102 @@ async def fetch(http: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
         return answer.status, json_value(body)
 
 
+async def check_transcription(http: aiohttp.ClientSession, url: str, token: str) -> Finding:
+    """Have the container transcribe something that is said, and take the time."""
+    check, began = "transcription", time.monotonic()
+    headers = {"Content-Type": "audio/wav"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    limit = aiohttp.ClientTimeout(connect=SERVICE_SECONDS)  # the check itself has one
+    try:
+        async with http.post(f"{url}/transcribe", data=SPOKEN.read_bytes(), headers=headers, timeout=limit) as answer:
+            found = json_value(await read_body(answer.content, LARGEST_REPORT, ValueError("too large")))
+            text = str(found["text"] if answer.status == 200 else found["error"])
+    except CONNECTION_ERRORS:
+        return Finding(check, "--", "no container answers that could be asked", "Start one.")
+    except NOT_OURS:
+        return Finding(check, "--", f"{url} does not answer as containers do", "Ask its makers.")
+    if answer.status == 401:
+        return Finding(check, "--", f"{url} asks for a token", "Show it with --token, or AUTH_TOKEN.")
+    if answer.status == 404:
+        return Finding(check, "--", f"{url} serves no speech", "Serve a pipeline such as whisper-tiny.")
+    if answer.status != 200:
+        state: Literal["--", "FAIL"] = "--" if answer.status in (429, 503) else "FAIL"
+        return Finding(check, state, f"{url} answers {answer.status}: {text}", "Read its log, or wait and ask again.")
+    seconds_taken = f"{time.monotonic() - began:.2f} s for {SPOKEN_SECONDS} s of `hello world`"
+    if not text.strip():
+        return Finding(
+            check, "FAIL", f"no text, in {seconds_taken}", "Read the log of the container; try another model."
+        )
+    return Finding(check, "ok", f"`{text.strip()}`, in {seconds_taken}")
+
+
+async def check_speed(http: aiohttp.ClientSession, url: str) -> Finding:
+    """Say what would make speech to text faster, here and in the container."""
+    advice = []
+    if not models.fast_engine_installed():
+        advice.append("install openvino, the fast engine")
+    elif not await asyncio.to_thread(_computes_in_bfloat16):
+        advice.append("take a CPU with bfloat16 (AVX512-BF16 or AMX)")
+    cpus, all_cpus = available_cpus(), os.cpu_count() or 1
+    if cpus < all_cpus:
+        advice.append(f"give it more than {cpus} of the {all_cpus} CPUs (`docker run --cpus`)")
+    elif cpus == 1:
+        advice.append("take a machine with more than one CPU")
+    with suppress(*CONNECTION_ERRORS, *NOT_OURS):
+        _, version = await fetch(http, f"{url}/version")
+        large = [name for name in str(version["model_id"]).split(",") if _is_large(name)]
+        if large:
+            advice.append(f"serve whisper-base or whisper-tiny instead of {', '.join(large)}, at more errors")
+        _, health = await fetch(http, f"{url}/health")
+        if urlsplit(url).hostname in LOOPBACK and _are_idle(cpus, health["capacity"]):
+            advice.append(f"leave --workers and --threads of the container away, which then uses all {cpus} CPUs")
+    if not advice:
+        return Finding("speed", "ok", "nothing here is known to make it faster")
+    sentence = "; ".join(advice)
+    return Finding("speed", "--", "it could be faster", f"{sentence[0].upper()}{sentence[1:]}.")
+
+
+def _computes_in_bfloat16() -> bool:
+    try:
+        from whisper_byoc.speech.runtime import has_bfloat16  # here, as it takes a tenth of a second
+
+        return has_bfloat16()
+    except (ImportError, RuntimeError):  # the check of the engine says so
+        return True
+
+
+def _are_idle(cpus: int, capacity: Mapping[str, Any]) -> bool:
+    """Whether the container has been told to use fewer CPUs than there are."""
+    settings = WhisperSettings()
+    chosen = [settings.sizes(), *settings.other_sizes()]
+    sizes = [(int(each["workers"]), int(each["threads"])) for each in capacity.values()]
+    return any(size not in chosen and size[0] * size[1] < cpus for size in sizes)
+
+
+def _is_large(pipeline: str) -> bool:
+    name = pipeline.removeprefix("whisper-")
+    return name in catalogue.MODELS and name not in SMALL_MODELS
+
+
 async def check_microphone() -> Finding:
-    found = await find_recorders()
-    if found:
-        return Finding("microphone", "ok", f"can be recorded with {', '.join(found)}")
-    advice = "For `send --microphone`, install alsa-utils, sox, or an ffmpeg that knows this machine's sound system."
-    return Finding("microphone", "--", "nothing here can record one", advice)
+    """Record the default microphone for half a second."""
+    sound = b""
+    try:
+        async with microphone(asyncio.Event()) as chunks, aclosing(chunks):
+            async for chunk in chunks:
+                sound += chunk
+                if len(sound) >= HEARD_BYTES:
+                    break
+    except MediaError as error:
+        problem, _, advice = str(error).rpartition("; ")
+        return Finding("microphone", "--", problem, f"For `send --microphone`, {advice}.")
+    samples = pcm.decode(sound[: len(sound) // pcm.SAMPLE_WIDTH * pcm.SAMPLE_WIDTH])
+    level = float(np.sqrt(np.mean(samples**2)))
+    if not level:
+        advice = "Turn it on, or choose another one in the settings of the sound system."
+        return Finding("microphone", "--", "it gives digital silence: is it muted?", advice)
+    detail = f"heard at {_decibels(level)} dBFS, {_decibels(float(np.abs(samples).max()))} at the loudest"
+    return Finding("microphone", "ok", detail)
+
+
+def _decibels(level: float) -> int:
+    return round(20 * math.log10(level))
