@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "trickle": "move bytes over the trickle protocol by hand, or serve it",
         "wyoming": "serve speech to text to Home Assistant",
         "doctor": "check this machine and what runs on it, and say what to do",
+        "completion": "print a script that completes commands and options in a shell",
     }
 )
 """Each command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,6 +126,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         args.ignored, args.passed_over = ignored, self._passed_over
         return args
+
+    def all_actions(self) -> Iterator[argparse.Action]:
+        """Yield the arguments and options of this command, and of the commands below it."""
+        for action in self._actions:
+            yield action
+            if isinstance(action.choices, dict):  # of names and parsers
+                for parser in action.choices.values():
+                    yield from parser.all_actions()
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
