@@ -24,6 +24,10 @@ GIVEN = """
 "query.pipeline" = "passthrough"
 "query.wait" = 0
 "query.alone" = 300
+"query.follow" = "0"
+"query.encoding" = "s16le"
+"query.rate" = 16000
+"query.channels" = 1
 """
 """Of every request: else no two are about the same job, and some take half a minute. No segment of `passthrough` fails,
 and no job ends by itself, which is answered 500."""
@@ -38,7 +42,7 @@ async def ask(seconds: float) -> int:
         url = f"http://127.0.0.1:{port}"
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "schemathesis.toml").write_text(GIVEN)
-            options = ("--request-timeout=10", "--continue-on-failure", "--no-color", "--warnings=off")
+            options = ("--request-timeout=10", "--continue-on-failure", "--no-color", "--warnings=off", "--seed=1")
             bounds = (f"--max-time={seconds:g}", "--phases=coverage,fuzzing", f"--checks={','.join(CHECKS)}")
             words = ("-m", "schemathesis.cli", "run", f"{url}/openapi.json", *bounds, *options)
             program = await asyncio.create_subprocess_exec(sys.executable, *words, cwd=folder)

@@ -41,12 +41,12 @@ class Gone(TypedDict):
 async def get_output(request: web.Request) -> web.StreamResponse:
     """Answer with the next unread result, a kept one, or all that follow, as the request asks."""
     table, query, loop = request.app[TABLE], request.query, asyncio.get_running_loop()
-    wait, seq = WAIT.of(query), RECORD.of(query)
+    wait, seq, raw = WAIT.of(query), RECORD.of(query), FOLLOW.of(query)
     deadline = loop.time() + wait
     job = await table.find(request.match_info["job_id"], wait)
     if seq is not None:
         return await _again(job, seq, deadline - loop.time())
-    accept, raw = request.headers.get("Accept", ""), FOLLOW.of(query)
+    accept = request.headers.get("Accept", "")
     with job.reading():
         if "text/event-stream" in accept:
             return await _follow(request, job, "text/event-stream", _as_event)
