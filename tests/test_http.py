@@ -116,6 +116,32 @@ async def test_an_address_in_use_is_told(server):
             pass
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_one_setting_listens_on_ipv4_and_ipv6():
+    app = web.Application()
+    app.add_routes([web.post("/", echo)])
+    async with listening(app, "::", 0, keep_alive_seconds=5, shutdown_seconds=1) as port, open_session() as http:
+        for host in ("127.0.0.1", "[::1]"):
+            async with http.post(f"http://{host}:{port}/?limit=5", data=b"12345") as answer:
+                assert await answer.read() == b"12345"
+        with pytest.raises(StartError, match=f"port {port} on :: is in use"):
+            async with listening(web.Application(), "::", port, keep_alive_seconds=5, shutdown_seconds=1):
+                pass
+
+
+async def test_a_client_tries_every_address_of_a_name(server, monkeypatch):
+    """As where localhost is ::1 first, and the server listens on 127.0.0.1 alone."""
+    http, port = server
+
+    def resolve(host, port, *_, **__):
+        addresses = ((socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port)))
+        return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with http.post(f"http://localhost:{port}/?limit=5", data=b"12345") as answer:
+        assert await answer.read() == b"12345"
+
+
 async def failure(url):
     async with open_session(total_seconds=5) as session:
         with pytest.raises(aiohttp.ClientError) as caught:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from pathlib import Path
@@ -93,6 +94,16 @@ def open_session(
     )
 
 
+def where(host: str, port: int) -> dict[str, Any]:
+    """Return the arguments of asyncio's servers for a listener; `::` is IPv4 too, which asyncio leaves out.
+
+    Raises `OSError` when the address cannot be had.
+    """
+    if host != "::" or not socket.has_dualstack_ipv6():
+        return {"host": host, "port": port}
+    return {"sock": socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)}
+
+
 @contextlib.asynccontextmanager
 async def listening(
     app: web.Application,
@@ -130,7 +141,11 @@ async def listening(
         try:
             timeout = HANDSHAKE_SECONDS if tls else None
             listener = await loop.create_server(
-                connections.factory(runner.server), host, port, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=timeout
+                connections.factory(runner.server),
+                **where(host, port),
+                backlog=BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=timeout,
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:

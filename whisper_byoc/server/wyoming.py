@@ -18,6 +18,7 @@ from whisper_byoc import __version__
 from whisper_byoc.aio import cancel
 from whisper_byoc.connections import client_address
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
+from whisper_byoc.http import where
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.table import JobTable
@@ -59,7 +60,7 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
             writer.close()
 
     try:
-        server = await asyncio.start_server(serve, host, port)
+        server = await asyncio.start_server(serve, **where(host, port))
     except OSError as error:
         raise StartError(f"port {port} on {host} cannot be had for Wyoming: {error.strerror}; choose another") from None
     try:
