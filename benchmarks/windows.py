@@ -1,8 +1,8 @@
 """What a short window costs in words: `python benchmarks/windows.py [--model NAME] [--speech FOLDER] [--json]`.
 
-Every clip shorter than 27 s is decoded once, without a second attempt, in four ways: on all 30 s; on its sound and a
-margin; on that with the model's view of silence behind it; and with every eighth position of that only, which is what
-the fast engine does. Model and speech as in engines.py.
+Every clip shorter than 27 s is decoded without a second attempt, but for what its text leaves out, in four ways: on
+all 30 s; on its sound and a margin; on that with the model's view of silence behind it; and with every eighth position
+of that only, which is what the fast engine does. Model and speech as in engines.py.
 """
 
 from __future__ import annotations
