@@ -68,6 +68,7 @@ def test_the_ending_of_a_file_is_its_format(run, fixtures_dir, tmp_path):
         ("FOLDER/talk.pcm -o FOLDER/a.srt", "a.srt is one file, and there are 2 sounds: name a folder"),
         ("-o FOLDER/none/a.srt", "is no folder in which files can be made"),
         ("FOLDER/talk.pcm -o FOLDER/out", "would both be written to"),
+        ("- -", "- is there twice"),
         ("--format srt,vtt", "several formats need a folder: --output DIR"),
         ("--beam 9", "'9' is not a whole number from 1 to 8"),
         ("--task sing", "invalid choice: 'sing'"),

@@ -260,6 +260,24 @@ async def test_ctrl_c_ends_stdin_and_the_last_words_are_printed(launch, gateway)
     assert (process.returncode, out, err) == (0, b"all 3200\n", b"")
 
 
+async def test_what_had_come_when_ctrl_c_gave_up_is_written(launch, gateway, recording, tmp_path):
+    async def never_ends(request):
+        answer = await gateway.begin(request)
+        segment = {"start_ms": 0, "end_ms": 900, "text": "first words"}
+        await gateway.tell(answer, type="transcript", is_final=True, text="first words", segments=[segment])
+        await forever()
+        return answer
+
+    await gateway.serve(never_ends)
+    target = tmp_path / "talk.txt"
+    process = await launch("--gateway", gateway.url, "--pipeline", "x", recording, "--json", "-o", target)
+    assert b"first words" in await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, target.read_text()) == (130, b"", "first words\n")
+    assert err == f"whisper-byoc: {target} is not complete\n".encode()
+
+
 RECORDER = """#!{python}
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"tail"), os._exit(1)))

@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 from whisper_byoc.cli.main import COMMANDS
 from whisper_byoc.cli.options import Parser, existing_file
-from whisper_byoc.cli.sources import sound_file
 from whisper_byoc.errors import UsageError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.processors.registry import PIPELINES
@@ -33,7 +32,7 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Values that are proposed; others may be given."""
-FILE_TYPES, FILE_NAMES = (Path, existing_file, sound_file), ("files", "output", "token", "auth_token")
+FILE_TYPES, FILE_NAMES = (Path, existing_file), ("files", "output", "token", "auth_token")
 
 
 def configure(parser: Parser) -> None:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from whisper_byoc.aio import backoff, in_daemon_thread
 from whisper_byoc.cli.options import Parser, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
-from whisper_byoc.cli.sources import MICROPHONE, STDIN, Source, check_source, open_source, to_seconds
+from whisper_byoc.cli.sources import MICROPHONE, Source, open_source, sound_files, to_seconds
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
@@ -28,8 +27,6 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 2.0
 """Pauses between questions whether a model is loaded."""
-NAMED = MappingProxyType({STDIN: "stdin", MICROPHONE: "microphone"})
-"""What their text is called."""
 
 
 class Where(argparse.Action):
@@ -70,12 +67,8 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if bool(args.files) == args.microphone:
         raise UsageError("give what to send: one or more FILEs, - for stdin, or --microphone alone")
-    if args.files.count(STDIN) > 1:
-        raise UsageError("- is there twice, and stdin can be read to its end once")
+    sounds = [Path("microphone")] if args.microphone else sound_files(args.files)
     names = [MICROPHONE] if args.microphone else args.files
-    for name in names:
-        check_source(name)
-    sounds = [Path(NAMED.get(name, name)) for name in names]
     return asyncio.run(send_all(names, sounds, Results(args, sounds, as_json=args.json), args))
 
 

@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,17 @@ class Source:
     """Bytes in all, where that is known beforehand."""
 
 
-def check_source(name: str) -> None:
-    if name != MICROPHONE:
-        sound_file(name)
+def sound_files(names: Sequence[str]) -> list[Path]:
+    """Return the paths of files, of pipes, and of `STDIN`.
 
-
-def sound_file(name: str) -> Path:
-    """Return the path of a file, of a pipe, or of `STDIN`.
-
-    Raises `UsageError` where there is none.
+    Raises `UsageError` where there is none, or stdin is named twice.
     """
+    if names.count(STDIN) > 1:
+        raise UsageError("- is there twice, and stdin can be read to its end once")
+    return [_sound_file(name) for name in names]
+
+
+def _sound_file(name: str) -> Path:
     if name == STDIN and sys.stdin.isatty():
         raise UsageError("stdin is a terminal; pipe sound into -, or name a FILE, or use --microphone")
     if name == STDIN:

@@ -19,7 +19,7 @@ from audio import pcm
 from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.cli.options import Parser, add_engine, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
-from whisper_byoc.cli.sources import load_sound, sound_file
+from whisper_byoc.cli.sources import load_sound, sound_files
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.registry import model_of
@@ -33,7 +33,6 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
-        type=sound_file,
         metavar="FILE",
         help="anything that ffmpeg reads, or - for stdin; .pcm, .raw, .s16le are PCM16 mono 16 kHz",
     )
@@ -54,7 +53,8 @@ def configure(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    results = Results(args, args.files)
+    files = sound_files(args.files)
+    results = Results(args, files)
     settings = WhisperSettings(
         workers=1,
         threads=args.threads,
@@ -62,18 +62,20 @@ def run(args: argparse.Namespace) -> int:
         engine=args.engine,
         audio_context=args.audio_context,
     )
-    return asyncio.run(transcribe_all(WhisperProcessor(model_of(args.model), settings), results, args))
-
-
-async def transcribe_all(processor: WhisperProcessor, results: Results, args: argparse.Namespace) -> int:
-    """Load the model once, take one file after the other, and return the exit code."""
+    processor = WhisperProcessor(model_of(args.model), settings)
     if sys.stderr.isatty():
         print(f"whisper-byoc: loading the model {printable(args.model)} …", file=sys.stderr)
+    return asyncio.run(transcribe_all(processor, files, speech_params(args), results))
+
+
+async def transcribe_all(
+    processor: WhisperProcessor, files: list[Path], params: dict[str, str], results: Results
+) -> int:
+    """Load the model once, take one file after the other, and return the exit code."""
     await processor.initialize()
-    params = speech_params(args)
     processor.options(params)  # a value that cannot be is said before a file is read
     try:
-        for path in args.files:
+        for path in files:
             with results.of(path):
                 sound = pcm.encode(load_sound(path))
                 await transcribe(processor, sound, JobInfo(path.name, "transcribe", params, recording=True), results)
