@@ -137,6 +137,13 @@ async def test_a_container_that_loads(run, serving):
     code, found = await run("--container", api.url)
     assert (code, found["container"]["state"]) == (1, "FAIL")
     assert "pipeline upper is loading" in found["container"]["detail"]
+    assert found["transcription"]["detail"] == f"{api.url} is not ready to be asked"
+
+
+async def test_strangers_are_given_nothing_to_transcribe(run, answering):
+    url = await answering({"/version": {}, "/transcribe": {"text": "posted"}})
+    _, found = await run("--container", url)
+    assert (found["transcription"]["state"], "does not answer" in found["transcription"]["detail"]) == ("--", True)
 
 
 GOOD = {"url": "http://a", "ready": True, "reachable": True, "trouble": ""}

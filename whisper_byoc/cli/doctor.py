@@ -311,17 +311,23 @@ async def fetch(http: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
 
 async def check_transcription(http: aiohttp.ClientSession, url: str, token: str) -> Finding:
     """Have the container transcribe something that is said, and take the time."""
-    check, began = "transcription", time.monotonic()
+    check = "transcription"
     headers = {"Content-Type": "audio/wav"} | ({"Authorization": f"Bearer {token}"} if token else {})
     limit = aiohttp.ClientTimeout(connect=SERVICE_SECONDS)  # the check itself has one
     try:
+        status, ready = await fetch(http, f"{url}/readyz")
+        if ready["reasons"] and status != 200:
+            return Finding(check, "--", f"{url} is not ready to be asked", "Wait until it is, and run this again.")
+        began = time.monotonic()
         async with http.post(f"{url}/transcribe", data=SPOKEN.read_bytes(), headers=headers, timeout=limit) as answer:
             found = json_value(await read_body(answer.content, LARGEST_REPORT, ValueError("too large")))
             text = str(found["text"] if answer.status == 200 else found["error"])
     except CONNECTION_ERRORS:
         return Finding(check, "--", "no container answers that could be asked", "Start one.")
     except NOT_OURS:
-        return Finding(check, "--", f"{url} does not answer as containers do", "Ask its makers.")
+        return Finding(
+            check, "--", f"{url} does not answer as containers do", "Give the right one with --container URL."
+        )
     if answer.status == 401:
         return Finding(check, "--", f"{url} asks for a token", "Show it with --token, or AUTH_TOKEN.")
     if answer.status == 404:
@@ -331,9 +337,7 @@ async def check_transcription(http: aiohttp.ClientSession, url: str, token: str)
         return Finding(check, state, f"{url} answers {answer.status}: {text}", "Read its log, or wait and ask again.")
     seconds_taken = f"{time.monotonic() - began:.2f} s for {SPOKEN_SECONDS} s of `hello world`"
     if not text.strip():
-        return Finding(
-            check, "FAIL", f"no text, in {seconds_taken}", "Read the log of the container; try another model."
-        )
+        return Finding(check, "FAIL", f"no text, in {seconds_taken}", "Read its log, or serve another model.")
     return Finding(check, "ok", f"`{text.strip()}`, in {seconds_taken}")
 
 
