@@ -155,6 +155,29 @@ async def test_a_bad_file_does_not_keep_others_from_being_sent(send, gateway, so
     assert last == f"whisper-byoc: 1 of 2 failed: {broken}"
 
 
+async def saying(capsys, *words):
+    """Run a command, and return the task, and what it has said on stderr as soon as that is something."""
+    running = asyncio.ensure_future(asyncio.to_thread(main, [*map(str, words)]))
+    said = []
+
+    def something():
+        said.append(capsys.readouterr().err)
+        return any(said)
+
+    await until(something)
+    return running, "".join(said)
+
+
+async def test_send_waits_for_a_gateway_whose_container_is_not_ready(gateway, sound, capsys):
+    known = {"capabilities": [], "orchestrators": [{"reachable": True}]}
+    await gateway.serve(telling(gateway, transcript("hello", 0)), known=known)
+    running, said = await saying(capsys, "send", "--gateway", gateway.url, sound)
+    known["capabilities"] = [{"name": "only"}]
+    assert await running == 0
+    assert said == f"whisper-byoc: {gateway.url} has no model that is ready; waiting\n"
+    assert capsys.readouterr() == ("hello\n", "")
+
+
 async def test_send_waits_for_a_model_that_is_loaded(serving, sound, capsys):
     class Slow:
         media = "audio"
@@ -171,16 +194,8 @@ async def test_send_waits_for_a_model_that_is_loaded(serving, sound, capsys):
 
     processor = Slow()
     api = await serving(processor, wait=False)
-    sending = asyncio.ensure_future(asyncio.to_thread(main, ["send", "--url", api.url, str(sound)]))
-
-    err = []
-
-    def told():
-        err.append(capsys.readouterr().err)
-        return any(err)
-
-    await until(told)
+    running, said = await saying(capsys, "send", "--url", api.url, sound)
     processor.loaded.set()
-    assert await sending == 0
-    assert "".join(err) == f"whisper-byoc: {api.url} is still loading its model; waiting\n"
+    assert await running == 0
+    assert said == f"whisper-byoc: {api.url} is still loading its model; waiting\n"
     assert capsys.readouterr() == ("3200 bytes\n", "")

@@ -8,8 +8,9 @@ Ctrl-C ends a recording and waits for its last words; a second one gives up.
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from whisper_byoc.errors import ClientError, ServerRefused, UsageError
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
 FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 2.0
-"""Pauses between questions whether a model is loaded."""
+"""Pauses between questions whether a server is ready."""
 
 
 class Where(argparse.Action):
@@ -80,7 +81,7 @@ async def send_all(names: list[str], sounds: list[Path], results: Results, args:
     try:
         async with await client_of(args) as client:
             if isinstance(client, TrickleClient):
-                await loaded(client, args.timeout)
+                await wait_while(partial(is_loading, client), f"{args.url} is still loading its model", args.timeout)
             for name, sound in zip(names, sounds, strict=True):
                 with results.of(sound):
                     async with open_source(name, realtime=args.realtime) as source:
@@ -90,16 +91,29 @@ async def send_all(names: list[str], sounds: list[Path], results: Results, args:
     return results.exit_code()
 
 
-async def loaded(client: TrickleClient, timeout: float) -> None:
-    """Wait while a container loads its model, and say so. What else is wrong with it, the first request tells."""
+async def wait_while(unready: Callable[[], Awaitable[bool]], message: str, timeout: float) -> None:
+    """Wait for a server, and say so. What else is wrong with it, the first request tells."""
     told, pauses = False, backoff(FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS)
     with suppress(ClientError, TimeoutError):
         async with asyncio.timeout(timeout):
-            while (await client.health())["status"] == "LOADING":
+            while await unready():
                 if not told:
-                    print(f"whisper-byoc: {client.base_url} is still loading its model; waiting", file=sys.stderr)
+                    print(f"whisper-byoc: {printable(message)}; waiting", file=sys.stderr)
                 told = True
                 await asyncio.sleep(next(pauses))
+
+
+async def is_loading(container: TrickleClient) -> bool:
+    return bool((await container.health())["status"] == "LOADING")
+
+
+async def offers_nothing_yet(gateway: GatewayClient) -> bool:
+    """Return whether a gateway has an orchestrator, and that nothing to offer: its container may be loading."""
+    known = await gateway.capabilities()
+    try:
+        return not known["capabilities"] and any(each["reachable"] for each in known["orchestrators"])
+    except (KeyError, TypeError):  # it is not ours
+        return False
 
 
 async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
@@ -122,6 +136,8 @@ async def only_model(gateway: str, options: dict[str, Any]) -> str:
     """
     try:
         async with GatewayClient(gateway, **options) as client:
+            unready = partial(offers_nothing_yet, client)
+            await wait_while(unready, f"{gateway} has no model that is ready", options["timeout"])
             known = await client.capabilities()
     except ServerRefused as error:
         if error.status != 404:
