@@ -142,6 +142,12 @@ async def test_what_came_before_an_error_is_written(send, gateway, sound, tmp_pa
     assert err == f"segment 1 failed: no\nwhisper-byoc: {target} is not complete\n"
 
 
+async def test_a_sound_that_has_only_errors_has_no_file(send, gateway, sound, tmp_path):
+    await gateway.serve(telling(gateway, {"type": "error", "seq": 0, "error": "no"}))
+    assert await send(sound, "-o", tmp_path / "talk.txt") == (1, "", "segment 0 failed: no\n")
+    assert not (tmp_path / "talk.txt").exists()
+
+
 async def test_a_bad_file_does_not_keep_others_from_being_sent(send, gateway, sound, tmp_path):
     await gateway.serve(telling(gateway, transcript("hello", 0)))
     broken = tmp_path / "broken.mp3"

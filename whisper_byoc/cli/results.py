@@ -115,7 +115,7 @@ class Results:
     def take(self, record: Mapping[str, Any]) -> None:
         """Show a record, or keep it. Blocks while the reader of our output does not read."""
         self._errors += record["type"] == "error"
-        if self._keeps and record.get("is_final", True):
+        if self._keeps and record.get("is_final", True) and record["type"] not in ("error", "end"):
             self._records.append(record)
         self._display.show(record)
 
@@ -213,7 +213,7 @@ def _joined(records: list[Mapping[str, Any]], sound: Path) -> Transcription:
 
     Raises `ByocError` where they are not of the form of a transcript: they may come from anybody's server.
     """
-    if other := {str(each["type"]) for each in records} - {"transcript", "error", "end"}:
+    if other := {str(each["type"]) for each in records} - {"transcript"}:
         raise ByocError(f"{sound}: the pipeline gives records of the type {', '.join(other)}, which have no times")
     try:
         return from_records(records)
