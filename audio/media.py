@@ -13,8 +13,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import IO
 
@@ -40,9 +40,14 @@ HANG_SECONDS = 20.0
 """An ffmpeg that gives nothing for so long hangs. It reads the largest upload through within a second."""
 
 BLOCK_BYTES = 1 << 20
+BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
+"""Of what is decoded, at least."""
 
 SILENT = 1e-3
 """Peak below which a track is silent, -60 dB: recorders of screens and meetings leave some unused."""
+
+LONGEST_SILENT = 300.0
+"""Seconds without sound behind which a track is not given up for another one."""
 
 MAX_TRACKS = 8
 
@@ -91,18 +96,34 @@ def decode_media(
     strict: bool = False,
     warn: Callable[[str], object] = log.warning,
 ) -> NDArray[np.float32]:
-    """Decode the sound of a media file with ffmpeg.
+    """Decode the sound of a media file whole: float32, shape (n,), n > 0, else as `decoded_blocks` does."""
+    blocks = decoded_blocks(
+        source, containers=containers, timeout=timeout, max_seconds=max_seconds, strict=strict, warn=warn
+    )
+    return np.concatenate(list(blocks))
+
+
+def decoded_blocks(
+    source: bytes | str | os.PathLike[str],
+    *,
+    containers: str = CONTAINERS,
+    timeout: float = TIMEOUT,
+    max_seconds: float = MAX_SECONDS,
+    strict: bool = False,
+    warn: Callable[[str], object] = log.warning,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Decode the sound of a media file with ffmpeg, as blocks are asked for: of a long file, little is held.
 
     Args:
         source: the file's content, or its path. Content is spooled into a nameless temporary file, since ffmpeg must
             seek in some containers.
         containers: the only ones that it may be, by ffmpeg's names; one alone is not looked for in the bytes.
-        timeout: seconds after which ffmpeg is killed.
+        timeout: seconds after which ffmpeg is killed, also while nobody asks for a block.
         max_seconds: the most sound that is accepted, in seconds.
-        strict: refuse what ffmpeg could not decode whole.
+        strict: refuse what ffmpeg could not decode whole; that is known behind its last block.
         warn: is called with a sentence when it could not.
 
-    Returns:
+    Yields:
         float32, shape (n,), n > 0, 16 kHz mono, in [-1, 1]: the best audio stream, or else the first that is not
         silent, at its place in the file, with silence where it begins late or has a gap, its channels mixed (see
         `audio.downmix`).
@@ -116,25 +137,43 @@ def decode_media(
         name, opened = f"The upload of {len(source)} bytes", _spooled(source)
     else:
         name, opened = f"The file {os.fspath(source)!r}", _open_file(source)
-    with opened as file:
+    with opened as file, ExitStack() as stack:
         _check_head(file, name)
-        samples, complaint = _decode_file(file, name, timeout, max_seconds, wav_from_file(containers))
-        for track in range(MAX_TRACKS) if np.abs(samples).max() < SILENT else ():
+
+        def decoding(*track: str) -> _Decoding:
+            found = _Decoding(file, name, timeout, max_seconds, wav_from_file(containers, *track))
+            return stack.enter_context(closing(found))
+
+        chosen = decoding()
+        begun, heard = _until_heard(chosen)
+        for track in range(MAX_TRACKS) if not heard else ():
+            other = decoding(f"a:{track}")
             try:
-                command = wav_from_file(containers, f"a:{track}")
-                other, its = _decode_file(file, name, timeout, max_seconds, command)
+                its, heard = _until_heard(other)
             except DecoderFailed:
                 raise
             except MediaError:  # there is no such track, or nothing in it
                 break
-            if np.abs(other).max() >= SILENT:
-                samples, complaint = other, its
+            if heard:
+                chosen, begun = other, its
                 break
-    if complaint and strict:
-        raise MediaError(f"{name} is damaged ({complaint}); send all of it, or leave out strict.")
-    if complaint:
-        warn(f"{name} was not decoded whole, ffmpeg says: {complaint}")
-    return samples
+        yield from begun
+        yield from chosen
+    if chosen.complaint and strict:
+        raise MediaError(f"{name} is damaged ({chosen.complaint}); send all of it, or leave out strict.")
+    if chosen.complaint:
+        warn(f"{name} was not decoded whole, ffmpeg says: {chosen.complaint}")
+
+
+def _until_heard(blocks: Iterable[NDArray[np.float32]]) -> tuple[list[NDArray[np.float32]], bool]:
+    """Take blocks until one is not silent, or for `LONGEST_SILENT`; return them, and whether it was so."""
+    taken, left = [], int(LONGEST_SILENT * pcm.SAMPLE_RATE)
+    for block in blocks:
+        taken.append(block)
+        left -= len(block)
+        if left < 0 or np.abs(block).max() >= SILENT:
+            return taken, True
+    return taken, False
 
 
 def _spooled(data: bytes) -> IO[bytes]:
@@ -173,43 +212,61 @@ def _check_head(file: IO[bytes], name: str) -> None:
         raise MediaError(f"{name} is {what}, not sound; send a sound or video file.")
 
 
-def _decode_file(
-    file: IO[bytes], name: str, timeout: float, max_seconds: float, command: list[str]
-) -> tuple[NDArray[np.float32], str]:
-    """Return the samples, and ffmpeg's last complaint, if it had any."""
-    lines: deque[bytes] = deque(maxlen=KEPT_LINES)
-    reader, pieces, left = WavReader(), [], int(max_seconds * pcm.SAMPLE_RATE)
-    too_slow = MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
-    deadline = time.monotonic() + timeout
-    with _run_ffmpeg(file, command) as process:
-        assert process.stderr is not None
-        complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
-        try:
-            complaining.start()
-            for block in _blocks(process, deadline, name, too_slow):
-                pieces.append(reader.feed(block))
-                left -= len(pieces[-1])
-                if left < 0:
-                    break
-            else:  # closing stdout is the last thing ffmpeg does
-                process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise too_slow from None
-        finally:
-            _kill(process)
-            if complaining.is_alive():
-                complaining.join()
-    if left < 0:
-        raise MediaError(f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts.")
-    found = complaints(line.decode(errors="replace") for line in lines)
-    if process.returncode:
-        raise _failure(name, process.returncode, found)
-    with suppress(WavError):  # ffmpeg writes no header where there is no sound
-        pieces.append(reader.finish())
-    samples = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
-    if not samples.size:
-        raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
-    return samples, found[-1] if found else ""
+class _Decoding:
+    """One ffmpeg at one track: an iterator of blocks, shape (n,), n > 0, and its last complaint when all have come."""
+
+    def __init__(self, file: IO[bytes], name: str, timeout: float, max_seconds: float, command: list[str]) -> None:
+        self.complaint = ""
+        self._blocks = self._run(file, name, timeout, max_seconds, command)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return self._blocks
+
+    def close(self) -> None:
+        self._blocks.close()
+
+    def _run(
+        self, file: IO[bytes], name: str, timeout: float, max_seconds: float, command: list[str]
+    ) -> Generator[NDArray[np.float32], None, None]:
+        lines: deque[bytes] = deque(maxlen=KEPT_LINES)
+        reader, samples, most = WavReader(), 0, int(max_seconds * pcm.SAMPLE_RATE)
+        pieces, held = [], 0  # of the next block
+        too_slow = MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
+        deadline = time.monotonic() + timeout
+        with _run_ffmpeg(file, command) as process:
+            assert process.stderr is not None
+            complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+            try:
+                complaining.start()
+                for data in _blocks(process, deadline, name, too_slow):
+                    pieces.append(reader.feed(data))
+                    held += len(pieces[-1])
+                    samples += len(pieces[-1])
+                    if samples > most:
+                        raise MediaError(
+                            f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts."
+                        )
+                    if held >= BLOCK_SAMPLES:
+                        yield np.concatenate(pieces)
+                        pieces, held = [], 0
+                process.wait(max(0.0, deadline - time.monotonic()))  # closing stdout is the last thing ffmpeg does
+            except subprocess.TimeoutExpired:
+                raise too_slow from None
+            finally:
+                _kill(process)
+                if complaining.is_alive():
+                    complaining.join()
+        found = complaints(line.decode(errors="replace") for line in lines)
+        if process.returncode:
+            raise _failure(name, process.returncode, found)
+        with suppress(WavError):  # ffmpeg writes no header where there is no sound
+            pieces.append(reader.finish())
+        rest = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
+        if not samples + len(rest):
+            raise MediaError(f"{name} has an audio stream without any sound in it; check how it was recorded.")
+        if len(rest):
+            yield rest
+        self.complaint = found[-1] if found else ""
 
 
 def _run_ffmpeg(file: IO[bytes], command: list[str]) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from audio import pcm
+from audio.media import BLOCK_SAMPLES
 from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.cli.options import Parser, add_engine, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
@@ -24,7 +25,6 @@ from whisper_byoc.cli.terminal import printable
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
-from whisper_byoc.server.ingest.recordings import BLOCK_SAMPLES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import MediaError, UnsupportedWav
 from audio.ffmpeg import CONTAINERS
-from audio.media import decode_media
+from audio.media import BLOCK_SAMPLES, decoded_blocks
 from audio.quiet import QuietCutter
 from audio.raw import PLAIN, RawFormat
 from audio.riff import WavFormat, begins_like_wav
@@ -43,7 +43,6 @@ from whisper_byoc.speech.transcript import Transcription, from_records
 WINDOW_SECONDS = 30.0
 """Longest segment for a processor that takes no live feed: Whisper's window."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
-BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
 STRICT = "strict"
 """The field that has a recording refused that is cut off or damaged."""
 UPLOAD_SHARE = 2
@@ -102,9 +101,8 @@ def read_recording(upload: Upload, limit: int, *, strict: bool = False) -> Recor
         size = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
         blocks = (data[at : at + size] for at in range(0, len(data), size))
     else:
-        sound = _decode(data, declared, limit // pcm.SAMPLE_WIDTH, strict, warnings.append)
-        # encoded block by block, which needs little memory beside the samples
-        blocks = (pcm.encode(sound[at : at + BLOCK_SAMPLES]) for at in range(0, len(sound), BLOCK_SAMPLES))
+        # encoded block by block, which needs little memory beside that
+        blocks = map(pcm.encode, _decode(data, declared, limit // pcm.SAMPLE_WIDTH, strict, warnings.append))
     recording = tuple(blocks)
     samples = sum(map(len, recording)) // pcm.SAMPLE_WIDTH
     if not samples:
@@ -131,12 +129,13 @@ def _check_raw(data: bytes, limit: int) -> None:
 
 def _decode(
     data: bytes, container: str | None, max_samples: int, strict: bool, warn: Callable[[str], object]
-) -> NDArray[np.float32]:
+) -> Iterable[NDArray[np.float32]]:
     if container is None and begins_like_wav(data):
         with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
-            return read_wav(data, max_samples, strict=strict, warn=warn)
+            sound = read_wav(data, max_samples, strict=strict, warn=warn)
+            return (sound[at : at + BLOCK_SAMPLES] for at in range(0, len(sound), BLOCK_SAMPLES))
     seconds = max_samples / pcm.SAMPLE_RATE
-    return decode_media(data, containers=container or CONTAINERS, max_seconds=seconds, strict=strict, warn=warn)
+    return decoded_blocks(data, containers=container or CONTAINERS, max_seconds=seconds, strict=strict, warn=warn)
 
 
 @dataclass(eq=False)
