@@ -5,6 +5,7 @@ limit. Everything here blocks: call it from a worker thread.
 """
 
 import logging
+import math
 import os
 import selectors
 import signal
@@ -35,6 +36,12 @@ TIMEOUT = 60.0
 
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
+
+MAX_SECONDS_IN_BLOCKS = 7 * 24 * 3600.0
+"""The same where no more than a block is held."""
+
+WHOLE_BYTES = 64 << 20
+"""Largest WAV that is read in one piece."""
 
 HANG_SECONDS = 20.0
 """An ffmpeg that gives nothing for so long hangs. It reads the largest upload through within a second."""
@@ -74,6 +81,25 @@ def load_audio(
         with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
             return read_wav(Path(path).read_bytes())
     return decode_media(path, timeout=timeout, max_seconds=max_seconds)
+
+
+def audio_blocks(path: str | os.PathLike[str], *, timeout: float = math.inf) -> Iterator[NDArray[np.float32]]:
+    """Read any sound file as `load_audio` does, however long: in blocks, shape (n,), n > 0, as they are asked for.
+
+    A WAV of more than `WHOLE_BYTES` is left to ffmpeg, which need not have it in memory.
+    """
+    with _open_file(path) as file:
+        start, size = file.read(12), os.fstat(file.fileno()).st_size
+    if begins_like_wav(start) and size <= WHOLE_BYTES:
+        with suppress(UnsupportedWav):
+            yield from in_blocks(read_wav(Path(path).read_bytes()))
+            return
+    yield from decoded_blocks(path, timeout=timeout, max_seconds=MAX_SECONDS_IN_BLOCKS)
+
+
+def in_blocks(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Cut samples, shape (n,), into blocks of `BLOCK_SAMPLES`; the last one has what is left."""
+    return (samples[at : at + BLOCK_SAMPLES] for at in range(0, len(samples), BLOCK_SAMPLES))
 
 
 def decode_sound(data: bytes, *, timeout: float = TIMEOUT) -> NDArray[np.float32]:

@@ -43,6 +43,7 @@ from scoring import compare, normalised, total, words
 from serving import environment
 
 from audio import pcm
+from audio.media import in_blocks
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.cli.transcribe import records_of
 from whisper_byoc.processors.base import JobInfo
@@ -275,7 +276,7 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
     async def transcribe(samples: Samples, *, recording: bool) -> str:
         if recording:
             job = JobInfo("recording", "transcribe", recording=True)
-            records = [each async for each in records_of(processor, pcm.encode(samples), job)]
+            records = [each async for each in records_of(processor, map(pcm.encode, in_blocks(samples)), job)]
             if errors := [each["error"] for each in records if each["type"] == "error"]:
                 raise SystemExit(errors[0])
             return from_records(records).text

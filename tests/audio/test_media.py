@@ -357,3 +357,26 @@ class TestLoad:
     def test_limits_are_passed_on(self, make):
         with pytest.raises(MediaError, match="more than 1 s"):
             load_audio(make("-f", "mp3"), max_seconds=1)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_blocks_are_the_whole_sound_and_no_longer_than_they_need_be(tmp_path, ending):
+    path = tmp_path / f"talk.{ending}"
+    sound = np.random.default_rng(1).uniform(-0.1, 0.1, 45 * 16_000).astype(np.float32)
+    (tmp_path / "talk.wav").write_bytes(write_wav(sound))
+    if ending != "wav":
+        run_ffmpeg("-i", tmp_path / "talk.wav", path)
+    blocks = list(media.audio_blocks(path))
+    assert len(blocks) > 3
+    assert max(map(len, blocks)) < 2 * media.BLOCK_SAMPLES
+    assert np.array_equal(np.concatenate(blocks), media.load_audio(path))
+
+
+def test_blocks_that_nobody_asks_for_leave_no_ffmpeg_behind(tmp_path):
+    path = tmp_path / "talk.flac"
+    (tmp_path / "talk.wav").write_bytes(write_wav(np.full(60 * 16_000, 0.1, np.float32)))
+    run_ffmpeg("-i", tmp_path / "talk.wav", path)
+    before, blocks = children(), media.audio_blocks(path)
+    next(blocks)
+    blocks.close()
+    assert children() == before

@@ -14,7 +14,7 @@ from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import load_audio
 from tests.cli.conftest import refused
-from whisper_byoc.cli import sources, transcribe
+from whisper_byoc.cli import sources
 from whisper_byoc.processors.whisper_session import WhisperSession
 from whisper_byoc.speech.models import DEMO_NOTICE
 
@@ -142,15 +142,16 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(monkeypatch, fixtures_dir, t
     assert ended.stdout == os.fsencode(tmp_path) + b"/t\xe9st.txt\n"
 
 
-def test_text_is_written_before_the_rest_of_the_recording_has_been_heard(run, fixtures_dir, monkeypatch, capsys):
+def test_text_is_written_before_the_rest_of_the_recording_has_been_heard(
+    run, fixtures_dir, tmp_path, monkeypatch, capsys
+):
     written, feed = [], WhisperSession.feed_live
 
     async def feed_live(self, piece, arrived):
         written.append(capsys.readouterr().out)
         return await feed(self, piece, arrived)
 
-    sound = pcm.encode(load_audio(fixtures_dir / "demo-long-40s.wav"))
+    (tmp_path / "long.raw").write_bytes(pcm.encode(load_audio(fixtures_dir / "demo-long-40s.wav")) * 6)
     monkeypatch.setattr(WhisperSession, "feed_live", feed_live)
-    monkeypatch.setattr(transcribe, "load_sound", lambda path: pcm.decode(sound * 6))
-    assert run("transcribe", fixtures_dir / "demo-long-40s.wav", "--model", "demo")[0] == 0
+    assert run("transcribe", tmp_path / "long.raw", "--model", "demo")[0] == 0
     assert any(written)

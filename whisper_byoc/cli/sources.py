@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from audio import pcm
 from audio.errors import MediaError, PcmError, WavError
-from audio.media import decode_media, decode_sound, load_audio
+from audio.media import audio_blocks, decode_media, decode_sound, in_blocks, load_audio
 from audio.raw import ENDINGS, decode_raw, raw_format
 from audio.sniff import by_magic, index_is_behind, media_format
 from whisper_byoc.aio import race, stop_on_signals
@@ -141,6 +141,20 @@ def _load_pipe(path: Path) -> NDArray[np.float32]:
         return decode_sound(data, timeout=DECODE_SECONDS)
     except MediaError as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def sound_blocks(path: Path) -> Iterator[bytes]:
+    """Read a file, or all of a pipe, as blocks of PCM16; of a file, no more than a block is held.
+
+    Raises as `load_sound` does, when a block is asked for.
+    """
+    whole = path == STDIN_FILE or path.is_fifo() or path.suffix.lower() in ENDINGS
+    try:
+        yield from map(pcm.encode, in_blocks(load_sound(path)) if whole else audio_blocks(path))
+    except (WavError, PcmError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
 async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:

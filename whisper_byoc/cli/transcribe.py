@@ -8,25 +8,23 @@ import argparse
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from audio import pcm
-from audio.media import BLOCK_SAMPLES
 from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.cli.options import Parser, add_engine, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
-from whisper_byoc.cli.sources import load_sound, sound_files
+from whisper_byoc.cli.sources import sound_blocks, sound_files
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+BAR = "{desc}: {n:.0f} s of sound [{elapsed}]"
 
 
 def configure(parser: Parser) -> None:
@@ -77,35 +75,33 @@ async def transcribe_all(
     try:
         for path in files:
             with results.of(path):
-                sound = pcm.encode(load_sound(path))
-                await transcribe(processor, sound, JobInfo(path.name, "transcribe", params, recording=True), results)
+                job = JobInfo(path.name, "transcribe", params, recording=True)
+                await transcribe(processor, sound_blocks(path), job, results)
     finally:
         results.show_end()
     await processor.shutdown()
     return results.exit_code()
 
 
-async def transcribe(processor: WhisperProcessor, sound: bytes, job: JobInfo, results: Results) -> None:
-    """Transcribe PCM16, with a progress bar in seconds of sound."""
-    total = len(sound) / pcm.SAMPLE_WIDTH / pcm.SAMPLE_RATE
-    with tqdm(total=total, desc=printable(job.job_id), disable=None, bar_format=BAR, leave=False) as bar:
+async def transcribe(processor: WhisperProcessor, sound: Iterable[bytes], job: JobInfo, results: Results) -> None:
+    """Transcribe blocks of PCM16, and show how far it is."""
+    with tqdm(desc=printable(job.job_id), disable=None, bar_format=BAR, leave=False) as bar:
         async with aclosing(records_of(processor, sound, job)) as records:
             async for record in records:
                 if timing := record.get("timing"):
                     bar.update(timing["media_window_end_ms"] / 1000 - bar.n)
                 await in_daemon_thread(results.take, record)  # the reader of our output may be slow
-        bar.update(total - bar.n)
 
 
 async def records_of(
-    processor: WhisperProcessor, sound: bytes, job: JobInfo
+    processor: WhisperProcessor, sound: Iterable[bytes], job: JobInfo
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """Transcribe PCM16 as the server does, and yield each record when its text is there.
+    """Transcribe blocks of PCM16 as the server does, and yield each record when its text is there.
 
     A stretch of speech without a text has a record of the type `error`.
     """
-    size, seq = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH, itertools.count()
+    seq = itertools.count()
     with closing(processor.open_session(job)) as session:
-        for at in (*range(0, len(sound), size), None):
-            for result in await (session.finish() if at is None else session.feed_live(sound[at : at + size], 0.0)):
+        for block in itertools.chain(sound, (None,)):
+            for result in await (session.finish() if block is None else session.feed_live(block, 0.0)):
                 yield {"seq": next(seq), **(result.record or {"type": "error", "error": result.error})}

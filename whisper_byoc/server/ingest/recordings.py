@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import MediaError, UnsupportedWav
 from audio.ffmpeg import CONTAINERS
-from audio.media import BLOCK_SAMPLES, decoded_blocks
+from audio.media import BLOCK_SAMPLES, decoded_blocks, in_blocks
 from audio.quiet import QuietCutter
 from audio.raw import PLAIN, RawFormat
 from audio.riff import WavFormat, begins_like_wav
@@ -132,8 +132,7 @@ def _decode(
 ) -> Iterable[NDArray[np.float32]]:
     if container is None and begins_like_wav(data):
         with suppress(UnsupportedWav):  # ADPCM and so on are left to ffmpeg
-            sound = read_wav(data, max_samples, strict=strict, warn=warn)
-            return (sound[at : at + BLOCK_SAMPLES] for at in range(0, len(sound), BLOCK_SAMPLES))
+            return in_blocks(read_wav(data, max_samples, strict=strict, warn=warn))
     seconds = max_samples / pcm.SAMPLE_RATE
     return decoded_blocks(data, containers=container or CONTAINERS, max_seconds=seconds, strict=strict, warn=warn)
 
