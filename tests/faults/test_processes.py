@@ -254,6 +254,7 @@ async def test_a_killed_orchestrator_takes_its_own_jobs_only(serving, node, node
     async with idle_again(second):
         working = asyncio.ensure_future(frame(only_first, b"slow"))
         broken = [await feed(only_first), await stream(http, only_first)]
+        await offered(http, url, 5)
         unharmed = await stream(http, url)
         assert unharmed.orchestrator == second.url, "it has more free places"
         first.kill()
