@@ -597,13 +597,14 @@ async def test_an_engine_that_takes_no_text_before_gets_none(running):
     assert not (await running(Counting())).continues(DecodeOptions(beam=5))
 
 
-async def test_drafts_and_recordings_leave_live_text_its_beam(stepping, monkeypatch):
+async def test_recordings_leave_live_text_its_beam_and_drafts_do_not(stepping):
     scheduler, engine = stepping
     engine.allow(20)
-    scheduler.workload.worked(60.0, {Kind.DRAFT: 1, Kind.RECORDING: 1})
-    assert not scheduler.may_draft
+    scheduler.workload.worked(60.0, {Kind.RECORDING: 1})
     assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 5
-    scheduler.workload.worked(60.0, {Kind.LIVE: 1})
+    assert scheduler.may_draft
+    scheduler.workload.worked(60.0, {Kind.DRAFT: 1})
+    assert not scheduler.may_draft
     assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 1
 
 

@@ -1,8 +1,9 @@
 """What work costs a model's workers: tried at the start, then measured as they work; and how much live speech fits.
 
 The trial does what an utterance of `UTTERANCE_SECONDS` takes, alone and in a full batch. At first a second of live
-sound is taken to cost what it did alone. What the workers measure then is what it costs, if live text keeps them busy.
-If not, it may be as little as `ALONE` says: work gets cheaper without beam search, and when more is done together.
+sound is taken to cost something between, `Costs.expected`. What the workers measure then is what it costs, if live text
+keeps them busy. If not, only good news count: with little to do, beam search, text that goes on and passes for one text
+alone cost several times as much as the same stream does among forty (benchmarks/streams.py).
 """
 
 import math
@@ -24,14 +25,10 @@ TRIED_TOKENS = 3
 """Of each text in the trial."""
 LIVE_SHARE = 0.7
 """Of the workers' time, for live text; without the rest, utterances that end at the same time would wait for long."""
-DRAFT_SHARE = 0.75
+DRAFT_SHARE = 0.6
 """Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
 BUSY_SHARE = 0.5
-"""Of the workers' time at live text, from which on a measured cost is what it costs under load."""
-ALONE = 3.4
-"""So many times as much live text may cost when there is little of it: benchmarks/streams.py finds 2.3 times as much
-CPU time for a second of one stream as for a second of each of forty, which are taken as 2, without sentences that go on
-(`Scheduler.continues`), which take 1.7 times as much."""
+"""Of the workers' time at live text, from which on what is measured is what it costs under load."""
 SHARE_SECONDS = 5.0
 """Shares of time are those of the last seconds, about so many."""
 COST_SECONDS = 20.0
@@ -72,6 +69,11 @@ class Costs:
     def together(self) -> float:
         """For a second of speech, at best."""
         return (self.window + UTTERANCE_TOKENS * self.token_together) / UTTERANCE_SECONDS
+
+    @property
+    def expected(self) -> float:
+        """For a second of speech among as much as fits: most passes are for several texts, but for no full batch."""
+        return (self.alone + 2 * self.together) / 3
 
 
 def try_out(engine: Engine) -> Costs:
@@ -129,8 +131,7 @@ class Workload:
         self._busy = {kind: Decaying(SHARE_SECONDS) for kind in Kind}
         self._work = {kind: Decaying(COST_SECONDS) for kind in Kind}
         self._sound = {kind: Decaying(COST_SECONDS) for kind in Kind}
-        alone = sum(each.alone for each in costs) / len(costs)
-        self._cost = dict.fromkeys(Kind, alone)
+        self._cost = dict.fromkeys(Kind, sum(each.expected for each in costs) / len(costs))
         self._least = sum(each.together for each in costs) / len(costs)
         self._texts, self._waited, self._took = (Decaying(COST_SECONDS) for _ in range(3))
 
@@ -152,7 +153,7 @@ class Workload:
             cost = self._work[kind].value / sound
             if kind is Kind.LIVE:
                 if self.share(Kind.LIVE) < BUSY_SHARE:
-                    cost = min(max(self._cost[kind], cost / ALONE), cost)
+                    cost = min(self._cost[kind], cost)
                 cost = max(cost, self._least)
             self._cost[kind] = cost
 

@@ -35,7 +35,8 @@ PATIENCE_SECONDS = 30.0
 SMALL_BEAM = 2
 """For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than none takes."""
 IDLE_LOAD = 0.25
-"""With live text taking a larger share of the workers' time, it is found by following `SMALL_BEAM` texts at most …"""
+"""With live text and drafts taking a larger share of the workers' time, live text goes on in no sentence before, and is
+found by following `SMALL_BEAM` texts at most …"""
 BUSY_LOAD = 0.4
 """… and from this share on only the likeliest."""
 TRIAL_SECONDS = 1.0
@@ -250,7 +251,7 @@ class _Worker:
             if not work.future.set_running_or_notify_cancel():
                 self._queue.free()
                 continue
-            beam = self._beam(work, workload.share(Kind.LIVE))
+            beam = self._beam(work, workload.share(Kind.LIVE, Kind.DRAFT))
             self._running.append(work)
             work.begin(self._engine, beam)
             if not self._queue.urgent:  # one draft a step: each is encoded first, for which the others wait
@@ -370,7 +371,7 @@ class Scheduler:
 
     def continues(self, options: DecodeOptions) -> bool:
         """Whether to use `DecodeOptions.before` now: the engine does, and has time or was told what beam to use."""
-        busy = options.beam is None and self.workload.share(Kind.LIVE) > BUSY_LOAD
+        busy = options.beam is None and self.workload.share(Kind.LIVE, Kind.DRAFT) > IDLE_LOAD
         return self._continues and not busy
 
     async def transcribe(self, samples: Samples, options: DecodeOptions, *, live: bool = False) -> Timed[Transcription]:
