@@ -104,11 +104,19 @@ def load_sound(path: Path) -> NDArray[np.float32]:
     Blocks, so that Ctrl-C ends ffmpeg at once: a worker thread cannot be interrupted, and the handler of asyncio only
     cancels a task. Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
+    with _interrupted_at_once():
         return _load(path)
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Let Ctrl-C raise `KeyboardInterrupt` within the context, whatever it does before and after."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the business of the main thread
+        yield
+        return
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return _load(path)
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -150,7 +158,13 @@ def sound_blocks(path: Path) -> Iterator[bytes]:
     """
     whole = path == STDIN_FILE or path.is_fifo() or path.suffix.lower() in ENDINGS
     try:
-        yield from map(pcm.encode, in_blocks(load_sound(path)) if whole else audio_blocks(path))
+        blocks = in_blocks(load_sound(path)) if whole else audio_blocks(path)
+        while True:
+            with _interrupted_at_once():
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield pcm.encode(block)
     except (WavError, PcmError) as error:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
