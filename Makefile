@@ -61,8 +61,8 @@ FUZZ_RUNS ?= 1000000
 FUZZ_SECONDS ?= 0
 SCHEMA_SECONDS ?= 180
 fuzz: .venv-checks/ready
-	.venv-checks/bin/python tests/fuzz/run.py --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
-	.venv-checks/bin/python tests/fuzz/schema.py --seconds $(SCHEMA_SECONDS)
+	PYTHONPATH='$(CURDIR)' .venv-checks/bin/python tests/fuzz/run.py --runs $(FUZZ_RUNS) --seconds $(FUZZ_SECONDS)
+	PYTHONPATH='$(CURDIR)' .venv-checks/bin/python tests/fuzz/schema.py --seconds $(SCHEMA_SECONDS)
 
 # Known weaknesses of the packages. Skips, and says so, where nobody can be asked.
 audit: .venv-checks/ready
