@@ -155,3 +155,10 @@ def test_text_is_written_before_the_rest_of_the_recording_has_been_heard(
     monkeypatch.setattr(WhisperSession, "feed_live", feed_live)
     assert run("transcribe", tmp_path / "long.raw", "--model", "demo")[0] == 0
     assert any(written)
+
+
+def test_a_file_that_is_cut_off_is_named_once(run, tmp_path):
+    path = tmp_path / "half.pcm"
+    path.write_bytes(bytes(3))
+    code, _, err = run("transcribe", path, "--model", "demo")
+    assert (code, err.count(str(path))) == (1, 1), err

@@ -104,7 +104,7 @@ def load_sound(path: Path) -> NDArray[np.float32]:
     Blocks, so that Ctrl-C ends ffmpeg at once: a worker thread cannot be interrupted, and the handler of asyncio only
     cancels a task. Raises `AudioError` when it is not sound, `UsageError` when it cannot be read.
     """
-    with _interrupted_at_once():
+    with _named(path), _interrupted_at_once():
         return _load(path)
 
 
@@ -121,17 +121,23 @@ def _interrupted_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _load(path: Path) -> NDArray[np.float32]:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in errors of the context that do not."""
     try:
-        if path == STDIN_FILE or path.is_fifo():
-            return _load_pipe(path)
-        if (ending := ENDINGS.get(path.suffix.lower())) is None:
-            return load_audio(path, timeout=DECODE_SECONDS)
-        return _load_raw(path, path.read_bytes(), *ending)
+        yield
     except (WavError, PcmError) as error:
         raise type(error)(f"{path}: {error}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _load(path: Path) -> NDArray[np.float32]:
+    if path == STDIN_FILE or path.is_fifo():
+        return _load_pipe(path)
+    if (ending := ENDINGS.get(path.suffix.lower())) is None:
+        return load_audio(path, timeout=DECODE_SECONDS)
+    return _load_raw(path, path.read_bytes(), *ending)
 
 
 def _load_raw(path: Path, data: bytes, encoding: str, rate: int) -> NDArray[np.float32]:
@@ -157,18 +163,13 @@ def sound_blocks(path: Path) -> Iterator[bytes]:
     Raises as `load_sound` does, when a block is asked for.
     """
     whole = path == STDIN_FILE or path.is_fifo() or path.suffix.lower() in ENDINGS
-    try:
-        blocks = in_blocks(load_sound(path)) if whole else audio_blocks(path)
-        while True:
-            with _interrupted_at_once():
-                block = next(blocks, None)
-            if block is None:
-                return
-            yield pcm.encode(block)
-    except (WavError, PcmError) as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    blocks = in_blocks(load_sound(path)) if whole else audio_blocks(path)
+    while True:
+        with _named(path), _interrupted_at_once():
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield pcm.encode(block)
 
 
 async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
