@@ -75,12 +75,8 @@ def load_audio(
         WavError: a WAV file that is broken.
         MediaError: as `decode_media`.
     """
-    with _open_file(path) as file:
-        start = file.read(12)
-    if begins_like_wav(start):
-        with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
-            return read_wav(Path(path).read_bytes())
-    return decode_media(path, timeout=timeout, max_seconds=max_seconds)
+    sound = _whole_wav(path)
+    return decode_media(path, timeout=timeout, max_seconds=max_seconds) if sound is None else sound
 
 
 def audio_blocks(path: str | os.PathLike[str], *, timeout: float = math.inf) -> Iterator[NDArray[np.float32]]:
@@ -88,13 +84,20 @@ def audio_blocks(path: str | os.PathLike[str], *, timeout: float = math.inf) -> 
 
     A WAV of more than `WHOLE_BYTES` is left to ffmpeg, which need not have it in memory.
     """
+    sound = _whole_wav(path, WHOLE_BYTES)
+    if sound is None:
+        yield from decoded_blocks(path, timeout=timeout, max_seconds=MAX_SECONDS_IN_BLOCKS)
+    else:
+        yield from in_blocks(sound)
+
+
+def _whole_wav(path: str | os.PathLike[str], most_bytes: float = math.inf) -> NDArray[np.float32] | None:
+    """Read what begins as a WAV in process; None for a larger file, and for what is left to ffmpeg."""
     with _open_file(path) as file:
-        start, size = file.read(12), os.fstat(file.fileno()).st_size
-    if begins_like_wav(start) and size <= WHOLE_BYTES:
-        with suppress(UnsupportedWav):
-            yield from in_blocks(read_wav(Path(path).read_bytes()))
-            return
-    yield from decoded_blocks(path, timeout=timeout, max_seconds=MAX_SECONDS_IN_BLOCKS)
+        if begins_like_wav(file.read(12)) and os.fstat(file.fileno()).st_size <= most_bytes:
+            with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
+                return read_wav(Path(path).read_bytes())
+    return None
 
 
 def in_blocks(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
