@@ -79,14 +79,14 @@ def load_audio(
     return decode_media(path, timeout=timeout, max_seconds=max_seconds) if sound is None else sound
 
 
-def audio_blocks(path: str | os.PathLike[str], *, timeout: float = math.inf) -> Iterator[NDArray[np.float32]]:
+def audio_blocks(path: str | os.PathLike[str]) -> Iterator[NDArray[np.float32]]:
     """Read any sound file as `load_audio` does, however long: in blocks, shape (n,), n > 0, as they are asked for.
 
     A WAV of more than `WHOLE_BYTES` is left to ffmpeg, which need not have it in memory.
     """
     sound = _whole_wav(path, WHOLE_BYTES)
     if sound is None:
-        yield from decoded_blocks(path, timeout=timeout, max_seconds=MAX_SECONDS_IN_BLOCKS)
+        yield from decoded_blocks(path, timeout=math.inf, max_seconds=MAX_SECONDS_IN_BLOCKS)
     else:
         yield from in_blocks(sound)
 

@@ -49,7 +49,6 @@ MOST_STREAMS = 64
 MOST_OFFERED, FEW_OFFERED = 400, 8
 """Streams with --overload, and with --quick; each takes the client two connections."""
 RUN_SECONDS = 40.0
-SHORTEST_RUN_SECONDS = 10.0
 UTTERANCES = 40
 """A run of few streams is longer, so that there are about so many utterances; one takes some 7 s."""
 LONGEST_RUN_SECONDS = 180.0

@@ -189,7 +189,7 @@ class FastEngine:
         score = score_of(decoded, tokenizer)
         if score.invented or score.repetitive or is_prompt_echo(tokenizer.decode(decoded.tokens), prompt):
             return Draft((), language)
-        positions = len(samples) // 320
+        positions = len(samples) // SAMPLES_PER_POSITION
         if not decoded.tokens:
             return Draft((), language)
         ends = token_ends(sound, decoded.queries, self._model.alignment_heads, positions)
