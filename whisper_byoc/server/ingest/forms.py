@@ -45,6 +45,10 @@ class Upload:
         """Return one field, stripped; `default` when it is absent or empty."""
         return self.fields.get(name, "").strip() or default
 
+    def given(self, *names: str) -> dict[str, str]:
+        """Return those of these fields that are there and not empty."""
+        return {name: text for name in names if (text := self.field(name))}
+
     def read(self, param: Param[T]) -> T:
         """Read one field; its default when it is absent or empty."""
         text = self.field(param.name)

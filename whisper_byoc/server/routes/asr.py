@@ -37,7 +37,7 @@ async def post_asr(request: web.Request) -> web.Response:
     """Transcribe the field `audio_file`."""
     async with received_upload(request, form_only=True) as upload:
         wanted = upload.read(OUTPUT)
-        params: dict[str, Any] = {name: upload.field(name) for name in ("task", "language") if upload.field(name)}
+        params: dict[str, Any] = {**upload.given("task", "language")}
         params |= {"prompt": prompt} if (prompt := upload.field("initial_prompt")) else {}
         params |= {"words": upload.read(WORDS)}
         pipeline = request.app[TABLE].pipelines.find_speech()
@@ -68,7 +68,7 @@ async def post_inference(request: web.Request) -> web.Response:
     """Transcribe the field `file`, as whisper.cpp's server does."""
     async with received_upload(request, form_only=True) as upload:
         wanted = upload.read(FORMAT)
-        params = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
+        params = upload.given("language", "prompt")
         if upload.read(TRANSLATE):
             params["task"] = "translate"
         pipeline = request.app[TABLE].pipelines.find_speech()

@@ -96,7 +96,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
         streamed = upload.read(STREAM)
         if streamed and wanted not in ("json", "text"):
             raise BadParam("response_format", f"a stream is of events, it cannot be {wanted}; use json")
-        params: dict[str, Any] = {name: upload.field(name) for name in ("language", "prompt") if upload.field(name)}
+        params: dict[str, Any] = {**upload.given("language", "prompt")}
         params |= {"task": task} if task != "transcribe" else {}
         params |= {"words": True} if "word" in granularities else {}
         async with recording_job(request, pipeline, params, upload) as job:
