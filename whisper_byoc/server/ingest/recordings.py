@@ -29,7 +29,7 @@ from audio.wav import read_wav
 from whisper_byoc.aio import cancel
 from whisper_byoc.connections import client_of
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.params import switch
+from whisper_byoc.params import switch_param
 from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS, YOUNG_SECONDS
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.limits import Limits
@@ -43,8 +43,7 @@ from whisper_byoc.speech.transcript import Transcription, from_records
 WINDOW_SECONDS = 30.0
 """Longest segment for a processor that takes no live feed: Whisper's window."""
 NOT_SOUND = ("text/", "image/", "application/json", "application/xml")
-STRICT = "strict"
-"""The field that has a recording refused that is cut off or damaged."""
+STRICT = switch_param("strict", "refuse sound that cannot be read to its end")
 UPLOAD_SHARE = 2
 """One client address, which may be an orchestrator's, may hold this part of the places of uploads (one in so many)."""
 DECODERS = 2
@@ -201,7 +200,7 @@ class Intake:
         Raises as `read_recording` does, `BadParam`, and `RequestRefused` (429) when too much else is being decoded.
         """
         limit, seconds = self._limits.segment_bytes, self._limits.segment_seconds
-        strict = switch("strict", upload.field(STRICT, "false"))
+        strict = upload.read(STRICT)
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(

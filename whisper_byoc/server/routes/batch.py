@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from whisper_byoc.errors import BadParam, RequestRefused
-from whisper_byoc.params import Param, choice_param, switch_param, text_param
+from whisper_byoc.params import Param, choice_param, text_param
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import DECLARED, NAMES
@@ -18,8 +18,7 @@ from whisper_byoc.server.routes.telling import SOUND, tells
 
 PIPELINE = text_param("pipeline", "instead of the one in the path")
 FORMATS = tuple(choice_param(name, "of the answer", CONTENT_TYPES, "json") for name in ("response_format", "format"))
-WHOLE = switch_param(STRICT, "refuse sound that cannot be read to its end")
-FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WIDTH, WHOLE)
+FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WIDTH, STRICT)
 BYTES = "bytes"
 """The format of an answer that is the processor's own bytes."""
 

@@ -36,7 +36,6 @@ MAX_ALONE_SECONDS = 86400.0
 PIPELINE = text_param("pipeline", "where the server has several")
 MORE = switch_param("more", "the end of the body is not that of the input")
 ALONE = number_param("alone", "seconds without a feed or a reader that end the job", 0, MAX_ALONE_SECONDS, None)
-WHOLE = switch_param(STRICT, "refuse sound that cannot be read to its end")
 BROKEN = (*CONNECTION_ERRORS, asyncio.IncompleteReadError)
 """What a body raises that breaks off."""
 
@@ -57,7 +56,7 @@ class Abandoned(TypedDict):
     job_id: str
 
 
-@tells(PIPELINE, MORE, ALONE, WHOLE, *DECLARED, body=SOUND, answers={200: Taken})
+@tells(PIPELINE, MORE, ALONE, STRICT, *DECLARED, body=SOUND, answers={200: Taken})
 async def put_source(request: web.Request) -> web.Response:
     """Take one segment (Content-Length) or a live feed (chunked), and say how much was taken.
 
@@ -66,11 +65,13 @@ async def put_source(request: web.Request) -> web.Response:
     table, query = request.app[TABLE], request.query
     limits = table.limits
     _check_length(request, limits.segment_bytes)
-    strict, more, given = WHOLE.of(query), MORE.of(query), ALONE.of(query)
+    strict, more, given = STRICT.of(query), MORE.of(query), ALONE.of(query)
     alone = limits.idle_seconds if given is None else min(given, limits.idle_seconds)
     job_id, name = request.match_info["job_id"], PIPELINE.of(query)
     pipeline = table.pipeline_of(job_id, name)
-    params = params_without(query, "pipeline", "more", "alone", STRICT, *(NAMES if pipeline.media == "audio" else ()))
+    params = params_without(
+        query, "pipeline", "more", "alone", STRICT.name, *(NAMES if pipeline.media == "audio" else ())
+    )
     _check_type(request, pipeline.media)
     declared = declared_format(request.headers.get("Content-Type", ""), query) if pipeline.media == "audio" else None
     live = request.content_length is None and request.body_exists
@@ -178,7 +179,7 @@ async def _decoded(
     if declared == PLAIN or (declared is None and not media):
         return body, ()
     fields = MultiDict((name, value) for name, value in request.query.items() if name in NAMES)
-    fields[STRICT] = str(strict)
+    fields[STRICT.name] = str(strict)
     upload = Upload(body, request.headers.get("Content-Type", ""), fields=fields)
     recording = await request.app[INTAKE].decode(upload)
     return b"".join(recording.blocks), recording.warnings
