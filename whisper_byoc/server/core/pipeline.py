@@ -236,13 +236,14 @@ class Pipelines:
         """Those that make text of sound."""
         return [each for each in self._all if each.media == "audio" and each.gives_text]
 
-    def find_speech(self, name: str = "") -> Pipeline:
+    def find_speech(self, name: str = "", others: tuple[str, ...] = ()) -> Pipeline:
         """Return a pipeline that makes text of sound, by its name or its model's; without a name, the first.
 
+        So it is for a name that no pipeline has and that begins as those of another service's models do: `others`.
         Raises `RequestRefused` (404) with the names there are.
         """
         speech = self.speech
-        if name in ANY_SPEECH and speech:
+        if (name in ANY_SPEECH or (name.startswith(others) and self.find(name) is None)) and speech:
             return speech[0]
         model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
         for known in (name, model, f"whisper-{model}"):

@@ -12,7 +12,6 @@ from multidict import MultiMapping
 from audio.raw import RawFormat
 from whisper_byoc.http import json_value
 from whisper_byoc.params import switch, whole
-from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import declared_format
@@ -34,13 +33,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
 async def get_listen(request: web.Request) -> web.StreamResponse:
     """Serve one client. Errors of the request are answered in HTTP, before the upgrade."""
     query = request.query
-    return await Listener(request).serve(_pipeline(request.app[TABLE].pipelines, query), _params(query), _raw(query))
-
-
-def _pipeline(pipelines: Pipelines, query: MultiMapping[str]) -> Pipeline:
-    name = query.get("model", "")
-    known = pipelines.find(name) is not None or not name.startswith(OWN_MODELS)
-    return pipelines.find_speech(name if known else "")
+    pipeline = request.app[TABLE].pipelines.find_speech(query.get("model", ""), OWN_MODELS)
+    return await Listener(request).serve(pipeline, _params(query), _raw(query))
 
 
 def _params(query: MultiMapping[str]) -> dict[str, Any]:

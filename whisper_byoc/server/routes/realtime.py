@@ -60,7 +60,7 @@ async def get_realtime(request: web.Request) -> web.StreamResponse:
 
 
 def _pipeline(request: web.Request, name: str) -> Pipeline:
-    return request.app[TABLE].pipelines.find_speech("" if name.startswith(OPENAIS_MODELS) else name)
+    return request.app[TABLE].pipelines.find_speech(name, OPENAIS_MODELS)
 
 
 class TranscriptionSession(Conversation):
