@@ -1,5 +1,6 @@
 """The application: the table of all routes, the answers to errors, and what is asked of every request."""
 
+import functools
 import json
 import logging
 import time
@@ -101,10 +102,13 @@ def build_app(
     app.middlewares.append(_refuse_encoded)
     pages = page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token)))
     routes = (*ROUTES, *WITH_TOKEN) if token else ROUTES
-    described = json.dumps(document(routes, has_token=bool(token)))
+
+    @functools.cache  # made when somebody asks, as a start need not wait for it
+    def described() -> str:
+        return json.dumps(document(routes, has_token=bool(token)))
 
     async def get_openapi(_: web.Request) -> web.Response:
-        return web.Response(text=described, content_type="application/json")
+        return web.Response(text=described(), content_type="application/json")
 
     app.add_routes([*pages, web.get(OPENAPI_PATH, get_openapi), *routes])
     return app
