@@ -1,7 +1,7 @@
 """Which new work is taken: as much as there are places for, and as pipelines that measure it can do in time."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -24,7 +24,9 @@ class Admission:
     def __init__(self, limits: Limits, jobs: Callable[[], Collection[Job]]) -> None:
         self._limits = limits
         self._jobs = jobs
-        self._recorded = Counter[str]()  # pipeline -> seconds of recordings being worked on
+        self._recorded: defaultdict[str, float] = defaultdict(
+            float
+        )  # pipeline -> seconds of recordings being worked on
 
     def free(self, pipeline: Pipeline) -> int:
         """Return how many new live jobs of a pipeline would be taken."""
@@ -104,11 +106,11 @@ class Admission:
                 message = f"pipeline {pipeline.name} is at {before:.0f} s of recordings, and does "
                 message += f"{capacity.recording_rate:.0f} in a second; send this one of {seconds:.0f} s later"
                 raise RequestRefused(429, message, math.ceil(late), reason="capacity")
-        self._recorded[pipeline.name] += seconds  # type: ignore[assignment]
+        self._recorded[pipeline.name] += seconds
         try:
             yield
         finally:
-            self._recorded[pipeline.name] -= seconds  # type: ignore[assignment]
+            self._recorded[pipeline.name] -= seconds
 
     @property
     def _share(self) -> int:
