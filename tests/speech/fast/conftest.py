@@ -45,6 +45,23 @@ def exact_demo():
     return build(read_weights(DEMO_FILE), DEMO_FILE, exact=True)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """The demo model as it is served; modules with another one have their own."""
+    from whisper_byoc.speech.models import load_fast_model
+
+    return load_fast_model("demo")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    from whisper_byoc.speech.fast.engine import FastEngine  # here, as OpenVINO may be missing
+
+    engine = FastEngine(model)
+    engine.use_threads(1)
+    return engine
+
+
 @pytest.fixture(scope="session")
 def sound(fixtures_dir):
     return lambda name: read_wav((fixtures_dir / name).read_bytes())

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from whisper_byoc.speech import models
 from whisper_byoc.speech.engine import Before, Cancelled, DecodeOptions
 from whisper_byoc.speech.fast.continuation import agree
 from whisper_byoc.speech.fast.decoding import Wish, decode, together
@@ -12,18 +11,6 @@ from whisper_byoc.speech.fast.mel import log_mel
 
 RATE = 16_000
 NAMES = ["demo-stop.wav", "demo-numbers.wav", "demo-colours-fast.wav"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return models.load_fast_model("demo")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    engine = FastEngine(model)
-    engine.use_threads(1)
-    return engine
 
 
 @pytest.fixture(scope="module")

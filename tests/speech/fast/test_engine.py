@@ -19,18 +19,6 @@ RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def model():
-    return models.load_fast_model("demo")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    engine = FastEngine(model)
-    engine.use_threads(1)
-    return engine
-
-
-@pytest.fixture(scope="module")
 def multilingual(small_weights):
     engine = FastEngine(fast.build(small_weights, models.DEMO_FILE))
     engine.use_threads(1)
