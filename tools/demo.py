@@ -78,7 +78,8 @@ async def say(gateway: str, pipeline: str, name: str, *, fast: bool) -> bool:
     data = pcm.encode(load_audio(FIXTURES / name))
     print(f"{name} ({len(data) / 32_000:.1f} s)", flush=True)
     texts = []
-    async with GatewayClient(gateway, pipeline) as client:
+    # each text is shown by itself, and so is to be whole
+    async with GatewayClient(gateway, pipeline, params={"sentences": "false"}) as client:
         async for record in client.stream(spoken(data, fast=fast)):
             if record["type"] == "transcript" and record["is_final"]:
                 at, took = record["timing"]["media_window_end_ms"] / 1000, record["stats"]["inference_ms"]

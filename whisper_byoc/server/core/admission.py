@@ -24,9 +24,8 @@ class Admission:
     def __init__(self, limits: Limits, jobs: Callable[[], Collection[Job]]) -> None:
         self._limits = limits
         self._jobs = jobs
-        self._recorded: defaultdict[str, float] = defaultdict(
-            float
-        )  # pipeline -> seconds of recordings being worked on
+        self._recorded: defaultdict[str, float] = defaultdict(float)
+        """Seconds of recordings that each pipeline is at."""
 
     def free(self, pipeline: Pipeline) -> int:
         """Return how many new live jobs of a pipeline would be taken."""
