@@ -220,7 +220,8 @@ async def test_a_killed_container_takes_its_own_jobs_only(containers, nodes, idl
         assert re.search(r'byoc_input_bytes_total{pipeline="Sound"} [1-9]', await answer.text()), "it has work again"
     for container in containers:
         container.kill()
-    with pytest.raises(ServerRefused, match=first.url) as failed:
+    # whichever of them the orchestrator has not yet asked in vain how it is
+    with pytest.raises(ServerRefused, match=f"{first.url}|{second.url}") as failed:
         await frame(url)
     assert failed.value.status == 502
     await idle(around, door)
