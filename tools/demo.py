@@ -50,7 +50,7 @@ async def main() -> int:
         print("the log of the three:", *log, sep="\n  ", file=sys.stderr)
         raise
     print(f"\n{sum(right)} of {len(right)} recordings came back word for word; all three have stopped.")
-    print(f"Yours next: .venv/bin/whisper-byoc up --pipelines whisper-{model}")
+    print(f"Yours next: .venv/bin/whisper-byoc up --pipeline whisper-{model}")
     print("       and: .venv/bin/whisper-byoc send --gateway http://127.0.0.1:8935 FILE")
     return 0
 

@@ -134,7 +134,7 @@ class BuilderCommand:
         config = self._config()
         program = [*config["Entrypoint"], *(arguments or config["Cmd"])]
         user, _, group = config["User"].partition(":")
-        clean = ["env", "-i", f"--chdir={config['WorkingDir']}", *config["Env"], "PORT=0"]
+        clean = ["env", "-i", f"--chdir={config['WorkingDir']}", *config["Env"], "WHISPER_BYOC_PORT=0"]
         rights = ["setpriv", f"--reuid={user}", f"--regid={group}", *NO_RIGHTS]
         inside = ["chroot", self._root, *clean, *rights, "sh", "-c", SHOW_RIGHTS, "sh", *program]
         return ["unshare", "--mount", "sh", "-ec", READ_ONLY, "sh", self._root, *inside]
@@ -152,7 +152,7 @@ class BuilderCommand:
         """Return the command that is the image's health check."""
         kind, *command = self._config()["Healthcheck"]["Test"]
         assert kind == "CMD", "the health check needs no shell"
-        return [*self._command, "--run", TAG, "env", f"PORT={address.rpartition(':')[2]}", *command]
+        return [*self._command, "--run", TAG, "env", f"WHISPER_BYOC_PORT={address.rpartition(':')[2]}", *command]
 
     def terminate(self, process: subprocess.Popen[bytes], log: str) -> None:
         pid, rights = re.findall(r"^pid (\d+) (.*)$", log, re.MULTILINE)[0]

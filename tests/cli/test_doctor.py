@@ -32,7 +32,7 @@ def nowhere(monkeypatch, unused_tcp_port_factory):
     """No service at any default address."""
     services = [dataclasses.replace(each, port=unused_tcp_port_factory()) for each in doctor.SERVICES]
     monkeypatch.setattr(doctor, "SERVICES", services)
-    for variable in ("BYOC_URL", "BYOC_GATEWAY", "BYOC_ORCHESTRATOR"):
+    for variable in ("WHISPER_BYOC_URL", "WHISPER_BYOC_GATEWAY", "WHISPER_BYOC_ORCHESTRATOR"):
         monkeypatch.delenv(variable, raising=False)
     return {each.role: f"http://localhost:{each.port}" for each in services}
 
@@ -104,7 +104,7 @@ async def test_an_address_that_was_given_must_answer(run, nowhere, monkeypatch):
     code, found = await run("--gateway", nowhere["gateway"])
     assert (code, found["gateway"]["state"], found["container"]["state"]) == (1, "FAIL", "--")
     assert "does not answer" in found["gateway"]["detail"]
-    monkeypatch.setenv("BYOC_URL", nowhere["container"])
+    monkeypatch.setenv("WHISPER_BYOC_URL", nowhere["container"])
     assert (await run())[1]["container"]["state"] == "FAIL"
     assert (await run("--container", "http://nonsense.invalid"))[1]["container"]["state"] == "FAIL"
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.cli.conftest import refused
 from whisper_byoc import __version__
 from whisper_byoc.cli.main import COMMANDS, implied_command, main, two_dashes
+from whisper_byoc.cli.options import Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -31,7 +33,7 @@ def test_help_and_version_are_commands_too(run, capsys):
 
 
 async def test_what_kubernetes_sets_for_a_service_is_passed_over(command):
-    server = await command("serve", "--pipeline", "neither", WHISPER_BYOC_PORT="tcp://10.3.241.7:8000")
+    server = await command("serve", "--tls-key", "FILE", WHISPER_BYOC_PORT="tcp://10.3.241.7:8000")
     await server.logged("passed over: WHISPER_BYOC_PORT=tcp://10.3.241.7:8000")
     assert await server.end(None) == 2
 
@@ -70,8 +72,8 @@ def test_help_of_each_command(name, capsys):
         ("serve --log-level loud", ["loud"]),
         ("serve --pipeline nothing", ["'nothing'", "whisper-tiny"]),
         ("serve --auth-token EMPTY", ["--auth-token", "must hold 1 to 4096 characters"]),
-        ("up --pipelines nonsense", ["model not found", "'nonsense'"]),
-        ("up --pipelines ,", ["--pipelines names no pipeline"]),
+        ("up --pipeline nonsense", ["model not found", "'nonsense'"]),
+        ("up --pipelines ,", ["--pipeline names no pipeline"]),
         ("transcribe", ["FILE"]),
         ("transcribe FOLDER/none.wav", ["no such file"]),
         ("transcribe FOLDER", ["is a directory"]),
@@ -99,21 +101,48 @@ def test_wrong_usage_is_one_sentence(run, tmp_path, line, parts):
     refused(run(*words), 2, *parts)
 
 
+READ = ["--tls-key is the key of a certificate"]  # what is said when all values have been taken
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "parts"),
     [
-        ("PORT", "abc", ["environment variable PORT", "'abc'"]),
-        ("PORT", "", ["'neither'"]),  # as good as none
-        ("PORT", "80", ["'neither'"]),
-        ("LOG_LEVEL", "loud", ["environment variable LOG_LEVEL", "'loud'", "debug, info, warning, error"]),
-        ("LOG_LEVEL", "INFO", ["'neither'"]),
-        ("WHISPER_BYOC_ORCH_VERIFY_TLS", "perhaps", ["environment variable WHISPER_BYOC_ORCH_VERIFY_TLS", "'perhaps'"]),
-        ("WHISPER_BYOC_PIPELINE", "passthrough, nothing", ["'neither'"]),  # the command line wins
+        ("WHISPER_BYOC_PORT", "abc", ["environment variable WHISPER_BYOC_PORT", "'abc'"]),
+        ("WHISPER_BYOC_PORT", "", READ),  # as good as none
+        ("WHISPER_BYOC_PORT", "80", READ),
+        (
+            "WHISPER_BYOC_LOG_LEVEL",
+            "loud",
+            ["variable WHISPER_BYOC_LOG_LEVEL", "'loud'", "debug, info, warning, error"],
+        ),
+        ("WHISPER_BYOC_LOG_LEVEL", "INFO", READ),
+        ("WHISPER_BYOC_ORCH_VERIFY_TLS", "perhaps", ["variable WHISPER_BYOC_ORCH_VERIFY_TLS", "'perhaps'"]),
+        ("WHISPER_BYOC_LANGUAGE", "klingon", ["environment variable WHISPER_BYOC_LANGUAGE", "'klingon'"]),
+        ("WHISPER_BYOC_PIPELINE", "passthrough, whisper", ["variable WHISPER_BYOC_PIPELINE", "'whisper'"]),
+        ("MODEL_ID", "no-such", ["environment variable MODEL_ID", "'no-such'"]),
+        ("ORCH_URL", "http://a..b", ["environment variable ORCH_URL", "'http://a..b'"]),
+        *(
+            (name, "nonsense", READ)
+            for name in ("PORT", "HOST", "LANGUAGE", "LOG_LEVEL", "MODEL", "WORKERS", "THREADS")
+        ),
     ],
 )
 def test_the_environment_sets_options(run, monkeypatch, variable, value, parts):
     monkeypatch.setenv(variable, value)
-    refused(run("serve", "--pipeline", "neither"), 2, *parts)
+    refused(run("serve", "--tls-key", "FILE"), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("WHISPER_BYOC_PORT", "abc", ["--port", "8000"]),
+        ("WHISPER_BYOC_PIPELINE", "nothing", ["--pipeline", "passthrough"]),
+        ("WHISPER_BYOC_TLS_KEY", "none.pem", []),
+    ],
+)
+def test_the_command_line_wins_over_the_environment(run, monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    refused(run("serve", "--tls-key", "FILE", *words), 2, *READ)
 
 
 def test_the_environment_sets_repeated_options(run, monkeypatch):
@@ -137,6 +166,23 @@ def test_every_option_of_serve_has_a_variable(capsys):
     options = [line for line in out.splitlines() if line.startswith("  --")]
     assert len(options) > 15
     assert out.count("WHISPER_BYOC_") == len(options)
+
+
+def test_the_table_of_settings_is_what_the_commands_read():
+    there = {}
+    for command in COMMANDS:
+        parser = Parser(prog=command)
+        import_module(f"whisper_byoc.cli.{command}").configure(parser)
+        for action in parser.all_actions():
+            if named := re.search(r"env ([\w, ]+)\]$", action.help or ""):
+                own, *others = named[1].split(", ")
+                cells = there.setdefault(own, (set(), set(), set()))
+                for cell, words in zip(cells, (action.option_strings, others, [command]), strict=True):
+                    cell.update(words)
+    operating = (ROOT / "docs" / "operating.md").read_text()
+    rows = re.findall(r"^\| `(WHISPER_BYOC_\w+)` \|(.*)\|(.*)\|(.*)\|$", operating, re.MULTILINE)
+    assert [name for name, *_ in rows] == sorted(there), "the table at the end of docs/operating.md"
+    assert {name: tuple(set(re.findall(r"[\w-]+", cell)) for cell in cells) for name, *cells in rows} == there
 
 
 @pytest.mark.parametrize(
@@ -207,7 +253,7 @@ def test_files_that_are_closed_from_the_start(words, code, unused_tcp_port):
     url = f"http://127.0.0.1:{unused_tcp_port}"
     line = shlex.join([sys.executable, "-m", "whisper_byoc.cli.main", *words])
     ended = subprocess.run(
-        ["/bin/sh", "-c", f"{line} <&- >&-"], env=os.environ | {"BYOC_URL": url}, text=True, timeout=50,
+        ["/bin/sh", "-c", f"{line} <&- >&-"], env=os.environ | {"WHISPER_BYOC_URL": url}, text=True, timeout=50,
         stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     assert ended.returncode == code, ended.stderr

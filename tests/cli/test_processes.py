@@ -42,7 +42,7 @@ async def test_a_command_that_ends_before_it_listens_is_told_with_its_last_words
 async def test_the_first_end_is_named_and_the_others_end_in_order():
     async with Processes(lambda *_: None, 10) as processes:
         for name, style in (("one", "text"), ("two", "json")):  # the port is read from either
-            await processes.start(name, *SERVE, variables={"LOG_FORMAT": style})
+            await processes.start(name, *SERVE, variables={"WHISPER_BYOC_LOG_FORMAT": style})
         one, two = processes.children
         two.kill()
         async with asyncio.timeout(10):

@@ -42,7 +42,7 @@ class Sound:
 
 @pytest.fixture(autouse=True)
 def no_addresses(monkeypatch):
-    for variable in ("BYOC_URL", "BYOC_GATEWAY", "AUTH_TOKEN"):
+    for variable in ("WHISPER_BYOC_URL", "WHISPER_BYOC_GATEWAY", "AUTH_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -127,7 +127,7 @@ async def test_json_has_partial_records_too(send, gateway, recording):
 
 async def test_the_only_model_is_chosen(send, gateway, recording, monkeypatch):
     await gateway.serve(counting(gateway), known={"capabilities": [{"name": "only"}]})
-    monkeypatch.setenv("BYOC_GATEWAY", gateway.url)
+    monkeypatch.setenv("WHISPER_BYOC_GATEWAY", gateway.url)
     assert (await send(recording))[0] == 0
     assert gateway.requests[0].headers["X-Model-Id"] == "only"
 
@@ -163,10 +163,10 @@ async def test_what_cannot_be_is_one_sentence(send, recording, tmp_path, unused_
 
 async def test_the_command_line_wins_over_the_environment(send, serving, gateway, recording, monkeypatch):
     api = await serving(Sound())
-    monkeypatch.setenv("BYOC_GATEWAY", "http://127.0.0.1:9")
+    monkeypatch.setenv("WHISPER_BYOC_GATEWAY", "http://127.0.0.1:9")
     assert (await send("--url", api.url, recording))[0] == 0
     await gateway.serve(counting(gateway))
-    monkeypatch.setenv("BYOC_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WHISPER_BYOC_URL", "http://127.0.0.1:9")
     assert (await send("--gateway", gateway.url, "--pipeline", "x", recording))[0] == 0
 
 

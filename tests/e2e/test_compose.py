@@ -76,7 +76,7 @@ def test_three_services_of_one_image_each_with_its_health_and_time_to_end(servic
     assert {each["image"] for each in services.values()} == {"whisper-byoc"}
     assert (ROOT / services["container"]["build"]["dockerfile"]).is_file()
     assert services["container"]["stop_grace_period"] == "45s"
-    assert services["container"]["environment"]["PORT"] == "8000", "the image's health check asks there"
+    assert services["container"]["environment"]["WHISPER_BYOC_PORT"] == "8000", "the image's health check asks there"
     for name in ("orchestrator", "gateway"):
         assert services[name]["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
         assert f"127.0.0.1:{PORTS[name]}/" in services[name]["healthcheck"]["test"][3]
@@ -127,8 +127,8 @@ def started(services, node):
     for name in in_order(services):
         settings = {key: local(str(value or "")) for key, value in services[name].get("environment", {}).items()}
         if name == "container":
-            assert settings["PORT"] == "8000"
-            settings |= {"PORT": "0", "WHISPER_BYOC_HOST": "127.0.0.1"}
+            assert settings["WHISPER_BYOC_PORT"] == "8000"
+            settings |= {"WHISPER_BYOC_PORT": "0", "WHISPER_BYOC_HOST": "127.0.0.1"}
         nodes[name] = node(*map(local, services[name]["command"]), environment=settings).start()
         if check := services[name].get("healthcheck"):
             nodes[name].until(partial(healthy, local(check["test"][3])), 30)

@@ -49,7 +49,7 @@ async def test_a_go_style_command_line_serves_until_ctrl_c(command, fixtures_dir
 
 
 async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixtures_dir, texts):
-    server = await (await command("serve", WHISPER_BYOC_PIPELINE="whisper-demo", PORT="0")).ready()
+    server = await (await command("serve", WHISPER_BYOC_PIPELINE="whisper-demo", WHISPER_BYOC_PORT="0")).ready()
     name, over = "demo-numbers.wav", asyncio.Event()
     sound = pcm.encode(read_wav((fixtures_dir / name).read_bytes()))
 
@@ -78,7 +78,9 @@ async def test_sigterm_in_mid_utterance_delivers_the_last_words(command, fixture
 
 async def test_several_pipelines_from_the_environment(command):
     names = "green-tint-cpu,grayscale-cpu,passthrough"
-    server = await (await command("serve", MODEL_ID=names, PORT="0", CAPABILITY_NAME="tint", PIPELINE="frames")).ready()
+    server = await (
+        await command("serve", MODEL_ID=names, WHISPER_BYOC_PORT="0", CAPABILITY_NAME="tint", PIPELINE="frames")
+    ).ready()
     async with aiohttp.ClientSession() as http, http.get(f"{server.url}/version") as answer:
         assert (await answer.json())["pipeline"] == "frames"
     for name, expected in (

@@ -56,7 +56,7 @@ def up(launch, tmp_path, monkeypatch):
 
 
 async def test_a_frame_goes_through_and_ctrl_c_ends_all_in_order(up):
-    running = await up("--pipelines", "passthrough,whisper-demo", "--gateway-token", "of this test")
+    running = await up("--pipeline", "passthrough,whisper-demo", "--gateway-token", "of this test")
     await running.logged(rf"up +\| {DEMO_NOTICE}")
     async with aiohttp.ClientSession() as http, http.get(f"{running.gateway}/capabilities") as answer:
         assert answer.status == 401

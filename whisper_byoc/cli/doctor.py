@@ -19,6 +19,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -30,7 +31,15 @@ from audio import pcm
 from audio.errors import MediaError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.cli.microphone import microphone
-from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, seconds
+from whisper_byoc.cli.options import (
+    CONTAINER_PORT,
+    GATEWAY_PORT,
+    ORCHESTRATOR_PORT,
+    Parser,
+    add_auth_token,
+    add_model_dir,
+    seconds,
+)
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ModelError
 from whisper_byoc.http import CONNECTION_ERRORS, base_url, json_value, open_session, read_body, reason_of
@@ -58,25 +67,25 @@ class Service:
 
     role: str
     port: int
-    variable: str
-    """Environment variable with its address."""
+    flags: tuple[str, ...]
+    """Options with its address."""
     start: str
     """Command line that starts it."""
 
 
 SERVICES = (
-    Service("container", CONTAINER_PORT, "BYOC_URL", "whisper-byoc serve --pipeline whisper-tiny"),
+    Service("container", CONTAINER_PORT, ("--url", "--container"), "whisper-byoc serve --pipeline whisper-tiny"),
     Service(
         "orchestrator",
         ORCHESTRATOR_PORT,
-        "BYOC_ORCHESTRATOR",
+        ("--orchestrator",),
         "whisper-byoc orchestrator -orchestrator -network offchain -serviceAddr 127.0.0.1:8936 "
         "-byoc -byocContainerURL http://127.0.0.1:8000 -byocModelID whisper-tiny",
     ),
     Service(
         "gateway",
         GATEWAY_PORT,
-        "BYOC_GATEWAY",
+        ("--gateway",),
         "whisper-byoc gateway -gateway -orchAddr 127.0.0.1:8936 -httpAddr 127.0.0.1:8935 -httpIngest",
     ),
 )
@@ -96,17 +105,19 @@ class Finding:
 def configure(parser: Parser) -> None:
     for service in SERVICES:
         text = f"address of the {service.role} (default: http://localhost:{service.port}, which need not answer)"
-        parser.option(f"--{service.role}", help=text, metavar="URL", env=(service.variable,))
-    parser.secret("--token", help="bearer token of the container", env=("AUTH_TOKEN",))
-    parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
+        address = partial(base_url, credentials=True)
+        parser.option(*service.flags, dest=service.role, help=text, metavar="URL", convert=address)
+    add_auth_token(parser, "--token", help="bearer token of the container")
+    add_model_dir(parser)
     parser.option("--timeout", help="longest time for one check, in seconds", convert=seconds, default=30.0)
     parser.switch("--json", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     given = {service.role: getattr(args, service.role) for service in SERVICES}
-    urls = {role: base_url(url, credentials=True) for role, url in given.items() if url}
-    findings = asyncio.run(examine(urls, args.model_dir, args.token, args.timeout))
+    findings = asyncio.run(
+        examine({role: url for role, url in given.items() if url}, args.model_dir, args.auth_token, args.timeout)
+    )
     failed = any(each.state == "FAIL" for each in findings)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [dataclasses.asdict(each) for each in findings]}))

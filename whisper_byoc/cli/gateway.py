@@ -5,6 +5,7 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 
 import argparse
 import asyncio
+from functools import partial
 
 from whisper_byoc.cli.addresses import Address, served_address
 from whisper_byoc.cli.options import GATEWAY_PORT, ORCHESTRATOR_PORT, Parser, add_gateway_token, log_ignored, start_log
@@ -21,13 +22,21 @@ def configure(parser: Parser) -> None:
     parser.go_option(
         "orchAddr",
         help="orchestrators, separated by commas",
+        convert=orchestrator_urls,
         default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT[,…]",
     )
-    parser.go_option("httpAddr", help="address to listen on", default=f"127.0.0.1:{GATEWAY_PORT}", metavar="HOST:PORT")
+    parser.go_option(
+        "httpAddr",
+        help="address to listen on",
+        convert=partial(served_address, flag="-httpAddr", default_port=GATEWAY_PORT),
+        default=f"127.0.0.1:{GATEWAY_PORT}",
+        metavar="HOST:PORT",
+    )
     parser.go_option(
         "gatewayHost",
         help="how clients reach this gateway (default: the address they used)",
+        convert=public_host,
         metavar="HOST:PORT",
         default="",
     )
@@ -38,21 +47,24 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     start_log(args)
     log_ignored(args)
-    urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in args.orchAddr.split(",") if each.strip()]
-    if not urls:
-        raise UsageError("-orchAddr names no orchestrator")
-    listen = served_address(args.httpAddr, "-httpAddr", GATEWAY_PORT)
     config = GatewayConfig(
-        host=listen.listen_host,
-        port=listen.port,
-        orchestrators=urls,
-        public_host=public_host(args.gatewayHost),
+        host=args.httpAddr.listen_host,
+        port=args.httpAddr.port,
+        orchestrators=args.orchAddr,
+        public_host=args.gatewayHost,
         allowed_origins=args.allow_origin,
         token=args.gateway_token,
         limits=network_limits(args),
     )
     asyncio.run(serve_node(Gateway.running(config)))
     return 0
+
+
+def orchestrator_urls(text: str) -> list[str]:
+    urls = [base_url(each, scheme="http", port=ORCHESTRATOR_PORT) for each in text.split(",") if each.strip()]
+    if not urls:
+        raise UsageError("-orchAddr names no orchestrator")
+    return urls
 
 
 def public_host(address: str) -> str:

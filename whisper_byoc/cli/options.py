@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 from whisper_byoc import params
 from whisper_byoc.errors import UsageError
 from whisper_byoc.http import server_tls
+from whisper_byoc.languages import language_code
 from whisper_byoc.logs import FORMATTERS, log_to_stderr
 from whisper_byoc.origins import origin
 from whisper_byoc.speech.engine import MOST_BEAM
@@ -36,6 +38,13 @@ KUBERNETES_LINK = re.compile(r"(?:tcp|udp|sctp)://.*")
 """What Kubernetes sets NAME_PORT to, in every pod beside a Service of that name."""
 
 log = logging.getLogger("whisper_byoc.network")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """The default of an option whose variable has a value that it cannot have."""
+
+    reason: str
 
 
 class Repeated(argparse.Action):
@@ -70,8 +79,11 @@ class Parser(argparse.ArgumentParser):
         default: Any = None,
         **rest: Any,
     ) -> None:
-        """Add `--name`; `WHISPER_BYOC_NAME` and the names in `env` set it too, and the command line wins."""
-        variables = (*env, _variable(flags[0]))
+        """Add `--name`; `WHISPER_BYOC_NAME` sets it too, and the command line wins.
+
+        `env` has the names under which Livepeer's programs know the setting; no other name without our prefix counts.
+        """
+        variables = (_variable(flags[0]), *env)
         shown = "" if default in (None, "", ()) else f"default {_shown(default, convert)}; "
         for variable in variables:
             value = os.environ.get(variable)
@@ -83,21 +95,21 @@ class Parser(argparse.ArgumentParser):
         text = f"{help} [{shown}env {', '.join(variables)}]".replace("%", "%%")
         self._group.add_argument(*flags, help=text, type=convert, default=default, **rest)
 
-    def secret(self, flag: str, *, help: str, env: tuple[str, ...]) -> None:
+    def secret(self, *flags: str, help: str, env: tuple[str, ...] = ()) -> None:
         """Add an option for a secret or a file that holds it.
 
         Its variables are removed from the environment, which child processes inherit.
         """
-        read = partial(_secret, flag)
-        self.option(flag, help=f"{help}, or a file that holds it", env=env, convert=read, default="")
-        for variable in (*env, _variable(flag)):
+        read = partial(_secret, flags[-1])
+        self.option(*flags, help=f"{help}, or a file that holds it", env=env, convert=read, default="")
+        for variable in (*env, _variable(flags[0])):
             os.environ.pop(variable, None)
 
     def switch(self, flag: str, *, help: str) -> None:
         """Add `--name`, which is on or off; `WHISPER_BYOC_NAME=1` turns it on too."""
         variable = _variable(flag)
         value = os.environ.get(variable)
-        on = params.switch(f"environment variable {variable}", value) if value else False
+        on = _from_environment(variable, value, partial(params.switch, flag), {}) if value else False
         self._group.add_argument(flag, help=f"{help} [env {variable}]", action="store_true", default=on)
 
     def go_option(self, name: str, *, help: str, **rest: Any) -> None:
@@ -113,9 +125,12 @@ class Parser(argparse.ArgumentParser):
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a command line. A command with flags of go-livepeer's takes all of them, and logs those it ignores.
 
-        Raises `UsageError`.
+        Raises `UsageError`, also for a variable with a bad value where the command line gives no other.
         """
         args, rest = self.parse_known_args(words)
+        for value in vars(args).values():
+            if isinstance(value, Unusable):
+                self.error(value.reason)
         ignored, unknown = _split_go_flags(rest) if self._go_names else ([], rest)
         for name in ignored:
             if similar := difflib.get_close_matches(name, self._go_names, 1, TYPO):
@@ -148,12 +163,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def add_logging(parser: Parser) -> None:
     parser.group("log")
     levels = ("debug", "info", "warning", "error")
-    parser.option(
-        "--log-level", help="how much to log", env=("LOG_LEVEL",), convert=str.lower, choices=levels, default="info"
-    )
-    parser.option(
-        "--log-format", help="form of its lines", env=("LOG_FORMAT",), choices=tuple(FORMATTERS), default="text"
-    )
+    parser.option("--log-level", help="how much to log", convert=str.lower, choices=levels, default="info")
+    parser.option("--log-format", help="form of its lines", choices=tuple(FORMATTERS), default="text")
 
 
 def start_log(args: argparse.Namespace) -> None:
@@ -166,11 +177,7 @@ def start_log(args: argparse.Namespace) -> None:
 def add_access(parser: Parser) -> None:
     """Add who may use a container's listener, and how."""
     parser.group("who may use it")
-    parser.secret(
-        "--auth-token",
-        help="bearer token that clients must show",
-        env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN", "AUTH_KEY"),
-    )
+    add_auth_token(parser, help="bearer token that clients must show")
     parser.option("--tls-cert", help="certificate with its chain, in PEM: serve HTTPS", convert=Path, metavar="FILE")
     parser.option("--tls-key", help="its key, if it is not in the same file", convert=Path, metavar="FILE")
     parser.option(
@@ -184,8 +191,19 @@ def add_access(parser: Parser) -> None:
     add_allow_origin(parser)
 
 
+def add_auth_token(parser: Parser, *others: str, help: str) -> None:
+    """Add the bearer token of containers, under the name that it has in all commands, and others."""
+    parser.secret("--auth-token", *others, help=help, env=("AUTH_TOKEN", "LIVEPEER_AUTH_TOKEN"))
+
+
+def add_model_dir(parser: Parser) -> None:
+    parser.option(
+        "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
+    )
+
+
 def add_gateway_token(parser: Parser) -> None:
-    parser.secret("--gateway-token", help="bearer token that the gateway's clients must show", env=("GATEWAY_TOKEN",))
+    parser.secret("--gateway-token", help="bearer token that the gateway's clients must show")
 
 
 def tls_of(args: argparse.Namespace) -> ssl.SSLContext | None:
@@ -234,6 +252,12 @@ def log_ignored(args: argparse.Namespace) -> None:
     if args.ignored:
         flags = " ".join(f"-{name}" for name in dict.fromkeys(args.ignored))
         log.info("without a meaning off-chain, and ignored: %s", flags)
+
+
+def language_tag(text: str) -> str:
+    if text.strip().lower() != "auto" and language_code(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no language; use a tag such as en or pt-BR, a name, or auto")
+    return text
 
 
 def existing_file(text: str) -> Path:
@@ -303,14 +327,15 @@ def _variable(flag: str) -> str:
 
 
 def _from_environment(variable: str, value: str, convert: Callable[[str], Any], options: dict[str, Any]) -> Any:
+    """Return the value of a variable as its option has it, or `Unusable`."""
     try:
         if options.get("action") is Repeated:
             return [convert(part.strip()) for part in value.split(",")]
         found = convert(value)
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UsageError(f"environment variable {variable}: {error}") from None
+    except (ValueError, argparse.ArgumentTypeError, UsageError) as error:
+        return Unusable(f"environment variable {variable}: {error}")
     if (choices := options.get("choices")) and found not in choices:  # argparse does not check defaults
-        raise UsageError(f"environment variable {variable}: {found!r} is none of {', '.join(choices)}")
+        return Unusable(f"environment variable {variable}: {found!r} is none of {', '.join(choices)}")
     return found
 
 

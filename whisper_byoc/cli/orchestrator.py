@@ -5,6 +5,7 @@ The flags are go-livepeer's, those of the tutorial among them; see docs/network.
 
 import argparse
 import asyncio
+from functools import partial
 
 from whisper_byoc.cli.addresses import Address, served_address
 from whisper_byoc.cli.options import (
@@ -13,6 +14,7 @@ from whisper_byoc.cli.options import (
     Parser,
     Repeated,
     add_allow_origin,
+    add_auth_token,
     add_logging,
     count,
     log_ignored,
@@ -33,24 +35,40 @@ def configure(parser: Parser) -> None:
     parser.go_option(
         "serviceAddr",
         help="where gateways and containers reach this orchestrator",
+        convert=partial(served_address, flag="-serviceAddr", default_port=ORCHESTRATOR_PORT),
         default=f"127.0.0.1:{ORCHESTRATOR_PORT}",
         metavar="HOST:PORT",
     )
-    parser.go_option("httpAddr", help="address to listen on, if not -serviceAddr", metavar="HOST:PORT")
-    parser.secret(
-        "--orchSecret", help="secret that containers must show to register", env=("ORCH_SECRET", "LP_ORCHSECRET")
+    parser.go_option(
+        "httpAddr",
+        help="address to listen on, if not -serviceAddr",
+        convert=partial(served_address, flag="-httpAddr", default_port=ORCHESTRATOR_PORT),
+        metavar="HOST:PORT",
     )
-    parser.go_option("byocContainerURL", help="address of a container; may be repeated", action=Repeated, metavar="URL")
+    parser.secret(
+        "--orch-secret",
+        "--orchSecret",
+        help="secret that containers must show to register",
+        env=("ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "LP_ORCHSECRET"),
+    )
+    parser.go_option(
+        "byocContainerURL",
+        help="address of a container; may be repeated",
+        convert=partial(base_url, scheme="http", port=CONTAINER_PORT),
+        action=Repeated,
+        metavar="URL",
+    )
     parser.go_option(
         "byocModelID", help="capability that the containers offer; may be repeated", action=Repeated, metavar="NAME"
     )
     parser.go_option(
         "byocCapacity", help="jobs at once in each container", convert=count, default=Limits().jobs, metavar="N"
     )
-    parser.secret("--byocToken", help="bearer token that the containers ask for", env=("AUTH_TOKEN",))
+    add_auth_token(parser, "--byocToken", help="bearer token that the containers ask for")
     parser.go_option(
         "liveAITrickleHostForRunner",
         help="where containers reach the channels, if not at -serviceAddr",
+        convert=trickle_host,
         metavar="HOST:PORT",
         default="",
     )
@@ -60,16 +78,15 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     start_log(args)
     log_ignored(args)
-    service = served_address(args.serviceAddr, "-serviceAddr", ORCHESTRATOR_PORT)
-    listen = served_address(args.httpAddr, "-httpAddr", ORCHESTRATOR_PORT) if args.httpAddr else service
+    service, listen = args.serviceAddr, args.httpAddr or args.serviceAddr
     config = OrchestratorConfig(
         host=listen.listen_host,
         port=listen.port,
         service_host=service.host or "127.0.0.1",
         service_port=service.port,
-        secret=args.orchSecret,
-        containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.byocToken),
-        trickle_host=trickle_host(args.liveAITrickleHostForRunner),
+        secret=args.orch_secret,
+        containers=containers(args.byocContainerURL or [], args.byocModelID or [], args.byocCapacity, args.auth_token),
+        trickle_host=args.liveAITrickleHostForRunner,
         allowed_origins=args.allow_origin,
         limits=network_limits(args),
     )
@@ -101,8 +118,7 @@ def containers(urls: list[str], names: list[str], capacity: int, token: str) -> 
     """Return a container for every pair of URL and name."""
     if bool(urls) != bool(names):
         raise UsageError("-byocContainerURL and -byocModelID go together: where a container is, and what it offers")
-    bases = [base_url(url, scheme="http", port=CONTAINER_PORT) for url in urls]
-    return [Container(name, base, capacity, token) for base in bases for name in names]
+    return [Container(name, url, capacity, token) for url in urls for name in names]
 
 
 def trickle_host(text: str) -> str:

@@ -4,18 +4,15 @@ Does nothing when it is there already.
 """
 
 import argparse
-from pathlib import Path
 
-from whisper_byoc.cli.options import Parser, seconds
+from whisper_byoc.cli.options import Parser, add_model_dir, seconds
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.speech.models import checkpoint, fast_engine_installed, fetch_model, kept_folder, load_fast_model
 
 
 def configure(parser: Parser) -> None:
-    parser.option(
-        "--model", "--pipeline", "--byocModelID", help="model or pipeline name", env=("MODEL",), default="tiny"
-    )
-    parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
+    parser.option("--model", "--pipeline", "--byocModelID", help="model or pipeline name", default="tiny")
+    add_model_dir(parser)
     parser.option("--timeout", help="longest wait for the network, in seconds", convert=seconds, default=30.0)
 
 

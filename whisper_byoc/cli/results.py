@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from audio.errors import AudioError
-from whisper_byoc.cli.options import Parser, add_beam
+from whisper_byoc.cli.options import Parser, add_beam, language_tag
 from whisper_byoc.cli.terminal import Display, printable
 from whisper_byoc.errors import BadParam, ByocError, UsageError
 from whisper_byoc.params import whole
@@ -26,7 +26,8 @@ def add_speech(parser: Parser, *, language: str | None) -> None:
     """Add the parameters of a job as options; `language` is the default."""
     parser.group("speech")
     shown = "" if language else " (default: the server's)"
-    parser.option("--language", help=f"language spoken (de, en-US, german), or auto{shown}", default=language)
+    text = f"language spoken (de, en-US, german), or auto{shown}"
+    parser.option("--language", help=text, convert=language_tag, default=language)
     parser.option("--task", help="transcribe, or translate into English", choices=("transcribe", "translate"))
     parser.option("--prompt", help="text that the speech follows, whose names and style it takes up")
     parser.option("--hotwords", help="names and terms that may be spoken")

@@ -39,7 +39,7 @@ def configure(parser: Parser) -> None:
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     rest.required = False  # an error names only the script as missing
     parser.option("--host", help="address to listen on (default: the script's, else 127.0.0.1)")
-    parser.option("--port", help="port to listen on (default: the script's, else 8000)", env=("PORT",), convert=port)
+    parser.option("--port", help="port to listen on (default: the script's, else 8000)", convert=port)
     parser.option("--class", dest="class_name", help="class or async function to serve, where there are several")
     parser.switch("--reload", help="begin anew whenever a Python file beside the script changes, for development")
     add_access(parser)

@@ -17,12 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from whisper_byoc.aio import backoff, in_daemon_thread
-from whisper_byoc.cli.options import Parser, count
+from whisper_byoc.cli.options import CONTAINER_PORT, Parser, add_auth_token, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
 from whisper_byoc.cli.sources import MICROPHONE, Source, open_source, sound_files, to_seconds
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.client import GatewayClient, TrickleClient
 from whisper_byoc.errors import ClientError, ServerRefused, UsageError
+from whisper_byoc.http import base_url
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 OPEN_BAR = "{desc}: {n:.1f} s"
@@ -46,18 +47,17 @@ def configure(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="sound file, or - for stdin")
     parser.add_argument("--microphone", action="store_true", help="record the default microphone until Ctrl-C")
     parser.group("server")
-    parser.option(
-        "--url", help="address of the container", env=("BYOC_URL",), default="http://localhost:8000", action=Where
-    )
+    container = f"http://localhost:{CONTAINER_PORT}"
+    parser.option("--url", help="address of the container", convert=base_url, default=container, action=Where)
     parser.option(
         "--gateway",
         help="address of a gateway to go through, instead of --url",
-        env=("BYOC_GATEWAY",),
+        convert=base_url,
         action=Where,
         metavar="URL",
     )
     parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
-    parser.secret("--token", help="bearer token, where the server asks for one", env=("AUTH_TOKEN",))
+    add_auth_token(parser, "--token", help="bearer token, where the server asks for one")
     parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
     parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
     add_speech(parser, language=None)
@@ -118,7 +118,7 @@ async def offers_nothing_yet(gateway: GatewayClient) -> bool:
 
 async def client_of(args: argparse.Namespace) -> TrickleClient | GatewayClient:
     """Make the client that the options ask for; a gateway is asked for its only model when none is named."""
-    options: dict[str, Any] = {"timeout": args.timeout, "token": args.token}
+    options: dict[str, Any] = {"timeout": args.timeout, "token": args.auth_token}
     params = speech_params(args)
     if args.json or sys.stdout.isatty():
         params["partials"] = "true"

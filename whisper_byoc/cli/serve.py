@@ -6,7 +6,6 @@ PUT /live/JOB/source takes sound or frames, GET /live/JOB/output gives results; 
 import argparse
 import asyncio
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from whisper_byoc.cli.options import (
@@ -17,15 +16,18 @@ from whisper_byoc.cli.options import (
     add_beam,
     add_engine,
     add_logging,
+    add_model_dir,
     amount,
     byte_count,
     count,
+    language_tag,
     port,
     seconds,
     start_log,
     tls_of,
 )
 from whisper_byoc.errors import UsageError
+from whisper_byoc.http import base_url
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.processors.registry import find
 from whisper_byoc.processors.whisper import WhisperSettings
@@ -61,9 +63,10 @@ def configure(parser: Parser) -> None:
         metavar="NAME",
         action=Repeated,
         env=("MODEL_ID",),
+        convert=find,
         help="pipeline to serve; may be repeated (see `whisper-byoc pipelines`; default whisper-tiny)",
     )
-    parser.option("--language", help="language spoken (de, en-US, german), or auto", default="en")
+    parser.option("--language", help="language spoken (de, en-US, german), or auto", convert=language_tag, default="en")
     parser.option(
         "--partial-policy",
         help="which words of an unfinished utterance are shown",
@@ -78,18 +81,10 @@ def configure(parser: Parser) -> None:
     )
     add_engine(parser)
     add_beam(parser)
-    parser.option(
-        "--model-dir", help="folder of the models (default: openai-whisper's cache)", env=("MODEL_DIR",), convert=Path
-    )
+    add_model_dir(parser)
     parser.group("where it listens")
     parser.option("--host", help="address to listen on", default="127.0.0.1")
-    parser.option(
-        "--port",
-        help="port to listen on; 0 lets the system choose",
-        env=("PORT",),
-        convert=port,
-        default=CONTAINER_PORT,
-    )
+    parser.option("--port", help="port to listen on; 0 lets the system choose", convert=port, default=CONTAINER_PORT)
     parser.option(
         "--data-format",
         help="form of the lines on a stream's data channel, unless the stream asks for one",
@@ -118,7 +113,7 @@ def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
         beam=args.beam,
         live=args.max_live,
     )
-    specs = [find(name) for name in dict.fromkeys(args.pipelines or ["whisper-tiny"])]
+    specs = list({(spec.name, spec.model): spec for spec in args.pipelines or [find("whisper-tiny")]}.values())
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
     config = ServerConfig(
@@ -143,6 +138,8 @@ def add_registration(parser: Parser) -> None:
     parser.option(
         "--orch-url",
         env=("ORCH_URL", "LIVEPEER_ORCH_URL"),
+        convert=orchestrator_urls,
+        default=(),
         metavar="URL[,URL]",
         help="orchestrators to register at (default: none)",
     )
@@ -173,10 +170,13 @@ def add_capability(parser: Parser) -> None:
     add("PRICE_CURRENCY", help="currency of the price; empty is wei", default="")
 
 
+def orchestrator_urls(text: str) -> tuple[str, ...]:
+    return tuple(base_url(each, scheme="https") for each in text.split(",") if each.strip())
+
+
 def registration_of(args: argparse.Namespace) -> RegistrationOptions | None:
     """Return the registration that the options ask for; None without an orchestrator."""
-    urls = tuple(each for each in (args.orch_url or "").split(",") if each.strip())
-    if not urls:
+    if not args.orch_url:
         return None
     capability = Capability(
         name=args.capability_name,
@@ -187,7 +187,7 @@ def registration_of(args: argparse.Namespace) -> RegistrationOptions | None:
         price_scaling=args.capability_price_scaling,
         currency=args.capability_price_currency,
     )
-    return RegistrationOptions(urls, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
+    return RegistrationOptions(args.orch_url, args.orch_secret, capability, args.orch_verify_tls, args.reg_interval)
 
 
 def add_limits(parser: Parser) -> None:

@@ -30,7 +30,7 @@ from whisper_byoc.trickle.subscriber import SegmentReader
 def configure(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="pub|sub|serve")
     token = Parser(add_help=False)
-    token.secret("--token", help="bearer token that the server asks for", env=("TRICKLE_TOKEN",))
+    token.secret("--trickle-token", "--token", help="bearer token that the server asks for")
 
     def add_action(name: str, does: str) -> argparse.ArgumentParser:
         return actions.add_parser(name, description=f"{does.capitalize()}.", help=does, parents=[token])
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "serve":
         log_to_stderr("info")
         trickle_server = TrickleServer(args.base_path, autocreate=not args.no_autocreate, changefeed=args.changefeed)
-        asyncio.run(serve(trickle_server, args.host, args.port, allowed_origins=args.allow_origin, token=args.token))
+        asyncio.run(
+            serve(trickle_server, args.host, args.port, allowed_origins=args.allow_origin, token=args.trickle_token)
+        )
         return 0
     if not args.url.startswith(("http://", "https://")):
         raise UsageError(f"{args.url!r} is not the URL of a channel; it begins with http:// or https://")
@@ -111,7 +113,7 @@ def pieces_of(chunks: AsyncIterator[bytes], args: argparse.Namespace) -> Segment
 def options(args: argparse.Namespace) -> ClientOptions:
     wait = getattr(args, "wait", 0.0)
     return ClientOptions(
-        token=args.token, verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait
+        token=args.trickle_token, verify=not args.insecure, patience_seconds=args.patience, absent_seconds=wait
     )
 
 

@@ -1,6 +1,6 @@
 """Run the whole path on this machine: a container, an orchestrator and a gateway, with one log, until Ctrl-C.
 
-Their other options can be set by their environment variables (LOG_LEVEL, AUTH_TOKEN, MODEL_DIR, …).
+Their other options can be set by their environment variables (WHISPER_BYOC_LOG_LEVEL, …).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from whisper_byoc.speech.models import DEMO_NOTICE
 
 READY_SECONDS = 900.0
 """A model may have to be downloaded; the container itself gives up after 600 s of loading."""
-SECRET_VARIABLES = ("ORCH_SECRET", "LP_ORCHSECRET", "WHISPER_BYOC_ORCHSECRET")
+SECRET_VARIABLES = ("ORCH_SECRET", "LIVEPEER_ORCH_SECRET", "LP_ORCHSECRET", "WHISPER_BYOC_ORCH_SECRET")
 """Unless one of them has the secret of the orchestrator, it gets one that nobody knows: no stranger registers there."""
 POLL_SECONDS = 0.2
 POLL_TIMEOUT_SECONDS = 5.0
@@ -64,8 +64,11 @@ class Addresses:
 
 def configure(parser: Parser) -> None:
     parser.option(
+        "--pipeline",
         "--pipelines",
+        dest="pipelines",
         help="pipelines that the container serves, separated by commas",
+        convert=pipeline_names,
         default="whisper-tiny",
         metavar="NAME[,NAME]",
     )
@@ -85,12 +88,18 @@ def configure(parser: Parser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    names = [name.strip() for name in args.pipelines.split(",") if name.strip()]
+def pipeline_names(text: str) -> tuple[str, ...]:
+    names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise UsageError("--pipelines names no pipeline (see `whisper-byoc pipelines`)")
+        raise UsageError("--pipeline names no pipeline (see `whisper-byoc pipelines`)")
+    for name in names:
+        find(name)  # raises where there is none
+    return tuple(names)
+
+
+def run(args: argparse.Namespace) -> int:
     plan = Plan(
-        pipelines=tuple(dict.fromkeys(names)),
+        pipelines=args.pipelines,
         host=args.host,
         container_port=args.port,
         orchestrator_port=args.orchestrator_port,
@@ -164,7 +173,7 @@ async def _start(plan: Plan, processes: Processes) -> Addresses:
         "gateway",
         f"-orchAddr={orchestrator}",
         f"-httpAddr={bracketed(plan.host)}:{plan.gateway_port}",
-        GATEWAY_TOKEN=plan.gateway_token,
+        WHISPER_BYOC_GATEWAY_TOKEN=plan.gateway_token,
     )
     await race(_all_offered(gateway, plan.gateway_token, set(names)), processes.first_end())
     return Addresses(container, orchestrator, gateway)
