@@ -13,13 +13,23 @@ import aiohttp
 
 from whisper_byoc.aio import backoff, cancel
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge
-from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
-from whisper_byoc.trickle.remote import FIRST_PAUSE_S, ClientOptions, RemoteChannel, Retry, header_seq, retry_pauses
+from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge, TrickleError
+from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NEXT, NOT_FOUND, SEQ, WINDOW
+from whisper_byoc.trickle.remote import (
+    FIRST_PAUSE_S,
+    RETRIED,
+    ClientOptions,
+    RemoteChannel,
+    Retry,
+    header_seq,
+    retry_pauses,
+)
 
 log = logging.getLogger("whisper_byoc.trickle")
 
 LARGEST_READ = 64 << 20
+BEGINNING = -3
+"""Start with the first segment if the channel still has it, else with the newest one that was started."""
 LONGEST_EARLY_S = 1.0
 """A segment that is not there yet is asked for at least this often."""
 FREE_STEPS = WINDOW + 1
@@ -33,9 +43,9 @@ RESUMES = 5
 class TrickleSubscriber:
     """Iterates over the segments of a channel, in order and each once, until the channel ends.
 
-    `start` is an index, -1 (the next segment that is written) or -2 (the newest one that was started). Silence is no
-    error, however long it lasts. A segment without a byte is passed over. Going on to the next segment gives up what
-    was not read of the one before; the next one is asked for as soon as one is handed out.
+    `start` is an index, -1 (the next segment that is written), -2 (the newest one that was started) or `BEGINNING`.
+    Silence is no error, however long it lasts. A segment without a byte is passed over. Going on to the next segment
+    gives up what was not read of the one before; the next one is asked for as soon as one is handed out.
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:
@@ -96,6 +106,18 @@ class TrickleSubscriber:
         self._ahead = asyncio.create_task(self._fetcher.fetch(self._start))
         self._ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # marks an error as retrieved
         return segment
+
+    @property
+    def position(self) -> int:
+        """The index that is asked for now: all below it were handed out, passed over or missed; 0 before the first."""
+        return self._fetcher.position
+
+    async def written(self) -> int:
+        """Ask the server how many segments were begun so far; 0 when it does not tell."""
+        try:
+            return await self._channel.next_write() or 0
+        except (*RETRIED, TrickleError):
+            return 0
 
     async def _first(self) -> SegmentReader | None:
         if self._pauses is None:
@@ -213,6 +235,7 @@ class _Fetcher:
 
     def __init__(self, channel: RemoteChannel) -> None:
         self.options = channel.options
+        self.position = 0
         self._channel = channel
         self._known = False  # the server had this channel when it was asked
         self._served = False
@@ -233,8 +256,10 @@ class _Fetcher:
         latest = await self._channel.persist(self._channel.next_write)
         self._known = True
         if latest is None:  # a server without /next
-            return start
-        return max(latest - 1, 0) if start == CURRENT else latest
+            return max(start, CURRENT)
+        if start == BEGINNING and latest <= WINDOW:
+            return 0
+        return latest if start == NEXT else max(latest - 1, 0)
 
     async def fetch(self, seq: int) -> SegmentReader | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""
@@ -242,6 +267,7 @@ class _Fetcher:
         pauses = backoff(self.options.early_seconds, max(self.options.early_seconds, LONGEST_EARLY_S))
         free = FREE_STEPS
         while True:
+            self.position = max(seq, 0)
             answer = await self._ask(seq)
             status, latest = answer.response.status, header_seq(answer.response, LATEST)
             if answer.channel_closed or (status == 404 and self._known):

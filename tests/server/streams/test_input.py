@@ -55,7 +55,7 @@ class Segment:
 class Channel:
     """In place of a subscriber: a segment that breaks off, and one that does not."""
 
-    def __init__(self, url, options):
+    def __init__(self, url, start, options):
         pass
 
     async def __aenter__(self):

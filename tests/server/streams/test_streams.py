@@ -696,3 +696,30 @@ async def test_a_channel_that_is_given_up_ends_the_stream(orchestrate, monkeypat
         async with world.publisher("refused") as publisher:
             await publisher.publish(bytes(320))
             await until(lambda: not world.api.server.streams.streams)
+
+
+class LateSubscriber(TrickleSubscriber):
+    """Hands out segments so late as on a machine that is busy with something else."""
+
+    async def __anext__(self):
+        await asyncio.sleep(5 * stream_input.QUIET_S)
+        return await super().__anext__()
+
+
+async def test_a_stop_waits_for_what_was_written_before_it(orchestrate, monkeypatch):
+    monkeypatch.setattr(stream_input, "QUIET_S", 0.02)
+    monkeypatch.setattr(stream_input, "TrickleSubscriber", LateSubscriber)
+    world = await orchestrate()
+    data = await world.through("late", [bytes(3200)] * 3, {"input": "pcm16"})
+    assert sum(int(each["text"].split()[0]) for each in data[:-1]) == 3 * 3200, data
+    assert data[-1]["errors"] == 0
+
+
+async def test_what_was_written_before_a_stop_and_cannot_be_read_is_an_error(orchestrate, monkeypatch):
+    monkeypatch.setattr(stream_input, "QUIET_S", 0.02)
+    monkeypatch.setattr(stream_input, "STOP_READING_S", 0.02)
+    monkeypatch.setattr(stream_input, "TrickleSubscriber", LateSubscriber)
+    world = await orchestrate()
+    data = await world.through("late", [bytes(3200)] * 3, {"input": "pcm16"})
+    errors = [each["error"] for each in data if each["type"] == "error"]
+    assert errors == ["the stream was stopped, and 3 segments of its input could not be read in time"]

@@ -20,7 +20,7 @@ from whisper_byoc.server.ingest.framing import WavFraming, raw_framing
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
-from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
+from whisper_byoc.trickle.subscriber import BEGINNING, SegmentReader, TrickleSubscriber
 
 log = logging.getLogger(__name__)
 
@@ -154,36 +154,56 @@ class StreamInput:
     async def _read_until_stopped(self) -> None:
         """Read to the end of the input; after a stop, only what is on its way already."""
         stopped = asyncio.create_task(self._job.closing.wait())
-        reading = asyncio.create_task(self._read(self._url)) if self._url else stopped
-        try:
-            await first_of(stopped, reading)
-            since = self._fed_at = self._loop.time()
-            while not reading.done() and (self._feeding or self._comes_more(since)):
-                await asyncio.wait({reading}, timeout=QUIET_S / 4)
-            if reading.done():
-                reading.result()
-        finally:
-            await cancel(stopped, reading)
-
-    def _comes_more(self, since: float) -> bool:
-        now = self._loop.time()
-        return now - self._fed_at < QUIET_S and now - since < STOP_READING_S
-
-    async def _read(self, url: str) -> None:
-        async with TrickleSubscriber(url, options=self._options) as subscriber:
+        if self._url is None:
+            await stopped
+            return
+        async with TrickleSubscriber(self._url, start=BEGINNING, options=self._options) as subscriber:
+            reading = asyncio.create_task(self._read(subscriber))
             try:
-                async for segment in subscriber:
-                    if segment.began_anew:
-                        self._sink.lost("the publisher of the input began again; what was not read before is lost")
-                        await self._sink.flush()  # its time begins again as well
-                        self._sink.submit_rest()
-                    if segment.missed:
-                        self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
-                        self._sink.skip()
-                    self._monitor.took_segment()
-                    await self._read_segment(segment)
-            except ChannelNotFound as error:
-                log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)
+                await first_of(stopped, reading)
+                if not reading.done():
+                    await self._read_rest(subscriber, reading)
+                if reading.done():
+                    reading.result()
+            finally:
+                await cancel(stopped, reading)
+
+    async def _read_rest(self, subscriber: TrickleSubscriber, reading: asyncio.Task[None]) -> None:
+        """Wait until what was written before the stop has been read, as far as that can be known, and nothing comes."""
+        since = self._loop.time()
+        wanted = await self._written(subscriber)
+        while not reading.done() and (self._feeding or self._loop.time() - since < STOP_READING_S):
+            fed_at = self._fed_at
+            await asyncio.wait({reading}, timeout=QUIET_S)
+            if self._feeding or self._fed_at != fed_at or subscriber.position < wanted:
+                continue
+            await self._written(subscriber)  # whoever is slow has then had the time to send the rest of a segment
+            if not self._feeding and self._fed_at == fed_at:
+                return
+        if not reading.done() and (left := wanted - subscriber.position) > 0:
+            self._sink.lost(f"the stream was stopped, and {left} segments of its input could not be read in time")
+
+    async def _written(self, subscriber: TrickleSubscriber) -> int:
+        try:
+            async with asyncio.timeout(STOP_READING_S / 2):
+                return await subscriber.written()
+        except TimeoutError:
+            return 0
+
+    async def _read(self, subscriber: TrickleSubscriber) -> None:
+        try:
+            async for segment in subscriber:
+                if segment.began_anew:
+                    self._sink.lost("the publisher of the input began again; what was not read before is lost")
+                    await self._sink.flush()  # its time begins again as well
+                    self._sink.submit_rest()
+                if segment.missed:
+                    self._sink.lost(f"{segment.missed} segments of the input were gone before they could be read")
+                    self._sink.skip()
+                self._monitor.took_segment()
+                await self._read_segment(segment)
+        except ChannelNotFound as error:
+            log.info("stream %s: the input has ended: %s", self._job.info.job_id, error)
 
     async def _read_segment(self, segment: SegmentReader) -> None:
         try:
