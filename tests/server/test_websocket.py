@@ -6,9 +6,11 @@ import json
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.server.stubs import Says
 from tests.waiting import until
+from whisper_byoc.aio import cancel
 
 NUMBERS = "seven three nine zero five one"
 
@@ -238,6 +240,32 @@ async def test_pings_are_answered_while_the_work_goes_on(serving):
         assert (pong.type, bytes(pong.data)) == (aiohttp.WSMsgType.PONG, b"there?")
         says.go.set()
         assert await rest(ws) == ([{"text": "320", "final": True}], 1000)
+
+
+async def test_a_flood_of_messages_leaves_others_their_turns(serving, monkeypatch):
+    receive, without_turn, longest = web.WebSocketResponse.receive, 0, 0
+
+    async def counted(socket):
+        nonlocal without_turn, longest
+        without_turn += 1
+        longest = max(longest, without_turn)
+        return await receive(socket)
+
+    async def others():
+        nonlocal without_turn
+        while True:
+            without_turn = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(web.WebSocketResponse, "receive", counted)
+    async with connect(await serving(Says())) as ws:
+        turns = asyncio.ensure_future(others())
+        for _ in range(1000):
+            await ws.send_bytes(b"")
+        await ws.send_str("eos")
+        assert (await rest(ws))[1] == 1000
+        await cancel(turns)
+    assert 0 < longest <= 3
 
 
 async def test_a_queue_that_is_full_pushes_back_and_loses_nothing(serving):

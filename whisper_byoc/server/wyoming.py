@@ -111,6 +111,7 @@ class _Client:
 
         Raises `TimeoutError` when there is none within the idle limit.
         """
+        await asyncio.sleep(0)  # events that wait already come without a pause, and nobody else would have a turn
         with suppress(TypeError, KeyError, AttributeError, UnicodeError, RecursionError):
             async with asyncio.timeout(self._idle_seconds):
                 return await async_read_event(cast("asyncio.StreamReader", self._reader))

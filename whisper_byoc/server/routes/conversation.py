@@ -133,7 +133,7 @@ class Conversation(ABC):
         except RequestRefused as error:
             raise CloseEarly(WSCloseCode.GOING_AWAY, str(error)) from None
         while not ended_by_server:
-            if _received(await self.socket.receive()).type is WSMsgType.BINARY and whole:
+            if _received(await self._message()).type is WSMsgType.BINARY and whole:
                 raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream")
 
     async def _submit_sound(self, sound: SoundFeed) -> bool:
@@ -144,7 +144,7 @@ class Conversation(ABC):
         idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {self._idle_seconds:g} s")
         async with sound as feed:
             try:
-                async with LiveInput(self.socket.receive, self.job.closing, self._idle_seconds, idle) as messages:
+                async with LiveInput(self._message, self.job.closing, self._idle_seconds, idle) as messages:
                     while (message := await messages.next()) is not None:
                         self.job.touch()
                         found = await self.read(_received(message))
@@ -161,6 +161,10 @@ class Conversation(ABC):
                 await feed.finish(complete=False)
                 return False
         return True
+
+    async def _message(self) -> WSMessage:
+        await asyncio.sleep(0)  # messages that wait already come without a pause, and nobody else would have a turn
+        return await self.socket.receive()
 
     async def _send_results(self) -> None:
         with self.job.reading():
