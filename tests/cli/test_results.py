@@ -86,7 +86,8 @@ def test_a_parameter_that_cannot_be_is_said_before_a_file_is_read(run, sound):
     refused(run("transcribe", sound, "--model", "demo", "--task", "translate"), 2, "knows English only")
 
 
-async def test_json_records_and_another_format_do_not_share_stdout(send, sound):
+async def test_json_records_and_another_format_do_not_share_stdout(send, gateway, sound):
+    await gateway.serve(telling(gateway))
     code, _, err = await send("--json", "--format", "srt", sound)
     assert (code, "--json has stdout for itself" in err) == (2, True)
 
@@ -109,6 +110,27 @@ async def test_a_mark_that_comes_later_is_in_the_cue_before(send, gateway, sound
     cues = "1\n00:00:00,000 --> 00:00:01,000\nhello.\n\n2\n00:00:02,000 --> 00:00:03,000\nworld\n\n"
     assert target.read_text() == cues
     assert await send(sound, "--format", "srt") == (0, cues, "")
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "txt", "json"])
+async def test_a_file_grows_while_the_text_comes(send, gateway, sound, tmp_path, kind):
+    target = tmp_path / f"talk.{kind}"
+
+    async def handler(request):
+        await request.read()
+        answer = await gateway.begin(request)
+        await gateway.tell(answer, **transcript("first words", 0))
+        await until(lambda: target.exists() and "first words" in target.read_text())
+        await gateway.tell(answer, **transcript("second words", 2000))
+        await gateway.tell(answer, type="end", seq=9)
+        return answer
+
+    await gateway.serve(handler)
+    assert await send(sound, "-o", target) == (0, f"{target}\n", "")
+    text = target.read_text()
+    assert (text.count("first words"), text.count("second words")) == ((2, 2) if kind == "json" else (1, 1))
+    if kind == "json":
+        assert json.loads(text)["text"] == "first words second words"
 
 
 async def test_each_segment_is_a_line_as_in_a_file(send, gateway, sound, tmp_path):

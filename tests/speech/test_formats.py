@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_byoc.speech.formats import (
-    FORMATS,
+    FORMS,
     LINE_WIDTH,
     LINES,
+    CueSplitter,
     columns,
     cue_text,
-    cues,
     timestamp,
-    to_srt,
-    to_vtt,
     wrapped,
+    written,
 )
 from whisper_byoc.speech.transcript import Confidence, TextSegment, Transcription, Word
 
@@ -54,6 +53,11 @@ def segments(draw, ordered=True):
     return tuple(sorted(found, key=lambda each: each.start)) if ordered else tuple(found)
 
 
+def cues(found, width=LINE_WIDTH):
+    splitter = CueSplitter(width)
+    return [*(cue for segment in found for cue in splitter.add(segment)), *splitter.end()]
+
+
 def joined(parts):
     return "".join("".join(parts).split())
 
@@ -75,17 +79,45 @@ def test_files_can_be_read_back(given_segments):
     heard = Transcription("", "en", given_segments)
     number = len(cues(given_segments))
     stamp = r"(\d{2,}:[0-5]\d:[0-5]\d)[.,](\d{3})"
-    for form in (to_srt, to_vtt):
-        text = form(heard)
+    for form in ("srt", "vtt"):
+        text = written(form, heard)
         assert len(re.findall(rf"^{stamp} --> {stamp}$", text, re.MULTILINE)) == text.count("-->") == number
         blocks = [block for block in text.removeprefix("WEBVTT\n\n").split("\n\n") if block]
         assert len(blocks) == number
-    assert [int(block.split("\n")[0]) for block in to_srt(heard).split("\n\n") if block] == [*range(1, number + 1)]
+    assert [int(block.split("\n")[0]) for block in written("srt", heard).split("\n\n") if block] == [
+        *range(1, number + 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@given(given_segments=segments(), cuts=st.sets(st.integers(0, 6)))
+def test_a_file_that_is_written_in_parts_is_the_same(kind, given_segments, cuts):
+    def heard(found):
+        return Transcription(" ".join(each.text for each in found), "en", tuple(found))
+
+    ends = sorted({0, len(given_segments), *(cut for cut in cuts if cut < len(given_segments))})
+    form = FORMS[kind](LINE_WIDTH)
+    text = form.start
+    for first, last in itertools.pairwise(ends):
+        text += form.add(heard(given_segments[first:last]))
+    whole = written(kind, heard(given_segments))
+    text += form.end()
+    if kind != "json":
+        assert text == whole
+    elif given_segments:
+        assert json.loads(text) == json.loads(whole)
+
+
+def test_a_cue_is_written_when_it_has_come_but_a_short_one_waits_for_the_next():
+    form = FORMS["srt"](LINE_WIDTH)
+    assert "long" in form.add(Transcription("long", "en", (TextSegment(0.0, 1.0, "long"),)))
+    assert form.add(Transcription("short", "en", (TextSegment(2.0, 2.1, "short"),))) == ""
+    assert "00:00:02,000 --> 00:00:02,500\nshort" in form.add(Transcription("x", "en", (TextSegment(2.5, 4.0, "x"),)))
 
 
 def test_markup_is_text_in_webvtt():
     heard = Transcription("", "en", (TextSegment(0, 1, "R&D <b>bold</b> a ---> b"),))
-    assert "R&amp;D &lt;b>bold&lt;/b> a -> b" in to_vtt(heard)
+    assert "R&amp;D &lt;b>bold&lt;/b> a -> b" in written("vtt", heard)
 
 
 def test_cues_have_the_times_of_their_words():
@@ -121,35 +153,35 @@ def test_segments_that_overlap_wait_for_each_other():
 
 
 def test_nothing_said_is_an_empty_file():
-    assert to_srt(Transcription("", "en")) == ""
-    assert to_vtt(Transcription("", "en")) == "WEBVTT\n\n"
+    assert written("srt", Transcription("", "en")) == ""
+    assert written("vtt", Transcription("", "en")) == "WEBVTT\n\n"
 
 
 def test_txt():
-    assert FORMATS["txt"](HEARD) == "Hello there.\nGeneral.\n"
+    assert written("txt", HEARD) == "Hello there.\nGeneral.\n"
 
 
 def test_json():
-    assert json.loads(FORMATS["json"](HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
+    assert json.loads(written("json", HEARD))["segments"][1] == {"id": 1, "start": 2.5, "end": 3.25, "text": "General."}
     sure = TextSegment(0.0, 1.0, "yes", confidence=Confidence(-0.5, 0.25, 1.5, 0.0))
-    (segment,) = json.loads(FORMATS["json"](Transcription("yes", "en", (sure,))))["segments"]
+    (segment,) = json.loads(written("json", Transcription("yes", "en", (sure,))))["segments"]
     assert [segment[name] for name in ("avg_logprob", "no_speech_prob", "compression_ratio")] == [-0.5, 0.25, 1.5]
 
 
 def test_srt():
-    assert FORMATS["srt"](HEARD) == (
+    assert written("srt", HEARD) == (
         "1\n00:00:00,500 --> 00:00:02,000\nHello there.\n\n2\n00:00:02,500 --> 00:00:03,300\nGeneral.\n\n"
     )
 
 
 def test_vtt():
-    assert FORMATS["vtt"](HEARD).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\nHello there.\n\n")
+    assert written("vtt", HEARD).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:02.000\nHello there.\n\n")
 
 
 def test_text_cannot_break_out_of_a_cue():
     nasty = Transcription("x", "en", (TextSegment(0, 1, "a --> b\n\n2\n00:00:09,000 --> x"),))
     for name in ("srt", "vtt"):
-        assert FORMATS[name](nasty).count("-->") == 1
+        assert written(name, nasty).count("-->") == 1
 
 
 @pytest.mark.parametrize(
@@ -197,8 +229,8 @@ def test_full_width_characters_count_two():
 
 def test_a_line_is_as_long_as_is_asked_for():
     heard = Transcription("", "en", (TextSegment(0, 4, "one two three four five six seven eight nine ten"),))
-    assert "one two three four five six seven eight\nnine ten" in to_srt(heard)
-    assert "one two three four\nfive six seven eight\n" in to_vtt(heard, 20)
+    assert "one two three four five six seven eight\nnine ten" in written("srt", heard)
+    assert "one two three four\nfive six seven eight\n" in written("vtt", heard, 20)
 
 
 def test_cues_of_words_that_are_single_characters_have_their_times():

@@ -17,13 +17,13 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.processors.registry import PIPELINES
 from whisper_byoc.speech.catalogue import MODELS
-from whisper_byoc.speech.formats import FORMATS
+from whisper_byoc.speech.formats import FORMS
 
 SHELLS = ("bash", "zsh", "fish")
 SPEECH = tuple(dict.fromkeys([*PIPELINES, *(f"whisper-{name}" for name in MODELS)]))
 VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "format": tuple(FORMATS),
+        "format": tuple(FORMS),
         "language": ("auto", *LANGUAGES),
         "model": SPEECH,
         "pipeline": SPEECH,

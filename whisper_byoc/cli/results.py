@@ -11,10 +11,10 @@ from typing import Any
 from audio.errors import AudioError
 from whisper_byoc.cli.options import Parser, add_beam, language_tag
 from whisper_byoc.cli.terminal import Display, printable
+from whisper_byoc.cli.transcript_files import TranscriptFiles
 from whisper_byoc.errors import BadParam, ByocError, UsageError
 from whisper_byoc.params import whole
-from whisper_byoc.speech.formats import FORMATS, LINE_WIDTH, LINE_WIDTHS
-from whisper_byoc.speech.transcript import Transcription, from_records
+from whisper_byoc.speech.formats import FORMS, LINE_WIDTH, LINE_WIDTHS
 
 ONE_EACH = ("srt", "vtt")
 """Formats whose files cannot be concatenated: each begins with a header, or counts its cues from 1."""
@@ -47,7 +47,7 @@ def add_output(parser: Parser) -> None:
     parser.group("output")
     parser.option(
         "--format",
-        help=f"one or more of {', '.join(FORMATS)}, separated by commas (default: as --output ends, or txt)",
+        help=f"one or more of {', '.join(FORMS)}, separated by commas (default: as --output ends, or txt)",
         convert=formats,
     )
     parser.option(
@@ -73,14 +73,14 @@ def line_width(text: str) -> int:
 
 def formats(text: str) -> list[str]:
     names = text.lower().split(",")
-    unknown = [name for name in names if name not in FORMATS]
+    unknown = [name for name in names if name not in FORMS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(FORMS)}")
     return list(dict.fromkeys(names))
 
 
 class Results:
-    """Shows the text of one sound after another as it comes, or writes it when a sound is over.
+    """Shows the text of one sound after another as it comes, or writes it.
 
     Text is shown on stdout unless another format goes there; with `--output` on a terminal only. A sound that fails
     does not keep the others from being transcribed: `exit_code` says which did.
@@ -106,24 +106,28 @@ class Results:
             self._check_stdout()
         self._as_json = as_json
         self._width = args.max_line_width
-        self._keeps = bool(self._output) or (self._formats != ["txt"] and not as_json)
-        shows = as_json or sys.stdout.isatty() if self._output else not self._keeps
+        self._writes = writes = bool(self._output) or (self._formats != ["txt"] and not as_json)
+        shows = as_json or sys.stdout.isatty() if self._output else not writes
         self._display = Display(sys.stdout, sys.stderr, as_json=as_json, quiet=not shows)
-        self._records: list[Mapping[str, Any]] = []
+        self._files: TranscriptFiles | None = None
         self._errors = 0
         self._failed: list[str] = []
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """Show a record, or keep it. Blocks while the reader of our output does not read."""
+        """Show a record, or write it. Blocks while the reader of our output does not read."""
         self._errors += record["type"] == "error"
-        if self._keeps and record.get("is_final", True) and record["type"] not in ("error", "end"):
-            self._records.append(record)
+        if self._files and record.get("is_final", True) and record["type"] not in ("error", "end"):
+            self._files.take(record)
         self._display.show(record)
 
     @contextmanager
     def of(self, sound: Path) -> Iterator[None]:
-        """Write what has come of a sound when it is over, however it ends. One that is bad is told, and passed over."""
+        """Write what comes of a sound, however it ends. One that is bad is told, and passed over."""
         whole = False
+        if self._writes:
+            self._files = TranscriptFiles(
+                sound, {kind: self._target(sound, kind) for kind in self._formats}, self._width
+            )
         try:
             yield
             whole = not self._errors
@@ -132,11 +136,11 @@ class Results:
                 raise
             print(f"whisper-byoc: {printable(str(error))}", file=sys.stderr)
         finally:
-            records, self._records, self._errors = self._records, [], 0
+            files, self._files, self._errors = self._files, None, 0
             if not whole:
                 self._failed.append(str(sound))
-            if self._keeps and (whole or records):
-                self._finish(sound, records, whole=whole)
+            if files:
+                self._tell(files.close(whole=whole), whole=whole)
 
     def show_end(self) -> None:
         """Leave the terminal in order."""
@@ -151,26 +155,17 @@ class Results:
             raise ByocError(f"{len(self._failed)} of {len(self._sounds)} failed: {', '.join(self._failed)}")
         return 1 if self._failed else 0
 
-    def _finish(self, sound: Path, records: list[Mapping[str, Any]], *, whole: bool) -> None:
-        transcription = _joined(records, sound)
-        for kind in self._formats:
-            text = FORMATS[kind](transcription, self._width)
-            if self._output is None:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-                continue
-            target = self._output if self._as_file else self._output / f"{sound.stem}.{kind}"
-            self._write(target, text)
+    def _target(self, sound: Path, kind: str) -> Path | None:
+        if self._output is None or self._as_file:
+            return self._output
+        return self._output / f"{sound.stem}.{kind}"
+
+    def _tell(self, written: list[Path], *, whole: bool) -> None:
+        for target in written:
+            if not self._as_json:
+                print(target, flush=True)
             if not whole:
                 print(f"whisper-byoc: {printable(str(target))} is not complete", file=sys.stderr)
-
-    def _write(self, target: Path, text: str) -> None:
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {target}: {error.strerror}") from None
-        if not self._as_json:
-            print(target, flush=True)
 
     def _check_stdout(self) -> None:
         if len(self._formats) > 1:
@@ -203,20 +198,7 @@ def _is_file(path: Path) -> bool:
     """Return whether a path is that of a file, by its ending; a folder that is there, or has no ending, is none."""
     if path.is_dir() or not path.suffix:
         return False
-    if path.suffix[1:].lower() not in FORMATS:
-        endings = ", ".join(f".{each}" for each in FORMATS)
+    if path.suffix[1:].lower() not in FORMS:
+        endings = ", ".join(f".{each}" for each in FORMS)
         raise UsageError(f"{path} has the ending of no format ({endings}); a new folder is written as {path}{os.sep}")
     return True
-
-
-def _joined(records: list[Mapping[str, Any]], sound: Path) -> Transcription:
-    """Join the records of a sound.
-
-    Raises `ByocError` where they are not of the form of a transcript: they may come from anybody's server.
-    """
-    if other := {str(each["type"]) for each in records} - {"transcript"}:
-        raise ByocError(f"{sound}: the pipeline gives records of the type {', '.join(other)}, which have no times")
-    try:
-        return from_records(records)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ByocError(f"{sound}: the server's records are no transcript: {type(error).__name__}: {error}") from None

@@ -1,10 +1,13 @@
 """The formats of a transcript for people and their programs: plain text, JSON, and subtitles as SubRip and WebVTT."""
 
+import itertools
 import json
 import math
 import re
+import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -37,27 +40,68 @@ class Cue:
     lines: tuple[str, ...]
 
 
-class Writer(Protocol):
-    def __call__(self, transcription: Transcription, width: int = LINE_WIDTH) -> str:
-        """Write a transcription; the lines of subtitles have at most `width` columns."""
+class Form(Protocol):
+    """One form of a transcript, written in parts: `start`, what `add` returns for each of them, `end`."""
+
+    start: str
+
+    def add(self, part: Transcription) -> str:
+        """Write the next piece of text, whose times are on the clock of the whole."""
+
+    def end(self) -> str:
+        """Write what is left."""
 
 
-def to_txt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
-    """One line per segment, as openai-whisper writes it."""
-    return "".join(f"{segment.text}\n" for segment in transcription.segments)
+class Lines:
+    """Plain text: one line per segment, as openai-whisper writes it."""
+
+    start = ""
+
+    def __init__(self, width: int = LINE_WIDTH) -> None:
+        pass
+
+    def add(self, part: Transcription) -> str:
+        return "".join(f"{segment.text}\n" for segment in part.segments)
+
+    def end(self) -> str:
+        return ""
 
 
-def to_json(transcription: Transcription, width: int = LINE_WIDTH) -> str:
-    """One object with `text`, `language` and `segments`, which have `words` if there are any (times in seconds)."""
-    segments = [
-        {"id": number, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
-        | ({"language": segment.language} if segment.language else {})
-        | (segment.confidence.fields() if segment.confidence else {})
-        | ({"words": [_word(word) for word in segment.words]} if segment.words else {})
-        for number, segment in enumerate(transcription.segments)
-    ]
-    body = {"text": transcription.text, "language": transcription.language, "segments": segments}
-    return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+class Json:
+    """One object with `segments`, which have `words` if there are any (times in seconds), `text` and `language`.
+
+    The text of all parts is held for the end.
+    """
+
+    start = '{\n  "segments": ['
+
+    def __init__(self, width: int = LINE_WIDTH) -> None:
+        self._texts: list[str] = []
+        self._languages: Counter[str] = Counter()
+        self._segments = 0
+
+    def add(self, part: Transcription) -> str:
+        self._texts.append(part.text)
+        self._languages[part.language] += len(part.text.encode())
+        written = ""
+        for segment in part.segments:
+            entry = json.dumps(self._entry(segment), ensure_ascii=False, indent=2)
+            written += ("," if self._segments else "") + textwrap.indent(f"\n{entry}", "    ")
+            self._segments += 1
+        return written
+
+    def end(self) -> str:
+        language = max(self._languages, key=self._languages.__getitem__, default="")
+        rest = json.dumps({"text": " ".join(self._texts), "language": language}, ensure_ascii=False, indent=2)
+        return ("\n  ]," if self._segments else "],") + rest.removeprefix("{") + "\n"
+
+    def _entry(self, segment: TextSegment) -> dict[str, Any]:
+        return (
+            {"id": self._segments, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+            | ({"language": segment.language} if segment.language else {})
+            | (segment.confidence.fields() if segment.confidence else {})
+            | ({"words": [_word(word) for word in segment.words]} if segment.words else {})
+        )
 
 
 def _word(word: Word) -> dict[str, Any]:
@@ -65,34 +109,85 @@ def _word(word: Word) -> dict[str, Any]:
     return {"word": word.text, "start": start, "end": end, "probability": word.probability}
 
 
-def to_srt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
-    """SubRip: numbered cues, hours always written, a comma before the milliseconds."""
-    return "".join(
-        f"{number}\n{_timed_lines(cue, ',')}" for number, cue in enumerate(cues(transcription.segments, width), 1)
-    )
+class Subtitles:
+    """Cues, each written as soon as nothing that comes later changes it."""
+
+    start = ""
+
+    def __init__(self, width: int = LINE_WIDTH) -> None:
+        self._cues = CueSplitter(width)
+
+    def add(self, part: Transcription) -> str:
+        return "".join(self.block(cue) for segment in part.segments for cue in self._cues.add(segment))
+
+    def end(self) -> str:
+        return "".join(map(self.block, self._cues.end()))
+
+    def block(self, cue: Cue) -> str:
+        raise NotImplementedError
 
 
-def to_vtt(transcription: Transcription, width: int = LINE_WIDTH) -> str:
-    """WebVTT: a header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
-    body = "".join(_timed_lines(cue, ".") for cue in cues(transcription.segments, width))
-    return "WEBVTT\n\n" + body.replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
+class SubRip(Subtitles):
+    """Numbered cues, hours always written, a comma before the milliseconds."""
+
+    def __init__(self, width: int = LINE_WIDTH) -> None:
+        super().__init__(width)
+        self._numbers = itertools.count(1)
+
+    def block(self, cue: Cue) -> str:
+        return f"{next(self._numbers)}\n{_timed_lines(cue, ',')}"
 
 
-FORMATS: Mapping[str, Writer] = MappingProxyType({"txt": to_txt, "json": to_json, "srt": to_srt, "vtt": to_vtt})
-"""Writers by the ending of the file name."""
+class WebVtt(Subtitles):
+    """A header line, a full stop before the milliseconds, `&` and `<` escaped (W3C WebVTT, section 4.1)."""
+
+    start = "WEBVTT\n\n"
+
+    def block(self, cue: Cue) -> str:
+        return _timed_lines(cue, ".").replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
 
 
-def cues(segments: Iterable[TextSegment], width: int = LINE_WIDTH) -> list[Cue]:
-    """Split segments into cues that follow each other without overlap, in the order of their times."""
-    found: list[Cue] = []
-    for segment in segments:
-        for cue in _cues_of(segment, width):
-            start = max(cue.start, found[-1].end if found else 0.0)
-            found.append(Cue(start, max(cue.end, start + BRIEFEST_SECONDS), cue.lines))
-    for number, cue in enumerate(found):
-        next_start = found[number + 1].start if number + 1 < len(found) else math.inf
-        found[number] = replace(cue, end=max(cue.end, min(cue.start + SHORTEST_SECONDS, next_start)))
-    return found
+FORMS: Mapping[str, Callable[[int], Form]] = MappingProxyType(
+    {"txt": Lines, "json": Json, "srt": SubRip, "vtt": WebVtt}
+)
+"""By the ending of the file name; each takes the width of the lines of subtitles, in columns."""
+
+
+def written(kind: str, transcription: Transcription, width: int = LINE_WIDTH) -> str:
+    """Write a whole transcription in one of `FORMS`."""
+    form = FORMS[kind](width)
+    return form.start + form.add(transcription) + form.end()
+
+
+class CueSplitter:
+    """Splits segments into cues that follow each other without overlap, in the order of their times."""
+
+    def __init__(self, width: int = LINE_WIDTH) -> None:
+        self._width = width
+        self._end = 0.0
+        self._short: Cue | None = None
+        """The last cue, if it may stay on screen until the next one comes."""
+
+    def add(self, segment: TextSegment) -> Iterator[Cue]:
+        """Yield the cues that are known now."""
+        for cue in _cues_of(segment, self._width):
+            start = max(cue.start, self._end)
+            self._end = max(cue.end, start + BRIEFEST_SECONDS)
+            yield from self._before(start)
+            found = Cue(start, self._end, cue.lines)
+            if self._end - start < SHORTEST_SECONDS:
+                self._short = found
+            else:
+                yield found
+
+    def end(self) -> Iterator[Cue]:
+        """Yield the last cue, if it was held back."""
+        return self._before(math.inf)
+
+    def _before(self, next_start: float) -> Iterator[Cue]:
+        cue, self._short = self._short, None
+        if cue:
+            yield replace(cue, end=max(cue.end, min(cue.start + SHORTEST_SECONDS, next_start)))
 
 
 def _cues_of(segment: TextSegment, width: int) -> Iterator[Cue]:

@@ -16,7 +16,7 @@ from whisper_byoc.params import whole_param
 from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 from whisper_byoc.server.core.results import MAX_ERROR_CHARACTERS
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.speech.formats import FORMATS, LINE_WIDTH, LINE_WIDTHS
+from whisper_byoc.speech.formats import LINE_WIDTH, LINE_WIDTHS, written
 from whisper_byoc.speech.transcript import Transcription
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def render(transcription: Transcription, wanted: str, width: int = LINE_WIDTH) -
         return f"{transcription.text}\n"
     if transcription.text and not transcription.segments:
         raise RequestRefused(406, f"this pipeline gives no times, so it has no {wanted}; ask for text or json")
-    return FORMATS[wanted](transcription, width)
+    return written(wanted, transcription, width)
 
 
 def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
