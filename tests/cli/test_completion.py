@@ -1,5 +1,6 @@
-"""`whisper-byoc completion`, as bash uses it."""
+"""`whisper-byoc completion`, as the shells use it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,32 +9,93 @@ import pytest
 
 from tests.cli.conftest import refused
 
-ASK = """
+ASK_BASH = """
 source "$1"; shift
 function=$(complete -p whisper-byoc | sed 's/.* -F \\([^ ]*\\) .*/\\1/')
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE}
 $function whisper-byoc "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}" || true
 printf '%s\\n' "${COMPREPLY[@]}"
 """
+ASK_FISH = 'source $argv[1]; complete -C "$argv[2]"'
+ZSH = """
+PROMPT=
+fpath=($PWD $fpath)
+autoload -U compinit
+compinit -u -D
+compadd () {
+  if [[ ${@[1,(i)(-|--)]} == *-(O|A|D)\\ * ]]; then builtin compadd "$@"; return $?; fi
+  typeset -a found
+  builtin compadd -A found "$@"
+  (( $#found )) && print -l -- $found >> proposed
+}
+"""
+SHELLS = ("bash", "zsh", "fish")
 
 
-@pytest.fixture(scope="module")
-def proposed(tmp_path_factory):
-    """Return a function that tells what bash proposes for the last of these words."""
-    folder = tmp_path_factory.mktemp("completion")
-    command = (sys.executable, "-m", "whisper_byoc", "completion", "bash")
-    script = folder / "script"
-    script.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
-    (folder / "talk.wav").touch()
-    bash = shutil.which("bash")
-
+def bash(program, folder):
     def ask(*words):
-        line = (bash, "--norc", "-c", ASK, "ask", script, "whisper-byoc", *words)
-        done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=folder, timeout=20)
-        assert done.stderr == ""
-        return done.stdout.split()
+        return run(folder, program, "--norc", "-c", ASK_BASH, "ask", "./script", *words)
 
     return ask
+
+
+def fish(program, folder):
+    def ask(*words):
+        return "\n".join(
+            line.partition("\t")[0]
+            for line in run(folder, program, "--no-config", "-c", ASK_FISH, "script", " ".join(words)).splitlines()
+        )
+
+    return ask
+
+
+def zsh(program, folder):
+    """Zsh completes at a terminal only; what it would show goes into a file."""
+    (folder / "script").rename(folder / "_whisper-byoc")
+
+    def ask(*words):
+        (folder / "proposed").write_text("")
+        terminal, end = os.openpty()
+        with subprocess.Popen(
+            [program, "-f", "-i"], stdin=end, stdout=end, stderr=end, cwd=folder,
+            env=os.environ | {"TERM": "dumb"}, start_new_session=True,
+        ) as shell:  # fmt: skip
+            os.close(end)
+            try:
+                shown = ""
+                for typed, awaited in (
+                    (f"{ZSH}print rea''dy\n", "ready"),
+                    (f"{' '.join(words)}\t\x15print do''ne\n", "done"),
+                ):
+                    os.write(terminal, typed.encode())
+                    while awaited not in shown:
+                        shown += os.read(terminal, 4096).decode(errors="replace")
+            finally:
+                shell.kill()
+                os.close(terminal)
+        return (folder / "proposed").read_text()
+
+    return ask
+
+
+def run(folder, *line):
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=folder, timeout=20)
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def proposed(request, tmp_path_factory):
+    """Return a function that tells what a shell proposes for the last of these words."""
+    program = shutil.which(request.param)
+    if program is None:
+        pytest.skip(f"there is no {request.param} here")
+    folder = tmp_path_factory.mktemp("completion")
+    command = (sys.executable, "-m", "whisper_byoc", "completion", request.param)
+    (folder / "script").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
+    (folder / "talk.wav").touch()
+    ask = {"bash": bash, "zsh": zsh, "fish": fish}[request.param](program, folder)
+    return lambda *words: ask("whisper-byoc", *words).split()
 
 
 @pytest.mark.parametrize(
@@ -51,12 +113,12 @@ def proposed(tmp_path_factory):
         (["completion", "z"], {"zsh"}),
     ],
 )
-def test_bash_proposes_what_there_is(proposed, words, wanted):
+def test_a_shell_proposes_what_there_is(proposed, words, wanted):
     assert set(proposed(*words)) == wanted
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_scripts_with_every_command(run, shell):
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_script_has_every_command(run, shell):
     code, out, err = run("completion", shell)
     assert (code, err) == (0, "")
     for part in ("transcribe", "max-line-width", "whisper-tiny"):
