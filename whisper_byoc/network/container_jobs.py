@@ -9,7 +9,7 @@ from aiohttp import web
 from yarl import URL
 
 from whisper_byoc import livepeer
-from whisper_byoc.errors import PeerFailed, RequestRefused
+from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.network.peers import first_to_take, refusal, talking_to
 from whisper_byoc.network.pool import Pool, Slot
@@ -120,7 +120,7 @@ class LiveJob:
         try:
             # a container that refuses a feed says nothing in its output: a failure of either side ends the other
             async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
-                sending = group.create_task(self._send())
+                sending = group.create_task(self._send_feed())
                 async with asyncio.timeout(seconds):
                     opening = self._get(following, self._headers.get("Accept", "*/*"))
                     answer = await stack.enter_async_context(opening)
@@ -129,10 +129,22 @@ class LiveJob:
                 await self._relay.begin(200, picked(answer.headers, ("Content-Type",)))
                 await client.copy(answer, lambda: not sending.done())
                 async with asyncio.timeout(self._limits.stall_seconds):
-                    await sending
+                    cut = await sending
+            if cut:
+                raise cut
             return await client.finish()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+
+    async def _send_feed(self) -> PeerBusy | None:
+        """Send the feed; return why the container took no more: one that shuts down works on what it took before."""
+        try:
+            await self._send()
+        except PeerBusy as error:
+            if not self._relay.body.sent:
+                raise
+            return error
+        return None
 
     async def _send(self) -> None:
         data, length = await self._relay.body.for_peer()

@@ -271,20 +271,32 @@ async def test_a_container_that_dies_before_its_answer_is_502(live_script, orche
     await api.quiet()
 
 
-async def test_a_container_that_drains_in_mid_feed_is_an_error_and_does_not_begin_anew(live_script, orchestrate, kit):
+async def test_a_container_that_drains_in_mid_feed_is_read_to_its_end_and_does_not_begin_anew(
+    live_script, orchestrate, kit
+):
+    refused = asyncio.Event()
+
     async def put(wire):
         await wire.chunk()
         await asyncio.sleep(0.2)
         await wire.answer(503, b'{"error": "the server is shutting down"}', Connection="close")
+        refused.set()
 
-    first = await live_script(put, wedge(record(0)))
-    second = await live_script(put, wedge(record(0)))
+    async def tail(wire):
+        await refused.wait()
+        await asyncio.sleep(0.2)
+        await wire.piece(record(1))
+        await wire.piece(record(2, "end"))
+        await wire.piece(b"")
+
+    first = await live_script(put, wedge(record(0), then=tail))
+    second = await live_script(put, wedge(record(0), then=tail))
     api = await orchestrate(first, second)
     feed = kit.Feed()
     feed.send(b"x")
     records = await api.records(feed)
-    assert [(each["type"], each["seq"]) for each in records] == [("result", 0), ("error", 1), ("end", 2)]
-    assert records[1]["error"] == "the server is shutting down"
+    assert [(each["type"], each["seq"]) for each in records] == [("result", 0), ("result", 1), ("error", 2), ("end", 3)]
+    assert records[2]["error"] == "the server is shutting down"
     assert first.count("PUT") + second.count("PUT") == 1
     await api.quiet()
 
