@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 STOP_SECONDS = 3.0
 """Longest wait for threads of ours to end."""
-STUCK_SECONDS = 300.0
-"""A call of a processor, or a worker on one piece of sound, that takes so long is reported as stuck."""
 
 
 class Changed:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.aio import STOP_SECONDS, STUCK_SECONDS
+from whisper_byoc.aio import STOP_SECONDS
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.capacity import DRAFT_SHARE, LATE_SECONDS, Costs, Kind, Workload, try_out
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
@@ -43,6 +43,14 @@ TRIAL_SECONDS = 1.0
 """Longest time for trying numbers of workers and threads, beyond that of the first one."""
 BETTER = 1.1
 """So many times the streams must fit with another number of workers, or it is not worth leaving the first one."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the workers. A process that was paused has not had them, so that its workers do not hang."""
+HANG_SECONDS = 10.0
+"""A worker hangs when one step takes longer than this and …"""
+HANG_FACTOR = 20.0
+"""… so many times what its sound costs: the trial was of one text, on a machine that may have been idle."""
+STEP_SECONDS = 30.0
+"""Longest sound of one inference in a step of an engine that makes several, Whisper's window; else all of it."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +155,10 @@ class _Work(Generic[T]):
         options: DecodeOptions,
         is_cancelled: IsCancelled,
         kind: Kind,
+        seconds: float,
     ) -> None:
         self.kind = kind
+        self.seconds = seconds  # of sound
         self.future: Future[Timed[T]] = Future()
         self.options = options
         self._begin = begin
@@ -176,31 +186,59 @@ class _Work(Generic[T]):
 class _Worker:
     """One thread and its engine. It begins to take work when it is told of the `workload` of all."""
 
-    def __init__(self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]]) -> None:
+    def __init__(
+        self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]], costs: Costs | None = None
+    ) -> None:
+        """`costs` are what is known before the trial."""
         self._engine = engine
         self._threads = threads
         self._queue = queue
         self._running: list[_Work[Any]] = []
         self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `dismiss`
         self._dismissed = False
+        self._costs = costs
+        self._step_number = 0
+        self._step_limit = self._limit(STEP_SECONDS) if costs else None  # seconds; None while there is nothing to do
+        self._watched = 0, 0.0  # the number of a step, and how long it has been seen
         self.tried: Future[Costs] = _uncancellable()
         self.workload: Future[Workload | None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
-    def stuck_seconds(self) -> float | None:
-        """How long it has been at one piece of work, if that is too long."""
-        now = time.monotonic()
-        seconds = now - min((work.begun or now for work in list(self._running)), default=now)
-        return seconds if seconds > STUCK_SECONDS else None
+    def watch(self, seconds: float) -> None:
+        """Note that so much more time has passed."""
+        number, so_far = self._watched
+        at_work = number == self._step_number and (self._step_limit is not None or not self.thread.is_alive())
+        self._watched = self._step_number, so_far + seconds if at_work else 0.0
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it has been at one step for too long, or has ended."""
+        return self._watched[1] > (self._step_limit or HANG_SECONDS)
+
+    def trouble(self) -> str | None:
+        """Return one sentence when it may hang, or is new and has not been tried yet."""
+        name, seconds = self.thread.name, self._watched[1]
+        if not self.tried.done():
+            return f"another worker {name} begins, as the one before hung"
+        if error := self.tried.exception():
+            return f"worker {name} cannot begin: {type(error).__name__}: {error}"
+        if seconds > (self._step_limit or HANG_SECONDS) / 2:
+            return f"worker {name} has been at one step of its work for {seconds:.0f} s"
+        return None
+
+    def _limit(self, sound: float) -> float:
+        return HANG_SECONDS + HANG_FACTOR * (self._costs.alone if self._costs else 0.0) * sound
 
     def _run(self) -> None:
         try:
             self._engine.use_threads(self._threads)
-            self.tried.set_result(try_out(self._engine))
+            self._costs = try_out(self._engine)
         except BaseException as error:
             self.tried.set_exception(error)
             return
+        self._step_limit = None
+        self.tried.set_result(self._costs)
         workload = self.workload.result()
         while workload and self._step(workload):
             pass
@@ -208,8 +246,12 @@ class _Worker:
     def _step(self, workload: Workload) -> bool:
         """Do a piece of what there is to do; wait if there is nothing. False at the end of all work."""
         try:
+            self._step_limit = None
             if not self._take(workload):
                 return False
+            longest = STEP_SECONDS if self._engine.batch > 1 else float("inf")
+            self._step_number += 1
+            self._step_limit = self._limit(sum(min(work.seconds, longest) for work in self._running))
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
         except BaseException as error:  # the thread has to go on, whatever an engine raises
@@ -235,11 +277,11 @@ class _Worker:
             self._running.clear()
 
     def replacement(self) -> "_Worker":
-        """Give up this worker, which is stuck, and start another one; raises what the engine raises."""
-        engine = self._engine.replica()
+        """Give up this worker, which hangs, and start another one; raises what the engine raises."""
+        engine = self._engine.fresh()  # a replica may wait for the same threads
         self._dismissed = True
         self._fail("the worker hung, and another one took its place")
-        return _Worker(self.thread.name, engine, self._threads, self._queue)
+        return _Worker(self.thread.name, engine, self._threads, self._queue, self._costs)
 
     def _take(self, workload: Workload) -> bool:
         """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
@@ -288,16 +330,14 @@ class _Crew:
             if not worker.workload.done():
                 worker.workload.set_result(workload)
 
-    def replace_stuck(self, workload: Workload) -> str | None:
-        """Put new workers into the places of those that hang; return a sentence about the last of them."""
-        sentence = None
+    def watch(self, seconds: float, workload: Workload) -> None:
+        """Put new workers into the places of those that hang; raises what an engine raises."""
         for number, worker in enumerate(self.workers):
-            if seconds := worker.stuck_seconds():
-                sentence = f"worker {worker.thread.name} has been at one segment for {seconds:.0f} s"
-                log.error("%s; another one takes its place", sentence)
+            worker.watch(seconds)
+            if worker.hangs:
+                log.error("%s; another one takes its place", worker.trouble())
                 self.workers[number] = worker.replacement()
                 self.begin(workload)
-        return sentence
 
     async def stop(self) -> None:
         for work in self.queue.close():
@@ -320,6 +360,8 @@ class Scheduler:
         """`others` are numbers of workers and threads to try as well; that with which most streams fit is taken."""
         self._sizes = ((workers, threads), *others)
         self._crew: _Crew | None = None
+        self._stopping = threading.Event()
+        self._watching: threading.Thread | None = None
         self._continues = False
         self.costs: tuple[Costs, ...] = ()
         """What each worker's trial found."""
@@ -367,6 +409,8 @@ class Scheduler:
             took = time.monotonic() - began
         self.costs, self.workload = tuple(costs), Workload(costs)
         self._crew.begin(self.workload)
+        self._watching = threading.Thread(target=self._watch, args=(self._crew,), name="hang-watch", daemon=True)
+        self._watching.start()
         return engine
 
     def continues(self, options: DecodeOptions) -> bool:
@@ -381,7 +425,10 @@ class Scheduler:
         """
         kind = Kind.LIVE if live else Kind.RECORDING
         timed = await self._do(
-            lambda engine, options, is_cancelled: engine.transcribe(samples, options, is_cancelled), options, kind
+            lambda engine, options, is_cancelled: engine.transcribe(samples, options, is_cancelled),
+            options,
+            kind,
+            len(samples) / SAMPLE_RATE,
         )
         if live:
             self.workload.answered(timed.queue_ms / 1000, timed.inference_ms / 1000)
@@ -395,30 +442,42 @@ class Scheduler:
             lambda engine, options, is_cancelled: engine.draft(samples, options, is_cancelled),
             replace(options, beam=1),
             Kind.DRAFT,
+            len(samples) / SAMPLE_RATE,
         )
 
     def trouble(self) -> str | None:
-        """One sentence when a worker was found to hang, else None; another one takes its place."""
-        return self._crew.replace_stuck(self.workload) if self._crew else None
+        """One sentence when a worker seems to hang, or takes the place of one that did and is not ready; else None."""
+        workers = self._crew.workers if self._crew else ()
+        return next(filter(None, (worker.trouble() for worker in workers)), None)
 
     async def stop(self) -> None:
         """Let every worker end after the transcriptions that wait, and wait for it; drafts are cancelled.
 
         Python aborts a process that ends while a daemon thread is in torch, be it only to free its tensors.
         """
+        self._stopping.set()
+        if self._watching is not None:
+            await asyncio.to_thread(self._watching.join, STOP_SECONDS)
         if self._crew is not None:
             await self._crew.stop()
+
+    def _watch(self, crew: _Crew) -> None:
+        while not self._stopping.wait(WATCH_SECONDS):
+            try:
+                crew.watch(WATCH_SECONDS, self.workload)
+            except Exception:  # it is tried again
+                log.exception("a worker that hangs could not be replaced")
 
     async def _do(
         self,
         begin: Callable[[Engine, DecodeOptions, IsCancelled], Inference[T]],
         options: DecodeOptions,
         kind: Kind,
+        seconds: float,
     ) -> Timed[T]:
         assert self._crew is not None, "start() comes first"
-        self._crew.replace_stuck(self.workload)
         queue, abandoned, low = self._crew.queue, threading.Event(), kind is Kind.DRAFT
-        work = _Work(begin, options, lambda: abandoned.is_set() or (low and queue.overloaded()), kind)
+        work = _Work(begin, options, lambda: abandoned.is_set() or (low and queue.overloaded()), kind, seconds)
         deadline = work.submitted + (0.0 if kind is Kind.LIVE else PATIENCE_SECONDS)
         if not queue.put(work, deadline, low=low):
             raise ProcessorError("the workers have been stopped")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
-from whisper_byoc.aio import STUCK_SECONDS, Changed
+from whisper_byoc.aio import Changed
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.processors.base import Capacity, JobInfo, Media, Processor, Session, session_of
 from whisper_byoc.server.core.exits import exits_contained
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 0.5
 """Longest wait for a processor's `trouble`; health checks allow one second."""
+STUCK_SECONDS = 300.0
+"""A call of a processor that takes so long is reported as stuck."""
 SERVER_PARAMS = frozenset(
     {
         *("channels", "data_format", "encoding", "height", "input", "max_framerate"),
