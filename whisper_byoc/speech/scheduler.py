@@ -49,6 +49,8 @@ HANG_SECONDS = 10.0
 """A worker hangs when one step takes longer than this and …"""
 HANG_FACTOR = 20.0
 """… so many times what its sound costs: the trial was of one text, on a machine that may have been idle."""
+START_SECONDS = 120.0
+"""The same for a new worker, which compiles its graphs and makes its trial."""
 STEP_SECONDS = 30.0
 """Longest sound of one inference in a step of an engine that makes several, Whisper's window; else all of it."""
 
@@ -186,19 +188,16 @@ class _Work(Generic[T]):
 class _Worker:
     """One thread and its engine. It begins to take work when it is told of the `workload` of all."""
 
-    def __init__(
-        self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]], costs: Costs | None = None
-    ) -> None:
-        """`costs` are what is known before the trial."""
+    def __init__(self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[_Work[Any]]) -> None:
         self._engine = engine
         self._threads = threads
         self._queue = queue
         self._running: list[_Work[Any]] = []
         self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `dismiss`
         self._dismissed = False
-        self._costs = costs
-        self._step_number = 0
-        self._step_limit = self._limit(STEP_SECONDS) if costs else None  # seconds; None while there is nothing to do
+        self._costs = Costs(0.0)
+        self._step_number = 0  # the first one is the trial
+        self._step_limit: float | None = START_SECONDS  # None while there is nothing to do
         self._watched = 0, 0.0  # the number of a step, and how long it has been seen
         self.tried: Future[Costs] = _uncancellable()
         self.workload: Future[Workload | None] = _uncancellable()
@@ -207,18 +206,22 @@ class _Worker:
 
     def watch(self, seconds: float) -> None:
         """Note that so much more time has passed."""
-        number, so_far = self._watched
-        at_work = number == self._step_number and (self._step_limit is not None or not self.thread.is_alive())
-        self._watched = self._step_number, so_far + seconds if at_work else 0.0
+        self._watched = self._step_number, self._at_step + seconds
+
+    @property
+    def _at_step(self) -> float:
+        number, seconds = self._watched
+        at_work = self._step_limit is not None or not self.thread.is_alive()
+        return seconds if at_work and number == self._step_number else 0.0
 
     @property
     def hangs(self) -> bool:
         """Whether it has been at one step for too long, or has ended."""
-        return self._watched[1] > (self._step_limit or HANG_SECONDS)
+        return self._at_step > (self._step_limit or HANG_SECONDS)
 
     def trouble(self) -> str | None:
         """Return one sentence when it may hang, or is new and has not been tried yet."""
-        name, seconds = self.thread.name, self._watched[1]
+        name, seconds = self.thread.name, self._at_step
         if not self.tried.done():
             return f"another worker {name} begins, as the one before hung"
         if error := self.tried.exception():
@@ -227,14 +230,12 @@ class _Worker:
             return f"worker {name} has been at one step of its work for {seconds:.0f} s"
         return None
 
-    def _limit(self, sound: float) -> float:
-        return HANG_SECONDS + HANG_FACTOR * (self._costs.alone if self._costs else 0.0) * sound
-
     def _run(self) -> None:
         try:
             self._engine.use_threads(self._threads)
             self._costs = try_out(self._engine)
         except BaseException as error:
+            self._step_limit = None
             self.tried.set_exception(error)
             return
         self._step_limit = None
@@ -251,7 +252,8 @@ class _Worker:
                 return False
             longest = STEP_SECONDS if self._engine.batch > 1 else float("inf")
             self._step_number += 1
-            self._step_limit = self._limit(sum(min(work.seconds, longest) for work in self._running))
+            sound = sum(min(work.seconds, longest) for work in self._running)
+            self._step_limit = HANG_SECONDS + HANG_FACTOR * self._costs.alone * sound
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
         except BaseException as error:  # the thread has to go on, whatever an engine raises
@@ -281,7 +283,7 @@ class _Worker:
         engine = self._engine.fresh()  # a replica may wait for the same threads
         self._dismissed = True
         self._fail("the worker hung, and another one took its place")
-        return _Worker(self.thread.name, engine, self._threads, self._queue, self._costs)
+        return _Worker(self.thread.name, engine, self._threads, self._queue)
 
     def _take(self, workload: Workload) -> bool:
         """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
