@@ -73,10 +73,11 @@ async def test_no_place_and_no_capacity_are_both_told_by_readyz(serving):
     speech = Measured(live=2)
     api = await serving(speech, jobs=3)
     for free in (2, 1, 0):
-        assert await api.json("/readyz") == (200, {"ready": True, "reasons": [], "free": free})
+        assert await api.json("/readyz") == (200, {"ready": True, "reasons": [], "free": free, "fits": 2})
         await put(api, f"job-{free}")
     speech.figures["live"] = 9
-    assert (await api.json("/readyz"))[1]["free"] == 1
+    told = (await api.json("/readyz"))[1]
+    assert (told["free"], told["fits"]) == (1, 3)
     await put(api, "last")
     assert (await api.json("/readyz"))[1]["free"] == 0
 

@@ -55,7 +55,7 @@ class ContainerJobs:
                 slot.free()
 
         with self._node.counted(), Relay(self._node, request) as relay:
-            return await first_to_take(self._pool.slots(job.capability), attempt)
+            return await first_to_take(self._pool.slots(job.capability, live=False), attempt)
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         model = self._node.model_of(request)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,14 @@ ASK_EVERY_S = 2.0
 ANSWER_S = 2.0
 
 
+@dataclass
+class Places:
+    """How many more jobs of a capability an orchestrator would take, of how many."""
+
+    free: int
+    capacity: int
+
+
 @dataclass(eq=False)
 class KnownOrchestrator:
     """One orchestrator, and what it last said of itself."""
@@ -25,14 +34,14 @@ class KnownOrchestrator:
     url: str
     reachable: bool = False
     trouble: str = "not asked yet"
-    offers: dict[str, int] = field(default_factory=dict)
-    """Capability -> jobs of it that could be taken; empty for a go-livepeer node, which has no list."""
+    offers: dict[str, Places] = field(default_factory=dict)
+    """By capability; empty for a go-livepeer node, which has no list."""
 
     def describe(self) -> dict[str, Any]:
         told = {"url": self.url, "reachable": self.reachable, "trouble": self.trouble}
         return {**told, "capabilities": list(self.offers)}
 
-    def answered(self, offers: dict[str, int]) -> None:
+    def answered(self, offers: dict[str, Places]) -> None:
         if not self.reachable:
             log.info("orchestrator %s is reachable; it offers %s", self.url, ", ".join(offers) or "nothing yet")
         self.reachable, self.trouble, self.offers = True, "", offers
@@ -41,6 +50,12 @@ class KnownOrchestrator:
         if trouble != self.trouble:
             log.warning("orchestrator %s cannot be reached: %s", self.url, trouble)
         self.reachable, self.trouble, self.offers = False, trouble, {}
+
+    def rank(self, name: str) -> tuple[float, int, bool, float]:
+        """The higher, the sooner it gets the next job: by the share of its places that is free."""
+        places = self.offers.get(name, Places(-1, 1))
+        share = places.free / max(places.capacity, 1)
+        return share, places.free, self.reachable, random.random()  # noqa: S311 (it spreads ties)
 
 
 class Directory:
@@ -62,8 +77,8 @@ class Directory:
         """Capability -> jobs of it that could be taken by all orchestrators together."""
         total: dict[str, int] = {}
         for each in self._orchestrators:
-            for name, free in each.offers.items():
-                total[name] = total.get(name, 0) + free
+            for name, places in each.offers.items():
+                total[name] = total.get(name, 0) + places.free
         return total
 
     def capabilities(self) -> dict[str, Any]:
@@ -73,13 +88,15 @@ class Directory:
         }
 
     def ranked(self, name: str) -> list[str]:
-        """Return the URLs of the orchestrators that may have a place for a job, those with the most places first.
+        """Return the URLs of the orchestrators that may have a place for a job, the one with the largest share first.
 
-        What is known is up to two seconds old. An orchestrator that has no list is asked after those that list `name`;
-        one that lists others only if nobody lists it.
+        What is known is up to two seconds old; the job is taken to go to the first. An orchestrator that has no list is
+        asked after those that list `name`; one that lists others only if nobody lists it.
         """
         found = [each for each in self._orchestrators if name in each.offers or not each.offers]
-        ranked = sorted(found or self._orchestrators, key=lambda each: (-each.offers.get(name, -1), not each.reachable))
+        ranked = sorted(found or self._orchestrators, key=lambda each: each.rank(name), reverse=True)
+        if ranked and (first := ranked[0].offers.get(name)):
+            first.free = max(first.free - 1, 0)
         return [each.url for each in ranked]
 
     async def _ask(self, orchestrator: KnownOrchestrator) -> None:
@@ -92,8 +109,9 @@ class Directory:
             orchestrator.failed(f"it answered {status}")
             return
         listed = body.get("capabilities")
-        offers: dict[str, int] = {}
+        offers: dict[str, Places] = {}
         for each in listed if isinstance(listed, list) else ():
             if isinstance(each, dict) and isinstance(each.get("name"), str) and type(each.get("available")) is int:
-                offers[each["name"]] = max(0, each["available"])
+                free, capacity = max(0, each["available"]), each.get("capacity")
+                offers[each["name"]] = Places(free, capacity if type(capacity) is int else free)
         orchestrator.answered(offers)

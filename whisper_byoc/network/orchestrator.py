@@ -63,6 +63,7 @@ class Orchestrator(Node):
                 {
                     "name": name,
                     "available": self.pool.free(name),
+                    "capacity": self.pool.size(name),
                     "containers": [each.describe() for each in self.pool.of(name)],
                 }
                 for name in self.pool.names

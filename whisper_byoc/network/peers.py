@@ -103,12 +103,15 @@ async def post(
             return Answer(answer.status, await read_body(answer.content, LARGEST_ANSWER, too_large), answer.headers)
 
 
-async def ask(http: aiohttp.ClientSession, url: str, seconds: float) -> tuple[int, dict[str, Any]]:
+async def ask(
+    http: aiohttp.ClientSession, url: str, seconds: float, params: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
     """Get the status of a peer's answer and the JSON object in it, an empty one if there is none.
 
     Raises `CONNECTION_ERRORS`.
     """
-    async with http.get(url, timeout=aiohttp.ClientTimeout(total=seconds), allow_redirects=False) as answer:
+    limit = aiohttp.ClientTimeout(total=seconds)
+    async with http.get(url, params=params, timeout=limit, allow_redirects=False) as answer:
         try:
             found = json_value(await read_body(answer.content, LARGEST_ANSWER))
         except ValueError:

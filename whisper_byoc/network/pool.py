@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ SILENCES = 3
 FORGOTTEN = 600
 """A container that registered itself is forgotten after so many questions in a row without an answer."""
 NOT_READY = ("LOADING", "ERROR")
+STALE_S = 3.0
+"""What a container last said of its places is not trusted after so long; it is asked every second."""
 
 
 @dataclass(eq=False)
@@ -44,6 +48,12 @@ class Container:
     """What it says it serves; None before it was asked, empty if it does not tell."""
     leaving: bool = False
     """Whether it has unregistered, and is only known until its last job is over."""
+    fits: int | None = None
+    """Live jobs that it can do in time, as it measures them; None if it does not say."""
+    room: int | None = None
+    """Of these our share when it was last asked: those it had of us, and those it would have taken."""
+    heard: float = field(default_factory=time.monotonic)
+    """When it last answered."""
     slots: set["Slot"] = field(default_factory=set)
 
     @property
@@ -51,8 +61,24 @@ class Container:
         return f"the container at {self.url}"
 
     @property
-    def free(self) -> int:
+    def places(self) -> int:
+        """How many more jobs it may be sent; whether it takes them is for it to say."""
         return max(0, self.capacity - len(self.slots)) if self.ready and not self.leaving else 0
+
+    @property
+    def free(self) -> int:
+        """How many more live jobs it would take."""
+        return self.places if self.room is None else max(0, min(self.places, self.room - len(self.slots)))
+
+    @property
+    def size(self) -> int:
+        return self.capacity if self.fits is None else min(self.capacity, self.fits)
+
+    @property
+    def rank(self) -> tuple[bool, float, int, float]:
+        """The higher, the sooner it gets the next job: by the share of it that is free."""
+        fresh = time.monotonic() - self.heard < STALE_S
+        return fresh, self.free / max(self.size, 1), self.free, random.random()  # noqa: S311 (it spreads ties)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -66,7 +92,7 @@ class Container:
     def describe(self) -> dict[str, Any]:
         """Describe it for anybody: without its token."""
         told = {name: getattr(self, name) for name in ("url", "ready", "capacity", "registered", "trouble")}
-        return {**told, "load": len(self.slots)}
+        return {**told, "fits": self.fits, "free": self.free, "load": len(self.slots)}
 
     def is_ready(self) -> None:
         if not self.ready and not self.leaving:
@@ -118,7 +144,7 @@ class Slot(AbortScope):
 
 
 class Pool:
-    """All containers. A capability's jobs go to the container with the most free places."""
+    """All containers. A capability's jobs go to the container of which the largest share is free."""
 
     def __init__(self) -> None:
         self._containers: list[Container] = []
@@ -138,6 +164,9 @@ class Pool:
     def free(self, name: str) -> int:
         return sum(each.free for each in self.of(name))
 
+    def size(self, name: str) -> int:
+        return sum(each.size for each in self.of(name) if each.ready)
+
     def find(self, name: str, url: str) -> Container | None:
         """Return the container with this name and URL, also one that is leaving."""
         return next((each for each in self if (each.name, each.url) == (name, url)), None)
@@ -153,21 +182,22 @@ class Pool:
         known.leaving = False
         return known
 
-    def slots(self, name: str) -> Iterator[Slot]:
+    def slots(self, name: str, *, live: bool = True) -> Iterator[Slot]:
         """Yield a place at one container after the other, for a job that has to try several; free each.
 
-        Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed` (502) when no container is
-        ready, `PeerBusy` (503) when all places are taken.
+        Who is passed over gets no live job before it has been asked again. A container that has no time for live jobs
+        may have it for others. Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed` (502)
+        when no container is ready, `PeerBusy` (503) when all places are taken.
         """
         tried: list[Container] = []
-        while True:
-            free = [each for each in self.of(name) if each.free and each not in tried]
-            if not free:
-                if not tried:
-                    raise self._no_place(name)
-                return
-            tried.append(max(free, key=lambda each: each.free))
-            yield Slot(tried[-1])
+        while found := [each for each in self.of(name) if (each.free if live else each.places) and each not in tried]:
+            best = max(found, key=lambda each: each.rank)
+            tried.append(best)
+            yield Slot(best)
+            if live:
+                best.room = 0
+        if not tried or any(each.ready and each not in tried for each in self.of(name)):
+            raise self._no_place(name)
 
     def _no_place(self, name: str) -> RequestRefused:
         known = self.of(name)
@@ -177,7 +207,7 @@ class Pool:
         if not ready:
             troubles = "; ".join(f"{each.url}: {each.trouble}" for each in known)
             return PeerFailed(f"no container for {name!r} can take jobs now: {troubles}")
-        return PeerBusy(f"no capacity for {name!r}: all {sum(each.capacity for each in ready)} places are taken")
+        return PeerBusy(f"no capacity for {name!r}: all {self.size(name)} places are taken")
 
 
 class HealthCheck:
@@ -204,7 +234,7 @@ class HealthCheck:
         while container in tuple(self._pool):
             try:
                 trouble = await self._ask(container)
-                silences = 0
+                silences, container.heard = 0, time.monotonic()
                 container.not_ready(trouble) if trouble else container.is_ready()
             except CONNECTION_ERRORS as error:
                 silences += 1
@@ -223,7 +253,10 @@ class HealthCheck:
         `/readyz` is asked first; a container without it is ready when `/health` does not say otherwise.
         """
         url, seconds = container.url, self._limits.answer_seconds
-        status, body = await ask(self._http, f"{url}/readyz", seconds)
+        status, body = await ask(self._http, f"{url}/readyz", seconds, container.query)
+        free, fits = body.get("free"), body.get("fits")
+        measured = type(free) is int and type(fits) is int
+        container.room, container.fits = (len(container.slots) + free, fits) if measured else (None, None)
         if status == 503:
             reasons = body.get("reasons")
             return "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "it is not ready"

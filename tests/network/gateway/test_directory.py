@@ -28,11 +28,12 @@ async def test_many_gateways_and_many_orchestrators(world):
         assert {each["name"]: each["available"] for each in told["capabilities"]} == {"a": 11, "b": 8}
         assert {each["url"] for each in told["orchestrators"]} == {each.url for each in orchestrators}
         assert all(each["reachable"] and not each["trouble"] for each in told["orchestrators"])
-        for name, place in (("a", 0), ("b", 1)):
+        # the larger of two empty ones, and then the one of which a larger share is free
+        for name, places in (("a", (0, 2)), ("b", (1, 1))):
             status, body, headers = await gateway.live(b"abc", name)
-            assert (status, body, headers["X-Orchestrator-Url"]) == (200, b"cba", orchestrators[place].url)
+            assert (status, body, headers["X-Orchestrator-Url"]) == (200, b"cba", orchestrators[places[0]].url)
             status, _, headers = await gateway.batch(b"abc", job={"capability": name})
-            assert headers["X-Orchestrator-Url"] == orchestrators[place].url
+            assert headers["X-Orchestrator-Url"] == orchestrators[places[1]].url
         status, body, _ = await gateway.live(b"abc", "c")
         assert status == 404
         assert json.loads(body)["error"].startswith("model not found: 'c'; there are: ")
@@ -117,11 +118,16 @@ async def test_a_strange_entry_of_a_list_is_passed_over(world, entry):
     assert (await gateway.json("/capabilities"))[1]["capabilities"] == []
 
 
-async def test_the_one_with_the_most_places_comes_first(world):
-    scripts = [await world.script(ok, world.offering(test=free)) for free in (1, 7, 3)]
+async def test_jobs_go_by_the_share_that_is_free_and_those_sent_since_count(world, monkeypatch):
+    monkeypatch.setattr(directory, "ASK_EVERY_S", 60.0)
+    scripts = []
+    for free, capacity in ((4, 40), (3, 4), (9, 12)):
+        offer = {"name": "test", "available": free, "capacity": capacity}
+        scripts.append(await world.script(ok, {"capabilities": [offer]}))
     gateway = await world.gateway(*scripts)
-    assert (await gateway.live(b"x"))[1] == scripts[1].url.encode()
-    assert (await gateway.batch(b"x"))[1] == scripts[1].url.encode()
+    asked = [(await gateway.batch(b"x"))[1] for _ in range(11)]
+    assert [asked.count(each.url.encode()) for each in scripts] == [0, 3, 8]
+    assert (await gateway.live(b"x"))[1] == scripts[0].url.encode()
 
 
 @pytest.mark.parametrize("answer", [b"[" * 5000, b"\xff\xfe", b"7", b"{}"])

@@ -17,7 +17,7 @@ async def test_a_container_without_readyz_is_ready_when_its_health_does_not_obje
     async def run(reader, writer):
         writers.append(writer)
         while line := await reader.readline():
-            path = line.split()[1].decode()
+            path = line.split()[1].decode().partition("?")[0]
             await reader.readuntil(b"\r\n\r\n")
             status, body = said[path]
             body = json.dumps(body).encode()

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.network.pool import Container
 
 
 @pytest.fixture
@@ -191,9 +192,11 @@ async def test_a_container_that_is_busy_after_all_is_passed_over(live_script, se
 
     full = await live_script(busy, unknown)
     real = await serving({"test": kit.Upper()})
-    api = await orchestrate(full, real)
+    api = await orchestrate(Container("test", full.url, 8), Container("test", real.url, 4))
     for _ in range(2):
+        await until(lambda: api.pool.free("test") == 12)  # who was passed over is asked how it is first
         assert (await api.live(b"hello"))[:2] == (200, b"HELLO")
+        await until(lambda: api.pool.free("test") == 12)
         feed = kit.Feed()
         feed.send(b"hello")
         feed.end()

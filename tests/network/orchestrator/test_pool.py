@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
-from whisper_byoc.network.pool import Container, Pool
+from whisper_byoc.network.pool import STALE_S, Container, Pool
 
 
 def pool(*capacities, name="a"):
@@ -15,14 +15,59 @@ def pool(*capacities, name="a"):
     return made
 
 
-def test_a_job_goes_where_most_places_are_free():
+def measured(container, free, fits):
+    container.room, container.fits = len(container.slots) + free, fits
+
+
+def test_a_job_goes_where_the_largest_share_is_free():
     made = pool(1, 3)
-    taken = [next(made.slots("a")).container.url for _ in range(4)]
-    assert sorted(taken) == ["http://c0", "http://c1", "http://c1", "http://c1"]
-    assert taken[:2] == ["http://c1", "http://c1"]
+    assert [next(made.slots("a")).container.url[-1] for _ in range(4)] == ["1", "0", "1", "1"]
     with pytest.raises(PeerBusy, match="all 4 places are taken") as caught:
         next(made.slots("a"))
     assert (caught.value.status, caught.value.retry_after) == (503, 1)
+
+
+def test_measured_places_go_in_proportion_and_what_was_sent_since_counts():
+    made = pool(64, 64)
+    slow, fast = made.of("a")
+    measured(slow, 4, 4)
+    measured(fast, 12, 12)
+    slots = [next(made.slots("a")) for _ in range(8)]
+    assert (len(slow.slots), len(fast.slots), made.free("a"), made.size("a")) == (2, 6, 8, 16)
+    slots[0].free()
+    assert made.free("a") == 9
+    measured(fast, 0, 12)  # others than us have brought it jobs
+    assert next(made.slots("a")).container is slow
+    measured(slow, 0, 4)
+    with pytest.raises(PeerBusy, match="all 16 places are taken"):
+        next(made.slots("a"))
+    assert next(made.slots("a", live=False)).container in (slow, fast)  # there may be time for a recording
+
+
+def test_equal_ones_take_turns_by_chance():
+    first = {next(pool(4, 4).slots("a")).container.url for _ in range(64)}
+    assert first == {"http://c0", "http://c1"}
+
+
+def test_what_a_container_said_long_ago_is_not_trusted(monkeypatch):
+    made = pool(64, 64)
+    silent, heard = made.of("a")
+    measured(silent, 60, 60)
+    measured(heard, 1, 60)
+    assert next(made.slots("a")).container is silent
+    silent.heard -= STALE_S
+    assert [slot.container for slot in made.slots("a")] == [heard, silent]
+
+
+def test_who_was_passed_over_gets_nothing_before_it_is_asked_again():
+    made = pool(4, 2)
+    larger, _ = made.of("a")
+    for slot in made.slots("a"):
+        slot.free()
+    with pytest.raises(PeerBusy):
+        next(made.slots("a"))
+    larger.room = None  # as the answer of a container that does not measure
+    assert next(made.slots("a")).container is larger
 
 
 def test_a_place_is_given_back_once():
@@ -36,6 +81,15 @@ def test_a_place_is_given_back_once():
 def test_who_was_passed_over_is_not_asked_again():
     made = pool(1, 5)
     assert [slot.container.url for slot in made.slots("a")] == ["http://c1", "http://c0"]
+
+
+def test_that_others_are_full_is_said_when_who_had_a_place_did_not_take_the_job():
+    made = pool(1, 1)
+    next(made.slots("a"))
+    slots = made.slots("a")
+    next(slots)
+    with pytest.raises(PeerBusy):
+        next(slots)
 
 
 def test_an_unknown_name_is_404_with_the_names_there_are():

@@ -35,9 +35,11 @@ async def test_a_container_that_registers_gets_jobs(serving, orchestrate, kit):
     status, body, _ = await api.live(bytes(3200))
     assert (status, body) == (200, b"3200 bytes")
     await api.quiet()
+    await until(lambda: api.pool.free("test") == 4)
     ((shown,),) = [each["containers"] for each in (await api.json("/capabilities"))[1]["capabilities"]]
     assert shown == {
-        "url": container.url, "ready": True, "capacity": 4, "load": 0, "registered": True, "trouble": "",
+        "url": container.url, "ready": True, "capacity": 4, "fits": 64, "free": 4, "load": 0, "registered": True,
+        "trouble": "",
     }  # fmt: skip
 
 

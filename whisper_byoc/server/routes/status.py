@@ -28,6 +28,7 @@ class Readiness(TypedDict):
     ready: bool
     reasons: list[str]
     free: int
+    fits: int
 
 
 @tells(answers={200: Health})
@@ -50,8 +51,11 @@ async def get_ready(request: web.Request) -> web.Response:
     """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it.
 
     It is 200 while no live job would be taken, with 0 as `free`: whoever takes a container out would cut off its jobs.
+    `free` of `fits` live jobs: those of `?pipeline=`, or of that pipeline which takes most.
     """
     table = request.app[TABLE]
+    named = table.pipelines.find(request.query.get("pipeline", ""))
+    asked = (named,) if named else tuple(table.pipelines)
     reasons = [
         f"pipeline {pipeline.name} is {pipeline.state.value}"
         for pipeline in table.pipelines
@@ -60,7 +64,8 @@ async def get_ready(request: web.Request) -> web.Response:
     reasons += await _troubles(table)
     if table.draining:
         reasons.append(SHUTTING_DOWN)
-    answer: Readiness = {"ready": not reasons, "reasons": reasons, "free": table.free}
+    free, fits = max(map(table.admission.free, asked)), max(map(table.admission.fits, asked))
+    answer: Readiness = {"ready": not reasons, "reasons": reasons, "free": free, "fits": fits}
     return web.json_response(answer, status=503 if reasons else 200)
 
 
