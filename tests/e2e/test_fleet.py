@@ -1,4 +1,4 @@
-"""Two containers of unlike capacity behind an orchestrator and a gateway, as processes: who gets how many live feeds."""
+"""Two containers of unlike capacity behind an orchestrator and a gateway, as processes: who gets how many feeds."""
 
 import asyncio
 import json

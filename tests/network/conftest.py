@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import types
@@ -269,14 +270,11 @@ class Listener:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # also if it was cancelled before it began
 
     async def _serve(self, reader, writer):
-        try:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self.handle(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.transport.abort()
 
     async def close(self):
         """Refuse connections and cut those there are, as a killed process does."""

@@ -21,7 +21,7 @@ from whisper_byoc.errors import UsageError
 from whisper_byoc.http import server_tls
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
-from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions, Standing, standing_of
+from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions, available_in
 from whisper_byoc.server.run import Server, ServerConfig, serve
 
 SECRET = "orch-secret-Zq81"
@@ -114,7 +114,7 @@ class Orchestrator:
             return web.Response(status=400, text="Invalid eth address header ")
         answer = {"sender_address": sender, "balance": 0, "price": {"pixelsPerUnit": 1}, "service_addr": self.url}
         capability = self.known.get(request.headers["Livepeer-Capability"])
-        free = capability["capacity"] - self.load if capability else 0
+        free = capability["capacity"] - capability["load"] - self.load if capability else 0
         return web.json_response(answer | ({"available_capacity": free} if free > 0 else {}))
 
     async def probed(self, times: int) -> None:
@@ -145,7 +145,7 @@ async def join():
     """Return a function that keeps a registration until the test is over."""
     async with AsyncExitStack() as stack:
 
-        def start(*orchestrators, jobs=lambda: OpenJobs(0, 0.0), **options) -> Registrar:
+        def start(*orchestrators, jobs=lambda: OpenJobs(0), **options) -> Registrar:
             urls = tuple(each if isinstance(each, str) else each.url for each in orchestrators)
             registrar = Registrar(
                 RegistrationOptions(urls, **{"secret": SECRET, "capability": CAPABILITY, **QUICK, **options}), jobs
@@ -163,7 +163,7 @@ async def test_registers_once_and_leaves_it_at_that_while_known(orchestrator, jo
     assert orchestrator.registered == [
         {
             "name": "whisper-tiny", "description": "speech", "url": "http://worker:8000", "capacity": 4,
-            "price_per_unit": 0, "price_scaling": 1, "currency": "",
+            "price_per_unit": 0, "price_scaling": 1, "currency": "", "load": 0,
         }
     ]  # fmt: skip
     await registrar.stop()
@@ -202,7 +202,7 @@ async def test_registers_again_when_forgotten(orchestrator, join, caplog):
         await orchestrator.probed(2)
         assert len(orchestrator.registered) == times
         orchestrator.restart()
-    assert "has no free place for capability whisper-tiny, or does not know it" in caplog.text
+    assert "sees no free place for capability whisper-tiny, or does not know it" in caplog.text
 
 
 async def test_registers_again_after_a_restart_with_refused_connections(orchestrator, join, caplog):
@@ -216,57 +216,35 @@ async def test_registers_again_after_a_restart_with_refused_connections(orchestr
     await until(lambda: orchestrator.known)
 
 
-async def test_does_not_register_again_at_once_while_a_job_is_open(orchestrator, join):
-    jobs = OpenJobs(1, 0.0)
+async def test_registers_again_while_jobs_are_open_and_tells_of_them(orchestrator, join):
+    jobs = OpenJobs(4)
     join(orchestrator, jobs=lambda: jobs)
     await until(lambda: orchestrator.known)
-    orchestrator.load = 4  # no free slot looks as if forgotten
-    await orchestrator.probed(4)
     orchestrator.restart()
     await orchestrator.probed(4)
-    assert len(orchestrator.registered) == 1
-    jobs = OpenJobs(0, 0.0)
-    await until(lambda: orchestrator.known)
-    assert len(orchestrator.registered) == 2
-
-
-async def test_registers_again_while_a_job_is_open_where_it_was_forgotten_long_ago(orchestrator, join):
-    jobs = OpenJobs(4, 0.0)
-    join(orchestrator, jobs=lambda: jobs, again_seconds=0.05)
-    await until(lambda: orchestrator.known)
-    orchestrator.restart()
-    await orchestrator.probed(6)
     assert len(orchestrator.registered) == 1, "all four places are taken, so none can be free"
-    jobs = OpenJobs(1, 0.0)
+    jobs = OpenJobs(3)
     await until(lambda: orchestrator.known)
+    await orchestrator.probed(4)
+    assert [each["load"] for each in orchestrator.registered] == [4, 3]
 
 
 async def test_a_measured_capacity_is_told_when_it_has_changed(orchestrator, join):
-    jobs = OpenJobs(0, 0.0, fits=20)
+    jobs = OpenJobs(0, fits=20)
     join(orchestrator, jobs=lambda: jobs, capability=replace(CAPABILITY, capacity=0))
     await orchestrator.probed(2)
-    jobs = OpenJobs(2, 9.0, fits=24)
+    jobs = OpenJobs(2, fits=24)
     await orchestrator.probed(2)
-    jobs = OpenJobs(2, 9.0, fits=26)
+    jobs = OpenJobs(2, fits=26)
     await until(lambda: len(orchestrator.registered) == 2)
     await orchestrator.probed(2)
     assert [each["capacity"] for each in orchestrator.registered] == [20, 26]
 
 
 async def test_a_capacity_that_was_given_is_kept(orchestrator, join):
-    join(orchestrator, jobs=lambda: OpenJobs(0, 0.0, fits=20))
+    join(orchestrator, jobs=lambda: OpenJobs(0, fits=20))
     await orchestrator.probed(3)
     assert [each["capacity"] for each in orchestrator.registered] == [4]
-
-
-async def test_an_orchestrator_that_will_not_say_is_told_again_when_no_job_comes(orchestrator, join):
-    orchestrator.untold = True
-    jobs = OpenJobs(1, 0.0)
-    join(orchestrator, jobs=lambda: jobs, again_seconds=0.05)
-    await orchestrator.probed(6)
-    assert len(orchestrator.registered) == 1, "new jobs come"
-    jobs = OpenJobs(1, 1.0)
-    await until(lambda: len(orchestrator.registered) == 3)
 
 
 async def test_one_answer_without_capacity_is_not_enough(orchestrator, join):
@@ -280,14 +258,11 @@ async def test_one_answer_without_capacity_is_not_enough(orchestrator, join):
     assert len(orchestrator.registered) == 1
 
 
-async def test_an_orchestrator_that_will_not_say_is_told_again_when_idle(orchestrator, join, caplog):
+async def test_an_orchestrator_that_will_not_say_is_told_again_and_again(orchestrator, join, caplog):
     orchestrator.untold = True
-    jobs = OpenJobs(1, 0.0)
-    join(orchestrator, jobs=lambda: jobs)
-    await orchestrator.probed(4)
-    assert len(orchestrator.registered) == 1
-    jobs = OpenJobs(0, 0.0)
+    join(orchestrator, jobs=lambda: OpenJobs(1))
     await until(lambda: len(orchestrator.registered) == 3)
+    assert orchestrator.registered[-1]["load"] == 1
     assert caplog.text.count("does not say whether it knows") == 1
 
 
@@ -389,17 +364,14 @@ async def test_a_server_registers_what_it_is_and_counts_its_jobs(orchestrator):
         url = f"http://127.0.0.1:{server.port}"
         assert orchestrator.known["upper"] == {
             "name": "upper", "description": "upper by whisper-byoc", "url": url, "capacity": 7,
-            "price_per_unit": 0, "price_scaling": 1, "currency": "", "token": TOKEN,
+            "price_per_unit": 0, "price_scaling": 1, "currency": "", "token": TOKEN, "load": 0,
         }  # fmt: skip
         shown = {"Authorization": f"Bearer {TOKEN}"}
         async with http.put(f"{url}/live/job/source?pipeline=upper", data=b"x", headers=shown) as answer:
             assert answer.status == 200
         orchestrator.restart()
-        await orchestrator.probed(4)
-        assert len(orchestrator.registered) == 1
-        async with http.delete(f"{url}/live/job", headers=shown) as answer:
-            assert answer.status == 200
         await until(lambda: orchestrator.known)
+        assert orchestrator.known["upper"]["load"] == 1
     assert orchestrator.known == {}
 
 
@@ -479,26 +451,26 @@ def test_nothing_secret_in_the_repr():
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "standing"),
+    ("status", "body", "available"),
     [
-        (200, b'{"available_capacity": 1}', Standing.REGISTERED),
-        (200, b'{"price": {"pixelsPerUnit": 1}}', Standing.MISSING),
-        (200, b'{"available_capacity": 0}', Standing.MISSING),
-        (200, b'{"available_capacity": "1"}', Standing.UNKNOWN),
-        (200, b"[]", Standing.UNKNOWN),
-        (200, b"<html>", Standing.UNKNOWN),
-        (200, b"[" * 60000, Standing.UNKNOWN),
-        (400, b'{"available_capacity": 1}', Standing.UNKNOWN),
-        (503, b"", Standing.UNKNOWN),
+        (200, b'{"available_capacity": 3}', 3),
+        (200, b'{"price": {"pixelsPerUnit": 1}}', 0),
+        (200, b'{"available_capacity": 0}', 0),
+        (200, b'{"available_capacity": "1"}', None),
+        (200, b"[]", None),
+        (200, b"<html>", None),
+        (200, b"[" * 60000, None),
+        (400, b'{"available_capacity": 1}', None),
+        (503, b"", None),
     ],
 )
-def test_what_an_answer_means(status, body, standing):
-    assert standing_of(status, body) is standing
+def test_what_an_answer_means(status, body, available):
+    assert available_in(status, body) == available
 
 
 @given(st.sampled_from([200, 400]), st.binary(max_size=200))
 def test_any_bytes_are_an_answer(status, body):
-    assert standing_of(status, body) in Standing
+    assert available_in(status, body) in (0, None)
 
 
 @pytest.mark.parametrize("url", ["ftp://orch", "https://orch/?x=1", "https://u:pw@orch"])

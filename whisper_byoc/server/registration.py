@@ -1,8 +1,9 @@
 """Keeps the container registered at go-livepeer orchestrators, from the end of loading until the shutdown begins.
 
 An orchestrator keeps registrations in memory and without expiry: it forgets them when it restarts, and when a request
-to the container meets a refused connection or a 401. Registering again resets its count of busy slots to zero, so that
-is done only when it is found to have forgotten: at once while no job is open, else after minutes.
+to the container meets a refused connection or a 401. Registering again replaces its count of busy slots, which is
+zero unless it is told: go-livepeer reads `Load` of the body too (core/external_capabilities.go, ExternalCapability), so
+that the jobs that are open here are told with the capacity.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Self
 
 import aiohttp
@@ -41,8 +41,6 @@ class RegistrationOptions:
     """Between two questions whether the registration still stands, and after a refusal."""
     confirm_seconds: float = 5.0
     """From the first answer that it does not to the second; a job may just have been on its way."""
-    again_seconds: float = 300.0
-    """While jobs are open: for how long it must seem forgotten, and no new job come where it does not say."""
     answer_seconds: float = 10.0
     """Longest wait for an answer."""
     first_pause: float = 1.0
@@ -75,8 +73,6 @@ class OpenJobs:
     """What is at work here now."""
 
     number: int
-    newest_seconds: float
-    """How long ago the newest was opened."""
     fits: int = 1
     """How many there may be at once: the capacity of a capability that names none."""
 
@@ -84,7 +80,7 @@ class OpenJobs:
 class Registrar:
     """Keeps a container registered at every orchestrator, in a task for each; their failures are only logged.
 
-    `jobs` tells what is at work: while something is, a slot that is not free need not be a registration that is gone.
+    `jobs` tells what is at work: where all places are taken, none that is free is no registration that is gone.
     """
 
     def __init__(self, options: RegistrationOptions, jobs: Callable[[], OpenJobs]) -> None:
@@ -135,7 +131,7 @@ class Membership:
         while True:
             try:
                 await self._register()
-                await self._until_forgotten()
+                await self._until_to_be_told()
             except Exception:  # a bug here must cost neither the jobs nor, for long, the registration
                 log.exception("keeping the registration at %s failed; beginning again", self._orchestrator)
                 await asyncio.sleep(self._options.interval_seconds)
@@ -160,7 +156,7 @@ class Membership:
 
     async def _register(self) -> None:
         mine = self._capability = replace(self._capability, capacity=self._capacity)
-        body = json.dumps(mine.to_json()).encode()
+        body = json.dumps({**mine.to_json(), "load": self._jobs().number}).encode()
         headers = {**self._secret_header(), "Content-Type": "application/json"}
         for pause in backoff(self._options.first_pause, self._options.longest_pause):
             self._may_be_known = True
@@ -181,38 +177,26 @@ class Membership:
             # a refusal stays one until somebody changes a setting; a failing server or proxy recovers by itself
             await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
-    async def _until_forgotten(self) -> None:
-        """Ask now and then; return when two answers in a row say so, or when another capacity is to be registered."""
-        loop = asyncio.get_running_loop()
-        known = loop.time()
+    async def _until_to_be_told(self) -> None:
+        """Ask now and then; return when two answers in a row call for it, or another capacity is to be registered."""
         while True:
             await asyncio.sleep(self._options.interval_seconds)
             if abs(self._capacity - self._capability.capacity) > CAPACITY_CHANGE * self._capability.capacity:
                 return
-            standing = await self._ask_standing()
-            if standing is Standing.REGISTERED:
-                known = loop.time()
-            elif self._seems_forgotten(standing, loop.time() - known):
+            if await self._is_to_be_told():
                 await asyncio.sleep(self._options.confirm_seconds)
-                if self._seems_forgotten(await self._ask_standing(), loop.time() - known):
+                if await self._is_to_be_told():
                     return
 
     @property
     def _capacity(self) -> int:
         return self._options.capability.capacity or self._jobs().fits
 
-    def _seems_forgotten(self, standing: "Standing | None", seconds: float) -> bool:
-        """Whether an answer says so which is the latest of `seconds` in which none said otherwise."""
-        if standing is None or standing is Standing.REGISTERED:
-            return False
-        jobs, again = self._jobs(), self._options.again_seconds
-        if jobs.number == 0:
-            return True
-        taken = jobs.number >= self._capability.capacity
-        return seconds > again and not taken and (standing is Standing.MISSING or jobs.newest_seconds > again)
+    async def _is_to_be_told(self) -> bool:
+        """Whether the orchestrator sees no place where there is one, or does not say.
 
-    async def _ask_standing(self) -> "Standing | None":
-        """Return what the orchestrator says; None when it cannot be reached: that will show when it is back."""
+        One that cannot be reached need not be told now: it will show when it is back.
+        """
         name = self._capability.name
         try:
             # as a gateway without a key asks (go-livepeer, byoc/job_orchestrator.go)
@@ -220,18 +204,18 @@ class Membership:
             status, body = await self._ask("GET", "/process/token", headers)
         except CONNECTION_ERRORS as error:
             self._log_once("probe", logging.WARNING, f"cannot be asked for capability {name}: {reason_of(error)}")
-            return None
-        standing = standing_of(status, body)
-        if standing is Standing.UNKNOWN:
-            text = f"does not say whether it knows capability {name}: {status} {self._shown(body)}; "
-            text += "registering again while no job is open, or comes for long"
+            return False
+        available = available_in(status, body)
+        if available is None:
+            text = f"does not say whether it knows capability {name}: {status} {self._shown(body)}; registering again"
             self._log_once("probe", logging.WARNING, text)
-        elif standing is Standing.MISSING:
+            return True
+        if available == 0 and self._jobs().number < self._capacity:
             self._logged.pop("register", None)
-            self._log_once("probe", logging.WARNING, f"has no free place for capability {name}, or does not know it")
-        else:
-            self._log_once("probe", logging.DEBUG, f"knows capability {name}")
-        return standing
+            self._log_once("probe", logging.WARNING, f"sees no free place for capability {name}, or does not know it")
+            return True
+        self._log_once("probe", logging.DEBUG, f"knows capability {name}")
+        return False
 
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], data: bytes | None = None
@@ -258,23 +242,15 @@ class Membership:
             log.log(level, "orchestrator %s: %s", self._orchestrator, text)
 
 
-class Standing(Enum):
-    """What an orchestrator's answer to a token request says of a registration."""
+def available_in(status: int, body: bytes) -> int | None:
+    """Read the answer to a token request: how many jobs could be taken; None when it does not say.
 
-    REGISTERED = "registered"
-    MISSING = "missing"
-    """Not registered, or without a free slot: the two look the same."""
-    UNKNOWN = "unknown"
-    """It does not say. On-chain orchestrators want a signed request, and this container has no key."""
-
-
-def standing_of(status: int, body: bytes) -> Standing:
-    """Read the answer to a token request: `available_capacity` is absent when it is zero."""
+    `available_capacity` is absent when it is zero: a registration without a free place looks as none does. On-chain
+    orchestrators want a signed request, and this container has no key.
+    """
     try:
         token = json_value(body) if status == 200 else None
     except ValueError:
         token = None
-    capacity = token.get("available_capacity", 0) if isinstance(token, dict) else None
-    if not isinstance(capacity, int):
-        return Standing.UNKNOWN
-    return Standing.REGISTERED if capacity > 0 else Standing.MISSING
+    available = token.get("available_capacity", 0) if isinstance(token, dict) else None
+    return max(available, 0) if isinstance(available, int) else None

@@ -171,10 +171,8 @@ class Server:
         self._registrar.start()
 
     def _open_jobs(self) -> OpenJobs:
-        jobs = self.table.jobs
-        newest = min((job.age_seconds for job in jobs), default=0.0)
         fits = self.table.admission.fits(self.table.pipelines.first)
-        return OpenJobs(sum(not job.results.ended for job in jobs), newest, fits)
+        return OpenJobs(sum(not job.results.ended for job in self.table.jobs), fits)
 
     async def leave(self) -> None:
         """Unregister, so that no more work is sent here; the listener stays open for the work there is."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.livepeer import NOBODY, Capability
-from whisper_byoc.server.registration import Registrar, RegistrationOptions
+from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions
 
 QUICK = {"interval_seconds": 0.1, "confirm_seconds": 0.05, "first_pause": 0.01, "longest_pause": 0.02}
 
@@ -139,7 +139,9 @@ async def test_our_registrar_keeps_a_container_registered_and_takes_it_out_alone
     registrars = []
     for container in containers:
         capability = Capability("test", "", container.url, 4)
-        registrars.append(Registrar(RegistrationOptions((api.url,), "s3cret", capability, **QUICK), lambda: False))
+        registrars.append(
+            Registrar(RegistrationOptions((api.url,), "s3cret", capability, **QUICK), lambda: OpenJobs(0))
+        )
         registrars[-1].start()
     await api.ready(2)
     await unregister(api, secret="s3cret")  # it forgets, as one does that restarts
