@@ -255,8 +255,9 @@ class HealthCheck:
         url, seconds = container.url, self._limits.answer_seconds
         status, body = await ask(self._http, f"{url}/readyz", seconds, container.query)
         free, fits = body.get("free"), body.get("fits")
-        measured = type(free) is int and type(fits) is int
-        container.room, container.fits = (len(container.slots) + free, fits) if measured else (None, None)
+        container.room = container.fits = None
+        if isinstance(free, int) and isinstance(fits, int):
+            container.room, container.fits = len(container.slots) + free, fits
         if status == 503:
             reasons = body.get("reasons")
             return "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "it is not ready"
