@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-models test-others test-real-weights chart fuzz audit lint format fixtures demo-model clean image-test
+.PHONY: demo test test-archives test-models test-others test-real-weights chart fuzz audit lint format fixtures demo-model clean image-test
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -47,14 +47,18 @@ test-others: .venv/ready-for-tests
 test-real-weights: .venv/ready-for-tests
 	$(BIN)/python -m pytest -m real_weights -rs tests/speech/fast/test_real_weights.py tests/speech/fast/test_real_languages.py
 
-# Tools beside .venv, whose packages they see. They come from PyPI; where atheris has no wheel, this fails.
-.venv-checks/ready: .venv/ready-for-tests
-	$(BIN)/python -m venv .venv-checks
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-checks/beside.pth
-	mv .venv-checks/beside.pth "$$(.venv-checks/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	.venv-checks/bin/pip install --quiet $$($(BIN)/python -c "import tomllib; \
-		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['checks'])")
+# An extra of ours beside .venv, whose packages it sees. `checks` come from PyPI; where atheris has no wheel, this fails.
+.venv-%/ready: .venv/ready-for-tests
+	$(BIN)/python -m venv .venv-$*
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-$*/beside.pth
+	mv .venv-$*/beside.pth "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-$*/bin/pip install --quiet $$($(BIN)/python -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$*'])")
 	@touch $@
+
+# Archives on a Ray cluster, and at an S3 server: a minute.
+test-archives: .venv-archive-tests/ready
+	PYTHONPATH='$(CURDIR)' .venv-archive-tests/bin/python -m pytest -rs tests/archive
 
 # A million inputs for what reads bytes from outside, and three minutes of requests.
 FUZZ_RUNS ?= 1000000
@@ -110,4 +114,4 @@ image-test:
 	ENGINE='$(ENGINE)' TORCH_INDEX='$(TORCH_INDEX)' IMAGE_BUILDER='$(IMAGE_BUILDER)' $(PYTHON) tools/image_test.py
 
 clean:
-	rm -rf .venv .venv-checks build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-checks .venv-archive-tests build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -45,7 +45,7 @@ from serving import environment
 from audio import pcm
 from audio.media import in_blocks
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.cli.transcribe import records_of
+from whisper_byoc.archive.worker import records_of
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 from whisper_byoc.speech.engine import Samples

@@ -76,7 +76,7 @@ def test_help_of_each_command(name, capsys):
         ("up --pipelines ,", ["--pipeline names no pipeline"]),
         ("transcribe", ["FILE"]),
         ("transcribe FOLDER/none.wav", ["no such file"]),
-        ("transcribe FOLDER", ["is a directory"]),
+        ("transcribe FOLDER", ["--output FOLDER"]),
         ("transcribe EMPTY --format doc", ["no format 'doc'", "srt"]),
         ("transcribe EMPTY --format srt,vtt", ["--output"]),
         ("transcribe EMPTY EMPTY --format srt", ["srt", "--output"]),

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ def speech_params(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def add_output(parser: Parser) -> None:
+def add_output(parser: Parser, *more: str) -> None:
+    """Add where the text goes; `more` are formats beside those of `FORMS`."""
+    known = (*FORMS, *more)
     parser.group("output")
     parser.option(
         "--format",
-        help=f"one or more of {', '.join(FORMS)}, separated by commas (default: as --output ends, or txt)",
-        convert=formats,
+        help=f"one or more of {', '.join(known)}, separated by commas (default: as --output ends, or txt)",
+        convert=partial(formats, known=known),
     )
     parser.option(
         "--output",
@@ -71,11 +74,11 @@ def line_width(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def formats(text: str) -> list[str]:
+def formats(text: str, known: Iterable[str] = FORMS) -> list[str]:
     names = text.lower().split(",")
-    unknown = [name for name in names if name not in FORMS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(FORMS)}")
+        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; there are: {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 

@@ -1,25 +1,30 @@
-"""Turn sound files into text on this machine, without a server.
+"""Turn sound files into text on this machine, or on a Ray cluster, without a server.
 
 Text goes to stdout as it is made, or into files with --output, beside a progress bar on stderr. A file that fails does
 not keep the others from being transcribed; the last line says which did.
+
+With a folder, a quoted pattern, @LIST or an address among the files, or one of the options for archives, --output is a
+folder of results whose names are those of their sources. Such a run goes on where one before it was stopped.
 """
 
 import argparse
 import asyncio
-import itertools
 import sys
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing, closing
+from collections.abc import Iterable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from whisper_byoc.aio import in_daemon_thread
+from whisper_byoc.archive.results import TABLES
+from whisper_byoc.archive.worker import records_of
+from whisper_byoc.cli import archive
 from whisper_byoc.cli.options import Parser, add_engine, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
 from whisper_byoc.cli.sources import sound_blocks, sound_files
 from whisper_byoc.cli.terminal import printable
+from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
@@ -30,11 +35,12 @@ BAR = "{desc}: {n:.0f} s of sound [{elapsed}]"
 def configure(parser: Parser) -> None:
     parser.add_argument(
         "files",
-        nargs="+",
+        nargs="*",
         metavar="FILE",
-        help="anything that ffmpeg reads, or - for stdin; .pcm, .raw, .s16le are PCM16 mono 16 kHz",
+        help="anything that ffmpeg reads, or - for stdin; .pcm, .raw, .s16le are PCM16 mono 16 kHz; for archives also "
+        "a folder, a quoted pattern, an address (s3, gs, http, https), or @LIST, a file with one of these in each line",
     )
-    add_output(parser)
+    add_output(parser, *TABLES)
     add_speech(parser, language="en")
     parser.group("model")
     parser.option(
@@ -46,11 +52,20 @@ def configure(parser: Parser) -> None:
         default="tiny",
     )
     parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
-    parser.option("--threads", help="CPU threads (default: the CPUs, 4 at most)", convert=count)
+    parser.option(
+        "--threads", help="CPU threads (default: the CPUs, 4 at most; for archives, of each worker)", convert=count
+    )
     add_engine(parser)
+    archive.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if archive.is_archive(args):
+        return archive.run(args)
+    if not args.files:
+        raise UsageError("name a FILE, or - for stdin (see whisper-byoc transcribe --help)")
+    if tables := [each for each in args.format or () if each in TABLES]:
+        raise UsageError(f"--format {tables[0]} is a table of an archive: name a folder of recordings, or --processes")
     files = sound_files(args.files)
     results = Results(args, files)
     settings = WhisperSettings(
@@ -91,17 +106,3 @@ async def transcribe(processor: WhisperProcessor, sound: Iterable[bytes], job: J
                 if timing := record.get("timing"):
                     bar.update(timing["media_window_end_ms"] / 1000 - bar.n)
                 await in_daemon_thread(results.take, record)  # the reader of our output may be slow
-
-
-async def records_of(
-    processor: WhisperProcessor, sound: Iterable[bytes], job: JobInfo
-) -> AsyncGenerator[Mapping[str, Any], None]:
-    """Transcribe blocks of PCM16 as the server does, and yield each record when its text is there.
-
-    A stretch of speech without a text has a record of the type `error`.
-    """
-    seq = itertools.count()
-    with closing(processor.open_session(job)) as session:
-        for block in itertools.chain(sound, (None,)):
-            for result in await (session.finish() if block is None else session.feed_live(block, 0.0)):
-                yield {"seq": next(seq), **(result.record or {"type": "error", "error": result.error})}

@@ -1,0 +1,113 @@
+"""Workers that are actors of a Ray cluster."""
+
+import asyncio
+import os
+import socket
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from whisper_byoc import __version__
+from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
+from whisper_byoc.errors import ByocError, UsageError
+from whisper_byoc.processors.cpu import available_cpus
+
+REACHED_SECONDS = 10.0
+"""Longest wait for a connection to the head of a cluster."""
+
+
+class Actor(Worker):
+    """A worker that knows on which node it is."""
+
+    def node(self) -> str:
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
+
+
+class RayPool:
+    """As many actors as the nodes have CPUs and memory for, now and when nodes come and go."""
+
+    def __init__(self, address: str, recipe: Recipe, *, threads: int, memory: int, workers: int | None) -> None:
+        """Each actor declares `threads` CPUs and `memory` bytes. `workers` are so many, whatever there is room for.
+
+        `address` is that of a cluster, `auto` for the one that runs on this machine, or `local` for one of this run.
+        """
+        self._address = address
+        self._recipe = recipe
+        self._resources = {"num_cpus": threads, "memory": memory}
+        self._workers = workers
+
+    async def __aenter__(self) -> Self:
+        """Raise `UsageError` where there is no such cluster, or no node of it has room for a worker."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        host, _, port = self._address.rpartition(":")
+        own = {"num_cpus": available_cpus(), "include_dashboard": False} if self._address == "local" else {}
+        try:
+            if host:  # Ray itself tries for minutes
+                await asyncio.to_thread(_reach, host.strip("[]"), int(port))
+            await asyncio.to_thread(ray.init, address=self._address, log_to_driver=False, logging_level="ERROR", **own)
+        except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
+            why = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+            raise UsageError(f"no Ray cluster is reached at {self._address} ({why}); see docs/archives.md") from None
+        if not self._room():
+            await self.__aexit__()
+            cpus, memory = self._resources.values()
+            raise UsageError(f"no node of the cluster has {cpus} CPUs and {memory >> 20} MiB for a worker")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(ray.shutdown)  # ends the actors of this run
+
+    def size(self) -> int:
+        return self._workers or max(1, self._room())
+
+    async def hire(self) -> "RayWorker":
+        actor = ray.remote(Actor).options(**self._resources, scheduling_strategy="SPREAD").remote(self._recipe)
+        worker = RayWorker(actor)
+        try:
+            release = await worker.ask(actor.start.remote())
+            worker.node = await worker.ask(actor.node.remote())
+        except BaseException:
+            worker.dismiss()
+            raise
+        if release != __version__:
+            worker.dismiss()
+            raise UsageError(f"a node has whisper-byoc {release}, this machine {__version__}; install one everywhere")
+        return worker
+
+    def _room(self) -> int:
+        nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]]
+        cpus, memory = self._resources.values()
+        return sum(int(min(each.get("CPU", 0) // cpus, each.get("memory", 0) // memory)) for each in nodes)
+
+
+class RayWorker:
+    """An actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self.node = ""
+
+    async def transcribe(self, place: str) -> Outcome:
+        outcome: Outcome = await self.ask(self._actor.transcribe.remote(place))
+        return outcome
+
+    async def ask(self, answer: Any) -> Any:
+        """Wait for an answer of the actor."""
+        try:
+            return await answer
+        except RayActorError as error:
+            lost = self.node and not any(each["NodeID"] == self.node and each["Alive"] for each in ray.nodes())
+            raise WorkerDied(f"the worker's actor died: {f'{error}'.splitlines()[0]}", blamed=not lost) from None
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, ByocError) else ByocError(f"a worker failed: {cause}") from None
+
+    def dismiss(self) -> None:
+        ray.kill(self._actor)
+
+
+def _reach(host: str, port: int) -> None:
+    with socket.create_connection((host, port), REACHED_SECONDS):
+        pass
