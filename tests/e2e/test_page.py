@@ -123,6 +123,39 @@ def test_a_server_that_dies_and_comes_back_costs_no_word(visit, container_node):
     assert page.locator("#text li.lost").count() == 0
 
 
+def test_a_server_that_is_dead_is_told_whatever_is_asked_of_it(visit, container_node, fixtures_dir):
+    container = container_node("whisper-demo").start().ready()
+    page = visit(container)
+    container.kill()
+    for ask in (
+        page.get_by_role("button", name="Record").click,
+        lambda: page.locator("#file").set_input_files(fixtures_dir / "demo-numbers.wav"),
+    ):
+        page.evaluate("document.getElementById('problem').textContent = ''")
+        ask()
+        page.locator("#problem", has_text="No answer from the server").wait_for()
+        assert page.get_by_role("button", name="Record").is_visible()
+
+
+def test_subtitles_of_the_page_are_broken_in_any_script(visit, container):
+    page = visit(container)
+    vtt = page.evaluate(
+        """async (texts) => {
+            const { Transcript } = await import("/page/transcript.js");
+            const transcript = new Transcript(document.getElementById("text"), () => {});
+            texts.forEach((text, at) => transcript.add({ start: 9 * at, end: 9 * at + 9, text }));
+            return transcript.render("vtt");
+        }""",
+        ["今天天气很好我们去公园散步吧。" * 5, "R&D <b> --> c", "مرحبا بكم"],
+    )
+    lines = [line for line in vtt.splitlines() if "今" in line]
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 21
+    assert "R&amp;D &lt;b> -> c" in vtt
+    direction = "getComputedStyle(document.querySelector('#text li:last-child span')).direction"
+    assert page.evaluate(direction) == "rtl"
+
+
 def test_a_file_is_read_with_its_times(visit, container, fixtures_dir):
     page = visit(container)
     page.locator("#file").set_input_files(fixtures_dir / "demo-numbers.wav")
@@ -168,6 +201,10 @@ def test_a_token_is_asked_for_and_used(visit, node):
         .ready()
     )
     page = visit(container)
+    page.get_by_label("token").fill("open, barley")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Record").click()
+    page.get_by_text("That is not the server's token.").wait_for()
     page.get_by_label("token").fill(TOKEN)
     page.get_by_role("button", name="Use it").click()
     record_until(page, lambda: numbers_in(heard(page)))

@@ -1,9 +1,9 @@
 // Live sound to the server and records from it: a WebSocket at a container, a BYOC stream at a gateway.
 //
 // Both have `send(pcm)` for PCM16 and `finish()` for its end. `onrecord({text, final, start, end})` gets what was heard, times in
-// seconds of this feed, and `onend(sentence)` is called once: empty when all is done, else what went wrong.
+// seconds of this feed, and `onend(error)` is called once: with null when all is done.
 
-import { events } from "./server.js";
+import { events, NO_ANSWER } from "./server.js";
 
 export function openFeed(server, options, onrecord, onend) {
   return server.role === "gateway" ? new StreamFeed(server, options, onrecord, onend) : new SocketFeed(server, options, onrecord, onend);
@@ -23,7 +23,7 @@ class SocketFeed {
       if (message.error) sentence = message.error;
       else onrecord(message);
     };
-    this.#socket.onclose = async ({ code }) => onend(code === 1000 ? "" : sentence || (await reason(server, query)));
+    this.#socket.onclose = async ({ code }) => onend(code === 1000 ? null : sentence ? new Error(sentence) : await reason(server, query));
   }
 
   send(pcm) { this.#pass(pcm); }
@@ -41,8 +41,8 @@ class SocketFeed {
 
 /** Return why a WebSocket was refused, which a browser does not tell: a plain request is refused for the same reason. */
 async function reason(server, query) {
-  const sentence = await server.fetch(`transcribe?${new URLSearchParams(query)}`).then(() => "", (error) => (error instanceof TypeError ? "" : error.message));
-  return sentence.includes("WebSocket") || !sentence ? "the connection broke" : sentence;
+  const error = await server.fetch(`transcribe?${new URLSearchParams(query)}`).then(() => null, (refusal) => refusal);
+  return !error || error.message === NO_ANSWER || error.message.includes("WebSocket") ? new Error("the connection broke") : error;
 }
 
 const SEGMENT_MS = 250;
@@ -55,8 +55,8 @@ class StreamFeed {
 
   constructor(server, options, onrecord, onend) {
     this.#server = server;
-    this.#run(options, onrecord).then(() => onend(""), (error) => {
-      if (!this.#aborting.signal.aborted) onend(error.message);
+    this.#run(options, onrecord).then(() => onend(null), (error) => {
+      if (!this.#aborting.signal.aborted) onend(error);
       this.#aborting.abort();
     });
   }

@@ -1,5 +1,7 @@
 // The microphone, as pieces of PCM16.
 
+import { NO_ANSWER } from "./server.js";
+
 const RATE = 16000;
 
 /** Open the microphone: `onpiece(pcm, peak)` gets an ArrayBuffer of PCM16 and a level from 0 to 1, ten times a second. */
@@ -11,18 +13,21 @@ export async function openMicrophone(onpiece) {
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
   });
   const [context, source] = connect(stream);
-  await context.audioWorklet.addModule("page/microphone-worklet.js");
+  const close = async () => {
+    for (const track of stream.getTracks()) track.stop();
+    await context.close();
+  };
+  try {
+    await context.audioWorklet.addModule("page/microphone-worklet.js");
+  } catch {
+    await close();
+    throw new Error(NO_ANSWER);
+  }
   const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
   node.port.onmessage = ({ data }) => onpiece(data.pcm, data.peak);
   source.connect(node);
   await context.resume();
-  return {
-    rate: context.sampleRate,
-    async close() {
-      for (const track of stream.getTracks()) track.stop();
-      await context.close();
-    },
-  };
+  return { rate: context.sampleRate, close };
 }
 
 function connect(stream) {

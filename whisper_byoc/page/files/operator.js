@@ -27,6 +27,7 @@ export class Operator {
       await show.call(this);
     } catch {
       this.#show([["server", "no answer"]]);
+      this.#table([], []);
     }
   }
 
@@ -35,21 +36,26 @@ export class Operator {
     const metrics = parse(text);
     const lag = quantile(metrics, "byoc_text_lag_seconds_bucket", { kind: "final" }, 0.95);
     this.#show([
-      ["state", ready.ready ? "ready" : "not ready"],
+      ["state", state(ready)],
       ["jobs", sum(metrics, "byoc_sessions_active")],
       ["free places", ready.free],
       ["waiting segments", sum(metrics, "byoc_segments_queued")],
-      ["final text behind its sound (p95)", lag === null ? "–" : `up to ${lag} s`],
+      ["final text after its sound (p95)", lag === null ? "–" : `≤ ${lag} s`],
       ["segments done", sum(metrics, "byoc_segment_duration_seconds_count")],
       ["errors", sum(metrics, "byoc_errors_total")],
       ["refused", sum(metrics, "byoc_refusals_total")],
     ]);
-    this.#table(["what is wrong"], ready.reasons.map((reason) => [reason]));
+    const of = (name, pipeline) => metrics.find(([each, labels]) => each === name && labels.pipeline === pipeline)?.[2] ?? 0;
+    const measured = metrics.filter(([name]) => name === "byoc_live_capacity").map(([, { pipeline }, fit]) => [
+      pipeline, `${of("byoc_live_jobs", pipeline)} of ${fit}`,
+      `${Math.round(100 * of("byoc_live_load_ratio", pipeline))} %`, `${of("byoc_live_delay_seconds", pipeline).toFixed(1)} s`,
+    ]);
+    this.#table(["pipeline", "live streams", "load", "delay"], measured);
   }
 
   async #showGateway() {
     const [ready, status, offered] = await Promise.all([json("readyz"), json("status"), json("capabilities")]);
-    this.#show([["state", ready.ready ? "ready" : "not ready"], ["jobs", status.jobs], ["streams", status.streams]]);
+    this.#show([["state", state(ready)], ["jobs", status.jobs], ["streams", status.streams]]);
     this.#table(["pipeline", "free places"], offered.capabilities.map(({ name, available }) => [name, available]));
   }
 
@@ -66,6 +72,10 @@ export class Operator {
     this.#details.tHead.replaceChildren(row(heads, "th"));
     this.#details.tBodies[0].replaceChildren(...rows.map((cells) => row(cells, "td")));
   }
+}
+
+function state({ ready, reasons }) {
+  return ready ? "ready" : reasons.join("; ");
 }
 
 function element(name, text) {

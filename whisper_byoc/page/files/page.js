@@ -3,12 +3,18 @@
 import { transcribeFile } from "./files.js";
 import { Operator } from "./operator.js";
 import { Recorder } from "./recorder.js";
-import { Server, Unauthorized } from "./server.js";
+import { NO_ANSWER, Server, Unauthorized } from "./server.js";
 import { clock, Transcript } from "./transcript.js";
 import { Camera } from "./video.js";
 
 const READY_EVERY_MS = 3000;
 const MIME = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt", json: "application/json" };
+
+const NO_DEVICE = {  // browsers' words for these are all different
+  NotAllowedError: "The browser does not lend its microphone or camera to this page: allow it at the address, and try again.",
+  NotFoundError: "There is no microphone or camera.",
+  NotReadableError: "Another program has the microphone or camera.",
+};
 
 const find = (id) => document.getElementById(id);
 const server = new Server();
@@ -17,28 +23,34 @@ const recorder = new Recorder(server, transcript, {
   recording: (on) => press("record", on, on ? "Stop" : "Record"),
   level: (peak) => { find("level").value = peak; },
   trouble: showTrouble,
+  failed: showError,
 });
 const camera = new Camera(server, find("seen"), find("processed"), {
   rate: (frames) => { find("rate").textContent = `${frames.toFixed(0)} frames a second`; },
   trouble: showTrouble,
+  failed: showError,
 });
 const operator = new Operator(server, find("figures"), find("details"));
 let reading = null;  // breaks off the file that is being transcribed
 
 function showTrouble(sentence) {
-  find("problem").textContent = sentence;
+  find("problem").textContent = sentence && `${sentence[0].toUpperCase()}${sentence.slice(1)}`;
   find("problem").hidden = !sentence;
 }
 
-/** Do what was asked, and show what went wrong; a missing token is asked for. */
+/** Show what went wrong; a missing or wrong token is asked for. */
+function showError(error) {
+  if (error.name === "AbortError") return;
+  if (error instanceof Unauthorized) return askForToken();
+  showTrouble(NO_DEVICE[error.name] ?? error.message);
+}
+
 async function attempt(action) {
   showTrouble("");
   try {
     await action();
   } catch (error) {
-    if (error.name === "AbortError") return;
-    if (error instanceof Unauthorized) find("token-form").hidden = false;
-    showTrouble(error.name === "NotAllowedError" ? "The browser does not lend its microphone or camera to this page." : error.message);
+    showError(error);
   }
 }
 
@@ -169,15 +181,29 @@ async function load() {
   const video = server.pipelines.filter(({ media }) => media !== "audio");
   fill(find("speech-pipeline"), speech.map(({ name }) => [name, name]));
   fill(find("video-pipeline"), video.map(({ name }) => [name, name]));
-  fill(find("language"), [["", "as the server has it"], ["auto", "found by itself"], ...Object.entries(server.languages)]);
+  fill(find("language"), [["", "the server's"], ["auto", "any: detect it"], ...Object.entries(server.languages)]);
   find("record").disabled = find("file").disabled = !speech.length;
   find("camera").disabled = !video.length;
-  const notices = server.pipelines.map(({ notice }) => notice).filter(Boolean);
-  find("notice").textContent = notices.join(" ");
-  find("notice").hidden = !notices.length;
-  find("token-form").hidden = !server.wants_token || Boolean(server.token);
+  showNotice();
+  if (server.wants_token && !server.token) askForToken();
   if (!speech.length && video.length) open(find("tab-video"));
 }
+
+/** Show what the chosen pipeline has to say of itself. */
+function showNotice() {
+  const { notice } = server.pipelines.find(({ name }) => name === chosen().pipeline) ?? {};
+  find("notice").textContent = notice ? `${notice[0].toUpperCase()}${notice.slice(1)}.` : "";
+  find("notice").hidden = !notice;
+}
+
+function askForToken() {
+  showTrouble(server.token && "That is not the server's token.");
+  find("token-form").hidden = false;
+  find("token").value = "";
+  find("token").focus();
+}
+
+find("speech-pipeline").onchange = showNotice;
 
 let loaded = false;
 
@@ -185,7 +211,7 @@ async function watch() {
   const trouble = await server.trouble();
   find("state").textContent = trouble || `${server.role} ready`;
   find("state").dataset.ready = trouble ? "no" : "yes";
-  if (!loaded && trouble !== "no answer from the server") {
+  if (!loaded && trouble !== NO_ANSWER) {
     try {
       await load();
       loaded = server.pipelines.length > 0;

@@ -2,6 +2,7 @@
 
 import { openFeed } from "./feeds.js";
 import { openMicrophone } from "./microphone.js";
+import { Unauthorized } from "./server.js";
 
 const KEPT_SECONDS = 120;
 const MOST_FAILURES = 5;
@@ -20,7 +21,7 @@ export class Recorder {
   #failures = 0;
   #settled = () => {};
 
-  /** `view` shows what happens: `recording(on)`, `level(peak)` and `trouble(sentence)`. */
+  /** `view` shows what happens: `recording(on)`, `level(peak)`, `trouble(sentence)` and `failed(error)`. */
   constructor(server, transcript, view) {
     this.#server = server;
     this.#transcript = transcript;
@@ -93,15 +94,15 @@ export class Recorder {
     this.#feed = null;
     this.#transcript.setPartial(null);
     if (!error || !this.isRecording) {
-      if (error) this.#view.trouble(`The last words may be missing: ${error}`);
+      if (error) this.#view.trouble(`The last words may be missing: ${error.message}`);
       return this.#settled();
     }
-    if (++this.#failures > MOST_FAILURES) {
+    if (error instanceof Unauthorized || ++this.#failures > MOST_FAILURES) {
       await this.stop();
-      return this.#view.trouble(`The server does not take the recording: ${error}`);
+      return this.#view.failed(error);
     }
     do {
-      this.#view.trouble(`${error}. The recording goes on; its text comes when the server is back.`);
+      this.#view.trouble(`${error.message}. The recording goes on; its text comes when the server takes it.`);
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       if (!this.isRecording) return this.#settled();
     } while (await this.#server.trouble());

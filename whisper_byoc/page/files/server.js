@@ -2,6 +2,7 @@
 
 const TOKEN = "whisper-byoc token";
 const ANSWER_MS = 3000;
+export const NO_ANSWER = "no answer from the server";
 
 export class Unauthorized extends Error {}
 
@@ -21,7 +22,9 @@ export class Server {
   async fetch(path, options = {}) {
     const headers = new Headers(options.headers);
     if (this.token) headers.set("Authorization", `Bearer ${this.token}`);
-    const answer = await fetch(path, { ...options, headers });
+    const answer = await fetch(path, { ...options, headers }).catch((error) => {
+      throw error instanceof TypeError ? new Error(NO_ANSWER) : error;  // browsers have words of their own for it
+    });
     if (answer.ok) return answer;
     const sentence = await errorIn(answer);
     throw answer.status === 401 ? new Unauthorized(sentence) : new Error(sentence);
@@ -33,7 +36,7 @@ export class Server {
       const answer = await fetch("readyz", { signal: AbortSignal.timeout(ANSWER_MS) });
       return answer.ok ? "" : (await answer.json()).reasons?.join("; ") || `it answers ${answer.status}`;
     } catch {
-      return "no answer from the server";
+      return NO_ANSWER;
     }
   }
 

@@ -1,7 +1,8 @@
 // The text so far, on the page and as files. Times are seconds since the recording began.
 
-const LINE = 42;
+const LINE = 42;  // columns, of which a full-width character takes two
 const LINES = 2;
+const WIDE = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\u3000-\u303f\uff00-\uff60]/gu;
 const LEADING_MARK = /^(?:[.,;:?!\u2026]+(?=\s|$)|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]+)\s*/;
 
 export class Transcript {
@@ -64,6 +65,7 @@ export class Transcript {
     const time = document.createElement("time");
     time.textContent = clock(start);
     const words = document.createElement("span");
+    words.dir = "auto";  // Arabic and Hebrew run to the left
     words.textContent = text;
     item.append(time, words);
     this.#list.append(item);
@@ -79,7 +81,8 @@ export class Transcript {
     const mark = format === "vtt" ? "." : ",";
     const blocks = this.cues.flatMap(subtitles).map(({ start, end, lines }, number) => {
       const times = `${stamp(start, mark)} --> ${stamp(end, mark)}`;
-      return `${format === "srt" ? `${number + 1}\n` : ""}${times}\n${lines.join("\n")}\n`;
+      const shown = lines.join("\n").replaceAll("-->", "->");
+      return format === "srt" ? `${number + 1}\n${times}\n${shown}\n` : `${times}\n${shown.replaceAll("&", "&amp;").replaceAll("<", "&lt;")}\n`;
     });
     return (format === "vtt" ? "WEBVTT\n\n" : "") + blocks.join("\n");
   }
@@ -88,21 +91,30 @@ export class Transcript {
 /** Cut a cue into subtitles of at most two lines, which share its time by their length. */
 function subtitles({ start, end, text }) {
   const lines = [""];
-  for (const word of text.split(/\s+/)) {
-    const line = lines.at(-1);
-    if (line && line.length + 1 + word.length > LINE) lines.push(word);
-    else lines[lines.length - 1] = line ? `${line} ${word}` : word;
+  for (const word of text.split(/(?<=\s)/).flatMap(pieces)) {
+    if (lines.at(-1) && columns(lines.at(-1) + word.trimEnd()) > LINE) lines.push("");
+    lines[lines.length - 1] += word;
   }
   const letters = lines.join("").length || 1;
   let at = start;
   const parts = [];
   for (let first = 0; first < lines.length; first += LINES) {
-    const some = lines.slice(first, first + LINES);
+    const some = lines.slice(first, first + LINES).map((line) => line.trim());
     const until = at + ((end - start) * some.join("").length) / letters;
     parts.push({ start: at, end: until, lines: some });
     at = until;
   }
   return parts;
+}
+
+/** Return a word, or the words in it where a script has no spaces between them. */
+function pieces(word) {
+  if (columns(word.trimEnd()) <= LINE && !word.match(WIDE)) return [word];
+  return [...new Intl.Segmenter(undefined, { granularity: "word" }).segment(word)].map(({ segment }) => segment);
+}
+
+function columns(text) {
+  return text.length + (text.match(WIDE)?.length ?? 0);
 }
 
 function stamp(seconds, mark) {

@@ -12,7 +12,7 @@ export class Camera {
   #view;
   #stream = null;
 
-  /** `view` shows what happens: `rate(frames a second)` and `trouble(sentence)`. */
+  /** `view` shows what happens: `rate(frames a second)`, `trouble(sentence)` and `failed(error)`. */
   constructor(server, seen, processed, view) {
     this.#server = server;
     this.#seen = seen;
@@ -40,14 +40,17 @@ export class Camera {
     const grabber = new OffscreenCanvas(WIDTH, HEIGHT).getContext("2d", { willReadFrequently: true });
     const target = this.#processed.getContext("2d");
     const times = [performance.now()];
+    let failed = false;
     while (stream === this.#stream) {
       grabber.drawImage(this.#seen, 0, 0, WIDTH, HEIGHT);
       try {
         const frame = await this.#process(pipeline, toRgb(grabber.getImageData(0, 0, WIDTH, HEIGHT).data));
         target.putImageData(new ImageData(toRgba(frame), WIDTH, HEIGHT), 0, 0);
-        this.#view.trouble("");
+        if (failed) this.#view.trouble("");
+        failed = false;
       } catch (error) {
-        this.#view.trouble(error.message);
+        failed = true;
+        this.#view.failed(error);
         await new Promise((resolve) => setTimeout(resolve, 1000));
       }
       times.push(performance.now());
