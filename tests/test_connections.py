@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import json
 import logging
+import ssl
 
 import pytest
 from aiohttp import web
 
+from whisper_byoc import connections
 from whisper_byoc.connections import ConnectionLimits, Connections, client_address
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import listening
+from whisper_byoc.http import listening, server_tls
 
 AMPLE = ConnectionLimits(total=100, per_address=100)
 QUICK = ConnectionLimits(total=100, per_address=100, head_seconds=0.05)
@@ -25,7 +27,7 @@ async def answer_refusals(request, handler):
 
 
 @contextlib.asynccontextmanager
-async def serving(limits):
+async def serving(limits, tls=None):
     """Serve `/health`, and an echo at `/`; yield a function that opens a connection."""
 
     async def echo(request):
@@ -36,11 +38,12 @@ async def serving(limits):
 
     app = web.Application(middlewares=[answer_refusals])
     app.add_routes([web.post("/", echo), web.get("/health", health)])
-    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=1, limits=limits) as port:
+    options = {"keep_alive_seconds": 60, "shutdown_seconds": 1, "limits": limits, "tls": tls}
+    async with listening(app, "127.0.0.1", 0, **options) as port:
         writers = []
 
-        async def connect(data=b""):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async def connect(data=b"", **how):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, **how)
             writers.append(writer)
             writer.write(data)
             return reader, writer
@@ -137,6 +140,26 @@ async def test_who_says_nothing_keeps_no_place_of_the_reserve():
         assert await is_over(silent)
         reader, _ = await connect(get("/health"))
         assert await answer(reader) == (200, b"well")
+
+
+async def test_handshakes_that_do_not_end_count_as_connections(certificate, monkeypatch):
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
+    trusting = {"ssl": ssl.create_default_context(cafile=certificate[0]), "server_hostname": "localhost"}
+    limits = ConnectionLimits(total=2, per_address=2, reserve=8)
+    async with serving(limits, server_tls(*certificate)) as connect:
+        silent = [await connect(b"\x16\x03\x01") for _ in range(2)]
+        reader, _ = await connect(get("/health"), **trusting)
+        assert await answer(reader) == (200, b"well")
+        reader, _ = await connect(post(b"1"), **trusting)
+        assert (await answer(reader))[0] == 503
+        held, _ = await connect()  # the share of this address in the reserve: it gives way to the next one
+        reader, _ = await connect(get("/health"), **trusting)
+        assert await answer(reader) == (200, b"well")
+        for each in (held, *(reader for reader, _ in silent)):
+            with contextlib.suppress(ConnectionError):
+                assert await is_over(each)
+        reader, _ = await connect(post(b"2"), **trusting)
+        assert await answer(reader) == (200, b"2")
 
 
 async def test_bytes_that_are_no_request_are_one_line(caplog):

@@ -5,7 +5,9 @@ import ipaddress
 import json
 import logging
 import resource
+import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MONITORED = frozenset(("/health", "/healthz", "/readyz"))
 """Paths that are answered in the reserve."""
+HANDSHAKE_SECONDS = 10
+"""Longest time for the TLS handshake of a client."""
 LOG_SECONDS = 10.0
 """Between two lines on the same trouble."""
 MOST_CONNECTIONS = 10_000
@@ -112,11 +116,17 @@ class Connections:
             self._places[handler.address] -= 1
             if not self._places[handler.address]:
                 del self._places[handler.address]
+        handler.reserved = None
 
-    def factory(self, server: web.Server) -> Callable[[], asyncio.Protocol]:
+    def factory(self, server: web.Server, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
         """Return what makes the protocol of each connection to an application's server."""
         options = handler_options(server)
-        return lambda: BoundedHandler(server, self, **options)
+
+        def make() -> asyncio.BaseProtocol:
+            handler = BoundedHandler(server, self, **options)
+            return CountedTls(handler, tls) if tls else handler
+
+        return make
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log in one line that the system has no descriptors left; asyncio writes a hundred tracebacks a second."""
@@ -135,13 +145,20 @@ class BoundedHandler(web.RequestHandler):
         """Whether it is in the reserve; None when it has no place."""
         self.address = ""
         self._connections = connections
+        self._tcp: asyncio.Transport | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # of the newest request
 
+    def count(self, tcp: asyncio.BaseTransport) -> None:
+        """Take a place, if there is one, for a connection that was opened; `reserved` says which."""
+        assert isinstance(tcp, asyncio.Transport)
+        self._tcp, self.address = tcp, client_address(tcp)
+        self.reserved = self._connections.enter(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.address = client_address(transport)
-        self.reserved = self._connections.enter(self)
+        if self._tcp is None:
+            self.count(transport)
         if self.reserved is None:
             _answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
             return
@@ -149,9 +166,13 @@ class BoundedHandler(web.RequestHandler):
         self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.leave()
+        super().connection_lost(exc)
+
+    def leave(self) -> None:
+        """Give the place back, if there still is one."""
         self._head_is_there()
         self._connections.leave(self)
-        super().connection_lost(exc)
 
     @property
     def idle(self) -> bool:
@@ -162,9 +183,10 @@ class BoundedHandler(web.RequestHandler):
         """Leave the reserve to another connection."""
         self._connections.leave(self)
         self._head_is_there()
-        self.reserved = None
         if isinstance(self.transport, asyncio.Transport):
             _answer(self.transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
+        elif self._tcp is not None:  # it is in its TLS handshake
+            self._tcp.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.reserved is None:
@@ -216,6 +238,32 @@ class BoundedHandler(web.RequestHandler):
         self._connections.slow_heads.warning(f"{self.address} had not sent the head of a request after {seconds:g} s")
         assert isinstance(transport, asyncio.Transport)
         _answer(transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s")
+
+
+class CountedTls(SSLProtocol):
+    """TLS of a connection that has a place from its opening on, not from the end of its handshake."""
+
+    def __init__(self, handler: BoundedHandler, context: ssl.SSLContext) -> None:
+        waiter: Any = None  # for who connects; the one who listens has none
+        super().__init__(
+            asyncio.get_running_loop(),
+            handler,
+            context,
+            waiter,
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+        )
+        self._handler = handler
+
+    def connection_made(self, transport: Any) -> None:
+        self._handler.count(transport)
+        super().connection_made(transport)
+        if self._handler.reserved is None:
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._handler.leave()
+        super().connection_lost(exc)
 
 
 @web.middleware

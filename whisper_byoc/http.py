@@ -24,8 +24,6 @@ CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request raises when the server is gone, breaks off or is too slow: another try may do better."""
 
 CONNECT_SECONDS = 10.0
-HANDSHAKE_SECONDS = 10.0
-"""Longest time for the TLS handshake of a client."""
 BACKLOG = 128
 SMALL_BODY = 64 * 1024
 """Bytes; enough for what peers tell each other in JSON."""
@@ -139,13 +137,8 @@ async def listening(
     listener = None
     try:
         try:
-            timeout = HANDSHAKE_SECONDS if tls else None
             listener = await loop.create_server(
-                connections.factory(runner.server),
-                **where(host, port),
-                backlog=BACKLOG,
-                ssl=tls,
-                ssl_handshake_timeout=timeout,
+                connections.factory(runner.server, tls), **where(host, port), backlog=BACKLOG
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
