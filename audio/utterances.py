@@ -106,11 +106,13 @@ class Utterance:
     samples: NDArray[np.int16]
     """Its sound, shape (n,)."""
     speech_start: int
-    """Position of the first chunk with speech; of the first sample, if the utterance began with a cut."""
+    """Position of the first chunk with speech; of the first sample, if the utterance began with a cut in speech."""
     speech_end: int
     """Position behind the last chunk with speech."""
     ended_by: EndedBy
     """A pause, the length limit (`cut`), the end of the stream; `open`: it goes on."""
+    pauses: tuple[tuple[int, int], ...] = ()
+    """Where nobody speaks between `speech_start` and `speech_end`: begin and end, in order."""
 
     @property
     def end(self) -> int:
@@ -132,6 +134,7 @@ class UtteranceSplitter:
         self._first: int | None = None  # position of the open utterance
         self._speech_start = 0
         self._speech_end = 0
+        self._pauses: list[tuple[int, int]] = []  # of the open utterance
         self._previous_end = 0  # position behind the last utterance: no sample belongs to two
         self._number = 0
 
@@ -189,6 +192,8 @@ class UtteranceSplitter:
             self._wait_for_speech(probability, start)
             return []
         if probability >= self.options.silence_threshold:
+            if self._speech_end < start:
+                self._pauses.append((self._speech_end, start))
             self._speech_end = self._position
         elif self.silence >= self.pause:
             return [self._end("pause")]
@@ -212,6 +217,7 @@ class UtteranceSplitter:
         self._speech_start = max(self._speech_start, self._previous_end)
         start = self._speech_start - _to_samples(self.options.pre_roll)
         self._first, self._speech_chunks = max(start, self._previous_end, self._kept), 0
+        self._pauses = []
 
     def _cut(self) -> Utterance:
         """End the utterance at the quietest point of its last third, and begin the next one there."""
@@ -223,6 +229,9 @@ class UtteranceSplitter:
             return self._end("cut")
         utterance = self._end("cut", point)
         self._first = self._speech_start = point
+        self._pauses = [(max(begin, point), end) for begin, end in self._pauses if end > point]
+        if self._pauses and self._pauses[0][0] == point:
+            self._speech_start = self._pauses.pop(0)[1]
         return utterance
 
     def _end_of_silence(self) -> int:
@@ -243,7 +252,10 @@ class UtteranceSplitter:
         assert self._first is not None
         samples = self._slice(self._first, end)
         speech_end = min(self._speech_end, end)
-        return Utterance(self._number, self._first, samples, self._speech_start, speech_end, ended_by)
+        pauses = [each for each in self._pauses if each[0] < end]
+        if pauses and pauses[-1][1] >= speech_end:  # it is cut there
+            speech_end = pauses.pop()[0]
+        return Utterance(self._number, self._first, samples, self._speech_start, speech_end, ended_by, tuple(pauses))
 
     def _slice(self, start: int, end: int) -> NDArray[np.int16]:
         return self._buffer[start - self._base : end - self._base].copy()

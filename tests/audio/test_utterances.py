@@ -116,6 +116,14 @@ def test_utterances_are_exact_in_order_and_hold_all_speech(sound, options):
         clicks = [at for at in spoken_chunks(sound) if each.first <= at < each.speech_start]
         assert all(len(run) < options.min_speech_chunks for run in in_a_row(clicks))
         assert np.all(sound[each.speech_end : each.end] < LOUD)
+        spoken = np.zeros(len(sound) + CHUNK, bool)
+        for at in spoken_chunks(sound):
+            spoken[at : at + CHUNK] = True
+        for begin, end in each.pauses:
+            assert each.speech_start < begin < end < each.speech_end
+            assert not spoken[begin:end].any()
+            spoken[begin:end] = True
+        assert spoken[each.speech_start : each.speech_end].all()
     for before, after in itertools.pairwise(found):
         assert before.end <= after.first
     covered = np.zeros(len(sound) + CHUNK, bool)
@@ -173,6 +181,19 @@ def test_the_pause_is_shorter_in_a_long_utterance():
     quiet = int(SHORT.shortest_pause * RATE) // CHUNK + 2
     assert len(split(stretches(5, 8, quiet, 8, 30))) == 1
     assert len(split(stretches(5, 36, quiet, 8, 30))) == 2
+
+
+def test_the_pauses_of_an_utterance_are_known():
+    (found,) = split(stretches(5, 5, 3, 5, 1, 5, 30), DIRECT)
+    assert found.pauses == ((10 * CHUNK, 13 * CHUNK), (18 * CHUNK, 19 * CHUNK))
+
+
+def test_a_cut_within_a_pause_belongs_to_neither_utterance():
+    longest = int(DIRECT.longest * RATE) // CHUNK + 1
+    first, second = split(stretches(0, longest - 10, 5, 20, 30), replace(DIRECT, pre_roll=0.0))
+    assert (first.ended_by, first.speech_end, first.pauses) == ("cut", (longest - 10) * CHUNK, ())
+    assert first.end == second.first < second.speech_start == (longest - 5) * CHUNK
+    assert second.pauses == ()
 
 
 def test_a_click_is_no_speech():

@@ -30,6 +30,9 @@ Scores: TypeAlias = Mapping[str, float]
 """Language -> how likely it is that some sound ends in it: a log-probability less that of the likeliest language. Those
 that are not named are as unlikely as any may be (`language.CHANGE`). Empty before any speech."""
 
+Pauses: TypeAlias = Sequence[tuple[float, float]]
+"""Where nobody speaks, by voice activity: begin and end in seconds, in order."""
+
 SECONDS_PER_POSITION = 0.02
 """Two hops of 10 ms make one position of Whisper's encoder."""
 
@@ -74,6 +77,8 @@ class DecodeOptions:
     None leaves it to the scheduler, which knows how busy the machine is."""
     guess: tuple[int, ...] = ()
     """`Draft.tokens` of the same sound's beginning; saves time, and changes no text."""
+    pauses: Pauses | None = None
+    """Of the sound; None where they are not known."""
     before: Before | None = None
     """Makes `Transcription.goes_on` possible, with an engine that `continues`; for about twice the time."""
 

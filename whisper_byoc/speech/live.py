@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -269,7 +269,7 @@ class LiveTranscriber:
         return updates
 
     async def _transcribe(self, utterance: Utterance, guess: tuple[int, ...]) -> Timed[Transcription]:
-        options = replace(self._language.asked(self._decoding), guess=guess)
+        options = replace(self._language.asked(self._decoding), guess=guess, pauses=_pauses(utterance))
         if self._goes_on:
             options = replace(options, before=self._sentence.before(utterance, self._language.likely))
         return await self._scheduler.transcribe(_as_floats(utterance), options, live=not self.options.recording)
@@ -384,6 +384,13 @@ def _start_task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 def _same_sound(one: Utterance, other: Utterance) -> bool:
     return (one.first, one.end) == (other.first, other.end)
+
+
+def _pauses(utterance: Utterance) -> list[tuple[float, float]]:
+    """Return where nobody speaks, before and behind its speech as well, in seconds of its sound."""
+    edges = utterance.first, utterance.speech_start, *chain(*utterance.pauses), utterance.speech_end, utterance.end
+    seconds = [(position - utterance.first) / SAMPLE_RATE for position in edges]
+    return [*zip(seconds[::2], seconds[1::2], strict=True)]
 
 
 def _as_floats(utterance: Utterance) -> Samples:

@@ -27,9 +27,9 @@ def network(model):
 SHORT_FIRST = attempts_at(full=False, patient=False)
 
 
-def found_by(model, network, samples, *, timestamps=True, attempts=SHORT_FIRST, **options):
+def found_by(model, network, samples, *, timestamps=True, attempts=SHORT_FIRST, pauses=None, **options):
     request = Request(DecodeOptions(**options), 224, timestamps, attempts)
-    windows = Windows(network, log_mel(samples, 80), never)
+    windows = Windows(network, log_mel(samples, 80), never, pauses=pauses)
     return network.run(transcribe(model, windows, request, never))
 
 
@@ -170,6 +170,27 @@ def test_loud_sound_that_no_word_is_about_is_decoded_by_itself(
     assert asked == pieces
     ends = [(each.segment.start, each.segment.end) for each in found]
     assert ends == sorted(ends)
+
+
+@pytest.mark.parametrize(
+    ("pauses", "expected"),
+    [
+        ([], "one two three after"),
+        ([(1.0, 1.4)], "one two three after"),
+        ([(1.0, 1.4), (2.0, 2.8)], "one two three"),  # 0.7 s of speech are left
+        (None, "one two three"),  # it is not loud
+    ],
+)
+def test_a_quiet_voice_behind_a_loud_one_is_decoded_by_itself(
+    model, network, noise, scripted, monkeypatch, pauses, expected
+):
+    monkeypatch.setattr(FastModel, "follows_sound", True)
+    scripted(("one two three.", {}), ("after", {}))
+    waiting = iter([(0.5, 0.9, 1.3, 1.3), (0.9, 1.4)])
+    monkeypatch.setattr(module, "token_places", lambda *_: np.array(next(waiting)))
+    sound = noise[: 3 * 16_000] * np.where(np.arange(3 * 16_000) < 16_000, 1, 0.01).astype(np.float32)
+    found = found_by(model, network, sound, timestamps=False, attempts=(Attempt(),), pauses=pauses)
+    assert "".join(each.text for each in found).replace(".", "").strip() == expected
 
 
 def test_text_that_leaves_all_out_is_not_looked_through_without_end(model, network, noise, scripted, monkeypatch):

@@ -16,6 +16,7 @@ from whisper_byoc.speech.engine import (
     DraftWord,
     Inference,
     IsCancelled,
+    Pauses,
     Samples,
     Scores,
     draft_words,
@@ -126,7 +127,7 @@ class FastEngine:
     def _transcribe(
         self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
     ) -> Together[Transcription]:
-        windows = self._windows(samples, is_cancelled)
+        windows = self._windows(samples, is_cancelled, options.pauses)
         if options.language is not None:
             return (yield from self._transcribe_in(options.language, windows, samples, options, is_cancelled))
         pieces = yield from _alone(self._languages(windows, samples, options.spoken))
@@ -136,7 +137,7 @@ class FastEngine:
         for start, end, language in stretches:
             sound = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
             if len(stretches) > 1:
-                windows = self._windows(sound, is_cancelled)
+                windows = self._windows(sound, is_cancelled, _shifted(options.pauses, -start))
             text = yield from self._transcribe_in(language, windows, sound, options, is_cancelled)
             found.append(text.shifted(start))
             options = replace(options, guess=(), before=None)
@@ -158,7 +159,9 @@ class FastEngine:
         self, language: str, before: Before, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled
     ) -> Steps[Transcription]:
         begin, seconds = len(before.samples) / SAMPLE_RATE, len(samples) / SAMPLE_RATE
-        windows = self._windows(np.concatenate((before.samples, samples)), is_cancelled)
+        windows = self._windows(
+            np.concatenate((before.samples, samples)), is_cancelled, _shifted(options.pauses, begin)
+        )
         request = self._request(options, seconds)
         found = yield from transcribe_behind(self._model, windows, before, begin, request, is_cancelled)
         return replace(_transcription(found, language), goes_on=True).shifted(-begin).within(0.0, seconds)
@@ -209,8 +212,8 @@ class FastEngine:
         assert self._loaded is not None, "use_threads() comes first"
         return self._loaded
 
-    def _windows(self, samples: Samples, is_cancelled: IsCancelled) -> Windows:
-        return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled)
+    def _windows(self, samples: Samples, is_cancelled: IsCancelled, pauses: Pauses | None = None) -> Windows:
+        return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled, pauses=pauses)
 
     def _languages(self, windows: Windows, samples: Samples, spoken: Scores) -> Steps[tuple[LanguagePiece, ...]]:
         """Find the language of each piece of the sound, by what the encoder made of the window around it."""
@@ -231,6 +234,11 @@ def _alone(work: Steps[T]) -> Together[T]:
     """Have work ask for its passes as `together` does."""
     (result,) = yield from together(work)
     return result
+
+
+def _shifted(pauses: Pauses | None, seconds: float) -> Pauses | None:
+    """Return the same pauses on a clock that began `seconds` earlier."""
+    return None if pauses is None else [(begin + seconds, end + seconds) for begin, end in pauses]
 
 
 def _transcription(found: Sequence[Scored], language: str) -> Transcription:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.engine import SECONDS_PER_POSITION, DecodeOptions, IsCancelled
+from whisper_byoc.speech.engine import SECONDS_PER_POSITION, DecodeOptions, IsCancelled, Pauses
 from whisper_byoc.speech.fast.alignment import (
     FRAMES_PER_POSITION,
     SENTENCE_ENDS,
@@ -40,12 +40,12 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 LOUD = 0.75
 """Loud is what is less than 30 dB below the loudest frame: 40 dB are 1 in a log-mel feature."""
 SHORTEST_SPEECH = 2.0
-"""Seconds of loud sound from which on the length of a text says something."""
+"""Seconds of speech from which on the length of a text says something."""
 THIN_TEXT = 4.0
-"""Bytes of UTF-8 for a second of loud sound that are too few for speech; the slowest of 40 recordings has 9.6."""
+"""Bytes of UTF-8 for a second of speech that are too few for speech; the slowest of 40 recordings has 9.6."""
 LONGEST_UNHEARD = 0.8
-"""Seconds of loud sound beside the words of a text that is complete: 75 of them leave 0.76 at most, those that lack
-words 0.89 and more."""
+"""Seconds of speech beside the words of a text that is complete. Of loud sound, 75 of them leave 0.76 at most, those
+that lack words 0.89 and more."""
 BEFORE_END = 0.6
 AFTER_END = 0.2
 """Seconds around what the decoder attended to when it wrote the end of a word that belong to the word."""
@@ -101,9 +101,15 @@ class Windows:
     """The windows of one recording, encoded when they are needed; the last one is kept."""
 
     def __init__(
-        self, network: Network, mel: NDArray[np.float32], is_cancelled: IsCancelled, margin: float = MARGIN
+        self,
+        network: Network,
+        mel: NDArray[np.float32],
+        is_cancelled: IsCancelled,
+        margin: float = MARGIN,
+        pauses: Pauses | None = None,
     ) -> None:
         """`mel` has the features of all of it, (mels, frames); `margin` is in seconds."""
+        self.pauses = pauses
         self._margin = margin
         self.frames = mel.shape[1]
         self._network = network
@@ -111,8 +117,14 @@ class Windows:
         self._is_cancelled = is_cancelled
         self._last: tuple[tuple[int, int, float], Sound] | None = None
 
-    def loud(self, begin: int, end: int) -> float:
-        """Return how many seconds between two frames are loud, next to the loudest of the 30 s around them."""
+    def speech(self, begin: int, end: int) -> float:
+        """Return how many seconds between two frames are in no pause.
+
+        Where pauses are not known it is how many are loud, next to the loudest of the 30 s around them.
+        """
+        if self.pauses is not None:
+            first, last = begin / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
+            return last - first - sum(max(0.0, min(to, last) - max(since, first)) for since, to in self.pauses)
         peaks = self._mel[:, max(0, end - FRAMES) : begin + FRAMES].max(0)
         return float((self._mel[:, begin:end].max(0) > peaks.max() - LOUD).sum()) / FRAMES_PER_SECOND
 
@@ -222,7 +234,7 @@ def _scored(segments: Sequence[TimedSegment], decoded: Decoded, tokenizer: Token
 def unheard(
     windows: Windows, piece: tuple[int, int], decoded: Decoded, places: NDArray[np.float64], tokenizer: Tokenizer
 ) -> list[tuple[int, tuple[int, int]]]:
-    """Return the frames of loud sound that no word of a text is about, and before which token their text belongs.
+    """Return the frames of speech that no word of a text is about, and before which token their text belongs.
 
     `places` are the tokens' in seconds. Punctuation may attend to anything, and does not count.
     """
@@ -240,7 +252,7 @@ def unheard(
     return [
         (next((at for at in starts if places[at] * FRAMES_PER_SECOND > start), len(decoded.tokens)), (start, stop))
         for start, stop in edges.reshape(-1, 2).tolist()
-        if stop - start > LONGEST_UNHEARD * FRAMES_PER_SECOND and windows.loud(start, stop) > LONGEST_UNHEARD
+        if stop - start > LONGEST_UNHEARD * FRAMES_PER_SECOND and windows.speech(start, stop) > LONGEST_UNHEARD
     ]
 
 
@@ -321,7 +333,7 @@ def _best(
             decoded = yield from decode(sound, tokenizer, context, wish, is_cancelled)
         score = score_of(decoded, tokenizer)
         doubtful = score.doubtful or (not decoded.ended and not score.invented)
-        thin = is_thin(decoded, tokenizer, windows.loud(*piece))
+        thin = is_thin(decoded, tokenizer, windows.speech(*piece))
         found.append(((not doubtful, not thin, decoded.logprob), decoded, sound))
         whole = sound.positions == model.dims.n_audio_ctx
         if not doubtful and (not thin or whole):  # drawing tokens brings no words back
@@ -331,6 +343,6 @@ def _best(
 
 
 def is_thin(decoded: Decoded, tokenizer: Tokenizer, seconds: float) -> bool:
-    """Whether a text is too short for so many seconds of loud sound, which the model takes for speech."""
+    """Whether a text is too short for so many seconds of speech, if the model takes them for that as well."""
     length = len(tokenizer.decode(decoded.tokens).strip().encode())
     return decoded.no_speech <= MAX_NO_SPEECH and seconds >= SHORTEST_SPEECH and length < THIN_TEXT * seconds
