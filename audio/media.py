@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
 from audio.ffmpeg import CONTAINERS, NO_AUDIO, complaints, ffmpeg_environment, wav_from_file
-from audio.riff import begins_like_wav
+from audio.riff import HEAD_BYTES, begins_like_wav
 from audio.sniff import foreign, is_media
-from audio.wav import WavReader, read_wav
+from audio.wav import BLOCK_SECONDS, WavReader, wav_blocks
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
-"""Default limit for one call, in seconds: ffmpeg decodes some hundred times faster than real time."""
+"""Default limit for one call, in seconds, that a minute of sound or a slow start may take."""
 
 MAX_SECONDS = 4 * 3600.0
 """Default limit for the sound in one file, in seconds: a small file can claim years of silence."""
@@ -40,15 +40,15 @@ MAX_SECONDS = 4 * 3600.0
 MAX_SECONDS_IN_BLOCKS = 7 * 24 * 3600.0
 """The same where no more than a block is held."""
 
-WHOLE_BYTES = 64 << 20
-"""Largest WAV that is read in one piece."""
-
 HANG_SECONDS = 20.0
-"""An ffmpeg that gives nothing for so long hangs. It reads the largest upload through within a second."""
+"""An ffmpeg that gives nothing for so long hangs. It reads a gigabyte through within a few."""
+
+SLOWEST = 30.0
+"""Seconds of sound that must be decoded in one, beyond `TIMEOUT`: usually some hundred are, on an idle CPU."""
 
 BLOCK_BYTES = 1 << 20
-BLOCK_SAMPLES = 10 * pcm.SAMPLE_RATE
-"""Of what is decoded, at least."""
+BLOCK_SAMPLES = BLOCK_SECONDS * pcm.SAMPLE_RATE
+"""Of what ffmpeg decodes, at least."""
 
 SILENT = 1e-3
 """Peak below which a track is silent, -60 dB: recorders of screens and meetings leave some unused."""
@@ -62,42 +62,41 @@ KEPT_LINES = 20
 """Lines of ffmpeg's stderr that are kept: a broken file can make it complain without end."""
 
 
+Source = bytes | str | os.PathLike[str] | IO[bytes]
+"""The content of a file, its path, or an open file, which is not closed."""
+
+
 def load_audio(
     path: str | os.PathLike[str], *, timeout: float = TIMEOUT, max_seconds: float = MAX_SECONDS
 ) -> NDArray[np.float32]:
-    """Read any sound file: float32, shape (n,), 16 kHz mono.
+    """Read any sound file whole, as `audio_blocks` does: float32, shape (n,), 16 kHz mono."""
+    blocks = audio_blocks(path, timeout=timeout, max_seconds=max_seconds)
+    return np.concatenate((np.empty(0, np.float32), *blocks))
 
-    What begins as a WAV is read in process. A WAV of a format that `read_wav` does not know, and everything else, is
-    left to ffmpeg under `timeout` and `max_seconds` (see `decode_media`). What is cut off is read as far as it goes,
-    and logged.
+
+def audio_blocks(
+    source: Source,
+    *,
+    timeout: float = math.inf,
+    max_seconds: float = MAX_SECONDS_IN_BLOCKS,
+    strict: bool = False,
+    warn: Callable[[str], object] = log.warning,
+) -> Iterator[NDArray[np.float32]]:
+    """Read any sound file, however long, in blocks, shape (n,), n > 0, 16 kHz mono, as they are asked for.
+
+    What begins as a WAV is read in process, by `wav_blocks`. A WAV of a format that is not read there, and everything
+    else, is left to ffmpeg, by `decoded_blocks`. What is cut off is read as far as it goes, and `warn` is told.
 
     Raises:
         WavError: a WAV file that is broken.
-        MediaError: as `decode_media`.
+        MediaError: as `decoded_blocks`.
     """
-    sound = _whole_wav(path)
-    return decode_media(path, timeout=timeout, max_seconds=max_seconds) if sound is None else sound
-
-
-def audio_blocks(path: str | os.PathLike[str]) -> Iterator[NDArray[np.float32]]:
-    """Read any sound file as `load_audio` does, however long: in blocks, shape (n,), n > 0, as they are asked for.
-
-    A WAV of more than `WHOLE_BYTES` is left to ffmpeg, which need not have it in memory.
-    """
-    sound = _whole_wav(path, WHOLE_BYTES)
-    if sound is None:
-        yield from decoded_blocks(path, timeout=math.inf, max_seconds=MAX_SECONDS_IN_BLOCKS)
-    else:
-        yield from in_blocks(sound)
-
-
-def _whole_wav(path: str | os.PathLike[str], most_bytes: float = math.inf) -> NDArray[np.float32] | None:
-    """Read what begins as a WAV in process; None for a larger file, and for what is left to ffmpeg."""
-    with _open_file(path) as file:
-        if begins_like_wav(file.read(12)) and os.fstat(file.fileno()).st_size <= most_bytes:
+    with _opened(source) as (file, _):
+        if begins_like_wav(file.read(HEAD_BYTES)):
             with suppress(UnsupportedWav):  # ADPCM and so on: ffmpeg reads many more
-                return read_wav(Path(path).read_bytes())
-    return None
+                yield from wav_blocks(file, int(max_seconds * pcm.SAMPLE_RATE), strict=strict, warn=warn)
+                return
+    yield from decoded_blocks(source, timeout=timeout, max_seconds=max_seconds, strict=strict, warn=warn)
 
 
 def in_blocks(samples: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -110,14 +109,13 @@ def decode_sound(data: bytes, *, timeout: float = TIMEOUT) -> NDArray[np.float32
 
     Returns float32, shape (n,), 16 kHz mono. Raises as `load_audio` does, and `PcmError` for half a sample.
     """
-    if begins_like_wav(data):
-        with suppress(UnsupportedWav):
-            return read_wav(data)
-    return decode_media(data, timeout=timeout) if is_media(data) else pcm.decode(data)
+    if is_media(data):
+        return np.concatenate((np.empty(0, np.float32), *audio_blocks(data, timeout=timeout, max_seconds=MAX_SECONDS)))
+    return pcm.decode(data)
 
 
 def decode_media(
-    source: bytes | str | os.PathLike[str],
+    source: Source,
     *,
     containers: str = CONTAINERS,
     timeout: float = TIMEOUT,
@@ -133,7 +131,7 @@ def decode_media(
 
 
 def decoded_blocks(
-    source: bytes | str | os.PathLike[str],
+    source: Source,
     *,
     containers: str = CONTAINERS,
     timeout: float = TIMEOUT,
@@ -144,10 +142,11 @@ def decoded_blocks(
     """Decode the sound of a media file with ffmpeg, as blocks are asked for: of a long file, little is held.
 
     Args:
-        source: the file's content, or its path. Content is spooled into a nameless temporary file, since ffmpeg must
-            seek in some containers.
+        source: ffmpeg must seek in some containers, so content is spooled into a nameless temporary file, and so is an
+            open file that is in memory.
         containers: the only ones that it may be, by ffmpeg's names; one alone is not looked for in the bytes.
-        timeout: seconds after which ffmpeg is killed, also while nobody asks for a block.
+        timeout: seconds after which ffmpeg is killed, also while nobody asks for a block; with each block it gets those
+            in which it should have decoded that at `SLOWEST`.
         max_seconds: the most sound that is accepted, in seconds.
         strict: refuse what ffmpeg could not decode whole; that is known behind its last block.
         warn: is called with a sentence when it could not.
@@ -162,11 +161,8 @@ def decoded_blocks(
         MediaError: no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
             `strict`.
     """
-    if isinstance(source, bytes):
-        name, opened = f"The upload of {len(source)} bytes", _spooled(source)
-    else:
-        name, opened = f"The file {os.fspath(source)!r}", _open_file(source)
-    with opened as file, ExitStack() as stack:
+    with _opened(source) as (file, name), ExitStack() as stack:
+        _write_out(file, name)
         _check_head(file, name)
 
         def decoding(*track: str) -> _Decoding:
@@ -205,20 +201,31 @@ def _until_heard(blocks: Iterable[NDArray[np.float32]]) -> tuple[list[NDArray[np
     return taken, False
 
 
-def _spooled(data: bytes) -> IO[bytes]:
-    try:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        try:
-            file.write(data)
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[IO[bytes], str]]:
+    """Open a source, at its beginning, and yield what to call it as well."""
+    if isinstance(source, bytes):
+        with tempfile.SpooledTemporaryFile(len(source) + 1) as file:
+            file.write(source)
             file.seek(0)
-        except OSError:
-            with suppress(OSError):  # closing writes the rest once more
-                file.close()
-            raise
+            yield file, f"The upload of {len(source)} bytes"
+    elif isinstance(source, (str, os.PathLike)):
+        with _open_file(source) as file:
+            yield file, f"The file {os.fspath(source)!r}"
+    else:
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
+        yield source, f"The upload of {size} bytes"
+
+
+def _write_out(file: IO[bytes], name: str) -> None:
+    """Write what is in memory of a temporary file to the disk, where ffmpeg finds it."""
+    try:
+        file.fileno()
+        file.flush()
     except OSError as error:
-        why = f"{len(data)} bytes cannot be written to a temporary file: {error.strerror}"
-        raise DecoderFailed(f"The recording cannot be decoded here now ({why}); try again later.") from error
-    return file
+        why = f"it cannot be written to a temporary file: {error.strerror}"
+        raise DecoderFailed(f"{name} cannot be decoded here now ({why}); try again later.") from error
 
 
 def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -261,13 +268,17 @@ class _Decoding:
         reader, samples, most = WavReader(), 0, int(max_seconds * pcm.SAMPLE_RATE)
         pieces, held = [], 0  # of the next block
         too_slow = MediaError(f"{name} was not decoded within {timeout:g} s; send less at a time, or allow more time.")
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+
+        def left() -> float:
+            return began + timeout + samples / (SLOWEST * pcm.SAMPLE_RATE) - time.monotonic()
+
         with _run_ffmpeg(file, command) as process:
             assert process.stderr is not None
             complaining = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
             try:
                 complaining.start()
-                for data in _blocks(process, deadline, name, too_slow):
+                for data in _blocks(process, left, name, too_slow):
                     pieces.append(reader.feed(data))
                     held += len(pieces[-1])
                     samples += len(pieces[-1])
@@ -278,7 +289,7 @@ class _Decoding:
                     if held >= BLOCK_SAMPLES:
                         yield np.concatenate(pieces)
                         pieces, held = [], 0
-                process.wait(max(0.0, deadline - time.monotonic()))  # closing stdout is the last thing ffmpeg does
+                process.wait(max(0.0, left()))  # closing stdout is the last thing ffmpeg does
             except subprocess.TimeoutExpired:
                 raise too_slow from None
             finally:
@@ -308,19 +319,21 @@ def _run_ffmpeg(file: IO[bytes], command: list[str]) -> subprocess.Popen[bytes]:
         raise DecoderFailed(f"{command[0]!r} cannot be run ({error.strerror}); install a working ffmpeg.") from error
 
 
-def _blocks(process: subprocess.Popen[bytes], deadline: float, name: str, too_slow: MediaError) -> Iterator[bytes]:
+def _blocks(
+    process: subprocess.Popen[bytes], left: Callable[[], float], name: str, too_slow: MediaError
+) -> Iterator[bytes]:
     """Yield ffmpeg's output as it comes.
 
-    Raises `too_slow` at the deadline, and `DecoderFailed` where nothing comes for `HANG_SECONDS`: whatever the media
-    are, ffmpeg gives some of it sooner.
+    Raises `too_slow` when no seconds are `left`, and `DecoderFailed` where nothing comes for `HANG_SECONDS`: whatever
+    the media are, ffmpeg gives some of it sooner.
     """
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
-            left = deadline - time.monotonic()
-            if not selector.select(max(0.0, min(left, HANG_SECONDS))):
-                if left <= HANG_SECONDS:
+            seconds = left()
+            if not selector.select(max(0.0, min(seconds, HANG_SECONDS))):
+                if seconds <= HANG_SECONDS:
                     raise too_slow
                 raise DecoderFailed(
                     f"{name} was not decoded: ffmpeg gave nothing for {HANG_SECONDS:g} s; try again later."

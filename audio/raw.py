@@ -1,7 +1,9 @@
 """Raw sound, in which nothing says what it is: names of encodings, and the endings of files that imply one."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import PcmError
 from audio.riff import A_LAW, FLOAT, MU_LAW, PCM, WavFormat
-from audio.wav import FrameDecoder
+from audio.wav import frame_blocks
 
 RawFormat = WavFormat | str
 """What raw sound is: a format, or the name of one of `CODECS`."""
@@ -60,16 +62,21 @@ def raw_format(encoding: str, rate: int, channels: int = 1) -> RawFormat:
     return WavFormat(tag, bits, channels, rate, big_endian)
 
 
-def decode_raw(data: bytes | memoryview, fmt: WavFormat) -> NDArray[np.float32]:
-    """Decode raw sound to float32, shape (n,), 16 kHz mono.
+def decode_raw(data: bytes, fmt: WavFormat) -> NDArray[np.float32]:
+    """Decode raw sound whole, as `raw_blocks` does: float32, shape (n,), 16 kHz mono."""
+    return np.concatenate((np.empty(0, np.float32), *raw_blocks(io.BytesIO(data), len(data), fmt)))
+
+
+def raw_blocks(file: IO[bytes], size: int, fmt: WavFormat) -> Iterator[NDArray[np.float32]]:
+    """Decode `size` bytes of raw sound, all of the file: blocks, shape (n,), n > 0, 16 kHz mono, as they are asked for.
 
     Raises:
-        PcmError: the last frame is not whole.
+        PcmError: at once, as the last frame is not whole.
     """
-    if len(data) % fmt.frame_bytes:
+    if size % fmt.frame_bytes:
         raise PcmError(
-            f"{len(data)} bytes are not whole frames of {fmt.frame_bytes} bytes ({fmt.bits} bits, {fmt.channels} "
+            f"{size} bytes are not whole frames of {fmt.frame_bytes} bytes ({fmt.bits} bits, {fmt.channels} "
             "channels); send whole ones."
         )
-    frames = FrameDecoder(fmt)
-    return np.concatenate((frames.feed(data), frames.finish()))
+    file.seek(0)
+    return frame_blocks(file, fmt, size)

@@ -81,8 +81,8 @@ class WavHeader(NamedTuple):
 class HeaderParser:
     """Parses the chunks up to the sound, however the bytes arrive."""
 
-    def __init__(self, limit: int | None) -> None:
-        """The sound must begin within `limit` bytes; None: anywhere in the file."""
+    def __init__(self, limit: int) -> None:
+        """The sound must begin within `limit` bytes, which are held."""
         self._limit = limit
         self._format: WavFormat | None = None
         self._order = "<"
@@ -105,10 +105,10 @@ class HeaderParser:
             if name == b"data":
                 return self._end(body, size)
             end = body + size + size % 2  # chunks are padded to even length, unless a program forgets it
-            if self._limit is not None and end + 8 > self._limit:
+            if end + 8 > self._limit:
                 raise WavError(
-                    f"The WAV stream has no sound within its first {self._limit} bytes (its chunk {_quoted(name)} "
-                    f"has {size}); send it without such metadata, or as a whole file."
+                    f"The WAV has no sound within its first {self._limit} bytes (its chunk {_quoted(name)} "
+                    f"has {size}); send it without such metadata."
                 )
             if len(self._buffer) < body + size:
                 return None

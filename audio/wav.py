@@ -1,7 +1,9 @@
 """WAV in (any usual rate, width, channels), 16 kHz mono float32 out."""
 
+import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from typing import IO
 
 import numpy as np
 import soxr
@@ -17,13 +19,19 @@ log = logging.getLogger(__name__)
 MAX_LIVE_HEADER = 1 << 20
 """Bytes a live stream may spend before its sound begins: above any tag but for large pictures, small to hold."""
 
+MAX_HEADER = 16 << 20
+"""The same for a file, whose header may hold large pictures."""
+
+BLOCK_SECONDS = 10
+"""Of sound that is read in blocks, at most."""
+
 UNTIL_THE_END = 0x7FFF_0000
 """Sizes from here on mean "until the end": sox writes 0x7FFFF000 to a pipe, ffmpeg 0xFFFFFFFF."""
 
 MISCOUNTED_SECONDS = 0.1
 """Sound that a header promises and that is not there counts as a wrong header below this, and as lost above."""
 
-_BLOCK = 1 << 20  # bytes of sound decoded at a time, so that wide formats need little memory beside the result
+_BLOCK = 1 << 20  # bytes read and decoded at a time, so that wide formats need little memory
 
 
 class WavReader:
@@ -93,10 +101,22 @@ def read_wav(
     strict: bool = False,
     warn: Callable[[str], object] = log.warning,
 ) -> NDArray[np.float32]:
-    """Read a whole WAV file.
+    """Read a whole WAV file as `wav_blocks` does: float32, shape (n,), 16 kHz mono."""
+    blocks = wav_blocks(io.BytesIO(data), max_samples, strict=strict, warn=warn)
+    return np.concatenate((np.empty(0, np.float32), *blocks))
+
+
+def wav_blocks(
+    file: IO[bytes],
+    max_samples: int | None = None,
+    *,
+    strict: bool = False,
+    warn: Callable[[str], object] = log.warning,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Read a whole WAV file in blocks, as they are asked for: of a long file, little is held.
 
     Args:
-        data: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits, float samples of 32, 64 bits, mu-law or A-law (also
+        file: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits, float samples of 32, 64 bits, mu-law or A-law (also
             as WAVE_FORMAT_EXTENSIBLE), 1-8 channels, 8-192 kHz. The `data` chunk's size decides, as far as the file
             goes; the RIFF size and the frame size, which many programs get wrong, do not. A size of 0 or from
             `UNTIL_THE_END` on, as of a file that was written to a pipe, means "until the end". An incomplete frame at
@@ -106,24 +126,25 @@ def read_wav(
         strict: refuse a file of less sound than its header promises.
         warn: is called with a sentence when more than `MISCOUNTED_SECONDS` of what is promised are not there.
 
-    Returns:
-        float32, shape (n,), 16 kHz mono: the channels mixed (see `Downmix`), resampled by soxr (HQ) if need be. 16-bit
-        mono at 16 kHz comes out exactly as from `pcm.decode`. In float files NaN reads as 0 and what is beyond
+    Yields:
+        float32, shape (n,), n > 0, 16 kHz mono: the channels mixed (see `Downmix`), resampled by soxr (HQ) if need be.
+        16-bit mono at 16 kHz comes out exactly as from `pcm.decode`. In float files NaN reads as 0 and what is beyond
         [-1, 1] clips, as one broken sample should not cost the rest.
 
     Raises:
-        WavError: not a WAV file, or broken; cut off, if `strict`; `UnsupportedWav` for a format that is not read here.
+        WavError: before the first block: not a WAV file, or broken, or without sound within `MAX_HEADER` bytes; cut
+            off, if `strict`; `UnsupportedWav` for a format that is not read here.
     """
-    view = memoryview(data).cast("B")
-    parser, header, at = HeaderParser(limit=None), None, 0
-    while header is None:  # in pieces, because the parser copies its input
-        if at >= len(view):
+    parser, header = HeaderParser(MAX_HEADER), None
+    file.seek(0)
+    while header is None:
+        if not (piece := file.read(_BLOCK)):
             raise parser.incomplete()
-        header, at = parser.feed(view[at : at + MAX_LIVE_HEADER]), at + MAX_LIVE_HEADER
-    behind_header = view[min(at, len(view)) - len(header.sound) :]
-    promised, there = header.data_size, len(behind_header)
+        header = parser.feed(piece)
+    start = file.tell() - len(header.sound)
+    promised, there = header.data_size, file.seek(0, io.SEEK_END) - start
     # a recorder that died left 0, and so does an empty recording, behind which there may be other chunks
-    unfinished = promised == 0 and there > 0 and bytes(behind_header[:4]) not in USUAL_CHUNKS
+    unfinished = promised == 0 and there > 0 and _read_at(file, start, 4) not in USUAL_CHUNKS
     open_ended = unfinished or promised >= UNTIL_THE_END
     if promised > there and not open_ended:
         if strict:
@@ -135,11 +156,26 @@ def read_wav(
     samples = size // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
     if max_samples is not None and samples > max_samples:
         raise WavError(f"The WAV holds {samples} samples at 16 kHz, over the limit of {max_samples}; send it in parts.")
-    _refuse_second_wav(bytes(behind_header[promised : promised + 5]), promised)
-    frames = FrameDecoder(header.format)
-    sound = behind_header[:size]
-    pieces = [frames.feed(sound[i : i + _BLOCK]) for i in range(0, size, _BLOCK)]
-    return np.concatenate([*pieces, frames.finish()])
+    _refuse_second_wav(_read_at(file, start + promised, 5), promised)
+    file.seek(start)
+    yield from frame_blocks(file, header.format, size)
+
+
+def frame_blocks(file: IO[bytes], fmt: WavFormat, size: int) -> Iterator[NDArray[np.float32]]:
+    """Decode the next `size` bytes of a file of frames: blocks, shape (n,), n > 0, 16 kHz mono, of 10 s at most."""
+    frames = FrameDecoder(fmt)
+    block = min(_BLOCK, BLOCK_SECONDS * fmt.rate * fmt.frame_bytes)
+    while size and (data := file.read(min(block, size))):
+        size -= len(data)
+        if len(sound := frames.feed(data)):
+            yield sound
+    if len(sound := frames.finish()):
+        yield sound
+
+
+def _read_at(file: IO[bytes], position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
 
 
 class FrameDecoder:

@@ -11,7 +11,7 @@ from tests.server.stubs import Says, Sound, Upper
 from tests.waiting import until
 from whisper_byoc.processors.base import Capacity
 from whisper_byoc.server.core import admission
-from whisper_byoc.server.ingest import recordings
+from whisper_byoc.server.ingest import intake
 
 SECOND = bytes(32_000)
 RETRY = range(admission.RETRY_AFTER_SECONDS, admission.LONGEST_RETRY_AFTER_SECONDS + 1)
@@ -143,7 +143,7 @@ async def test_recordings_are_bounded_by_the_seconds_of_work_that_they_are(servi
 @pytest.fixture
 def no_youth(monkeypatch):
     monkeypatch.setattr(admission, "YOUNG_SECONDS", 0.0)
-    monkeypatch.setattr(recordings, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(intake, "YOUNG_SECONDS", 0.0)
 
 
 async def test_a_live_job_without_a_byte_makes_place_where_capacity_is_short(serving, no_youth):

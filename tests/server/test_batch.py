@@ -256,7 +256,7 @@ BAD = [
 @pytest.mark.parametrize(("data", "headers", "status", "words"), BAD)
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_bad_bodies(serving, data, headers, status, words, chunked):
-    api = await serving(Says("never"), segment_bytes=200_000)
+    api = await serving(Says("never"), recording_bytes=200_000)
 
     async def pieces():
         yield data
@@ -306,7 +306,7 @@ BAD_FORMS = [
 
 @pytest.mark.parametrize(("data", "status", "words"), BAD_FORMS)
 async def test_bad_forms(serving, data, status, words):
-    api = await serving(Says("never"), segment_bytes=100_000)
+    api = await serving(Says("never"), recording_bytes=100_000)
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     found, body, _ = await post(api, "/test", data, headers=headers)
     assert (found, words in json.loads(body)["error"]) == (status, True), body
@@ -427,9 +427,9 @@ async def test_a_decoder_that_fails_is_not_the_clients_fault(serving, monkeypatc
     ffmpeg.write_text("#!/bin/sh\nkill -9 $$\n")
     ffmpeg.chmod(0o755)
 
-    async def refused():
+    async def refused(data=b"ID3 of something"):
         form = aiohttp.FormData()
-        form.add_field("file", b"ID3 of something", filename="a.mp3", content_type="audio/mpeg")
+        form.add_field("file", io.BytesIO(data), filename="a.mp3", content_type="audio/mpeg")
         status, body, headers = await post(api, path, form)
         assert (status, headers["Retry-After"]) == (503, "5")
         return body
@@ -440,6 +440,8 @@ async def test_a_decoder_that_fails_is_not_the_clients_fault(serving, monkeypatc
         ffmpeg.write_bytes(b"\x7fELF, but not really")
         assert "cannot be run (Exec format error)" in await refused()
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "TemporaryFile", functools.partial(Path("/dev/full").open, "w+b", 0))
+        full = functools.partial(Path("/dev/full").open, "w+b", 0)
+        patch.setattr(tempfile, "TemporaryFile", lambda **_: full())
         assert "No space left on device" in await refused()
+        assert "No space left on device" in await refused(b"ID3" + bytes(2 << 20))  # before all of it has come
     assert "Traceback" not in caplog.text

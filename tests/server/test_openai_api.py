@@ -24,7 +24,7 @@ def openai():
 
 @pytest.fixture
 async def api(serving, demo_processor):
-    return await serving({"whisper-demo": demo_processor, "mirror": Mirror()}, segment_bytes=500_000)
+    return await serving({"whisper-demo": demo_processor, "mirror": Mirror()}, recording_bytes=500_000)
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ async def test_the_key_of_the_client_is_the_token(openai, numbers):
     ],
 )
 async def test_fields_that_cannot_be(serving, fields, status, param, words):
-    api = await serving(Says("never"), segment_bytes=100_000)
+    api = await serving(Says("never"), recording_bytes=100_000)
     found, error = await error_of(api, **fields)
     assert (found, error["param"]) == (status, param)
     assert words in error["message"]

@@ -1,7 +1,9 @@
 """Uploads of every kind become the sound that is in them, or one sentence."""
 
+import asyncio
 import struct
 import subprocess
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from audio.sniff import is_media
 from audio.wav import read_wav
 from tests.wav import write_wav
 from whisper_byoc.errors import BadParam, RequestRefused
-from whisper_byoc.server.ingest import recordings
 from whisper_byoc.server.ingest.forms import Upload
+from whisper_byoc.server.ingest.recordings import Recording
+from whisper_byoc.server.ingest.spool import Room, Spool
 
 LIMIT = 64 << 20
 MIB = 1 << 20
@@ -51,11 +54,21 @@ def encoded(fixtures_dir, tmp_path_factory):
 
 
 def read_recording(data, content_type, limit, *, strict=False, **upload):
-    return recordings.read_recording(Upload(data, content_type, **upload), limit, strict=strict)
+    """Return the recording, and its blocks beside it."""
+
+    async def decode():
+        with closing(Spool(Room(1 << 30), "")) as body, closing(Spool(Room(1 << 30), "")) as sound:
+            body.write(data)
+            recording = Recording(sound)
+            recording.decode(Upload(body, content_type, **upload), limit, strict=strict)
+            recording.pieces = [block async for block in recording.blocks()]
+            return recording
+
+    return asyncio.run(decode())
 
 
 def sound_of(recording):
-    return pcm.decode(b"".join(recording.blocks))
+    return pcm.decode(b"".join(recording.pieces))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,7 +88,7 @@ def test_media_without_a_type_is_known_by_its_bytes(encoded, fixtures_dir, kind)
 def test_raw_pcm_comes_through_exactly(content_type):
     data = np.arange(-30000, 30000, dtype="<i2").tobytes()
     recording = read_recording(data, content_type, LIMIT)
-    assert b"".join(recording.blocks) == data
+    assert b"".join(recording.pieces) == data
     assert (recording.samples, recording.seconds, recording.work_units) == (60000, 3.75, 4)
 
 
@@ -126,6 +139,8 @@ def test_raw_gsm_is_known_by_its_name_type_and_frames():
 
 
 def test_raw_sound_of_half_a_frame_is_refused():
+    with pytest.raises(AudioError, match="3 bytes are not whole frames of 2 bytes"):
+        read_recording(b"abc", "audio/pcm", LIMIT)
     with pytest.raises(AudioError, match="10 bytes are not whole frames of 4 bytes"):
         read_recording(bytes(10), "", LIMIT, fields=MultiDict(channels="2"))
 
@@ -135,9 +150,9 @@ def test_long_sound_is_handed_on_in_blocks():
     data = rng.integers(-9000, 9000, 95 * 16000, dtype="<i2").tobytes()
     for body, kind in ((write_wav(pcm.decode(data)), "audio/wav"), (data, "audio/pcm")):
         recording = read_recording(body, kind, LIMIT, in_form=True)
-        assert b"".join(recording.blocks) == data
+        assert b"".join(recording.pieces) == data
         assert recording.work_units == 95
-        assert len(recording.blocks) == 10
+        assert len(recording.pieces) == 10
 
 
 @pytest.mark.parametrize(("samples", "units"), [(1, 1), (16000, 1), (16001, 2)])
@@ -151,7 +166,7 @@ def test_a_wav_that_was_written_to_a_pipe(size):
     wav[40:44] = struct.pack("<I", size)
     wav[4:8] = struct.pack("<I", 0xFFFFFFFF)
     recording = read_recording(bytes(wav), "audio/wav", LIMIT, in_form=True)
-    assert b"".join(recording.blocks) == bytes(wav[44:])
+    assert b"".join(recording.pieces) == bytes(wav[44:])
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
@@ -183,9 +198,8 @@ def test_media_over_the_limit_is_refused(encoded):
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "words"),
     [
-        (b"abc", "audio/pcm", 400, "3 bytes are not whole 16-bit samples"),
         (bytes(102), "audio/basic", 413, "408 bytes as PCM16"),
-        (bytes(102), "audio/pcm", 413, "limit of 100 bytes"),
+        (bytes(102), "audio/pcm", 413, "over the limit of 100"),
         (b"hello", "text/plain", 415, "text/plain is not sound"),
         (b"{}", "Application/JSON; charset=utf-8", 415, "application/json is not sound"),
     ],

@@ -40,6 +40,7 @@ from whisper_byoc.speech.live import POLICIES
 LIMIT_OPTIONS = (
     # flag, field of `Limits`, type, help
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),
+    ("--max-recording", "recording_bytes", byte_count, "largest whole recording"),
     ("--max-jobs", "jobs", count, "jobs open at once"),
     ("--max-queue", "queue_segments", count, "segments of one job that may wait"),
     ("--max-queue-bytes", "queue_bytes", byte_count, "bytes of one job that may wait"),

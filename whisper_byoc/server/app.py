@@ -17,7 +17,7 @@ from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.origins import OriginPolicy, check_pages
 from whisper_byoc.page import PATHS, page_routes
 from whisper_byoc.server.core.table import TABLE, JobTable
-from whisper_byoc.server.ingest.recordings import INTAKE, Intake
+from whisper_byoc.server.ingest.intake import INTAKE, Intake
 from whisper_byoc.server.openapi import document
 from whisper_byoc.server.routes import asr, batch, deepgram, openai, output, realtime, source, status, websocket
 from whisper_byoc.server.routes.answers import error_answer
@@ -95,7 +95,7 @@ def build_app(
     app[TABLE] = table
     app[streams.STREAMS] = stream_table
     app[status.WORKER_TYPE] = worker_type
-    app[INTAKE] = Intake(table.limits)
+    app[INTAKE] = Intake(table.limits, table.metrics)
     app.on_cleanup.append(app[INTAKE].close)
     check_pages(app, OriginPolicy(origins, names, has_token=bool(token), open_paths=OPEN_PATHS))
     ask_for_token(app, token, OPEN_PATHS | PATHS | {OPENAPI_PATH})

@@ -24,7 +24,7 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.ingest.declared import declared_format
 from whisper_byoc.server.ingest.feed import SoundFeed
-from whisper_byoc.server.ingest.recordings import temporary_job
+from whisper_byoc.server.ingest.recording_jobs import temporary_job
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ class Admission:
     def __init__(self, limits: Limits, jobs: Callable[[], Collection[Job]]) -> None:
         self._limits = limits
         self._jobs = jobs
-        self._recorded: defaultdict[str, float] = defaultdict(float)
-        """Seconds of recordings that each pipeline is at."""
+        self._recorded: defaultdict[str, list[Callable[[], float]]] = defaultdict(list)
+        """The recordings that each pipeline is at: what is left of each, in seconds."""
 
     def free(self, pipeline: Pipeline) -> int:
         """Return how many new live jobs of a pipeline would be taken."""
@@ -50,8 +50,8 @@ class Admission:
         return len(self._live(pipeline))
 
     def recorded(self, pipeline: Pipeline) -> float:
-        """Return how many seconds of recordings a pipeline is at."""
-        return self._recorded[pipeline.name]
+        """Return how many seconds are left of the recordings that a pipeline is at."""
+        return sum(left() for left in self._recorded[pipeline.name])
 
     def refusal(self, pipeline: Pipeline, *, recording: bool) -> RequestRefused | None:
         """Return why a new job cannot be taken now (503), if it cannot."""
@@ -93,23 +93,23 @@ class Admission:
         return max(old, key=lambda job: (number[job.client], job.empty_seconds), default=None)
 
     @contextmanager
-    def recording(self, pipeline: Pipeline, seconds: float) -> Iterator[None]:
-        """Hold a pipeline's time for so many seconds of a recording.
+    def recording(self, pipeline: Pipeline, left: Callable[[], float]) -> Iterator[None]:
+        """Hold a pipeline's time for a recording, of which so many seconds are `left`.
 
         Raises `RequestRefused` (429) when it would be at recordings for longer than the limit; one it always takes.
         """
-        before, capacity = self._recorded[pipeline.name], pipeline.capacity
+        before, capacity = self.recorded(pipeline), pipeline.capacity
         if before and capacity is not None:
-            late = (before + seconds) / capacity.recording_rate - self._limits.recording_seconds
+            late = (before + left()) / capacity.recording_rate - self._limits.recording_seconds
             if late > 0:
                 message = f"pipeline {pipeline.name} is at {before:.0f} s of recordings, and does "
-                message += f"{capacity.recording_rate:.0f} in a second; send this one of {seconds:.0f} s later"
+                message += f"{capacity.recording_rate:.0f} in a second; send this one of {left():.0f} s later"
                 raise RequestRefused(429, message, math.ceil(late), reason="capacity")
-        self._recorded[pipeline.name] += seconds
+        self._recorded[pipeline.name].append(left)
         try:
             yield
         finally:
-            self._recorded[pipeline.name] -= seconds
+            self._recorded[pipeline.name].remove(left)
 
     @property
     def _share(self) -> int:

@@ -10,7 +10,9 @@ class Limits:
     """Sizes are bytes, times are seconds. A job holds at most `queue_bytes`, `kept_bytes` and `transcript_bytes`."""
 
     segment_bytes: int = 64 * MIB
-    """Largest segment, and largest recording, as sent and as PCM16. A frame of 1280x720 pixels has 2.7 MB."""
+    """Largest segment, as sent and as PCM16. A frame of 1280x720 pixels has 2.7 MB."""
+    recording_bytes: int = 1024 * MIB
+    """Largest whole recording, as sent and as PCM16, of which an hour has 115 MB. Large ones are held on the disk."""
     jobs: int = 64
     """Jobs open at once; one more is answered 503. Of a pipeline that knows its capacity there may be fewer."""
     queue_segments: int = 16
@@ -49,3 +51,8 @@ class Limits:
     """Longest time between SIGTERM and exit."""
     reader_grace_seconds: float = 5.0
     """While draining: how long to wait for the reader of a finished job to come back."""
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of all recordings that are held at once; one of the largest takes half, as sent and as PCM16."""
+        return 4 * self.recording_bytes

@@ -6,9 +6,8 @@ from pathlib import PurePath
 from types import MappingProxyType
 
 from audio import pcm
-from audio.raw import CODECS, ENCODINGS, ENDINGS, PLAIN, RawFormat, decode_raw, raw_format
-from audio.riff import CHANNELS, RATES, WavFormat
-from whisper_byoc.errors import RequestRefused
+from audio.raw import CODECS, ENCODINGS, ENDINGS, RawFormat, raw_format
+from audio.riff import CHANNELS, RATES
 from whisper_byoc.params import choice_param, whole_param
 
 ENCODING = choice_param("encoding", "of raw sound", (*ENCODINGS, *CODECS), "s16le")
@@ -52,15 +51,3 @@ def declared_format(content_type: str, params: Mapping[str, str], file_name: str
     encoding, rate = known or ("s16le", pcm.SAMPLE_RATE)
     encoding = ENCODING.of({"encoding": given.get("encoding", encoding).lower().removeprefix("pcm_")})
     return raw_format(encoding, RATE.of({"rate": str(rate)} | given), CHANNEL_COUNT.of(given))
-
-
-def to_pcm16(data: bytes, fmt: WavFormat, limit: int) -> bytes:
-    """Convert raw sound to 16 kHz mono PCM16.
-
-    Raises `PcmError` when the last frame is not whole, and `RequestRefused` (413) where it would be larger than `limit`
-    bytes.
-    """
-    size = len(data) // fmt.frame_bytes * PLAIN.rate // fmt.rate * PLAIN.frame_bytes
-    if size > limit:
-        raise RequestRefused(413, f"the sound has {size} bytes as PCM16, over the limit of {limit}; send it in parts")
-    return pcm.encode(decode_raw(data, fmt))

@@ -1,6 +1,7 @@
 """Request bodies that are one recording or frame: the body itself, or one field of a form."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -9,9 +10,10 @@ from aiohttp.http import HttpProcessingError
 from multidict import MultiDict, MultiMapping
 
 from whisper_byoc.errors import BadParam, RequestRefused
-from whisper_byoc.http import CONNECTION_ERRORS, read_body
+from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.params import Param
 from whisper_byoc.server.core.limits import Limits
+from whisper_byoc.server.ingest.spool import Spool
 
 T = TypeVar("T")
 FILE_FIELDS = ("file", "audio", "audio_file")
@@ -22,6 +24,9 @@ MAX_FIELD_BYTES = 64 * 1024
 FORM_BYTES = 256 * 1024
 """What a form may add to the size of the recording."""
 CHUNK_BYTES = 256 * 1024
+SLOWEST = 128 * 1024
+"""Bytes of a body in a second, on the mean, behind the idle limit: 1 Mbit/s."""
+Keep = Callable[[bytes], Awaitable[None]]
 PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit")
 MALFORMED = (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessingError)
 """What aiohttp's multipart reader raises at bytes that are no form."""
@@ -31,7 +36,7 @@ MALFORMED = (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessi
 class Upload:
     """One recording or frame as it was sent, and the parameters that came with it."""
 
-    data: bytes
+    body: Spool
     """Never empty."""
     content_type: str
     """As the sender named it, with parameters; empty when it did not."""
@@ -60,37 +65,49 @@ def params_without(fields: MultiMapping[str], *names: str) -> dict[str, str]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-async def read_upload(request: web.Request, limits: Limits) -> Upload:
-    """Read a body whole.
+async def read_upload(request: web.Request, limits: Limits, spool: Spool) -> Upload:
+    """Read a body into `spool`.
 
     Raises `BadParam` for a form that cannot be used, and `RequestRefused`: 400 for no body or a broken one, 408 when it
-    takes longer than the idle limit, 413 over the segment limit, 415 for an encoding that is not read.
+    takes longer than the idle limit and comes slower than `SLOWEST`, 413 over the limit for recordings, 415 for an
+    encoding that is not read; and as `Spool.write` does.
     """
     in_form = request.content_type == "multipart/form-data"
-    limit, too_large = limits.segment_bytes, _too_large(limits.segment_bytes)
-    if (request.content_length or 0) > limit + (FORM_BYTES if in_form else 0):
+    limit, length = limits.recording_bytes, request.content_length or 0
+    too_large = RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")
+    if length > limit + (FORM_BYTES if in_form else 0):
         raise too_large
+    spool.check(length)
+    began = asyncio.get_running_loop().time()
+
+    async def keep(data: bytes) -> None:
+        if spool.size + len(data) > limit:
+            raise too_large
+        await spool.append(data)
+        deadline.reschedule(began + limits.idle_seconds + spool.size / SLOWEST)
+
     try:
         async with asyncio.timeout(limits.idle_seconds) as deadline:
             if in_form:
-                upload = await _read_form(request, limit)
+                upload = await _read_form(request, spool, keep)
             else:
+                while chunk := await request.content.readany():
+                    await keep(chunk)
                 kind = request.headers.get("Content-Type", "")
-                upload = Upload(
-                    await read_body(request.content, limit, too_large), kind, fields=MultiDict(request.query)
-                )
+                upload = Upload(spool, kind, fields=MultiDict(request.query))
     except (*CONNECTION_ERRORS, asyncio.IncompleteReadError) as error:
         if deadline.expired():
-            raise RequestRefused(408, f"the body was not complete after {limits.idle_seconds:g} s") from None
+            message = f"the body was not complete after {limits.idle_seconds:g} s, and came slowly"
+            raise RequestRefused(408, message) from None
         raise RequestRefused(400, f"the body broke off or is malformed: {type(error).__name__}") from None
-    if not upload.data:
+    if not spool.size:
         raise BadParam("file", "there is nothing in the recording: it has 0 bytes")
     return upload
 
 
-async def _read_form(request: web.Request, limit: int) -> Upload:
+async def _read_form(request: web.Request, spool: Spool, keep: Keep) -> Upload:
     try:
-        upload = await _read_parts(request, limit)
+        upload = await _read_parts(request, spool, keep)
     except MALFORMED as error:
         raise RequestRefused(400, f"the body is not the multipart form that it claims to be: {error}") from None
     if upload is None:
@@ -98,8 +115,8 @@ async def _read_form(request: web.Request, limit: int) -> Upload:
     return upload
 
 
-async def _read_parts(request: web.Request, limit: int) -> Upload | None:
-    found: tuple[bytes, str, str] | None = None
+async def _read_parts(request: web.Request, spool: Spool, keep: Keep) -> Upload | None:
+    found: tuple[str, str] | None = None
     fields = MultiDict[str]()
     count = 0
     reader = await request.multipart()
@@ -113,32 +130,27 @@ async def _read_parts(request: web.Request, limit: int) -> Upload | None:
         if part.name in FILE_FIELDS:
             if found is not None:
                 raise BadParam(part.name, "the form has more than one recording; send one at a time")
-            data = await _read_part(part, limit, _too_large(limit))
-            found = data, part.headers.get("Content-Type", ""), part.filename or ""
+            found = part.headers.get("Content-Type", ""), part.filename or ""
+            while chunk := await part.read_chunk(CHUNK_BYTES):
+                await keep(chunk)
         elif part.filename is not None:
             raise BadParam(part.name, f"{part.name} is not read here; send the recording as {FILE_FIELDS[0]}")
         else:
-            message = f"{part.name} is longer than {MAX_FIELD_BYTES} bytes"
-            value = await _read_part(part, MAX_FIELD_BYTES, RequestRefused(413, message, param=part.name))
-            fields.add(part.name, value.decode())
+            fields.add(part.name, await _read_text(part, part.name))
     fields.extend((name, value) for name, value in request.query.items() if name not in fields)
-    return None if found is None else Upload(*found, in_form=True, fields=fields)
+    return None if found is None else Upload(spool, *found, in_form=True, fields=fields)
 
 
-async def _read_part(part: BodyPartReader, limit: int, too_large: RequestRefused) -> bytes:
+async def _read_text(part: BodyPartReader, name: str) -> str:
     data = bytearray()
     while chunk := await part.read_chunk(CHUNK_BYTES):
         data += chunk
-        if len(data) > limit:
-            raise too_large
-    return bytes(data)
+        if len(data) > MAX_FIELD_BYTES:
+            raise RequestRefused(413, f"{name} is longer than {MAX_FIELD_BYTES} bytes", param=name)
+    return data.decode()
 
 
 def _check_encoding(part: BodyPartReader) -> None:
     transfer = part.headers.get("Content-Transfer-Encoding", "").lower()
     if transfer not in PLAIN_ENCODINGS or part.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestRefused(415, f"the part {part.name!r} of the form is encoded; send its bytes as they are")
-
-
-def _too_large(limit: int) -> RequestRefused:
-    return RequestRefused(413, f"the recording is larger than the limit of {limit} bytes; send it in parts")

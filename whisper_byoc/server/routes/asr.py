@@ -9,12 +9,12 @@ from typing import Any, TypedDict
 
 from aiohttp import web
 
-from audio import pcm
 from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.params import choice_param, switch_param, text_param
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recordings import Recording, RecordingJob, received_upload, recording_job
+from whisper_byoc.server.ingest.intake import received_upload
+from whisper_byoc.server.ingest.recording_jobs import RecordingJob, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds
 from whisper_byoc.server.routes.telling import tells
 
@@ -55,8 +55,7 @@ async def post_detect_language(request: web.Request) -> web.Response:
     """Tell the language of the beginning of the field `audio_file`."""
     async with received_upload(request, form_only=True) as upload:
         pipeline = request.app[TABLE].pipelines.find_speech()
-        async with recording_job(request, pipeline, {"language": "auto"}, _as_sent(upload)) as job:
-            job.recording = _beginning(job.recording)
+        async with recording_job(request, pipeline, {"language": "auto"}, _as_sent(upload), DETECTED_SECONDS) as job:
             code = (await job.transcription()).language
             name = LANGUAGES.get(code, code)
             detected: Detected = {"detected_language": name, "language_code": code}
@@ -82,12 +81,6 @@ async def post_inference(request: web.Request) -> web.Response:
 def _as_sent(upload: Upload) -> Upload:
     """With `encode=false` the bytes are PCM16 if they are no media, as in a body without a form."""
     return upload if upload.read(ENCODE) else replace(upload, in_form=False)
-
-
-def _beginning(recording: Recording) -> Recording:
-    left = DETECTED_SECONDS * pcm.SAMPLE_RATE * pcm.SAMPLE_WIDTH
-    sound = b"".join(recording.blocks)[:left]
-    return replace(recording, blocks=(sound,), samples=len(sound) // pcm.SAMPLE_WIDTH)
 
 
 async def _answer(job: RecordingJob, wanted: str) -> web.Response:

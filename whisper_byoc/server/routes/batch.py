@@ -12,7 +12,8 @@ from whisper_byoc.server.core.pipeline import Pipeline, Pipelines
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import DECLARED, NAMES
 from whisper_byoc.server.ingest.forms import Upload, params_without
-from whisper_byoc.server.ingest.recordings import STRICT, RecordingJob, received_upload, recording_job
+from whisper_byoc.server.ingest.intake import STRICT, received_upload
+from whisper_byoc.server.ingest.recording_jobs import RecordingJob, recording_job
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, EventStream, render, segments_in_seconds
 from whisper_byoc.server.routes.telling import SOUND, tells
 
@@ -69,7 +70,6 @@ def _wanted_format(request: web.Request, upload: Upload, pipeline: Pipeline) -> 
 async def _answer(request: web.Request, job: RecordingJob, wanted: str, width: int) -> web.StreamResponse:
     if wanted == "sse":
         return await _stream(request, job)
-    headers = job.headers(job.pipeline.content_type if wanted == BYTES else CONTENT_TYPES[wanted])
     if wanted == BYTES:
         body = b"".join([each.result.body for each in await job.outcome()])
     elif wanted == "ndjson":
@@ -86,7 +86,8 @@ async def _answer(request: web.Request, job: RecordingJob, wanted: str, width: i
         body = json.dumps(fields, ensure_ascii=False).encode()
     else:
         body = render(await job.transcription(), wanted, width).encode()
-    return web.Response(body=body, headers=headers)
+    content_type = job.pipeline.content_type if wanted == BYTES else CONTENT_TYPES[wanted]
+    return web.Response(body=body, headers=job.headers(content_type))
 
 
 async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse:

@@ -20,7 +20,7 @@ from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
 from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.framing import LiveInput
-from whisper_byoc.server.ingest.recordings import temporary_job
+from whisper_byoc.server.ingest.recording_jobs import temporary_job
 from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20

@@ -17,7 +17,8 @@ from whisper_byoc.params import choice_param, number_param, switch_param, text_p
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
-from whisper_byoc.server.ingest.recordings import RecordingJob, received_upload, recording_job
+from whisper_byoc.server.ingest.intake import received_upload
+from whisper_byoc.server.ingest.recording_jobs import RecordingJob, recording_job
 from whisper_byoc.server.routes.answers import (
     CONTENT_TYPES,
     WIDTH,

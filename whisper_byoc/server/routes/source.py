@@ -24,7 +24,8 @@ from whisper_byoc.server.ingest.declared import DECLARED, NAMES, declared_format
 from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
-from whisper_byoc.server.ingest.recordings import INTAKE, NOT_SOUND, STRICT
+from whisper_byoc.server.ingest.intake import INTAKE, STRICT
+from whisper_byoc.server.ingest.recordings import NOT_SOUND
 from whisper_byoc.server.routes.telling import SOUND, tells
 
 log = logging.getLogger(__name__)
@@ -180,9 +181,13 @@ async def _decoded(
         return body, ()
     fields = MultiDict((name, value) for name, value in request.query.items() if name in NAMES)
     fields[STRICT.name] = str(strict)
-    upload = Upload(body, request.headers.get("Content-Type", ""), fields=fields)
-    recording = await request.app[INTAKE].decode(upload)
-    return b"".join(recording.blocks), recording.warnings
+    intake, limit = request.app[INTAKE], request.app[TABLE].limits.segment_bytes
+    async with intake.spool(client_of(request)) as spool:
+        await spool.append(body)
+        upload = Upload(spool, request.headers.get("Content-Type", ""), fields=fields)
+        async with intake.decoding(upload, limit) as recording:
+            found = b"".join([block async for block in recording.blocks()])
+            return found, tuple(recording.warnings)
 
 
 def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Framing:
