@@ -266,7 +266,8 @@ def running(node, rendered, port, tmp_path_factory):
     ).start()
     registration = ALL["registration"] | {"orchestrators": [orchestrator.url, "http://127.0.0.1:1"]}
     objects = rendered(**ALL | {"model": {"name": "demo"}, "registration": registration})
-    variables = environment(objects) | {"POD_IP": "127.0.0.1", "WHISPER_BYOC_HOST": "127.0.0.1", "PORT": str(port)}
+    here = {"POD_IP": "127.0.0.1", "WHISPER_BYOC_HOST": "127.0.0.1", "WHISPER_BYOC_PORT": str(port)}
+    variables = environment(objects) | here
     for name, value in variables.items():  # as the kubelet does, but for another port and another folder
         value = value.replace("$(POD_IP)", variables["POD_IP"]).replace(":8000", f":{port}")
         variables[name] = value.replace("/run/secrets/whisper-byoc", str(folder))
