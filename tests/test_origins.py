@@ -6,6 +6,7 @@ import json
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from tests.server.stubs import Sound, Upper
 from whisper_byoc.errors import UsageError
@@ -75,6 +76,16 @@ async def test_a_page_of_elsewhere_changes_nothing(ask, role):
         assert (await ask(port, method, path, b"x", Host=f"localhost:{port}", Origin=f"http://localhost:{port}"))[
             0
         ] != 403
+
+
+@ROLES
+async def test_a_second_origin_is_not_overlooked(role):
+    method, path = PATHS[role]
+    async with listening(role) as port, aiohttp.ClientSession() as http:
+        url, own = f"http://127.0.0.1:{port}", ("Origin", f"http://127.0.0.1:{port}")
+        for pages in ([own, ("Origin", STRANGER)], [("Origin", APP), ("Origin", STRANGER)], [own, own]):
+            async with http.request(method, url + path, data=b"x", headers=CIMultiDict(pages)) as answer:
+                assert answer.status == 403
 
 
 @ROLES

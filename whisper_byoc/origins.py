@@ -59,6 +59,8 @@ class OriginPolicy:
         over_loopback = _over_loopback(request)
         if (reading and request.path in self.open_paths) or (self.has_token and not over_loopback):
             return
+        if len(request.headers.getall(hdrs.ORIGIN, ())) > 1:  # whoever put the second one there, one of them is wrong
+            raise RequestRefused(403, "a request of two origins may not use this server")
         page, host = request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST, "").lower()
         if self.allows(page):
             return
