@@ -94,7 +94,7 @@ async def test_everything_in_order(trickle):
     assert await reading == [(seq, 0, b"%d" % seq) for seq in range(12)]
 
 
-@pytest.mark.parametrize(("start", "first"), [(-3, 0), (-2, 2), (-1, 3), (0, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize(("start", "first"), [(-2, 2), (-1, 3), (0, 0), (1, 1), (3, 3)])
 async def test_where_to_begin(trickle, start, first):
     api = await trickle()
     for seq in range(3):
@@ -106,14 +106,6 @@ async def test_where_to_begin(trickle, start, first):
         await api.post("ch/3", b"3")
     segment = await reading
     assert (segment.seq, segment.missed, await segment.read()) == (first, 0, b"%d" % first)
-
-
-async def test_where_to_begin_when_the_beginning_has_gone(trickle):
-    api = await trickle()
-    for seq in range(6):
-        await api.post(f"ch/{seq}", b"%d" % seq)
-    segment = await anext(await api.subscriber(start=-3))
-    assert (segment.seq, segment.missed, await segment.read()) == (5, 0, b"5")
 
 
 @pytest.mark.parametrize("start", [-2, -1])

@@ -14,7 +14,7 @@ import aiohttp
 from whisper_byoc.aio import backoff, cancel
 from whisper_byoc.http import CONNECTION_ERRORS
 from whisper_byoc.trickle.errors import ChannelNotFound, Refused, SegmentBroken, SegmentTooLarge, TrickleError
-from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NEXT, NOT_FOUND, SEQ, WINDOW
+from whisper_byoc.trickle.protocol import CLOSED, CURRENT, LATEST, NOT_FOUND, SEQ, WINDOW
 from whisper_byoc.trickle.remote import (
     FIRST_PAUSE_S,
     RETRIED,
@@ -28,8 +28,6 @@ from whisper_byoc.trickle.remote import (
 log = logging.getLogger("whisper_byoc.trickle")
 
 LARGEST_READ = 64 << 20
-BEGINNING = -3
-"""Start with the first segment if the channel still has it, else with the newest one that was started."""
 LONGEST_EARLY_S = 1.0
 """A segment that is not there yet is asked for at least this often."""
 FREE_STEPS = WINDOW + 1
@@ -43,9 +41,9 @@ RESUMES = 5
 class TrickleSubscriber:
     """Iterates over the segments of a channel, in order and each once, until the channel ends.
 
-    `start` is an index, -1 (the next segment that is written), -2 (the newest one that was started) or `BEGINNING`.
-    Silence is no error, however long it lasts. A segment without a byte is passed over. Going on to the next segment
-    gives up what was not read of the one before; the next one is asked for as soon as one is handed out.
+    `start` is an index, -1 (the next segment that is written) or -2 (the newest one that was started). Silence is no
+    error, however long it lasts. A segment without a byte is passed over. Going on to the next segment gives up what
+    was not read of the one before; the next one is asked for as soon as one is handed out.
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:
@@ -256,10 +254,8 @@ class _Fetcher:
         latest = await self._channel.persist(self._channel.next_write)
         self._known = True
         if latest is None:  # a server without /next
-            return max(start, CURRENT)
-        if start == BEGINNING and latest <= WINDOW:
-            return 0
-        return latest if start == NEXT else max(latest - 1, 0)
+            return start
+        return max(latest - 1, 0) if start == CURRENT else latest
 
     async def fetch(self, seq: int) -> SegmentReader | None:
         """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""

@@ -20,7 +20,7 @@ from whisper_byoc.server.ingest.framing import WavFraming, raw_framing
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.trickle.errors import ChannelNotFound, SegmentBroken, TrickleError
 from whisper_byoc.trickle.remote import ClientOptions
-from whisper_byoc.trickle.subscriber import BEGINNING, SegmentReader, TrickleSubscriber
+from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class AudioSink(Sink):
 
 
 class StreamInput:
-    """Reads the input channel of a stream until it ends or the job is stopped."""
+    """Reads the input channel of a stream from its first segment until it ends or the job is stopped."""
 
     def __init__(self, job: Job, url: str | None, sink: Sink, monitor: Monitor, options: ClientOptions) -> None:
         self._job = job
@@ -157,7 +157,7 @@ class StreamInput:
         if self._url is None:
             await stopped
             return
-        async with TrickleSubscriber(self._url, start=BEGINNING, options=self._options) as subscriber:
+        async with TrickleSubscriber(self._url, start=0, options=self._options) as subscriber:
             reading = asyncio.create_task(self._read(subscriber))
             try:
                 await first_of(stopped, reading)
