@@ -3,6 +3,7 @@
 import { NO_ANSWER } from "./server.js";
 
 const RATE = 16000;
+const START_MS = 5000;
 
 /** Open the microphone: `onpiece(pcm, peak)` gets an ArrayBuffer of PCM16 and a level from 0 to 1, ten times a second. */
 export async function openMicrophone(onpiece) {
@@ -18,15 +19,16 @@ export async function openMicrophone(onpiece) {
     await context.close();
   };
   try {
-    await context.audioWorklet.addModule("page/microphone-worklet.js");
-  } catch {
-    await close();
-    throw new Error(NO_ANSWER);
+    await context.audioWorklet.addModule("page/microphone-worklet.js").catch(() => { throw new Error(NO_ANSWER); });
+    await Promise.race([context.resume(), new Promise((resolve) => setTimeout(resolve, START_MS))]);
+    if (context.state !== "running") throw new Error("the browser's sound does not start; is there a device for it?");
+  } catch (error) {
+    close();
+    throw error;
   }
   const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
   node.port.onmessage = ({ data }) => onpiece(data.pcm, data.peak);
   source.connect(node);
-  await context.resume();
   return { rate: context.sampleRate, close };
 }
 

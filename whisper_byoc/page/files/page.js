@@ -72,19 +72,20 @@ function press(id, pressed, label) {
 }
 
 async function record() {
-  if (recorder.isRecording) {
-    find("record").disabled = true;
-    find("progress").textContent = "the last words …";
-    try {
+  find("record").disabled = true;
+  try {
+    if (recorder.isRecording) {
+      find("progress").textContent = "the last words …";
       await recorder.stop();
-    } finally {
-      find("record").disabled = false;
-      find("progress").textContent = "";
+    } else {
+      reading?.abort();
+      transcript.clear();
+      await recorder.start(chosen());
     }
-    return;
+  } finally {
+    find("record").disabled = false;
+    find("progress").textContent = "";
   }
-  transcript.clear();
-  await recorder.start(chosen());
 }
 
 async function read(file) {
