@@ -96,9 +96,11 @@ async def test_a_container_leaves_the_orchestrator_first_and_then_gives_streams_
         trickle.close("s")
     records = [each for each in happened if isinstance(each, dict) and "seq" in each]
     assert [each["seq"] for each in records] == list(range(len(records)))
-    assert (records[-1]["type"], records[-1]["errors"]) == ("end", 0)
-    assert records[-2]["text"]
-    assert happened.index("unregistered") < happened.index(records[-2])
+    text, error, end = records[-3:]
+    assert text["text"]
+    assert "shutting down" in error["error"], "its publisher had not ended it"
+    assert (end["type"], end["errors"]) == ("end", 1)
+    assert happened.index("unregistered") < happened.index(text)
     events = [each["event"]["type"] for each in happened if "event" in each]
     assert events[-1] == "stream_stopped"
 

@@ -84,7 +84,7 @@ async def test_a_segment_that_breaks_off_in_mid_sample_does_not_shift_the_next_o
     monkeypatch.setattr(module, "TrickleSubscriber", Channel)
     job, monitor = Job(), unheard_monitor()
     sink = AudioSink(job, monitor, declared=PLAIN, live=live)
-    await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
+    await StreamInput(job, "url", sink, monitor, ClientOptions(), lambda: False).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     errors = [each for each in job.submitted if isinstance(each, str)]
     assert len(errors) == 2
@@ -97,7 +97,7 @@ async def test_a_publisher_that_begins_again_is_a_loss_and_does_not_shift_sample
     monkeypatch.setattr(module, "TrickleSubscriber", Restarted)
     job, monitor = Job(), unheard_monitor()
     sink = AudioSink(job, monitor, declared=PLAIN, live=True)
-    await StreamInput(job, "url", sink, monitor, ClientOptions()).run()
+    await StreamInput(job, "url", sink, monitor, ClientOptions(), lambda: False).run()
     assert [each for each in job.submitted if isinstance(each, bytes)] == [b"ab", b"defg"]
     error = monitor.status()["inference_status"]["last_error"]
     assert "began again" in error

@@ -13,6 +13,7 @@ from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import BadParam, BadSegment, RequestRefused
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.server.core.job import Job
+from whisper_byoc.server.core.table import SHUTTING_DOWN
 from whisper_byoc.server.ingest.declared import declared_format
 from whisper_byoc.server.ingest.decoder import LiveDecoder
 from whisper_byoc.server.ingest.feed import LiveFeed
@@ -127,8 +128,17 @@ class AudioSink(Sink):
 class StreamInput:
     """Reads the input channel of a stream from its first segment until it ends or the job is stopped."""
 
-    def __init__(self, job: Job, url: str | None, sink: Sink, monitor: Monitor, options: ClientOptions) -> None:
+    def __init__(
+        self,
+        job: Job,
+        url: str | None,
+        sink: Sink,
+        monitor: Monitor,
+        options: ClientOptions,
+        shutting_down: Callable[[], bool],
+    ) -> None:
         self._job = job
+        self._shutting_down = shutting_down
         self._monitor = monitor
         self._url = url
         self._sink = sink
@@ -138,9 +148,10 @@ class StreamInput:
         self._feeding = False
 
     async def run(self) -> None:
+        cut = False
         with self._job.feeding():
             try:
-                await self._read_until_stopped()
+                cut = not await self._read_until_stopped()
                 await self._sink.flush()
             except (TrickleError, AudioError, BadParam, BadSegment) as error:
                 self._sink.lost(f"the input was lost: {error}")
@@ -149,14 +160,15 @@ class StreamInput:
             finally:
                 await self._sink.kill()
                 self._sink.submit_rest()
+                if cut and self._shutting_down():
+                    self._sink.lost(f"{SHUTTING_DOWN}; what is published from now on is not read")
                 self._job.end_input()
 
-    async def _read_until_stopped(self) -> None:
-        """Read to the end of the input; after a stop, only what is on its way already."""
+    async def _read_until_stopped(self) -> bool:
+        """Read to the end of the input; after a stop, only what is on its way already. Return whether it has ended."""
         stopped = asyncio.create_task(self._job.closing.wait())
         if self._url is None:
-            await stopped
-            return
+            return await stopped
         async with TrickleSubscriber(self._url, start=0, options=self._options) as subscriber:
             reading = asyncio.create_task(self._read(subscriber))
             try:
@@ -165,6 +177,7 @@ class StreamInput:
                     await self._read_rest(subscriber, reading)
                 if reading.done():
                     reading.result()
+                return reading.done()
             finally:
                 await cancel(stopped, reading)
 

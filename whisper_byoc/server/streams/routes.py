@@ -70,7 +70,7 @@ class StreamTable:
             raise RequestRefused(400, f"pipeline {its.name} works on bytes, not on streams of media")
         job = await self._table.open(job_id, pipeline, request.params, client=client)
         self._check_is_free(stream_id)
-        stream = Stream(request, job, its, self._data_format, self._options)
+        stream = Stream(request, job, its, self._data_format, self._options, lambda: self._table.draining)
         self._streams[stream_id] = stream
         stream.over.add_done_callback(lambda _: self._forget(stream_id))
         return stream

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -95,13 +95,20 @@ class Stream:
     """Runs from its making until `over`: input, results, events and control each have a task, all owned here."""
 
     def __init__(
-        self, request: StartRequest, job: Job, pipeline: Pipeline, data_format: str, options: ClientOptions
+        self,
+        request: StartRequest,
+        job: Job,
+        pipeline: Pipeline,
+        data_format: str,
+        options: ClientOptions,
+        shutting_down: Callable[[], bool],
     ) -> None:
         self.request = request
         self.job = job
         self.params = dict(request.params)
         self._pipeline = pipeline
         self._options = options
+        self._shutting_down = shutting_down
         self._events = EventWriter(request.stream_id, request.events_url, options)
         self.monitor = Monitor(pipeline.name, self._events)
         data_format = request.params.get("data_format", data_format)
@@ -141,7 +148,9 @@ class Stream:
         self._events.emit("stream_started")
         try:
             sink, output = self._sink_and_output()
-            source = StreamInput(self.job, self.request.subscribe_url, sink, self.monitor, self._options)
+            source = StreamInput(
+                self.job, self.request.subscribe_url, sink, self.monitor, self._options, self._shutting_down
+            )
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._or_stop_job(source.run()))
                 both.create_task(self._or_stop_job(output.run()))
