@@ -172,6 +172,28 @@ async def test_what_an_encoder_held_when_it_failed_goes_to_the_next_one(orchestr
     assert (loud(after) != loud(before)).sum() <= 2
 
 
+async def test_what_an_encoder_held_that_hangs_at_the_end_goes_to_the_next_one(orchestrate, monkeypatch):
+    real, commands = video.ts_from_frames, [["sh", "-c", "cat > /dev/null; exec sleep 600"]]
+    monkeypatch.setattr(video, "ts_from_frames", lambda *given: commands.pop() if commands else real(*given))
+    monkeypatch.setattr(video, "ENCODER_FLUSH_S", 0.5)
+    world = await orchestrate(GreenTintProcessor())
+    after = b"".join(await through(world, "hangs", picture_stream(), outputs=["-out"]))
+    assert abs(len(frames(after)) - SECONDS * RATE) <= 2
+
+
+async def test_pictures_that_are_not_encoded_when_a_stream_has_to_stop_are_an_event(orchestrate, monkeypatch):
+    monkeypatch.setattr(video, "ts_from_frames", lambda *_: ["sleep", "600"])
+    world = await orchestrate(GreenTintProcessor())
+    assert (await world.start("tv", world.channels("tv", ["", "-out", "-events"]), {"max_framerate": RATE}))[0] == 200
+    events, following = world.follow("tv", "-events")
+    (stream,) = world.api.server.streams.streams
+    async with world.publisher("tv") as publisher:
+        await publisher.publish(await asyncio.to_thread(picture_stream))
+        await stream.stop(2.0)
+    await until(lambda: any("were not ready within" in each["event"].get("message", "") for each in events))
+    await cancel(following)
+
+
 async def test_pictures_and_sound_are_counted_in_both_directions(orchestrate):
     world = await orchestrate(GreenTintProcessor())
     assert (await world.start("tv", world.channels("tv", ["", "-out"]), {"max_framerate": 30}))[0] == 200

@@ -123,8 +123,11 @@ class Stream:
         patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
         await asyncio.wait({self.over}, timeout=patience)
         if not self.over.done():
-            log.warning("stream %s: not finished within %g s", self.request.stream_id, patience)
-            await self.job.stop(f"the stream was stopped, and its last results were not ready within {patience:g} s")
+            message = f"the stream was stopped, and its last results were not ready within {patience:g} s"
+            self.monitor.error(
+                message
+            )  # where the results are ready but not their pictures, there is no record any more
+            await self.job.stop(message)
             await asyncio.wait({self.over}, timeout=limit * 0.1)
         await cancel(self.over)
 

@@ -32,8 +32,9 @@ MAX_SIZES = 256
 SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
 """Bytes of sound that may wait for its pictures; what comes then is dropped."""
-ENCODER_FLUSH_S = 5.0
-"""Longest wait for the rest of the output of an encoder that gets no more pictures, or has died."""
+ENCODER_FLUSH_S = 3.0
+"""An encoder that gets no more pictures, or has died, and gives nothing for this long hangs; a stop has to be answered,
+with the output of the next one."""
 STALL_S = 10.0
 """An encoder that takes no picture for this long hangs."""
 MAX_FAILURES = 3
@@ -131,7 +132,7 @@ class VideoOutput:
         self._options = options
         self._monitor = monitor
         self._mixer = SoundMixer(MAX_SOUND)
-        self._records = 0
+        self._records = self._outputs = 0
         self._unencoded: deque[bytes] = deque()  # pictures that no encoder has given back yet
         self._ended = False
 
@@ -192,7 +193,7 @@ class VideoOutput:
                 ending = await self._feed_pictures(encoder.stdin, pictures, published)
                 if ending is not Ending.STALLED:
                     encoder.stdin.close()
-                    await asyncio.wait({published}, timeout=ENCODER_FLUSH_S)
+                    await self._flushed(published)
                 if published.done():
                     published.result()
                 elif ending is Ending.DONE:
@@ -202,6 +203,13 @@ class VideoOutput:
         if encoder.last_error:
             log.warning("stream %s: encoder: %s", self._job.info.job_id, encoder.last_error)
         return Ending.DIED if ending is Ending.DONE and self._unencoded else ending
+
+    async def _flushed(self, published: asyncio.Task[None]) -> None:
+        """Wait for the rest of an encoder's output as long as some comes."""
+        before = -1
+        while not published.done() and before != self._outputs:
+            before = self._outputs
+            await asyncio.wait({published}, timeout=ENCODER_FLUSH_S)
 
     async def _pictures(self) -> AsyncIterator[bytes]:
         last = b""
@@ -244,6 +252,7 @@ class VideoOutput:
         writer: SegmentWriter | None = None
         began = 0.0
         while data := await encoded.read(256 * 1024):
+            self._outputs += 1
             if writer is not None and loop.time() - began >= SEGMENT_S:
                 await writer.close()
                 writer = None
