@@ -13,6 +13,7 @@ import tomllib
 import pytest
 
 from tests.deploy.conftest import CHART, yaml
+from whisper_byoc.server.core.limits import Limits
 
 ROOT = CHART.parent.parent.parent
 ALL = {
@@ -234,6 +235,11 @@ def test_the_readme_names_every_value_and_its_default():
         path: f"`{json.dumps(value)}`" for path, value in leaves(yaml.safe_load((CHART / "values.yaml").read_text()))
     }
     assert told == there
+
+
+def test_there_is_room_for_as_many_recordings_as_the_worker_takes():
+    size = yaml.safe_load((CHART / "values.yaml").read_text())["tmpSize"]
+    assert int(size.removesuffix("Gi")) << 30 > Limits().spool_bytes
 
 
 def test_the_dashboard_is_the_one_of_this_repository(rendered):
