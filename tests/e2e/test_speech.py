@@ -69,7 +69,7 @@ async def test_long_recording_live_in_odd_chunks(api, fixtures_dir, texts):
         assert heard["segments"][-1]["end_ms"] == pytest.approx(truth["end"] * 1000, abs=300)
     assert end == {
         "type": "end", "job_id": end["job_id"], "seq": len(transcripts),
-        "audio_ms": end["audio_ms"], "transcripts": len(transcripts), "errors": 0,
+        "audio_ms": end["audio_ms"], "speech_ms": end["speech_ms"], "transcripts": len(transcripts), "errors": 0,
     }  # fmt: skip
     first = transcripts[0]["segments"][0]
     assert first["id"] == f"{end['job_id']}-0-0"

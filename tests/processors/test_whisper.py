@@ -85,7 +85,10 @@ async def test_session_keeps_the_clock(processor, sound):
     assert first.record["stats"]["inference_ms"] > 0
     assert -1 < first.record["segments"][0]["avg_logprob"] < 0
     assert await session.finish() == []
-    assert session.summary() == {"audio_ms": 2 * ms, "transcripts": 2}
+    speech_ms = sum(
+        each["end_ms"] - each["start_ms"] for result in (first, second) for each in result.record["segments"]
+    )
+    assert session.summary() == {"audio_ms": 2 * ms, "speech_ms": speech_ms, "transcripts": 2}
 
 
 async def failing(*_, **__):
@@ -221,7 +224,9 @@ async def test_a_live_feed_and_whole_segments_share_one_clock(processor, sound, 
     assert heard.record["segments"][0]["start_ms"] == pytest.approx(ms + truth["start"] * 1000, abs=200)
     assert heard.record["segments"][-1]["end_ms"] == pytest.approx(ms + truth["end"] * 1000, abs=200)
     assert last.record["timing"]["media_window_start_ms"] == len(hello + numbers) // 32
-    assert session.summary() == {"audio_ms": len(hello + numbers + hello) // 32, "transcripts": 3}
+    summary = session.summary()
+    assert 0 < summary.pop("speech_ms") < summary["audio_ms"]
+    assert summary == {"audio_ms": len(hello + numbers + hello) // 32, "transcripts": 3}
     assert first.record["text"] == last.record["text"]
 
 
@@ -242,7 +247,8 @@ async def test_silence_on_a_live_feed_gives_no_record(processor):
     for n in range(5):
         assert await session.feed_live(bytes(32_000), float(n)) == []
     assert await session.finish() == []
-    assert session.summary() == {"audio_ms": 5000, "transcripts": 0}
+    warnings = ["no speech was found in 5 s of sound"]
+    assert session.summary() == {"audio_ms": 5000, "speech_ms": 0, "transcripts": 0, "warnings": warnings}
 
 
 def test_times_of_arrival_are_kept_for_a_minute():

@@ -195,6 +195,9 @@ async def test_damage_that_ffmpeg_reads_over_is_a_warning(demo, encoded):
     status, body, _ = await demo.put("feed", cut(damaged, 9999), chunked=True)
     assert (status, len(body["warnings"])) == (200, 1)
     assert "not decoded whole" in body["warnings"][0]
+    assert (await demo.records("feed"))[-1]["warnings"] == body["warnings"]
+    messages, code = await talk(demo, cut(damaged, 9999))
+    assert ([each.get("warnings") for each in messages if "warnings" in each], code) == ([body["warnings"]], 1000)
 
 
 async def test_damage_in_mid_feed_gives_the_text_before_it(serving, encoded):

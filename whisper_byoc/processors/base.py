@@ -111,7 +111,7 @@ class Session(Protocol):
         """Return what is still held back; called once, after the last `feed`."""
 
     def summary(self) -> Mapping[str, Any]:
-        """Return fields for the job's `end` record."""
+        """Return fields for the job's `end` record; `warnings`, a list of sentences, are left out if it has errors."""
 
 
 @runtime_checkable

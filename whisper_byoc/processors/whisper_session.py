@@ -79,6 +79,7 @@ class WhisperSession:
         self._language = LanguageChoice(options.decoding.language)  # one for all segments and live feeds of the job
         self._samples = 0
         self._transcripts = 0
+        self._speech_ms = 0  # in final text
         self._live: LiveTranscriber | None = None
         self._live_start = 0  # the job's clock when the live feed began
         self._told = 0  # the job's clock up to which the scheduler knows of live sound
@@ -111,7 +112,7 @@ class WhisperSession:
         self._transcripts += 1
         costs = result.queue_ms, result.inference_ms
         record = TranscriptRecord(result.value, first, len(samples), *costs, beam=result.beam)
-        return [Result(result.value.text.encode(), self._fields(record))]
+        return [Result(result.value.text.encode(), self._final_fields(record))]
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
         if self._live is None:
@@ -164,7 +165,13 @@ class WhisperSession:
             self._live.close()
 
     def summary(self) -> Mapping[str, Any]:
-        return {"audio_ms": pcm.duration_ms(self._samples), "transcripts": self._transcripts}
+        """Return how much sound and speech there was; `warnings` say it where there is no text."""
+        audio_ms = pcm.duration_ms(self._samples)
+        found = {"audio_ms": audio_ms, "speech_ms": self._speech_ms, "transcripts": self._transcripts}
+        if self._speech_ms:
+            return found
+        silent = f"no speech was found in {audio_ms / 1000:g} s of sound" if self._samples else "no sound came"
+        return {**found, "warnings": [silent]}
 
     def _results(self, updates: list[Update]) -> list[Result]:
         return [self._result(update) for update in updates]
@@ -191,7 +198,8 @@ class WhisperSession:
         costs = update.result.queue_ms, update.result.inference_ms
         beam = update.result.beam if update.is_final else None
         record = TranscriptRecord(text, first, length, *costs, lag_ms, update.is_final, beam)
-        return Result(body, self._fields(record), partial=not update.is_final, lag_ms=lag_ms)
+        fields = self._final_fields(record) if update.is_final else self._fields(record)
+        return Result(body, fields, partial=not update.is_final, lag_ms=lag_ms)
 
     def _tell_scheduler(self, position: int) -> None:
         """Have it count the live sound before a final text's end; recordings it counts itself."""
@@ -202,6 +210,11 @@ class WhisperSession:
     def _lag_ms(self, position: int) -> float:
         arrived = self._arrivals.at(position)
         return 0.0 if arrived is None else (asyncio.get_running_loop().time() - arrived) * 1000
+
+    def _final_fields(self, record: TranscriptRecord) -> dict[str, Any]:
+        fields = self._fields(record)
+        self._speech_ms += sum(each["end_ms"] - each["start_ms"] for each in fields["segments"])
+        return fields
 
     def _fields(self, record: TranscriptRecord) -> dict[str, Any]:
         return {**record.fields(), "model": self._model}

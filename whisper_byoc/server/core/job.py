@@ -23,6 +23,7 @@ from whisper_byoc.server.core.results import ResultRing, TranscriptLog
 
 log = logging.getLogger(__name__)
 
+MAX_WARNINGS = 16
 SUMMARY_SECONDS = 1.0
 """Longest wait for a session to close and sum up: a stream must be stopped within seconds."""
 
@@ -53,6 +54,7 @@ class Job:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._errors = 0
+        self._warnings: list[str] = []
         self._at_work: QueuedSegment | QueuedPieces | None = None
         self._computing = False
         self._is_live = pipeline.live
@@ -117,6 +119,11 @@ class Job:
         finally:
             self.has_reader = False
             self.touch()
+
+    def warn(self, sentence: str) -> None:
+        """Have the `end` record say what no error record says; of many sentences the first count."""
+        if len(self._warnings) < MAX_WARNINGS and sentence not in self._warnings:
+            self._warnings.append(sentence)
 
     def touch(self) -> None:
         self._touched = self._loop.time()
@@ -285,7 +292,9 @@ class Job:
     def _end(self, summary: dict[str, Any]) -> None:
         self.closing.set()
         self.touch()
-        errors = {"errors": self._errors}
+        silent = summary.pop("warnings", []) if isinstance(summary.get("warnings"), list) else []
+        warnings = [*self._warnings, *(silent if not self._errors else ())]
+        errors = {"errors": self._errors} | ({"warnings": warnings} if warnings else {})
         try:
             self.results.end(summary | errors)
         except ProcessorError as error:

@@ -68,6 +68,10 @@ class LiveFeed:
         self._waiting.clear()
         return [each for each in tail if isinstance(each, BadSegment)]
 
+    def _warn(self, sentence: str) -> None:
+        self.warnings = (*self.warnings, sentence)
+        self._job.warn(sentence)
+
     async def _cut(self, data: bytes) -> None:
         if not self._framing.blocking:
             self._waiting += self._framing.feed(data)
@@ -129,7 +133,7 @@ class SoundFeed(LiveFeed):
             if self._decoder is not None and not self._trouble:
                 await self._decode(b"")
                 if self._decoder.complaint:
-                    self.warnings = (f"the feed was not decoded whole, ffmpeg says: {self._decoder.complaint}",)
+                    self._warn(f"the feed was not decoded whole, ffmpeg says: {self._decoder.complaint}")
         tail = [] if self._decoder is not None and not self._decoded else self.hand_in(complete=complete)
         if self._kind and not self._trouble and not tail and not self.segments:
             self._trouble = f"there is no sound in the feed; {WANTED}"

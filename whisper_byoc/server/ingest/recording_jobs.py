@@ -41,11 +41,24 @@ class RecordingJob:
         self.recording = recording
         self._frame = frame
         self._done_ms = 0
+        self._end: dict[str, Any] = {}
 
     @property
     def seconds_left(self) -> float:
         """Of what is decoded of the recording, the seconds that there is no text of yet."""
         return max(self.recording.seconds - self._done_ms / 1000, 0.0)
+
+    @property
+    def speech_seconds(self) -> float | None:
+        """How long there is speech in it, at the end; None from a pipeline that does not say."""
+        found = self._end.get("speech_ms")
+        return found / 1000 if isinstance(found, int) else None
+
+    @property
+    def warning_fields(self) -> dict[str, Any]:
+        """What JSON answers have of warnings: nothing if there are none. All are known at the end."""
+        warnings = self._end.get("warnings") or self.recording.warnings
+        return {"warnings": warnings} if warnings else {}
 
     def headers(self, content_type: str) -> dict[str, str]:
         """Return the headers of the answer. `X-Metadata` is the only one that passes an orchestrator and a gateway.
@@ -60,7 +73,7 @@ class RecordingJob:
             units = self.recording.work_units
             metadata |= {"audio_ms": self.recording.samples // 16, "work_units": units}
             headers["X-Livepeer-Work-Units"] = str(units)
-        return {**headers, "X-Metadata": json.dumps(metadata | self.recording.warning_fields)}
+        return {**headers, "X-Metadata": json.dumps(metadata | self.warning_fields)}
 
     async def records(self) -> AsyncGenerator[Record, None]:
         """Feed the job and yield its records as they come, the end record too. To be used with `aclosing`.
@@ -73,6 +86,7 @@ class RecordingJob:
                 async for record in self.job.results.unread_records():  # the job's limits end it at the latest
                     if feeder.done() or record.kind == "end":
                         await feeder
+                    self._end = record.fields() if record.kind == "end" else {}
                     timing = (record.result.record or {}).get("timing")
                     if isinstance(timing, Mapping):  # of a stranger's processor it may be anything
                         self._done_ms = int(timing.get("media_window_end_ms", 0))
@@ -117,6 +131,8 @@ class RecordingJob:
             with self.job.feeding():
                 async for segment in self._segments():
                     await self.job.inbox.submit(segment, live=self.pipeline.live)
+                for each in self.recording.warnings:
+                    self.job.warn(each)
                 self.job.end_input()
         except RequestRefused as error:
             if not self.job.closing.is_set():  # it was the recording

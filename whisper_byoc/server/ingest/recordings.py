@@ -4,7 +4,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 from audio import pcm
 from audio.errors import MediaError
@@ -81,11 +80,6 @@ class Recording:
     def seconds(self) -> float:
         """Its length, to the millisecond."""
         return round(self.samples / pcm.SAMPLE_RATE, 3)
-
-    @property
-    def warning_fields(self) -> dict[str, Any]:
-        """What JSON answers have of them: nothing if there are none."""
-        return {"warnings": self.warnings} if self.warnings else {}
 
     @property
     def work_units(self) -> int:

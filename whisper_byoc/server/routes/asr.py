@@ -75,7 +75,7 @@ async def post_inference(request: web.Request) -> web.Response:
             if wanted != "json":
                 return await _answer(job, "json" if wanted == "verbose_json" else wanted)
             text = (await job.transcription()).text
-            return web.json_response({"text": text, **job.recording.warning_fields})
+            return web.json_response({"text": text, **job.warning_fields})
 
 
 def _as_sent(upload: Upload) -> Upload:
@@ -88,7 +88,7 @@ async def _answer(job: RecordingJob, wanted: str) -> web.Response:
     if wanted == "json":
         segments = [{"id": at, **each} for at, each in enumerate(segments_in_seconds(transcription))]
         fields = {"text": transcription.text, "segments": segments, "language": transcription.language}
-        text = json.dumps(fields | job.recording.warning_fields, ensure_ascii=False)
+        text = json.dumps(fields | job.warning_fields, ensure_ascii=False)
     elif wanted == "tsv":
         rows = (f"{each.start * 1000:.0f}\t{each.end * 1000:.0f}\t{each.text}\n" for each in transcription.segments)
         text, wanted = "start\tend\ttext\n" + "".join(rows), "text"

@@ -80,8 +80,9 @@ async def _answer(request: web.Request, job: RecordingJob, wanted: str, width: i
             "text": transcription.text,
             "language": transcription.language,
             "duration": job.recording.seconds,
+            **({} if job.speech_seconds is None else {"speech": job.speech_seconds}),
             "segments": segments_in_seconds(transcription),
-            **job.recording.warning_fields,
+            **job.warning_fields,
         }
         body = json.dumps(fields, ensure_ascii=False).encode()
     else:

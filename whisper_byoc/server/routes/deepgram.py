@@ -97,7 +97,7 @@ class Listener(Conversation):
             raise CloseEarly(WSCloseCode.INTERNAL_ERROR, record.error)
         fields = record.fields()
         if record.kind == "end":
-            yield self._metadata(fields.get("audio_ms", 0) / 1000)
+            yield self._metadata(fields.get("audio_ms", 0) / 1000, fields.get("warnings", ()))
             return
         start, end = span(fields) or (0.0, 0.0)
         if self._events and not self._speaking:
@@ -135,7 +135,8 @@ class Listener(Conversation):
             "metadata": {"request_id": self._id, "model_uuid": self._id, "model_info": self._model_info()},
         }
 
-    def _metadata(self, seconds: float) -> dict[str, Any]:
+    def _metadata(self, seconds: float, warnings: Iterable[str]) -> dict[str, Any]:
+        told = [{"parameter": "", "type": "stream", "message": each} for each in warnings]
         return {
             "type": "Metadata",
             "transaction_key": "deprecated",
@@ -144,6 +145,7 @@ class Listener(Conversation):
             "created": self._created.isoformat(),
             "duration": seconds,
             "channels": 1,
+            **({"warnings": told} if told else {}),
         }
 
     def _model_info(self) -> dict[str, str]:

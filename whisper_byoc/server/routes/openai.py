@@ -115,7 +115,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
 
 
 def _json_answer(job: RecordingJob, body: dict[str, Any]) -> web.Response:
-    text = json.dumps(body | job.recording.warning_fields, ensure_ascii=False)
+    text = json.dumps(body | job.warning_fields, ensure_ascii=False)
     return web.Response(body=text.encode(), headers=job.headers(CONTENT_TYPES["json"]))
 
 
@@ -167,7 +167,7 @@ async def _stream(request: web.Request, job: RecordingJob) -> web.StreamResponse
                 parts.append(delta)
                 for at in range(0, len(delta), DELTA_CHARACTERS):
                     await events.send({"type": "transcript.text.delta", "delta": delta[at : at + DELTA_CHARACTERS]})
-        await events.send({"type": "transcript.text.done", "text": "".join(parts)})
+        await events.send({"type": "transcript.text.done", "text": "".join(parts), **job.warning_fields})
     return events.response
 
 

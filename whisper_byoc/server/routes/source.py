@@ -87,7 +87,7 @@ async def put_source(request: web.Request) -> web.Response:
                 LiveFeed(job, framing) if framing else _sound_feed(request, job, declared, live=pipeline.live) as feed
             ):
                 segments, size = await _Body(request, job, feed, more=more).take()
-                warnings = feed.warnings
+                warnings = feed.warnings if size else ("nothing came: the body has no bytes",)
         elif request.content_length:
             segments, size, warnings = await _take_segment(request, job, pipeline.media, declared, strict=strict)
         else:

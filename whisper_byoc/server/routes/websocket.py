@@ -45,7 +45,10 @@ class LiveRunner(Conversation):
     def told(self, record: Record) -> Iterable[Mapping[str, Any]]:
         if record.kind == "error":
             raise CloseEarly(WSCloseCode.INTERNAL_ERROR, record.error)
-        return [_message(record.fields())] if record.kind == "result" else []
+        fields = record.fields()
+        if record.kind == "result":
+            return [_message(fields)]
+        return [{"text": "", "final": True, "warnings": fields["warnings"]}] if "warnings" in fields else []
 
     def sentence(self, error: CloseEarly) -> Mapping[str, Any]:
         return {"error": str(error)}
