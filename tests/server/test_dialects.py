@@ -62,6 +62,19 @@ async def test_deepgrams_client_hears_words_with_their_times(demo, sound):
     assert found[-1].duration == pytest.approx(len(sound("demo-numbers.wav")) / 32_000, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("query", "part"),
+    [
+        ("encoding=linear17&sample_rate=16000", "encoding must be one of linear16"),
+        ("encoding=linear16", "give sample_rate"),
+        ("encoding=mulaw&sample_rate=fast", "'fast'"),
+    ],
+)
+async def test_sound_that_deepgrams_client_does_not_describe_is_refused(demo, query, part):
+    async with demo.http.get(f"{demo.url}/v1/listen?{query}") as answer:
+        assert (answer.status, part in await answer.text()) == (400, True)
+
+
 async def test_deepgrams_finalize_ends_an_utterance_that_goes_on(demo, sound):
     async with listening(demo) as socket:
         await socket.send_media(sound("demo-numbers.wav")[:64_000])

@@ -57,7 +57,9 @@ async def error_of(api, **fields):
     return status, body["error"]
 
 
-@pytest.mark.parametrize("model", ["whisper-1", "whisper-demo", "demo", "openai/whisper-demo"])
+@pytest.mark.parametrize(
+    "model", ["whisper-1", "whisper-demo", "demo", "openai/whisper-demo", "Systran/faster-whisper-demo"]
+)
 async def test_the_client_gets_the_text(api, client_of, numbers, model):
     found = await client_of(api).transcriptions.create(model=model, file=io.BytesIO(numbers))
     assert found.text == NUMBERS
@@ -259,6 +261,11 @@ async def test_a_body_that_is_no_form(serving):
     headers = {"Content-Type": "application/json"}
     async with api.http.post(f"{api.url}/v1/audio/transcriptions", data=b"{}", headers=headers) as answer:
         assert (answer.status, (await answer.json())["error"]["type"]) == (415, "invalid_request_error")
+
+
+async def test_a_route_that_is_none_is_no_missing_model(api):
+    async with api.http.post(f"{api.url}/v1/chat/completions") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, None)
 
 
 async def test_no_speech_here(serving):

@@ -247,7 +247,7 @@ class Pipelines:
         speech = self.speech
         if (name in ANY_SPEECH or (name.startswith(others) and self.find(name) is None)) and speech:
             return speech[0]
-        model = name.removeprefix("openai/")  # as Hugging Face calls the same weights
+        model = name.removeprefix("openai/").removeprefix("Systran/faster-")  # Hugging Face's names of the same weights
         for known in (name, model, f"whisper-{model}"):
             pipeline = self.find(known)
             if pipeline is not None and pipeline in speech:

@@ -40,7 +40,7 @@ DONE = b"[DONE]"
 """Ends an event stream, in whichever line it stands: go-livepeer looks for the characters, not for the event."""
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-ERROR_CODES = {404: "model_not_found", 413: "file_too_large", 429: "rate_limit_exceeded"}
+ERROR_CODES = {413: "file_too_large", 429: "rate_limit_exceeded"}
 """OpenAI's words for errors."""
 
 Shape = Callable[[web.Request, RequestRefused], object]
@@ -101,7 +101,8 @@ def _plain(_: web.Request, error: RequestRefused) -> Error:
 
 def openai_error(_: web.Request, error: RequestRefused) -> OpenAiError:
     kind = ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    code = ERROR_CODES.get(error.status)
+    unknown_model = error.status == 404 and error.param == "model"
+    code = "model_not_found" if unknown_model else ERROR_CODES.get(error.status)
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
 
 

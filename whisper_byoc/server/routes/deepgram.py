@@ -10,8 +10,9 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from multidict import MultiMapping
 
 from audio.raw import RawFormat
+from whisper_byoc.errors import BadParam
 from whisper_byoc.http import json_value
-from whisper_byoc.params import switch, whole
+from whisper_byoc.params import choice, switch, whole
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.declared import declared_format
@@ -19,8 +20,10 @@ from whisper_byoc.server.routes.conversation import CloseEarly, Command, Convers
 from whisper_byoc.server.routes.telling import tells
 
 ENCODINGS: Mapping[str, str] = MappingProxyType({"linear16": "s16le", "linear32": "s32le"})
-"""Deepgram's names of raw sound -> ours; `mulaw` and `alaw` are the same. Other encodings are media."""
-RAW = frozenset((*ENCODINGS, "mulaw", "alaw"))
+"""Deepgram's names of raw sound -> ours; `mulaw` and `alaw` are the same."""
+RAW = (*ENCODINGS, "mulaw", "alaw")
+MEDIA = ("flac", "opus", "ogg-opus", "speex", "amr-nb", "amr-wb")
+"""Its names of media, which are known by their bytes."""
 OWN_MODELS = ("nova", "enhanced", "base", "whisper", "flux")
 """How the names of Deepgram's own models begin, for which the first speech pipeline stands."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 3.0
@@ -58,10 +61,11 @@ def _params(query: MultiMapping[str]) -> dict[str, Any]:
 
 
 def _raw(query: MultiMapping[str]) -> RawFormat | None:
-    encoding = query.get("encoding", "")
-    if encoding not in RAW:
+    if not (encoding := query.get("encoding", "")) or choice("encoding", encoding, (*RAW, *MEDIA)) in MEDIA:
         return None
-    names = {"rate": query.get("sample_rate", "8000"), "channels": query.get("channels", "1")}
+    if "sample_rate" not in query:
+        raise BadParam("sample_rate", f"{encoding} does not tell its rate: give sample_rate, in Hz")
+    names = {"rate": query["sample_rate"], "channels": query.get("channels", "1")}
     return declared_format("", {"encoding": ENCODINGS.get(encoding, encoding), **names})
 
 
