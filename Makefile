@@ -32,16 +32,21 @@ demo: .venv/ready
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
-# Two runs, as compiled models stay in memory: 1.4 GB at most, not 2. They do not disturb each other: make -j2 test.
-test: test-models test-others
+# Three runs side by side: models compute, processes are waited for, the rest does both. None has more than 1.5 GB.
+test: .venv/ready-for-tests
+	$(MAKE) --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-models test-processes test-others
 
 MODELS := tests/speech
+PROCESSES := tests/cli tests/e2e tests/faults tests/test_benchmarks.py tests/test_examples.py tests/test_package.py
 
 test-models: .venv/ready-for-tests
 	$(BIN)/python -m pytest $(MODELS)
 
+test-processes: .venv/ready-for-tests
+	$(BIN)/python -m pytest $(PROCESSES)
+
 test-others: .venv/ready-for-tests
-	$(BIN)/python -m pytest $(MODELS:%=--ignore=%)
+	$(BIN)/python -m pytest $(MODELS:%=--ignore=%) $(PROCESSES:%=--ignore=%)
 
 # Downloads tiny.en and base, once; skips what cannot be had.
 test-real-weights: .venv/ready-for-tests

@@ -34,24 +34,13 @@ LIBC = ctypes.CDLL(None)
 
 os.environ["WHISPER_BYOC_MAX_LIVE"] = "100"  # for servers that tests start, however slow the machine is
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 hypothesis.settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("no deadline")
 
-
 pytest_plugins = ("tests.nodes",)
-
-STARTS_PROCESSES = ("cli", "deploy", "e2e", "faults", "test_benchmarks.py")
-LOADS_MODELS = ("processors", "speech", "test_fixtures.py")
-
-
-def pytest_collection_modifyitems(items):
-    """Run what starts processes first and what fills this one with models last, so that they do not add up."""
-
-    def stage(item):
-        name = item.path.relative_to(ROOT / "tests").parts[0]
-        return (name not in STARTS_PROCESSES) + (name in LOADS_MODELS)
-
-    items.sort(key=stage)
 
 
 def pytest_collection_finish():
