@@ -71,8 +71,7 @@ def test_the_demo_model_on_speech(demo, sound, name, timestamps, beam):
     assert found.ended
 
 
-@pytest.mark.parametrize("language", ["en", "de", "ja"])
-@pytest.mark.parametrize("task", ["transcribe", "translate"])
+@pytest.mark.parametrize(("language", "task"), [("en", "transcribe"), ("de", "translate"), ("ja", "transcribe")])
 @pytest.mark.parametrize("timestamps", [True, False])
 def test_random_weights_which_try_every_rule(random, noise, language, task, timestamps):
     """They write all kinds of tokens and never end."""
