@@ -43,7 +43,7 @@ def container(container_node):
 def visit(browser):
     """Return a function that opens the page of a node; nothing may go wrong in it."""
     context = browser.new_context()
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     problems = []
 
     def opened(node, *, expected=()):
@@ -64,7 +64,7 @@ def heard(page, kind="final"):
     return " ".join(page.locator(f"#text li.{kind} span").all_inner_texts())
 
 
-def record_until(page, question, seconds=30):
+def record_until(page, question, seconds=90):
     """Record until the question has an answer; stop, and wait for the last words."""
     page.get_by_role("button", name="Record").click()
     wait(question, seconds)
@@ -73,7 +73,7 @@ def record_until(page, question, seconds=30):
     wait(lambda: page.locator("#record").is_enabled(), seconds)
 
 
-def wait(question, seconds=30):
+def wait(question, seconds=90):
     deadline = time.monotonic() + seconds
     while not (answer := question()):
         assert time.monotonic() < deadline, "it did not happen"

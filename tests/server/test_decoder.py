@@ -89,7 +89,7 @@ async def test_an_ffmpeg_that_has_ended_between_two_feeds_is_replaced(decode):
 
 
 async def test_an_ffmpeg_that_takes_nothing_is_replaced(decode, monkeypatch):
-    monkeypatch.setattr(module, "HANG_SECONDS", 0.05)
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.25)
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)
     decoder, _, pids, losses = decode("exec sleep 600")
     await decoder.feed(bytes(1 << 20))
@@ -117,12 +117,12 @@ async def test_an_ffmpeg_that_is_stopped_or_killed_is_a_loss(decode, monkeypatch
 
 
 async def test_an_ffmpeg_that_waits_for_its_sink_does_not_hang(decode, monkeypatch):
-    monkeypatch.setattr(module, "HANG_SECONDS", 0.02)
-    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.5)
     sunk = []
 
     async def slow(data):
-        await asyncio.sleep(0.1 if len(sunk) < 3 else 0)
+        await asyncio.sleep(0 if sunk else 0.8)
         sunk.append(data)
 
     decoder, _, pids, losses = decode("exec cat", slow)
