@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -418,6 +418,47 @@ def test_disk_that_takes_no_more(tiny, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files(tmp_path) == []
+
+
+@contextmanager
+def read_only(folder):
+    """Let nobody make or remove files in a folder: for root, to whom permissions are nothing, it is immutable."""
+    before, after = (["chmod", "a-w"], ["chmod", "u+w"]) if os.getuid() else (["chattr", "+i"], ["chattr", "-i"])
+    try:
+        subprocess.run([*before, folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this file system has no immutable folders")
+    try:
+        yield
+    finally:
+        subprocess.run([*after, folder], check=True)
+
+
+def test_folder_that_becomes_read_only_in_mid_download(server, tiny, tmp_path):
+    def answer(request):
+        whole(BODY[: len(BODY) // 2], promise=len(BODY))(request)
+        if request.command == "GET":
+            turning.wait(30)
+            request.wfile.write(BODY[len(BODY) // 2 :])
+
+    def turn():
+        while not files(tmp_path):
+            time.sleep(0.01)
+        stack.enter_context(read_only(tmp_path))
+        turning.set()
+
+    with read_only(tmp_path):
+        pass  # skips the test where that cannot be
+    turning, server.answer = threading.Event(), answer
+    with ExitStack() as stack:
+        turner = threading.Thread(target=turn)
+        turner.start()
+        with fails_with("could not be downloaded", str(tmp_path), *WAYS_OUT):
+            models.fetch_model("tiny", tmp_path)
+        turner.join()
+        assert not (tmp_path / "tiny.pt").exists()
+    server.answer = whole(BODY)
+    assert models.fetch_model("tiny", tmp_path).read_bytes() == BODY
 
 
 def test_file_with_other_contents_is_reported_not_replaced(server, tiny, tmp_path):
