@@ -10,21 +10,20 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
 from clips import Clip
-from serving import Served
 
 from audio import pcm
 from audio.utterances import SplitterOptions
 from whisper_byoc.http import CONNECTION_ERRORS, open_session
 
-__all__ = ["Load", "Talk", "percentile", "silence", "talk"]
+__all__ = ["Load", "Loaded", "Talk", "percentile", "silence", "talk"]
 
 PAUSES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Seconds between two clips."""
@@ -121,6 +120,15 @@ class Heard:
             self.ended = True
 
 
+class Loaded(Protocol):
+    """What streams are put on: a server, or a gateway with what is behind it."""
+
+    @property
+    def url(self) -> str: ...
+    def cpu_seconds(self) -> float: ...
+    def memory_mb(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Load:
     """What so many streams met; times in seconds."""
@@ -142,12 +150,18 @@ class Load:
     memory_mb: float
 
     @classmethod
-    async def put_on(cls, server: Served, sound: Talk, streams: int, seconds: float, *, partials: bool) -> Load:
-        """Run so many streams of a talk at once."""
+    async def put_on(
+        cls, server: Loaded, sound: Talk, streams: int, seconds: float, *, partials: bool = False, model: str = ""
+    ) -> Load:
+        """Run so many streams of a talk at once, at a container, or for a `model` at a gateway."""
         cpu, own, began = server.cpu_seconds(), time.process_time(), time.monotonic()
         async with open_session() as http, asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_stream(http, server.url, sound, number / streams, seconds, partials=partials))
+                group.create_task(
+                    _feed(http, server.url, model, sound, number / streams, seconds)
+                    if model
+                    else _stream(http, server.url, sound, number / streams, seconds, partials=partials)
+                )
                 for number in range(streams)
             ]
         heard = [task.result() for task in tasks]
@@ -206,6 +220,39 @@ async def _stream(
         await asyncio.wait({listening})
     if not heard.ended and not heard.refused:
         (await http.delete(f"{url}/live/{job}")).release()
+    return heard
+
+
+async def _feed(http: aiohttp.ClientSession, url: str, model: str, sound: Talk, share: float, seconds: float) -> Heard:
+    """Run one stream at a gateway: a request whose answer comes while it is sent."""
+    heard, loop, first = Heard(), asyncio.get_running_loop(), _offset(sound, share)
+    await asyncio.sleep(share * START_SECONDS)
+    began, over = loop.time(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for number in range(round(seconds / PIECE_SECONDS)):
+            due = began + (number + 1) * PIECE_SECONDS
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            if over.is_set():
+                return
+            heard.sent_late = max(heard.sent_late, loop.time() - due)
+            framed_piece = sound.pieces[(first + number) % len(sound.pieces)]
+            yield framed_piece[-2 - PIECE_BYTES : -2]  # aiohttp frames it again
+
+    headers = {"X-Model-Id": model, "Accept": "application/x-ndjson", "Content-Type": "audio/L16"}
+    try:
+        async with (
+            asyncio.timeout(seconds + DRAIN_SECONDS),
+            http.post(f"{url}/live/video-to-video?partials=false", data=pieces(), headers=headers) as answer,
+        ):
+            heard.refused = answer.status != 200
+            async for line in answer.content:
+                if not heard.refused:
+                    heard.take(json.loads(line), loop.time() - began)
+    except CONNECTION_ERRORS:
+        heard.errors += 1
+    finally:
+        over.set()
     return heard
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -67,16 +67,19 @@ def environment() -> dict[str, str]:
 
 
 @asynccontextmanager
-async def served(pipeline: str, *options: str) -> AsyncIterator[Served]:
+async def served(pipeline: str, *options: str, cores: Collection[int] = ()) -> AsyncIterator[Served]:
     """Serve `pipeline` on a free port of loopback from the moment it is ready; raises RuntimeError with its log."""
     command = ("-m", "whisper_byoc.cli.main", "serve", "--host", "127.0.0.1", "--port", "0", "--pipeline", pipeline)
-    async with started((*command, *options)) as server:
+    async with started((*command, *options), cores) as server:
         yield server
 
 
 @asynccontextmanager
-async def started(command: Sequence[str]) -> AsyncIterator[Served]:
-    """Run a Python program that logs `listening on port N`, and has /readyz; raises RuntimeError with its log."""
+async def started(command: Sequence[str], cores: Collection[int] = ()) -> AsyncIterator[Served]:
+    """Run a Python program that logs `listening on port N`, and has /readyz; raises RuntimeError with its log.
+
+    It may have these cores only, if some are named.
+    """
     with tempfile.TemporaryFile() as log:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
@@ -84,6 +87,8 @@ async def started(command: Sequence[str]) -> AsyncIterator[Served]:
         )
         server = Served(process.pid, log.fileno())
         try:
+            if cores:
+                os.sched_setaffinity(process.pid, cores)  # long before it counts them
             await asyncio.wait_for(until_ready(server, process, began), START_SECONDS)
             yield server
         finally:

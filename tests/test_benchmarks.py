@@ -23,6 +23,7 @@ QUICK = (
     ("streams", "--quick --model demo"),
     ("soak", "--quick"),
     ("streams", "--quick --model demo --overload 2"),
+    ("fleet", "--quick --model demo"),
 )
 """Benchmarks, and options for little work."""
 
@@ -44,6 +45,25 @@ def test_quick_run_prints_one_json_object(name, options, tmp_path):
             numbers = [cell for cell in row.values() if isinstance(cell, float)]
             assert numbers
             assert all(abs(number) < float("inf") for number in numbers)
+
+
+def test_the_model_of_a_fleet_runs_on_what_fleet_prints(tmp_path):
+    pytest.importorskip("simpy")
+    ran = {"containers": 1, "fit": 20, "final p50 s": 0.5, "final p95 s": 0.8, "hops ms/s": 5.0}
+    rows = [{**ran, "streams": 5, "containers ms/s": 40.0}, {**ran, "streams": 20, "containers ms/s": 30.0}]
+    path = tmp_path / "fleet.json"
+    path.write_text(json.dumps({"machine": {"cores": 2}, "tables": {"fleet": rows}}))
+    command = [sys.executable, str(FOLDER / "fleet_model.py"), str(path), "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=55, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    checked, sizes, lost, grown = json.loads(done.stdout)["tables"].values()
+    for row, measured in zip(checked, rows, strict=True):
+        busy = measured["streams"] * measured["containers ms/s"] / 1000
+        assert 0.5 < row["model p50 s"] < row["model p95 s"] < 1 / (1 - busy)
+    assert (sizes[0]["streams"], sizes[0]["refused %"]) == (140, 0)
+    assert all(row["moved: p95 s"] > row["p95 s before"] for row in lost)
+    refused = [row["refused %, 0 s ahead"] for row in grown]
+    assert refused == sorted(refused)
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 5, 11, 19, 20])
