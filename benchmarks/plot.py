@@ -1,7 +1,7 @@
-"""Plots of what engines.py and streams.py measured: `python benchmarks/plot.py RUN.json … --folder docs`.
+"""Plots of what engines.py, streams.py, fleet.py measured, and fleet_model.py: `plot.py RUN.json … --folder docs`.
 
-Each RUN.json is what one of them printed with --json; the folder gets `streams.svg` and `engines.svg`, whose colours
-can be read on a light and on a dark page. Needs matplotlib.
+Each RUN.json is what one of them printed with --json; the folder gets `streams.svg` and so on, whose colours can be
+read on a light and on a dark page. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +56,14 @@ def main() -> None:
 
 
 def draw(run: Mapping[str, Any], folder: Path) -> None:
-    """Draw the first table of a run. Raises SystemExit for a run that has no plot."""
-    plots = {"streams": streams_plot, "engines": engines_plot}
+    """Draw a run. Raises SystemExit for one that has no plot."""
+    plots: Mapping[str, Callable[..., Figure]] = {
+        "streams": streams_plot, "engines": engines_plot, "fleet": fleet_plot, "fleet_model": model_plot
+    }  # fmt: skip
     name = run["benchmark"]
     if name not in plots:
         raise SystemExit(f"there is no plot of {name!r}; there are those of {', '.join(plots)}")
-    figure = plots[name](next(iter(run["tables"].values())))
+    figure = plots[name](*list(run["tables"].values())[: 4 if name == "fleet_model" else 1])
     path = folder / f"{name}.svg"
     figure.savefig(path, transparent=True, metadata={"Date": None})
     print(path)
@@ -93,6 +95,54 @@ def streams_plot(rows: Rows) -> Figure:
     axes.set_xlabel("live streams at once")
     axes.set_ylabel("p95 of the delay of final text, s")
     axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def fleet_plot(rows: Rows) -> Figure:
+    """How late final text is, by the number of streams: a line for each number of containers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    numbers = sorted({row["containers"] for row in rows})
+    for number, colour, marker in zip(numbers, (OURS, OURS_TOO, PEERS, INK), "os^v", strict=False):
+        points = sorted((row["streams"], row["final p95 s"]) for row in rows if row["containers"] == number)
+        label = f"{number} container{'s' if number > 1 else ''} of one core"
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
+    axes.axhline(1, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("live streams at the gateway")
+    axes.set_ylabel("p95 of the delay of final text, s")
+    axes.legend(frameon=False)
+    return figure
+
+
+def model_plot(check: Rows, size: Rows, loss: Rows, growth: Rows) -> Figure:
+    """The model beside what was measured, who is refused by size, and who is by how far the autoscaler looks ahead."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2))
+    first, second, third = figure.subplots(1, 3)
+    points = [(row["final p95 s"], row["model p95 s"]) for row in check if row["final p95 s"]]
+    top = 1.1 * max(max(point) for point in points)
+    first.plot(*zip(*points, strict=True), "o", color=OURS, markersize=4)
+    first.plot([0, top], [0, top], color=INK, linewidth=0.8, linestyle="--")
+    first.set_xlabel("p95 measured, s")
+    first.set_ylabel("p95 of the model, s")
+    colours = (OURS, OURS_TOO, PEERS, INK)
+    for number, colour in zip(sorted({row["containers"] for row in size}), colours, strict=False):
+        points = [(100 * row["share"], row["refused %"]) for row in size if row["containers"] == number]
+        second.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=f"{number} containers")
+    second.set_xlabel("streams, % of what fits")
+    second.set_ylabel("refused, %")
+    for row, colour in zip(growth, colours, strict=False):
+        found = [(name.split()[2], value) for name, value in row.items() if name.startswith("refused")]
+        label = f"image {row['image pulled in s']} s"
+        third.plot(*zip(*found, strict=True), color=colour, marker="o", markersize=4, label=label)
+    third.set_xlabel("autoscaler looks ahead, s")
+    third.set_ylabel("refused, %")
+    second.legend(frameon=False)
+    third.legend(frameon=False)
     return figure
 
 
