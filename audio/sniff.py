@@ -142,7 +142,12 @@ def _id3_bytes(data: bytes) -> int:
 
 
 def index_is_behind(data: bytes) -> bool:
-    """Whether bytes that begin like "mov" have the sound before the index (ISO 14496-12: mdat before moov)."""
+    """Whether bytes that begin like "mov" or "caf" have, or may have, the sound before what it takes to decode it.
+
+    That is mdat before moov (ISO 14496-12), and for CAF the packet table, which all codecs but PCM need.
+    """
+    if data.startswith(b"caff"):
+        return data[28:32] != b"lpcm"
     at = 0
     while data[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide") and (size := int.from_bytes(data[at : at + 4])):
         at += size

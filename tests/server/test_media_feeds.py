@@ -27,20 +27,25 @@ KINDS = {
     "adpcm wav": ("-c:a", "adpcm_ms", "-f", "wav"),
     "mu-law wav": ("-c:a", "pcm_mulaw", "-ar", "8000", "-f", "wav"),
     "48 kHz stereo wav": ("-ac", "2", "-ar", "48000", "-f", "wav"),
+    "mp4 with its index behind": ("-c:a", "aac", "-f", "mp4"),
+    "caf with its packet table behind": ("-c:a", "alac", "-f", "caf"),
+    "caf of PCM": ("-c:a", "pcm_s16le", "-f", "caf"),
 }
 
 
 @pytest.fixture(scope="session")
-def encoded(fixtures_dir):
-    """Return a function that encodes a fixture, and gives the bytes as they come out of a pipe."""
+def encoded(fixtures_dir, tmp_path_factory):
+    """Return a function that encodes a fixture, and gives the bytes as they come out of a pipe, or else of a file."""
     made = {}
 
     def encode(kind):
         if kind not in made:
             source = fixtures_dir / "demo-numbers.wav"
-            command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, *KINDS[kind], "pipe:1"]
+            file = tmp_path_factory.mktemp("media") / "file"
+            target = file if "behind" in kind or "caf" in kind else "pipe:1"
+            command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, *KINDS[kind], target]
             done = subprocess.run(command, check=True, capture_output=True, timeout=30, env=ffmpeg_environment())
-            made[kind] = done.stdout
+            made[kind] = done.stdout or file.read_bytes()
         return made[kind]
 
     return encode
@@ -73,6 +78,28 @@ async def test_a_feed_of_media_becomes_its_text(demo, encoded, kind):
     assert (status, body["bytes"]) == (200, len(data))
     *transcripts, end = await demo.records("feed")
     assert (" ".join(each["text"] for each in transcripts), end["errors"]) == (NUMBERS, 0)
+
+
+async def test_a_feed_that_cannot_be_decoded_as_it_arrives_is_held_within_bounds(serving, demo_processor, encoded):
+    data = encoded("mp4 with its index behind")
+    api = await serving({"whisper-demo": demo_processor}, recording_bytes=len(data) - 1)
+    status, body, _ = await api.put("feed", cut(data, 1111), chunked=True)
+    assert (status, "has its index behind" in body["error"]) == (413, True)
+    await api.end("feed")
+    assert [each["type"] for each in await api.records("feed")] == ["error", "end"]
+    messages, code = await talk(api, cut(data, 1111))
+    assert (code, "index behind" in messages[-1]["error"]) == (1001, True)
+
+
+async def test_a_held_feed_whose_client_vanishes_is_decoded_as_far_as_it_can_be(serving, encoded):
+    api = await serving(Sound())
+    data = encoded("mp4 with its index behind")
+    _, writer = await raw(api, FEED, b"%x\r\n%b\r\n" % (len(data), data))
+    await until(lambda: api.table.jobs and api.table.get("job").inbox.fed)
+    writer.transport.abort()
+    await until(lambda: not api.table.get("job").has_feed)
+    await api.end("job")
+    assert [each["type"] for each in await api.records("job")] == ["result", "end"]
 
 
 @pytest.mark.parametrize("kind", ["webm", "mp3", "48 kHz stereo wav", "mu-law wav", "adpcm wav"])
@@ -216,9 +243,9 @@ NO_SOUND = {
     "random bytes": (random.Random(1).randbytes(30_000), "Invalid data"),
     "a WAV without sound": (write_wav(np.empty(0, np.float32)), "no sound"),
     "half a WAV header": (write_wav(np.zeros(9, np.float32))[:30], "header is not complete"),
-    "an MP4 with its index at its end": (
+    "an MP4 whose index never came": (
         b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\x40\x08mdat" + bytes(3000),
-        "index",
+        "moov atom not found",
     ),
 }
 

@@ -76,6 +76,11 @@ class Inbox:
         self.touched = self._loop.time()
         """When something came last, in event loop time."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
     def over(self) -> RequestRefused:
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
 

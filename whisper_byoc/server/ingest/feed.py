@@ -2,19 +2,24 @@
 
 import asyncio
 from collections import deque
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Self
 
 from audio.errors import AudioError, DecoderFailed, MediaError, UnsupportedWav
 from audio.ffmpeg import CONTAINERS, wav_from_feed
 from audio.raw import PLAIN, RawFormat
 from audio.riff import WavFormat
-from audio.sniff import Sniffer, foreign, index_is_behind
+from audio.sniff import ENOUGH_BYTES, Sniffer, foreign, index_is_behind
 from whisper_byoc.errors import BadSegment, RequestRefused
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.ingest.decoder import LiveDecoder
+from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.framing import Framing, WavFraming, raw_framing
+from whisper_byoc.server.ingest.intake import Intake
+from whisper_byoc.server.ingest.spool import Spool
 
+INDEXED = ("mov", "caf")
+"""Containers that may have what it takes to decode the sound behind it."""
 WANTED = (
     "send 16 kHz mono PCM16, or WAV, WebM, Ogg, MP3, FLAC, AAC or MPEG-TS, or say what raw sound it is (encoding, "
     "rate, channels)"
@@ -95,8 +100,12 @@ class SoundFeed(LiveFeed):
         raw: bool = True,
         declared: RawFormat | None = None,
         wav: bool = False,
+        intake: Intake | None = None,
     ) -> None:
-        """Take bytes that are no media for PCM16 if they may be `raw`, all bytes for what is `declared`, or for WAV."""
+        """Take bytes that are no media for PCM16 if they may be `raw`, all bytes for what is `declared`, or for WAV.
+
+        Media that cannot be decoded as they arrive are held by `intake`, and decoded at their end.
+        """
         fmt = declared if isinstance(declared, WavFormat) else PLAIN
         super().__init__(job, raw_framing(fmt, live=live))
         self._raw = raw
@@ -107,6 +116,9 @@ class SoundFeed(LiveFeed):
         self._decoder: LiveDecoder | None = None
         self._decoded = False
         self._trouble = ""
+        self._intake = intake
+        self._holding = AsyncExitStack()
+        self._held: Spool | None = None
         if wav:
             self._read_wav()
         elif isinstance(declared, str):
@@ -115,21 +127,24 @@ class SoundFeed(LiveFeed):
     async def __aexit__(self, *_: object) -> None:
         if self._decoder is not None:
             await self._decoder.kill()
+        await self._holding.aclose()
 
     async def take(self, data: bytes) -> None:
         if self._sniffer is not None:
             kind = self._sniffer.feed(data)
-            if kind is None:
+            if kind is None or (kind in INDEXED and len(self._sniffer.head) < ENOUGH_BYTES):
                 return
-            data = self._choose(kind)
+            data = await self._choose(kind)
         await self._take_known(data)
 
     async def finish(self, rest: bytes = b"", *, complete: bool) -> None:
         with suppress(AudioError, RequestRefused):  # what cannot be read is told below
             if self._sniffer is not None:
-                rest = self._choose(self._sniffer.feed(rest, more=False) or "")
+                rest = await self._choose(self._sniffer.feed(rest, more=False) or "")
             if rest and not self._trouble:
                 await self._take_known(rest)
+            if self._held is not None and not self._trouble:
+                await self._decode_held(self._held)
             if self._decoder is not None and not self._trouble:
                 await self._decode(b"")
                 if self._decoder.complaint:
@@ -143,7 +158,7 @@ class SoundFeed(LiveFeed):
         if trouble and complete and not self.segments:
             raise MediaError(trouble)
 
-    def _choose(self, kind: str) -> bytes:
+    async def _choose(self, kind: str) -> bytes:
         """Set up what reads this kind of media, and return the bytes that have arrived.
 
         Raises `MediaError` where they hold no sound, or must be media, and are none.
@@ -152,11 +167,12 @@ class SoundFeed(LiveFeed):
         head, self._sniffer = self._sniffer.head, None
         if kind == CONTAINERS and (what := foreign(head)):
             self._trouble = f"this is {what}, not sound; {WANTED}"
-        elif kind == "mov" and index_is_behind(head):
-            self._trouble = (
-                "the index of this MP4 is behind its sound, so it cannot be read as it arrives; send it as a "
-                "recording, or move the index (ffmpeg -movflags +faststart)"
-            )
+        elif kind in INDEXED and index_is_behind(head):
+            if self._intake is not None:
+                self._kind, self._job.inbox.fed = kind, True
+                self._held = await self._holding.enter_async_context(self._intake.spool(self._job.client))
+                return head
+            self._trouble = "the index of these media is behind their sound, so they cannot be read as they arrive"
         elif not kind and not self._raw and head:
             self._trouble = f"the body does not begin like the media file that its type names; {WANTED}"
         if self._trouble:
@@ -177,6 +193,9 @@ class SoundFeed(LiveFeed):
         self._kind = "any media" if kind == CONTAINERS else kind
 
     async def _take_known(self, data: bytes) -> None:
+        if self._held is not None:
+            await self._hold(self._held, data)
+            return
         if self._decoder is not None:
             await self._decode(data)
             return
@@ -193,6 +212,31 @@ class SoundFeed(LiveFeed):
         else:
             if not self._wav.in_header:
                 self._header = None
+
+    async def _hold(self, held: Spool, data: bytes) -> None:
+        """Hold bytes until the feed ends. Raises `RequestRefused` as `Spool.write` does, and 413 over the limit."""
+        assert self._intake is not None
+        try:
+            if held.size + len(data) > self._intake.limit:
+                raise RequestRefused(
+                    413, f"the feed is larger than {self._intake.limit} bytes, and has its index behind"
+                )
+            await held.append(data)
+        except RequestRefused as error:
+            self._trouble = str(error)
+            raise
+
+    async def _decode_held(self, held: Spool) -> None:
+        assert self._intake is not None
+        try:
+            async with self._intake.decoding(Upload(held, "", in_form=True), self._intake.limit) as recording:
+                async for block in recording.blocks():
+                    await super().take(block)
+                for each in recording.warnings:
+                    self._warn(each)
+        except (AudioError, RequestRefused) as error:
+            if not self._job.inbox.closed:
+                self._trouble = f"the feed cannot be read as {self._kind} ({error}); {WANTED}"
 
     async def _decode(self, data: bytes) -> None:
         """Pass bytes to ffmpeg, or its end if there are none."""

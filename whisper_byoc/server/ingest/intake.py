@@ -42,6 +42,8 @@ class Intake:
     """Bounds how many uploads are held, and how many are decoded, at once."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limit = limits.recording_bytes
+        """Of one recording, in bytes: as sent, and as PCM16."""
         self._room = Room(limits.spool_bytes)
         self._held: list[_Held] = []  # the oldest first
         self._limits = limits

@@ -20,6 +20,7 @@ from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
 from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.framing import LiveInput
+from whisper_byoc.server.ingest.intake import INTAKE
 from whisper_byoc.server.ingest.recording_jobs import temporary_job
 from whisper_byoc.server.routes.answers import deliver
 
@@ -94,7 +95,8 @@ class Conversation(ABC):
                 await self.socket.prepare(self.request)
                 for message in self.greetings():
                     await self.send(message)
-                await self._converse(SoundFeed(self.job, live=pipeline.live, declared=declared))
+                intake = self.request.app[INTAKE]
+                await self._converse(SoundFeed(self.job, live=pipeline.live, declared=declared, intake=intake))
             await self.socket.close()
         except CloseEarly as error:
             await self.send(self.sentence(error))

@@ -143,7 +143,8 @@ def _check_type(request: web.Request, media: Media) -> None:
 def _sound_feed(request: web.Request, job: Job, declared: RawFormat | None, *, live: bool) -> SoundFeed:
     kind = request.content_type.lower()
     raw = not kind.startswith(("audio/", "video/"))
-    return SoundFeed(job, live=live, raw=raw, declared=declared, wav=kind in WAV_TYPES)
+    intake = request.app[INTAKE]
+    return SoundFeed(job, live=live, raw=raw, declared=declared, wav=kind in WAV_TYPES, intake=intake)
 
 
 async def _take_segment(
