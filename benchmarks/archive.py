@@ -2,7 +2,7 @@
 
 Each way is a command in a process of its own, from its start to its end, and they take turns. `sound/s` are seconds of
 sound in a second; `CPU s` is the time of all processes, which a busy machine changes less (a Ray node's processes are
-nobody's children, so theirs is not known). With as few recordings as `--quick` has, all is the start of processes.
+nobody's children, so theirs is not known). With few recordings, all is the start of processes.
 
 Ways: plain `transcribe`; archives by one process with all CPUs as threads, and by one process for each CPU; the same
 number of actors on a Ray cluster of this machine, where Ray is installed (`pip install 'whisper-byoc[ray]'`).
@@ -33,7 +33,7 @@ COMMAND = (sys.executable, "-m", "whisper_byoc.cli.main", "transcribe")
 LONGEST_SECONDS = 3600.0
 
 
-def ways() -> Mapping[str, Sequence[str]]:
+def ways(quick: bool) -> Mapping[str, Sequence[str]]:
     """Return the options of each way."""
     cpus = str(available_cpus())
     found = {
@@ -41,6 +41,8 @@ def ways() -> Mapping[str, Sequence[str]]:
         f"1 process, {cpus} threads": ("--processes", "1", "--threads", cpus),
         f"{cpus} processes, 1 thread": ("--processes", cpus, "--threads", "1"),
     }
+    if quick:
+        return dict(list(found.items())[::2])
     if importlib.util.find_spec("ray"):
         found[f"Ray, {cpus} actors, 1 thread"] = ("--ray", "local", "--processes", cpus, "--threads", "1")
     else:
@@ -65,11 +67,11 @@ def children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(files: Sequence[str], model: str, rounds: int) -> list[Row]:
+def measure(files: Sequence[str], model: str, rounds: int, *, quick: bool) -> list[Row]:
     sound = sum(len(load_audio(each)) for each in files) / SAMPLE_RATE
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(quick)}
     for _ in range(rounds):
-        for name, options in ways().items():
+        for name, options in ways(quick).items():
             found[name].append(run(files, options, model))
     plain = statistics.median(seconds for seconds, _ in found["transcribe"])
     return [row(name, each, sound, plain) for name, each in found.items()]
@@ -94,7 +96,7 @@ def main() -> None:
         args.files, args.rounds = 2, 1
     about = machine()
     files = [each.place for each in find([str(args.speech)], []).sources][: args.files]
-    rows = measure(files, args.model, args.rounds)
+    rows = measure(files, args.model, args.rounds, quick=args.quick)
     emit("archive", {f"{len(files)} recordings, {args.model}": rows}, as_json=args.json, about=about)
 
 

@@ -21,6 +21,7 @@ QUICK = (
     ("engines", "--quick --model demo --engines fast"),
     ("windows", "--quick --model demo"),
     ("streams", "--quick --model demo"),
+    ("archive", "--quick"),
     ("soak", "--quick"),
     ("streams", "--quick --model demo --overload 2"),
     ("fleet", "--quick --model demo"),

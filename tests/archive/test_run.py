@@ -31,7 +31,7 @@ class ScriptedPool:
         self.hired += 1
         return self
 
-    async def transcribe(self, place):
+    async def transcribe(self, place, share):
         await asyncio.sleep(0)
         return await self._act(place)
 
@@ -139,3 +139,21 @@ async def test_results_that_cannot_be_kept_end_the_run():
 
     with pytest.raises(ByocError, match="No space"):
         await run.transcribe(sources(3), ScriptedPool(act), take)
+
+
+async def test_shares_of_a_recording_are_taken_as_one(monkeypatch):
+    monkeypatch.setattr(run, "SHARE_BYTES", 1)
+    shares = []
+
+    class Sharing(ScriptedPool):
+        async def transcribe(self, place, share):
+            shares.append((place, share))
+            record = {"text": f"{share[0]}", "timing": {"media_window_start_ms": 1000 - share[0]}}
+            return Outcome(1.0, (record,), "broken" if (place, share[0]) == ("bad", 1) else "")
+
+    taken = {}
+    large = [Source(place, place, 1000, "1") for place in ("bad", "good")]
+    await run.transcribe(large, Sharing(None, 4), lambda source, outcome: taken.setdefault(source.place, outcome))
+    assert {place for place, share in shares if share[1] == 2} == {"bad", "good"}
+    assert [record["text"] for record in taken["good"].records] == ["1", "0"]
+    assert taken["bad"].reason == "broken"

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from whisper_byoc import __version__
 from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
 from whisper_byoc.errors import ByocError, UsageError
+from whisper_byoc.processors.base import Share
 from whisper_byoc.processors.cpu import available_cpus
 
 REACHED_SECONDS = 10.0
@@ -89,8 +90,8 @@ class RayWorker:
         self._actor = actor
         self.node = ""
 
-    async def transcribe(self, place: str) -> Outcome:
-        outcome: Outcome = await self.ask(self._actor.transcribe.remote(place))
+    async def transcribe(self, place: str, share: Share) -> Outcome:
+        outcome: Outcome = await self.ask(self._actor.transcribe.remote(place, share))
         return outcome
 
     async def ask(self, answer: Any) -> Any:

@@ -10,6 +10,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
+from whisper_byoc.processors.base import Share
+
+Request = tuple[str, Share]
+"""A place, and the share of it that is to be transcribed."""
 
 
 class LocalPool:
@@ -47,15 +51,15 @@ class LocalWorker:
         self._process.start()
         its_end.close()
 
-    async def transcribe(self, place: str) -> Outcome:
-        outcome: Outcome = await self.ask(place)
+    async def transcribe(self, place: str, share: Share) -> Outcome:
+        outcome: Outcome = await self.ask((place, share))
         return outcome
 
-    async def ask(self, place: str | None) -> Any:
-        """Send a place, or None to learn whether the model is loaded; return the answer, or raise it."""
+    async def ask(self, what: Request | None) -> Any:
+        """Send a request, or None to learn whether the model is loaded; return the answer, or raise it."""
         try:
             with suppress(BrokenPipeError):
-                self._connection.send(place)
+                self._connection.send(what)
             answer = await _received(self._connection)
         except (EOFError, OSError):
             await asyncio.to_thread(self._process.join, 5.0)
@@ -93,20 +97,20 @@ def _serve(recipe: Recipe, connection: Connection) -> None:
 
 
 async def _answer(recipe: Recipe, connection: Connection) -> None:
-    places: asyncio.Queue[str | None] = asyncio.Queue()
+    requests: asyncio.Queue[Request | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def listen() -> None:
         with suppress(EOFError, OSError):
             while True:
-                loop.call_soon_threadsafe(places.put_nowait, connection.recv())
+                loop.call_soon_threadsafe(requests.put_nowait, connection.recv())
         os._exit(1)  # the parent has gone, and nobody wants what is at work
 
     threading.Thread(target=listen, daemon=True).start()
     worker = Worker(recipe)
     while True:
-        place = await places.get()
+        request = await requests.get()
         try:
-            connection.send(await worker.start() if place is None else await worker.transcribe(place))
+            connection.send(await worker.start() if request is None else await worker.transcribe(*request))
         except Exception as error:
             connection.send(error)

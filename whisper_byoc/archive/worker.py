@@ -13,7 +13,7 @@ from audio.pcm import SAMPLE_RATE, SAMPLE_WIDTH
 from whisper_byoc import __version__
 from whisper_byoc.archive.sources import local_copy, shown
 from whisper_byoc.errors import ByocError, UsageError
-from whisper_byoc.processors.base import JobInfo
+from whisper_byoc.processors.base import JobInfo, Share
 from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
 
 
@@ -52,8 +52,8 @@ class WorkerDied(ByocError):
 class Hired(Protocol):
     """A worker that has loaded its model."""
 
-    async def transcribe(self, place: str) -> Outcome:
-        """Transcribe one recording. Raises `WorkerDied`."""
+    async def transcribe(self, place: str, share: Share) -> Outcome:
+        """Transcribe one recording, or a share of it. Raises `WorkerDied`."""
 
     def dismiss(self) -> None:
         """End it at once, whatever it does."""
@@ -82,16 +82,16 @@ class Worker:
         self._processor.options(self._recipe.params)  # a value that cannot be is said before a file is read
         return __version__
 
-    async def transcribe(self, place: str) -> Outcome:
-        """Transcribe one recording; whatever is wrong with it is told in the outcome."""
+    async def transcribe(self, place: str, share: Share = (0, 1)) -> Outcome:
+        """Transcribe one recording, or a share of it; whatever is wrong with it is told in the outcome."""
         try:
-            return await self._transcribe(place)
+            return await self._transcribe(place, share)
         except (AudioError, ByocError) as error:
             return Outcome(reason=str(error))
         except Exception as error:
             return Outcome(reason=f"this is a bug: {type(error).__name__}: {error}")
 
-    async def _transcribe(self, place: str) -> Outcome:
+    async def _transcribe(self, place: str, share: Share) -> Outcome:
         copying = local_copy(place)
         path = await asyncio.to_thread(copying.__enter__)
         size = 0
@@ -102,7 +102,7 @@ class Worker:
                 size += len(block)
                 yield block
 
-        job = JobInfo(path.name, "transcribe", self._recipe.params, recording=True)
+        job = JobInfo(path.name, "transcribe", self._recipe.params, recording=True, share=share)
         try:
             async with aclosing(records_of(self._processor, counted(), job)) as found:
                 records = [each async for each in found]

@@ -56,7 +56,10 @@ def add_options(parser: Parser) -> None:
         metavar="ADDRESS",
     )
     parser.option(
-        "--worker-memory", help="memory that a worker of a cluster declares", convert=byte_count, default=1 << 30
+        "--worker-memory",
+        help="memory that a process needs, which an actor declares",
+        convert=byte_count,
+        default=1 << 30,
     )
 
 
@@ -88,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     with Manifest(folder.path / "manifest.sqlite", _options(recipe)) as manifest:
         folder.begin()
         archive = Archive(folder, manifest, listing)
-        asyncio.run(archive.transcribe(_pool(args, address, recipe)))
+        known = recipe.params.get("language") != "auto"  # else it is found from what was spoken before
+        asyncio.run(archive.transcribe(_pool(args, address, recipe), share=known))
     return archive.exit_code()
 
 
@@ -107,8 +111,8 @@ class Archive:
         self._done = 0
         self._sound = 0.0
 
-    async def transcribe(self, pool: AbstractAsyncContextManager[Pool]) -> None:
-        """Do what is left, and write what is missing of what is done."""
+    async def transcribe(self, pool: AbstractAsyncContextManager[Pool], *, share: bool) -> None:
+        """Do what is left, and write what is missing of what is done. `share` is that of `archive.run.transcribe`."""
         left = {each.name for each in self._left}
         for source in self._sources:
             if source.name not in left and not self._folder.has(source.name):
@@ -125,7 +129,7 @@ class Archive:
                     bar.update(source.size or 1)
 
                 async with pool as workers:
-                    await archive_run.transcribe(self._left, workers, take)
+                    await archive_run.transcribe(self._left, workers, take, share=share)
         self._folder.write_tables(self._manifest)
         self._show_end(time.monotonic() - began)
 
@@ -180,7 +184,10 @@ def _words(args: argparse.Namespace) -> tuple[list[str], str]:
 def _pool(args: argparse.Namespace, address: str, recipe: Recipe) -> AbstractAsyncContextManager[Pool]:
     threads = recipe.settings.sizes()[1]
     if not address:
-        return LocalPool(recipe, args.processes or max(1, available_cpus() // threads))
+        fit = min(
+            available_cpus() // threads, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // args.worker_memory
+        )
+        return LocalPool(recipe, args.processes or max(1, fit))
     try:
         from whisper_byoc.archive.cluster import RayPool
     except ImportError:

@@ -17,6 +17,8 @@ from whisper_byoc.errors import ProcessorError
 
 Media = Literal["audio", "video", "bytes"]
 """How a live feed is cut: at quiet points, by frame size, or not at all."""
+Share = tuple[int, int]
+"""The number of a share, from 0, and how many there are: (1, 3) is every third one, from the second one on."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class JobInfo:
     """What the client asked for when it opened the job, such as `language`."""
     recording: bool = False
     """Whether its sound is fed as fast as it is taken: nobody waits for the first words."""
+    share: Share = (0, 1)
+    """Of the utterances of a recording, those that are to be transcribed, if the session knows utterances."""
 
 
 @dataclass(frozen=True)

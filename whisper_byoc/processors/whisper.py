@@ -130,7 +130,7 @@ class WhisperProcessor:
         model = Path(self._model).name
         base = self._defaults()
         if job.recording:
-            base = replace(base, live=RECORDING)
+            base = replace(base, live=replace(RECORDING, share=job.share))
         options = self.options(job.params, base)
         return WhisperSession(self._scheduler, self._voice_activity, options, self.options, model)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 from typing import Any, Protocol, TypeVar
@@ -48,6 +48,8 @@ class LiveOptions:
     splitter: SplitterOptions = field(default_factory=SplitterOptions)
     together: int = 1
     """Utterances that are transcribed at once; with more than one it is a recording, and no text is made early."""
+    share: tuple[int, int] = (0, 1)
+    """Of the utterances of a recording, which are transcribed: those whose number is the first, modulo the second."""
 
     @property
     def recording(self) -> bool:
@@ -163,14 +165,14 @@ class LiveTranscriber:
     async def flush(self) -> list[Update]:
         """End the open utterance and return its text: nothing has come for a while, and nothing may follow."""
         await self._heard()
-        self._ended += self._splitter.flush()
+        self._end(self._splitter.flush())
         return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     async def finish(self) -> list[Update]:
         """Return the text of what is left at the end of the stream."""
         self._hear(self._chunker.finish())
         await self._heard()
-        self._ended += self._splitter.finish()
+        self._end(self._splitter.finish())
         return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     def close(self) -> None:
@@ -191,10 +193,14 @@ class LiveTranscriber:
         if isinstance(found, Exception):
             self._rating_error = found
             found = [0.0] * -(-len(samples) // CHUNK)  # the time goes on
-        self._ended += self._splitter.feed(samples, found)
+        self._end(self._splitter.feed(samples, found))
         self._unheard -= 1
         if not self._unheard and self._all_heard is not None and not self._all_heard.done():
             self._all_heard.set_result(None)
+
+    def _end(self, utterances: Iterable[Utterance]) -> None:
+        number, count = self.options.share
+        self._ended += (each for each in utterances if each.number % count == number)
 
     async def _heard(self) -> None:
         """Wait until all samples have been rated and split; raise why some could not be rated."""
