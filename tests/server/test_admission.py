@@ -170,6 +170,25 @@ async def test_a_socket_without_a_byte_makes_place_and_counts_for_its_address(se
     assert sorted(job.info.job_id for job in api.table.jobs) == ["a", "b", "c", "d"]
 
 
+async def test_an_address_is_not_held_to_what_it_has_left(serving, no_youth):
+    api = await serving(Upper(), jobs=4)
+    writers = []
+    for name in "abc":
+        _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(f"PUT /live/{name}/source HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        await until(lambda name=name: any(job.info.job_id == name and job.has_feed for job in api.table.jobs))
+        for job in api.table.jobs:
+            job.client = "192.0.2.1"
+        writers.append(writer)
+    for job in api.table.jobs:
+        job.client = "127.0.0.1"
+    assert (await put(api, "d"))[0] == 503
+    for writer in writers:
+        writer.transport.abort()
+    await until(lambda: not any(job.has_feed for job in api.table.jobs))
+    assert (await put(api, "d"))[0] == 200
+
+
 async def test_of_the_jobs_without_a_byte_one_goes_whose_address_has_most(serving, no_youth):
     api = await serving(Upper(), jobs=4)
     for name, address in (("first", "192.0.2.1"), ("many", "192.0.2.2"), ("more", "192.0.2.2"), ("last", "192.0.2.3")):

@@ -71,8 +71,12 @@ class Admission:
         return RequestRefused(503, message, _until_one_ends(live), reason="capacity")
 
     def check_share(self, client: str) -> None:
-        """Refuse (503) a client whose address has its share of places by jobs without a byte; "" is no address."""
-        empty = (job for job in self._jobs() if job.empty_seconds > YOUNG_SECONDS and not job.results.ended)
+        """Refuse (503) a client whose address has its share of places by jobs without a byte; "" is no address.
+
+        Only those that it still feeds or reads: the others make place.
+        """
+        held = (job for job in self._jobs() if (job.has_feed or job.has_reader) and not job.results.ended)
+        empty = (job for job in held if job.empty_seconds > YOUNG_SECONDS)
         if client and sum(job.client == client for job in empty) >= self._share:
             message = f"{self._share} jobs of your address hold places without a byte; send theirs, or end them"
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
