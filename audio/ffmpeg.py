@@ -29,7 +29,7 @@ BEGINNING = {"probesize": 256 * 1024, "analyzeduration": 1_000_000}
 """The bytes and microseconds of a feed in which ffmpeg must find what is in it: sound may begin well after pictures."""
 
 NO_AUDIO = "there is no audio track in it"
-NOISE = ("Error opening", f"{STDIN_FILE}: Invalid data", "Last message repeated")
+NOISE = ("Error opening", "input: Invalid data", "Last message repeated")
 """How lines begin that say nothing about the media, with ffmpeg 6 and newer, and with 5."""
 
 ON_TIME = f"aresample={pcm.SAMPLE_RATE}:async=1:first_pts=0"
@@ -84,17 +84,22 @@ def complaints(lines: Iterable[str]) -> list[str]:
     that is `NO_AUDIO`.
     """
     texts = [re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", line).strip() for line in lines]
+    texts = [re.sub(f"(subfile,[^:]*:)?{STDIN_FILE}", "input", text) for text in texts]
     if any("does not contain any stream" in text or "matches no streams" in text for text in texts):
         return [NO_AUDIO]
-    return [text.replace(STDIN_FILE, "input")[:300] for text in texts if text and not text.startswith(NOISE)]
+    return [text[:300] for text in texts if text and not text.startswith(NOISE)]
 
 
-def wav_from_file(containers: str = CONTAINERS, track: str = "a") -> list[str]:
+def wav_from_file(containers: str = CONTAINERS, track: str = "a", span: tuple[int, int] | None = None) -> list[str]:
     """Decode the file on stdin, in one of these containers (ffmpeg's names), to 16 kHz WAV (see `WAV`).
 
-    `track` is `a:N` for a certain one, or `a` for the one that ffmpeg thinks best.
+    `track` is `a:N` for a certain one, or `a` for the one that ffmpeg thinks best. Of the file, only the bytes from
+    the beginning to the end of `span` are read.
     """
-    source = ffmpeg.input(STDIN_FILE, protocol_whitelist="file", **_confined(containers))
+    name, protocols = STDIN_FILE, "file"
+    if span is not None:
+        name, protocols = f"subfile,,start,{span[0]},end,{span[1]},,:{STDIN_FILE}", "file,subfile"
+    source = ffmpeg.input(name, protocol_whitelist=protocols, **_confined(containers))
     sound = (source if track == "a" else source[track]).output("pipe:1", **WAV, **SOUND_ONLY)
     return _command(_at_its_time(sound, source))
 

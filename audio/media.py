@@ -4,6 +4,7 @@ ffmpeg is a separate process that parses hostile input, so it gets no network, o
 limit. Everything here blocks: call it from a worker thread.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from audio import pcm
 from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
 from audio.ffmpeg import CONTAINERS, NO_AUDIO, complaints, ffmpeg_environment, wav_from_file
+from audio.ogg import spans
 from audio.riff import HEAD_BYTES, begins_like_wav
 from audio.sniff import foreign, is_media
 from audio.wav import BLOCK_SECONDS, WavReader, wav_blocks
@@ -161,33 +163,44 @@ def decoded_blocks(
         MediaError: no such file, not media, no sound in it, too long, not decoded in time, or damaged, if
             `strict`.
     """
-    with _opened(source) as (file, name), ExitStack() as stack:
+    with _opened(source) as (file, name):
         _write_out(file, name)
-        _check_head(file, name)
+        parts = spans(file) if _check_head(file, name).startswith(b"OggS") else []
+        left = max_seconds
+        for part in parts if len(parts) > 1 else (None,):
+            with ExitStack() as stack:
 
-        def decoding(*track: str) -> _Decoding:
-            found = _Decoding(file, name, timeout, max_seconds, wav_from_file(containers, *track))
-            return stack.enter_context(closing(found))
+                def decoding(track: str, part: tuple[int, int] | None = part, stack: ExitStack = stack) -> _Decoding:
+                    command = wav_from_file("ogg" if part else containers, track, part)
+                    return stack.enter_context(closing(_Decoding(file, name, timeout, max_seconds, command)))
 
-        chosen = decoding()
-        begun, heard = _until_heard(chosen)
-        for track in range(MAX_TRACKS) if not heard else ():
-            other = decoding(f"a:{track}")
-            try:
-                its, heard = _until_heard(other)
-            except DecoderFailed:
-                raise
-            except MediaError:  # there is no such track, or nothing in it
-                break
-            if heard:
-                chosen, begun = other, its
-                break
-        yield from begun
-        yield from chosen
-    if chosen.complaint and strict:
-        raise MediaError(f"{name} is damaged ({chosen.complaint}); send all of it, or leave out strict.")
-    if chosen.complaint:
-        warn(f"{name} was not decoded whole, ffmpeg says: {chosen.complaint}")
+                chosen, begun = _first_heard(decoding)
+                for block in itertools.chain(begun, chosen):
+                    left -= len(block) / pcm.SAMPLE_RATE
+                    if left < 0:
+                        raise _too_long(name, max_seconds)
+                    yield block
+            if chosen.complaint and strict:
+                raise MediaError(f"{name} is damaged ({chosen.complaint}); send all of it, or leave out strict.")
+            if chosen.complaint:
+                warn(f"{name} was not decoded whole, ffmpeg says: {chosen.complaint}")
+
+
+def _first_heard(decoding: Callable[[str], "_Decoding"]) -> tuple["_Decoding", list[NDArray[np.float32]]]:
+    """Return the best track, or else the first that is not silent, and the blocks that have been taken of it."""
+    chosen = decoding("a")
+    begun, heard = _until_heard(chosen)
+    for track in range(MAX_TRACKS) if not heard else ():
+        other = decoding(f"a:{track}")
+        try:
+            its, heard = _until_heard(other)
+        except DecoderFailed:
+            raise
+        except MediaError:  # there is no such track, or nothing in it
+            break
+        if heard:
+            return other, its
+    return chosen, begun
 
 
 def _until_heard(blocks: Iterable[NDArray[np.float32]]) -> tuple[list[NDArray[np.float32]], bool]:
@@ -240,12 +253,13 @@ def _open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         raise MediaError(f"The file {str(path)!r} cannot be opened: {error.strerror}.") from error
 
 
-def _check_head(file: IO[bytes], name: str) -> None:
+def _check_head(file: IO[bytes], name: str) -> bytes:
     head = os.pread(file.fileno(), 1024, 0)
     if not head:
         raise MediaError(f"{name} is empty; send a media file.")
     if what := foreign(head):  # ffmpeg would call it a playlist, or find sound in it
         raise MediaError(f"{name} is {what}, not sound; send a sound or video file.")
+    return head
 
 
 class _Decoding:
@@ -283,9 +297,7 @@ class _Decoding:
                     held += len(pieces[-1])
                     samples += len(pieces[-1])
                     if samples > most:
-                        raise MediaError(
-                            f"{name} holds more than {max_seconds:g} s of sound, the limit; send it in parts."
-                        )
+                        raise _too_long(name, max_seconds)
                     if held >= BLOCK_SAMPLES:
                         yield np.concatenate(pieces)
                         pieces, held = [], 0
@@ -348,6 +360,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the whole session: ffmpeg on PATH may be a script, whose child would keep the pipes open."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _too_long(name: str, seconds: float) -> MediaError:
+    return MediaError(f"{name} holds more than {seconds:g} s of sound, the limit; send it in parts.")
 
 
 def _failure(name: str, returncode: int, found: list[str]) -> MediaError:

@@ -6,6 +6,7 @@ It may raise nothing: the errors that the code under test promises are caught he
 import asyncio
 import base64
 import functools
+import io
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from audio import sniff
+from audio import ogg, sniff
 from audio.errors import AudioError
 from audio.raw import raw_format
 from audio.wav import WavReader, read_wav
@@ -86,6 +87,8 @@ def media(data: bytes) -> None:
         told = told or sniffer.feed(each)
     sniff.is_media(whole), sniff.foreign(whole), sniff.by_magic(whole), sniff.index_is_behind(whole)
     sniff.media_format(whole), sniff.media_format(whole, more=True)
+    with suppress(AudioError):
+        ogg.spans(io.BytesIO(whole))
 
 
 def framing(data: bytes) -> None:
