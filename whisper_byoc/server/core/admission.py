@@ -100,11 +100,13 @@ class Admission:
     def recording(self, pipeline: Pipeline, left: Callable[[], float]) -> Iterator[None]:
         """Hold a pipeline's time for a recording, of which so many seconds are `left`.
 
-        Raises `RequestRefused` (429) when it would be at recordings for longer than the limit; one it always takes.
+        Raises `RequestRefused` (429) when it would not be done within the limit; one it always takes. Recordings are
+        worked on side by side, so that of longer ones no more than its own length is done before its end.
         """
         before, capacity = self.recorded(pipeline), pipeline.capacity
         if before and capacity is not None:
-            late = (before + left()) / capacity.recording_rate - self._limits.recording_seconds
+            work = left() + sum(min(other(), left()) for other in self._recorded[pipeline.name])
+            late = work / capacity.recording_rate - self._limits.recording_seconds
             if late > 0:
                 message = f"pipeline {pipeline.name} is at {before:.0f} s of recordings, and does "
                 message += f"{capacity.recording_rate:.0f} in a second; send this one of {left():.0f} s later"

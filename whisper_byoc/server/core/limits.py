@@ -26,7 +26,8 @@ class Limits:
     transcript_bytes: int = 16 * MIB
     """Transcripts kept of one job. One of an utterance has some 400 bytes: this is more than a day of talk."""
     recording_seconds: float = 60.0
-    """Longest work on all recordings that have been taken, of a pipeline that knows its speed; one is always taken."""
+    """When a recording must be done, beside those that have been taken, by a pipeline that knows its speed; one is
+    always taken."""
     segment_seconds: float = 120.0
     """Longest work on one segment."""
     admission_seconds: float = 30.0
