@@ -82,6 +82,24 @@ async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, or
     assert (await api.batch(b"x"))[0] == 200
 
 
+async def test_a_container_that_has_said_nothing_for_a_while_comes_last(scripted, orchestrate, monkeypatch):
+    monkeypatch.setattr(pool, "STALE_S", 0.5)
+
+    async def answer(wire):
+        await wire.body()
+        await wire.answer(200)
+
+    larger, smaller = [await scripted(answer) for _ in range(2)]
+    api = await orchestrate(pool.Container("test", larger.url, 60), pool.Container("test", smaller.url, 4))
+    assert (await api.batch(b"x"))[0] == 200
+    assert (larger.count("POST"), smaller.count("POST")) == (1, 0)
+    larger.frozen = True
+    await until(lambda: [each.rank[0] for each in api.pool] == [False, True])
+    assert (await api.batch(b"x"))[0] == 200
+    assert (larger.count("POST"), smaller.count("POST")) == (1, 1)
+    larger.frozen = False
+
+
 async def test_a_container_that_falls_silent_is_lost_after_three_silences(scripted, orchestrate):
     async def answer(wire):
         await asyncio.Event().wait()
