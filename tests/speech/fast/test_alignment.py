@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from whisper.timing import WordTiming, dtw_cpu, median_filter, merge_punctuations
 
 from whisper_byoc.speech.fast import alignment
-from whisper_byoc.speech.fast.alignment import CLOSING, OPENING, TimedWord, dtw
+from whisper_byoc.speech.fast.alignment import CLOSING, OPENING, TimedSegment, TimedWord, dtw, leave_pauses
 
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, max_side=9)
 
@@ -45,3 +45,21 @@ def test_punctuation_goes_to_the_word_that_openai_whisper_gives_it_to(texts):
     if theirs:  # openai-whisper's fails without any
         merge_punctuations(theirs, OPENING, CLOSING)
     assert [(word.text, word.tokens) for word in mine] == [(word.word, word.tokens) for word in theirs]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ((0.2, 0.6), (0.2, 0.6)),
+        ((0.2, 1.4), (0.2, 1.0)),  # it ends in the pause
+        ((1.2, 2.5), (2.0, 2.5)),  # it begins there
+        ((0.95, 2.5), (2.0, 2.5)),  # it begins where the word before ends
+        ((0.5, 2.5), (0.5, 2.5)),  # there may be a pause in a word
+        ((1.2, 1.4), (1.2, 1.4)),  # voice activity has not heard it
+    ],
+)
+def test_words_begin_and_end_where_somebody_speaks(word, expected):
+    segment = TimedSegment(0.1, 2.6, [1], [TimedWord("one", [1], *word, 0.5)])
+    leave_pauses([segment], [(1.0, 2.0)])
+    (found,) = segment.words
+    assert (found.start, found.end) == (segment.start, segment.end) == expected

@@ -1,5 +1,7 @@
 """Sound of any length against `whisper.transcribe`; and windows whose text looks wrong."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import whisper
@@ -9,7 +11,7 @@ from whisper_byoc.speech.fast import windows as module
 from whisper_byoc.speech.fast.decoding import Decoded
 from whisper_byoc.speech.fast.mel import log_mel
 from whisper_byoc.speech.fast.model import FastModel
-from whisper_byoc.speech.fast.windows import Attempt, Request, Windows, attempts_at, transcribe
+from whisper_byoc.speech.fast.windows import Attempt, Request, Windows, attempts_at, sentences, transcribe
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tiktoken:ResourceWarning")
 
@@ -207,3 +209,20 @@ def test_a_guess_is_no_text_for_what_was_left_out(model, network, noise, scripte
     monkeypatch.setattr(module, "token_places", lambda *_: np.array([0.5, 0.9, 1.3, 1.3]))
     found = found_by(model, network, noise[: 3 * 16_000], timestamps=False, attempts=(Attempt(),))
     assert [each.text for each in found] == [" one two three."]
+
+
+@pytest.mark.parametrize(
+    ("ends", "pauses", "expected"),
+    [
+        ([0.9, 2.0, 2.1, 4.0, 5.0, 5.1], (), [(0.0, 2.1), (2.1, 6.0)]),
+        ([0.9, 2.0, 2.1, 4.0, 5.0, 5.1], [(2.2, 3.5)], [(0.0, 2.1), (3.5, 6.0)]),
+        ([0.9, 2.0, 2.5, 4.0, 5.0, 5.1], [(0.0, 0.4), (2.2, 3.5), (4.1, 4.5)], [(0.4, 2.5), (3.5, 6.0)]),
+        ([0.9, 2.0, 2.1, 2.3, 5.0, 5.1], [(2.4, 4.5)], [(0.0, 2.1), (2.1, 6.0)]),  # behind the first word
+        ([0.9, 2.0, 6.0, 6.0, 6.0, 6.0], [(5.0, 6.0)], [(0.0, 6.0)]),  # a full stop that attends to the end
+    ],
+)
+def test_a_sentence_begins_behind_the_pause_before_it(model, ends, pauses, expected):
+    tokens = [model.tokenizer.encode(piece) for piece in (" one", " two", ".", " one", " two", ".")]
+    ends = [end for end, piece in zip(ends, tokens, strict=True) for _ in piece]
+    found = sentences([*chain(*tokens)], ends, model.tokenizer, "en", (0.0, 6.0), pauses)
+    assert [(each.start, each.end) for each in found] == expected

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_byoc.speech.engine import SECONDS_PER_POSITION
+from whisper_byoc.speech.engine import SECONDS_PER_POSITION, Pauses
 from whisper_byoc.speech.fast.batch import Pass, Sound
 from whisper_byoc.speech.fast.decoding import Steps
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
@@ -21,6 +21,9 @@ SENTENCE_ENDS = ".\u3002!\uff01?\uff1f"
 OPENING = "\"'“¿([{-"
 CLOSING = "\"'.\u3002,\uff0c!\uff01?\uff1f:\uff1a”)]}\u3001"
 """Punctuation that belongs to the word behind it, and before it (openai-whisper, `transcribe`)."""
+
+BEFORE_PAUSE = 0.1
+"""Seconds before a pause in which no word begins that ends behind it."""
 
 Heads = Sequence[tuple[int, int]]
 """(layer, head) of the cross attention that follows the sound."""
@@ -113,6 +116,18 @@ def align_words(
             _fit_segment(segment, last_end, median)
             last_end = segment.end
     return last_end
+
+
+def leave_pauses(segments: Sequence[TimedSegment], pauses: Pauses) -> None:
+    """Have words begin and end where somebody speaks, but for those that are all within a pause."""
+    for segment in segments:
+        for word, (begin, end) in itertools.product(segment.words, pauses):
+            if begin - BEFORE_PAUSE <= word.start < end < word.end:
+                word.start = end
+            elif word.start < begin < word.end <= end:
+                word.end = begin
+        if segment.words:
+            segment.start, segment.end = segment.words[0].start, segment.words[-1].end
 
 
 def _find_words(

@@ -9,7 +9,13 @@ import re
 import numpy as np
 
 from whisper_byoc.speech.engine import Before, IsCancelled
-from whisper_byoc.speech.fast.alignment import FRAMES_PER_POSITION, TimedSegment, align_words, token_places
+from whisper_byoc.speech.fast.alignment import (
+    FRAMES_PER_POSITION,
+    TimedSegment,
+    align_words,
+    leave_pauses,
+    token_places,
+)
 from whisper_byoc.speech.fast.decoding import Steps, Wish, decode
 from whisper_byoc.speech.fast.mel import FRAMES_PER_SECOND
 from whisper_byoc.speech.fast.model import FastModel
@@ -49,12 +55,14 @@ def transcribe_behind(
     ):
         return []
     span = begin, windows.frames / FRAMES_PER_SECOND
-    segments = sentences(decoded.tokens, np.maximum.accumulate(places).tolist(), tokenizer, options.language, span)
+    ends, pauses = np.maximum.accumulate(places).tolist(), windows.pauses or ()
+    segments = sentences(decoded.tokens, ends, tokenizer, options.language, span, pauses)
     if options.words:
         yield from align_words(
             sound, tokenizer, model.alignment_heads, [TimedSegment(0.0, begin, said), *segments],
             start=start, language=options.language, frames=windows.frames, offset=0.0, last_end=0.0,
         )  # fmt: skip
+        leave_pauses(segments, pauses)
     return [Scored(each, tokenizer.decode(each.tokens), score) for each in segments]
 
 

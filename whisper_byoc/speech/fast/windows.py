@@ -17,6 +17,7 @@ from whisper_byoc.speech.fast.alignment import (
     SENTENCE_ENDS,
     TimedSegment,
     align_words,
+    leave_pauses,
     token_places,
 )
 from whisper_byoc.speech.fast.batch import Sound
@@ -51,6 +52,8 @@ AFTER_END = 0.2
 """Seconds around what the decoder attended to when it wrote the end of a word that belong to the word."""
 MOST_PIECES = 8
 """Times that sound of less than 27 s is decoded in parts, at most."""
+SHORTEST_PAUSE = 0.15
+"""Seconds; between the halves of a word there may be nearly as much silence."""
 SHORTEST_SENTENCE = 1.5
 """Seconds: a full stop sooner is that of an abbreviation, or of a sentence that belongs to the next one."""
 
@@ -109,7 +112,7 @@ class Windows:
         pauses: Pauses | None = None,
     ) -> None:
         """`mel` has the features of all of it, (mels, frames); `margin` is in seconds."""
-        self.pauses = pauses
+        self.pauses = pauses and [each for each in pauses if each[1] - each[0] >= SHORTEST_PAUSE]
         self._margin = margin
         self.frames = mel.shape[1]
         self._network = network
@@ -199,7 +202,9 @@ def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelle
             (len(decoded.tokens), (end, end)),
         ]:
             span = start / FRAMES_PER_SECOND, gap[0] / FRAMES_PER_SECOND
-            segments += sentences(decoded.tokens[first:at], ends[first:at], tokenizer, options.language, span)
+            segments += sentences(
+                decoded.tokens[first:at], ends[first:at], tokenizer, options.language, span, windows.pauses or ()
+            )
             first, start = at, gap[1]
             waiting += [gap] if gap[0] < gap[1] else []
         if options.words:
@@ -207,6 +212,7 @@ def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelle
                 sound, tokenizer, model.alignment_heads, segments, start=wish.start, language=options.language,
                 frames=end - begin, offset=begin / FRAMES_PER_SECOND, last_end=begin / FRAMES_PER_SECOND,
             )  # fmt: skip
+            leave_pauses(segments, windows.pauses or ())
         found += _scored(segments, decoded, tokenizer)
     return sorted(found, key=lambda each: each.segment.start)
 
@@ -257,22 +263,33 @@ def unheard(
 
 
 def sentences(
-    tokens: list[int], ends: Sequence[float], tokenizer: Tokenizer, language: str | None, span: tuple[float, float]
+    tokens: list[int],
+    ends: Sequence[float],
+    tokenizer: Tokenizer,
+    language: str | None,
+    span: tuple[float, float],
+    pauses: Pauses = (),
 ) -> list[TimedSegment]:
     """Part a text without timestamps into sentences, timed by what the decoder attended to when it wrote their ends.
 
-    `ends` are those of the tokens and `span` that of the text, in seconds.
+    `ends` are those of the tokens and `span` that of the text, in seconds. A sentence begins behind the pause that is
+    before its first word.
     """
     pieces, groups = tokenizer.words(tokens, language)
     counts = list(itertools.accumulate(map(len, groups)))
-    segments, first, start = [], 0, span[0]
+
+    def begin(earliest: float, piece: int) -> float:
+        word = ends[counts[piece] - 1]
+        return max([earliest, *(end for _, end in pauses if end <= word and end < span[1])])
+
+    segments, first, start = [], 0, begin(span[0], 0) if pieces else span[0]
     for at, (piece, following) in enumerate(itertools.pairwise(pieces)):
         if not (piece.strip() and piece.strip() in SENTENCE_ENDS and following.startswith(" ")):
             continue
-        end = min(ends[counts[at] - 1], span[1])
-        if end - start >= SHORTEST_SENTENCE:
+        end = ends[counts[at] - 1]
+        if start + SHORTEST_SENTENCE <= end < span[1]:
             segments.append(TimedSegment(start, end, tokens[first : counts[at]]))
-            first, start = counts[at], end
+            first, start = counts[at], begin(end, at + 1)
     return [*segments, TimedSegment(start, span[1], tokens[first:])]
 
 
