@@ -235,6 +235,19 @@ async def test_a_quiet_speaker_after_a_loud_one_is_heard(service, fixtures_dir):
     assert (found[len(before) :] > 0.5).sum() > 0.9 * (alone > 0.5).sum()
 
 
+async def test_a_voice_in_an_echoing_hall_is_heard(service, fixtures_dir):
+    """Probabilities are between 0.2 and 0.5 there."""
+    sound = read_wav((fixtures_dir / "tiny-garden.wav").read_bytes())
+    length, echo = len(sound) + 2 * RATE, np.random.default_rng(0).normal(size=2 * RATE)
+    echo *= np.exp(np.linspace(0, -6.9, 2 * RATE))  # 60 dB in two seconds
+    room = np.concatenate(([1.0], 3 * echo / np.linalg.norm(echo)))
+    heard = np.fft.irfft(np.fft.rfft(sound, length) * np.fft.rfft(room, length), length)
+    chunks = chunked(heard * (0.5 / np.abs(heard).max()))
+    splitter = UtteranceSplitter()
+    found = [*splitter.feed(chunks.ravel(), await service.stream().rate(chunks)), *splitter.finish()]
+    assert sum(each.speech_end - each.speech_start for each in found) > 7 * RATE
+
+
 async def test_a_piece_of_sound_has_speech_or_has_none(service, fixtures_dir):
     sound = chunked(read_wav((fixtures_dir / "demo-yes.wav").read_bytes())).ravel()
     assert await service.stream().has_speech(sound[: len(sound) - 100])
