@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from audio.utterances import CHUNK, SplitterOptions, UtteranceSplitter
 from audio.wav import read_wav
+from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.processors.whisper import load_silero
+from whisper_byoc.speech import voice_activity as module
 from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Memory, VoiceActivity
 
 RATE = 16_000
@@ -207,6 +209,30 @@ async def test_a_stop_is_told_to_all_who_wait_and_to_those_who_come_later(held, 
     for each in (waiting, held.stream().rate(silence(1))):
         with pytest.raises(ProcessorError, match="has been stopped"):
             await each
+
+
+async def test_a_thread_that_hangs_is_replaced(monkeypatch):
+    monkeypatch.setattr(module, "HANG_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    hanging, other = Model(), Model()
+    other.free.set()
+    models = iter((hanging, other))
+    service = VoiceActivity(lambda: next(models))
+    await service.start()
+    before = threading.active_count()
+    (lost,) = await asked(service.stream().rate(silence(3)))
+    await asyncio.to_thread(hanging.entered.wait, 10)
+    assert service.trouble() is None
+    await until(lambda: "at one piece of sound for" in (service.trouble() or ""))
+    assert not lost.done()
+    await until(lambda: service.trouble() is None)  # each look at it brings its end nearer
+    with pytest.raises(ProcessorError, match="hung, and began again"):
+        await lost
+    assert list(await service.stream().rate(silence(2))) == [1, 2]
+    hanging.free.set()
+    await until(lambda: threading.active_count() <= before + 1)  # asyncio's own
+    assert list(await service.stream().rate(silence(2))) == [1, 2]
+    await service.stop()
 
 
 async def test_a_model_that_does_not_load_is_told_at_the_start():

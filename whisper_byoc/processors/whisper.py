@@ -135,7 +135,7 @@ class WhisperProcessor:
         return WhisperSession(self._scheduler, self._voice_activity, options, self.options, model)
 
     def trouble(self) -> str | None:
-        return self._scheduler.trouble()
+        return self._scheduler.trouble() or self._voice_activity.trouble()
 
     def capacity(self) -> Capacity:
         """Return how much work fits; `--max-live` wins over what was measured."""

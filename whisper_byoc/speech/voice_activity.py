@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -45,6 +45,10 @@ GATHER_SECONDS = 0.05
 ends after 0.2 s of silence at least.)"""
 CHUNKS_AT_ONCE = 512
 """In one call, which takes 5 ms then."""
+HANG_SECONDS = 10.0
+"""One call that takes longer hangs."""
+LOOK_SECONDS = 1.0
+"""Most that counts of the time between two looks at the thread: a process that was paused did not hang."""
 
 Floats = NDArray[np.float32]
 
@@ -73,12 +77,14 @@ class VoiceActivity:
         self._waiting: deque[_Request] = deque()
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self._batch: list[_Request] = []  # what the thread is at
+        self._calls = self._seen = 0
+        self._looked = self._stuck = 0.0
 
     async def start(self) -> None:
         """Load the model in a thread, and begin. Raises what `load` raises."""
         model = await asyncio.to_thread(self._load)
-        self._thread = threading.Thread(target=self._run, args=(model,), name="voice-activity", daemon=True)
-        self._thread.start()
+        self._begin(lambda: model)
 
     async def stop(self) -> None:
         """End the thread; whoever still waits for it gets a `ProcessorError`."""
@@ -92,14 +98,41 @@ class VoiceActivity:
         """Begin a stream."""
         return VoiceStream(self._put)
 
+    def trouble(self) -> str | None:
+        """Return one sentence when its thread seems to hang, else None."""
+        with self._changed:
+            self._watch()
+            stuck = self._stuck > HANG_SECONDS / 2
+        return f"the detection of speech has been at one piece of sound for {self._stuck:.0f} s" if stuck else None
+
+    def _begin(self, load: Callable[[], Model]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(load,), name="voice-activity", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        """Put another thread in the place of one that hangs or has ended; those whose sound it had get an error."""
+        now, thread = time.monotonic(), self._thread
+        seconds, self._looked = min(now - self._looked, LOOK_SECONDS), now
+        at_work = self._batch or (thread is not None and not thread.is_alive())
+        self._stuck = self._stuck + seconds if at_work and self._seen == self._calls else 0.0
+        self._seen = self._calls
+        if self._stuck > HANG_SECONDS and not self._stopped:
+            log.error("the detection of speech hangs; another thread takes its place")
+            lost, self._batch, self._stuck = self._batch, [], 0.0
+            self._begin(self._load)
+            _fail(lost, ProcessorError("the detection of speech hung, and began again"))
+            _answer(lost)
+
     def _put(self, request: "_Request") -> None:
         with self._changed:
             if self._stopped:
                 raise _stopped()
+            self._watch()
             self._waiting.append(request)
             self._changed.notify()
 
-    def _run(self, model: Model) -> None:
+    def _run(self, load: Callable[[], Model]) -> None:
+        model = load()
         served: set[VoiceStream] = set()
         began = 0.0
         while self._wait():
@@ -107,26 +140,38 @@ class VoiceActivity:
                 time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
             began = time.monotonic()
             served = self._serve(model)
-        rest = list(self._waiting)
-        _fail(rest, _stopped())
-        _answer(rest)
+        if not self._given_up:
+            rest = list(self._waiting)
+            _fail(rest, _stopped())
+            _answer(rest)
 
     def _serve(self, model: Model) -> "set[VoiceStream]":
         """Rate the oldest request of each stream; return the streams."""
         batch = self._take()
         try:
-            _rate(model, batch)
+            for _ in _rate(model, batch):
+                if self._given_up:
+                    return set()
+                self._calls += 1
         except Exception as error:
             _fail(batch, error)
+        with self._changed:
+            if self._given_up:
+                return set()
+            self._batch = []
         _answer(batch)
         return {each.stream for each in batch}
 
+    @property
+    def _given_up(self) -> bool:
+        return self._thread is not threading.current_thread()
+
     def _wait(self) -> bool:
-        """Wait for work; return False when stopped."""
+        """Wait for work; return False when stopped, or when another thread has the place of this one."""
         with self._changed:
-            while not self._waiting and not self._stopped:
+            while not self._waiting and not self._stopped and not self._given_up:
                 self._changed.wait()
-            return not self._stopped
+            return not self._stopped and not self._given_up
 
     def _streams(self) -> "set[VoiceStream]":
         with self._changed:
@@ -138,7 +183,8 @@ class VoiceActivity:
             for each in self._waiting:
                 taken.setdefault(each.stream, each)
             self._waiting = deque(each for each in self._waiting if taken[each.stream] is not each)
-        return list(taken.values())
+            self._batch, self._calls = list(taken.values()), self._calls + 1
+            return self._batch
 
 
 class VoiceStream:
@@ -199,9 +245,10 @@ class _Request:
         return len(self.chunks) - self.done
 
 
-def _rate(model: Model, requests: list[_Request]) -> None:
+def _rate(model: Model, requests: list[_Request]) -> Iterator[None]:
     """Rate as many chunks of every stream as there are of the one with the fewest; go on with those that have more."""
     while requests := [each for each in requests if each.left]:
+        yield
         fewest = min(each.left for each in requests)
         _rate_next(model, requests, min(fewest, max(1, CHUNKS_AT_ONCE // len(requests))))
 
