@@ -94,11 +94,14 @@ class Folder:
     def _replacing(self, target: Path) -> Iterator[IO[bytes]]:
         """Yield a new file that takes the place of a target when it is whole and on the disk."""
         part = self.path / f".{os.getpid()}.part"
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
