@@ -91,4 +91,6 @@ def of_author(error: BaseException) -> BaseException:
     while found is not None and found.tb_frame.f_code.co_filename.startswith(CALLERS):
         found = found.tb_next
     foreign = found is not None and not found.tb_frame.f_code.co_filename.startswith(LIBRARIES)
+    if isinstance(error, SyntaxError) and not foreign:  # it names its place itself
+        return error.with_traceback(None)
     return error.with_traceback(found) if foreign else error

@@ -1,6 +1,7 @@
 """`whisper-byoc run` with scripts of every kind; `tests/e2e/test_tutorial.py` has the tutorial's."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,13 @@ def test_a_script_that_fails_shows_its_own_traceback(capsys, tmp_path):
     err = capsys.readouterr().err
     assert "line 2, in f" in err  # the author's own mistake, with its place
     assert err.endswith(f"whisper-byoc: {path} failed with ZeroDivisionError: division by zero\n")
+
+
+def test_a_script_that_is_no_python_shows_its_line(capsys, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("x = 1\ndef f(:\n")
+    assert main(["run", str(path)]) == 1
+    assert re.match(r'  File ".*script\.py", line 2\n', capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("before", [[], ["-port", "0"], ["-log-level=info", "--host", "127.0.0.1"]])

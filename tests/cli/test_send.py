@@ -224,11 +224,12 @@ async def test_a_container_is_no_gateway(send, serving, recording):
     assert await send("--gateway", api.url, recording) == (1, "", told)
 
 
-async def test_stdin_that_is_dev_null_ends_at_once(launch, gateway):
+async def test_stdin_that_is_dev_null_ends_at_once_and_is_told(launch, gateway):
     await gateway.serve(counting(gateway))
     process = await launch("--gateway", gateway.url, "--pipeline", "x", "-", stdin=asyncio.subprocess.DEVNULL)
     out, err = await process.communicate()
-    assert (process.returncode, out, err) == (0, b"all 0\n", b"")
+    assert (process.returncode, out) == (1, b"all 0\n")
+    assert err == b"whisper-byoc: Nothing came from /dev/stdin; send sound into it.\n"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ CMD ["run", "processor.py"]
 ```
 whisper-byoc run processor.py --reload       # serves it on http://127.0.0.1:8000, and again after every change
 curl --data-binary abc http://127.0.0.1:8000/
-python -m pytest
+python -m pytest                             # pip install pytest
 ```
 """,
 }

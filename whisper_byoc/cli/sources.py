@@ -76,7 +76,7 @@ async def open_source(name: str, *, realtime: bool) -> AsyncIterator[Source]:
                 yield Source("microphone", chunks)
     elif name == STDIN:
         with first_interrupt() as stop:
-            yield Source("stdin", streamable(stdin_chunks(stop)))
+            yield Source("stdin", streamable(not_nothing(stdin_chunks(stop), stop)))
     else:
         data = pcm.encode(load_sound(Path(name)))
         yield Source(Path(name).name, paced(data, realtime=realtime), len(data))
@@ -180,6 +180,17 @@ async def paced(data: bytes, *, realtime: bool) -> AsyncGenerator[bytes, None]:
         if realtime:
             await asyncio.sleep(max(0.0, began + to_seconds(at) - loop.time()))
         yield data[at : at + SOUND_CHUNK_BYTES]
+
+
+async def not_nothing(chunks: AsyncGenerator[bytes, None], stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    """Pass chunks on; raise `MediaError` where none has come, as of a recorder that fails, unless `stop` is set."""
+    empty = True
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            empty = False
+            yield chunk
+    if empty and not stop.is_set():
+        raise MediaError(f"Nothing came from {STDIN_FILE}; send sound into it.")
 
 
 async def stdin_chunks(stop: asyncio.Event) -> AsyncGenerator[bytes, None]:
