@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from audio.errors import MediaError
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.media import decode_media
-from audio.ogg import MAX_SPANS, spans
+from audio.ogg import MAX_SPANS, Links, spans
 
 TONES = {"a": (1000, 44_100, 2), "b": (600, 16_000, 1), "c": (800, 44_100, 2)}
 """Name of a link -> Hz, and of its samples the rate and the channels."""
@@ -70,9 +70,26 @@ def test_all_links_count_for_the_limit(link):
         decode_media(data, max_seconds=2.5)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=90), st.just(b"OggS\0\2"), st.just(b"\x01vorbis")), max_size=20))
-def test_any_bytes_are_in_exactly_one_span(parts):
+BYTES = st.lists(
+    st.one_of(
+        st.binary(max_size=90),
+        st.just(b"OggS\0\2" + bytes(20) + b"\1\x07\x01vorbis"),
+        st.just(b"OggS\0\2" + bytes(20) + b"\1\x07\x7fFLAC\0\0"),
+        st.just(b"OggS" + bytes(22) + b"\1\2ab"),
+    ),
+    max_size=20,
+)
+
+
+@given(BYTES, st.lists(st.integers(0, 400), max_size=5))
+def test_no_byte_is_lost_however_it_arrives(parts, cuts):
     data = b"OggS" + b"".join(parts)
+    links, out, whole = Links(), [], []
+    for begin, end in itertools.pairwise([0, *sorted(min(each, len(data)) for each in cuts), len(data)]):
+        out += links.feed(data[begin:end])
+    assert b"".join([piece for _, piece in out]) + links.finish() == data
+    whole += Links().feed(data)
+    assert sum(begins for begins, _ in out) == sum(begins for begins, _ in whole)
     found = spans(io.BytesIO(data))
     assert [found[0][0], found[-1][1]] == [0, len(data)]
     assert all(before[1] == after[0] for before, after in itertools.pairwise(found))

@@ -20,6 +20,7 @@ KINDS = {
     "webm": ("-c:a", "libopus", "-f", "webm", "-live", "1", "-cluster_time_limit", "200"),
     "mp3": ("-c:a", "libmp3lame", "-ac", "2", "-ar", "44100", "-f", "mp3"),
     "ogg": ("-c:a", "libvorbis", "-f", "ogg"),
+    "48 kHz stereo ogg": ("-c:a", "libvorbis", "-ac", "2", "-ar", "48000", "-f", "ogg"),
     "flac": ("-f", "flac"),
     "mp4": ("-c:a", "aac", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov+default_base_moof"),
     "adts": ("-c:a", "aac", "-f", "adts"),
@@ -78,6 +79,17 @@ async def test_a_feed_of_media_becomes_its_text(demo, encoded, kind):
     assert (status, body["bytes"]) == (200, len(data))
     *transcripts, end = await demo.records("feed")
     assert (" ".join(each["text"] for each in transcripts), end["errors"]) == (NUMBERS, 0)
+
+
+async def test_a_chain_of_oggs_of_other_rates_and_channels(demo, encoded):
+    data = b"".join(encoded(kind) for kind in ("48 kHz stereo ogg", "ogg", "ogg", "48 kHz stereo ogg"))
+    assert (await demo.put("feed", cut(data, 1111), chunked=True))[0] == 200
+    *transcripts, end = await demo.records("feed")
+    assert (" ".join(each["text"] for each in transcripts), end["errors"]) == (" ".join([NUMBERS] * 4), 0)
+    assert end["audio_ms"] == pytest.approx(4 * SECONDS * 1000, abs=300)
+    async with demo.http.post(f"{demo.url}/whisper-demo", data=io.BytesIO(data)) as answer:
+        found = await answer.json()
+    assert (found["duration"], found.get("warnings")) == (pytest.approx(4 * SECONDS, abs=0.3), None)
 
 
 async def test_a_feed_that_cannot_be_decoded_as_it_arrives_is_held_within_bounds(serving, demo_processor, encoded):

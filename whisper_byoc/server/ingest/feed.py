@@ -7,6 +7,7 @@ from typing import Self
 
 from audio.errors import AudioError, DecoderFailed, MediaError, UnsupportedWav
 from audio.ffmpeg import CONTAINERS, wav_from_feed
+from audio.ogg import Links
 from audio.raw import PLAIN, RawFormat
 from audio.riff import WavFormat
 from audio.sniff import ENOUGH_BYTES, Sniffer, foreign, index_is_behind
@@ -115,6 +116,7 @@ class SoundFeed(LiveFeed):
         self._kind = ""
         self._decoder: LiveDecoder | None = None
         self._decoded = False
+        self._links: Links | None = None  # of a feed of Ogg
         self._trouble = ""
         self._intake = intake
         self._holding = AsyncExitStack()
@@ -146,6 +148,9 @@ class SoundFeed(LiveFeed):
             if self._held is not None and not self._trouble:
                 await self._decode_held(self._held)
             if self._decoder is not None and not self._trouble:
+                if self._links is not None and (left := self._links.finish()):
+                    self._links = None
+                    await self._decode(left)
                 await self._decode(b"")
                 if self._decoder.complaint:
                     self._warn(f"the feed was not decoded whole, ffmpeg says: {self._decoder.complaint}")
@@ -191,6 +196,9 @@ class SoundFeed(LiveFeed):
         name = f"job {self._job.info.job_id}"
         self._decoder = LiveDecoder(name, self._take_decoded, lambda: wav_from_feed(kind))
         self._kind = "any media" if kind == CONTAINERS else kind
+        self._decoded = False
+        if kind == "ogg" and self._links is None:
+            self._links = Links()
 
     async def _take_known(self, data: bytes) -> None:
         if self._held is not None:
@@ -242,7 +250,13 @@ class SoundFeed(LiveFeed):
         """Pass bytes to ffmpeg, or its end if there are none."""
         assert self._decoder is not None
         try:
-            await (self._decoder.feed(data) if data else self._decoder.finish())
+            for begins, piece in self._links.feed(data) if self._links and data else ((False, data),):
+                if begins:
+                    await self._decoder.finish()
+                    if self._decoded:
+                        self.hand_in(complete=True)
+                    self._start("ogg")
+                await (self._decoder.feed(piece) if piece else self._decoder.finish())
         except DecoderFailed as error:
             self._trouble = f"the feed cannot be decoded here now: {error}"
             raise DecoderFailed(self._trouble) from None
