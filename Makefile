@@ -32,12 +32,12 @@ demo: .venv/ready
 	$(BIN)/pip install --quiet --no-deps pytrickle==0.1.6  # a peer in tests; its dependencies are not needed for that
 	@touch $@
 
-# Three runs side by side: models compute, processes are waited for, the rest does both. None has more than 1.5 GB.
+# Three runs side by side, of like length: of models, of processes, and of the rest. None has more than 1.5 GB.
 test: .venv/ready-for-tests
 	$(MAKE) --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-models test-processes test-others
 
-MODELS := tests/speech
-PROCESSES := tests/cli tests/e2e tests/faults tests/test_benchmarks.py tests/test_examples.py tests/test_package.py
+MODELS := tests/audio tests/speech tests/test_benchmarks.py
+PROCESSES := tests/cli tests/e2e tests/faults tests/test_examples.py tests/test_package.py
 
 test-models: .venv/ready-for-tests
 	$(BIN)/python -m pytest $(MODELS)
