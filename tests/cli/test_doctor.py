@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from audio.media import load_audio
+from tests.server.stubs import Upper
 from tests.waiting import forever
 from whisper_byoc.cli import doctor
 from whisper_byoc.cli.main import main
@@ -20,11 +21,6 @@ from whisper_byoc.processors.base import Capacity
 from whisper_byoc.speech import models
 
 ROLES = ("container", "orchestrator", "gateway")
-
-
-class Upper:
-    async def process(self, frame):
-        return frame.upper()
 
 
 @pytest.fixture

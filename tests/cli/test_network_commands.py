@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from tests.server.stubs import Upper
 from whisper_byoc.cli import gateway, orchestrator
 from whisper_byoc.cli.main import main
 from whisper_byoc.errors import UsageError
@@ -179,11 +180,6 @@ def test_the_secret_leaves_the_environment(configure, monkeypatch, tmp_path):
     code, err, _ = configure(f"orchestrator -orchSecret {tmp_path / 'empty'}")
     assert code == 2
     assert "must hold 1 to 4096 characters" in err
-
-
-class Upper:
-    async def process(self, frame):
-        return frame.upper()
 
 
 async def ask(url, body=None, **headers):

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import types
@@ -11,7 +10,9 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from tests.server.stubs import Sound
 from tests.waiting import until
+from tests.wires import Listener, Relay
 from whisper_byoc.network import gateway as gateway_app
 from whisper_byoc.network import orchestrator as orchestrator_app
 from whisper_byoc.network.pool import Container
@@ -33,16 +34,6 @@ class Upper:
         if frame == b"fail":
             raise ValueError("it was told to fail")
         return frame.upper()
-
-
-class Lengths:
-    """Stands in for speech: `n bytes` for each segment; live feeds are cut as sound is."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
 
 
 class Reverse:
@@ -246,45 +237,6 @@ class Wire:
         self.writer.transport.abort()
 
 
-class Listener:
-    """A server whose connections end with it; subclasses have `handle(reader, writer)`."""
-
-    def __init__(self):
-        self.port = 0
-        self._listener = None
-        self._connections = set()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    async def listen(self):
-        """Begin, or begin again at the same port."""
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
-
-    def _accept(self, reader, writer):
-        if not self._listener.is_serving():  # it had been in the backlog
-            writer.transport.abort()
-            return
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-        task.add_done_callback(lambda _: writer.transport.abort())  # also if it was cancelled before it began
-
-    async def _serve(self, reader, writer):
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await self.handle(reader, writer)
-
-    async def close(self):
-        """Refuse connections and cut those there are, as a killed process does."""
-        self._listener.close()
-        tasks = set(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class Script(Listener):
     """A peer that answers what a function says, and remembers what it was asked. As a container it is well."""
 
@@ -332,7 +284,7 @@ async def scripted():
 def kit():
     """What tests put together: processors, bodies, headers."""
     return types.SimpleNamespace(
-        Upper=Upper, Lengths=Lengths, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, NDJSON=NDJSON, SSE=SSE,
+        Upper=Upper, Sound=Sound, Reverse=Reverse, Gated=Gated, Feed=Feed, job=job, NDJSON=NDJSON, SSE=SSE,
     )  # fmt: skip
 
 
@@ -349,28 +301,6 @@ class Pixels:
         if frame == b"bad":
             raise ValueError("a bad frame")
         return frame[::-1]
-
-
-class Relay(Listener):
-    """Passes bytes to an orchestrator until all connections are cut; while it is down it refuses to listen."""
-
-    def __init__(self):
-        super().__init__()
-        self.target = 0
-
-    async def handle(self, reader, writer):
-        there, out = await asyncio.open_connection("127.0.0.1", self.target)
-        try:
-            await asyncio.gather(self._pass(reader, out), self._pass(there, writer))
-        finally:
-            out.transport.abort()
-
-    async def _pass(self, reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
 
 
 def offering(**names):
@@ -572,7 +502,7 @@ class Worker:
 
 
 def heard(found):
-    """Bytes of sound that `Lengths` has told of."""
+    """Bytes of sound that `Sound` has told of."""
     return sum(int(record["text"].split()[0]) for record in found if record.get("text"))
 
 
@@ -583,7 +513,7 @@ class World:
         self.stack = stack
         self.serving = serving
         self.http = http
-        self.Sound, self.Pixels, self.heard = Lengths, Pixels, heard
+        self.Sound, self.Pixels, self.heard = Sound, Pixels, heard
         self.header, self.stream_header, self.offering = header, stream_header, offering
 
     async def orchestrator(self, *apis, name="test", capacity=8, relayed=False, urls=(), **limits):

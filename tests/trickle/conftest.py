@@ -1,7 +1,6 @@
 """Real servers on loopback, raw connections, a relay that can be cut, and peers that follow a script."""
 
 import asyncio
-import contextlib
 import io
 from contextlib import AsyncExitStack
 
@@ -9,6 +8,7 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
+from tests.wires import Relay
 from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
 
 QUICK = {
@@ -120,47 +120,6 @@ class Api:
         await until(lambda: (held := self.slot(seq, name)) and held.size == size)
 
 
-class Relay:
-    """Passes bytes on until it is told to cut everything; refuses while it is down."""
-
-    def __init__(self, port):
-        self.target = port
-        self.up = True
-        self.after = None
-        self.connections = 0
-        self._writers = set()
-
-    @property
-    def passing(self):
-        return bool(self._writers)
-
-    async def handle(self, reader, writer):
-        self.connections += 1
-        if not self.up:
-            writer.transport.abort()
-            return
-        there, out = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers |= {writer, out}
-        with contextlib.suppress(ConnectionError):
-            await asyncio.gather(self._pass(reader, out, to_server=True), self._pass(there, writer, to_server=False))
-        for each in (writer, out):
-            self._writers.discard(each)
-            each.transport.abort()
-
-    async def _pass(self, reader, writer, *, to_server):
-        while data := await reader.read(65536):
-            if self.after and (data := self.after(data, to_server)) is None:
-                self.cut()
-                return
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-
-    def cut(self):
-        for writer in self._writers:
-            writer.transport.abort()
-
-
 @pytest.fixture
 async def trickle():
     """Return a function that starts a trickle server on a free port of loopback."""
@@ -186,11 +145,9 @@ async def relayed(trickle):
         async def start(**options):
             api = await trickle(**options)
             relay = Relay(api.port)
-            listener = await asyncio.start_server(relay.handle, "127.0.0.1", 0)
-            stack.callback(relay.cut)
-            stack.callback(listener.close)
-            port = listener.sockets[0].getsockname()[1]
-            behind = Api(api.server, api.base.replace(f":{api.port}/", f":{port}/"), api.http, api.stack)
+            await relay.listen()
+            stack.push_async_callback(relay.close)
+            behind = Api(api.server, api.base.replace(f":{api.port}/", f":{relay.port}/"), api.http, api.stack)
             return api, behind, relay
 
         yield start

@@ -145,7 +145,7 @@ class Video:
 
 
 async def test_what_the_container_refuses_comes_in_its_own_words(serving, orchestrate, kit):
-    container = await serving({"sound": kit.Lengths(), "video": Video()}, segment_bytes=1000)
+    container = await serving({"sound": kit.Sound(), "video": Video()}, segment_bytes=1000)
     api = await orchestrate(container, name="sound")
     await api.register(name="video", url=container.url)
     feed = kit.Feed()  # which never ends: the refusal does not wait for it

@@ -29,7 +29,7 @@ async def token(api, name="test", sender=None):
 
 
 async def test_a_container_that_registers_gets_jobs(serving, orchestrate, kit):
-    container = await serving({"test": kit.Lengths()})
+    container = await serving({"test": kit.Sound()})
     api = await orchestrate()
     assert await api.register(url=container.url + "/") == (200, "ok")
     status, body, _ = await api.live(bytes(3200))
@@ -44,7 +44,7 @@ async def test_a_container_that_registers_gets_jobs(serving, orchestrate, kit):
 
 
 async def test_a_container_with_several_pipelines_and_a_name_of_its_own_works_on_every_way(serving, orchestrate, kit):
-    container = await serving({"sound": kit.Lengths(), "mirror": kit.Reverse()}, config={"capability": "my-worker"})
+    container = await serving({"sound": kit.Sound(), "mirror": kit.Reverse()}, config={"capability": "my-worker"})
     api = await orchestrate()
     await api.register(name="my-worker", url=container.url)
     sound = bytes(3200)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.server.stubs import Sound
 from whisper_byoc.server.streams import output as stream_output
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.output import EventWriter
@@ -17,16 +18,6 @@ KINDS = {"": "video/MP2T", "-out": "video/MP2T", "-control": "application/json",
          "-data": "application/jsonl"}  # fmt: skip
 NAMES = {"": "subscribe_url", "-out": "publish_url", "-control": "control_url", "-events": "events_url",
          "-data": "data_url"}  # fmt: skip
-
-
-class Sound:
-    """Stands in for speech where only the way there is tested."""
-
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
 
 
 def unheard_monitor():

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 from aiohttp import web
 
+from tests.server.stubs import Sound
 from tests.waiting import until
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import listening
@@ -12,14 +13,6 @@ from whisper_byoc.server.registration import RegistrationOptions
 from whisper_byoc.server.streams.hosts import StreamHosts
 
 INSIDE = ["http://169.254.169.254/latest", "http://127.0.0.1:6379/x", "http://[::1]/x", "https://elsewhere.example/a/b"]
-
-
-class Sound:
-    media = "audio"
-    content_type = "text/plain; charset=utf-8"
-
-    async def process(self, frame):
-        return b"%d bytes" % len(frame)
 
 
 async def start(api, name="s", headers=None, **urls):

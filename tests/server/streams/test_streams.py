@@ -12,8 +12,10 @@ from aiohttp import web
 from audio import pcm
 from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
-from tests.server.streams.conftest import KINDS, Sound
+from tests.server.streams.conftest import KINDS
+from tests.server.stubs import Sound
 from tests.waiting import until
+from tests.wires import Relay
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import listening
@@ -532,53 +534,17 @@ async def test_nobody_at_the_urls(orchestrate, unused_tcp_port):
     await world.api.still_serves()
 
 
-class Relay:
-    """A TCP relay that can cut every connection and refuse new ones: the network between container and orchestrator."""
-
-    def __init__(self, target):
-        self.target = target
-        self.writers = set()
-        self.server = None
-        self.port = 0
-        self.passed = b""
-        """What it has passed on to the container."""
-
-    async def open(self):
-        self.server = await asyncio.start_server(self.relay, "127.0.0.1", self.port)
-        self.port = self.server.sockets[0].getsockname()[1]
-
-    async def cut(self):
-        self.server.close()
-        for writer in list(self.writers):
-            writer.transport.abort()
-        await until(lambda: not self.writers)
-
-    async def relay(self, reader, writer):
-        self.writers.add(writer)
-        far_writer = None
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
-            self.writers.add(far_writer)
-            await asyncio.gather(self.pump(reader, far_writer), self.pump(far_reader, writer, back=True))
-        except OSError:
-            pass
-        finally:
-            for each in {writer, far_writer} - {None}:
-                each.transport.abort()
-            self.writers -= {writer, far_writer}
-
-    async def pump(self, reader, writer, back=False):
-        while data := await reader.read(65536):
-            self.passed += data if back else b""
-            writer.write(data)
-            await writer.drain()
-        writer.transport.abort()
-
-
 async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orchestrate):
     world = await orchestrate()
-    relay = Relay(int(world.base.rpartition(":")[2]))
-    await relay.open()
+    relay, passed = Relay(int(world.base.rpartition(":")[2])), bytearray()
+
+    def keep(data, to_target):
+        if not to_target:
+            passed.extend(data)
+        return data
+
+    relay.after = keep
+    await relay.listen()
     urls = {
         name: url.replace(world.base, f"http://127.0.0.1:{relay.port}")
         for name, url in world.channels("s", ["", "-data", "-events", "-control"]).items()
@@ -587,17 +553,17 @@ async def test_a_stream_survives_the_loss_of_its_orchestrator_for_a_while(orches
     data, reading = world.follow("s", "-data")
     async with world.publisher("s") as publisher:
         await publisher.publish(b"\1" * 640)
-        await until(lambda: relay.passed.count(1) == 640)
-        await relay.cut()
+        await until(lambda: passed.count(1) == 640)
+        await relay.close()
         await publisher.publish(b"\2" * 320)  # while nobody can read it
-        await relay.open()
+        await relay.listen()
         await publisher.publish(b"\3" * 640)
-        await until(lambda: relay.passed.count(3) >= 640)
+        await until(lambda: passed.count(3) >= 640)
         assert (await world.stop("s"))[0] == 200
     world.trickle.close("s-data")
     await reading
     assert [each.get("text") for each in data] == ["1600 bytes", None]
-    await relay.cut()
+    await relay.close()
 
 
 async def test_silence_sends_keep_alives_and_does_not_end_the_stream(orchestrate, monkeypatch):
