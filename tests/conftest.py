@@ -255,7 +255,7 @@ class Running:
 
     async def logged(self, pattern: str) -> re.Match:
         """Wait for a line of the log that ends as `pattern` says."""
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(150):
             while line := (await self.process.stderr.readline()).decode():
                 self.log.append(line)
                 if found := re.search(pattern + "$", line.rstrip()):
@@ -277,7 +277,7 @@ class Running:
         """Send the signal, wait for the exit, keep the rest of the log."""
         if number is not None:
             self.process.send_signal(number)
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(150):
             self.out, rest = await self.process.communicate()
         self.log.append(rest.decode())
         return self.process.returncode

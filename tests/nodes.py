@@ -52,7 +52,7 @@ class Node:
                 env=self._environment,
                 preexec_fn=self._limit,
             )
-        self.port = int(self.until(lambda: re.search(r"listening on port (\d+)\n", self.text[offset:]), 20)[1])
+        self.port = int(self.until(lambda: re.search(r"listening on port (\d+)\n", self.text[offset:]), 90)[1])
         return self
 
     def _limit(self):
@@ -61,7 +61,7 @@ class Node:
 
     def ready(self):
         """Wait until /readyz says yes."""
-        self.until(self._asked, 30)
+        self.until(self._asked, 90)
         return self
 
     def held(self):
@@ -78,7 +78,7 @@ class Node:
     def end(self):
         """Ask it to stop; the exit code."""
         self.process.terminate()
-        return self.process.wait(40)
+        return self.process.wait(90)
 
     @property
     def text(self):
@@ -174,7 +174,7 @@ def idle_again(http):
         return (status["jobs"], status["streams"], status["draining"], load)
 
     @contextlib.asynccontextmanager
-    async def watch(*nodes, seconds=10):
+    async def watch(*nodes, seconds=60):
         before = [await counts(node) for node in nodes]
         yield
         deadline = time.monotonic() + seconds

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     """Wait until it holds, which a coroutine may find out."""
     for _ in range(int(seconds / 0.005)):
         holds = condition()

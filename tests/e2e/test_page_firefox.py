@@ -84,7 +84,7 @@ async def firefox(profile):
 async def test_a_file_is_read_in_firefox(container_node, fixtures_dir, tmp_path):
     container = container_node("whisper-demo").start().ready()
     async with (
-        asyncio.timeout(50),
+        asyncio.timeout(150),
         firefox(tmp_path) as address,
         aiohttp.ClientSession() as http,
         http.ws_connect(f"{address}/session", max_msg_size=0) as socket,

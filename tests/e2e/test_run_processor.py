@@ -214,7 +214,7 @@ async def test_cancelling_stops_the_server(unused_tcp_port):
             return frame.upper()
 
     serving = asyncio.ensure_future(run_processor(Upper(), host="127.0.0.1", port=unused_tcp_port))
-    async with asyncio.timeout(20), TrickleClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
+    async with asyncio.timeout(60), TrickleClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
         answer = b""
         while not answer:
             with contextlib.suppress(ServerUnreachable, ServerRefused):  # not yet listening, or not yet ready

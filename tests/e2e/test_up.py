@@ -107,7 +107,7 @@ async def test_a_second_ctrl_c_kills(up):
             return [record async for record in client.stream(endless())]
 
     feed = asyncio.ensure_future(send())
-    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
         jobs = 0
         while not jobs:
             async with http.get(f"{running.gateway}/status") as answer:

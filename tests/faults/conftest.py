@@ -42,7 +42,7 @@ def container(node):
 
 
 @contextlib.asynccontextmanager
-async def nothing_left(node, seconds=20):
+async def nothing_left(node, seconds=60):
     """Within, a fault; afterwards a job works, and nothing of the fault is left."""
     await next_job_works(node)
     before, log = await asyncio.to_thread(node.held), len(node.text)
@@ -60,7 +60,7 @@ async def nothing_left(node, seconds=20):
 
 async def next_job_works(node, refused=True):
     """Do a job; return whether there was room for it, with `refused` raise where there is none."""
-    async with asyncio.timeout(20), TrickleClient(node.url, pipeline="passthrough") as client:
+    async with asyncio.timeout(60), TrickleClient(node.url, pipeline="passthrough") as client:
         try:
             assert await client.process_frame(b"next") == b"next"
         except ServerRefused:

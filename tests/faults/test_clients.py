@@ -83,7 +83,7 @@ async def test_resets_in_every_phase(container, kind):
 
 
 async def test_abandoned_jobs(container, http, scaled):
-    async with nothing_left(container, seconds=30):
+    async with nothing_left(container):
         for number in range(scaled(1000)):
             await put(http, container, f"abandoned-{number}", bytes(MIB // 10))
         await next_job_works(container)

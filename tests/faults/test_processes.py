@@ -54,7 +54,7 @@ class Talk:
 
     async def begun(self, receiving):
         self._receiving = asyncio.ensure_future(receiving)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await self.answered.wait()
         return self
 
@@ -70,7 +70,7 @@ class Talk:
     async def ended(self):
         """Send the second half, and return all records."""
         self._go_on.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await self._receiving
         assert [each["seq"] for each in self._records] == list(range(len(self._records)))
         return self._records

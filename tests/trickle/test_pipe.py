@@ -116,11 +116,11 @@ async def test_pub_to_sub(trickle):
         )
 
     url = (await trickle()).url()
-    sub = await start("sub", url, "--start", "0", "--wait", "20", "--verbose")
+    sub = await start("sub", url, "--start", "0", "--wait", "100", "--verbose")
     pub = await start("pub", url, "--lines", "--create", "--mime", "text/plain", "--delete")
-    _, errors = await asyncio.wait_for(pub.communicate(b"one\ntwo\nthree"), 30)
+    _, errors = await asyncio.wait_for(pub.communicate(b"one\ntwo\nthree"), 150)
     assert pub.returncode == 0, errors
-    output, errors = await asyncio.wait_for(sub.communicate(), 30)
+    output, errors = await asyncio.wait_for(sub.communicate(), 150)
     assert (sub.returncode, output) == (0, b"one\ntwo\nthree"), errors
     assert errors.decode().splitlines()[-1] == "segment 2: 5 bytes, text/plain"
 

@@ -14,7 +14,7 @@ from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from audio.wav import read_wav
 from tests.server.streams.conftest import KINDS
 from tests.server.stubs import Sound
-from tests.waiting import until
+from tests.waiting import forever, until
 from tests.wires import Relay
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import RequestRefused
@@ -24,7 +24,7 @@ from whisper_byoc.processors.tint import GreenTintProcessor
 from whisper_byoc.server.core.pipeline import Pipeline, Pipelines, PipelineState
 from whisper_byoc.server.ingest import decoder
 from whisper_byoc.server.streams import input as stream_input
-from whisper_byoc.server.streams import output, stream, video
+from whisper_byoc.server.streams import output, routes, stream, video
 from whisper_byoc.server.streams.hosts import StreamHosts
 from whisper_byoc.server.streams.routes import StreamTable
 from whisper_byoc.speech.models import DEMO_NOTICE
@@ -33,7 +33,8 @@ from whisper_byoc.trickle.subscriber import TrickleSubscriber
 
 
 @pytest.fixture
-async def speech(orchestrate, demo_processor):
+async def speech(orchestrate, demo_processor, monkeypatch):
+    monkeypatch.setattr(routes, "STOP_LIMIT_S", 100.0)  # however slow the machine is
     return await orchestrate({"whisper-demo": demo_processor})
 
 
@@ -672,6 +673,11 @@ class LateSubscriber(TrickleSubscriber):
         return await super().__anext__()
 
 
+class StuckSubscriber(TrickleSubscriber):
+    async def __anext__(self):
+        await forever()
+
+
 async def test_a_stop_waits_for_what_was_written_before_it(orchestrate, monkeypatch):
     monkeypatch.setattr(stream_input, "QUIET_S", 0.02)
     monkeypatch.setattr(stream_input, "TrickleSubscriber", LateSubscriber)
@@ -700,7 +706,7 @@ async def test_what_a_stream_came_too_late_for_is_an_error(orchestrate):
 async def test_what_was_written_before_a_stop_and_cannot_be_read_is_an_error(orchestrate, monkeypatch):
     monkeypatch.setattr(stream_input, "QUIET_S", 0.02)
     monkeypatch.setattr(stream_input, "STOP_READING_S", 0.02)
-    monkeypatch.setattr(stream_input, "TrickleSubscriber", LateSubscriber)
+    monkeypatch.setattr(stream_input, "TrickleSubscriber", StuckSubscriber)
     world = await orchestrate()
     data = await world.through("late", [bytes(3200)] * 3, {"input": "pcm16"})
     errors = [each["error"] for each in data if each["type"] == "error"]

@@ -16,7 +16,7 @@ from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.routes.answers import errors_as
 from whisper_byoc.server.routes.telling import tells
 from whisper_byoc.server.streams.hosts import StreamHosts
-from whisper_byoc.server.streams.stream import StartRequest, Stream
+from whisper_byoc.server.streams.stream import STOP_LIMIT_S, StartRequest, Stream
 from whisper_byoc.trickle.remote import ClientOptions
 
 MAX_BODY = 1 << 20
@@ -86,7 +86,7 @@ class StreamTable:
         return stream_id in self._ended
 
     async def close(self) -> None:
-        await asyncio.gather(*(stream.stop() for stream in self.streams))
+        await asyncio.gather(*(stream.stop(STOP_LIMIT_S) for stream in self.streams))
 
     def state(self) -> State:
         """Return the state object of pytrickle."""
@@ -169,7 +169,7 @@ async def stop_stream(request: web.Request) -> web.Response:
     await read_body(request.content, MAX_BODY)  # of whatever type
     stream = streams.find(stream_id)
     if stream is not None:
-        await stream.stop()
+        await stream.stop(STOP_LIMIT_S)
         return success(request, "Stream stopped", stream.request.stream_id)
     if streams.has_ended(stream_id):
         return success(request, "Stream had stopped before", stream_id)

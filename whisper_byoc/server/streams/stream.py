@@ -117,7 +117,7 @@ class Stream:
             self.monitor.params_changed(self.params)
         self.over = asyncio.ensure_future(self._run())
 
-    async def stop(self, limit: float = STOP_LIMIT_S) -> None:
+    async def stop(self, limit: float) -> None:
         """Take in what has arrived, deliver the last results and the end record, then end; within `limit` seconds."""
         self.job.end_input()
         patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
