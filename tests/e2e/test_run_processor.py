@@ -163,6 +163,8 @@ class Hostile(Upper):
             await (asyncio.gather(leaving) if frame == b"task" else asyncio.wait({leaving}))
         if frame == b"interrupt":
             raise KeyboardInterrupt
+        if frame == b"base":
+            raise BaseException("of no kind")
         if frame == b"forge":
             raise ValueError("\\x1b[2J\\n2026-01-01 00:00:00,000 [INFO] forged\\r")
         return frame.upper()
@@ -175,6 +177,7 @@ asyncio.run(run_processor(Hostile(), host="127.0.0.1", port=0))
             (b"exit", "bye"),
             (b"task", "bye"),
             (b"interrupt", "KeyboardInterrupt"),
+            (b"base", "BaseException: of no kind"),
             (b"forge", "ValueError"),
         ):
             with pytest.raises(Exception, match=words):

@@ -16,12 +16,19 @@ _contained: ContextVar[bool] = ContextVar("contained", default=False)
 
 @contextmanager
 def exits_contained() -> Iterator[None]:
-    """Raise `ProcessorError` where the code within asks for the end of the program; its tasks do so too."""
+    """Raise `ProcessorError` where the code within asks for the end of the program; its tasks do so too.
+
+    So for whatever else is no `Exception`, and nobody would catch, but for that by which asyncio ends tasks.
+    """
     token = _contained.set(True)
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as error:
         raise ProcessorError(f"the processor asked for the end of the program ({error!r})") from None
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ProcessorError(f"the processor failed with {type(error).__name__}: {error}") from error
     finally:
         _contained.reset(token)
 
