@@ -252,3 +252,12 @@ def test_in_a_terminal(terminal, monkeypatch):
 def test_a_dumb_terminal_is_as_good_as_a_pipe(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert terminal([partial("a"), final("b")]) == "b\n"
+
+
+def test_warnings_of_the_end_are_told_apart_from_text():
+    out, err = io.StringIO(), io.StringIO()
+    display = Display(out, err)
+    for warnings in (["no speech was found", f"no{HOSTILE[:4]}"], "odd", None):
+        display.show({"type": "end", "warnings": warnings})
+    display.close()
+    assert err.getvalue() == "whisper-byoc: no speech was found\nwhisper-byoc: no\ufffd[2J\n"

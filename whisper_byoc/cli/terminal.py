@@ -101,6 +101,9 @@ class Display:
         if record["type"] == "error":
             reason, self._column = printable(str(record.get("error"))), 0
             self._write(self._err, f"segment {record.get('seq')} failed: {reason}\n")
+        warnings = record.get("warnings")
+        for each in warnings if isinstance(warnings, list) else ():
+            self._write(self._err, f"whisper-byoc: {printable(str(each))}\n")
 
     def close(self) -> None:
         """Remove a partial line that no final one has replaced, and end an open one."""
