@@ -15,7 +15,7 @@ from aiohttp import web
 from audio.media import load_audio
 from tests.server.stubs import Upper
 from tests.waiting import forever
-from whisper_byoc.cli import doctor
+from whisper_byoc.cli import check_machine, check_services, doctor
 from whisper_byoc.cli.main import main
 from whisper_byoc.processors.base import Capacity
 from whisper_byoc.speech import models
@@ -266,7 +266,7 @@ async def test_a_container_that_hears_nothing_or_has_no_speech(run, serving):
 
 async def test_what_would_be_faster(run, answering, monkeypatch):
     monkeypatch.setattr(models, "fast_engine_installed", lambda: False)
-    monkeypatch.setattr(doctor, "available_cpus", lambda: 2)
+    monkeypatch.setattr(check_services, "available_cpus", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     size = {"workers": 1, "threads": 1, "live_jobs": 0, "live": 1, "lag": 0.0}
     version = {"version": "1", "model_id": "whisper-medium.en,whisper-tiny,passthrough"}
@@ -295,13 +295,13 @@ async def test_the_microphone_is_recorded(script, tmp_path, monkeypatch, recorde
     script("arecord", recorder.replace("head", head))
     script("ffmpeg", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = await doctor.check_microphone()
+    found = await check_machine.check_microphone()
     assert (found.state, bool(re.search(part, found.detail))) == (state, True), found
     assert bool(found.advice) == (state != "ok")
 
 
 def test_what_is_said_to_a_container_is_the_fixture(fixtures_dir):
-    said, fixture = load_audio(doctor.SPOKEN), load_audio(fixtures_dir / "demo-hello-world.wav")
+    said, fixture = load_audio(check_services.SPOKEN), load_audio(fixtures_dir / "demo-hello-world.wav")
     assert len(said) == len(fixture)
     assert np.corrcoef(said, fixture)[0, 1] > 0.999
 
@@ -330,9 +330,9 @@ def script(tmp_path):
 )
 async def test_kinds_of_ffmpeg(script, monkeypatch, text, state, part):
     path = script("ffmpeg", text)
-    monkeypatch.setattr(doctor, "ffmpeg_path", lambda: str(path))
-    monkeypatch.setattr(doctor, "FFMPEG_SECONDS", 0.3 if "sleep" in text else 10)
-    found = await doctor.check_ffmpeg()
+    monkeypatch.setattr(check_machine, "ffmpeg_path", lambda: str(path))
+    monkeypatch.setattr(check_machine, "FFMPEG_SECONDS", 0.3 if "sleep" in text else 10)
+    found = await check_machine.check_ffmpeg()
     assert (found.state, part in found.detail) == (state, True), found
 
 
@@ -342,8 +342,8 @@ async def test_no_ffmpeg(monkeypatch):
     def none():
         raise MediaError("none")
 
-    monkeypatch.setattr(doctor, "ffmpeg_path", none)
-    found = await doctor.check_ffmpeg()
+    monkeypatch.setattr(check_machine, "ffmpeg_path", none)
+    found = await check_machine.check_ffmpeg()
     assert found.state == "FAIL"
     assert "install" in found.advice
 
@@ -352,20 +352,20 @@ async def test_no_ffmpeg(monkeypatch):
 def test_no_fast_engine(monkeypatch, reference, detail):
     monkeypatch.setattr(models, "fast_engine_installed", lambda: False)
     monkeypatch.setattr(models, "reference_engine_installed", lambda: reference)
-    found = doctor.check_engine()
+    found = check_machine.check_engine()
     assert (found.state, found.detail) == ("FAIL", detail)
     assert "pip install openvino" in found.advice
 
 
 def test_a_converted_model_needs_no_checkpoint(tmp_path):
     (tmp_path / "tiny.en.pt.fast").mkdir()
-    found = doctor.check_model(tmp_path)
+    found = check_machine.check_model(tmp_path)
     assert (found.state, found.detail) == ("ok", f"whisper-tiny.en ({tmp_path / 'tiny.en.pt.fast'})")
 
 
 def test_a_damaged_model(tmp_path):
     (tmp_path / "tiny.pt").write_bytes(b"not a model")
-    found = doctor.check_model(tmp_path)
+    found = check_machine.check_model(tmp_path)
     assert found.state == "FAIL"
     assert "SHA-256" in found.detail
     assert found.advice == "delete the file, then run `whisper-byoc preload --model tiny`."
