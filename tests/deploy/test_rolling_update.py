@@ -75,7 +75,9 @@ class Load:
             found, cut = checked(records)
             texts += found
             if cut:
-                taken += int(re.fullmatch(r"the server is shutting down; (\d+) bytes of the feed were taken", cut)[1])
+                told = re.fullmatch(r"the server is shutting down; (\d+) bytes of the feed were taken", cut)
+                assert told, cut
+                taken += int(told[1])
                 self.cuts += 1
             else:
                 taken = self._end
@@ -148,9 +150,15 @@ def checked(records):
     return texts_of(records), "; ".join(each["error"] for each in records if each["type"] == "error")
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["one orchestrator", "two orchestrators"])
+@pytest.mark.parametrize(
+    ("number", "live_seconds"),
+    [(1, 0), (2, 0), (2, 60)],
+    ids=["one orchestrator", "two orchestrators", "live jobs go on"],
+)
 @pytest.mark.timeout(120)  # where other programs want the processor, too
-async def test_nothing_is_lost_or_refused_while_containers_are_replaced(node, http, fixtures_dir, texts, number):
+async def test_nothing_is_lost_or_refused_while_containers_are_replaced(
+    node, http, fixtures_dir, texts, number, live_seconds
+):
     secret = {"ORCH_SECRET": uuid.uuid4().hex}
     around = [node("orchestrator", "-serviceAddr", "127.0.0.1:PORT", environment=secret).start() for _ in range(number)]
     urls = ",".join(each.url for each in around)
@@ -159,7 +167,8 @@ async def test_nothing_is_lost_or_refused_while_containers_are_replaced(node, ht
         """Start a container; it is ready, and known to the orchestrators."""
         made = node(
             "serve", "--pipeline", MODEL, "--host", "127.0.0.1", "--port", "PORT",
-            "--drain-timeout", str(DRAIN_SECONDS), environment={**secret, "ORCH_URL": urls},
+            "--drain-live", str(live_seconds), "--drain-timeout", str(DRAIN_SECONDS),
+            environment={**secret, "ORCH_URL": urls},
         )  # fmt: skip
         await asyncio.to_thread(lambda: made.start().ready())
         await until(lambda: made.text.count("registered capability") == number)
@@ -176,11 +185,14 @@ async def test_nothing_is_lost_or_refused_while_containers_are_replaced(node, ht
         await until(lambda: load.texts, 40)
         new = await new_one()
         old.process.terminate()
-        assert await asyncio.to_thread(old.process.wait, GRACE_SECONDS) == 0
+        if not live_seconds:
+            assert await asyncio.to_thread(old.process.wait, GRACE_SECONDS) == 0
         before = load.texts
         await until(lambda: load.texts > before + 2, 40)
         load.done.set()
-    assert load.cuts == 2, "the feed and the stream were on the old container, and were told of its end"
+    assert await asyncio.to_thread(old.process.wait, GRACE_SECONDS) == 0
+    cut = 0 if live_seconds else 2
+    assert load.cuts == cut, "the feed and the stream were on the old container, and were told of its end"
     for each in (old, new, *around, gateway):
         assert "Traceback" not in each.text
     told, drained = old.text.index("unregistered at"), old.text.index("shutting down:")

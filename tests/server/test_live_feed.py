@@ -355,3 +355,27 @@ async def test_a_feed_that_is_too_short_for_a_wav_is_pcm(serving):
     assert (await api.put("a", [b"RIF", b"F"], chunked=True))[0] == 200
     await api.records("a")
     assert listener.heard == b"RIFF"
+
+
+@pytest.mark.parametrize(("live_seconds", "taken", "status"), [(60, 2 * SECOND, 200), (0.1, SECOND, 503)])
+async def test_a_drain_waits_for_feeds_for_as_long_as_it_is_told(serving, live_seconds, taken, status):
+    listener, go_on = Listener(), asyncio.Event()
+    api = await serving(listener, drain_live_seconds=live_seconds)
+
+    async def source():
+        yield bytes(SECOND)
+        await go_on.wait()
+        yield bytes(SECOND)
+
+    feeding = asyncio.ensure_future(api.http.put(f"{api.url}/live/job/source", data=source()))
+    await listener.begun.wait()
+    draining = asyncio.ensure_future(api.table.drain())
+    await until(lambda: api.table.draining)
+    assert (await api.put("other", bytes(640)))[0] == 503
+    if status == 200:
+        go_on.set()
+    records = await api.records("job")
+    await draining
+    assert (records[-1]["type"], len(listener.heard)) == ("end", taken)
+    async with await feeding as answer:
+        assert answer.status == status

@@ -50,7 +50,13 @@ LIMIT_OPTIONS = (
     ("--segment-timeout", "segment_seconds", seconds, "longest work on one segment, in seconds"),
     ("--idle-timeout", "idle_seconds", seconds, "end a job after so many seconds without activity"),
     ("--linger", "linger_seconds", seconds, "seconds for which the results of an ended job are kept"),
-    ("--drain-timeout", "drain_seconds", seconds, "longest time from SIGTERM to exit, in seconds"),
+    ("--drain-live", "drain_live_seconds", amount, "seconds for which feeds and streams may go on after SIGTERM"),
+    (
+        "--drain-timeout",
+        "drain_seconds",
+        seconds,
+        "longest time from SIGTERM, or the end of feeds, to exit, in seconds",
+    ),
 )
 
 

@@ -48,8 +48,10 @@ class Limits:
     """Between two searches for jobs that are to be ended or forgotten."""
     load_seconds: float = 600.0
     """Longest time a processor may take to initialize."""
+    drain_live_seconds: float = 0.0
+    """Longest time for which feeds and streams go on after SIGTERM, before their input ends."""
     drain_seconds: float = 30.0
-    """Longest time between SIGTERM and exit."""
+    """Longest time from then to exit."""
     reader_grace_seconds: float = 5.0
     """While draining: how long to wait for the reader of a finished job to come back."""
 

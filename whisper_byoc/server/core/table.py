@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -161,16 +161,16 @@ class JobTable:
         self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self._sweep, "the sweep of jobs"))
 
     async def drain(self) -> None:
-        """End all input, and wait until every result is read or the time limit has passed."""
+        """Let feeds go on for a while, end all input, and wait until every result is read; both within time limits."""
         self.draining = True
         self._opened.notify()
         for job in self.jobs:
+            if not job.has_feed:
+                job.end_input()
+        await _until(lambda: not any(job.has_feed for job in self.jobs), self.limits.drain_live_seconds)
+        for job in self.jobs:
             job.end_input()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.limits.drain_seconds):
-                # polled, as it depends on how long ago the last reader left
-                while not all(self._may_go(job) for job in self.jobs):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+        await _until(lambda: all(map(self._may_go, self.jobs)), self.limits.drain_seconds)
 
     def _may_go(self, job: Job) -> bool:
         return job.fully_read or (job.results.ended and job.alone_seconds > self.limits.reader_grace_seconds)
@@ -243,3 +243,11 @@ class JobTable:
 
 
 TABLE = web.AppKey("TABLE", JobTable)
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until it holds, or so long; polled, as it depends on how long ago a reader left."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

@@ -109,6 +109,7 @@ class Stream:
         self._pipeline = pipeline
         self._options = options
         self._shutting_down = shutting_down
+        self._stopped = False
         self._events = EventWriter(request.stream_id, request.events_url, options)
         self.monitor = Monitor(pipeline.name, self._events)
         data_format = request.params.get("data_format", data_format)
@@ -119,6 +120,7 @@ class Stream:
 
     async def stop(self, limit: float) -> None:
         """Take in what has arrived, deliver the last results and the end record, then end; within `limit` seconds."""
+        self._stopped = True
         self.job.end_input()
         patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
         await asyncio.wait({self.over}, timeout=patience)
@@ -152,7 +154,12 @@ class Stream:
         try:
             sink, output = self._sink_and_output()
             source = StreamInput(
-                self.job, self.request.subscribe_url, sink, self.monitor, self._options, self._shutting_down
+                self.job,
+                self.request.subscribe_url,
+                sink,
+                self.monitor,
+                self._options,
+                lambda: self._shutting_down() and not self._stopped,
             )
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._or_stop_job(source.run()))

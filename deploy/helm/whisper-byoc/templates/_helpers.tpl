@@ -18,9 +18,9 @@ labels:
   helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- /* Before SIGTERM; to unregister (3 s); to drain; to stop what is left and close (12 s). */}}
+{{- /* Before SIGTERM; to unregister (3 s); for live streams to go on; to drain; to stop what is left and close (12 s). */}}
 {{- define "whisper-byoc.graceSeconds" -}}
-{{ add .Values.drain.preStopSeconds 3 .Values.drain.seconds 12 }}
+{{ add .Values.drain.preStopSeconds 3 .Values.drain.liveSeconds .Values.drain.seconds 12 }}
 {{- end }}
 
 {{- /* Pods come quickly, and go one by one: each takes its live streams with it. */}}
