@@ -102,6 +102,20 @@ async def test_a_slow_body_and_an_idle_connection_are_left_alone():
         assert await answer(reader) == (200, b"12345")
 
 
+async def test_the_body_is_asked_for_when_nobody_refuses_the_request():
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: %b\r\nContent-Length: 3\r\n\r\n"
+    async with serving(ConnectionLimits(total=1, per_address=1, reserve=2)) as connect:
+        reader, writer = await connect(head % b"100-Continue")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert await answer(reader) == (200, b"abc")
+        reserved, _ = await connect(head % b"100-continue")
+        assert (await answer(reserved))[0] == 503
+        writer.write(head % b"200-ok" + b"abc")
+        status, body = await answer(reader)
+        assert (status, "'200-ok'" in json.loads(body)["error"]) == (417, True)
+
+
 @pytest.mark.parametrize("limits", [{"total": 2, "per_address": 9}, {"total": 9, "per_address": 2}])
 async def test_beyond_the_limit_only_monitors_are_answered(limits, caplog):
     async with serving(ConnectionLimits(**limits, reserve=4, reserve_head_seconds=20)) as connect:

@@ -29,6 +29,19 @@ async def send_continue(request: web.Request) -> None:
     request.writer.output_size = 0
 
 
+def defer_continue(app: web.Application) -> None:
+    """Leave `Expect: 100-continue` to a middleware, `continue_when_asked`, which comes after those that refuse.
+
+    aiohttp asks for the body before any middleware has seen the request.
+    """
+
+    async def later(_: web.Request) -> None:
+        pass
+
+    for route in app.router.routes():
+        route._expect_handler = later
+
+
 def take_unread(content: aiohttp.StreamReader) -> bytes:
     """Return what a body had received when it broke off.
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.typedefs import Handler
 
-from whisper_byoc.aiohttp_internals import awaits_head, handler_options, newest_body
+from whisper_byoc.aiohttp_internals import awaits_head, handler_options, newest_body, send_continue
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.logs import one_line
 
@@ -276,6 +276,17 @@ async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResp
     response = await handler(request)
     response.force_close()
     return response
+
+
+@web.middleware
+async def continue_when_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Ask for the body of a request that nobody has refused, where its client waits to be asked."""
+    expected = request.headers.get(hdrs.EXPECT, "")
+    if expected and expected.lower() != "100-continue":
+        raise RequestRefused(417, f"this server cannot do what the request expects: {expected[:40]!r}")
+    if expected and request.version >= (1, 1):
+        await send_continue(request)
+    return await handler(request)
 
 
 def client_address(transport: asyncio.BaseTransport) -> str:

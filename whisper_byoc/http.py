@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
-from whisper_byoc.connections import ConnectionLimits, Connections, keep_reserve
+from whisper_byoc.aiohttp_internals import defer_continue
+from whisper_byoc.connections import ConnectionLimits, Connections, continue_when_asked, keep_reserve
 from whisper_byoc.errors import RequestRefused, StartError, UsageError
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
@@ -122,7 +123,8 @@ async def listening(
     had.
     """
     connections = Connections(limits or ConnectionLimits.of_this_process())
-    app.middlewares.append(keep_reserve)
+    defer_continue(app)
+    app.middlewares.extend((keep_reserve, continue_when_asked))
     runner = web.AppRunner(
         app,
         access_log=None,
