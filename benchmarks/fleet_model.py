@@ -31,7 +31,7 @@ SPEECH_S, NOTICED_S, STREAM_S = (2.0, 12.0), (0.2, 0.5), 600.0
 """An utterance, some 7 s as in streams.py; when its end is noticed; the mean of streams, exponentially distributed."""
 DETECT_S, RETRY_S = 1.5, 5.0
 """Streams learn of a lost container within 1 to 2 s (docs/network.md); who is refused tries again (Retry-After)."""
-SIZES, LOSES, SHARES, WORK_S = (10, 100, 1000), (50, 1000), (0.7, 0.9, 1.0), 10_000.0
+SIZES, LOSES, SHARES, WORK_S = (10, 100, 1000), (50, 1000), (0.5, 0.7, 0.9), 10_000.0
 """Containers, also of which some are lost, streams as a share of what fits, container seconds that are watched."""
 AHEAD_S, PULLS_S, GROWS_S, WARM_S = (0, 15, 30, 60, 120), (0, 10, 30, 60), 300.0, 15.0
 FULL, SYNC_S, TREND_S = 0.9, 15.0, 60.0

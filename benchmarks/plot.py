@@ -118,7 +118,7 @@ def fleet_plot(rows: Rows) -> Figure:
 
 
 def model_plot(check: Rows, size: Rows, loss: Rows, growth: Rows) -> Figure:
-    """The model beside what was measured, who is refused by size, and who is by how far the autoscaler looks ahead."""
+    """The model beside what was measured, delay by load and size, and refusals by how far is looked ahead."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2))
@@ -131,10 +131,10 @@ def model_plot(check: Rows, size: Rows, loss: Rows, growth: Rows) -> Figure:
     first.set_ylabel("p95 of the model, s")
     colours = (OURS, OURS_TOO, PEERS, INK)
     for number, colour in zip(sorted({row["containers"] for row in size}), colours, strict=False):
-        points = [(100 * row["share"], row["refused %"]) for row in size if row["containers"] == number]
+        points = [(100 * row["share"], row["p95 s"]) for row in size if row["containers"] == number]
         second.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=f"{number} containers")
     second.set_xlabel("streams, % of what fits")
-    second.set_ylabel("refused, %")
+    second.set_ylabel("p95 of the model, s")
     for row, colour in zip(growth, colours, strict=False):
         found = [(name.split()[2], value) for name, value in row.items() if name.startswith("refused")]
         label = f"image {row['image pulled in s']} s"
