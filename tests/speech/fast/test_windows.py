@@ -175,6 +175,19 @@ def test_loud_sound_that_no_word_is_about_is_decoded_by_itself(
 
 
 @pytest.mark.parametrize(
+    ("places", "second"),
+    [((0.2, 0.2, 0.2, 0.2), "unasked"), ((0.5, 0.9, 1.3, 1.3), "One, two, three.")],
+)
+def test_what_was_said_is_not_said_again(model, network, noise, scripted, monkeypatch, places, second):
+    """Where attention says nothing, a text seems to leave out sound that it is about."""
+    monkeypatch.setattr(FastModel, "follows_sound", True)
+    scripted(("one two three.", {}), (second, {}))
+    monkeypatch.setattr(module, "token_places", lambda *_: np.array(places))
+    found = found_by(model, network, noise[: 3 * 16_000], timestamps=False, attempts=(Attempt(),))
+    assert [each.text for each in found] == [" one two three."]
+
+
+@pytest.mark.parametrize(
     ("pauses", "expected"),
     [
         ([], "one two three after"),
@@ -218,6 +231,7 @@ def test_a_guess_is_no_text_for_what_was_left_out(model, network, noise, scripte
         ([0.9, 2.0, 2.1, 4.0, 5.0, 5.1], [(2.2, 3.5)], [(0.0, 2.1), (3.5, 6.0)]),
         ([0.9, 2.0, 2.5, 4.0, 5.0, 5.1], [(0.0, 0.4), (2.2, 3.5), (4.1, 4.5)], [(0.4, 2.5), (3.5, 6.0)]),
         ([0.9, 2.0, 2.1, 2.3, 5.0, 5.1], [(2.4, 4.5)], [(0.0, 2.1), (2.1, 6.0)]),  # behind the first word
+        ([5.0, 5.0, 5.0, 5.1, 5.2, 5.3], [(2.2, 3.5)], [(0.0, 5.0), (5.0, 6.0)]),  # a first word that attends elsewhere
         ([0.9, 2.0, 6.0, 6.0, 6.0, 6.0], [(5.0, 6.0)], [(0.0, 6.0)]),  # a full stop that attends to the end
     ],
 )

@@ -50,6 +50,8 @@ that lack words 0.89 and more."""
 BEFORE_END = 0.6
 AFTER_END = 0.2
 """Seconds around what the decoder attended to when it wrote the end of a word that belong to the word."""
+SHORTEST_TOKEN = 0.05
+"""Seconds; tokens closer than that attend to nothing: base's do at the beginning of some sound."""
 MOST_PIECES = 8
 """Times that sound of less than 27 s is decoded in parts, at most."""
 SHORTEST_PAUSE = 0.15
@@ -177,7 +179,7 @@ def _seek(model: FastModel, windows: Windows, request: Request, is_cancelled: Is
 
 
 def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
-    """Decode sound that fits a window, and then what its text leaves out.
+    """Decode sound that fits a window, and then what its text leaves out, unless that says the same again.
 
     tiny.en ends some texts in mid-speech, and begins others there, with good scores.
     """
@@ -191,7 +193,9 @@ def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelle
         begin, end = waiting.pop()
         decoded, sound = yield from _best(model, windows, (begin, end), wish, request, is_cancelled)
         wish = replace(wish, prompt=(), guess=())
-        if _is_silence(decoded) or (number and score_of(decoded, tokenizer).doubtful):
+        text = tokenizer.decode(decoded.tokens)
+        said_before = is_prompt_echo(text, " ".join(each.text for each in found))
+        if _is_silence(decoded) or said_before or (number and score_of(decoded, tokenizer).doubtful):
             continue
         places = token_places(sound, decoded.queries, model.alignment_heads, (end - begin) // FRAMES_PER_POSITION)
         places += begin / FRAMES_PER_SECOND
@@ -246,7 +250,7 @@ def unheard(
     """
     begin, end = piece
     words = [at for at, token in enumerate(decoded.tokens) if any(map(str.isalnum, tokenizer.decode([token])))]
-    if not words:
+    if not words or np.ptp(places[words]) < SHORTEST_TOKEN * (len(words) - 1):
         return []
     covered = np.zeros(end - begin + 2, bool)
     covered[[0, -1]] = True
@@ -279,8 +283,8 @@ def sentences(
     counts = list(itertools.accumulate(map(len, groups)))
 
     def begin(earliest: float, piece: int) -> float:
-        word = ends[counts[piece] - 1]
-        return max([earliest, *(end for _, end in pauses if end <= word and end < span[1])])
+        latest, word = earliest + BEFORE_END, ends[counts[piece] - 1]
+        return max([earliest, *(end for begin, end in pauses if begin < latest and end <= word and end < span[1])])
 
     segments, first, start = [], 0, begin(span[0], 0) if pieces else span[0]
     for at, (piece, following) in enumerate(itertools.pairwise(pieces)):
