@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.waiting import until
-from tests.wires import Relay
+from tests.wires import Listener, Relay
 from whisper_byoc.trickle import ClientOptions, TrickleLimits, TricklePublisher, TrickleServer, TrickleSubscriber
 
 QUICK = {
@@ -153,31 +153,31 @@ async def relayed(trickle):
         yield start
 
 
-class Script:
+class Script(Listener):
     """A server that answers what a function says, and remembers what it was asked."""
 
     def __init__(self, answer):
+        super().__init__()
         self.answer = answer
         self.asked = []
-        self.connections = 0
+
+    @property
+    def url(self):
+        return f"{super().url}/ch"
+
+    @property
+    def connections(self):
+        return len(self._connections)
 
     async def handle(self, reader, writer):
-        self.connections += 1
-        try:
-            while True:
-                lines = (await reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
-                method, path, _ = lines[0].split(" ")
-                self.asked.append((method, path.rsplit("/", 1)[1]))
-                headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines[1:])}
-                if await self.answer(
-                    len(self.asked) - 1, method, path.rsplit("/", 1)[1], Wire(reader, writer), headers
-                ):
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.connections -= 1
-            writer.transport.abort()
+        over = False
+        while not over:
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode()[:-4].split("\r\n")
+            method, path, _ = lines[0].split(" ")
+            seq = path.rsplit("/", 1)[1]
+            self.asked.append((method, seq))
+            headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines[1:])}
+            over = await self.answer(len(self.asked) - 1, method, seq, Wire(reader, writer), headers)
 
 
 @pytest.fixture
@@ -187,9 +187,8 @@ async def scripted():
 
         async def start(answer):
             script = Script(answer)
-            listener = await asyncio.start_server(script.handle, "127.0.0.1", 0)
-            stack.callback(listener.close)
-            script.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ch"
+            await script.listen()
+            stack.push_async_callback(script.close)
             return script
 
         yield start
