@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(120)
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "memory": 1 << 30}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
-    """A head without CPUs, which only keeps count of the others, and its processes gone after the test."""
+    """A head without CPUs, which only keeps count of the nodes that tests add and remove; no process outlives it."""
     from ray.cluster_utils import Cluster
 
     head = {**NODE, "num_cpus": 0, "include_dashboard": False}
@@ -65,6 +65,7 @@ async def test_a_node_that_dies_loses_nothing(command, cluster, recordings, tmp_
     for path in recordings.iterdir():
         expected = texts[f"{path.name[: path.name.rindex('-')]}.wav"]["text"]
         assert (out / "rec" / f"{path.name}.txt").read_text().split() == expected.split()
+    cluster.remove_node(nodes[1])
 
 
 async def test_without_room_for_a_worker_it_says_so(command, cluster, recordings):
