@@ -36,9 +36,13 @@ class Listener:
         finally:
             writer.transport.abort()
 
+    def refuse(self):
+        """Refuse connections; those there are go on."""
+        self._listener.close()
+
     async def close(self):
         """Refuse connections and cut those there are, as a killed process does."""
-        self._listener.close()
+        self.refuse()
         tasks = set(self._connections)
         for task in tasks:
             task.cancel()

@@ -20,7 +20,9 @@ from whisper_byoc.network.serving import NetworkLimits
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 SILENCES = 3
-"""A container that is asked so often in a row without an answer is gone; one that refuses connections is at once."""
+"""A container that is asked so often in a row without an answer is gone.
+
+One that refuses connections is gone at once, unless it has unregistered: what it sent before its end is still read."""
 FORGOTTEN = 600
 """A container that registered itself is forgotten after so many questions in a row without an answer."""
 NOT_READY = ("LOADING", "ERROR")
@@ -238,10 +240,12 @@ class HealthCheck:
                 container.not_ready(trouble) if trouble else container.is_ready()
             except CONNECTION_ERRORS as error:
                 silences += 1
-                if _connection_refused(error):
+                if _connection_refused(error) and not container.leaving:
                     container.gone(reason_of(error))
                 elif silences >= SILENCES:
                     container.gone(f"{SILENCES} times in a row it gave no answer: {reason_of(error)}")
+                else:
+                    container.not_ready(reason_of(error))
                 container.leaving = container.leaving or (container.registered and silences > FORGOTTEN)
             except Exception:  # a bug here must not end the asking
                 log.exception("asking %s how it is failed", container.url)

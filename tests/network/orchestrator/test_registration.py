@@ -8,6 +8,7 @@ import pytest
 
 from tests.waiting import until
 from whisper_byoc.livepeer import NOBODY, Capability
+from whisper_byoc.network import pool
 from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions
 
 QUICK = {"interval_seconds": 0.1, "confirm_seconds": 0.05, "first_pause": 0.01, "longest_pause": 0.02}
@@ -108,6 +109,34 @@ async def test_a_container_that_unregisters_finishes_what_it_has(serving, orches
     assert (await working)[:2] == (200, b"x")
     await api.quiet()
     assert list(api.pool) == []
+
+
+async def test_what_a_container_that_left_has_sent_is_read_though_nobody_listens_there_any_more(
+    scripted, orchestrate, monkeypatch
+):
+    monkeypatch.setattr(pool, "SILENCES", 10_000)
+    drained = asyncio.Event()
+
+    async def answer(wire):
+        if wire.method == "GET" and wire.path.endswith("/output"):
+            await drained.wait()
+            await wire.answer(200, b"text")
+        else:
+            await wire.answer(200 if wire.method == "PUT" else 404, Connection="close")
+
+    container = await scripted(answer)
+    container.told.clear()
+    api = await orchestrate()
+    await api.register(url=container.url)
+    working = asyncio.ensure_future(api.live(b"x"))
+    await until(lambda: container.count("GET", "/output"))
+    await unregister(api)
+    container.refuse()
+    (known,) = api.pool
+    await until(lambda: "refused" in known.trouble.lower())
+    drained.set()
+    assert (await working)[:2] == (200, b"text")
+    await api.quiet()
 
 
 async def test_of_two_containers_under_one_name_the_one_that_says_its_url_leaves_alone(orchestrate):
