@@ -519,7 +519,7 @@ async def test_half_an_emoji_in_the_parameters_does_not_end_the_stream(orchestra
     assert not running.job.closing.is_set()
     assert (await world.post("/stream/start", {"gateway_request_id": "\ud83d"}))[0] == 200  # or in its name
     for each in world.api.server.streams.streams:
-        await each.stop()
+        await each.stop(1.0)
     world.trickle.close("cut-events")
     await listening
 

@@ -126,9 +126,7 @@ class Stream:
         await asyncio.wait({self.over}, timeout=patience)
         if not self.over.done():
             message = f"the stream was stopped, and its last results were not ready within {patience:g} s"
-            self.monitor.error(
-                message
-            )  # where the results are ready but not their pictures, there is no record any more
+            self.monitor.error(message)  # results may be ready, and not their pictures: there is no record then
             await self.job.stop(message)
             await asyncio.wait({self.over}, timeout=limit * 0.1)
         await cancel(self.over)
