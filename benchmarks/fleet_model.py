@@ -175,12 +175,12 @@ def size(curve: Curve, containers: int, share: float, work: float) -> Row:
 
 
 def loss(curve: Curve, containers: int, share: float) -> Row:
-    """Lose one container in fifty, after a minute."""
-    fleet, dead, at = Fleet(curve, containers), max(1, containers // 50), 60.0
+    """Lose one container in fifty, after half a minute."""
+    fleet, dead, at = Fleet(curve, containers), max(1, containers // 50), 30.0
     fleet.fill(round(share * curve.fits * containers), containers)
     fleet.env.run(at)
     fleet.lose(dead)
-    fleet.env.run(at + 30)
+    fleet.env.run(at + 20)
     return {
         "containers": containers, "share": share, "lost": dead, "streams moved": int(fleet.streams[:dead].sum()),
         "refused at first": fleet.refused, "p95 s before": fleet.late(95, WARM_S, at),
