@@ -20,7 +20,7 @@ from whisper_byoc.aio import in_daemon_thread
 from whisper_byoc.archive.results import TABLES
 from whisper_byoc.archive.worker import records_of
 from whisper_byoc.cli import archive
-from whisper_byoc.cli.options import Parser, add_engine, count
+from whisper_byoc.cli.options import Parser, add_engine, add_model_dir, count
 from whisper_byoc.cli.results import Results, add_output, add_speech, speech_params
 from whisper_byoc.cli.sources import sound_blocks, sound_files
 from whisper_byoc.cli.terminal import printable
@@ -48,10 +48,9 @@ def configure(parser: Parser) -> None:
         "--pipeline",
         "--byocModelID",
         help="model name, pipeline name, .pt file or CTranslate2 folder",
-        env=("WHISPER_MODEL",),
         default="tiny",
     )
-    parser.option("--model-dir", help="folder of the models", env=("MODEL_DIR",), convert=Path)
+    add_model_dir(parser)
     parser.option(
         "--threads", help="CPU threads (default: the CPUs, 4 at most; for archives, of each worker)", convert=count
     )
