@@ -15,6 +15,8 @@ HEAD_BYTES = 12
 
 RATES = range(8_000, 192_001)  # Hz; what soxr is tried with, and what recorders write
 CHANNELS = range(1, 9)  # up to 7.1
+LOWEST_RATE = 2_000
+"""Hz; with less nothing can be understood, and a few bytes would be hours of sound."""
 
 PCM = 0x0001
 FLOAT = 0x0003
@@ -162,6 +164,8 @@ def _parse_format(body: bytes, order: str) -> WavFormat:
         )
     if channels not in CHANNELS:
         raise UnsupportedWav(f"A WAV with {channels} channels is not read here; send 1 to {CHANNELS[-1]}.")
+    if rate < LOWEST_RATE:
+        raise WavError(f"The WAV header says {rate} Hz, at which no speech can be heard; send {RATES[0]} Hz or more.")
     if rate not in RATES:
         raise UnsupportedWav(f"A WAV at {rate} Hz is not read here; send {RATES[0]} to {RATES[-1]} Hz.")
     read = WavFormat(tag=tag, bits=bits, channels=channels, rate=rate, big_endian=order == ">" and bits > 8)
