@@ -5,6 +5,7 @@ import http.server
 import json
 import shutil
 import threading
+import urllib.request
 
 import pytest
 
@@ -31,6 +32,8 @@ def s3(monkeypatch, tmp_path):
     server = moto_server.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", b"", timeout=30):
+        pass  # what it has outlives a server
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
