@@ -12,6 +12,7 @@ from tests.engines import OneAtATime, at_once
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
+from whisper_byoc.speech import workers
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Inference, never
 from whisper_byoc.speech.fast.engine import FastEngine
 from whisper_byoc.speech.scheduler import Scheduler
@@ -61,7 +62,7 @@ class Hanging(OneAtATime):
 async def hanging(monkeypatch):
     """Give a scheduler with two workers, and its engine."""
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(module, "HANG_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "HANG_SECONDS", 0.05)
     scheduler, engine = Scheduler(2, threads=1), Hanging()
     await scheduler.start(lambda: engine)
     yield scheduler, engine
@@ -91,7 +92,7 @@ async def test_a_worker_without_work_does_not_hang(hanging):
     scheduler, _ = hanging
     before = threading.enumerate()
     await scheduler.transcribe(SOUND, DecodeOptions())
-    await asyncio.sleep(3 * module.HANG_SECONDS)
+    await asyncio.sleep(3 * workers.HANG_SECONDS)
     assert scheduler.trouble() is None
     assert threading.enumerate() == before
 
@@ -102,7 +103,7 @@ async def test_the_time_for_a_step_follows_from_what_its_sound_costs(hanging):
     for sound, hangs in ((long, False), (SOUND, True)):
         working = asyncio.ensure_future(scheduler.transcribe(sound, HANGS))
         await until(lambda: engine.waiting == 1)
-        await asyncio.wait({working}, timeout=10 * module.HANG_SECONDS)
+        await asyncio.wait({working}, timeout=10 * workers.HANG_SECONDS)
         assert working.done() == hangs
         engine.go_on.set()
         await asyncio.wait({working})

@@ -13,8 +13,8 @@ from whisper_byoc.aio import Tasks
 from whisper_byoc.speech.engine import DecodeOptions, Draft, DraftWord
 from whisper_byoc.speech.language import LanguageChoice, labelled
 from whisper_byoc.speech.live import LiveOptions, LiveTranscriber
-from whisper_byoc.speech.scheduler import Timed
 from whisper_byoc.speech.transcript import LanguagePiece, TextSegment, Transcription
+from whisper_byoc.speech.workers import Timed
 
 RATE = 16_000
 SPLITTING = SplitterOptions(

@@ -1,11 +1,10 @@
-"""The queue, and worker threads: order, parallel work, cancellation, errors, trouble."""
+"""Worker threads, and what they are given: order, parallel work, cancellation, errors, trouble."""
 
 import asyncio
 import gc
 import threading
 import time
 import weakref
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,100 +14,13 @@ from tests.waiting import until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
+from whisper_byoc.speech import workers
 from whisper_byoc.speech.capacity import Kind
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Inference, never
-from whisper_byoc.speech.scheduler import Scheduler, TwoPriorityQueue
+from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 
 SOUND = np.ones(160, dtype=np.float32)
-
-
-# The queue
-
-
-def thread(function, *arguments):
-    started = threading.Thread(target=function, args=arguments, daemon=True)
-    started.start()
-    return started
-
-
-def queue_of(items):
-    """A queue of letters; capitals have high priority."""
-    queue = TwoPriorityQueue()
-    for item in items:
-        assert queue.put(item, low=item.islower())
-    return queue
-
-
-def test_high_priority_first():
-    queue = queue_of("abCDe")
-    assert [queue.get() for _ in range(5)] == ["C", "D", "a", "b", "e"]
-
-
-@pytest.mark.parametrize("low", [False, True])
-def test_get_waits_for_either_priority(low):
-    queue, got = TwoPriorityQueue(), []
-    waiting = thread(lambda: got.append(queue.get()))
-    waiting.join(0.02)
-    assert waiting.is_alive()
-    queue.put("late", low=low)
-    waiting.join(10)
-    assert got == ["late"]
-
-
-def test_close_returns_low_priority_and_lets_high_priority_run_dry():
-    queue = queue_of("aBcD")
-    assert queue.close() == ["a", "c"]
-    assert [queue.get() for _ in range(4)] == ["B", "D", None, None]
-    assert not queue.put("E")
-    assert not queue.put("e", low=True)
-    assert queue.get() is None
-    assert queue.close() == []
-
-
-def test_close_wakes_every_thread_that_waits():
-    queue, got = TwoPriorityQueue(), []
-    waiting = [thread(lambda: got.append(queue.get())) for _ in range(4)]
-    queue.close()
-    for each in waiting:
-        each.join(10)
-    assert got == [None] * 4
-
-
-def test_many_threads_lose_and_double_nothing():
-    queue, got, guard = TwoPriorityQueue(), Counter(), threading.Lock()
-
-    def take():
-        while (item := queue.get()) is not None:
-            with guard:
-                got[item] += 1
-
-    def give(first):
-        for number in range(first, first + 500):
-            queue.put(number, low=number % 3 == 0)
-
-    takers = [thread(take) for _ in range(4)]
-    givers = [thread(give, first) for first in range(0, 2000, 500)]
-    for each in givers:
-        each.join(20)
-    left = queue.close()
-    for each in takers:
-        each.join(10)
-    assert got + Counter(left) == Counter(range(2000))
-
-
-def test_what_is_removed_is_never_returned():
-    queue = queue_of("abCD")
-    for item in ("a", "C", "gone long ago"):
-        queue.remove(item)
-    assert queue.overloaded()
-    queue.remove("D")
-    assert not queue.overloaded()
-    assert queue.get() == "b"
-    assert queue.close() == []
-
-
-# The scheduler
 
 
 class Counting(OneAtATime):
@@ -579,7 +491,7 @@ async def test_a_beam_that_was_asked_for_is_kept(stepping):
 
 async def test_a_busy_worker_follows_one_text(stepping, monkeypatch):
     scheduler, engine = stepping
-    monkeypatch.setattr(module, "BUSY_LOAD", -1.0)
+    monkeypatch.setattr(workers, "BUSY_LOAD", -1.0)
     engine.allow(20)
     assert (await scheduler.transcribe(SOUND, DecodeOptions(), live=True)).beam == 1
     assert (await scheduler.transcribe(SOUND, DecodeOptions())).beam == 5  # only live speech makes recordings hurry

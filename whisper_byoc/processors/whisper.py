@@ -17,9 +17,10 @@ from whisper_byoc.speech import models, pages
 from whisper_byoc.speech.capacity import UTTERANCE_SECONDS, Kind
 from whisper_byoc.speech.engine import MOST_BEAM, DecodeOptions, Engine, Samples
 from whisper_byoc.speech.live import RECORDING, LiveOptions
-from whisper_byoc.speech.scheduler import Scheduler, Timed
+from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription
 from whisper_byoc.speech.voice_activity import Model, VoiceActivity
+from whisper_byoc.speech.workers import Timed
 
 log = logging.getLogger(__name__)
 

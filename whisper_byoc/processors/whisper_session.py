@@ -15,9 +15,10 @@ from whisper_byoc.speech.capacity import Kind
 from whisper_byoc.speech.engine import DecodeOptions, Samples
 from whisper_byoc.speech.language import LanguageChoice
 from whisper_byoc.speech.live import LiveOptions, LiveTranscriber, Update
-from whisper_byoc.speech.scheduler import Scheduler, Timed
+from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.transcript import Transcription, TranscriptRecord
 from whisper_byoc.speech.voice_activity import VoiceActivity
+from whisper_byoc.speech.workers import Timed
 
 BEHIND_SECONDS = 1.0
 """A piece that has waited this long came faster than it could be transcribed."""

@@ -17,9 +17,10 @@ from audio.pcm import SAMPLE_RATE
 from audio.utterances import CHUNK, Chunker, SplitterOptions, Utterance, UtteranceSplitter
 from whisper_byoc.speech.engine import Cancelled, DecodeOptions, Draft, DraftWord, Samples
 from whisper_byoc.speech.language import LanguageChoice
-from whisper_byoc.speech.scheduler import Scheduler, Timed
+from whisper_byoc.speech.scheduler import Scheduler
 from whisper_byoc.speech.sentence import Sentence
 from whisper_byoc.speech.transcript import TextSegment, Transcription
+from whisper_byoc.speech.workers import Timed
 
 log = logging.getLogger(__name__)
 
