@@ -279,7 +279,7 @@ def load(name: str, args: argparse.Namespace) -> Transcribe:
             records = [each async for each in records_of(processor, map(pcm.encode, in_blocks(samples)), job)]
             if errors := [each["error"] for each in records if each["type"] == "error"]:
                 raise SystemExit(errors[0])
-            return from_records(records).text
+            return from_records(records[:-1]).text
         return (await processor.transcribe(samples, processor.options().decoding)).value.text
 
     return lambda samples, recording: runner.run(transcribe(samples, recording=recording))

@@ -12,7 +12,8 @@ from whisper_byoc.processors.base import JobInfo
 
 async def outcome(processor, samples, share=(0, 1)):
     job = JobInfo("long.wav", "transcribe", recording=True, share=share)
-    records = [each async for each in records_of(processor, map(pcm.encode, in_blocks(samples)), job)]
+    *records, end = [each async for each in records_of(processor, map(pcm.encode, in_blocks(samples)), job)]
+    assert end["type"] == "end"
     kept = [
         {key: each[key] for key in ("type", "text", "language", "timing")} for each in records
     ]  # not how sure it was

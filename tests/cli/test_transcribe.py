@@ -49,11 +49,12 @@ def test_transcribe_takes_the_width_of_a_line(run, fixtures_dir):
 
 
 def test_transcribe_long_file_and_silence_to_stdout(run, fixtures_dir, texts):
-    code, out, _ = run(
+    code, out, err = run(
         "transcribe", fixtures_dir / "demo-long-40s.wav", fixtures_dir / "silence-3s.wav", "--model", "demo"
     )
     assert code == 0
     assert out.split() == texts["demo-long-40s.wav"]["text"].split()
+    assert err.splitlines()[1:] == ["whisper-byoc: silence-3s.wav: no speech was found in 3 s of sound"]
 
 
 def test_transcribe_reads_raw_pcm_as_send_does(run, fixtures_dir, tmp_path):

@@ -105,7 +105,7 @@ class Worker:
         job = JobInfo(path.name, "transcribe", self._recipe.params, recording=True, share=share)
         try:
             async with aclosing(records_of(self._processor, counted(), job)) as found:
-                records = [each async for each in found]
+                records = [each async for each in found if each["type"] != "end"]
         except (AudioError, UsageError) as error:
             return Outcome(reason=str(error).replace(str(path), shown(place)))
         finally:
@@ -119,10 +119,11 @@ async def records_of(
 ) -> AsyncGenerator[Mapping[str, Any], None]:
     """Transcribe blocks of PCM16 as the server does, and yield each record when its text is there.
 
-    A stretch of speech without a text has a record of the type `error`.
+    A stretch of speech without a text has a record of the type `error`. The last one is of the type `end`.
     """
     seq = itertools.count()
     with closing(processor.open_session(job)) as session:
         for block in itertools.chain(sound, (None,)):
             for result in await (session.finish() if block is None else session.feed_live(block, 0.0)):
                 yield {"seq": next(seq), **(result.record or {"type": "error", "error": result.error})}
+        yield {"type": "end", "seq": next(seq), **session.summary()}

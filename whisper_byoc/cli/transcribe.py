@@ -104,4 +104,6 @@ async def transcribe(processor: WhisperProcessor, sound: Iterable[bytes], job: J
             async for record in records:
                 if timing := record.get("timing"):
                     bar.update(timing["media_window_end_ms"] / 1000 - bar.n)
+                if warnings := record.get("warnings"):
+                    record = {**record, "warnings": [f"{job.job_id}: {each}" for each in warnings]}
                 await in_daemon_thread(results.take, record)  # the reader of our output may be slow
