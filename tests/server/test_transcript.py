@@ -122,6 +122,15 @@ async def test_text_without_times_has_no_subtitles(serving):
     assert json.loads((await transcript(api, "job", "?format=verbose_json"))[1])["text"] == "plain words"
 
 
+async def test_a_mark_stands_behind_the_text_before_in_every_form(serving):
+    api = await serving(PlainText())
+    for text in (b"so it is", b".", b"and this", b", which goes on"):
+        await api.put("job", text)
+    await until_text(api, "job", "goes on")
+    assert (await transcript(api, "job"))[1] == "so it is.\nand this,\nwhich goes on\n"
+    assert json.loads((await transcript(api, "job", "?format=json"))[1])["text"] == "so it is. and this, which goes on"
+
+
 async def test_the_beginning_of_a_transcript_goes_when_it_is_too_long(serving):
     api = await serving(PlainText(), transcript_bytes=1000)
     for number in range(20):

@@ -158,12 +158,8 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-def join(parts: Iterable[Transcription], language: str) -> Transcription:
-    """Join the transcriptions of consecutive pieces; their times must be on one clock already.
-
-    The language is that of most of the text, or `language` where there is none.
-    A mark at the beginning of one, as live text may have it, goes to the end of the text before.
-    """
+def with_marks(parts: Iterable[Transcription]) -> list[Transcription]:
+    """Put each mark that a part begins with, or is, behind the text before; leave parts without text out."""
     spoken: list[Transcription] = []
     for part in parts:
         mark = LEADING_MARK.match(part.text)
@@ -172,6 +168,16 @@ def join(parts: Iterable[Transcription], language: str) -> Transcription:
             part = part.without_start(mark.end())
         if part.text:
             spoken.append(part)
+    return spoken
+
+
+def join(parts: Iterable[Transcription], language: str) -> Transcription:
+    """Join the transcriptions of consecutive pieces; their times must be on one clock already.
+
+    The language is that of most of the text, or `language` where there is none.
+    A mark at the beginning of one, as live text may have it, goes to the end of the text before.
+    """
+    spoken = with_marks(parts)
     text = " ".join(part.text for part in spoken)
     sizes: Counter[str] = Counter()
     for part in spoken:

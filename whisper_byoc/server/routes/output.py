@@ -17,7 +17,7 @@ from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, deliver, render, segments_in_seconds
 from whisper_byoc.server.routes.telling import tells
-from whisper_byoc.speech.transcript import from_records
+from whisper_byoc.speech.transcript import Transcription, from_records, with_marks
 from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
 
 log = logging.getLogger(__name__)
@@ -156,5 +156,6 @@ def _write_transcript(lines: tuple[bytes, ...], wanted: str, width: int) -> byte
             body["segments"] = segments_in_seconds(transcription)
         return json.dumps(body, ensure_ascii=False).encode() + b"\n"
     if wanted == "txt":
-        return "".join(f"{record['text']}\n" for record in records).encode()
+        parts = with_marks(Transcription(record["text"], "") for record in records)
+        return "".join(f"{part.text}\n" for part in parts).encode()
     return render(transcription, wanted, width).encode()
