@@ -1,5 +1,6 @@
 """`whisper-byoc completion`, as the shells use it."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from tests.cli.conftest import refused
+from tests.waiting import until
 
 ASK_BASH = """
 source "$1"; shift
@@ -28,6 +30,8 @@ compadd () {
   builtin compadd -A found "$@"
   (( $#found )) && print -l -- $found >> proposed
 }
+is_done () { : > done }
+comppostfuncs=(is_done)
 """
 SHELLS = ("bash", "zsh", "fish")
 
@@ -50,11 +54,12 @@ def fish(program, folder):
 
 
 def zsh(program, folder):
-    """Zsh completes at a terminal only; what it would show goes into a file."""
+    """Zsh completes at a terminal only; what it would show goes into a file, and another says that it is done."""
     (folder / "script").rename(folder / "_whisper-byoc")
 
     def ask(*words):
         (folder / "proposed").write_text("")
+        (folder / "done").unlink(missing_ok=True)
         terminal, end = os.openpty()
         with subprocess.Popen(
             [program, "-f", "-i"], stdin=end, stdout=end, stderr=end, cwd=folder,
@@ -63,13 +68,11 @@ def zsh(program, folder):
             os.close(end)
             try:
                 shown = ""
-                for typed, awaited in (
-                    (f"{ZSH}print rea''dy\n", "ready"),
-                    (f"{' '.join(words)}\t\x15print do''ne\n", "done"),
-                ):
-                    os.write(terminal, typed.encode())
-                    while awaited not in shown:
-                        shown += os.read(terminal, 4096).decode(errors="replace")
+                os.write(terminal, f"{ZSH}print rea''dy\n".encode())
+                while "ready" not in shown:
+                    shown += os.read(terminal, 4096).decode(errors="replace")
+                os.write(terminal, f"{' '.join(words)}\t".encode())  # nothing behind it, which would end completion
+                asyncio.run(until((folder / "done").exists))
             finally:
                 shell.kill()
                 os.close(terminal)
