@@ -3,6 +3,7 @@
 `make test-archives` runs this; Ray is not installed where `make test` runs.
 """
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -66,6 +67,7 @@ async def test_a_node_that_dies_loses_nothing(command, cluster, recordings, tmp_
         expected = texts[f"{path.name[: path.name.rindex('-')]}.wav"]["text"]
         assert (out / "rec" / f"{path.name}.txt").read_text().split() == expected.split()
     cluster.remove_node(nodes[1])
+    await asyncio.to_thread(cluster.wait_for_nodes, 60)  # until both are missed: the next driver must not join them
 
 
 async def test_without_room_for_a_worker_it_says_so(command, cluster, recordings):

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from whisper_byoc import __version__
+from whisper_byoc.aio import STOP_SECONDS, in_daemon_thread
 from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.base import Share
@@ -16,6 +18,8 @@ from whisper_byoc.processors.cpu import available_cpus
 
 REACHED_SECONDS = 10.0
 """Longest wait for a connection to the head of a cluster."""
+ANSWER_SECONDS = 90.0
+"""Longest wait for the node of this machine, or for a cluster to start; a dead node may not have been missed yet."""
 
 
 class Actor(Worker):
@@ -44,12 +48,17 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         host, _, port = self._address.rpartition(":")
         own = {"num_cpus": available_cpus(), "include_dashboard": False} if self._address == "local" else {}
+
+        def connect() -> None:
+            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", **own)
+
         try:
             if host:  # Ray itself tries for minutes
                 await asyncio.to_thread(_reach, host.strip("[]"), int(port))
-            await asyncio.to_thread(ray.init, address=self._address, log_to_driver=False, logging_level="ERROR", **own)
+            async with asyncio.timeout(ANSWER_SECONDS):  # a cluster of its own would end with the thread that starts it
+                await (asyncio.to_thread(connect) if own else in_daemon_thread(connect))
         except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
-            why = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+            why = f"{error}".splitlines()[0] if f"{error}" else "no answer in time"
             raise UsageError(f"no Ray cluster is reached at {self._address} ({why}); see docs/archives.md") from None
         if not self._room():
             await self.__aexit__()
@@ -58,7 +67,9 @@ class RayPool:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(ray.shutdown)  # ends the actors of this run
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await in_daemon_thread(ray.shutdown)  # ends the actors of this run
 
     def size(self) -> int:
         return self._workers or max(1, self._room())
