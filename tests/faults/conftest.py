@@ -42,7 +42,7 @@ def container(node):
 
 
 @contextlib.asynccontextmanager
-async def nothing_left(node, seconds=60):
+async def nothing_left(node, seconds=60, memory_mb=MEMORY_MB):
     """Within, a fault; afterwards a job works, and nothing of the fault is left."""
     await next_job_works(node)
     before, log = await asyncio.to_thread(node.held), len(node.text)
@@ -50,7 +50,7 @@ async def nothing_left(node, seconds=60):
     async with asyncio.timeout(seconds):
         while not await next_job_works(node, refused=False):
             await asyncio.sleep(0.05)
-    base = dataclasses.replace(before, threads=before.threads + POOL, memory_mb=before.memory_mb + MEMORY_MB)
+    base = dataclasses.replace(before, threads=before.threads + POOL, memory_mb=before.memory_mb + memory_mb)
     after = await asyncio.to_thread(settled, node.held, base, seconds)
     assert not after.beyond(base), f"{after.beyond(base)}; its log: {node.text[log:][-3000:]}"
     for sign in ("Traceback", "never retrieved"):
