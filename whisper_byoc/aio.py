@@ -144,7 +144,7 @@ async def race(*work: Coroutine[Any, Any, T]) -> T:
         await cancel(*tasks)
 
 
-async def in_daemon_thread(function: Callable[..., T], *arguments: object) -> T:
+async def in_daemon_thread(function: Callable[..., T], *arguments: object, name: str = "") -> T:
     """Call a function that may block for ever; unlike `asyncio.to_thread`, it cannot keep the program from ending."""
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     outcome.set_running_or_notify_cancel()  # whoever stops waiting does not cancel it
@@ -155,7 +155,7 @@ async def in_daemon_thread(function: Callable[..., T], *arguments: object) -> T:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=call, name=function.__name__, daemon=True).start()
+    threading.Thread(target=call, name=name or function.__name__, daemon=True).start()
     return await asyncio.wrap_future(outcome)
 
 

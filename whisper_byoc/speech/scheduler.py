@@ -12,17 +12,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
 from audio.pcm import SAMPLE_RATE
-from whisper_byoc.aio import STOP_SECONDS
+from whisper_byoc.aio import STOP_SECONDS, in_daemon_thread
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.capacity import DRAFT_SHARE, LATE_SECONDS, Costs, Kind, Workload
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Engine, Inference, IsCancelled, Samples
 from whisper_byoc.speech.transcript import Transcription
-from whisper_byoc.speech.workers import IDLE_LOAD, Crew, Timed, Work, uncancellable
+from whisper_byoc.speech.workers import IDLE_LOAD, Crew, Timed, Work
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Scheduler:
 
         Raises what `load` and the engine raise.
         """
-        engine = await asyncio.wrap_future(_in_thread(load, "whisper-load"))
+        engine = await in_daemon_thread(load, name="whisper-load")
         self._continues = engine.continues
         began = time.monotonic()
         self._crew = Crew(engine, *self._sizes[0])
@@ -175,17 +174,3 @@ class Scheduler:
         finally:
             abandoned.set()
             queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
-
-
-def _in_thread(function: Callable[[], T], name: str) -> Future[T]:
-    """Run a function in a daemon thread, which cannot keep the process from exiting as an executor's would."""
-    future: Future[T] = uncancellable()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future

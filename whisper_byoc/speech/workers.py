@@ -96,14 +96,14 @@ class Worker:
         self._threads = threads
         self._queue = queue
         self._running: list[Work[Any]] = []
-        self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `dismiss`
+        self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `replacement`
         self._dismissed = False
         self._costs = Costs(0.0)
         self._step_number = 0  # the first one is the trial
         self._step_limit: float | None = START_SECONDS  # None while there is nothing to do
         self._watched = 0, 0.0  # the number of a step, and how long it has been seen
-        self.tried: Future[Costs] = uncancellable()
-        self.workload: Future[Workload | None] = uncancellable()
+        self.tried: Future[Costs] = _uncancellable()
+        self.workload: Future[Workload | None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
@@ -254,7 +254,7 @@ class Crew:
         self.workers.clear()  # and their engines with them
 
 
-def uncancellable() -> Future[Any]:
+def _uncancellable() -> Future[Any]:
     """Return a future for work that goes on to its end, though nobody may wait for that any more."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
