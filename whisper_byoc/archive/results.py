@@ -6,21 +6,22 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 from whisper_byoc.archive.manifest import Manifest, Records
 from whisper_byoc.archive.sources import Failure, shown
 from whisper_byoc.errors import ByocError, UsageError
-from whisper_byoc.speech.formats import FORMS, written
-from whisper_byoc.speech.transcript import TextSegment, from_records
+from whisper_byoc.speech.formats import FORMS, in_seconds, written
+from whisper_byoc.speech.transcript import Confidence, from_records
 
 TABLES = ("jsonl", "parquet")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 """Errors with which nothing more can be written, whatever its name."""
 ROWS_AT_ONCE = 10_000
 FAILED = "failed.jsonl"
-CONFIDENCE = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
+CONFIDENCE = tuple(each.name for each in fields(Confidence))
 
 Row = dict[str, Any]
 
@@ -114,23 +115,8 @@ class Folder:
 def _rows(source: str, records: Records) -> Iterator[Row]:
     model = next((each.get("model", "") for each in records), "")
     for number, segment in enumerate(from_records(records).segments):
-        yield {"source": source, "segment": number, **_columns(segment), "model": model}
-
-
-def _columns(segment: TextSegment) -> Row:
-    sure = segment.confidence.fields() if segment.confidence else {}
-    words = [
-        {"word": each.text, "start": round(each.start, 3), "end": round(each.end, 3), "probability": each.probability}
-        for each in segment.words
-    ]
-    return {
-        "start": round(segment.start, 3),
-        "end": round(segment.end, 3),
-        "text": segment.text,
-        "language": segment.language,
-        **{name: sure.get(name) for name in CONFIDENCE},
-        "words": words,
-    }
+        columns = dict.fromkeys(("start", "end", "text", "language", *CONFIDENCE)) | {"language": "", "words": []}
+        yield {"source": source, "segment": number, **columns, **in_seconds(segment), "model": model}
 
 
 def _to_jsonl(file: IO[bytes], rows: Iterator[Row]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.speech.formats import FORMS
-from whisper_byoc.speech.transcript import LEADING_MARK, Transcription, from_records
+from whisper_byoc.speech.transcript import Transcription, from_records, with_mark
 
 
 class TranscriptFiles:
@@ -32,9 +32,8 @@ class TranscriptFiles:
         `UsageError` where a file cannot be written.
         """
         part = self._read(record)
-        mark = LEADING_MARK.match(part.text)
-        if mark and self._held:
-            self._held, part = self._held.ended_by(mark[0].rstrip()), part.without_start(mark.end())
+        if self._held:
+            self._held, part = with_mark(self._held, part)
         if part.text:
             self._release()
             self._held = part

@@ -85,7 +85,7 @@ class Json:
         self._languages[part.language] += len(part.text.encode())
         written = ""
         for segment in part.segments:
-            entry = json.dumps(self._entry(segment), ensure_ascii=False, indent=2)
+            entry = json.dumps({"id": self._segments, **in_seconds(segment)}, ensure_ascii=False, indent=2)
             written += ("," if self._segments else "") + textwrap.indent(f"\n{entry}", "    ")
             self._segments += 1
         return written
@@ -95,13 +95,15 @@ class Json:
         rest = json.dumps({"text": " ".join(self._texts), "language": language}, ensure_ascii=False, indent=2)
         return ("\n  ]," if self._segments else "],") + rest.removeprefix("{") + "\n"
 
-    def _entry(self, segment: TextSegment) -> dict[str, Any]:
-        return (
-            {"id": self._segments, "start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
-            | ({"language": segment.language} if segment.language else {})
-            | (segment.confidence.fields() if segment.confidence else {})
-            | ({"words": [_word(word) for word in segment.words]} if segment.words else {})
-        )
+
+def in_seconds(segment: TextSegment) -> dict[str, Any]:
+    """Return `start`, `end`, `text`, language and confidence of a segment, and its `words` if there are any."""
+    return (
+        {"start": round(segment.start, 3), "end": round(segment.end, 3), "text": segment.text}
+        | ({"language": segment.language} if segment.language else {})
+        | (segment.confidence.fields() if segment.confidence else {})
+        | ({"words": [_word(word) for word in segment.words]} if segment.words else {})
+    )
 
 
 def _word(word: Word) -> dict[str, Any]:

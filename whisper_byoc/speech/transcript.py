@@ -162,13 +162,17 @@ def with_marks(parts: Iterable[Transcription]) -> list[Transcription]:
     """Put each mark that a part begins with, or is, behind the text before; leave parts without text out."""
     spoken: list[Transcription] = []
     for part in parts:
-        mark = LEADING_MARK.match(part.text)
-        if mark and spoken:
-            spoken[-1] = spoken[-1].ended_by(mark[0].rstrip())
-            part = part.without_start(mark.end())
+        if spoken:
+            spoken[-1], part = with_mark(spoken[-1], part)
         if part.text:
             spoken.append(part)
     return spoken
+
+
+def with_mark(before: Transcription, part: Transcription) -> tuple[Transcription, Transcription]:
+    """Move the mark that a part begins with, or is, to the end of the text before; it may have none."""
+    mark = LEADING_MARK.match(part.text)
+    return (before.ended_by(mark[0].rstrip()), part.without_start(mark.end())) if mark else (before, part)
 
 
 def join(parts: Iterable[Transcription], language: str) -> Transcription:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Self, TypedDict, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -133,22 +133,6 @@ def render(transcription: Transcription, wanted: str, width: int = LINE_WIDTH) -
     if transcription.text and not transcription.segments:
         raise RequestRefused(406, f"this pipeline gives no times, so it has no {wanted}; ask for text or json")
     return written(wanted, transcription, width)
-
-
-def segments_in_seconds(transcription: Transcription) -> list[dict[str, Any]]:
-    """Return `start`, `end`, `text`, language and confidence of each segment, and its `words` if there are any."""
-    found = []
-    for each in transcription.segments:
-        segment: dict[str, Any] = {"start": each.start, "end": each.end, "text": each.text}
-        segment |= {"language": each.language} if each.language else {}
-        segment |= each.confidence.fields() if each.confidence else {}
-        if each.words:
-            segment["words"] = [
-                {"word": word.text, "start": word.start, "end": word.end, "probability": word.probability}
-                for word in each.words
-            ]
-        found.append(segment)
-    return found
 
 
 async def deliver(request: web.Request, writing: Awaitable[None]) -> None:

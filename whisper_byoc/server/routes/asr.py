@@ -15,8 +15,9 @@ from whisper_byoc.server.core.table import TABLE
 from whisper_byoc.server.ingest.forms import Upload
 from whisper_byoc.server.ingest.intake import received_upload
 from whisper_byoc.server.ingest.recording_jobs import RecordingJob, recording_job
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, render, segments_in_seconds
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, render
 from whisper_byoc.server.routes.telling import tells
+from whisper_byoc.speech.formats import in_seconds
 
 OUTPUTS = ("txt", "json", "srt", "vtt", "tsv")
 RESPONSE_FORMATS = ("json", "verbose_json", "text", "srt", "vtt")
@@ -86,7 +87,7 @@ def _as_sent(upload: Upload) -> Upload:
 async def _answer(job: RecordingJob, wanted: str) -> web.Response:
     transcription = await job.transcription()
     if wanted == "json":
-        segments = [{"id": at, **each} for at, each in enumerate(segments_in_seconds(transcription))]
+        segments = [{"id": at, **each} for at, each in enumerate(map(in_seconds, transcription.segments))]
         fields = {"text": transcription.text, "segments": segments, "language": transcription.language}
         text = json.dumps(fields | job.warning_fields, ensure_ascii=False)
     elif wanted == "tsv":

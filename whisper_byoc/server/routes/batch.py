@@ -14,8 +14,9 @@ from whisper_byoc.server.ingest.declared import DECLARED, NAMES
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.intake import STRICT, received_upload
 from whisper_byoc.server.ingest.recording_jobs import RecordingJob, recording_job
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, EventStream, render, segments_in_seconds
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, EventStream, render
 from whisper_byoc.server.routes.telling import SOUND, tells
+from whisper_byoc.speech.formats import in_seconds
 
 PIPELINE = text_param("pipeline", "instead of the one in the path")
 FORMATS = tuple(choice_param(name, "of the answer", CONTENT_TYPES, "json") for name in ("response_format", "format"))
@@ -81,7 +82,7 @@ async def _answer(request: web.Request, job: RecordingJob, wanted: str, width: i
             "language": transcription.language,
             "duration": job.recording.seconds,
             **({} if job.speech_seconds is None else {"speech": job.speech_seconds}),
-            "segments": segments_in_seconds(transcription),
+            "segments": [*map(in_seconds, transcription.segments)],
             **job.warning_fields,
         }
         body = json.dumps(fields, ensure_ascii=False).encode()

@@ -26,9 +26,9 @@ from whisper_byoc.server.routes.answers import (
     errors_as,
     openai_error,
     render,
-    segments_in_seconds,
 )
 from whisper_byoc.server.routes.telling import tells
+from whisper_byoc.speech.formats import in_seconds
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
@@ -131,7 +131,7 @@ def _verbose_fields(
     transcription: Transcription, job: RecordingJob, task: str, granularities: set[str]
 ) -> dict[str, Any]:
     # records carry no tokens
-    segments = segments_in_seconds(transcription)
+    segments = [*map(in_seconds, transcription.segments)]
     language = "english" if task == "translate" else LANGUAGES.get(transcription.language, transcription.language)
     fields: dict[str, Any] = {"task": task, "language": language, "duration": job.recording.seconds}
     if "segment" in granularities:

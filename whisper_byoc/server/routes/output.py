@@ -15,8 +15,9 @@ from whisper_byoc.params import choice_param, number_param, switch_param, whole_
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import TABLE
-from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, deliver, render, segments_in_seconds
+from whisper_byoc.server.routes.answers import CONTENT_TYPES, WIDTH, deliver, render
 from whisper_byoc.server.routes.telling import tells
+from whisper_byoc.speech.formats import in_seconds
 from whisper_byoc.speech.transcript import Transcription, from_records, with_marks
 from whisper_byoc.trickle.protocol import CLOSED, LATEST, NOT_FOUND, SEQ, TERMINATED
 
@@ -153,7 +154,7 @@ def _write_transcript(lines: tuple[bytes, ...], wanted: str, width: int) -> byte
     if wanted in ("json", "verbose_json"):
         body: dict[str, Any] = {"text": transcription.text, "language": transcription.language}
         if wanted == "verbose_json":
-            body["segments"] = segments_in_seconds(transcription)
+            body["segments"] = [*map(in_seconds, transcription.segments)]
         return json.dumps(body, ensure_ascii=False).encode() + b"\n"
     if wanted == "txt":
         parts = with_marks(Transcription(record["text"], "") for record in records)
