@@ -80,20 +80,20 @@ def run(args: argparse.Namespace) -> int:
         others = f"; {listing.passed_over} files have other endings" if listing.passed_over else ""
         raise UsageError(f"there are no recordings in {', '.join(words) or 'the list'}{others}")
     folder = Folder(Path(args.output), args.format or ["txt"], args.max_line_width)
-    settings = WhisperSettings(
-        workers=1,
-        threads=args.threads or THREADS,
-        model_dir=args.model_dir,
-        engine=args.engine,
-        audio_context=args.audio_context,
-    )
-    recipe = Recipe(model_of(args.model), settings, speech_params(args), sound_blocks)
+    recipe = Recipe(model_of(args.model), settings_of(args, args.threads or THREADS), speech_params(args), sound_blocks)
     with Manifest(folder.path / "manifest.sqlite", _options(recipe)) as manifest:
         folder.begin()
         archive = Archive(folder, manifest, listing)
         known = recipe.params.get("language") != "auto"  # else it is found from what was spoken before
         asyncio.run(archive.transcribe(_pool(args, address, recipe), share=known))
     return archive.exit_code()
+
+
+def settings_of(args: argparse.Namespace, threads: int | None) -> WhisperSettings:
+    """Return those of one engine, which takes what the options of `transcribe` say."""
+    return WhisperSettings(
+        workers=1, threads=threads, model_dir=args.model_dir, engine=args.engine, audio_context=args.audio_context
+    )
 
 
 class Archive:

@@ -27,7 +27,7 @@ from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import UsageError
 from whisper_byoc.processors.base import JobInfo
 from whisper_byoc.processors.registry import model_of
-from whisper_byoc.processors.whisper import WhisperProcessor, WhisperSettings
+from whisper_byoc.processors.whisper import WhisperProcessor
 
 BAR = "{desc}: {n:.0f} s of sound [{elapsed}]"
 
@@ -67,14 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--format {tables[0]} is a table of an archive: name a folder of recordings, or --processes")
     files = sound_files(args.files)
     results = Results(args, files)
-    settings = WhisperSettings(
-        workers=1,
-        threads=args.threads,
-        model_dir=args.model_dir,
-        engine=args.engine,
-        audio_context=args.audio_context,
-    )
-    processor = WhisperProcessor(model_of(args.model), settings)
+    processor = WhisperProcessor(model_of(args.model), archive.settings_of(args, args.threads))
     if sys.stderr.isatty():
         print(f"whisper-byoc: loading the model {printable(args.model)} …", file=sys.stderr)
     return asyncio.run(transcribe_all(processor, files, speech_params(args), results))

@@ -95,7 +95,9 @@ class Recording:
         self._notify()
         try:
             for block in pcm16_of(upload, limit, strict=strict, warn=self.warnings.append):
-                samples = min(len(block) // pcm.SAMPLE_WIDTH, (longest or limit) - self.samples)
+                samples = len(block) // pcm.SAMPLE_WIDTH
+                if longest is not None:
+                    samples = min(samples, longest - self.samples)
                 self._spool.write(block[: samples * pcm.SAMPLE_WIDTH])
                 self.samples += samples
                 self._notify()
