@@ -1,6 +1,7 @@
 """Listeners on loopback whose connections end with them, and one that passes bytes on until it is told to cut."""
 
 import asyncio
+import contextlib
 
 
 class Listener:
@@ -27,14 +28,11 @@ class Listener:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # also of one that is cancelled before it begins
 
     async def _serve(self, reader, writer):
-        try:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self.handle(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.transport.abort()
 
     def refuse(self):
         """Refuse connections; those there are go on."""
