@@ -192,6 +192,29 @@ async def test_pieces_of_a_stream_count_in_their_order_even_if_nobody_waits(held
     assert list(await third) == [4, 5]
 
 
+async def test_live_streams_wait_for_each_other_and_whole_sound_for_nobody(model, monkeypatch):
+    monkeypatch.setattr(module, "GATHER_SECONDS", 600.0)
+    model.free.set()
+    service = VoiceActivity(lambda: model)
+    await service.start()
+    one, two = service.stream(), service.stream()
+    async with asyncio.timeout(20):
+        await one.rate(silence(1))
+        (early,) = await asked(two.rate(silence(2)))
+        await asyncio.sleep(0.1)  # nothing comes meanwhile
+        assert len(model.calls) == 1
+        await asyncio.gather(early, one.rate(silence(2)))
+        for _ in range(3):
+            (waits,) = await asked(one.rate(silence(3)))
+            assert await service.stream().has_speech(silence(3).ravel())
+            assert list(await waits)
+        (left,) = await asked(two.rate(silence(1)))
+        await service.stop()
+    with pytest.raises(ProcessorError, match="has been stopped"):
+        await left
+    assert model.calls == [(1, 1), (2, 2), (2, 3), (2, 3), (2, 3)]
+
+
 async def test_an_error_reaches_all_who_wait_and_the_next_ones_are_served(held, model):
     model.failing = {1}  # the call behind the one that it is at
     streams = [held.stream() for _ in range(3)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -134,10 +135,9 @@ class VoiceActivity:
     def _run(self, load: Callable[[], Model]) -> None:
         model = load()
         served: set[VoiceStream] = set()
-        began = 0.0
+        began = -math.inf
         while self._wait():
-            if self._streams() != served:
-                time.sleep(max(0.0, began + GATHER_SECONDS - time.monotonic()))
+            self._gather(served, began + GATHER_SECONDS - time.monotonic())
             began = time.monotonic()
             served = self._serve(model)
         if not self._given_up:
@@ -146,7 +146,7 @@ class VoiceActivity:
             _answer(rest)
 
     def _serve(self, model: Model) -> "set[VoiceStream]":
-        """Rate the oldest request of each stream; return the streams."""
+        """Rate the oldest request of each stream; return the live streams."""
         batch = self._take()
         try:
             for _ in _rate(model, batch):
@@ -160,7 +160,7 @@ class VoiceActivity:
                 return set()
             self._batch = []
         _answer(batch)
-        return {each.stream for each in batch}
+        return {each.stream for each in batch if not each.whole}
 
     @property
     def _given_up(self) -> bool:
@@ -173,9 +173,15 @@ class VoiceActivity:
                 self._changed.wait()
             return not self._stopped and not self._given_up
 
-    def _streams(self) -> "set[VoiceStream]":
+    def _gather(self, served: "set[VoiceStream]", seconds: float) -> None:
+        """Wait until those that were `served` last are there again, with others; no longer where whole sound waits."""
+
+        def done() -> bool:
+            there = {each.stream for each in self._waiting}
+            return self._stopped or there >= served or any(each.whole for each in self._waiting)
+
         with self._changed:
-            return {each.stream for each in self._waiting}
+            self._changed.wait_for(done, max(0.0, seconds))
 
     def _take(self) -> "list[_Request]":
         taken: dict[VoiceStream, _Request] = {}
@@ -197,18 +203,20 @@ class VoiceStream:
         self.hidden: Floats = np.zeros((1, STATE), np.float32)
         self.cell: Floats = np.zeros((1, STATE), np.float32)
 
-    def submit(self, chunks: NDArray[np.int16], tell: Callable[[Floats | Exception], None]) -> None:
-        """Have the next chunks rated: int16, shape (n, CHUNK).
+    def submit(
+        self, chunks: NDArray[np.int16], tell: Callable[[Floats | Exception], None], *, whole: bool = False
+    ) -> None:
+        """Have the next chunks rated: int16, shape (n, CHUNK). `whole` are all that there is: they wait for no others.
 
         `tell` is called on the running loop with their probabilities of speech, shape (n,), or with what the model
         raised; once for each call, in their order. Raises `ProcessorError` when the service has been stopped.
         """
-        self._put(_Request(self, chunks, asyncio.get_running_loop(), tell))
+        self._put(_Request(self, chunks, asyncio.get_running_loop(), tell, whole))
 
-    async def rate(self, chunks: NDArray[np.int16]) -> Floats:
+    async def rate(self, chunks: NDArray[np.int16], *, whole: bool = False) -> Floats:
         """Have the next chunks rated; return their probabilities. Cancelling this leaves out no chunk."""
         told: asyncio.Future[Floats | Exception] = asyncio.get_running_loop().create_future()
-        self.submit(chunks, lambda found: None if told.done() else told.set_result(found))
+        self.submit(chunks, lambda found: None if told.done() else told.set_result(found), whole=whole)
         if isinstance(found := await told, Exception):
             raise found
         return found
@@ -218,7 +226,7 @@ class VoiceStream:
         if not len(samples):
             return False
         whole = np.pad(samples, (0, -len(samples) % CHUNK), "symmetric")
-        return bool((await self.rate(whole.reshape(-1, CHUNK))).max() >= SplitterOptions().speech_threshold)
+        return bool((await self.rate(whole.reshape(-1, CHUNK), whole=True)).max() >= SplitterOptions().speech_threshold)
 
     def without_offset(self, chunks: NDArray[np.int16]) -> Floats:
         """Return the last CONTEXT samples and the next chunks, (n, CHUNK), without their moving mean."""
@@ -236,6 +244,7 @@ class _Request:
     chunks: NDArray[np.int16]
     loop: asyncio.AbstractEventLoop
     tell: Callable[[Floats | Exception], None]
+    whole: bool
     found: list[Floats] = field(default_factory=list)
     done: int = 0
     error: Exception | None = None
