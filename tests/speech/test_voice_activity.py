@@ -206,13 +206,23 @@ async def test_live_streams_wait_for_each_other_and_whole_sound_for_nobody(model
         await asyncio.gather(early, one.rate(silence(2)))
         for _ in range(3):
             (waits,) = await asked(one.rate(silence(3)))
-            assert await service.stream().has_speech(silence(3).ravel())
+            assert await service.stream().has_speech(silence(3).ravel() + 1)
             assert list(await waits)
         (left,) = await asked(two.rate(silence(1)))
         await service.stop()
     with pytest.raises(ProcessorError, match="has been stopped"):
         await left
     assert model.calls == [(1, 1), (2, 2), (2, 3), (2, 3), (2, 3)]
+
+
+async def test_speech_is_looked_for_second_by_second_up_to_the_first(model):
+    model.free.set()
+    service = VoiceActivity(lambda: model)
+    await service.start()
+    assert not await service.stream().has_speech(silence(100).ravel())
+    assert await service.stream().has_speech(silence(100).ravel() + 1)
+    assert model.calls == [(1, 32)]
+    await service.stop()
 
 
 async def test_an_error_reaches_all_who_wait_and_the_next_ones_are_served(held, model):
@@ -300,5 +310,6 @@ async def test_a_voice_in_an_echoing_hall_is_heard(service, fixtures_dir):
 async def test_a_piece_of_sound_has_speech_or_has_none(service, fixtures_dir):
     sound = chunked(read_wav((fixtures_dir / "demo-yes.wav").read_bytes())).ravel()
     assert await service.stream().has_speech(sound[: len(sound) - 100])
+    assert await service.stream().has_speech(np.concatenate((np.full(3 * RATE, 300), sound)))
     for silent in (np.zeros(0), np.zeros(1), np.full(700, 0.3), coloured(1, seconds=1)):
         assert not await service.stream().has_speech((silent * 32767).astype(np.int16))

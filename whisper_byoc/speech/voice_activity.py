@@ -46,6 +46,8 @@ GATHER_SECONDS = 0.05
 ends after 0.2 s of silence at least.)"""
 CHUNKS_AT_ONCE = 512
 """In one call, which takes 5 ms then."""
+LOOK_CHUNKS = 32
+"""A second, which is rated at a time while speech is looked for."""
 HANG_SECONDS = 10.0
 """One call that takes longer hangs."""
 LOOK_SECONDS = 1.0
@@ -222,11 +224,15 @@ class VoiceStream:
         return found
 
     async def has_speech(self, samples: NDArray[np.int16]) -> bool:
-        """Rate all of a piece of sound, int16 (n,), and return whether there is a chunk of speech in it."""
-        if not len(samples):
+        """Rate a piece of sound, int16 (n,), up to its first chunk of speech; return whether there is one."""
+        if not samples.any():
             return False
-        whole = np.pad(samples, (0, -len(samples) % CHUNK), "symmetric")
-        return bool((await self.rate(whole.reshape(-1, CHUNK), whole=True)).max() >= SplitterOptions().speech_threshold)
+        chunks = np.pad(samples, (0, -len(samples) % CHUNK), "symmetric").reshape(-1, CHUNK)
+        for at in range(0, len(chunks), LOOK_CHUNKS):
+            found = await self.rate(chunks[at : at + LOOK_CHUNKS], whole=True)
+            if found.max() >= SplitterOptions().speech_threshold:
+                return True
+        return False
 
     def without_offset(self, chunks: NDArray[np.int16]) -> Floats:
         """Return the last CONTEXT samples and the next chunks, (n, CHUNK), without their moving mean."""
