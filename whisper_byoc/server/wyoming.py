@@ -23,8 +23,8 @@ from whisper_byoc.languages import LANGUAGES
 from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.table import JobTable
 from whisper_byoc.server.ingest.declared import declared_format
-from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.recording_jobs import temporary_job
+from whisper_byoc.server.ingest.sound_feed import SoundFeed
 
 log = logging.getLogger(__name__)
 

@@ -120,10 +120,12 @@ class WavFraming:
 
     blocking = True
 
-    def __init__(self, *, live: bool = False) -> None:
+    def __init__(self, *, live: bool = False, required: bool = True) -> None:
+        """Unless it is `required`, there may be none at all."""
         self.live = live
         self._pcm = AudioFraming(live=live)
         self._reader = WavReader()
+        self._required = required
 
     @property
     def in_header(self) -> bool:
@@ -131,9 +133,12 @@ class WavFraming:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Raise `audio.errors.WavError` for a WAV whose header is not one we read."""
+        self._required = True  # from its first byte on
         return self._pcm.feed(pcm.encode(self._reader.feed(data)))
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
+        if not self._required:
+            return []
         rest: list[bytes | BadSegment] = []
         trouble: list[str] = self._reader.warnings
         try:

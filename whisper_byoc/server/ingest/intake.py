@@ -44,11 +44,12 @@ class Intake:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limit = limits.recording_bytes
         """Of one recording, in bytes: as sent, and as PCM16."""
-        self._room = Room(limits.spool_bytes)
+        self.room = Room(limits.spool_bytes)
+        """Of all that is held."""
         self._held: list[_Held] = []  # the oldest first
         self._limits = limits
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
-        metrics.gauge("byoc_spooled_bytes", "Recordings that are held, as sent and decoded", lambda: self._room.taken)
+        metrics.gauge("byoc_spooled_bytes", "Recordings that are held, as sent and decoded", lambda: self.room.taken)
 
     @asynccontextmanager
     async def place(self, client: str, content: StreamReader) -> AsyncIterator[None]:
@@ -93,7 +94,7 @@ class Intake:
     @asynccontextmanager
     async def spool(self, client: str) -> AsyncIterator[Spool]:
         """Hold bytes for the address `client` while the context lasts."""
-        spool = Spool(self._room, client)
+        spool = Spool(self.room, client)
         try:
             yield spool
         finally:

@@ -18,10 +18,10 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.results import Record
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
-from whisper_byoc.server.ingest.feed import SoundFeed
 from whisper_byoc.server.ingest.framing import LiveInput
 from whisper_byoc.server.ingest.intake import INTAKE
 from whisper_byoc.server.ingest.recording_jobs import temporary_job
+from whisper_byoc.server.ingest.sound_feed import SoundFeed
 from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20

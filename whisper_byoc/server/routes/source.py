@@ -21,11 +21,13 @@ from whisper_byoc.server.core.job import Job
 from whisper_byoc.server.core.pipeline import Pipeline
 from whisper_byoc.server.core.table import SHUTTING_DOWN, TABLE
 from whisper_byoc.server.ingest.declared import DECLARED, NAMES, declared_format
-from whisper_byoc.server.ingest.feed import WANTED, LiveFeed, SoundFeed
+from whisper_byoc.server.ingest.feed import LiveFeed
+from whisper_byoc.server.ingest.feed_readers import WANTED
 from whisper_byoc.server.ingest.forms import Upload, params_without
 from whisper_byoc.server.ingest.framing import Framing, LiveInput, VideoFraming, WholeBody
 from whisper_byoc.server.ingest.intake import INTAKE, STRICT
 from whisper_byoc.server.ingest.recordings import NOT_SOUND
+from whisper_byoc.server.ingest.sound_feed import SoundFeed
 from whisper_byoc.server.routes.telling import SOUND, tells
 
 log = logging.getLogger(__name__)
@@ -143,8 +145,8 @@ def _check_type(request: web.Request, media: Media) -> None:
 def _sound_feed(request: web.Request, job: Job, declared: RawFormat | None, *, live: bool) -> SoundFeed:
     kind = request.content_type.lower()
     raw = not kind.startswith(("audio/", "video/"))
-    intake = request.app[INTAKE]
-    return SoundFeed(job, live=live, raw=raw, declared=declared, wav=kind in WAV_TYPES, intake=intake)
+    declared = "wav" if kind in WAV_TYPES else declared
+    return SoundFeed(job, live=live, raw=raw, declared=declared, intake=request.app[INTAKE])
 
 
 async def _take_segment(
