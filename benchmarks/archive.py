@@ -26,7 +26,7 @@ from report import Row, emit, machine
 from audio.media import load_audio
 from audio.pcm import SAMPLE_RATE
 from whisper_byoc.archive.sources import find
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 COMMAND = (sys.executable, "-m", "whisper_byoc.cli.main", "transcribe")

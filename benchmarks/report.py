@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 
 __all__ = ["Row", "emit", "machine", "table"]
 

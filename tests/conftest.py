@@ -88,7 +88,7 @@ def one_demo_model():
 
     Every compiled model costs memory that OpenVINO does not give back: the kernels for each length of sound.
     """
-    from whisper_byoc.processors.cpu import available_cpus
+    from whisper_byoc.processors.machine import available_cpus
     from whisper_byoc.speech import models
 
     load = models.load_fast_model

@@ -14,7 +14,7 @@ from whisper_byoc.aio import STOP_SECONDS, in_daemon_thread
 from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
 from whisper_byoc.errors import ByocError, UsageError
 from whisper_byoc.processors.base import Share
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 
 REACHED_SECONDS = 10.0
 """Longest wait for a connection to the head of a cluster."""

@@ -22,7 +22,7 @@ from whisper_byoc.cli.results import speech_params
 from whisper_byoc.cli.sources import STDIN, STDIN_FILE, sound_blocks
 from whisper_byoc.cli.terminal import printable
 from whisper_byoc.errors import ByocError, UsageError
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus, available_memory
 from whisper_byoc.processors.registry import model_of
 from whisper_byoc.processors.whisper import WhisperSettings
 
@@ -184,9 +184,7 @@ def _words(args: argparse.Namespace) -> tuple[list[str], str]:
 def _pool(args: argparse.Namespace, address: str, recipe: Recipe) -> AbstractAsyncContextManager[Pool]:
     threads = recipe.settings.sizes()[1]
     if not address:
-        fit = min(
-            available_cpus() // threads, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // args.worker_memory
-        )
+        fit = min(available_cpus() // threads, available_memory() // args.worker_memory)
         return LocalPool(recipe, args.processes or max(1, fit))
     try:
         from whisper_byoc.archive.cluster import RayPool

@@ -16,7 +16,7 @@ from audio.ffmpeg import ffmpeg_environment, ffmpeg_path
 from whisper_byoc.cli.microphone import microphone
 from whisper_byoc.errors import ModelError
 from whisper_byoc.process import output_of
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.speech import models
 

@@ -17,7 +17,7 @@ import aiohttp
 from whisper_byoc.cli.check_machine import Finding
 from whisper_byoc.cli.options import CONTAINER_PORT, GATEWAY_PORT, ORCHESTRATOR_PORT
 from whisper_byoc.http import CONNECTION_ERRORS, json_value, read_body, reason_of
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 from whisper_byoc.processors.whisper import WhisperSettings
 from whisper_byoc.speech import catalogue, models
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from whisper_byoc.errors import BadSegment
 from whisper_byoc.processors.base import FrameProcessor, Media
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ from whisper_byoc import params as read
 from whisper_byoc.errors import BadParam, UsageError
 from whisper_byoc.languages import language_code
 from whisper_byoc.processors.base import Capacity, JobInfo, Media
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus
 from whisper_byoc.processors.whisper_session import SpeechOptions, WhisperSession, decode_segment, transcribe_segment
 from whisper_byoc.speech import models, pages
 from whisper_byoc.speech.capacity import UTTERANCE_SECONDS, Kind

@@ -1,7 +1,8 @@
-"""How many CPUs this process really has: inside a container, the host's count says little."""
+"""How many CPUs and how much memory this process really has: inside a container, the host's say little."""
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 
@@ -20,22 +21,37 @@ def available_cpus(root: Path = Path("/")) -> int:
     return max(1, min([cpus, *_quotas(root)]))
 
 
-def _quotas(root: Path) -> Iterator[int]:
-    """Yield the whole CPUs granted by the cgroup of this process and by all above it, each of which limits it.
+def available_memory(root: Path = Path("/")) -> int:
+    """Return how many bytes this process may hold: the machine's memory or the cgroup's limit, the smaller.
 
-    The files are those of cgroups(7), and cpu.max and cpu.cfs_* of the kernel's cgroup-v2.rst and sched-bwc.rst.
+    `root` is that of `available_cpus`. The files are memory.max of the kernel's cgroup-v2.rst, and of its
+    cgroup-v1/memory.rst memory.limit_in_bytes, which is larger than any machine where there is no limit.
     """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(ValueError):  # "max", or not there
+                limits.append(max(0, int(_read(folder / name))))
+    return min(limits)
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """Yield the whole CPUs that cpu.max and cpu.cfs_* of the kernel's cgroup-v2.rst and sched-bwc.rst grant."""
+    for folder in _groups(root, "cpu"):
+        yield from _whole_cpus(_read(folder / "cpu.max"))
+        yield from _whole_cpus(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}")
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the cgroup of this process and of all above it, each of which limits it: cgroups(7)."""
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, entry = line.partition(":")  # hierarchy:controllers:path; version 2 names no controllers
         controllers, _, path = entry.partition(":")
         if not controllers:
-            for folder in _ancestry([mounts, mounts / "unified"], path):
-                yield from _whole_cpus(_read(folder / "cpu.max"))
-        elif "cpu" in controllers.split(","):
-            for folder in _ancestry([mounts / controllers, mounts / "cpu"], path):
-                quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-                yield from _whole_cpus(f"{quota} {period}")
+            yield from _ancestry([mounts, mounts / "unified"], path)
+        elif controller in controllers.split(","):
+            yield from _ancestry([mounts / controllers, mounts / controller], path)
 
 
 def _ancestry(mounts: list[Path], path: str) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""How many CPUs: made-up /proc and /sys trees, and this machine's own."""
+"""How many CPUs and how much memory: made-up /proc and /sys trees, and this machine's own."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_byoc.processors.cpu import available_cpus
+from whisper_byoc.processors.machine import available_cpus, available_memory
 
 HOST_CPUS = 64
 
@@ -147,10 +147,54 @@ def test_this_machine_has_at_least_one_and_no_more_than_the_host():
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
 
 
+MIB = 1 << 20
+HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+V1_UNLIMITED = str((1 << 63) - 4096)
+
+
+@pytest.mark.parametrize(
+    ("own", "parent", "memory"),
+    [
+        (f"{64 * MIB}\n", "max\n", 64 * MIB),
+        ("max\n", f"{32 * MIB}\n", 32 * MIB),
+        ("max\n", "max\n", HOST_MEMORY),
+        (str(1 << 60), "", HOST_MEMORY),  # more than the machine has
+        ("two", "", HOST_MEMORY),
+    ],
+)
+def test_memory_of_a_version_2_container(tmp_path, own, parent, memory):
+    files = {
+        "proc/self/cgroup": "0::/pods/pod1\n",
+        "sys/fs/cgroup/pods/pod1/memory.max": own,
+        "sys/fs/cgroup/pods/memory.max": parent,
+        "sys/fs/cgroup/pods/pod2/memory.max": "1",  # a neighbour's
+    }
+    assert available_memory(tree(tmp_path, files)) == (
+        available_memory(tmp_path / "none") if memory is None else memory
+    )
+
+
+@pytest.mark.parametrize(("limit", "memory"), [(str(64 * MIB), 64 * MIB), (V1_UNLIMITED, HOST_MEMORY)])
+@pytest.mark.parametrize("folder", ["memory/docker/abc", "memory"])  # the second is its own group, mounted as the top
+def test_memory_of_a_version_1_container(tmp_path, folder, limit, memory):
+    groups = "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n"
+    files = {"proc/self/cgroup": groups, f"sys/fs/cgroup/{folder}/memory.limit_in_bytes": f"{limit}\n"}
+    assert available_memory(tree(tmp_path, files)) == (
+        available_memory(tmp_path / "none") if memory is None else memory
+    )
+
+
+def test_this_machine_has_memory_for_itself():
+    assert 64 * MIB < available_memory() <= HOST_MEMORY
+
+
 @given(st.binary(max_size=64), st.binary(max_size=64))
-def test_any_bytes_give_a_number_within_the_host(cgroup, cpu_max):
+def test_any_bytes_give_a_number_within_the_host(cgroup, limit):
     with tempfile.TemporaryDirectory() as folder:
-        root = tree(Path(folder), {"proc/self/cgroup": "", "sys/fs/cgroup/cpu.max": ""})
+        files = ("sys/fs/cgroup/cpu.max", "sys/fs/cgroup/memory.max")
+        root = tree(Path(folder), dict.fromkeys(("proc/self/cgroup", *files), ""))
         (root / "proc/self/cgroup").write_bytes(b"0::/\n" + cgroup)
-        (root / "sys/fs/cgroup/cpu.max").write_bytes(cpu_max)
+        for name in files:
+            (root / name).write_bytes(limit)
         assert 1 <= available_cpus(root) <= (os.cpu_count() or 1)
+        assert 0 <= available_memory(root) <= HOST_MEMORY
