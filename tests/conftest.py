@@ -53,8 +53,16 @@ def _memory_returned():
     """After each module, free its garbage and give it back to the system; malloc keeps it otherwise."""
     yield
     gc.collect()
+    gc.freeze()  # what stays, until the end of the session: the collection after each test does not look at it
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def _left_open():
+    """Collect garbage after each test: what it left open is charged to it, not to a test of other modules later on."""
+    yield  # until its event loop has been closed
+    gc.collect()
 
 
 def pytest_addoption(parser):
