@@ -21,7 +21,7 @@ class ScriptedPool:
         self._act, self._size, self._hire = act, size, hire
         self.hired = self.dismissed = 0
 
-    def size(self):
+    async def size(self):
         return self._size
 
     async def hire(self):

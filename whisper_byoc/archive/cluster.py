@@ -19,7 +19,7 @@ from whisper_byoc.processors.machine import available_cpus
 REACHED_SECONDS = 10.0
 """Longest wait for a connection to the head of a cluster."""
 ANSWER_SECONDS = 90.0
-"""Longest wait for the node of this machine, or for a cluster to start; a dead node may not have been missed yet."""
+"""Longest wait for an answer, a cluster to start, or the node of this machine; a dead node may not have been missed."""
 
 
 class Actor(Worker):
@@ -60,10 +60,13 @@ class RayPool:
         except (OSError, OverflowError, RuntimeError, ValueError, RayError) as error:
             why = f"{error}".splitlines()[0] if f"{error}" else "no answer in time"
             raise UsageError(f"no Ray cluster is reached at {self._address} ({why}); see docs/archives.md") from None
-        if not self._room():
+        try:
+            if not await self._room():
+                cpus, memory = self._resources.values()
+                raise UsageError(f"no node of the cluster has {cpus} CPUs and {memory >> 20} MiB for a worker")
+        except BaseException:
             await self.__aexit__()
-            cpus, memory = self._resources.values()
-            raise UsageError(f"no node of the cluster has {cpus} CPUs and {memory >> 20} MiB for a worker")
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -71,8 +74,8 @@ class RayPool:
             async with asyncio.timeout(STOP_SECONDS):
                 await in_daemon_thread(ray.shutdown)  # ends the actors of this run
 
-    def size(self) -> int:
-        return self._workers or max(1, self._room())
+    async def size(self) -> int:
+        return self._workers or max(1, await self._room())
 
     async def hire(self) -> "RayWorker":
         actor = ray.remote(Actor).options(**self._resources, scheduling_strategy="SPREAD").remote(self._recipe)
@@ -88,8 +91,8 @@ class RayPool:
             raise UsageError(f"a node has whisper-byoc {release}, this machine {__version__}; install one everywhere")
         return worker
 
-    def _room(self) -> int:
-        nodes = [each["Resources"] for each in ray.nodes() if each["Alive"]]
+    async def _room(self) -> int:
+        nodes = [each["Resources"] for each in await _alive()]
         cpus, memory = self._resources.values()
         return sum(int(min(each.get("CPU", 0) // cpus, each.get("memory", 0) // memory)) for each in nodes)
 
@@ -110,7 +113,7 @@ class RayWorker:
         try:
             return await answer
         except RayActorError as error:
-            lost = self.node and not any(each["NodeID"] == self.node and each["Alive"] for each in ray.nodes())
+            lost = self.node and all(each["NodeID"] != self.node for each in await _alive())
             raise WorkerDied(f"the worker's actor died: {f'{error}'.splitlines()[0]}", blamed=not lost) from None
         except RayTaskError as error:
             cause = error.cause
@@ -118,6 +121,18 @@ class RayWorker:
 
     def dismiss(self) -> None:
         ray.kill(self._actor)
+
+
+async def _alive() -> list[dict[str, Any]]:
+    """Return what the cluster knows of the nodes that it has. Raises `ByocError` when it does not answer."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            nodes: list[dict[str, Any]] = await in_daemon_thread(ray.nodes)
+    except (TimeoutError, RayError) as error:
+        raise ByocError(
+            f"the Ray cluster does not say which nodes it has: {f'{error}' or 'no answer in time'}"
+        ) from None
+    return [each for each in nodes if each["Alive"]]
 
 
 def _reach(host: str, port: int) -> None:

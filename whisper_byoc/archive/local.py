@@ -31,7 +31,7 @@ class LocalPool:
         for worker in self._started:
             worker.dismiss()
 
-    def size(self) -> int:
+    async def size(self) -> int:
         return self._workers
 
     async def hire(self) -> "LocalWorker":

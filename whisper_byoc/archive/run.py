@@ -54,7 +54,7 @@ async def transcribe(sources: Sequence[Source], pool: Pool, take: Take, *, share
 
     Raises what `take` raises, `ByocError` where there are no workers, and why a model does not load.
     """
-    run = _Run(tasks_of(sources, pool.size()) if share else tasks_of(sources, 1), pool, take)
+    run = _Run(tasks_of(sources, await pool.size() if share else 1), pool, take)
     try:
         await run.work()
     finally:
@@ -75,7 +75,8 @@ class _Run:
 
     async def work(self) -> None:
         while self._left:
-            while len(self._slots) < min(self._pool.size(), self._busy + len(self._waiting)):
+            room = await self._pool.size()
+            while len(self._slots) < min(room, self._busy + len(self._waiting)):
                 self._slots.add(asyncio.create_task(self._slot()))
             done, self._slots = await asyncio.wait(
                 self._slots, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -100,7 +101,7 @@ class _Run:
             worker = await self._pool.hire()
         except WorkerDied as error:
             self._failed_starts += 1
-            if self._failed_starts >= MOST_STARTS * self._pool.size():
+            if self._failed_starts >= MOST_STARTS * await self._pool.size():
                 raise ByocError(f"workers end while they load the model: {error}") from None
             return
         self._failed_starts = 0

@@ -62,8 +62,8 @@ class Hired(Protocol):
 class Pool(Protocol):
     """Where workers come from, within `async with`."""
 
-    def size(self) -> int:
-        """Return how many workers there is room for now, at least 1."""
+    async def size(self) -> int:
+        """Return how many workers there is room for now, at least 1. Raises `ByocError` where that cannot be known."""
 
     async def hire(self) -> Hired:
         """Start a worker; waits while there is no room. Raises `WorkerDied`, or why its model does not load."""
