@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from tests.waiting import forever, until
+from whisper_byoc.aio import cancel
 from whisper_byoc.errors import ReaderGone, RequestRefused
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
@@ -140,6 +141,22 @@ async def test_bodies_are_bounded_each_and_together(options, data, status, words
     async with receiving(joined, **options) as (http, url, _), http.post(url, data=data or chunks()) as answer:
         assert answer.status == status
         assert words in await answer.text()
+
+
+async def test_bodies_count_while_they_come():
+    memory = ByteBudget(1000)
+
+    async def part():
+        yield bytes(600)
+        await forever()
+
+    async with receiving(joined, memory=memory) as (http, url, _):
+        first = asyncio.ensure_future(http.post(url, data=part()))
+        await until(lambda: memory.held == 600)
+        async with http.post(url, data=part()) as answer:
+            assert (answer.status, "holds 600 of 1000 bytes" in await answer.text()) == (503, True)
+        await cancel(first)
+        await until(lambda: memory.held == 0)
 
 
 # -- answers ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from yarl import URL
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import ReaderGone, RequestRefused
-from whisper_byoc.http import abort, read_body
+from whisper_byoc.http import abort
 from whisper_byoc.network.peers import AbortScope, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
 from whisper_byoc.network.serving import NetworkLimits, Node
@@ -54,7 +54,7 @@ class RequestBody:
         self._limits = limits
         self._length = request.content_length or 0
         self._memory = memory
-        self._whole = b""
+        self._whole = bytearray()
         self._taken = asyncio.Event()
 
     async def for_peer(self) -> tuple[AsyncIterator[bytes], dict[str, str]]:
@@ -67,9 +67,7 @@ class RequestBody:
             self._taken = asyncio.Event()
             return self._feed(self._taken), {}
         if not self._whole:
-            whole = await self._read_whole()
-            self._memory.take(len(whole))
-            self._whole = whole
+            await self._read_whole()
         return self._pieces(), {"Content-Length": str(len(self._whole))}
 
     def take(self) -> None:
@@ -79,9 +77,9 @@ class RequestBody:
 
     def release(self) -> None:
         self._memory.give(len(self._whole))
-        self._whole = b""
+        self._whole = bytearray()
 
-    async def _read_whole(self) -> bytes:
+    async def _read_whole(self) -> None:
         limit, seconds = self._limits.frame_bytes, self._limits.stall_seconds
         size = f" of {self._length} bytes" if self._length else ""
         too_large = RequestRefused(413, f"the body{size} is larger than the limit of {limit} bytes")
@@ -89,7 +87,11 @@ class RequestBody:
             raise too_large
         try:
             async with asyncio.timeout(seconds):
-                return await read_body(self._content, limit, too_large)
+                while chunk := await self._content.readany():
+                    if len(self._whole) + len(chunk) > limit:
+                        raise too_large
+                    self._memory.take(len(chunk))  # as it comes: many may send at once, and slowly
+                    self._whole += chunk
         except BODY_ERRORS:
             raise RequestRefused(400, "the body of the request broke off") from None
         except TimeoutError:
@@ -98,7 +100,7 @@ class RequestBody:
     async def _pieces(self) -> AsyncIterator[bytes]:
         self.sent = True
         for at in range(0, len(self._whole), PIECE_BYTES):  # aiohttp writes bytes in one go, however many they are
-            yield self._whole[at : at + PIECE_BYTES]
+            yield bytes(memoryview(self._whole)[at : at + PIECE_BYTES])
 
     async def _feed(self, taken: asyncio.Event) -> AsyncIterator[bytes]:
         yield b""  # aiohttp sends a request's head with the first chunk
