@@ -8,7 +8,7 @@ import pytest
 
 from tests.network.conftest import Feed
 from tests.waiting import until
-from whisper_byoc.network import relay
+from whisper_byoc.trickle.limits import ByteBudget
 
 PIXELS = "?width=1&height=1"
 
@@ -190,11 +190,11 @@ async def test_a_feed_that_breaks_off_is_no_failure_of_the_orchestrator(world):
 
 
 async def test_a_bug_while_a_body_is_read_is_a_500_and_in_the_log(world, monkeypatch, caplog):
-    async def bug(*_):
+    def bug(*_):
         raise RuntimeError("a bug of ours")
 
     gateway = await world.pair(world.Pixels())
-    monkeypatch.setattr(relay, "read_body", bug)
+    monkeypatch.setattr(ByteBudget, "take", bug)
     told = "the server failed on this request; its log says why"
     status, body, _ = await gateway.live(b"abc")
     assert (status, json.loads(body)) == (500, {"error": told})
