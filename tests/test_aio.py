@@ -1,9 +1,11 @@
 """Waiting, cancelling and owning tasks."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from itertools import islice
 
@@ -20,6 +22,7 @@ from whisper_byoc.aio import (
     first_of,
     in_daemon_thread,
     race,
+    stop_listening,
     stop_on_signals,
 )
 
@@ -227,3 +230,17 @@ async def test_a_daemon_thread_returns_raises_and_can_be_left_alone():
     await cancel(left)
     go_on.set()
     await until(ended.is_set)
+
+
+async def test_what_a_listener_has_accepted_is_told_to_its_protocol_before_it_closes():
+    for turns in range(6):  # of the event loop since a client came: until it is accepted, has a transport, is known
+        listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        with socket.create_connection(listener.sockets[0].getsockname()) as connection:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await stop_listening(listener)
+            assert not listener.is_serving()
+            connection.setblocking(False)
+            async with asyncio.timeout(20):
+                with contextlib.suppress(ConnectionResetError):  # it was not accepted
+                    assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 
+from whisper_byoc.aio import stop_listening
+
 
 class Listener:
     """A server whose connections end with it; subclasses have `handle(reader, writer)`."""
@@ -22,9 +24,6 @@ class Listener:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def _accept(self, reader, writer):
-        if not self._listener.is_serving():  # it had been in the backlog
-            writer.transport.abort()
-            return
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -34,13 +33,13 @@ class Listener:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self.handle(reader, writer)
 
-    def refuse(self):
+    async def refuse(self):
         """Refuse connections; those there are go on."""
-        self._listener.close()
+        await stop_listening(self._listener)
 
     async def close(self):
         """Refuse connections and cut those there are, as a killed process does."""
-        self.refuse()
+        await self.refuse()
         tasks = set(self._connections)
         for task in tasks:
             task.cancel()

@@ -187,6 +187,21 @@ class Tasks:
             log.error("a background task failed", exc_info=error)
 
 
+async def stop_listening(listener: asyncio.Server) -> None:
+    """Close a listener; whatever it has accepted becomes a connection of its protocol first.
+
+    `close` alone drops, without closing it, a connection whose transport is not there yet.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        for each in listener.sockets:
+            loop.remove_reader(each)
+        for _ in range(2):  # in the first turn the transport is made, in the second one its protocol is told
+            await asyncio.sleep(0)
+    finally:
+        listener.close()
+
+
 async def every(seconds: float, action: Callable[[], Awaitable[object] | object], what: str) -> None:
     """Call `action` every so many seconds until cancelled; `what` names it in the log when it raises."""
     while True:

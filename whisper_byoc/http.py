@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
+from whisper_byoc.aio import stop_listening
 from whisper_byoc.aiohttp_internals import defer_continue
 from whisper_byoc.connections import ConnectionLimits, Connections, continue_when_asked, keep_reserve
 from whisper_byoc.errors import RequestRefused, StartError, UsageError
@@ -154,7 +155,7 @@ async def listening(
         if loop.get_exception_handler() == connections.on_loop_error:
             loop.set_exception_handler(None)
         if listener is not None:
-            listener.close()
+            await stop_listening(listener)
         await runner.cleanup()
 
 

@@ -1,7 +1,9 @@
 """The Wyoming protocol, with its own client."""
 
 import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
 from wyoming.asr import Transcribe, Transcript
@@ -119,3 +121,15 @@ async def test_a_client_that_goes_leaves_no_job_behind(port, demo, sound):
         await say(client, sound("demo-numbers.wav"), stop=False)
         await until(lambda: demo.table.jobs)
     await until(lambda: not demo.table.jobs)
+
+
+async def test_a_connection_is_closed_with_the_listener_however_new_it_is(demo):
+    for turns in range(8):  # of the event loop: from one that the listener does not know of, to one that is served
+        async with wyoming.listening(demo.table, "127.0.0.1", 0) as port:
+            connection = socket.create_connection(("127.0.0.1", port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        with connection, contextlib.suppress(ConnectionResetError):
+            connection.setblocking(False)
+            async with asyncio.timeout(20):
+                assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""

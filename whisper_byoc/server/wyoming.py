@@ -15,7 +15,7 @@ from wyoming.ping import Ping, Pong
 
 from audio.errors import AudioError
 from whisper_byoc import __version__
-from whisper_byoc.aio import cancel
+from whisper_byoc.aio import Tasks, cancel, stop_listening
 from whisper_byoc.connections import client_address
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.http import where
@@ -42,25 +42,23 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
 
     Raises `StartError` when the address cannot be had.
     """
-    clients: set[asyncio.Task[Any]] = set()
+    clients = Tasks()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        clients.add(task)
         try:
-            if len(clients) <= MOST_CONNECTIONS:
-                await _Client(table, _Bounded(reader), writer).serve()
+            await _Client(table, _Bounded(reader), writer).serve()
         except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
             log.debug("a Wyoming client is gone: %r", error)
-        except Exception:
-            log.exception("a Wyoming client's connection failed")
-        finally:
-            clients.discard(task)
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(clients) >= MOST_CONNECTIONS:
             writer.close()
+        else:
+            task = clients.start(serve(reader, writer))
+            task.add_done_callback(lambda _: writer.close())  # also if it is cancelled before it begins
 
     try:
-        server = await asyncio.start_server(serve, **where(host, port))
+        server = await asyncio.start_server(accept, **where(host, port))
     except OSError as error:
         raise StartError(f"port {port} on {host} cannot be had for Wyoming: {error.strerror}; choose another") from None
     try:
@@ -68,8 +66,8 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
         log.info("Wyoming listening on port %d", port)
         yield port
     finally:
-        server.close()
-        await cancel(*clients)
+        await stop_listening(server)
+        await clients.close()
 
 
 class _Bounded:

@@ -131,7 +131,7 @@ async def test_what_a_container_that_left_has_sent_is_read_though_nobody_listens
     working = asyncio.ensure_future(api.live(b"x"))
     await until(lambda: container.count("GET", "/output"))
     await unregister(api)
-    container.refuse()
+    await container.refuse()
     (known,) = api.pool
     await until(lambda: "refused" in known.trouble.lower())
     drained.set()
