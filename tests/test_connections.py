@@ -48,9 +48,11 @@ async def serving(limits, tls=None):
             writer.write(data)
             return reader, writer
 
-        yield connect
-        for writer in writers:
-            writer.close()
+        try:
+            yield connect
+        finally:
+            for writer in writers:
+                writer.close()
 
 
 def get(path):
@@ -157,11 +159,12 @@ async def test_who_says_nothing_keeps_no_place_of_the_reserve():
 
 
 async def test_handshakes_that_do_not_end_count_as_connections(certificate, monkeypatch):
-    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
     trusting = {"ssl": ssl.create_default_context(cafile=certificate[0]), "server_hostname": "localhost"}
     limits = ConnectionLimits(total=2, per_address=2, reserve=8)
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 60)
     async with serving(limits, server_tls(*certificate)) as connect:
-        silent = [await connect(b"\x16\x03\x01") for _ in range(2)]
+        for _ in range(2):
+            await connect(b"\x16\x03\x01")
         reader, _ = await connect(get("/health"), **trusting)
         assert await answer(reader) == (200, b"well")
         reader, _ = await connect(post(b"1"), **trusting)
@@ -169,9 +172,18 @@ async def test_handshakes_that_do_not_end_count_as_connections(certificate, monk
         held, _ = await connect()  # the share of this address in the reserve: it gives way to the next one
         reader, _ = await connect(get("/health"), **trusting)
         assert await answer(reader) == (200, b"well")
-        for each in (held, *(reader for reader, _ in silent)):
+        with contextlib.suppress(ConnectionError):
+            assert await is_over(held)
+
+
+async def test_handshakes_that_do_not_end_are_ended(certificate, monkeypatch):
+    trusting = {"ssl": ssl.create_default_context(cafile=certificate[0]), "server_hostname": "localhost"}
+    async with serving(ConnectionLimits(total=2, per_address=2, reserve=8), server_tls(*certificate)) as connect:
+        monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.05)
+        for reader, _ in [await connect(b"\x16\x03\x01") for _ in range(2)]:
             with contextlib.suppress(ConnectionError):
-                assert await is_over(each)
+                assert await is_over(reader)
+        monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 60)
         reader, _ = await connect(post(b"2"), **trusting)
         assert await answer(reader) == (200, b"2")
 
