@@ -16,11 +16,11 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import race
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import read_request
+from whisper_byoc.http import json_object, read_request
 from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.serving import Node, read_json
-from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, close_channels, read_event
+from whisper_byoc.network.serving import Node
+from whisper_byoc.network.streams import RelayedStream, Streams, close_channels, read_event
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
 
@@ -60,7 +60,7 @@ class ContainerStreams(Streams["ContainerStream"]):
     """
 
     def __init__(self, node: Node, pool: Pool, trickle_host: str) -> None:
-        super().__init__()
+        super().__init__(node.memory)
         self.service_url = ""
         self._node = node
         self._pool = pool
@@ -79,14 +79,15 @@ class ContainerStreams(Streams["ContainerStream"]):
         self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")
-        body = await read_json(request, LARGEST_BODY)
-        async with self.starting(stream_id):
+        async with self.body_of(request) as body, self.starting(stream_id):
             self._node.check_draining()
             with contextlib.ExitStack() as undo:
                 channels: Channels = {}
                 undo.callback(lambda: close_channels(self._trickle, channels.values()))
                 open_channels(self._trickle, stream_id, job.options, channels)
-                stream = self._streams[stream_id] = await self._on_some_container(job, stream_id, channels, body)
+                stream = self._streams[stream_id] = await self._on_some_container(
+                    job, stream_id, channels, json_object(body)
+                )
                 undo.pop_all()
         stream.over.add_done_callback(lambda _: self._streams.pop(stream_id, None))
         base = self.service_url + self._trickle.base_path

@@ -13,13 +13,13 @@ from aiohttp import web
 from whisper_byoc import livepeer
 from whisper_byoc.aio import cancel, first_of
 from whisper_byoc.errors import PeerFailed, RequestRefused
-from whisper_byoc.http import lines, reason_of
+from whisper_byoc.http import json_object, lines, reason_of
 from whisper_byoc.network.directory import Directory
 from whisper_byoc.network.peers import MARGIN_S, Answer, first_to_take, post, refused
 from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.relay import ClientAnswer
-from whisper_byoc.network.serving import Node, read_json
-from whisper_byoc.network.streams import LARGEST_BODY, RelayedStream, Streams, close_channels, read_event
+from whisper_byoc.network.serving import Node
+from whisper_byoc.network.streams import RelayedStream, Streams, close_channels, read_event
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
     ClientOptions,
@@ -61,7 +61,7 @@ class GatewayStreams(Streams["GatewayStream"]):
     """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
 
     def __init__(self, node: Node, directory: Directory, public_host: str) -> None:
-        super().__init__()
+        super().__init__(node.memory)
         self._node = node
         self._directory = directory
         self._public_host = public_host
@@ -78,7 +78,8 @@ class GatewayStreams(Streams["GatewayStream"]):
 
     async def start(self, request: web.Request) -> web.Response:
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        fields = await read_json(request, LARGEST_BODY)
+        async with self.body_of(request) as body:
+            fields = json_object(body)
         stream_id = id_for(fields)
         self._node.check_draining()
         stream = GatewayStream(stream_id, job, params_in(fields), self._node)

@@ -11,11 +11,11 @@ from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused, UsageError
-from whisper_byoc.http import base_url, read_request
+from whisper_byoc.http import base_url, json_object, read_request
 from whisper_byoc.network.container_jobs import ContainerJobs
 from whisper_byoc.network.container_streams import ContainerStreams
 from whisper_byoc.network.pool import Container, HealthCheck, Pool
-from whisper_byoc.network.serving import Node, NodeConfig, read_json
+from whisper_byoc.network.serving import Node, NodeConfig
 from whisper_byoc.origins import host_names
 
 MOST_CONTAINERS = 1000
@@ -92,7 +92,7 @@ class Orchestrator(Node):
 
     async def register(self, request: web.Request) -> web.Response:
         self._check_secret(request)
-        container = parse_container(await read_json(request))
+        container = parse_container(json_object(await read_request(request)))
         if len(tuple(self.pool)) >= MOST_CONTAINERS and self.pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
         self.health.add(container).is_ready()  # it has just said so itself

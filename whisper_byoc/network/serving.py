@@ -32,9 +32,6 @@ LONGEST_LINE = 64 << 10
 """Of a request's first line, and of a header: a job's parameters are in one of them."""
 LAST_WORDS_S = 1.0
 """Time in which jobs that are broken off tell their clients so."""
-PAGE_TYPES = frozenset({"text/plain", "multipart/form-data"})
-"""What a web page sends anywhere without its browser asking first (Fetch, "CORS-safelisted request-header"). The third,
-`application/x-www-form-urlencoded`, is what curl and Python's urllib call any body."""
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 
@@ -120,16 +117,6 @@ def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         return response
 
     return answer
-
-
-async def read_json(request: web.Request, limit: int = http.SMALL_BODY) -> dict[str, Any]:
-    """Read a small body that is a JSON object; as at go-livepeer, it needs no type.
-
-    Raises `RequestRefused`: 400 for what is no JSON, 413 beyond `limit` bytes, 415 for a type that is another.
-    """
-    if request.content_type in PAGE_TYPES:
-        raise RequestRefused(415, f"the content type must be application/json, not {request.content_type}")
-    return http.json_object(await http.read_request(request, limit))
 
 
 class Node(abc.ABC):

@@ -10,10 +10,11 @@ from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import json_value, read_request
+from whisper_byoc.http import json_value
 from whisper_byoc.network.peers import Answer
 from whisper_byoc.trickle import TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
+from whisper_byoc.trickle.limits import ByteBudget
 from whisper_byoc.trickle.local import LocalSegment
 from whisper_byoc.trickle.subscriber import SegmentReader
 
@@ -75,7 +76,8 @@ S = TypeVar("S", bound=RelayedStream)
 class Streams(abc.ABC, Generic[S]):
     """The streams of a node, by their ids, and the routes that are about one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: ByteBudget) -> None:
+        self._memory = memory
         self._streams: dict[str, S] = {}
         self._starting: set[str] = set()
 
@@ -99,6 +101,23 @@ class Streams(abc.ABC, Generic[S]):
         finally:
             self._starting.discard(stream_id)
 
+    @contextlib.asynccontextmanager
+    async def body_of(self, request: web.Request) -> AsyncIterator[bytes]:
+        """Hold the body of a start, stop or update within the context; it counts while it comes.
+
+        Raises `RequestRefused` (413) beyond `LARGEST_BODY` bytes, `MemoryFull`.
+        """
+        body = bytearray()
+        try:
+            while chunk := await request.content.readany():
+                if len(body) + len(chunk) > LARGEST_BODY:
+                    raise RequestRefused(413, f"the body is larger than {LARGEST_BODY} bytes")
+                self._memory.take(len(chunk))
+                body += chunk
+            yield bytes(body)
+        finally:
+            self._memory.give(len(body))
+
     def find(self, stream_id: str) -> S:
         """Raise `RequestRefused` (404) for a stream that is not known."""
         if stream := self._streams.get(stream_id):
@@ -112,14 +131,14 @@ class Streams(abc.ABC, Generic[S]):
     async def stop(self, request: web.Request) -> web.Response:
         """Stop a stream; the answer comes when its last words can be read."""
         stream = self.of(request)
-        body = await read_request(request, LARGEST_BODY)
-        return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
+        async with self.body_of(request) as body:
+            return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
 
     async def update(self, request: web.Request) -> web.Response:
         livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream = self.of(request)
-        body = await read_request(request, LARGEST_BODY)
-        return passed_back(await stream.update(body, request.headers.get("Content-Type", "application/json")))
+        async with self.body_of(request) as body:
+            return passed_back(await stream.update(body, request.headers.get("Content-Type", "application/json")))
 
     async def stop_all(self, reason: str) -> None:
         await asyncio.gather(*(stream.end(reason) for stream in self._streams.values()))

@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.waiting import until
+from tests.waiting import forever, until
+from whisper_byoc.aio import cancel
 from whisper_byoc.network import gateway_streams, records
 from whisper_byoc.trickle import TricklePublisher
 
@@ -74,6 +75,22 @@ async def test_a_body_that_is_too_large_and_a_header_that_is_missing(world):
     headers = {"Livepeer": world.stream_header()}
     assert (await gateway.post("/process/stream/start", bytes((10 << 20) + 1), headers=headers))[0] == 413
     assert (await gateway.post("/process/stream/start", b"{}"))[0] == 400
+
+
+async def test_bodies_that_are_more_together_than_may_be_held(world):
+    gateway = await world.pair(world.Sound(), total_bytes=1000)
+    headers = {"Livepeer": world.stream_header()}
+
+    async def part():
+        yield bytes(600)
+        await forever()
+
+    first = asyncio.ensure_future(gateway.post("/process/stream/start", part(), headers=headers))
+    await until(lambda: gateway.running.memory.held == 600)
+    status, words, _ = await gateway.post("/process/stream/start", part(), headers=headers)
+    assert (status, b"holds 600 of 1000 bytes" in words) == (503, True)
+    await cancel(first)
+    await until(lambda: gateway.running.memory.held == 0)
 
 
 async def test_a_refusal_of_the_container_is_in_the_start_answer(world):
