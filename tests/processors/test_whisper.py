@@ -353,7 +353,7 @@ async def test_what_was_chosen_and_measured_is_told(caplog):
     told = made.capacity()
     assert (told.workers, told.threads, told.late, told.lag, told.load) == (1, 1, False, 0.0, 0.0)
     assert told.cost > 0
-    assert told.live == max(int(0.7 / told.cost), 1)
+    assert told.live == max(int(0.5 / told.cost), 1)
     assert told.recording_rate == pytest.approx(1 / told.cost)
     (line,) = (each for each in caplog.messages if each.startswith("model demo: "))
     assert re.search(r"workers: 1, threads of each: 1, CPUs: \d+; .* live streams that fit: \d+", line)

@@ -1,9 +1,12 @@
 """What work costs a model's workers: tried at the start, then measured as they work; and how much live speech fits.
 
 The trial does what an utterance of `UTTERANCE_SECONDS` takes, alone and in a full batch. At first a second of live
-sound is taken to cost something between, `Costs.expected`. What the workers measure then is what it costs, if live text
-keeps them busy. If not, only good news count: with little to do, beam search, text that goes on and passes for one text
-alone cost several times as much as the same stream does among forty (benchmarks/streams.py).
+sound is taken to cost something between, `Costs.expected`, and only so many streams are taken as keep the workers busy
+enough to measure it: forty streams were measured to cost 1.4 times what the trial says (benchmarks/streams.py).
+
+What busy workers measure is what live sound costs. Of workers with little to do, only good news count: beam search,
+text that goes on and passes for one text alone then cost several times as much as the same stream does among forty. A
+few streams that are silent most of the time say nothing of a crowd that speaks.
 """
 
 import math
@@ -28,7 +31,8 @@ LIVE_SHARE = 0.7
 DRAFT_SHARE = 0.6
 """Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
 BUSY_SHARE = 0.5
-"""Of the workers' time at live text, from which on what is measured is what it costs under load."""
+"""Of the workers' time at live text, from which on what is measured is what it costs under load. Before it was once
+reached, no more is promised to live text."""
 SHARE_SECONDS = 5.0
 """Shares of time are those of the last seconds, about so many."""
 COST_SECONDS = 20.0
@@ -131,8 +135,10 @@ class Workload:
         self._busy = {kind: Decaying(SHARE_SECONDS) for kind in Kind}
         self._work = {kind: Decaying(COST_SECONDS) for kind in Kind}
         self._sound = {kind: Decaying(COST_SECONDS) for kind in Kind}
-        self._cost = dict.fromkeys(Kind, sum(each.expected for each in costs) / len(costs))
+        self._expected = sum(each.expected for each in costs) / len(costs)
+        self._cost = dict.fromkeys(Kind, self._expected)
         self._least = sum(each.together for each in costs) / len(costs)
+        self._was_busy = False
         self._texts, self._waited, self._took = (Decaying(COST_SECONDS) for _ in range(3))
 
     def worked(self, seconds: float, weights: Mapping[Kind, float]) -> None:
@@ -151,11 +157,14 @@ class Workload:
             if sound < ENOUGH_SECONDS:
                 return
             cost = self._work[kind].value / sound
-            if kind is Kind.LIVE:
-                if self.share(Kind.LIVE) < BUSY_SHARE:
-                    cost = min(self._cost[kind], cost)
-                cost = max(cost, self._least)
-            self._cost[kind] = cost
+            self._cost[kind] = self._live_cost(cost) if kind is Kind.LIVE else cost
+
+    def _live_cost(self, measured: float) -> float:
+        if self.share(Kind.LIVE) >= BUSY_SHARE:
+            self._was_busy = True
+            return max(measured, self._least)
+        few = self._sound[Kind.LIVE].rate < self.streams / 2
+        return min(self._cost[Kind.LIVE], max(measured, self._expected if few else self._least))
 
     def answered(self, waited: float, took: float) -> None:
         """Note that a live text waited for its worker, and took, so many seconds."""
@@ -175,7 +184,8 @@ class Workload:
     @property
     def streams(self) -> int:
         """How many live streams fit."""
-        return int(self._workers * LIVE_SHARE / max(self.cost(Kind.LIVE), 1e-6))
+        share = LIVE_SHARE if self._was_busy else BUSY_SHARE
+        return int(self._workers * share / max(self.cost(Kind.LIVE), 1e-6))
 
     @property
     def recording_rate(self) -> float:
