@@ -12,7 +12,7 @@ from tests.engines import OneAtATime, at_once
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech import scheduler as module
-from whisper_byoc.speech import workers
+from whisper_byoc.speech import step_watch, workers
 from whisper_byoc.speech.engine import DecodeOptions, Draft, Inference, never
 from whisper_byoc.speech.fast.engine import FastEngine
 from whisper_byoc.speech.scheduler import Scheduler
@@ -63,6 +63,7 @@ async def hanging(monkeypatch):
     """Give a scheduler with two workers, and its engine."""
     monkeypatch.setattr(module, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(workers, "HANG_SECONDS", 0.05)
+    monkeypatch.setattr(step_watch, "LOOK_SECONDS", 0.01)
     scheduler, engine = Scheduler(2, threads=1), Hanging()
     await scheduler.start(lambda: engine)
     yield scheduler, engine

@@ -14,6 +14,7 @@ from audio.wav import read_wav
 from tests.waiting import until
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.processors.whisper import load_silero
+from whisper_byoc.speech import step_watch
 from whisper_byoc.speech import voice_activity as module
 from whisper_byoc.speech.voice_activity import CONTEXT, STATE, Memory, VoiceActivity
 
@@ -246,7 +247,7 @@ async def test_a_stop_is_told_to_all_who_wait_and_to_those_who_come_later(held, 
 
 async def test_a_thread_that_hangs_is_replaced(monkeypatch):
     monkeypatch.setattr(module, "HANG_SECONDS", 0.1)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(step_watch, "LOOK_SECONDS", 0.01)
     hanging, other = Model(), Model()
     other.free.set()
     models = iter((hanging, other))

@@ -34,7 +34,7 @@ TRIAL_SECONDS = 1.0
 BETTER = 1.1
 """So many times the streams must fit with another number of workers, or it is not worth leaving the first one."""
 WATCH_SECONDS = 1.0
-"""Between two looks at the workers. A process that was paused has not had them, so that its workers do not hang."""
+"""Between two looks at the workers."""
 
 
 class Scheduler:
@@ -152,7 +152,7 @@ class Scheduler:
     def _watch(self, crew: Crew) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
             try:
-                crew.watch(WATCH_SECONDS, self.workload)
+                crew.watch(self.workload)
             except Exception:  # it is tried again
                 log.exception("a worker that hangs could not be replaced")
 

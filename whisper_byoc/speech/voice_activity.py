@@ -19,6 +19,7 @@ from audio.pcm import FULL_SCALE, SAMPLE_RATE
 from audio.utterances import CHUNK, SplitterOptions
 from whisper_byoc.aio import STOP_SECONDS
 from whisper_byoc.errors import ProcessorError
+from whisper_byoc.speech.step_watch import StepWatch
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,6 @@ LOOK_CHUNKS = 32
 """A second, which is rated at a time while speech is looked for."""
 HANG_SECONDS = 10.0
 """One call that takes longer hangs."""
-LOOK_SECONDS = 1.0
-"""Most that counts of the time between two looks at the thread: a process that was paused did not hang."""
 
 Floats = NDArray[np.float32]
 
@@ -81,8 +80,7 @@ class VoiceActivity:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._batch: list[_Request] = []  # what the thread is at
-        self._calls = self._seen = 0
-        self._looked = self._stuck = 0.0
+        self._steps = StepWatch()
 
     async def start(self) -> None:
         """Load the model in a thread, and begin. Raises what `load` raises."""
@@ -105,23 +103,20 @@ class VoiceActivity:
         """Return one sentence when its thread seems to hang, else None."""
         with self._changed:
             self._watch()
-            stuck = self._stuck > HANG_SECONDS / 2
-        return f"the detection of speech has been at one piece of sound for {self._stuck:.0f} s" if stuck else None
+            seconds = self._steps.seconds if self._steps.exceeds(1 / 2) else None
+        return f"the detection of speech has been at one piece of sound for {seconds:.0f} s" if seconds else None
 
     def _begin(self, load: Callable[[], Model]) -> None:
-        self._thread = threading.Thread(target=self._run, args=(load,), name="voice-activity", daemon=True)
+        self._steps = StepWatch()
+        self._thread = threading.Thread(target=self._run, args=(load, self._steps), name="voice-activity", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         """Put another thread in the place of one that hangs or has ended; those whose sound it had get an error."""
-        now, thread = time.monotonic(), self._thread
-        seconds, self._looked = min(now - self._looked, LOOK_SECONDS), now
-        at_work = self._batch or (thread is not None and not thread.is_alive())
-        self._stuck = self._stuck + seconds if at_work and self._seen == self._calls else 0.0
-        self._seen = self._calls
-        if self._stuck > HANG_SECONDS and not self._stopped:
+        self._steps.look()
+        if self._steps.exceeds() and not self._stopped:
             log.error("the detection of speech hangs; another thread takes its place")
-            lost, self._batch, self._stuck = self._batch, [], 0.0
+            lost, self._batch = self._batch, []
             self._begin(self._load)
             _fail(lost, ProcessorError("the detection of speech hung, and began again"))
             _answer(lost)
@@ -134,33 +129,37 @@ class VoiceActivity:
             self._waiting.append(request)
             self._changed.notify()
 
-    def _run(self, load: Callable[[], Model]) -> None:
-        model = load()
+    def _run(self, load: Callable[[], Model], steps: StepWatch) -> None:
         served: set[VoiceStream] = set()
         began = -math.inf
-        while self._wait():
-            self._gather(served, began + GATHER_SECONDS - time.monotonic())
-            began = time.monotonic()
-            served = self._serve(model)
+        try:
+            model = load()
+            while self._wait():
+                self._gather(served, began + GATHER_SECONDS - time.monotonic())
+                began = time.monotonic()
+                served = self._serve(model, steps)
+        finally:
+            steps.begin(HANG_SECONDS)  # a thread that has ended is replaced as one that hangs
         if not self._given_up:
             rest = list(self._waiting)
             _fail(rest, _stopped())
             _answer(rest)
 
-    def _serve(self, model: Model) -> "set[VoiceStream]":
+    def _serve(self, model: Model, steps: StepWatch) -> "set[VoiceStream]":
         """Rate the oldest request of each stream; return the live streams."""
         batch = self._take()
         try:
             for _ in _rate(model, batch):
                 if self._given_up:
                     return set()
-                self._calls += 1
+                steps.begin(HANG_SECONDS)
         except Exception as error:
             _fail(batch, error)
         with self._changed:
             if self._given_up:
                 return set()
             self._batch = []
+        steps.begin(None)
         _answer(batch)
         return {each.stream for each in batch if not each.whole}
 
@@ -191,7 +190,7 @@ class VoiceActivity:
             for each in self._waiting:
                 taken.setdefault(each.stream, each)
             self._waiting = deque(each for each in self._waiting if taken[each.stream] is not each)
-            self._batch, self._calls = list(taken.values()), self._calls + 1
+            self._batch = list(taken.values())
             return self._batch
 
 

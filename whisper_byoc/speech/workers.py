@@ -17,6 +17,7 @@ from whisper_byoc.aio import STOP_SECONDS
 from whisper_byoc.errors import ProcessorError
 from whisper_byoc.speech.capacity import Costs, Kind, Workload, try_out
 from whisper_byoc.speech.engine import DecodeOptions, Engine, Inference, IsCancelled
+from whisper_byoc.speech.step_watch import StepWatch
 from whisper_byoc.speech.work_queue import TwoPriorityQueue
 
 log = logging.getLogger(__name__)
@@ -99,38 +100,23 @@ class Worker:
         self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `replacement`
         self._dismissed = False
         self._costs = Costs(0.0)
-        self._step_number = 0  # the first one is the trial
-        self._step_limit: float | None = START_SECONDS  # None while there is nothing to do
-        self._watched = 0, 0.0  # the number of a step, and how long it has been seen
+        self.steps = StepWatch()
+        """Of its thread."""
+        self.steps.begin(START_SECONDS)
         self.tried: Future[Costs] = _uncancellable()
         self.workload: Future[Workload | None] = _uncancellable()
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
-    def watch(self, seconds: float) -> None:
-        """Note that so much more time has passed."""
-        self._watched = self._step_number, self._at_step + seconds
-
-    @property
-    def _at_step(self) -> float:
-        number, seconds = self._watched
-        at_work = self._step_limit is not None or not self.thread.is_alive()
-        return seconds if at_work and number == self._step_number else 0.0
-
-    @property
-    def hangs(self) -> bool:
-        """Whether it has been at one step for too long, or has ended."""
-        return self._at_step > (self._step_limit or HANG_SECONDS)
-
     def trouble(self) -> str | None:
         """Return one sentence when it may hang, or is new and has not been tried yet."""
-        name, seconds = self.thread.name, self._at_step
+        name = self.thread.name
         if not self.tried.done():
             return f"another worker {name} begins, as the one before hung"
         if error := self.tried.exception():
             return f"worker {name} cannot begin: {type(error).__name__}: {error}"
-        if seconds > (self._step_limit or HANG_SECONDS) / 2:
-            return f"worker {name} has been at one step of its work for {seconds:.0f} s"
+        if self.steps.exceeds(1 / 2):
+            return f"worker {name} has been at one step of its work for {self.steps.seconds:.0f} s"
         return None
 
     def _run(self) -> None:
@@ -138,25 +124,25 @@ class Worker:
             self._engine.use_threads(self._threads)
             self._costs = try_out(self._engine)
         except BaseException as error:
-            self._step_limit = None
             self.tried.set_exception(error)
-            return
-        self._step_limit = None
-        self.tried.set_result(self._costs)
-        workload = self.workload.result()
-        while workload and self._step(workload):
-            pass
+        else:
+            self.steps.begin(None)
+            self.tried.set_result(self._costs)
+            workload = self.workload.result()
+            while workload and self._step(workload):
+                pass
+        finally:
+            self.steps.begin(HANG_SECONDS)  # a thread that has ended is replaced as one that hangs
 
     def _step(self, workload: Workload) -> bool:
         """Do a piece of what there is to do; wait if there is nothing. False at the end of all work."""
         try:
-            self._step_limit = None
+            self.steps.begin(None)
             if not self._take(workload):
                 return False
             longest = STEP_SECONDS if self._engine.batch > 1 else float("inf")
-            self._step_number += 1
             sound = sum(min(work.seconds, longest) for work in self._running)
-            self._step_limit = HANG_SECONDS + HANG_FACTOR * self._costs.alone * sound
+            self.steps.begin(HANG_SECONDS + HANG_FACTOR * self._costs.alone * sound)
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
         except BaseException as error:  # the thread has to go on, whatever an engine raises
@@ -235,11 +221,11 @@ class Crew:
             if not worker.workload.done():
                 worker.workload.set_result(workload)
 
-    def watch(self, seconds: float, workload: Workload) -> None:
-        """Put new workers into the places of those that hang; raises what an engine raises."""
+    def watch(self, workload: Workload) -> None:
+        """Put new workers into the places of those that hang or have ended; raises what an engine raises."""
         for number, worker in enumerate(self.workers):
-            worker.watch(seconds)
-            if worker.hangs:
+            worker.steps.look()
+            if worker.steps.exceeds():
                 log.error("%s; another one takes its place", worker.trouble())
                 self.workers[number] = worker.replacement()
                 self.begin(workload)
