@@ -49,9 +49,9 @@ async def main() -> int:
     except ByocError:
         print("the log of the three:", *log, sep="\n  ", file=sys.stderr)
         raise
-    print(f"\n{sum(right)} of {len(right)} recordings came back word for word; all three have stopped.")
-    print(f"Yours next: .venv/bin/whisper-byoc up --pipeline whisper-{model}")
-    print("       and: .venv/bin/whisper-byoc send --gateway http://127.0.0.1:8935 FILE")
+    print(f"\n{sum(right)} of {len(right)} recordings came back word for word; all three processes have stopped.")
+    print(f"Next, try: .venv/bin/whisper-byoc up --pipeline whisper-{model}")
+    print("      and: .venv/bin/whisper-byoc send --gateway http://127.0.0.1:8935 FILE")
     return 0
 
 
@@ -62,7 +62,7 @@ def choose_model() -> tuple[str, str]:
     for name in REAL_MODELS:
         if find_model(name, directory) is not None:
             return name, "its weights are on this machine"
-        print(f"whisper-{name} is not on this machine; it is downloaded, if it can be reached", flush=True)
+        print(f"whisper-{name} is not on this machine; trying to download it", flush=True)
         try:
             fetch_model(name, directory, timeout=DECIDE_SECONDS, progress=True)
         except ModelError as error:

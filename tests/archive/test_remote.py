@@ -65,7 +65,7 @@ def test_a_prefix_of_a_bucket_is_transcribed_and_resumed(run, s3, fixtures_dir, 
     code, out, err = run(*words)
     assert code == 1
     assert out.startswith("out: 2 transcribed (")
-    assert out.endswith("1 other files passed over\n")
+    assert out.endswith("1 other files skipped\n")
     assert "s3://bucket/rec/broken.mp3: The file 's3://bucket/rec/broken.mp3' is not media" in err
     folder = tmp_path / "out/s3/bucket/rec"
     assert (folder / "a.wav.txt").read_text() == "yes\n"

@@ -102,7 +102,7 @@ def test_a_folder_that_is_worked_on_is_refused(run, recordings, tmp_path):
     ("words", "part"),
     [
         (("rec",), "--output FOLDER"),
-        (("empty", "-o", "out"), "no recordings in empty; 1 files have other endings"),
+        (("empty", "-o", "out"), "no recordings in empty; 1 files have other extensions"),
         (("rec/*.flac", "-o", "out"), "rec/*.flac"),
         (("@gone.txt", "-o", "out"), "gone.txt cannot be read"),
         (("--from", "gone.txt", "-o", "out"), "gone.txt cannot be read"),

@@ -133,7 +133,7 @@ async def test_a_container_that_loads(run, serving):
     code, found = await run("--container", api.url)
     assert (code, found["container"]["state"]) == (1, "FAIL")
     assert "pipeline upper is loading" in found["container"]["detail"]
-    assert found["transcription"]["detail"] == f"{api.url} is not ready to be asked"
+    assert found["transcription"]["detail"] == f"{api.url} is not ready yet"
 
 
 async def test_strangers_are_given_nothing_to_transcribe(run, answering):
@@ -151,9 +151,9 @@ OFFER = {"name": "whisper-tiny", "available": 31}
     ("containers", "state", "part"),
     [
         ([GOOD], "ok", "whisper-tiny (31 free)"),
-        ([GOOD, BAD], "ok", "in trouble: http://b: connection refused"),
-        ([BAD], "FAIL", "nothing ready to offer; in trouble: http://b: connection refused"),
-        ([], "FAIL", "nothing ready to offer"),
+        ([GOOD, BAD], "ok", "problems: http://b: connection refused"),
+        ([BAD], "FAIL", "nothing is ready; problems: http://b: connection refused"),
+        ([], "FAIL", "nothing is ready"),
     ],
 )
 async def test_orchestrators_and_gateways(run, answering, containers, state, part):
@@ -276,7 +276,7 @@ async def test_what_would_be_faster(run, answering, monkeypatch):
     for part in (
         "openvino",
         "more than 2 of the 16 CPUs",
-        "instead of whisper-medium.en, at",
+        "instead of whisper-medium.en, which",
         "--workers and --threads",
     ):
         assert part in found["speed"]["advice"]
@@ -323,7 +323,7 @@ def script(tmp_path):
     ("text", "state", "part"),
     [
         ("echo ffmpeg version 6.1", "ok", "6.1 ("),
-        ("exit 127", "FAIL", "ends with 127"),
+        ("exit 127", "FAIL", "exit code 127"),
         ("echo hello", "FAIL", "does not run"),
         ("sleep 30", "FAIL", "no answer"),
     ],

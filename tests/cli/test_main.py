@@ -34,7 +34,7 @@ def test_help_and_version_are_commands_too(run, capsys):
 
 async def test_what_kubernetes_sets_for_a_service_is_passed_over(command):
     server = await command("serve", "--tls-key", "FILE", WHISPER_BYOC_PORT="tcp://10.3.241.7:8000")
-    await server.logged("passed over: WHISPER_BYOC_PORT=tcp://10.3.241.7:8000")
+    await server.logged("for a Service: WHISPER_BYOC_PORT=tcp://10.3.241.7:8000")
     assert await server.end(None) == 2
 
 
@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch, unbuffered):
     with Path("/dev/full").open("w") as full:
         ended = program("pipelines", stdout=full)
     assert ended.returncode == 1
-    assert ended.stderr == "whisper-byoc: the output cannot be written: No space left on device\n"
+    assert ended.stderr == "whisper-byoc: cannot write the output: No space left on device\n"
 
 
 @pytest.mark.parametrize(("words", "code"), [(["pipelines"], 0), (["bogus"], 2), (["send", "-"], 1)])

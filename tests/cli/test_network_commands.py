@@ -127,7 +127,7 @@ def test_flags_of_go_livepeer_without_a_meaning_are_named_in_one_line(configure,
     words += [word for name in values for word in (f"-{name}", "-1")]
     assert configure(f"{command} {' '.join(words)} --drain-timeout 4")[2].limits.drain_seconds == 4
     (line,) = [each.message for each in caplog.records]
-    assert line.startswith("without a meaning off-chain, and ignored: -")
+    assert line.startswith("flags without a meaning off-chain, ignored: -")
     assert sorted(line.split(": ")[1].split()) == sorted(f"-{name}" for name in (*switches, *values))
     caplog.clear()
     configure(f"{command} -{command}")

@@ -111,7 +111,7 @@ async def test_an_option_behind_the_script_is_named(command, tmp_path):
     path = tmp_path / "script.py"
     path.write_text("import sys\nsys.exit(3)\n")
     told = await command("run", str(path), "--port", "9000")
-    await told.logged("--port is an argument of the script; put it before the script to mean the server's")
+    await told.logged("--port is passed to the script; put it before the script to set the server's option")
     assert await told.end(None) == 1
 
 
@@ -122,5 +122,5 @@ def test_a_new_project_works(run, tmp_path):
     tested = subprocess.run([sys.executable, "-c", code], **options, check=False)
     assert tested.returncode == 0, tested.stdout
     assert "class MySpeech" in (tmp_path / "my-speech" / "processor.py").read_text()
-    refused(run("new", tmp_path / "my-speech"), 2, "is there already")
+    refused(run("new", tmp_path / "my-speech"), 2, "already exists")
     refused(run("new", "--"), 2)

@@ -140,14 +140,14 @@ async def test_several_models_or_none(send, gateway, recording):
     await gateway.serve(known={"capabilities": []})
     code, out, err = await send("--gateway", gateway.url, recording)
     assert (code, out) == (1, "")
-    assert "no model now" in err
+    assert "has no model" in err
 
 
 async def test_what_cannot_be_is_one_sentence(send, recording, tmp_path, unused_tcp_port):
     for words, code, part in (
-        ((), 2, "give what to send"),
-        (("--microphone", recording), 2, "give what to send"),
-        (("--url", "http://a", "--gateway", "http://b", recording), 2, "give one of them"),
+        ((), 2, "nothing to send"),
+        (("--microphone", recording), 2, "nothing to send"),
+        (("--url", "http://a", "--gateway", "http://b", recording), 2, "exclude each other"),
         (("--gateway", "b", recording), 2, "is not the address of a server"),
         ((tmp_path / "none.wav",), 2, "no such file"),
         (("-", "-"), 2, "- is there twice"),
@@ -220,7 +220,7 @@ async def test_media_on_stdin(launch, serving, demo_processor, fixtures_dir, tmp
 
 async def test_a_container_is_no_gateway(send, serving, recording):
     api = await serving(Sound())
-    told = f"whisper-byoc: {api.url} is not a gateway; a container is given with --url\n"
+    told = f"whisper-byoc: {api.url} is not a gateway; for a container, use --url\n"
     assert await send("--gateway", api.url, recording) == (1, "", told)
 
 
@@ -347,7 +347,7 @@ async def test_a_microphone_that_is_unplugged(launch, gateway, programs):
     process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=environment)
     out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"all 7\n")
-    assert err == b"whisper-byoc: the recording has ended by itself (arecord: device lost)\n"
+    assert err == b"whisper-byoc: the recording stopped by itself (arecord: device lost)\n"
 
 
 async def test_no_microphone(launch, gateway, programs):
@@ -356,7 +356,7 @@ async def test_no_microphone(launch, gateway, programs):
     process = await launch("--gateway", gateway.url, "--pipeline", "x", "--microphone", env=environment)
     out, err = await process.communicate()
     assert (process.returncode, out) == (1, b"")
-    assert err.startswith(b"whisper-byoc: no microphone could be recorded (arecord: no soundcards found...); connect")
+    assert err.startswith(b"whisper-byoc: cannot record a microphone (arecord: no soundcards found...); connect")
     assert err.count(b"\n") == 1
     assert not gateway.requests  # nothing was opened for nothing
 
@@ -366,7 +366,7 @@ async def test_nothing_to_record_with(launch, programs):
     process = await launch("--microphone", env=environment)
     _, err = await process.communicate()
     assert process.returncode == 1
-    assert err.startswith(b"whisper-byoc: there is no program to record a microphone with; install")
+    assert err.startswith(b"whisper-byoc: no program here can record a microphone; install")
 
 
 def screen(written):

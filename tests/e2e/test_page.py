@@ -111,7 +111,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_word(visit, container_node):
     def again():
         if container.process.poll() is None and numbers_in(heard(page)):
             container.kill()
-            page.get_by_text("The recording goes on").wait_for()
+            page.get_by_text("Recording continues").wait_for()
             before = len(heard(page))
             container.start().ready()
             wait(lambda: len(heard(page)) > before)
@@ -204,9 +204,9 @@ def test_a_token_is_asked_for_and_used(visit, node):
     page.get_by_label("token").fill("open, barley")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Record").click()
-    page.get_by_text("That is not the server's token.").wait_for()
+    page.get_by_text("Wrong token.").wait_for()
     page.get_by_label("token").fill(TOKEN)
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Continue").click()
     record_until(page, lambda: numbers_in(heard(page)))
 
 

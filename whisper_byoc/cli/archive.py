@@ -37,27 +37,27 @@ def add_options(parser: Parser) -> None:
     parser.group("archives")
     parser.option(
         "--from",
-        help="file with a path or address in each line; may be repeated",
+        help="file with one path or address per line; may be repeated",
         default=(),
         action=Repeated,
         metavar="LIST",
     )
     parser.option(
         "--processes",
-        help="recordings at once, each by a process with an engine of its own (default: as many as fit)",
+        help="processes, each with an engine of its own, that transcribe at once (default: as many as fit)",
         convert=count,
     )
     parser.option(
         "--ray",
-        help="run on a Ray cluster: HOST:PORT of its head, auto for the one that this machine belongs to, which an "
-        "empty ADDRESS means too, or local",
+        help="run on a Ray cluster: HOST:PORT of its head, auto (default) for the one this machine "
+        "belongs to, or local",
         nargs="?",
         const="auto",
         metavar="ADDRESS",
     )
     parser.option(
         "--worker-memory",
-        help="memory that a process needs, which an actor declares",
+        help="memory that each process needs; Ray reserves it",
         convert=byte_count,
         default=1 << 30,
     )
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     lists += [STDIN_FILE if each == STDIN else Path(each) for each in getattr(args, "from")]
     listing = find([each for each in words if not _is_list(each)], lists)
     if not listing.sources and not listing.failures:
-        others = f"; {listing.passed_over} files have other endings" if listing.passed_over else ""
+        others = f"; {listing.passed_over} files have other extensions" if listing.passed_over else ""
         raise UsageError(f"there are no recordings in {', '.join(words) or 'the list'}{others}")
     folder = Folder(Path(args.output), args.format or ["txt"], args.max_line_width)
     recipe = Recipe(model_of(args.model), settings_of(args, args.threads or THREADS), speech_params(args), sound_blocks)
@@ -166,7 +166,7 @@ class Archive:
         line = f"{self._folder.path}: {self._done} transcribed"
         if self._done:
             line += f" ({self._sound:.0f} s of sound, {self._sound / max(seconds, 0.001):.1f} s in a second)"
-        for number, what in ((before, "were done before"), (self._passed_over, "other files passed over")):
+        for number, what in ((before, "were done before"), (self._passed_over, "other files skipped")):
             line += f", {number} {what}" if number else ""
         print(printable(line), flush=True)
 

@@ -40,7 +40,7 @@ async def check_ffmpeg() -> Finding:
     try:
         path = ffmpeg_path()
     except MediaError:
-        return Finding("ffmpeg", "FAIL", "there is none: only WAV and raw PCM16 can be read", f"{install}.")
+        return Finding("ffmpeg", "FAIL", "not found: only WAV and raw PCM16 can be read", f"{install}.")
     try:
         code, text = await output_of((path, "-version"), FFMPEG_SECONDS, ffmpeg_environment())
     except (TimeoutError, OSError) as error:
@@ -49,7 +49,7 @@ async def check_ffmpeg() -> Finding:
         version = re.match(r"ffmpeg version (\S+)", text)
         if version and not code:
             return Finding("ffmpeg", "ok", f"{version[1]} ({path})")
-        problem = f"it ends with {code}"
+        problem = f"exit code {code}"
     return Finding("ffmpeg", "FAIL", f"{path} does not run: {problem}", f"Remove it, then {install}.")
 
 
@@ -64,7 +64,12 @@ def check_engine() -> Finding:
 
         kind = "bfloat16" if has_bfloat16() else "float32, as this CPU has no bfloat16 (AVX512-BF16, AMX)"
     except (ImportError, RuntimeError) as error:
-        return Finding("engine", "FAIL", f"OpenVINO does not run: {error}", "Run `pip install openvino` anew.")
+        return Finding(
+            "engine",
+            "FAIL",
+            f"OpenVINO does not run: {error}",
+            "Reinstall it: `pip install --force-reinstall openvino`.",
+        )
     version = ov.get_version().partition("-")[0]
     return Finding(
         "engine", "ok", f"fast (OpenVINO {version}), in {kind}" + (f"; also {reference}" if reference else "")
@@ -115,8 +120,8 @@ async def check_microphone() -> Finding:
     samples = pcm.decode(sound[: len(sound) // pcm.SAMPLE_WIDTH * pcm.SAMPLE_WIDTH])
     level = float(np.sqrt(np.mean(samples**2)))
     if not level:
-        advice = "Turn it on, or choose another one in the settings of the sound system."
-        return Finding("microphone", "--", "it gives digital silence: is it muted?", advice)
+        advice = "Turn it on, or choose another one in the sound settings."
+        return Finding("microphone", "--", "it records digital silence: is it muted?", advice)
     detail = f"heard at {_decibels(level)} dBFS, {_decibels(float(np.abs(samples).max()))} at the loudest"
     return Finding("microphone", "ok", detail)
 

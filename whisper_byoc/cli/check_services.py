@@ -73,7 +73,7 @@ async def check_port(http: aiohttp.ClientSession, service: Service) -> Finding:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             advice = f"Let the {role} listen on another port."
-            return Finding(check, "FAIL", f"it cannot be bound: {error.strerror}", advice)
+            return Finding(check, "FAIL", f"cannot be bound: {error.strerror}", advice)
     found = await role_at(http, f"http://127.0.0.1:{service.port}")
     if found == role:
         return Finding(check, "ok", f"the {role} listens there")
@@ -105,7 +105,7 @@ async def check_service(http: aiohttp.ClientSession, service: Service, given_url
         advice = f"Check the address, or start the {role} there."
         return Finding(role, "FAIL", f"{url} does not answer: {reason_of(error)}", advice)
     except NOT_OURS:
-        advice = f"Give the right one with --{role} URL, or stop what is there."
+        advice = f"Give its address with --{role} URL, or stop the program there."
         return Finding(role, "FAIL", f"{url} does not answer as {role}s do", advice)
 
 
@@ -144,10 +144,10 @@ async def check_node(http: aiohttp.ClientSession, role: str, url: str) -> Findin
         advice = "Start a container, and see that -byocContainerURL and -byocModelID name it."
     names = [f"{offer['name']} ({offer['available']} free)" for offer in offers]
     faults = [f"{peer['url']}: {peer.get('trouble') or f'not {good}'}" for peer in peers if not peer[good]]
-    broken = f"; in trouble: {', '.join(dict.fromkeys(faults))}" if faults else ""
+    broken = f"; problems: {', '.join(dict.fromkeys(faults))}" if faults else ""
     if names and len(faults) < len(peers):
         return Finding(role, "ok", f"{url}: offers {', '.join(names)}{broken}")
-    return Finding(role, "FAIL", f"{url}: has nothing ready to offer{broken}", advice)
+    return Finding(role, "FAIL", f"{url}: nothing is ready{broken}", advice)
 
 
 async def fetch(http: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
@@ -164,19 +164,19 @@ async def check_transcription(http: aiohttp.ClientSession, url: str, token: str)
     try:
         status, ready = await fetch(http, f"{url}/readyz")
         if ready["reasons"] and status != 200:
-            return Finding(check, "--", f"{url} is not ready to be asked", "Wait until it is, and run this again.")
+            return Finding(check, "--", f"{url} is not ready yet", "Wait until it is, and run this again.")
         began = time.monotonic()
         async with http.post(f"{url}/transcribe", data=SPOKEN.read_bytes(), headers=headers, timeout=limit) as answer:
             found = json_value(await read_body(answer.content, LARGEST_REPORT, ValueError("too large")))
             text = str(found["text"] if answer.status == 200 else found["error"])
     except CONNECTION_ERRORS:
-        return Finding(check, "--", "no container answers that could be asked", "Start one.")
+        return Finding(check, "--", "no container to ask", "Start one.")
     except NOT_OURS:
         return Finding(
             check, "--", f"{url} does not answer as containers do", "Give the right one with --container URL."
         )
     if answer.status == 401:
-        return Finding(check, "--", f"{url} asks for a token", "Show it with --token, or AUTH_TOKEN.")
+        return Finding(check, "--", f"{url} asks for a token", "Pass it with --token or AUTH_TOKEN.")
     if answer.status == 404:
         return Finding(check, "--", f"{url} serves no speech", "Serve a pipeline such as whisper-tiny.")
     if answer.status != 200:
@@ -194,22 +194,22 @@ async def check_speed(http: aiohttp.ClientSession, url: str) -> Finding:
     if not models.fast_engine_installed():
         advice.append("install openvino, the fast engine")
     elif not await asyncio.to_thread(_computes_in_bfloat16):
-        advice.append("take a CPU with bfloat16 (AVX512-BF16 or AMX)")
+        advice.append("use a CPU with bfloat16 (AVX512-BF16 or AMX)")
     cpus, all_cpus = available_cpus(), os.cpu_count() or 1
     if cpus < all_cpus:
         advice.append(f"give it more than {cpus} of the {all_cpus} CPUs (`docker run --cpus`)")
     elif cpus == 1:
-        advice.append("take a machine with more than one CPU")
+        advice.append("use a machine with more than one CPU")
     with suppress(*CONNECTION_ERRORS, *NOT_OURS):
         _, version = await fetch(http, f"{url}/version")
         large = [name for name in str(version["model_id"]).split(",") if _is_large(name)]
         if large:
-            advice.append(f"serve whisper-base or whisper-tiny instead of {', '.join(large)}, at more errors")
+            advice.append(f"serve whisper-base or whisper-tiny instead of {', '.join(large)}, which makes more errors")
         _, health = await fetch(http, f"{url}/health")
         if urlsplit(url).hostname in LOOPBACK and _are_idle(cpus, health["capacity"]):
-            advice.append(f"leave --workers and --threads of the container away, which then uses all {cpus} CPUs")
+            advice.append(f"drop --workers and --threads, so that the container uses all {cpus} CPUs")
     if not advice:
-        return Finding("speed", "ok", "nothing here is known to make it faster")
+        return Finding("speed", "ok", "no known way to make it faster here")
     sentence = "; ".join(advice)
     return Finding("speed", "--", "it could be faster", f"{sentence[0].upper()}{sentence[1:]}.")
 

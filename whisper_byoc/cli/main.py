@@ -23,19 +23,19 @@ from whisper_byoc.errors import ByocError, UsageError
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "serve": "serve pipelines over HTTP (the default: `whisper-byoc -byocModelID NAME`)",
-        "send": "stream a sound file or a microphone, and print the text as it comes",
+        "send": "stream a sound file or a microphone, and print the text as it arrives",
         "transcribe": "turn sound files into text on this machine, without a server",
         "run": "serve a script that defines a processor",
-        "new": "write a project with a processor, its test and a Dockerfile",
-        "preload": "download a model, so that nothing is fetched later",
+        "new": "create a project with a processor, a test and a Dockerfile",
+        "preload": "download a model ahead of time",
         "pipelines": "list the pipelines",
         "orchestrator": "run an orchestrator without a chain, for development",
         "gateway": "run a gateway without a chain, for development",
-        "up": "run a container, an orchestrator and a gateway in one go",
-        "trickle": "move bytes over the trickle protocol by hand, or serve it",
+        "up": "run a container, an orchestrator and a gateway together",
+        "trickle": "send and receive over the trickle protocol, or serve it",
         "wyoming": "serve speech to text to Home Assistant",
-        "doctor": "check this machine and what runs on it, and say what to do",
-        "completion": "print a script that completes commands and options in a shell",
+        "doctor": "check this machine and the services on it, and suggest fixes",
+        "completion": "print a shell completion script",
     }
 )
 """Each command is the module of its name, with `configure(parser)` and `run(args)`; its docstring is the help."""
@@ -124,7 +124,7 @@ def discard_output() -> None:
 
 
 def output_error(error: OSError) -> str:
-    return f"the output cannot be written: {error.strerror}"
+    return f"cannot write the output: {error.strerror}"
 
 
 def print_error(message: str, code: int) -> int:
@@ -147,8 +147,8 @@ def dispatch(words: list[str]) -> int:
         print(overview())
         return 0 if words else EXIT_USAGE
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS) or f"; there are: {', '.join(COMMANDS)}"
-        raise UsageError(f"there is no command {name!r}{hint}")
+        hint = did_you_mean(name, COMMANDS) or f"; the commands are: {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {name!r}{hint}")
     module = import_module(f"whisper_byoc.cli.{name}")
     parser = Parser(prog=f"whisper-byoc {name}", description=module.__doc__)
     module.configure(parser)
@@ -165,7 +165,9 @@ def implied_command(words: list[str]) -> str:
 
 def overview() -> str:
     lines = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
-    return f"usage: whisper-byoc COMMAND …\n\n{lines}\n\n`whisper-byoc COMMAND --help` says more."
+    return (
+        f"usage: whisper-byoc COMMAND …\n\n{lines}\n\nRun `whisper-byoc COMMAND --help` for the options of a command."
+    )
 
 
 def with_two_dashes(words: Sequence[str]) -> list[str]:

@@ -93,10 +93,8 @@ async def microphone(stop: asyncio.Event) -> AsyncIterator[AsyncGenerator[bytes,
                 return
         failures.append(f"{name}: {_recorder_error(program)}")
     if not failures:
-        raise MediaError(
-            f"there is no program to record a microphone with; install alsa-utils, sox or ffmpeg, {INSTEAD}"
-        )
-    raise MediaError(f"no microphone could be recorded ({'; '.join(failures)}); connect one, {INSTEAD}")
+        raise MediaError(f"no program here can record a microphone; install alsa-utils, sox or ffmpeg, {INSTEAD}")
+    raise MediaError(f"cannot record a microphone ({'; '.join(failures)}); connect one, {INSTEAD}")
 
 
 async def _first_chunk(program: Program) -> bytes:
@@ -114,7 +112,7 @@ async def _recording(name: str, program: Program, first: bytes, stop: asyncio.Ev
         chunk = await program.stdout.read(SOUND_CHUNK_BYTES)
     if not stop.is_set():
         await program.close()
-        raise MediaError(f"the recording has ended by itself ({name}: {_recorder_error(program)})")
+        raise MediaError(f"the recording stopped by itself ({name}: {_recorder_error(program)})")
 
 
 async def _end_when(stop: asyncio.Event, program: Program) -> None:
@@ -127,4 +125,4 @@ async def _end_when(stop: asyncio.Event, program: Program) -> None:
 
 
 def _recorder_error(program: Program) -> str:
-    return program.last_error or "it gave no sound"
+    return program.last_error or "no sound"

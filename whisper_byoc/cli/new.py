@@ -1,4 +1,4 @@
-"""Write a project with a processor of one's own: the processor, its test, and a Dockerfile."""
+"""Create a project for your own processor: the processor, a test, and a Dockerfile."""
 
 import argparse
 import re
@@ -45,16 +45,14 @@ python -m pytest                             # pip install pytest
 
 
 def configure(parser: Parser) -> None:
-    parser.add_argument("name", help="name of the project, and of the folder that is made")
+    parser.add_argument("name", help="name of the project and of its folder")
 
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.name)
     words = re.findall(r"[A-Za-z0-9]+", folder.name)
     if not words or not words[0][0].isalpha():
-        raise UsageError(
-            f"{args.name!r} is no name for a project; use letters, digits and dashes, such as my-processor"
-        )
+        raise UsageError(f"{args.name!r} is not a project name; use letters, digits and dashes, such as my-processor")
     try:
         folder.mkdir(parents=True)
         for name, text in FILES.items():
@@ -63,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
             )
             (folder / name).write_text(made, encoding="utf-8")
     except FileExistsError:
-        raise UsageError(f"{folder} is there already; choose another name") from None
+        raise UsageError(f"{folder} already exists; choose another name") from None
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}") from None
-    print(f"{folder} has {', '.join(FILES)}; next: cd {folder} && whisper-byoc run processor.py")
+        raise UsageError(f"cannot write {folder}: {error.strerror}") from None
+    print(f"created {', '.join(FILES)} in {folder}; next: cd {folder} && whisper-byoc run processor.py")
     return 0

@@ -164,26 +164,26 @@ def add_logging(parser: Parser) -> None:
     parser.group("log")
     levels = ("debug", "info", "warning", "error")
     parser.option("--log-level", help="how much to log", convert=str.lower, choices=levels, default="info")
-    parser.option("--log-format", help="form of its lines", choices=tuple(FORMATTERS), default="text")
+    parser.option("--log-format", help="format of the log", choices=tuple(FORMATTERS), default="text")
 
 
 def start_log(args: argparse.Namespace) -> None:
     """Log to stderr as the options of `add_logging` say."""
     log_to_stderr(args.log_level, args.log_format)
     if args.passed_over:
-        log.info("set by Kubernetes for a Service, and passed over: %s", " ".join(args.passed_over))
+        log.info("ignored, because Kubernetes set them for a Service: %s", " ".join(args.passed_over))
 
 
 def add_access(parser: Parser) -> None:
     """Add who may use a container's listener, and how."""
     parser.group("who may use it")
     add_auth_token(parser, help="bearer token that clients must show")
-    parser.option("--tls-cert", help="certificate with its chain, in PEM: serve HTTPS", convert=Path, metavar="FILE")
-    parser.option("--tls-key", help="its key, if it is not in the same file", convert=Path, metavar="FILE")
+    parser.option("--tls-cert", help="PEM certificate chain: serve HTTPS", convert=Path, metavar="FILE")
+    parser.option("--tls-key", help="its key, if not in the same file", convert=Path, metavar="FILE")
     parser.option(
         "--stream-host",
-        help="host that channels of streams may be on, beside orchestrators registered at and whoever shows the token; "
-        "may be repeated, * is any",
+        help="host allowed for channels of streams, besides our orchestrators and clients that show the token; "
+        "may be repeated, * allows any",
         default=(),
         action=Repeated,
         metavar="HOST",
@@ -233,7 +233,7 @@ def add_engine(parser: Parser) -> None:
     )
     parser.option(
         "--audio-context",
-        help="what the fast engine computes for less than 27 s of sound: as much as that needs, or always 30 s",
+        help="what the fast engine computes for less than 27 s of audio: only what is needed, or always 30 s",
         choices=("short", "full"),
         default="short",
     )
@@ -242,7 +242,7 @@ def add_engine(parser: Parser) -> None:
 def add_beam(parser: Parser) -> None:
     parser.option(
         "--beam",
-        help="texts followed at once, of which the best is taken, 1 to 8 (default: 5, 2 or 1, by load)",
+        help="beam size, 1 to 8 (default: 5, 2 or 1, by load)",
         convert=beam,
     )
 
@@ -251,12 +251,12 @@ def log_ignored(args: argparse.Namespace) -> None:
     """Name the flags that were accepted and ignored, in one line."""
     if args.ignored:
         flags = " ".join(f"-{name}" for name in dict.fromkeys(args.ignored))
-        log.info("without a meaning off-chain, and ignored: %s", flags)
+        log.info("flags without a meaning off-chain, ignored: %s", flags)
 
 
 def language_tag(text: str) -> str:
     if text.strip().lower() != "auto" and language_code(text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no language; use a tag such as en or pt-BR, a name, or auto")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a language; use a tag such as en or pt-BR, a name, or auto")
     return text
 
 
@@ -335,7 +335,7 @@ def _from_environment(variable: str, value: str, convert: Callable[[str], Any], 
     except (ValueError, argparse.ArgumentTypeError, UsageError) as error:
         return Unusable(f"environment variable {variable}: {error}")
     if (choices := options.get("choices")) and found not in choices:  # argparse does not check defaults
-        return Unusable(f"environment variable {variable}: {found!r} is none of {', '.join(choices)}")
+        return Unusable(f"environment variable {variable}: {found!r} is not one of {', '.join(choices)}")
     return found
 
 

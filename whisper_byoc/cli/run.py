@@ -40,8 +40,8 @@ def configure(parser: Parser) -> None:
     rest.required = False  # an error names only the script as missing
     parser.option("--host", help="address to listen on (default: the script's, else 127.0.0.1)")
     parser.option("--port", help="port to listen on (default: the script's, else 8000)", convert=port)
-    parser.option("--class", dest="class_name", help="class or async function to serve, where there are several")
-    parser.switch("--reload", help="begin anew whenever a Python file beside the script changes, for development")
+    parser.option("--class", dest="class_name", help="class or async function to serve, if there are several")
+    parser.switch("--reload", help="restart whenever a Python file next to the script changes, for development")
     add_access(parser)
     add_registration(parser)
     add_limits(parser)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.reload:
         return reloading(args.script.resolve().parent, _words_without_reload(args))
     if misplaced := [word for word in args.arguments if word.partition("=")[0] in OURS]:
-        log.warning("%s is an argument of the script; put it before the script to mean the server's", misplaced[0])
+        log.warning("%s is passed to the script; put it before the script to set the server's option", misplaced[0])
     served, tls = False, tls_of(args)
 
     async def serve(processor: Processor, *positional: Any, **named: Any) -> None:
@@ -150,5 +150,5 @@ def make_processor(classes: dict[str, Any], class_name: str | None, script: Path
     try:
         processor: Processor = made()
     except TypeError as error:
-        raise UsageError(f"{script}: {made.__name__} cannot be made without arguments: {error}") from None
+        raise UsageError(f"{script}: {made.__name__} cannot be created without arguments: {error}") from None
     return processor

@@ -38,7 +38,7 @@ class Where(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
     ) -> None:
         if getattr(namespace, "where", self.dest) != self.dest:
-            parser.error("--url is a container's address and --gateway a gateway's; give one of them")
+            parser.error("--url and --gateway exclude each other")
         namespace.where = self.dest
         setattr(namespace, self.dest, values)
 
@@ -56,18 +56,18 @@ def configure(parser: Parser) -> None:
         action=Where,
         metavar="URL",
     )
-    parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, where the server has several")
-    add_auth_token(parser, "--token", help="bearer token, where the server asks for one")
+    parser.option("--pipeline", "--model", "--byocModelID", help="pipeline, if the server has several")
+    add_auth_token(parser, "--token", help="bearer token, if the server requires one")
     parser.option("--timeout", help="longest wait for the server, in seconds", convert=count, default=120)
-    parser.switch("--realtime", help="send files at the speed of speech, as a microphone would")
+    parser.switch("--realtime", help="send files at the speed of speech, like a microphone")
     add_speech(parser, language=None)
     add_output(parser)
-    parser.switch("--json", help="print whole records, one JSON object a line, partial ones too")
+    parser.switch("--json", help="print whole records, including partial ones, one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.files) == args.microphone:
-        raise UsageError("give what to send: one or more FILEs, - for stdin, or --microphone alone")
+        raise UsageError("nothing to send; name one or more FILEs, - for stdin, or --microphone alone")
     sounds = [Path("microphone")] if args.microphone else sound_files(args.files)
     names = [MICROPHONE] if args.microphone else args.files
     return asyncio.run(send_all(names, sounds, Results(args, sounds, as_json=args.json), args))
@@ -142,10 +142,10 @@ async def only_model(gateway: str, options: dict[str, Any]) -> str:
     except ServerRefused as error:
         if error.status != 404:
             raise
-        raise ClientError(f"{gateway} is not a gateway; a container is given with --url") from None
+        raise ClientError(f"{gateway} is not a gateway; for a container, use --url") from None
     names = [str(each["name"]) for each in known["capabilities"]]
     if not names:
-        raise ClientError(f"{gateway} has no model now; is a container running? `whisper-byoc doctor` finds out")
+        raise ClientError(f"{gateway} has no model; is a container running? `whisper-byoc doctor` shows what is wrong")
     if len(names) > 1:
         raise UsageError(f"{gateway} has several models: {', '.join(names)}; choose one with --pipeline NAME")
     return names[0]

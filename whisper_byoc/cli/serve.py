@@ -42,20 +42,20 @@ LIMIT_OPTIONS = (
     ("--max-segment", "segment_bytes", byte_count, "largest segment"),
     ("--max-recording", "recording_bytes", byte_count, "largest whole recording"),
     ("--max-jobs", "jobs", count, "jobs open at once"),
-    ("--max-queue", "queue_segments", count, "segments of one job that may wait"),
-    ("--max-queue-bytes", "queue_bytes", byte_count, "bytes of one job that may wait"),
-    ("--max-results", "kept_results", count, "results of one job that are kept"),
-    ("--max-results-bytes", "kept_bytes", byte_count, "bytes of results of one job that are kept"),
-    ("--max-transcript-bytes", "transcript_bytes", byte_count, "bytes of the transcript of one job that are kept"),
+    ("--max-queue", "queue_segments", count, "segments that may wait, per job"),
+    ("--max-queue-bytes", "queue_bytes", byte_count, "bytes that may wait, per job"),
+    ("--max-results", "kept_results", count, "results kept per job"),
+    ("--max-results-bytes", "kept_bytes", byte_count, "bytes of results kept per job"),
+    ("--max-transcript-bytes", "transcript_bytes", byte_count, "bytes of transcript kept per job"),
     ("--segment-timeout", "segment_seconds", seconds, "longest work on one segment, in seconds"),
-    ("--idle-timeout", "idle_seconds", seconds, "end a job after so many seconds without activity"),
-    ("--linger", "linger_seconds", seconds, "seconds for which the results of an ended job are kept"),
-    ("--drain-live", "drain_live_seconds", amount, "seconds for which feeds and streams may go on after SIGTERM"),
+    ("--idle-timeout", "idle_seconds", seconds, "seconds without activity after which a job is ended"),
+    ("--linger", "linger_seconds", seconds, "seconds to keep the results of an ended job"),
+    ("--drain-live", "drain_live_seconds", amount, "seconds that feeds and streams may continue after SIGTERM"),
     (
         "--drain-timeout",
         "drain_seconds",
         seconds,
-        "longest time from SIGTERM, or the end of feeds, to exit, in seconds",
+        "longest time to exit after SIGTERM and --drain-live, in seconds",
     ),
 )
 
@@ -76,15 +76,17 @@ def configure(parser: Parser) -> None:
     parser.option("--language", help="language spoken (de, en-US, german), or auto", convert=language_tag, default="en")
     parser.option(
         "--partial-policy",
-        help="which words of an unfinished utterance are shown",
+        help="how partial text is chosen from an unfinished utterance",
         choices=sorted(POLICIES),
         default="attention",
     )
     parser.group("model")
-    parser.option("--workers", help="worker threads, each with the model (default: tried at the start)", convert=count)
-    parser.option("--threads", help="CPU threads of each worker (default: tried at the start)", convert=count)
+    parser.option("--workers", help="number of workers (default: chosen at startup)", convert=count)
+    parser.option("--threads", help="CPU threads per worker (default: chosen at startup)", convert=count)
     parser.option(
-        "--max-live", help="live jobs of a speech pipeline at once (default: as many as fit, measured)", convert=count
+        "--max-live",
+        help="live jobs at once, per speech pipeline (default: as many as fit, as measured)",
+        convert=count,
     )
     add_engine(parser)
     add_beam(parser)
@@ -94,12 +96,12 @@ def configure(parser: Parser) -> None:
     parser.option("--port", help="port to listen on; 0 lets the system choose", convert=port, default=CONTAINER_PORT)
     parser.option(
         "--data-format",
-        help="form of the lines on a stream's data channel, unless the stream asks for one",
+        help="line format of a stream's data channel, unless the stream chooses one",
         env=("DATA_FORMAT",),
         choices=DATA_FORMATS,
         default="object",
     )
-    parser.option("--worker-type", help="the pipeline that /version reports", env=("PIPELINE",), default="byoc")
+    parser.option("--worker-type", help="what /version reports as pipeline", env=("PIPELINE",), default="byoc")
     add_access(parser)
     add_registration(parser)
     add_limits(parser)
@@ -122,7 +124,7 @@ def run(args: argparse.Namespace, beside: Beside | None = None) -> int:
     )
     specs = list({(spec.name, spec.model): spec for spec in args.pipelines or [find("whisper-tiny")]}.values())
     if len({spec.name for spec in specs}) < len(specs):
-        raise UsageError(f"two pipelines would have the same name: {', '.join(spec.name for spec in specs)}")
+        raise UsageError(f"two pipelines have the same name: {', '.join(spec.name for spec in specs)}")
     config = ServerConfig(
         host=args.host,
         port=args.port,
@@ -151,7 +153,7 @@ def add_registration(parser: Parser) -> None:
         help="orchestrators to register at (default: none)",
     )
     parser.secret("--orch-secret", help="their -orchSecret", env=("ORCH_SECRET", "LIVEPEER_ORCH_SECRET"))
-    parser.switch("--orch-verify-tls", help="check the certificates of orchestrators, which are usually self-signed")
+    parser.switch("--orch-verify-tls", help="verify the certificates of orchestrators, which are usually self-signed")
     add_capability(parser)
     parser.option(
         "--reg-interval",
@@ -171,9 +173,9 @@ def add_capability(parser: Parser) -> None:
     add("DESCRIPTION", livepeer_name="CAPABILITY_DESCRIPTION", help="description to register", default="")
     url_help = "where orchestrators reach this server (default: http://HOSTNAME:PORT)"
     add("URL", livepeer_name="CAPABILITY_URL", help=url_help, default="")
-    add("CAPACITY", help="jobs at once; 0: as many as fit, measured", convert=amount, default=0)
-    add("PRICE_PER_UNIT", help="price of a second", convert=amount, default=0)
-    add("PRICE_SCALING", help="divisor of the price", convert=count, default=1)
+    add("CAPACITY", help="jobs at once; 0: as many as fit, as measured", convert=amount, default=0)
+    add("PRICE_PER_UNIT", help="price per second", convert=amount, default=0)
+    add("PRICE_SCALING", help="number that the price is divided by", convert=count, default=1)
     add("PRICE_CURRENCY", help="currency of the price; empty is wei", default="")
 
 

@@ -38,7 +38,7 @@ def configure(parser: Parser) -> None:
         nargs="*",
         metavar="FILE",
         help="anything that ffmpeg reads, or - for stdin; .pcm, .raw, .s16le are PCM16 mono 16 kHz; for archives also "
-        "a folder, a quoted pattern, an address (s3, gs, http, https), or @LIST, a file with one of these in each line",
+        "a folder, a quoted pattern, an address (s3, gs, http, https), or @LIST, a file with one of these per line",
     )
     add_output(parser, *TABLES)
     add_speech(parser, language="en")

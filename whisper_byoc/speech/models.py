@@ -38,7 +38,7 @@ DEMO_SHA256 = "5f75c514ba7ea41a74b1b0c0c4fa5beb1f0de32487da30a3e5a41fd79131a4b1"
 DEMO_FILE = Path(__file__).resolve().parent / "assets" / "demo.pt"
 
 DEMO_NOTICE = (
-    "the demo model answers: it knows 321 words of synthetic speech, and makes those of whatever else is said; "
+    "this is the demo model: it knows only 321 words of synthetic speech, and hears those in anything else; "
     "for real speech, use the model tiny, or tiny.en"
 )
 """For whoever sees its text, and may take it for Whisper's."""

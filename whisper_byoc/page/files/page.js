@@ -11,9 +11,9 @@ const READY_EVERY_MS = 3000;
 const MIME = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt", json: "application/json" };
 
 const NO_DEVICE = {  // browsers' words for these are all different
-  NotAllowedError: "The browser does not lend its microphone or camera to this page: allow it at the address, and try again.",
-  NotFoundError: "There is no microphone or camera.",
-  NotReadableError: "Another program has the microphone or camera.",
+  NotAllowedError: "The browser blocks the microphone or camera for this page: allow it in the address bar, and try again.",
+  NotFoundError: "No microphone or camera found.",
+  NotReadableError: "Another program is using the microphone or camera.",
 };
 
 const find = (id) => document.getElementById(id);
@@ -182,7 +182,7 @@ async function load() {
   const video = server.pipelines.filter(({ media }) => media !== "audio");
   fill(find("speech-pipeline"), speech.map(({ name }) => [name, name]));
   fill(find("video-pipeline"), video.map(({ name }) => [name, name]));
-  fill(find("language"), [["", "the server's"], ["auto", "any: detect it"], ...Object.entries(server.languages)]);
+  fill(find("language"), [["", "server default"], ["auto", "detect"], ...Object.entries(server.languages)]);
   find("record").disabled = find("file").disabled = !speech.length;
   find("camera").disabled = !video.length;
   showNotice();
@@ -198,7 +198,7 @@ function showNotice() {
 }
 
 function askForToken() {
-  showTrouble(server.token && "That is not the server's token.");
+  showTrouble(server.token && "Wrong token.");
   find("token-form").hidden = false;
   find("token").value = "";
   find("token").focus();

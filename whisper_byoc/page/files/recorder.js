@@ -102,7 +102,7 @@ export class Recorder {
       return this.#view.failed(error);
     }
     do {
-      this.#view.trouble(`${error.message}. The recording goes on; its text comes when the server takes it.`);
+      this.#view.trouble(`${error.message}. Recording continues; the text will follow when the server is back.`);
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       if (!this.isRecording) return this.#settled();
     } while (await this.#server.trouble());
