@@ -6,7 +6,9 @@ import json
 import pytest
 
 from tests.server.stubs import Sound
+from whisper_byoc.server.streams import input as stream_input
 from whisper_byoc.server.streams import output as stream_output
+from whisper_byoc.server.streams import routes, video
 from whisper_byoc.server.streams.monitor import Monitor
 from whisper_byoc.server.streams.output import EventWriter
 from whisper_byoc.trickle.publisher import TricklePublisher
@@ -109,6 +111,8 @@ class Orchestrator:
 @pytest.fixture
 async def orchestrate(serving, monkeypatch):
     monkeypatch.setattr(stream_output, "FIRST_LINE_S", 0.0)  # followers read from the first segment on
+    for module, name in ((routes, "STOP_LIMIT_S"), (stream_input, "STOP_READING_S"), (video, "ENCODER_FLUSH_S")):
+        monkeypatch.setattr(module, name, 100.0)  # however slow the machine is
     trickle = TrickleServer("/ai/trickle/")
     worlds = []
     async with trickle.listening("127.0.0.1", 0) as url:
