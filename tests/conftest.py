@@ -25,6 +25,7 @@ import hypothesis
 import pytest
 from aiohttp import web
 
+from whisper_byoc.http import listening
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import Server, ServerConfig
 
@@ -359,11 +360,9 @@ class FakeGateway:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/live/video-to-video", live)
         app.router.add_get("/capabilities", capabilities)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        options = {"keep_alive_seconds": 60, "shutdown_seconds": 0.1, "handler_cancellation": True}
+        port = await self._stack.enter_async_context(listening(app, "127.0.0.1", 0, **options))
+        self.url = f"http://127.0.0.1:{port}"
 
     async def close(self):
         await self._stack.aclose()

@@ -17,6 +17,7 @@ from tests.server.stubs import Upper
 from tests.waiting import forever
 from whisper_byoc.cli import check_machine, check_services, doctor
 from whisper_byoc.cli.main import main
+from whisper_byoc.http import listening
 from whisper_byoc.processors.base import Capacity
 from whisper_byoc.speech import models
 
@@ -64,11 +65,8 @@ async def answering():
 
             app = web.Application()
             app.router.add_get("/{path:.*}", answer)
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+            opened = listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0.1)
+            return f"http://127.0.0.1:{await stack.enter_async_context(opened)}"
 
         yield start
 

@@ -203,11 +203,8 @@ async def forgetful_container():
     app.router.add_route("PUT", "/live/{job}/source", take)
     app.router.add_route("GET", "/live/{job}/output", give)
     app.router.add_route("DELETE", "/live/{job}", take)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=1) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 async def test_a_server_without_the_result_is_not_asked_hot():

@@ -16,6 +16,7 @@ from audio import pcm
 from audio.wav import read_wav
 from benchmarks.held import children
 from tests.waiting import until
+from whisper_byoc.http import listening
 from whisper_byoc.trickle.publisher import TricklePublisher
 from whisper_byoc.trickle.server import TrickleServer
 from whisper_byoc.trickle.subscriber import TrickleSubscriber
@@ -54,13 +55,8 @@ async def orchestrator():
             web.get("/process/token", token),
         ]
     )
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", trickle, happened
-    finally:
-        await runner.cleanup()
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=0.1) as port:
+        yield f"http://127.0.0.1:{port}", trickle, happened
 
 
 async def test_a_container_leaves_the_orchestrator_first_and_then_gives_streams_their_tail(command, http, fixtures_dir):

@@ -248,12 +248,15 @@ class Script(Listener):
         self.told = {"/readyz": (200, b"{}"), "/version": (200, b'{"model_id":"test"}')}
         """What it says of itself: status and body."""
         self.frozen = False
+        self.hanging = 0
+        """Requests that it does not answer because it is frozen."""
 
     async def handle(self, reader, writer):
         wire = Wire(reader, writer)
         while True:
             await wire.next()
             if self.frozen:
+                self.hanging += 1
                 await asyncio.Event().wait()
             if wire.path in self.told:
                 await wire.answer(*self.told[wire.path])

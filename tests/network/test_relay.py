@@ -10,6 +10,7 @@ from aiohttp import web
 from tests.waiting import forever, until
 from whisper_byoc.aio import cancel
 from whisper_byoc.errors import ReaderGone, RequestRefused
+from whisper_byoc.http import listening
 from whisper_byoc.network.records import record_stream
 from whisper_byoc.network.relay import ClientAnswer, RequestBody
 from whisper_byoc.network.serving import NetworkLimits, error_answers
@@ -25,13 +26,9 @@ async def served(handle, path="/", cancellation=True):
     """Serve `handle(request)`, and yield a session, the URL and the port."""
     app = web.Application(client_max_size=0, middlewares=[error_answers("gateway")])
     app.router.add_route("*", path, handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=cancellation)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
-    async with aiohttp.ClientSession() as http:
+    options = {"keep_alive_seconds": 60, "shutdown_seconds": 0.1, "handler_cancellation": cancellation}
+    async with listening(app, "127.0.0.1", 0, **options) as port, aiohttp.ClientSession() as http:
         yield http, f"http://127.0.0.1:{port}{path}", port
-    await runner.cleanup()
 
 
 @asynccontextmanager

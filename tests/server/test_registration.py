@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import until
 from whisper_byoc.errors import UsageError
-from whisper_byoc.http import server_tls
+from whisper_byoc.http import listening, server_tls
 from whisper_byoc.livepeer import Capability
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.registration import OpenJobs, Registrar, RegistrationOptions, available_in
@@ -43,7 +43,7 @@ class Orchestrator:
         self.load = 0
         self.holding: asyncio.Event | None = None
         self.scheme = "http"
-        self._runner: web.AppRunner | None = None
+        self._stack = AsyncExitStack()
 
     async def listen(self, port: int, context: ssl.SSLContext | None = None) -> None:
         app = web.Application()
@@ -54,10 +54,8 @@ class Orchestrator:
                 web.get("/process/token", self.token),
             ]
         )
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context).start()
-        self.port = self._runner.addresses[0][1]
+        options = {"keep_alive_seconds": 60, "shutdown_seconds": 0.1, "tls": context}
+        self.port = await self._stack.enter_async_context(listening(app, "127.0.0.1", port, **options))
         self.scheme = "https" if context else "http"
 
     @property
@@ -65,9 +63,7 @@ class Orchestrator:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     async def close(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await self._stack.aclose()
 
     def restart(self) -> None:
         """All of it is in memory."""
@@ -315,13 +311,10 @@ async def test_redirects_are_not_followed_with_the_secret(orchestrator, join, ca
 
     app = web.Application()
     app.router.add_post("/capability/{which}", elsewhere)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    registrar = join(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    await until(lambda: "refused capability whisper-tiny: 307" in caplog.text)
-    await registrar.stop()
-    await runner.cleanup()
+    async with listening(app, "127.0.0.1", 0, keep_alive_seconds=60, shutdown_seconds=1) as port:
+        registrar = join(f"http://127.0.0.1:{port}")
+        await until(lambda: "refused capability whisper-tiny: 307" in caplog.text)
+        await registrar.stop()
     assert orchestrator.registered == []
 
 

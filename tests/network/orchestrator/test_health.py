@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from tests.waiting import until
+from whisper_byoc.aio import stop_listening
 from whisper_byoc.network import pool
 
 
@@ -43,7 +44,7 @@ async def test_a_container_without_readyz_is_ready_when_its_health_does_not_obje
     await until(lambda: container.trouble == "it is not ready")
     said["/readyz"] = (200, {})
     await until(lambda: container.ready)
-    listener.close()
+    await stop_listening(listener)
     for writer in writers:
         writer.transport.abort()
 
@@ -83,7 +84,7 @@ async def test_a_container_that_dies_is_lost_at_once_and_comes_back(scripted, or
 
 
 async def test_a_container_that_has_said_nothing_for_a_while_comes_last(scripted, orchestrate, monkeypatch):
-    monkeypatch.setattr(pool, "STALE_S", 0.5)
+    monkeypatch.setattr(pool, "STALE_S", 600.0)
 
     async def answer(wire):
         await wire.body()
@@ -94,7 +95,9 @@ async def test_a_container_that_has_said_nothing_for_a_while_comes_last(scripted
     assert (await api.batch(b"x"))[0] == 200
     assert (larger.count("POST"), smaller.count("POST")) == (1, 0)
     larger.frozen = True
-    await until(lambda: [each.rank[0] for each in api.pool] == [False, True])
+    await until(lambda: larger.hanging)  # so no answer of it is on its way
+    api.pool.of("test")[0].heard -= 601
+    assert [each.rank[0] for each in api.pool] == [False, True]
     assert (await api.batch(b"x"))[0] == 200
     assert (larger.count("POST"), smaller.count("POST")) == (1, 1)
     larger.frozen = False
