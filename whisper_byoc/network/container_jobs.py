@@ -1,4 +1,4 @@
-"""The orchestrator's jobs that are one request: batch jobs, frames and live feeds."""
+"""A frame or a live feed at a container."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,12 @@ import uuid
 
 import aiohttp
 from aiohttp import web
-from yarl import URL
 
-from whisper_byoc import livepeer
 from whisper_byoc.errors import PeerBusy, PeerFailed, RequestRefused
 from whisper_byoc.http import CONNECTION_ERRORS
-from whisper_byoc.network.peers import first_to_take, refusal, talking_to
-from whisper_byoc.network.pool import Pool, Slot
-from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
+from whisper_byoc.network.peers import refusal, talking_to
+from whisper_byoc.network.pool import Slot
+from whisper_byoc.network.relay import Relay, picked
 from whisper_byoc.network.serving import Node
 from whisper_byoc.trickle.protocol import CLOSED, SEQ
 
@@ -22,49 +20,6 @@ FRAME_HEADERS = ("Content-Type", "Content-Length", SEQ)
 ALONE_S = "30"
 """A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
 RESULT_WAIT_S = "300"
-
-
-class ContainerJobs:
-    """The routes."""
-
-    def __init__(self, node: Node, pool: Pool) -> None:
-        self._node = node
-        self._pool = pool
-
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.post("/process/request{route:(/.*)?}", self.batch),
-            web.post("/live/video-to-video", self.live),
-        ]
-
-    async def batch(self, request: web.Request) -> web.StreamResponse:
-        """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
-        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
-        route = request.match_info["route"].strip("/")
-        if not self._pool.of(job.capability):
-            raise RequestRefused(503, f"No capacity available for capability {job.capability}: no container offers it")
-
-        async def attempt(slot: Slot) -> web.StreamResponse:
-            container = slot.container
-            url = URL(container.url) / route if route else URL(container.url)
-            headers = picked(request.headers, REQUEST_HEADERS) | container.headers
-            try:
-                back = {livepeer.BALANCE: "0"}
-                return await relay.post(slot, container.peer, url, headers, job.timeout_seconds, back)
-            finally:
-                slot.free()
-
-        with self._node.counted(), Relay(self._node, request) as relay:
-            return await first_to_take(self._pool.slots(job.capability, live=False), attempt)
-
-    async def live(self, request: web.Request) -> web.StreamResponse:
-        model = self._node.model_of(request)
-
-        async def attempt(slot: Slot) -> web.StreamResponse:
-            return await LiveJob(self._node, slot, relay).run()
-
-        with self._node.counted(), Relay(self._node, request, live=True) as relay:
-            return await first_to_take(self._pool.slots(model), attempt)
 
 
 class LiveJob:

@@ -57,12 +57,7 @@ class Gateway(Node):
         return self.directory.capabilities()
 
     def routes(self) -> list[web.RouteDef]:
-        return [
-            web.post("/live/video-to-video", self.live),
-            web.post("/process/request{route:(/.*)?}", self.batch),
-            *self.streams.routes(),
-            *page_routes(lambda _: self._described()),
-        ]
+        return page_routes(lambda _: self._described())
 
     def _described(self) -> Mapping[str, Any]:
         pipelines = [{"name": name} for name in self.directory.available]

@@ -8,13 +8,16 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused, UsageError
 from whisper_byoc.http import base_url, json_object, read_request
-from whisper_byoc.network.container_jobs import ContainerJobs
+from whisper_byoc.network.container_jobs import LiveJob
 from whisper_byoc.network.container_streams import ContainerStreams
-from whisper_byoc.network.pool import Container, HealthCheck, Pool
+from whisper_byoc.network.peers import first_to_take
+from whisper_byoc.network.pool import Container, HealthCheck, Pool, Slot
+from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Node, NodeConfig
 from whisper_byoc.origins import host_names
 
@@ -38,7 +41,7 @@ class OrchestratorConfig(NodeConfig):
 
 
 class Orchestrator(Node):
-    """An orchestrator: registration and tokens here, jobs in `ContainerJobs`, streams in `ContainerStreams`."""
+    """An orchestrator: registration, tokens and jobs here, streams in `ContainerStreams`."""
 
     role = "orchestrator"
     streams: ContainerStreams
@@ -51,7 +54,6 @@ class Orchestrator(Node):
         self.streams = ContainerStreams(self, self.pool, config.trickle_host)
         self._config = config
         self._secret = config.secret.encode()
-        self._jobs = ContainerJobs(self, self.pool)
 
     def abort_jobs(self, reason: str) -> None:
         for container in self.pool:
@@ -75,8 +77,6 @@ class Orchestrator(Node):
             web.post("/capability/register", self.register),
             web.post("/capability/unregister", self.unregister),
             web.get("/process/token", self.token, allow_head=False),
-            *self._jobs.routes(),
-            *self.streams.routes(),
         ]
 
     @contextlib.asynccontextmanager
@@ -89,6 +89,35 @@ class Orchestrator(Node):
             yield
         finally:
             await self.health.close()
+
+    async def batch(self, request: web.Request) -> web.StreamResponse:
+        """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
+        job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
+        route = request.match_info["route"].strip("/")
+        if not self.pool.of(job.capability):
+            raise RequestRefused(503, f"No capacity available for capability {job.capability}: no container offers it")
+
+        async def attempt(slot: Slot) -> web.StreamResponse:
+            container = slot.container
+            url = URL(container.url) / route if route else URL(container.url)
+            headers = picked(request.headers, REQUEST_HEADERS) | container.headers
+            try:
+                back = {livepeer.BALANCE: "0"}
+                return await relay.post(slot, container.peer, url, headers, job.timeout_seconds, back)
+            finally:
+                slot.free()
+
+        with self.counted(), Relay(self, request) as relay:
+            return await first_to_take(self.pool.slots(job.capability, live=False), attempt)
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        model = self.model_of(request)
+
+        async def attempt(slot: Slot) -> web.StreamResponse:
+            return await LiveJob(self, slot, relay).run()
+
+        with self.counted(), Relay(self, request, live=True) as relay:
+            return await first_to_take(self.pool.slots(model), attempt)
 
     async def register(self, request: web.Request) -> web.Response:
         self._check_secret(request)

@@ -154,7 +154,16 @@ class Node(abc.ABC):
         """Describe what there is, for anybody."""
 
     @abc.abstractmethod
-    def routes(self) -> Iterable[web.RouteDef]: ...
+    def routes(self) -> Iterable[web.RouteDef]:
+        """Return those that are not the other node's, too."""
+
+    @abc.abstractmethod
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """Do a frame or a live feed."""
+
+    @abc.abstractmethod
+    async def batch(self, request: web.Request) -> web.StreamResponse:
+        """Do a batch job (go-livepeer, byoc)."""
 
     @abc.abstractmethod
     def working(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -213,7 +222,11 @@ class Node(abc.ABC):
         check_pages(app, policy)
         ask_for_token(app, self.client_token, MONITORED | PATHS)
         self.trickle.add_routes(app)
-        app.add_routes([*self.routes(), *self._status_routes()])
+        jobs = [
+            web.post("/live/video-to-video", self.live),
+            web.post("/process/request{route:(/.*)?}", self.batch),
+        ]
+        app.add_routes([*jobs, *self.streams.routes(), *self.routes(), *self._status_routes()])
         return http.listening(
             app,
             self.host,

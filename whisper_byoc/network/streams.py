@@ -84,6 +84,9 @@ class Streams(abc.ABC, Generic[S]):
     def __len__(self) -> int:
         return sum(not stream.over.done() for stream in self._streams.values())
 
+    @abc.abstractmethod
+    def routes(self) -> list[web.RouteDef]: ...
+
     @contextlib.asynccontextmanager
     async def starting(self, stream_id: str) -> AsyncIterator[None]:
         """Hold an id within the context, which begins when a stream of the same id that is ending is over.
