@@ -216,6 +216,50 @@ async def test_descriptors_that_are_used_up_are_one_line(caplog):
     assert loop.get_exception_handler() is None
 
 
+async def sends_on(writer, size):
+    """Send so many bytes more; raise `ConnectionError` when the connection was reset."""
+    for _ in range(size // 65536):
+        writer.write(b"x" * 65536)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("limits", "begun", "status"),
+    [
+        (ConnectionLimits(total=0, per_address=0, reserve=0), b"", 503),
+        (QUICK, b"POST / HT", 408),
+        (AMPLE, b"\x16\x03\x01\x02\x00\x01", 400),
+        (AMPLE, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (AMPLE, b"POST /none HTTP/1.0\r\nContent-Length: 99999999\r\n\r\n", 404),
+    ],
+)
+async def test_a_client_that_still_sends_has_its_last_answer_and_no_reset(limits, begun, status):
+    async with serving(limits) as connect:
+        reader, writer = await connect(begun)
+        assert (await answer(reader))[0] == status
+        assert await is_over(reader)
+        await sends_on(writer, 4 << 20)
+
+
+@pytest.mark.parametrize("bound", ["LINGER_BYTES", "LINGER_SECONDS"])
+async def test_it_is_reset_when_it_does_not_stop(monkeypatch, bound):
+    monkeypatch.setattr(connections, bound, 0)
+    async with serving(ConnectionLimits(total=0, per_address=0, reserve=0)) as connect:
+        reader, writer = await connect()
+        assert (await answer(reader))[0] == 503
+        with pytest.raises(ConnectionError):
+            await sends_on(writer, 64 << 20)
+
+
+async def test_the_oldest_of_too_many_that_linger_is_reset():
+    async with serving(ConnectionLimits(total=0, per_address=0, reserve=0)) as connect:
+        (first, oldest), (second, newest) = await connect(), await connect()
+        assert [(await answer(each))[0] for each in (first, second)] == [503, 503]
+        with pytest.raises(ConnectionError):
+            await sends_on(oldest, 64 << 20)
+        await sends_on(newest, 1 << 20)
+
+
 class Holder:
     """A connection, as what counts them sees it."""
 

@@ -27,6 +27,9 @@ MONITORED = frozenset(("/health", "/healthz", "/readyz"))
 """Paths that are answered in the reserve."""
 HANDSHAKE_SECONDS = 10
 """Longest time for the TLS handshake of a client."""
+LINGER_SECONDS = 10.0
+LINGER_BYTES = 64 << 20
+"""What a client may go on sending after its last answer, and for how long, before its connection is reset."""
 LOG_SECONDS = 10.0
 """Between two lines on the same trouble."""
 MOST_CONNECTIONS = 10_000
@@ -52,6 +55,11 @@ class ConnectionLimits:
     reserve_head_seconds: float = 2.0
     """The same in the reserve, whose places have to be free again soon."""
 
+    @property
+    def lingering(self) -> int:
+        """How many may be `Lingering`; some of them have no place."""
+        return max(1, self.reserve, self.total // 8)
+
     @classmethod
     def of_this_process(cls) -> "ConnectionLimits":
         """Give clients half of the file descriptors, as a job may need another for a peer, a program or a file."""
@@ -76,6 +84,36 @@ class Seldom:
         self._next, self._left_out = now + LOG_SECONDS, 0
 
 
+class Lingering(asyncio.Protocol):
+    """Closes a connection in both directions: ends ours, then drops what the client still sends until it ends its own.
+
+    Closing with bytes unread would reset the connection, and a client that is still sending may then lose the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, among: list["Lingering"]) -> None:
+        """`among` are those of the same listener, from which it goes when it is closed."""
+        self.close = transport.close
+        self.abort = transport.abort
+        self._among = among
+        self._before = transport.get_protocol()
+        self._left = LINGER_BYTES
+        self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
+        transport.set_protocol(self)
+        transport.write_eof()
+        transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._timer.cancel()
+        if self in self._among:
+            self._among.remove(self)
+        self._before.connection_lost(exc)  # type: ignore[arg-type]  # typeshed wants an Exception
+
+
 class Connections:
     """Counts the connections of one listener."""
 
@@ -84,6 +122,7 @@ class Connections:
         self.refusals, self.slow_heads, self.malformed, self.descriptors = Seldom(), Seldom(), Seldom(), Seldom()
         self._places = Counter[str]()
         self._reserve: list[BoundedHandler] = []  # the oldest first
+        self._lingering: list[Lingering] = []  # the oldest first
 
     def enter(self, handler: "BoundedHandler") -> bool | None:
         """Count a connection; return whether it is in the reserve, None if there is no place for it.
@@ -117,6 +156,17 @@ class Connections:
             if not self._places[handler.address]:
                 del self._places[handler.address]
         handler.reserved = None
+
+    def linger(self, transport: asyncio.Transport) -> None:
+        """Close a connection that has had its last answer; the oldest of too many of these is reset."""
+        if len(self._lingering) >= self.limits.lingering:
+            self._lingering.pop(0).abort()
+        self._lingering.append(Lingering(transport, self._lingering))
+
+    def close(self) -> None:
+        """Close those that linger."""
+        for each in self._lingering:
+            each.close()
 
     def factory(self, server: web.Server, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
         """Return what makes the protocol of each connection to an application's server."""
@@ -160,7 +210,7 @@ class BoundedHandler(web.RequestHandler):
         if self._tcp is None:
             self.count(transport)
         if self.reserved is None:
-            _answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
+            self._answer(transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
             return
         super().connection_made(transport)
         self._expect_head()
@@ -168,6 +218,18 @@ class BoundedHandler(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.leave()
         super().connection_lost(exc)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; after the last one the connection lingers, also where the bytes to come are no body."""
+        resp, gone = await super().finish_response(request, resp, start_time)
+        transport = self.transport
+        if not gone and not resp.keep_alive and transport is not None and not transport.is_closing():
+            assert isinstance(transport, asyncio.Transport)
+            if transport.can_write_eof():  # TLS has an end of its own
+                self._linger(transport)
+        return resp, gone
 
     def leave(self) -> None:
         """Give the place back, if there still is one."""
@@ -184,8 +246,8 @@ class BoundedHandler(web.RequestHandler):
         self._connections.leave(self)
         self._head_is_there()
         if isinstance(self.transport, asyncio.Transport):
-            _answer(self.transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
-        elif self._tcp is not None:  # it is in its TLS handshake
+            self._answer(self.transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
+        elif self._tcp is not None:  # it is in its TLS handshake, or lingers
             self._tcp.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -237,7 +299,27 @@ class BoundedHandler(web.RequestHandler):
         seconds = self._head_seconds
         self._connections.slow_heads.warning(f"{self.address} had not sent the head of a request after {seconds:g} s")
         assert isinstance(transport, asyncio.Transport)
-        _answer(transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s")
+        self._answer(
+            transport, HTTPStatus.REQUEST_TIMEOUT, f"the head of the request was not there after {seconds:g} s"
+        )
+
+    def _answer(self, transport: asyncio.Transport, status: HTTPStatus, message: str) -> None:
+        """Answer where there is no request, and close."""
+        body = json.dumps({"error": message}).encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+            f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+        )
+        transport.write(head.encode() + body)
+        if transport.can_write_eof():
+            self._linger(transport)
+        else:
+            transport.close()
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        self._connections.linger(transport)
+        self.transport = None  # so that aiohttp does not close it
+        self.force_close()
 
 
 class CountedTls(SSLProtocol):
@@ -305,14 +387,3 @@ def client_address(transport: asyncio.BaseTransport) -> str:
 def client_of(request: web.BaseRequest) -> str:
     """Return the address of a request's client as `client_address` does; empty when it has gone."""
     return client_address(request.transport) if request.transport else ""
-
-
-def _answer(transport: asyncio.Transport, status: HTTPStatus, message: str) -> None:
-    """Answer a connection on which there is no request, and close it."""
-    body = json.dumps({"error": message}).encode()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
-    )
-    transport.write(head.encode() + body)
-    transport.close()

@@ -157,6 +157,7 @@ async def listening(
         if listener is not None:
             await stop_listening(listener)
         await runner.cleanup()
+        connections.close()
 
 
 def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
