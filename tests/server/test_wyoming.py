@@ -100,11 +100,13 @@ async def test_what_cannot_be_is_an_error_with_a_sentence(client, demo, sound, w
         b'{"type": "audio-start"}\n',
         json.dumps({"type": "describe", "payload_length": 1 << 40}).encode() + b"\n",
         json.dumps({"type": "describe", "data_length": "x"}).encode() + b"\n",
+        b'{"type": "transcribe", "data": [1]}\n',
+        b'{"type": "transcribe", "data": {"name": ["x"]}}\n{"type": "audio-start", "data": {"rate": 1}}\n',
         b"x" * 100_000,
         b"[" * 50_000 + b"\n",
     ],
 )
-async def test_bytes_that_are_no_event_end_the_connection_and_nothing_else(port, demo, client, data):
+async def test_bytes_that_are_no_event_end_the_connection_and_nothing_else(port, demo, client, data, caplog):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     writer.write_eof()
@@ -114,6 +116,18 @@ async def test_bytes_that_are_no_event_end_the_connection_and_nothing_else(port,
     await client.write_event(Ping().event())
     assert (await client.read_event()).type == "pong"
     assert not demo.table.jobs
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+async def test_a_client_that_still_sends_has_the_error_and_no_reset(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b'{"type": "audio-start"}\n')
+    async with asyncio.timeout(10):
+        assert b'"error"' in await reader.read()
+        for _ in range(64):
+            writer.write(bytes(65536))
+            await writer.drain()
+    writer.close()
 
 
 async def test_a_client_that_goes_leaves_no_job_behind(port, demo, sound):

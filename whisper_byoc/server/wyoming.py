@@ -16,7 +16,7 @@ from wyoming.ping import Ping, Pong
 from audio.errors import AudioError
 from whisper_byoc import __version__
 from whisper_byoc.aio import Tasks, cancel, stop_listening
-from whisper_byoc.connections import client_address
+from whisper_byoc.connections import LINGER_BYTES, LINGER_SECONDS, client_address
 from whisper_byoc.errors import ByocError, RequestRefused, StartError
 from whisper_byoc.http import where
 from whisper_byoc.languages import LANGUAGES
@@ -74,7 +74,7 @@ class _Bounded:
     """A reader that refuses parts of an event that are too large, before any of them is held."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
-        self.readline = reader.readline
+        self.readline, self.read = reader.readline, reader.read
         self._reader = reader
 
     async def readexactly(self, size: int) -> bytes:
@@ -112,7 +112,8 @@ class _Client:
         await asyncio.sleep(0)  # events that wait already come without a pause, and nobody else would have a turn
         with suppress(TypeError, KeyError, AttributeError, UnicodeError, RecursionError):
             async with asyncio.timeout(self._idle_seconds):
-                return await async_read_event(cast("asyncio.StreamReader", self._reader))
+                event = await async_read_event(cast("asyncio.StreamReader", self._reader))
+                return event if event is None or isinstance(event.data or {}, dict) else None
         return None
 
     async def _send(self, message: Eventable) -> None:
@@ -123,7 +124,7 @@ class _Client:
         """Answer one recording; what goes wrong is an `error` event, after which the connection is closed."""
         try:
             async with AsyncExitStack() as stack:
-                pipeline = self._table.pipelines.find_speech(self._wanted.name or "")
+                pipeline = self._table.pipelines.find_speech(str(self._wanted.name or ""))
                 params: dict[str, Any] = {"sentences": False}
                 params |= {"language": self._wanted.language} if self._wanted.language else {}
                 names = [*(self._wanted.transcript_names or ()), *(self._wanted.transcript_terms or ())]
@@ -142,7 +143,16 @@ class _Client:
             code = str(error.status) if isinstance(error, RequestRefused) else None
             message = f"bad audio-start: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
             await self._send(Error(message, code))
+            await self._linger()
             raise ConnectionAbortedError("the recording could not be transcribed") from None
+
+    async def _linger(self) -> None:
+        """Drop what the client still sends: closing would reset the connection, and might take the error from it."""
+        self._writer.write_eof()
+        left = LINGER_BYTES
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0 and (data := await self._reader.read(LARGEST_PART)):
+                left -= len(data)
 
     async def _take(self, job: Job, sound: SoundFeed) -> None:
         with job.feeding():
