@@ -199,6 +199,13 @@ async def test_an_event_that_cannot_be_is_told_and_the_session_goes_on(demo, sou
         assert (await socket.receive_json())["type"] == "input_audio_buffer.cleared"
 
 
+async def test_half_of_a_surrogate_pair_in_an_event_comes_back_as_a_question_mark(demo):
+    async with demo.http.ws_connect(f"{demo.url}/v1/realtime?intent=transcription") as socket:
+        await socket.receive_json()
+        await socket.send_json({"type": "none", "event_id": "\ud800"})
+        assert (await socket.receive_json())["error"]["event_id"] == "?"
+
+
 async def test_the_beta_form_of_a_session(demo, sound):
     headers = {"OpenAI-Beta": "realtime=v1"}
     async with demo.http.ws_connect(f"{demo.url}/v1/realtime?intent=transcription", headers=headers) as socket:

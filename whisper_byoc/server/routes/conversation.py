@@ -77,7 +77,10 @@ class Conversation(ABC):
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Send one message; raise `ConnectionError` when the client does not read."""
-        await deliver(self.request, self.socket.send_str(json.dumps(message, ensure_ascii=False)))
+        text = (
+            json.dumps(message, ensure_ascii=False).encode("utf-8", "replace").decode()
+        )  # clients name lone surrogates
+        await deliver(self.request, self.socket.send_str(text))
 
     async def serve(
         self, pipeline: Pipeline, params: Mapping[str, Any], declared: RawFormat | None = None
