@@ -12,6 +12,9 @@ from typing import Any, Self
 from whisper_byoc.archive.worker import Outcome, Recipe, Worker, WorkerDied
 from whisper_byoc.processors.base import Share
 
+END_SECONDS = 5.0
+"""Longest wait for the end of a process that was killed."""
+
 Request = tuple[str, Share]
 """A place, and the share of it that is to be transcribed."""
 
@@ -30,6 +33,7 @@ class LocalPool:
     async def __aexit__(self, *_: object) -> None:
         for worker in self._started:
             worker.dismiss()
+        await asyncio.gather(*(worker.ended() for worker in self._started))
 
     async def size(self) -> int:
         return self._workers
@@ -62,15 +66,18 @@ class LocalWorker:
                 self._connection.send(what)
             answer = await _received(self._connection)
         except (EOFError, OSError):
-            await asyncio.to_thread(self._process.join, 5.0)
+            await self.ended()
             raise WorkerDied(f"the worker's process ended with {self._process.exitcode}") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    async def ended(self) -> None:
+        """Wait for the end of the process, which frees its memory: not at once."""
+        await asyncio.to_thread(self._process.join, END_SECONDS)
+
     def dismiss(self) -> None:
         self._process.kill()
-        self._process.join()
         self._connection.close()
 
 
