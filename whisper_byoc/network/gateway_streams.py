@@ -45,8 +45,6 @@ LAST_RECORDS_S = 4.0
 """After the container's answer to a stop: longest wait for its end record."""
 LAST_S = 2.0
 """When one of a stream's channels has ended: longest wait for what is still on its way in the others."""
-LINGER_S = 0.5
-"""The video channel stays open for so long after the end: readers ask for what was written last."""
 LARGEST_LINE = 8 << 20
 MOST_ENDED = 100
 """Records and status of so many streams that have ended can still be read: those that began last."""
@@ -307,7 +305,7 @@ class GatewayStream(RelayedStream):
         stopping = () if self._stopped else (self._node.tasks.start(self._stop_peer()),)
         try:
             if "Subscribe" in self.video:
-                await asyncio.sleep(LINGER_S)
+                await asyncio.sleep(self._node.limits.linger_seconds)
         finally:
             self._close_channels()
         if stopping:
