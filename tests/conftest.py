@@ -25,6 +25,7 @@ import hypothesis
 import pytest
 from aiohttp import web
 
+from tests.ports import free_port
 from whisper_byoc.http import listening
 from whisper_byoc.server.core.limits import Limits
 from whisper_byoc.server.run import Server, ServerConfig
@@ -148,6 +149,25 @@ def demo_processor():
     processor.initialize = processor.shutdown = nothing
     yield processor
     asyncio.run(shutdown())
+
+
+@pytest.fixture(scope="session")
+def unused_tcp_port_factory():
+    """Return a function that finds ports, each another one; pytest-asyncio's may be a client's when it is used."""
+    given = set()
+
+    def find():
+        while (port := free_port()) in given:
+            pass
+        given.add(port)
+        return port
+
+    return find
+
+
+@pytest.fixture
+def unused_tcp_port(unused_tcp_port_factory):
+    return unused_tcp_port_factory()
 
 
 class Api:

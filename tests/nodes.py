@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from benchmarks import held
+from tests.ports import free_port
 
 PIPELINES = ("whisper-demo", "green-tint-cpu", "grayscale-cpu", "passthrough")
 
@@ -32,7 +33,7 @@ class Node:
         self._program = (held.__file__, str(self._report)) if watched else ("-m", "whisper_byoc.cli.main")
         self._descriptors = descriptors
         self._environment = os.environ | (environment or {})
-        self.port = 0
+        self.port = free_port()  # which nobody takes while it is dead
         self._command = command  # the word PORT in it stands for the port
         self.process = None
 

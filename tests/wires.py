@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+from tests.ports import free_port
 from whisper_byoc.aio import stop_listening
 
 
@@ -10,7 +11,7 @@ class Listener:
     """A server whose connections end with it; subclasses have `handle(reader, writer)`."""
 
     def __init__(self):
-        self.port = 0
+        self.port = free_port()  # which nobody takes while it does not listen
         self._listener = None
         self._connections = set()
 
@@ -21,7 +22,6 @@ class Listener:
     async def listen(self):
         """Begin, or begin again at the same port."""
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
 
     def _accept(self, reader, writer):
         task = asyncio.ensure_future(self._serve(reader, writer))

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import refused
+from tests.ports import free_port
 from whisper_byoc import TrickleClient
 from whisper_byoc.cli.main import main
 
@@ -93,9 +93,7 @@ async def test_a_plain_function_that_returns_text_is_a_processor(command, tmp_pa
 async def test_a_change_begins_it_anew(command, tmp_path):
     path = tmp_path / "upper.py"
     path.write_text(FUNCTION)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     server = await command("run", "--reload", "--port", str(port), str(path))
     await server.logged("ready: process")
     path.write_text("this is no Python")

@@ -13,6 +13,7 @@ import tomllib
 import pytest
 
 from tests.deploy.conftest import CHART, yaml
+from tests.ports import free_port
 from whisper_byoc.server.core.limits import Limits
 
 ROOT = CHART.parent.parent.parent
@@ -257,8 +258,7 @@ def test_the_autoscaler_asks_for_what_the_adapter_has(rendered):
 
 @pytest.fixture(scope="module")
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
+from tests.ports import free_port
 from whisper_byoc.errors import ModelError, UnknownModel
 from whisper_byoc.speech import models
 from whisper_byoc.speech.catalogue import Package, alignment_heads
@@ -334,15 +335,9 @@ def test_download_that_only_trickles_ends(server, tiny, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
-def refused_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_nobody_listens(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    url = f"http://127.0.0.1:{refused_port()}/{'0' * 64}/tiny.pt"
+    url = f"http://127.0.0.1:{free_port()}/{'0' * 64}/tiny.pt"
     monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": url})
     with fails_with(url, "Connection refused", *WAYS_OUT):
         models.fetch_model("tiny", tmp_path)

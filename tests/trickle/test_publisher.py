@@ -343,11 +343,8 @@ async def test_a_large_segment_that_does_not_break(trickle):
 
 
 @pytest.mark.parametrize("refresh_seconds", [25.0, 0.01])
-async def test_nobody_there(quick, refresh_seconds):
-    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ch"
-    listener.close()
-    await listener.wait_closed()
+async def test_nobody_there(quick, refresh_seconds, unused_tcp_port):
+    url = f"http://127.0.0.1:{unused_tcp_port}/ch"
     options = quick(patience_seconds=0.05, longest_pause=0.01, refresh_seconds=refresh_seconds)
     async with TricklePublisher(url, options=options) as publisher:
         with pytest.raises(Unreachable, match=r"segment 0 of http.*: Connection refused"):
