@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import ssl
+import struct
 
 import pytest
 from aiohttp import web
 
 from whisper_byoc import connections
-from whisper_byoc.connections import ConnectionLimits, Connections, client_address
+from whisper_byoc.connections import ConnectionLimits, Connections, Lingering, client_address
 from whisper_byoc.errors import RequestRefused
 from whisper_byoc.http import listening, server_tls
 
@@ -249,6 +251,29 @@ async def test_it_is_reset_when_it_does_not_stop(monkeypatch, bound):
         assert (await answer(reader))[0] == 503
         with pytest.raises(ConnectionError):
             await sends_on(writer, 64 << 20)
+
+
+async def test_a_client_that_has_reset_it_is_no_failure():
+    loop, opened, lost = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+            opened.set()
+
+        def connection_lost(self, exc):
+            lost.set()
+
+    accepted, lingering = Accepted(), []
+    async with await loop.create_server(lambda: accepted, "127.0.0.1", 0) as server:
+        client = socket.create_connection(server.sockets[0].getsockname())
+        await opened.wait()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        lingering.append(Lingering(accepted.transport, lingering))
+        async with asyncio.timeout(20):
+            await lost.wait()
+        assert not lingering
 
 
 async def test_the_oldest_of_too_many_that_linger_is_reset():

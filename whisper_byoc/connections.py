@@ -99,7 +99,10 @@ class Lingering(asyncio.Protocol):
         self._left = LINGER_BYTES
         self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
         transport.set_protocol(self)
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # the client has reset it, and the event loop has not seen that yet
+            transport.abort()
         transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:

@@ -148,7 +148,10 @@ class _Client:
 
     async def _linger(self) -> None:
         """Drop what the client still sends: closing would reset the connection, and might take the error from it."""
-        self._writer.write_eof()
+        try:
+            self._writer.write_eof()
+        except OSError:  # the client has reset it already
+            return
         left = LINGER_BYTES
         async with asyncio.timeout(LINGER_SECONDS):
             while left > 0 and (data := await self._reader.read(LARGEST_PART)):
