@@ -255,7 +255,7 @@ def json_object(body: str | bytes) -> dict[str, Any]:
     try:
         found = json_value(body or b"{}")
     except ValueError as error:
-        raise RequestRefused(400, f"the body is no JSON: {error}") from None
+        raise RequestRefused(400, f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise RequestRefused(400, f"the body must be a JSON object, not {type(found).__name__}")
     return found

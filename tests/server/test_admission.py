@@ -49,7 +49,7 @@ async def test_as_many_live_jobs_are_taken_as_can_be_done_in_time(serving):
     api = await serving({"test": speech, "letters": Upper()})
     assert [(await put(api, name, query="?more=1&pipeline=test"))[0] for name in "ab"] == [200, 200]
     status, body, headers = await put(api, "c", query="?more=1&pipeline=test")
-    assert (status, "can do 2 in time" in body["error"], int(headers["Retry-After"]) in RETRY) == (503, True, True)
+    assert (status, "and 2 fit" in body["error"], int(headers["Retry-After"]) in RETRY) == (503, True, True)
     assert (await put(api, "a", query=""))[0] == 200  # those that were taken go on
     assert (await put(api, "d", query="?more=1&pipeline=letters"))[0] == 200  # which measures nothing
     assert (await posted(api, 1))[0] == 200  # recordings have a measure of their own
@@ -169,7 +169,7 @@ async def test_a_socket_without_a_byte_makes_place_and_counts_for_its_address(se
             api.table.jobs[0].client = "192.0.2.1"
             assert (await put(api, name))[0] == 200
         assert (await put(api, "d"))[0] == 200
-        assert "no byte" in (await socket.receive_json())["error"]
+        assert "no bytes" in (await socket.receive_json())["error"]
     assert sorted(job.info.job_id for job in api.table.jobs) == ["a", "b", "c", "d"]
 
 

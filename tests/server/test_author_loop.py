@@ -144,4 +144,4 @@ async def test_a_processor_that_cannot_tell_how_it_is_or_is_stuck_is_in_trouble(
     await api.put("job", b"x")
     assert (await api.json("/readyz"))[0] == 200
     monkeypatch.setattr("whisper_byoc.server.core.pipeline.STUCK_SECONDS", -1.0)
-    assert "has been at one frame for 0 s" in (await api.json("/readyz"))[1]["reasons"][0]
+    assert "has been working on one frame for 0 s" in (await api.json("/readyz"))[1]["reasons"][0]

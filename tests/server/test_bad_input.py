@@ -193,7 +193,7 @@ async def test_a_processor_that_is_cancelled_from_within_is_not_said_to_be_slow(
     await api.put("job", b"x")
     status, body, _ = await api.get("job")
     assert status == 500
-    assert "was cancelled from within" in json.loads(body)["error"]
+    assert "was cancelled: a task" in json.loads(body)["error"]
 
 
 async def test_an_error_that_waits_for_room_when_the_job_is_stopped_counts_once(serving):

@@ -288,7 +288,11 @@ BAD_FORMS = [
     (form_of((FIELD, b"en")), 400, "field named file or audio"),
     (form_of((FILE, b"")), 400, "0 bytes"),
     (form_of((FILE, b"ab"), (FILE, b"ab")), 400, "more than one recording"),
-    (form_of((FILE.replace(b"file;", b"media;").replace(b'"file"', b'"media"'), b"ab")), 400, "media is not read here"),
+    (
+        form_of((FILE.replace(b"file;", b"media;").replace(b'"file"', b'"media"'), b"ab")),
+        400,
+        "media is not accepted here",
+    ),
     (form_of((b"Content-Type: audio/wav", b"ab")), 400, "no name"),
     (form_of((FIELD, b"e" * 70_000)), 413, "language is longer"),
     (form_of((FIELD, b"\xff\xfe")), 400, "multipart form"),

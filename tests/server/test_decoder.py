@@ -95,7 +95,7 @@ async def test_an_ffmpeg_that_takes_nothing_is_replaced(decode, monkeypatch):
     await decoder.feed(bytes(1 << 20))
     assert len(pids()) == 2
     assert not any(map(is_there, pids()))
-    assert losses == ["some of the input was lost, as it could not be decoded: ffmpeg hung"]  # one, as nothing came out
+    assert losses == ["some of the input could not be decoded and was lost: ffmpeg hung"]  # one, as nothing came out
 
 
 @pytest.mark.parametrize(("number", "why"), [(signal.SIGSTOP, "hung"), (signal.SIGKILL, "ended with -9")])

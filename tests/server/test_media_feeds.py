@@ -96,11 +96,11 @@ async def test_a_feed_that_cannot_be_decoded_as_it_arrives_is_held_within_bounds
     data = encoded("mp4 with its index behind")
     api = await serving({"whisper-demo": demo_processor}, recording_bytes=len(data) - 1)
     status, body, _ = await api.put("feed", cut(data, 1111), chunked=True)
-    assert (status, "has its index behind" in body["error"]) == (413, True)
+    assert (status, "has its index at the end" in body["error"]) == (413, True)
     await api.end("feed")
     assert [each["type"] for each in await api.records("feed")] == ["error", "end"]
     messages, code = await talk(api, cut(data, 1111))
-    assert (code, "index behind" in messages[-1]["error"]) == (1001, True)
+    assert (code, "index at the end" in messages[-1]["error"]) == (1001, True)
 
 
 async def test_a_held_feed_whose_client_vanishes_is_decoded_as_far_as_it_can_be(serving, encoded):
@@ -233,7 +233,7 @@ async def test_damage_that_ffmpeg_reads_over_is_a_warning(demo, encoded):
     damaged = data[: len(data) // 2] + random.Random(1).randbytes(500) + data[len(data) // 2 + 500 :]
     status, body, _ = await demo.put("feed", cut(damaged, 9999), chunked=True)
     assert (status, len(body["warnings"])) == (200, 1)
-    assert "not decoded whole" in body["warnings"][0]
+    assert "not completely decoded" in body["warnings"][0]
     assert (await demo.records("feed"))[-1]["warnings"] == body["warnings"]
     messages, code = await talk(demo, cut(damaged, 9999))
     assert ([each.get("warnings") for each in messages if "warnings" in each], code) == ([body["warnings"]], 1000)

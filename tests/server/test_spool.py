@@ -235,11 +235,11 @@ def test_a_spool_is_what_was_written_to_it(parts, at, size):
 def test_room_is_bounded_for_all_and_for_each():
     room = Room(100)
     room.take("a", 50)
-    with pytest.raises(RequestRefused, match="its share") as refused:
+    with pytest.raises(RequestRefused, match="the most it may") as refused:
         room.take("a", 1)
     assert (refused.value.status, refused.value.reason) == (429, "spool_of_address")
     room.take("", 50)
-    with pytest.raises(RequestRefused, match="as much of recordings as it may"):
+    with pytest.raises(RequestRefused, match="MiB of recordings, the most it may"):
         room.take("b", 1)
     room.take("a", -50)
     room.take("b", 50)

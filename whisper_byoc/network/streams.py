@@ -95,7 +95,7 @@ class Streams(abc.ABC, Generic[S]):
         """
         before = self._streams.get(stream_id)
         if stream_id in self._starting or (before is not None and not before.ending):
-            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+            raise RequestRefused(400, f"stream {stream_id!r} is already running")
         self._starting.add(stream_id)
         try:
             if before is not None:

@@ -164,5 +164,5 @@ async def _refuse_encoded(request: web.Request, handler: Handler) -> web.StreamR
         for name in (hdrs.CONTENT_ENCODING, hdrs.TRANSFER_ENCODING):
             given = ", ".join(request.headers.getall(name, ()))
             if not {each.strip().lower() for each in given.split(",")} <= PLAIN_ENCODINGS:
-                raise RequestRefused(415, f"a body in {name} {given[:40]!r} is not read; send it as it is")
+                raise RequestRefused(415, f"a body in {name} {given[:40]!r} is not accepted; send it unencoded")
     return await handler(request)

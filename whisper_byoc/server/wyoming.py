@@ -60,7 +60,9 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
     try:
         server = await asyncio.start_server(accept, **where(host, port))
     except OSError as error:
-        raise StartError(f"port {port} on {host} cannot be had for Wyoming: {error.strerror}; choose another") from None
+        raise StartError(
+            f"port {port} on {host} cannot be opened for Wyoming: {error.strerror}; choose another"
+        ) from None
     try:
         port = server.sockets[0].getsockname()[1]
         log.info("Wyoming listening on port %d", port)

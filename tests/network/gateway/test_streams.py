@@ -50,11 +50,11 @@ async def test_ids_come_from_names_or_from_nowhere(world):
     assert len(await started({})) == 8
     status, answer = await gateway.start("n-a")
     assert status == 400
-    assert "running already" in answer
+    assert "already running" in answer
 
 
 BAD_BODIES = {
-    b"{": "no JSON", b"[]": "object", b"[" * 3000: "nested", b'{"stream_id": 7}': "strings",
+    b"{": "not JSON", b"[]": "object", b"[" * 3000: "nested", b'{"stream_id": 7}': "strings",
     b'{"stream_id": "a/b"}': "a/b", b'{"stream_id": ".."}': "bad stream id", b'{"stream_id": "a-out"}': "another",
     b'{"params": "[1]"}': "params", b'{"params": 5}': "params",
 }  # fmt: skip

@@ -440,7 +440,7 @@ async def test_two_starts_with_one_id(orchestrate):
     assert (await world.start("same", urls, {"input": "pcm16"}))[0] == 200
     status, body = await world.start("same", urls, {"input": "pcm16"})
     assert status == 400
-    assert "running already" in body["message"]
+    assert "already running" in body["message"]
     data, reading = world.follow("same", "-data")
     async with world.publisher("same") as publisher:
         await publisher.publish(bytes(640))
@@ -463,7 +463,7 @@ async def test_a_stream_does_not_take_the_job_of_somebody_else(orchestrate):
         assert (await world.api.put(name, b"abcd", query=f"?pipeline={pipeline}"))[0] == 200
         status, body = await world.post(f"/stream/start?pipeline={pipeline}", {"gateway_request_id": name})
         assert status == 400
-        assert "that is no stream" in body["message"]
+        assert "that is not a stream" in body["message"]
     assert (await world.api.get("a"))[1] == b"4 bytes"
     assert (await world.api.get("b"))[1] == b"dcba"
     status, body = await world.post("/stream/start?pipeline=mirror", {"gateway_request_id": "c"})
@@ -489,9 +489,9 @@ async def test_a_start_that_cannot_be_is_400(orchestrate):
     world = await orchestrate()
     headers = {"Content-Type": "application/json"}
     for body, part in (
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[]", "must be a JSON object"),
-        (b"{}", "gateway_request_id must be a string"),
+        (b"{}", "gateway_request_id must be a non-empty string"),
         (b'{"gateway_request_id": "x", "params": 1}', "params must be a JSON object, not int"),
         (b'{"gateway_request_id": "x", "data_url": 1}', "data_url must be a string, not 1"),
         (

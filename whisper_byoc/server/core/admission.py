@@ -63,7 +63,7 @@ class Admission:
         if recording or not live or capacity is None:
             return None
         if len(live) >= (fits := self.fits(pipeline)):
-            message = f"pipeline {pipeline.name} has {len(live)} live jobs, and can do {fits} in time here"
+            message = f"pipeline {pipeline.name} has {len(live)} live jobs, and {fits} fit"
         elif capacity.late:
             message = f"live jobs of pipeline {pipeline.name} are late by {capacity.lag:.1f} s"
         else:
@@ -78,7 +78,7 @@ class Admission:
         held = (job for job in self._jobs() if (job.has_feed or job.has_reader) and not job.results.ended)
         empty = (job for job in held if job.empty_seconds > YOUNG_SECONDS)
         if client and sum(job.client == client for job in empty) >= self._share:
-            message = f"{self._share} jobs of your address hold places without a byte; send theirs, or end them"
+            message = f"{self._share} jobs from your address have received no bytes; send data, or end them"
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
 
     def dispensable(self, pipeline: Pipeline | None = None) -> Job | None:

@@ -24,7 +24,7 @@ def exits_contained() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as error:
-        raise ProcessorError(f"the processor asked for the end of the program ({error!r})") from None
+        raise ProcessorError(f"the processor tried to exit the program ({error!r})") from None
     except (Exception, asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as error:

@@ -77,7 +77,7 @@ class Job:
             async with asyncio.timeout(self._limits.admission_seconds):
                 await self._call(update, params)
         except TimeoutError:
-            raise RequestRefused(503, "the processor is busy, and did not take the parameters", 1) from None
+            raise RequestRefused(503, "the processor is busy, and did not accept the parameters", 1) from None
 
     def end_input(self) -> None:
         """Finish after a connected feed has handed in its tail and the queue is empty. Harmless when repeated."""
@@ -248,7 +248,7 @@ class Job:
             limit = self._limits.segment_seconds
             raise SegmentTimeout(f"the processor took longer than the segment time limit of {limit:g} s")
         if task.cancelled():
-            raise ProcessorError("the processor was cancelled from within: a task that it waited for was")
+            raise ProcessorError("the processor was cancelled: a task that it awaited was")
         return task.result()
 
     def _abandoned_done(self, task: asyncio.Task[Any]) -> None:

@@ -143,7 +143,7 @@ class Pipeline:
             return f"it cannot tell how it is: {type(error).__name__}: {error}"
         longest = self.call.longest()
         if sentence is None and longest > STUCK_SECONDS:
-            return f"the processor has been at one frame for {longest:.0f} s"
+            return f"the processor has been working on one frame for {longest:.0f} s"
         return sentence
 
     async def start(self, timeout: float) -> None:
@@ -254,4 +254,6 @@ class Pipelines:
                 return pipeline
         wanted = repr(name[:100]) if name else "there is none for speech"
         names = ", ".join(each.name for each in speech) or "-"
-        raise RequestRefused(404, f"model not found: {wanted}; this container has for speech: {names}", param="model")
+        raise RequestRefused(
+            404, f"model not found: {wanted}; this container's speech pipelines: {names}", param="model"
+        )

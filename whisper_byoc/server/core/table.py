@@ -136,7 +136,7 @@ class JobTable:
         check_id(job_id)
         job = self._jobs.get(job_id)
         if job is None:
-            raise RequestRefused(404, f"no job {job_id!r} here: it never began, or ended a while ago")
+            raise RequestRefused(404, f"no job {job_id!r} ; it never began, or ended a while ago")
         return job
 
     async def find(self, job_id: str, timeout: float) -> Job:
@@ -212,12 +212,12 @@ class JobTable:
             empty = self.admission.dispensable(pipeline if refusal.reason == "capacity" else None)
             if empty is None:
                 raise refusal
-            await self._forget_empty(empty, "it had no byte, and another job needed its place")
+            await self._forget_empty(empty, "it had received no bytes, and another job needed its place")
         ended = [job for job in self.jobs if job.results.ended]
         if len(ended) >= self.limits.jobs:
             read = next((job for job in ended if job.fully_read), None)
             if read is None:
-                message = f"{len(ended)} jobs have ended, and their results are still to be read"
+                message = f"{len(ended)} jobs have ended with results still unread"
                 raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs")
             del self._jobs[read.info.job_id]
 
@@ -231,12 +231,10 @@ class JobTable:
                 if job.alone_seconds > self.limits.linger_seconds:
                     self._jobs.pop(job.info.job_id, None)
             elif job.empty_seconds > self.limits.empty_seconds and not (job.has_feed or job.has_reader):
-                await self._forget_empty(job, f"no byte came within {self.limits.empty_seconds:g} s")
+                await self._forget_empty(job, f"no bytes arrived within {self.limits.empty_seconds:g} s")
             elif job.idle_seconds > self.limits.idle_seconds:
                 log.warning("job %s: ended, idle for %.0f s", job.info.job_id, job.idle_seconds)
-                await job.stop(
-                    f"the job was idle for {self.limits.idle_seconds:g} s: nothing came in, and nothing was read"
-                )
+                await job.stop(f"the job was idle for {self.limits.idle_seconds:g} s: no input, and no reads")
             elif job.alone_seconds > job.alone_limit:
                 log.warning("job %s: ended, as nobody feeds or reads it", job.info.job_id)
                 await job.stop(f"nobody fed or read the job for {job.alone_limit:g} s")

@@ -152,4 +152,4 @@ class LiveDecoder:
             raise MediaError(why)
         if self._outputs != self._outputs_at_loss:
             self._outputs_at_loss = self._outputs
-            self._lost(f"some of the input was lost, as it could not be decoded: {why}")
+            self._lost(f"some of the input could not be decoded and was lost: {why}")

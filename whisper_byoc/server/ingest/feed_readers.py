@@ -51,7 +51,7 @@ class MediaReader:
                 await self._decoder.feed(left)
             await self._decoder.finish()
         if self._decoder.complaint:
-            self._feed.warn(f"the feed was not decoded whole, ffmpeg says: {self._decoder.complaint}")
+            self._feed.warn(f"the feed was not completely decoded; ffmpeg says: {self._decoder.complaint}")
 
     async def close(self) -> None:
         await self._decoder.kill()
@@ -93,7 +93,7 @@ class HeldReader:
         """Hold the bytes. Raises `RequestRefused` as `Spool.write` does, and 413 over the limit."""
         limit = self._intake.limit
         if self._held.size + len(data) > limit:
-            raise RequestRefused(413, f"the feed is larger than {limit} bytes, and has its index behind")
+            raise RequestRefused(413, f"the feed is larger than {limit} bytes and has its index at the end")
         await self._held.append(data)
 
     async def finish(self) -> None:
@@ -117,7 +117,7 @@ def _telling(kind: str) -> Iterator[None]:
     try:
         yield
     except DecoderFailed as error:
-        raise DecoderFailed(f"the feed cannot be decoded here now: {error}") from None
+        raise DecoderFailed(f"the feed cannot be decoded now: {error}") from None
     except MediaError as error:
         raise _unreadable("any media" if kind == CONTAINERS else kind, error) from None
 

@@ -97,11 +97,11 @@ async def read_upload(request: web.Request, limits: Limits, spool: Spool) -> Upl
                 upload = Upload(spool, kind, fields=MultiDict(request.query))
     except (*CONNECTION_ERRORS, asyncio.IncompleteReadError) as error:
         if deadline.expired():
-            message = f"the body was not complete after {limits.idle_seconds:g} s, and came slowly"
+            message = f"the body was not complete after {limits.idle_seconds:g} s, and arrived too slowly"
             raise RequestRefused(408, message) from None
         raise RequestRefused(400, f"the body broke off or is malformed: {type(error).__name__}") from None
     if not spool.size:
-        raise BadParam("file", "there is nothing in the recording: it has 0 bytes")
+        raise BadParam("file", "the recording is empty (0 bytes)")
     return upload
 
 
@@ -134,7 +134,7 @@ async def _read_parts(request: web.Request, spool: Spool, keep: Keep) -> Upload 
             while chunk := await part.read_chunk(CHUNK_BYTES):
                 await keep(chunk)
         elif part.filename is not None:
-            raise BadParam(part.name, f"{part.name} is not read here; send the recording as {FILE_FIELDS[0]}")
+            raise BadParam(part.name, f"{part.name} is not accepted here; send the recording as {FILE_FIELDS[0]}")
         else:
             fields.add(part.name, await _read_text(part, part.name))
     fields.extend((name, value) for name, value in request.query.items() if name not in fields)

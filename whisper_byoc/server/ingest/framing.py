@@ -187,7 +187,7 @@ class VideoFraming:
         left = len(self._buffer)
         if not left:
             return []
-        return [BadSegment(f"the feed ended in mid-frame: {left} of {self._size} bytes ({self._shape} RGB24)")]
+        return [BadSegment(f"the feed ended within a frame: {left} of {self._size} bytes ({self._shape} RGB24)")]
 
 
 class WholeBody:

@@ -68,7 +68,7 @@ class Intake:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            message = "no byte of the body had come, and another one needed its place"
+            message = "no bytes had arrived, and another upload needed the place"
             raise RequestRefused(408, message, RETRY_AFTER_SECONDS) from None
         finally:
             self._held.remove(held)
@@ -86,9 +86,9 @@ class Intake:
                 each.deadline.reschedule(now)
                 return
         if len(its) >= share:
-            message = f"this server is busy with {share} recordings from your address, which is its share"
+            message = f"this server is busy: it has {share} recordings from your address, the most it accepts"
             raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
-        message = "this server is busy with as many recordings as it takes at once"
+        message = "this server is busy: it has as many recordings as it accepts at once"
         raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason="jobs")
 
     @asynccontextmanager
@@ -114,7 +114,7 @@ class Intake:
             work = self._decoders.submit(recording.decode, upload, limit, strict=strict, longest=samples)
             try:
                 if not await recording.begins(seconds):
-                    message = f"the recording was not decoded within {seconds:g} s, as there were others"
+                    message = f"the recording was not decoded within {seconds:g} s, because others were before it"
                     raise RequestRefused(429, message, RETRY_AFTER_SECONDS)
                 await recording.wait(AHEAD_SECONDS)
                 yield recording

@@ -88,14 +88,12 @@ class SoundFeed(LiveFeed):
             raise MediaError(f"this is {what}, not sound; {WANTED}")
         if kind in INDEXED and index_is_behind(head):
             if self._intake is None:
-                raise MediaError(
-                    "the index of these media is behind their sound, so they cannot be read as they arrive"
-                )
+                raise MediaError("the index of this file is at its end, so it cannot be decoded as it arrives")
             self._reader = HeldReader(self, kind, self._intake)
         elif kind:
             self._reader = self._reader_of(kind)
         elif head and not self._raw:
-            raise MediaError(f"the body does not begin like the media file that its type names; {WANTED}")
+            raise MediaError(f"the body does not begin like the media type it is declared as; {WANTED}")
         return head
 
     def _reader_of(self, kind: str) -> MediaReader:

@@ -29,10 +29,10 @@ class Room:
         """Refuse (429) so many bytes more of the address `client`, "" if it is not known."""
         message, reason = "", "spool"
         if self.taken + size > self._size:
-            message = f"this server holds as much of recordings as it may, {self._size >> 20} MiB; send this one later"
+            message = f"this server holds {self._size >> 20} MiB of recordings, the most it may; send this one later"
         elif client and self._of_client[client] + size > self._size // CLIENT_SHARE:
             share = self._size // CLIENT_SHARE >> 20
-            message = f"this server holds {share} MiB of recordings from your address, which is its share"
+            message = f"this server holds {share} MiB of recordings from your address, the most it may"
             reason = "spool_of_address"
         if message:
             raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason=reason)
@@ -88,7 +88,7 @@ class Spool:
                 self._file.seek(0, 2)
                 self._file.write(data)
             except OSError as error:
-                message = f"the recording cannot be held here now, on the disk: {error.strerror}; try again later"
+                message = f"the recording cannot be stored on disk now: {error.strerror}; try again later"
                 raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="disk") from error
 
     def read(self, position: int, size: int = -1) -> bytes:

@@ -62,7 +62,7 @@ class StreamTable:
         before = next((job for job in self._table.jobs if job.info.job_id == job_id), None)
         if before is not None:
             if not before.results.ended:  # not to be shared, and not to be abandoned with the stream
-                raise RequestRefused(400, f"a job {job_id!r} that is no stream is running here; use another id")
+                raise RequestRefused(400, f"a job {job_id!r} that is not a stream is running; use another id")
             with contextlib.suppress(RequestRefused):  # an earlier stream of that name
                 await self._table.forget(job_id, "a new stream took its name")
         its = self._table.pipeline_of(job_id, pipeline)
@@ -105,7 +105,7 @@ class StreamTable:
 
     def _check_is_free(self, stream_id: str) -> None:
         if stream_id in self._streams:
-            raise RequestRefused(400, f"stream {stream_id!r} is running already")
+            raise RequestRefused(400, f"stream {stream_id!r} is already running")
 
     def _forget(self, stream_id: str) -> None:
         del self._streams[stream_id]
@@ -224,7 +224,7 @@ async def json_body(request: web.Request) -> Any:
     try:
         return json_value(await read_request(request, MAX_BODY))
     except ValueError as error:
-        raise RequestRefused(400, f"the body is no JSON: {error}") from None
+        raise RequestRefused(400, f"the body is not JSON: {error}") from None
 
 
 def success(request: web.Request, message: str, stream_id: str | None) -> web.Response:

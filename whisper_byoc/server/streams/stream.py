@@ -61,7 +61,7 @@ class StartRequest:
             raise BadParam("body", "the body must be a JSON object")
         request_id = body.get("gateway_request_id")
         if not isinstance(request_id, str) or not request_id:
-            raise BadParam("gateway_request_id", "gateway_request_id must be a string that is not empty")
+            raise BadParam("gateway_request_id", "gateway_request_id must be a non-empty string")
         urls = {name: body.get(name) or None for name in URLS}
         for name, url in urls.items():
             if not isinstance(url, str | None):

@@ -64,7 +64,7 @@ class PpmSplitter:
             frames.append((width, height, bytes(memoryview(self._buffer)[start:end])))
             del self._buffer[:end]
         if len(self._buffer) >= MAX_PPM_HEADER:
-            raise BadSegment("the output of ffmpeg is no picture")
+            raise BadSegment("ffmpeg's output is not a picture")
         return frames
 
 
@@ -175,7 +175,7 @@ class VideoOutput:
                 self._job.inbox.submit_now(BadSegment(message))
                 self._job.end_input()
                 return
-            self._monitor.error(f"the encoder {ending.value}; another one goes on")
+            self._monitor.error(f"the encoder {ending.value}; another one takes over")
 
     async def _next_picture(self, pictures: AsyncIterator[bytes]) -> bool:
         picture = await anext(pictures, None)
