@@ -34,7 +34,7 @@ class StreamHosts:
             if not (_is_address(host) and host in await _addresses(allowed)):
                 raise RequestRefused(
                     403,
-                    f"channels may not be on {host[:100]!r}, which is not an orchestrator that this server registers with; "
+                    f"channels may not be on {host[:100]!r}, which is not an orchestrator of this server; "
                     f"--stream-host {host[:100]} allows it",
                 )
 
