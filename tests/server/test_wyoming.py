@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 from wyoming.asr import Transcribe, Transcript
@@ -127,6 +128,17 @@ async def test_a_client_that_still_sends_has_the_error_and_no_reset(port):
         for _ in range(64):
             writer.write(bytes(65536))
             await writer.drain()
+    writer.close()
+
+
+async def test_a_client_that_reads_no_answer_is_cut_off(port, demo, monkeypatch):
+    monkeypatch.setattr(demo.table, "limits", replace(demo.table.limits, idle_seconds=0.2))
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(20):
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(b'{"type": "describe"}\n' * 1000)
+                await writer.drain()
     writer.close()
 
 

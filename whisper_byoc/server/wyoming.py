@@ -47,8 +47,11 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _Client(table, _Bounded(reader), writer).serve()
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
             log.debug("a Wyoming client is gone: %r", error)
+        except TimeoutError:
+            log.debug("a Wyoming client neither sends nor reads")
+            writer.transport.abort()  # closing would wait until it reads
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(clients) >= MOST_CONNECTIONS:
