@@ -31,6 +31,10 @@ UNTIL_THE_END = 0x7FFF_0000
 MISCOUNTED_SECONDS = 0.1
 """Sound that a header promises and that is not there counts as a wrong header below this, and as lost above."""
 
+CHUNK_HEAD = 8
+"""Bytes of the name and size of a chunk."""
+SOUND_AGAIN = (b"RIFF", b"RIFX", b"data")
+
 _BLOCK = 1 << 20  # bytes read and decoded at a time, so that wide formats need little memory
 
 
@@ -50,7 +54,8 @@ class WavReader:
         self._promised = 0  # bytes of sound, by the header; 0: until the end
         self._missing = 0  # bytes of sound promised that have not come
         self._slack = 0  # bytes that may be missing without a word
-        self._after = b""  # the first bytes behind the sound
+        self._behind: _Behind | None = None
+        self._after = 0  # bytes behind the sound
 
     @property
     def in_header(self) -> bool:
@@ -73,11 +78,13 @@ class WavReader:
             self._frames = FrameDecoder(header.format)
             self._promised = self._missing = header.data_size if header.data_size < UNTIL_THE_END else 0
             self._slack = _slack(header.format)
-        if not self._promised:
+            self._behind = _Behind(header.format, self._promised)
+        if not self._promised or self._behind is None:
             return self._frames.feed(sound)
         known, after = sound[: self._missing], sound[self._missing :]
         self._missing -= len(known)
-        self._after += bytes(after[: 5 - len(self._after)])
+        self._after += len(after)
+        self._behind.feed(after)
         return self._frames.feed(known)
 
     def finish(self) -> NDArray[np.float32]:
@@ -86,11 +93,12 @@ class WavReader:
         Raises:
             WavError: the header never came to its end, or a second WAV follows the first.
         """
-        if self._frames is None:
+        if self._frames is None or self._behind is None:
             raise self._parser.incomplete()
         if self._missing > self._slack:
             self.warnings.append(_cut_off(self._promised, self._promised - self._missing))
-        _refuse_second_wav(self._after, self._promised)
+        if said := self._behind.finish(self._after):
+            self.warnings.append(said)
         return self._frames.finish()
 
 
@@ -156,7 +164,13 @@ def wav_blocks(
     samples = size // header.format.frame_bytes * pcm.SAMPLE_RATE // header.format.rate
     if max_samples is not None and samples > max_samples:
         raise WavError(f"The WAV holds {samples} samples at 16 kHz, over the limit of {max_samples}; send it in parts.")
-    _refuse_second_wav(_read_at(file, start + promised, 5), promised)
+    if promised < there and not open_ended:
+        behind = _Behind(header.format, promised)
+        file.seek(start + promised)
+        while not behind.known and (piece := file.read(_BLOCK)):
+            behind.feed(piece)
+        if said := behind.finish(there - promised):
+            warn(said)
     file.seek(start)
     yield from frame_blocks(file, header.format, size)
 
@@ -256,11 +270,41 @@ def _cut_off(promised: int, there: int) -> str:
     return f"The WAV is cut off: its header promises {promised} bytes of sound and {there} are there"
 
 
-def _refuse_second_wav(after: bytes, data_size: int) -> None:
-    """Refuse concatenated files and chunks of sound: all but the first would be lost without a word."""
-    found = after[data_size % 2 :][:4]
-    if found in (b"RIFF", b"RIFX", b"data"):
-        raise WavError(
-            f"A second WAV file or chunk of sound ({str(found)[1:]}) follows the first in the same input; send one at "
-            "a time."
-        )
+class _Behind:
+    """What follows the sound of a WAV: chunks, which are passed over; or sound that would be lost without a word."""
+
+    def __init__(self, fmt: WavFormat, promised: int) -> None:
+        """`promised` is the size of the `data` chunk in bytes."""
+        self.known = False
+        """Whether something is there that is no chunk, or may not be there."""
+        self._format = fmt
+        self._promised = promised
+        self._skip = promised % 2
+        self._head = b""  # name and size of the next chunk
+
+    def feed(self, data: bytes | memoryview) -> None:
+        while len(data) and not self.known:
+            passed = min(self._skip, len(data))
+            wanted = CHUNK_HEAD - len(self._head)
+            self._skip, self._head = self._skip - passed, self._head + bytes(data[passed : passed + wanted])
+            data = data[passed + wanted :]
+            if len(self._head) == CHUNK_HEAD:
+                size = int.from_bytes(self._head[4:], "big" if self._format.big_endian else "little")
+                self.known = self._head[:4] in SOUND_AGAIN or not (
+                    self._head[:4].isascii() and self._head[:1].isalnum()
+                )
+                self._skip, self._head = size + size % 2, self._head if self.known else b""
+
+    def finish(self, size: int) -> str:
+        """Say that bytes which are no chunks are not read, if they may be sound; there are `size` in all.
+
+        Raises `WavError` for concatenated files and chunks of sound.
+        """
+        if self._head[:4] in SOUND_AGAIN:
+            raise WavError(
+                f"A second WAV file or chunk of sound ({str(self._head[:4])[1:]}) follows the first in the same input; "
+                "send one at a time."
+            )
+        if not self.known or size <= _slack(self._format):
+            return ""
+        return f"The WAV header promises {self._promised} bytes of sound; the {size} bytes behind them were not read"

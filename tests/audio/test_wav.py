@@ -198,6 +198,7 @@ class TestBroken:
             (riff(chunk(b"fmt ", bytes(12)), chunk(b"data", FRAMES)), "has 12 bytes"),
             (wav(FRAMES, bits=24, align=4), "are 3 bytes a frame, not 4"),
             (wav(FRAMES) + wav(FRAMES), "second WAV"),
+            (riff(fmt(), chunk(b"data", FRAMES), chunk(b"LIST", b"INFOx"), chunk(b"data", FRAMES)), "chunk of sound"),
             (wav(FRAMES, rate=0), "says 0 Hz"),
             (wav(FRAMES, rate=1_999), "says 1999 Hz"),
             (riff(fmt(), chunk(b"LIST", b"", size=0xFFFF_FFF0), chunk(b"data", FRAMES)), "no sound within"),
@@ -322,6 +323,31 @@ class TestStream:
         heard = reader.feed(wav(bytes(2 * SECOND))[:-missing])
         assert (len(heard) + len(reader.finish()), reader.in_header) == (SECOND - missing // 2, False)
         assert [said in warning for said, warning in zip(says, reader.warnings, strict=True)] == [True] * len(says)
+
+    @pytest.mark.parametrize("behind", [bytes(SECOND), chunk(b"LIST", b"INFOx") + bytes(SECOND)])
+    def test_bytes_behind_the_sound_that_are_no_chunks_are_told(self, behind):
+        data, told = wav(FRAMES) + behind, []
+        assert len(read_wav(data, warn=told.append)) == len(FRAMES) // 2
+        for size in (1, 7, len(data)):
+            reader = WavReader()
+            for at in range(0, len(data), size):
+                reader.feed(data[at : at + size])
+            reader.finish()
+            told += reader.warnings
+        assert (
+            told
+            == [
+                f"The WAV header promises {len(FRAMES)} bytes of sound; the {len(behind)} bytes behind them "
+                "were not read"
+            ]
+            * 4
+        )
+
+    def test_sound_behind_other_chunks_is_an_error_in_a_stream(self):
+        data = riff(fmt(), chunk(b"data", FRAMES), chunk(b"LIST", b"INFOx"), chunk(b"data", FRAMES))
+        for sizes in ([len(data)], [1], [99]):
+            with pytest.raises(WavError, match="chunk of sound"):
+                stream(data, sizes)
 
     @pytest.mark.parametrize("frames", [b"123", FRAMES])
     def test_a_second_wav_behind_the_first_is_an_error(self, frames):
