@@ -28,7 +28,7 @@ from audio.errors import DecoderFailed, MediaError, UnsupportedWav, WavError
 from audio.ffmpeg import CONTAINERS, NO_AUDIO, complaints, ffmpeg_environment, wav_from_file
 from audio.ogg import spans
 from audio.riff import HEAD_BYTES, begins_like_wav
-from audio.sniff import foreign, is_media
+from audio.sniff import foreign, is_media, promised_size
 from audio.wav import BLOCK_SECONDS, WavReader, wav_blocks
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ SILENT = 1e-3
 
 LONGEST_SILENT = 300.0
 """Seconds without sound behind which a track is not given up for another one."""
+
+MISCOUNTED_BYTES = 4096
+"""What a header promises and is not there counts as a wrong header below this, and as lost above."""
 
 MAX_TRACKS = 8
 
@@ -165,7 +168,13 @@ def decoded_blocks(
     """
     with _opened(source) as (file, name):
         _write_out(file, name)
-        parts = spans(file) if _check_head(file, name).startswith(b"OggS") else []
+        head = _check_head(file, name)
+        if (promised := promised_size(head)) > (size := os.fstat(file.fileno()).st_size) + MISCOUNTED_BYTES:
+            cut_off = f"{name} is cut off: its header promises {promised} bytes and {size} are there"
+            if strict:
+                raise MediaError(f"{cut_off}; send all of it, or leave out strict.")
+            warn(cut_off)
+        parts = spans(file) if head.startswith(b"OggS") else []
         left = max_seconds
         for part in parts if len(parts) > 1 else (None,):
             with ExitStack() as stack:

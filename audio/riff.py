@@ -14,7 +14,7 @@ HEAD_BYTES = 12
 """RIFF, the size of the file, WAVE: what tells a WAV file from anything else."""
 
 RATES = range(8_000, 192_001)  # Hz; what soxr is tried with, and what recorders write
-CHANNELS = range(1, 9)  # up to 7.1
+CHANNELS = range(1, 65)  # field recorders write one for each microphone
 LOWEST_RATE = 2_000
 """Hz; with less nothing can be understood, and a few bytes would be hours of sound."""
 
@@ -58,7 +58,7 @@ class WavFormat:
     bits: int
     """Bits per sample: 8 (unsigned), 16, 24, 32 for `PCM`; 32, 64 for `FLOAT`; 8 for the others."""
     channels: int
-    """1 to 8, interleaved."""
+    """1 to 64, interleaved."""
     rate: int
     """Frames per second, 8 000 to 192 000."""
     big_endian: bool = False

@@ -154,6 +154,22 @@ def index_is_behind(data: bytes) -> bool:
     return data[at + 4 : at + 8] == b"mdat"
 
 
+def promised_size(data: bytes) -> int:
+    """Return the bytes that the header of RIFF (AVI, WAV), RF64, W64 or AIFF says the file has; 0 where it does not.
+
+    Writers that cannot go back leave 0, all ones, or what comes near to it (0x7F000000 of sox).
+    """
+    magic = data[:4]
+    if magic in (b"RF64", b"BW64", b"riff"):
+        riff, w64 = int.from_bytes(data[20:28], "little") + 8, int.from_bytes(data[16:24], "little")
+        size, unknown = w64 if magic == b"riff" else riff, 1 << 62
+    elif magic in (b"RIFF", b"RIFX", b"FORM"):
+        size, unknown = int.from_bytes(data[4:8], "little" if magic == b"RIFF" else "big") + 8, 0x7F00_0000
+    else:
+        return 0
+    return size if size < unknown else 0
+
+
 def _is_text(data: bytes) -> bool:
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(data)

@@ -125,7 +125,7 @@ def wav_blocks(
 
     Args:
         file: RIFF/WAVE with integer samples of 8, 16, 24, 32 bits, float samples of 32, 64 bits, mu-law or A-law (also
-            as WAVE_FORMAT_EXTENSIBLE), 1-8 channels, 8-192 kHz. The `data` chunk's size decides, as far as the file
+            as WAVE_FORMAT_EXTENSIBLE), 1-64 channels, 8-192 kHz. The `data` chunk's size decides, as far as the file
             goes; the RIFF size and the frame size, which many programs get wrong, do not. A size of 0 or from
             `UNTIL_THE_END` on, as of a file that was written to a pipe, means "until the end". An incomplete frame at
             the end is left out.

@@ -217,6 +217,27 @@ class TestErrors:
         with pytest.raises(MediaError, match="moov atom not found"):
             decode_media(data[: len(data) // 2])
 
+    @pytest.mark.parametrize("kind", [("aiff",), ("wav", "-rf64", "always"), ("w64",), ("avi", "-c:a", "mp2")])
+    def test_a_file_shorter_than_its_header_promises_is_told(self, make, tmp_path, kind):
+        whole = make("-f", *kind).read_bytes()
+        told = []
+        decode_media(whole, warn=told.append, strict=True)
+        assert not told
+        cut = whole[: len(whole) // 2]
+        assert len(decode_media(cut, warn=told.append)) == pytest.approx(len(TONE) / 2, rel=0.2)
+        assert told[0].endswith(f"its header promises {len(whole)} bytes and {len(cut)} are there")
+        with pytest.raises(MediaError, match="leave out strict"):
+            decode_media(cut, strict=True)
+
+    @pytest.mark.parametrize("kind", ["wav", "avi"])
+    def test_a_file_written_to_a_pipe_promises_nothing(self, make, kind):
+        source = make("-f", "flac")
+        command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-i", source, "-f", kind, "pipe:1"]
+        data = subprocess.run(command, check=True, capture_output=True, env=ffmpeg_environment(), timeout=30).stdout
+        told = []
+        assert_is_the_tone(decode_media(data, warn=told.append))
+        assert not [each for each in told if "promises" in each]
+
     def test_damage_that_ffmpeg_can_skip_is_logged(self, make, caplog):
         data = bytearray(make("-f", "mp3").read_bytes())
         data[len(data) // 2 : len(data) // 2 + 500] = b"\xff" * 500
