@@ -32,6 +32,8 @@ PIECE_SECONDS = 0.1
 PIECE_BYTES = int(PIECE_SECONDS * pcm.SAMPLE_RATE) * pcm.SAMPLE_WIDTH
 START_SECONDS = 1.0
 """Streams begin spread over this time, as clients do not all begin at once."""
+GOLDEN = (5**0.5 - 1) / 2
+"""The multiples of it, modulo 1, are spread evenly, however many there are."""
 DRAIN_SECONDS = 10.0
 """How long the server may take for what is left when the sound is over; text that comes later is lost."""
 EDGE_SECONDS = 1.0
@@ -158,9 +160,9 @@ class Load:
         async with open_session() as http, asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
-                    _feed(http, server.url, model, sound, number / streams, seconds)
+                    _feed(http, server.url, model, sound, number, number / streams, seconds)
                     if model
-                    else _stream(http, server.url, sound, number / streams, seconds, partials=partials)
+                    else _stream(http, server.url, sound, number, number / streams, seconds, partials=partials)
                 )
                 for number in range(streams)
             ]
@@ -169,7 +171,7 @@ class Load:
         finals, lost = [], 0
         for number, each in enumerate(heard):
             finals += [read - end for _, end, read in each.finals if end < seconds - EDGE_SECONDS]
-            lost += 0 if each.refused else _lost(each, sound, _offset(sound, number / streams), seconds)
+            lost += 0 if each.refused else _lost(each, sound, _offset(sound, number), seconds)
         return cls(
             finals=finals + [math.inf] * lost,
             with_beam=sum(each.with_beam for each in heard) / max(1, sum(len(each.finals) for each in heard)),
@@ -199,21 +201,22 @@ def _lost(heard: Heard, sound: Talk, offset: int, seconds: float) -> int:
     return sum(not any(start < b and end > a for start, end, _ in heard.finals) for a, b in clips)
 
 
-def _offset(sound: Talk, share: float) -> int:
-    return int(share * len(sound.pieces))
+def _offset(sound: Talk, number: int) -> int:
+    """Return the piece that a stream begins with: any run of streams, also the first few, is spread over the talk."""
+    return int(number * GOLDEN % 1.0 * len(sound.pieces))
 
 
 async def _stream(
-    http: aiohttp.ClientSession, url: str, sound: Talk, share: float, seconds: float, *, partials: bool
+    http: aiohttp.ClientSession, url: str, sound: Talk, number: int, share: float, seconds: float, *, partials: bool
 ) -> Heard:
-    """Run one stream, which begins a `share` of the talk, and of the time in which all begin, after the first."""
-    heard, job = Heard(), f"stream-{round(share * 1e6)}"
+    """Run one stream, which begins a `share` of the time in which all begin after the first."""
+    heard, job = Heard(), f"stream-{number}"
     await asyncio.sleep(share * START_SECONDS)
     began = asyncio.get_running_loop().time()
     listening = asyncio.create_task(_listen(http, f"{url}/live/{job}", began, heard))
     try:
         query = f"/live/{job}/source?partials={'true' if partials else 'false'}"
-        await _speak(url, query, sound, _offset(sound, share), round(seconds / PIECE_SECONDS), began, heard)
+        await _speak(url, query, sound, _offset(sound, number), round(seconds / PIECE_SECONDS), began, heard)
         await asyncio.wait({listening}, timeout=0 if heard.refused else DRAIN_SECONDS)
     finally:
         listening.cancel()
@@ -223,9 +226,11 @@ async def _stream(
     return heard
 
 
-async def _feed(http: aiohttp.ClientSession, url: str, model: str, sound: Talk, share: float, seconds: float) -> Heard:
+async def _feed(
+    http: aiohttp.ClientSession, url: str, model: str, sound: Talk, number: int, share: float, seconds: float
+) -> Heard:
     """Run one stream at a gateway: a request whose answer comes while it is sent."""
-    heard, loop, first = Heard(), asyncio.get_running_loop(), _offset(sound, share)
+    heard, loop, first = Heard(), asyncio.get_running_loop(), _offset(sound, number)
     await asyncio.sleep(share * START_SECONDS)
     began, over = loop.time(), asyncio.Event()
 
