@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 3.0
-"""Longest wait for threads of ours to end."""
+"""Longest wait for our own threads to end."""
 
 
 class Changed:
-    """Wakes everyone who waits each time something has changed.
+    """Wakes all waiters each time something has changed.
 
     Unlike `asyncio.Condition` it needs no lock, and `notify` creates no task.
     """
@@ -31,7 +31,7 @@ class Changed:
         self._waiters: set[asyncio.Future[None]] = set()
 
     def notify(self) -> None:
-        """Wake all who wait now."""
+        """Wake everyone waiting now."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -59,10 +59,10 @@ class Changed:
 
 
 class Alarm:
-    """Calls `ring` when so many seconds have passed since it was set.
+    """Calls `ring` once the given number of seconds has passed since it was last set.
 
-    For what is set ten times a second and hardly ever rings: setting it again starts no timer, the one that runs is
-    looked at when it has run down.
+    For alarms that are set ten times a second and hardly ever ring: setting one again starts no new timer; the running
+    timer checks the latest deadline when it expires.
     """
 
     __slots__ = ("_due", "_ring", "_timer")
@@ -73,7 +73,7 @@ class Alarm:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
-        """Ring in so many seconds, and not when it was to ring before."""
+        """Ring in `seconds` from now, replacing any earlier deadline."""
         loop = asyncio.get_running_loop()
         self._due = loop.time() + seconds
         if self._timer is not None and self._timer.when() > self._due:
@@ -83,7 +83,7 @@ class Alarm:
             self._timer = loop.call_at(self._due, self._look)
 
     def clear(self) -> None:
-        """Do not ring."""
+        """Cancel the deadline."""
         self._due = None
 
     def _look(self) -> None:
@@ -101,7 +101,7 @@ class Alarm:
 async def first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> bool:
     """Wait until one of the futures is done; return False when `timeout` seconds passed first.
 
-    Nothing is cancelled and no result is taken: both are left to the owner of the futures.
+    No future is cancelled and no result is retrieved: both are up to the owner of the futures.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
@@ -147,7 +147,7 @@ async def race(*work: Coroutine[Any, Any, T]) -> T:
 async def in_daemon_thread(function: Callable[..., T], *arguments: object, name: str = "") -> T:
     """Call a function that may block for ever; unlike `asyncio.to_thread`, it cannot keep the program from ending."""
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-    outcome.set_running_or_notify_cancel()  # whoever stops waiting does not cancel it
+    outcome.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel it
 
     def call() -> None:
         try:
@@ -188,36 +188,36 @@ class Tasks:
 
 
 async def stop_listening(listener: asyncio.Server) -> None:
-    """Close a listener; whatever it has accepted becomes a connection of its protocol first.
+    """Close a listener, but first let every accepted socket become a connection of its protocol.
 
-    `close` alone drops, without closing it, a connection whose transport is not there yet.
+    `close` alone drops a connection whose transport has not been created yet, without closing it.
     """
     loop = asyncio.get_running_loop()
     try:
         for each in listener.sockets:
             loop.remove_reader(each)
-        for _ in range(2):  # in the first turn the transport is made, in the second one its protocol is told
+        for _ in range(2):  # the first turn makes the transport, the second notifies its protocol
             await asyncio.sleep(0)
     finally:
         listener.close()
 
 
 async def every(seconds: float, action: Callable[[], Awaitable[object] | object], what: str) -> None:
-    """Call `action` every so many seconds until cancelled; `what` names it in the log when it raises."""
+    """Call `action` every `seconds` seconds until cancelled; `what` names it in the log when it raises."""
     while True:
         await asyncio.sleep(seconds)
         try:
             outcome = action()
             if inspect.isawaitable(outcome):
                 await outcome
-        except Exception:  # one failure must not end what has to go on for months
+        except Exception:  # one failure must not end what has to run for months
             log.exception("%s failed; the next try is in %g s", what, seconds)
 
 
 def backoff(first: float, longest: float) -> Iterator[float]:
-    """Yield the pauses between tries, in seconds: they double from `first` up to `longest`.
+    """Yield the pauses between attempts, in seconds, doubling from `first` up to `longest`.
 
-    Each is shortened by up to a half, so that many clients of one server do not come back all at once.
+    Each is shortened by up to half, at random, so that the many clients of one server do not all return at once.
     """
     chance = random.SystemRandom()
     pause = min(first, longest)
@@ -227,7 +227,7 @@ def backoff(first: float, longest: float) -> Iterator[float]:
 
 
 def die_of(number: signal.Signals) -> None:
-    """Let a signal end the process at once, the first of a container too, on which signals have no default effect."""
+    """Let a signal end the process at once, even as PID 1 of a container, where signals have no default effect."""
     if os.getpid() > 1:
         signal.signal(number, signal.SIG_DFL)
     else:
@@ -235,9 +235,9 @@ def die_of(number: signal.Signals) -> None:
 
 
 def stop_on_signals(*numbers: signal.Signals, die: bool = True) -> asyncio.Event:
-    """Return an event that the first of the signals sets (default: SIGTERM and SIGINT).
+    """Return an event that the first of these signals sets (default: SIGTERM and SIGINT).
 
-    The second one ends the process at once; without `die` it has the effect that Python gives it.
+    The second signal ends the process at once; without `die`, it has Python's default effect.
     """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     numbers = numbers or (signal.SIGTERM, signal.SIGINT)

@@ -1,8 +1,8 @@
-"""The import names of the tutorial's scripts, `pytrickle` and `http_trickle`: there for one script, never installed.
+"""The tutorial scripts' import names, `pytrickle` and `http_trickle`: provided to one script, never installed.
 
 `pytrickle` has our `FrameProcessor` and `run_processor`; every other name, and every submodule, comes from the real
 pytrickle where that is installed. `http_trickle` has our `TrickleClient`.
-A script may import `run_processor` from `whisper_byoc` as well: that is replaced, too.
+A script may also import `run_processor` from `whisper_byoc`, so that is replaced too.
 """
 
 import importlib.machinery
@@ -21,7 +21,7 @@ Runner = Callable[..., Any]
 
 @contextmanager
 def tutorial_names(run_processor: Runner) -> Iterator[None]:
-    """While the context lasts, `import pytrickle` and `import http_trickle` find ours, with this `run_processor`."""
+    """While the context lasts, `import pytrickle` and `import http_trickle` find our own, with this `run_processor`."""
     ours = {"pytrickle": pytrickle_module(run_processor), "http_trickle": ModuleType("http_trickle")}
     vars(ours["http_trickle"]).update(__doc__="whisper-byoc's client", TrickleClient=TrickleClient)
     before = {name: sys.modules.get(name) for name in ours}
@@ -51,7 +51,7 @@ def pytrickle_module(run_processor: Runner) -> ModuleType:
     def fall_back(name: str) -> Any:
         if real is None or real.loader is None or (name.startswith("__") and name != "__version__"):
             raise AttributeError(f"module 'pytrickle' has no attribute {name!r} (whisper-byoc stands in for it)")
-        if not loaded:  # its own __init__ runs on first need only: it imports torch and av
+        if not loaded:  # its own __init__, which imports torch and av, runs only when needed
             package = importlib.util.module_from_spec(real)
             real.loader.exec_module(package)
             loaded.append(package)

@@ -1,4 +1,4 @@
-"""Connections of a listener: how many there may be, and how long one may take to say what it wants."""
+"""A listener's connections: how many there may be, and how long each may take to send its request."""
 
 import asyncio
 import ipaddress
@@ -24,52 +24,52 @@ from whisper_byoc.logs import one_line
 log = logging.getLogger(__name__)
 
 MONITORED = frozenset(("/health", "/healthz", "/readyz"))
-"""Paths that are answered in the reserve."""
+"""Paths served to connections in the reserve."""
 HANDSHAKE_SECONDS = 10
 """Longest time for the TLS handshake of a client."""
 LINGER_SECONDS = 10.0
 LINGER_BYTES = 64 << 20
-"""What a client may go on sending after its last answer, and for how long, before its connection is reset."""
+"""How much a client may go on sending after its last response, and for how long, before its connection is reset."""
 LOG_SECONDS = 10.0
-"""Between two lines on the same trouble."""
+"""Shortest time between two log lines about the same problem."""
 MOST_CONNECTIONS = 10_000
 RESERVE_SHARE = 8
-"""One client address may hold this part of the reserve (one place in so many)."""
+"""One client address may hold one in this many places of the reserve."""
 TOO_MANY = "there are too many connections; try again later"
 IPV6_NETWORK_BITS = 64
-"""Of an address: what one client has for itself."""
+"""Leading bits of an address: the network that one client has to itself."""
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How many connections a listener has."""
+    """How many connections a listener accepts."""
 
     total: int
     per_address: int
     """From one IPv4 address, or one IPv6 network of 64 bits."""
     reserve: int = 16
-    """Beyond both: for monitors, which get answers to `MONITORED` and nothing else."""
+    """Places beyond both limits, for monitors: only `MONITORED` is served there."""
     head_seconds: float = 20.0
-    """Longest time for the head of a request, from the connection's opening or the head's first bytes."""
+    """Longest time for a request head to arrive, from the opening of the connection or from the head's first bytes."""
 
     reserve_head_seconds: float = 2.0
-    """The same in the reserve, whose places have to be free again soon."""
+    """The same in the reserve, whose places must become free again soon."""
 
     @property
     def lingering(self) -> int:
-        """How many may be `Lingering`; some of them have no place."""
+        """How many connections may be `Lingering`; some of them hold no place."""
         return max(1, self.reserve, self.total // 8)
 
     @classmethod
     def of_this_process(cls) -> "ConnectionLimits":
-        """Give clients half of the file descriptors, as a job may need another for a peer, a program or a file."""
+        """Give clients half of the file descriptors, since a job may need another for a peer, a program or a file."""
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         total = MOST_CONNECTIONS if descriptors < 0 else max(1, min(MOST_CONNECTIONS, descriptors // 2))
         return cls(total, max(1, total // 2))
 
 
 class Seldom:
-    """Logs one line on a trouble in `LOG_SECONDS`, with how often it was left out since the last one."""
+    """Logs a problem at most once per `LOG_SECONDS`, with the number of occurrences suppressed since the last line."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -85,13 +85,13 @@ class Seldom:
 
 
 class Lingering(asyncio.Protocol):
-    """Closes a connection in both directions: ends ours, then drops what the client still sends until it ends its own.
+    """Closes both directions of a connection: ends ours, then drops what the client still sends until it ends its own.
 
-    Closing with bytes unread would reset the connection, and a client that is still sending may then lose the answer.
+    Closing with bytes unread would reset the connection, and a client that is still sending might lose the response.
     """
 
     def __init__(self, transport: asyncio.Transport, among: list["Lingering"]) -> None:
-        """`among` are those of the same listener, from which it goes when it is closed."""
+        """`among` is the listener's list of lingering connections; this one removes itself when it closes."""
         self.close = transport.close
         self.abort = transport.abort
         self._among = among
@@ -101,7 +101,7 @@ class Lingering(asyncio.Protocol):
         transport.set_protocol(self)
         try:
             transport.write_eof()
-        except OSError:  # the client has reset it, and the event loop has not seen that yet
+        except OSError:  # the client has reset it, which the event loop has not noticed yet
             transport.abort()
         transport.resume_reading()
 
@@ -124,14 +124,14 @@ class Connections:
         self.limits = limits
         self.refusals, self.slow_heads, self.malformed, self.descriptors = Seldom(), Seldom(), Seldom(), Seldom()
         self._places = Counter[str]()
-        self._reserve: list[BoundedHandler] = []  # the oldest first
-        self._lingering: list[Lingering] = []  # the oldest first
+        self._reserve: list[BoundedHandler] = []  # oldest first
+        self._lingering: list[Lingering] = []  # oldest first
 
     def enter(self, handler: "BoundedHandler") -> bool | None:
-        """Count a connection; return whether it is in the reserve, None if there is no place for it.
+        """Count a connection; return whether it is in the reserve, or None if there is no place for it.
 
-        In the reserve the oldest one that is at no request gives its place to a new one: of the same address where that
-        has its share.
+        When the reserve is full, its oldest connection between requests gives way to the new one; if the new one's
+        address already has its share, one of that address does.
         """
         limits, address = self.limits, handler.address
         if self._places.total() < limits.total and self._places[address] < limits.per_address:
@@ -161,18 +161,18 @@ class Connections:
         handler.reserved = None
 
     def linger(self, transport: asyncio.Transport) -> None:
-        """Close a connection that has had its last answer; the oldest of too many of these is reset."""
+        """Close a connection that has had its last response; when too many linger, the oldest is reset."""
         if len(self._lingering) >= self.limits.lingering:
             self._lingering.pop(0).abort()
         self._lingering.append(Lingering(transport, self._lingering))
 
     def close(self) -> None:
-        """Close those that linger."""
+        """Close the lingering connections."""
         for each in self._lingering:
             each.close()
 
     def factory(self, server: web.Server, tls: ssl.SSLContext | None) -> Callable[[], asyncio.BaseProtocol]:
-        """Return what makes the protocol of each connection to an application's server."""
+        """Return the factory that makes the protocol of each connection to an application's server."""
         options = handler_options(server)
 
         def make() -> asyncio.BaseProtocol:
@@ -182,7 +182,7 @@ class Connections:
         return make
 
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log in one line that the system has no descriptors left; asyncio writes a hundred tracebacks a second."""
+        """Log in one line that the system is out of descriptors; asyncio would log a hundred tracebacks a second."""
         if "socket.accept()" in context.get("message", ""):
             self.descriptors.warning(f"no connection can be accepted: {context.get('exception')}")
         else:
@@ -195,7 +195,7 @@ class BoundedHandler(web.RequestHandler):
     def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
         super().__init__(server, **options)
         self.reserved: bool | None = None
-        """Whether it is in the reserve; None when it has no place."""
+        """Whether it is in the reserve; None when it holds no place."""
         self.address = ""
         self._connections = connections
         self._tcp: asyncio.Transport | None = None
@@ -203,7 +203,7 @@ class BoundedHandler(web.RequestHandler):
         self._body: StreamReader | None = None  # of the newest request
 
     def count(self, tcp: asyncio.BaseTransport) -> None:
-        """Take a place, if there is one, for a connection that was opened; `reserved` says which."""
+        """Take a place, if there is one, for a newly opened connection; `reserved` says of which kind."""
         assert isinstance(tcp, asyncio.Transport)
         self._tcp, self.address = tcp, client_address(tcp)
         self.reserved = self._connections.enter(self)
@@ -230,27 +230,27 @@ class BoundedHandler(web.RequestHandler):
         transport = self.transport
         if not gone and not resp.keep_alive and transport is not None and not transport.is_closing():
             assert isinstance(transport, asyncio.Transport)
-            if transport.can_write_eof():  # TLS has an end of its own
+            if transport.can_write_eof():  # TLS has its own way of ending
                 self._linger(transport)
         return resp, gone
 
     def leave(self) -> None:
-        """Give the place back, if there still is one."""
+        """Give back the place, if one is still held."""
         self._head_is_there()
         self._connections.leave(self)
 
     @property
     def idle(self) -> bool:
-        """Whether no request of it is being worked on."""
+        """Whether none of its requests is being handled."""
         return awaits_head(self)
 
     def give_way(self) -> None:
-        """Leave the reserve to another connection."""
+        """Give up the place in the reserve to another connection."""
         self._connections.leave(self)
         self._head_is_there()
         if isinstance(self.transport, asyncio.Transport):
             self._answer(self.transport, HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
-        elif self._tcp is not None:  # it is in its TLS handshake, or lingers
+        elif self._tcp is not None:  # it is in its TLS handshake, or lingering
             self._tcp.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -271,7 +271,7 @@ class BoundedHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer bytes that are no request in the form of all errors, with one line in the log."""
+        """Answer bytes that are not a request with the usual error body, and log one line."""
         if status != HTTPStatus.BAD_REQUEST:
             return super().handle_error(request, status, exc, message)
         why = one_line((message or str(exc) or type(exc).__name__).strip().partition("\n")[0])[:200]
@@ -307,7 +307,7 @@ class BoundedHandler(web.RequestHandler):
         )
 
     def _answer(self, transport: asyncio.Transport, status: HTTPStatus, message: str) -> None:
-        """Answer where there is no request, and close."""
+        """Answer when there is no request, and close."""
         body = json.dumps({"error": message}).encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
@@ -326,10 +326,10 @@ class BoundedHandler(web.RequestHandler):
 
 
 class CountedTls(SSLProtocol):
-    """TLS of a connection that has a place from its opening on, not from the end of its handshake."""
+    """TLS for a connection that holds a place from its opening, not only from the end of its handshake."""
 
     def __init__(self, handler: BoundedHandler, context: ssl.SSLContext) -> None:
-        waiter: Any = None  # for who connects; the one who listens has none
+        waiter: Any = None  # only the connecting side has one; a listener does not
         super().__init__(
             asyncio.get_running_loop(),
             handler,
@@ -353,7 +353,7 @@ class CountedTls(SSLProtocol):
 
 @web.middleware
 async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let requests of connections in the reserve read what monitors do, and nothing else."""
+    """Let requests on connections in the reserve read what monitors read, and nothing else."""
     if not getattr(request.protocol, "reserved", False):
         return await handler(request)
     if request.path not in MONITORED:
@@ -365,7 +365,7 @@ async def keep_reserve(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def continue_when_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Ask for the body of a request that nobody has refused, where its client waits to be asked."""
+    """Ask for the body of a request that has not been refused, if its client is waiting for `100 Continue`."""
     expected = request.headers.get(hdrs.EXPECT, "")
     if expected and expected.lower() != "100-continue":
         raise RequestRefused(417, f"this server cannot do what the request expects: {expected[:40]!r}")
@@ -375,7 +375,7 @@ async def continue_when_asked(request: web.Request, handler: Handler) -> web.Str
 
 
 def client_address(transport: asyncio.BaseTransport) -> str:
-    """Return the address of the client, of IPv6 its network; empty for one that has none."""
+    """Return the client's address, or its network for IPv6; empty if it has none."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return ""

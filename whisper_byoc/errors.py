@@ -1,7 +1,7 @@
 """Every error this package raises on purpose. Each message is one sentence that a user can act on.
 
-Sound that cannot be read is `audio.errors.AudioError` (that package imports nothing of ours), what goes wrong with
-trickle a branch of this tree in `whisper_byoc.trickle.errors`.
+Sound that cannot be read raises `audio.errors.AudioError` (that package imports nothing of ours); trickle's errors are
+a branch of this tree in `whisper_byoc.trickle.errors`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class ByocError(Exception):
 
 
 class UsageError(ByocError):
-    """The caller asked for what cannot be: an option, a script, a file."""
+    """The caller asked for something impossible: an option, a script, a file."""
 
 
 class UnknownPipeline(UsageError):
@@ -29,7 +29,7 @@ class UnknownModel(UsageError):
 
 
 class BadParam(UsageError):
-    """The parameter `name` has a value that it cannot have; a server answers 400."""
+    """The parameter `name` has an invalid value; a server answers 400."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class BadParam(UsageError):
 
 
 class ModelError(ByocError):
-    """A checkpoint that cannot be had, is not what its hash says, or does not load."""
+    """A checkpoint that cannot be obtained, does not match its hash, or does not load."""
 
 
 class StartError(ByocError):
@@ -48,11 +48,11 @@ class SegmentError(ByocError):
     """One segment has no result; other segments and jobs go on."""
 
     kind: ClassVar[str] = "segment"
-    """Under which operators count it."""
+    """The label under which it is counted in the metrics."""
 
 
 class BadSegment(SegmentError):
-    """The segment's bytes are not what the pipeline reads."""
+    """The segment's bytes are not in a form that the pipeline reads."""
 
     kind = "input"
 
@@ -72,8 +72,8 @@ class ProcessorError(SegmentError):
 class RequestRefused(ByocError):
     """The server will not take this request.
 
-    `status` is the HTTP status to answer; `retry_after` (seconds) goes into `Retry-After` when given; `param` is the
-    parameter or form field that is to blame, if it is one; `reason` is the word under which operators count it, by
+    `status` is the HTTP status of the response; `retry_after` (seconds), when given, goes into `Retry-After`; `param`
+    is the parameter or form field at fault, if any; `reason` is the label under which it is counted in the metrics, by
     default the status's name.
     """
 
@@ -94,7 +94,7 @@ class RequestRefused(ByocError):
 
 
 class PeerBusy(RequestRefused):
-    """The container or orchestrator that the request would go to has no room; another one may have."""
+    """The container or orchestrator that the request would go to has no room; another may have some."""
 
     def __init__(self, message: str, retry_after: int = 1, status: int = 503) -> None:
         super().__init__(status, message, retry_after)
@@ -103,7 +103,7 @@ class PeerBusy(RequestRefused):
 class PeerFailed(RequestRefused):
     """The container or orchestrator that the request went to failed, or was too slow (`status` 504).
 
-    `reached` tells whether it has got anything of the request.
+    `reached` is whether the peer has received any part of the request.
     """
 
     def __init__(self, message: str, status: int = 502, *, reached: bool = True) -> None:
@@ -112,7 +112,7 @@ class PeerFailed(RequestRefused):
 
 
 class ReaderGone(ByocError):
-    """The client that an answer is for has gone, or does not read it; no peer is to blame."""
+    """The client that a response is for has gone, or does not read it; no peer is to blame."""
 
 
 class ClientError(ByocError):

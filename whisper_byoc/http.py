@@ -23,28 +23,28 @@ from whisper_byoc.connections import ConnectionLimits, Connections, continue_whe
 from whisper_byoc.errors import RequestRefused, StartError, UsageError
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
-"""What a request raises when the server is gone, breaks off or is too slow: another try may do better."""
+"""What a request raises when the server is gone, breaks off or is too slow; a retry may succeed."""
 
 CONNECT_SECONDS = 10.0
 BACKLOG = 128
 SMALL_BODY = 64 * 1024
-"""Bytes; enough for what peers tell each other in JSON."""
+"""Bytes; enough for the JSON that peers exchange."""
 
 
 def base_url(text: str, *, scheme: str = "", port: int | None = None, credentials: bool = False) -> str:
-    """Check the address of a server, and return it as a URL without a slash at its end.
+    """Check the address of a server, and return it as a URL without a trailing slash.
 
-    `scheme` and `port` are added where the text has none; without `scheme` the text must begin with one. A user name
+    `scheme` and `port` are added if the text has none; without `scheme`, the text must begin with one. A user name
     and password are refused unless `credentials` is true. Raises `UsageError`.
     """
     url = text.strip()
     if scheme and "://" not in url:
         url = f"{scheme}://{url}"
-    if "@" in url and not credentials:  # first, as other messages show the address
+    if "@" in url and not credentials:  # first, because other messages show the address
         raise UsageError("the address of a server must not have a user name or password in it")
     try:
         parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")  # raises for names that no host can have
+        (parts.hostname or "").encode("idna")  # raises for impossible host names
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
@@ -57,17 +57,17 @@ def base_url(text: str, *, scheme: str = "", port: int | None = None, credential
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL, which may be malformed, as messages show it: without a user and password, and without its query."""
+    """Return a URL, possibly malformed, as messages show it: without user, password and query."""
     return re.sub("//[^/]*@", "//", url.partition("?")[0])
 
 
 def reachable(host: str, if_everywhere: str) -> str:
-    """Return where a listener on `host` is reached, as URLs have it; `if_everywhere` where it is bound to all."""
+    """Return the host of a URL that reaches a listener on `host`; `if_everywhere` if it is bound to all addresses."""
     return bracketed(if_everywhere if host in ("", "0.0.0.0", "::") else host)
 
 
 def bracketed(host: str) -> str:
-    """Write a host as URLs have it: an IPv6 address in brackets."""
+    """Write a host as it appears in URLs: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -79,9 +79,9 @@ def open_session(
     headers: Mapping[str, str] | None = None,
     buffer_bytes: int = 64 * 1024,
 ) -> aiohttp.ClientSession:
-    """Open a session that takes bytes as they are, keeps no cookies and has no limit on connections.
+    """Open a session that does not decompress bodies, keeps no cookies and does not limit connections.
 
-    go-livepeer's orchestrators sign their own certificates: `verify` is false towards them.
+    go-livepeer's orchestrators sign their own certificates, so `verify` is false for them.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=verify),
@@ -95,9 +95,9 @@ def open_session(
 
 
 def where(host: str, port: int) -> dict[str, Any]:
-    """Return the arguments of asyncio's servers for a listener; `::` is IPv4 too, which asyncio leaves out.
+    """Return the arguments of asyncio's servers for a listener; `::` includes IPv4, which asyncio leaves out.
 
-    Raises `OSError` when the address cannot be had.
+    Raises `OSError` when the address is not available.
     """
     if host != "::" or not socket.has_dualstack_ipv6():
         return {"host": host, "port": port}
@@ -116,12 +116,12 @@ async def listening(
     tls: ssl.SSLContext | None = None,
     **options: Any,
 ) -> AsyncIterator[int]:
-    """Serve an application while the context lasts, and yield the port, which the system chose if it was 0.
+    """Serve an application while the context lasts, and yield the port (chosen by the system if `port` is 0).
 
-    Bodies arrive as they were sent, a compressed one too: unpacking one of a megabyte takes the event loop seconds.
-    `limits` are of connections; by default they follow from how many files this process may open. With `tls`, of
-    `server_tls`, it is HTTPS. `options` are for `aiohttp.web.AppRunner`. Raises `StartError` when the address cannot be
-    had.
+    Bodies arrive as they were sent, even compressed ones: unpacking a megabyte would block the event loop for seconds.
+    `limits` bounds the connections; by default it follows from how many files this process may open. With `tls`, from
+    `server_tls`, it serves HTTPS. `options` are for `aiohttp.web.AppRunner`. Raises `StartError` when the address is
+    not available.
     """
     connections = Connections(limits or ConnectionLimits.of_this_process())
     defer_continue(app)
@@ -161,13 +161,13 @@ async def listening(
 
 
 def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
-    """Read a certificate with its chain, and its key, which may be in the same file; both are PEM.
+    """Read a PEM certificate with its chain, and its PEM key, which may be in the same file.
 
     Raises `UsageError`.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 or newer, no certificates of clients
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 or newer, no client certificates
     try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")  # a service has nobody to ask for one
+        context.load_cert_chain(certificate, key, password=lambda: b"")  # a service has nobody to prompt
     except (OSError, ValueError) as error:
         names = f"{certificate} and {key}" if key else f"{certificate}"
         why = error.strerror if type(error) is not ssl.SSLError and isinstance(error, OSError) else str(error)
@@ -176,9 +176,9 @@ def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say why a request failed; a failed connection as the operating system says it."""
+    """Say why a request failed; for a failed connection, in the operating system's words."""
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-        number = error.os_error.errno or 0  # a name that cannot be looked up has a negative one, not the system's
+        number = error.os_error.errno or 0  # for a failed name lookup it is negative, not the system's
         return os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection broke off"
@@ -188,7 +188,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def abort(request: web.Request) -> None:
-    """Drop the connection of a client that is gone or does not read: an orderly end could wait for ever."""
+    """Drop the connection of a client that is gone or does not read: an orderly close could wait for ever."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -198,7 +198,8 @@ async def read_body(
 ) -> bytes:
     """Read a body to its end.
 
-    Beyond `limit` bytes raise `too_large`; without it, return the first `limit` bytes and leave the rest unread.
+    Beyond `limit` bytes, raise `too_large` if given; otherwise return the first `limit` bytes and leave the rest
+    unread.
     """
     body = bytearray()
     while chunk := await content.readany():
@@ -219,7 +220,7 @@ async def read_request(request: web.Request, limit: int = SMALL_BODY) -> bytes:
 
 
 async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -> AsyncIterator[bytes]:
-    """Cut chunks of any size into lines without their ends.
+    """Cut chunks of any size into lines, without their line ends.
 
     A line of more than `limit` bytes raises `too_long`.
     """
@@ -239,7 +240,7 @@ async def lines(chunks: AsyncIterable[bytes], limit: int, too_long: Exception) -
 def json_value(text: str | bytes) -> Any:
     """Decode JSON from outside.
 
-    Raises `ValueError`, also for what is nested more deeply than Python follows.
+    Raises `ValueError`, also for nesting deeper than Python can follow.
     """
     try:
         return json.loads(text)
@@ -248,7 +249,7 @@ def json_value(text: str | bytes) -> Any:
 
 
 def json_object(body: str | bytes) -> dict[str, Any]:
-    """Decode a request's body that is a JSON object; an empty body is an empty object.
+    """Decode a request body that must be a JSON object; an empty body is an empty object.
 
     Raises `RequestRefused` (400).
     """

@@ -23,7 +23,7 @@ _OTHER_NAMES = (
     "my burmese, es castilian, nl flemish, ht haitian, lb letzeburgesch, zh mandarin, ro moldavian, ro moldovan, "
     "pa panjabi, ps pushto, si sinhalese, ca valencian, zh cmn, tl fil, he iw, jw jv, no nb"
 )
-"""The other names of openai-whisper's `TO_LANGUAGE_CODE`, and codes in use for what Whisper has under another one."""
+"""The other names in openai-whisper's `TO_LANGUAGE_CODE`, and codes in use that Whisper lists under another code."""
 _CODES = MappingProxyType(
     {name: code for code, name in (*LANGUAGES.items(), *(entry.split() for entry in _OTHER_NAMES.split(", ")))}
 )
@@ -32,7 +32,7 @@ _CODES = MappingProxyType(
 def language_code(tag: str) -> str | None:
     """Return Whisper's code for a tag (`de`, `en-US`, `pt_BR`) or an English name, in any case; None if unknown.
 
-    Of a tag only the primary language subtag counts (RFC 5646, section 2.2.1).
+    Only the primary language subtag of a tag counts (RFC 5646, section 2.2.1).
     """
     name = " ".join(tag.lower().split())
     primary = name.replace("_", "-").partition("-")[0]

@@ -1,4 +1,4 @@
-"""The names and shapes that go-livepeer gives to BYOC: headers, ids, the job header, and what a capability is.
+"""go-livepeer's names and formats for BYOC: headers, ids, the job header, and capabilities.
 
 Sources: go-livepeer 0.9, byoc/types.go, byoc/job_orchestrator.go, core/external_capabilities.go.
 """
@@ -14,23 +14,23 @@ from whisper_byoc.errors import RequestRefused, UsageError
 from whisper_byoc.http import base_url, json_value
 
 JOB: Final = "Livepeer"
-"""Header that describes a job: base64 of JSON, with JSON in two of its strings."""
+"""Header that describes a job: base64 of a JSON object, two of whose strings are JSON themselves."""
 MODEL: Final = "X-Model-Id"
 """Header that names the capability of a frame or a live feed."""
 CAPABILITY: Final = "Livepeer-Capability"
 """Header of a token request: the name of a capability."""
 SENDER: Final = "Livepeer-Eth-Address"
-"""Header of a token request: who asks."""
+"""Header of a token request: who is asking."""
 BALANCE: Final = "Livepeer-Balance"
 STREAM_ID: Final = "X-Stream-Id"
 CAPABILITY_URL: Final = "X-Capability-Url"
-"""Header of ours: which of several containers of one name unregisters; go-livepeer's body is the bare name."""
+"""Our own header: which of several containers with one name unregisters; go-livepeer's body is only the name."""
 
 NOBODY: Final = "0x" + "0" * 40
 """The zero address; off-chain, it and an empty signature stand for a gateway without a key."""
 
 ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
-"""What a job or stream may be called: characters that a URL holds as they are (RFC 3986, unreserved)."""
+"""What a job or stream may be called: characters that a URL needs no escapes for (RFC 3986, unreserved)."""
 CAPABILITY_NAME = re.compile(r"[!-~]{1,128}")
 
 LONGEST_JOB_SECONDS = 24 * 3600
@@ -78,7 +78,7 @@ class JobHeader:
     def parse(cls, text: str | None) -> Self:
         """Read the header's value.
 
-        Raises `RequestRefused` (400) for what go-livepeer refuses too: a part that is missing, or is not JSON.
+        Raises `RequestRefused` (400) where go-livepeer refuses too: when a part is missing or is not JSON.
         """
         if not text:
             raise RequestRefused(400, f"the {JOB} header is missing: base64 of a JSON object that describes the job")
@@ -98,22 +98,22 @@ class JobHeader:
         return cls(capability, seconds, fields["request"], fields["parameters"], job_id)
 
     def encode(self) -> str:
-        """Return the header's value as a gateway without a key writes it; orchestrators take that off-chain."""
+        """Return the header's value as a gateway without a key writes it, which off-chain orchestrators accept."""
         return _header_value(asdict(self) | {"sender": NOBODY, "sig": ""})
 
     def asking(self, **details: Any) -> Self:
-        """Return the same job with more keys in `request`."""
+        """Return the same job with additional keys in `request`."""
         return replace(self, request=json.dumps(object_in(self.request, "request") | details))
 
     @property
     def stream_id(self) -> str:
-        """The stream that `request` is about; empty if it names none."""
+        """The stream that `request` names; empty if none."""
         found = object_in(self.request, "request").get("stream_id", "")
         return found if isinstance(found, str) else ""
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What `parameters` holds, such as `enable_data_output`."""
+        """The contents of `parameters`, such as `enable_data_output`."""
         return object_in(self.parameters, "parameters")
 
 
@@ -153,17 +153,17 @@ class Capability:
     description: str = ""
     url: str = ""
     capacity: int = 0
-    """Jobs at once."""
+    """How many jobs run at once."""
     price_per_unit: int = 0
     """Price of a second of compute, times `price_scaling`, in `currency`; 0 is free."""
     price_scaling: int = 1
     currency: str = ""
-    """Empty is wei. Other currencies than wei and eth need an orchestrator with a price feed."""
+    """Empty means wei. Currencies other than wei and eth need an orchestrator with a price feed."""
     token: str = field(default="", repr=False)
-    """Bearer token that the orchestrator shall send to the container; empty is none."""
+    """Bearer token that the orchestrator is to send to the container; empty for none."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for what an orchestrator would not take."""
+        """Raise `UsageError` for values that an orchestrator would not accept."""
         if self.name and not CAPABILITY_NAME.fullmatch(self.name):
             raise UsageError(f"bad capability name {self.name!r}: use 1-128 visible ASCII characters, no spaces")
         if self.url:
@@ -182,6 +182,6 @@ class Capability:
 
 
 def check_header_value(what: str, value: str) -> None:
-    """Raise `UsageError` for text that cannot stand in a header, without showing it: it may be a secret."""
+    """Raise `UsageError` for text that is not allowed in a header, without showing it: it may be a secret."""
     if value and (value != value.strip() or not value.isprintable()):
         raise UsageError(f"the {what} must be printable text without spaces around it")

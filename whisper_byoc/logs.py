@@ -1,4 +1,4 @@
-"""Lines of the log: as pytrickle has them or as JSON, and one for each message whatever is in it."""
+"""Log lines, in pytrickle's format or as JSON: always one line per message, whatever it contains."""
 
 import json
 import logging
@@ -13,17 +13,17 @@ from typing import Any
 FORMAT = "%(asctime)s [%(levelname)s] %(name)s - %(message)s"
 """As in pytrickle and its applications."""
 NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls, ends of lines, marks that change the writing direction, halves of characters."""
+"""Control characters, line ends, marks that change the writing direction, and surrogates."""
 SUBJECT = re.compile("(job|stream) %s(?: (seq) %d)?")
-"""How a message on a job or a stream begins, before its values are filled in: what a client sent does not count."""
+"""How a message about a job or stream begins, before its values are filled in: what a client sent cannot match."""
 CALLERS = (str(Path(__file__).parent), "<frozen runpy>")
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 MARGIN = "  | "
-"""Before each line of a traceback, so that none looks like a message."""
+"""Precedes each line of a traceback, so that none looks like a message."""
 
 
 class LineFormatter(logging.Formatter):
-    """Escapes what somebody may have put into a message to act on a terminal, or to forge lines."""
+    """Escapes whatever may have been put into a message to control a terminal or to forge lines."""
 
     def __init__(self) -> None:
         super().__init__(FORMAT)
@@ -60,14 +60,14 @@ FORMATTERS: Mapping[str, type[logging.Formatter]] = MappingProxyType({"text": Li
 
 
 def log_to_stderr(level: str, style: str = "text") -> None:
-    """Log to stderr from this level on, in a style of `FORMATTERS`, unless the program logs already."""
+    """Log to stderr from this level up, in a style of `FORMATTERS`, unless the program has set up logging already."""
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATTERS[style]())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def one_line(text: str) -> str:
-    """Escape what does not belong into a line, as Python writes it in strings."""
+    """Escape what does not belong in a line, as Python does in string literals."""
     return NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -85,12 +85,12 @@ def _with_margin(text: str) -> str:
 def of_author(error: BaseException) -> BaseException:
     """Return an error whose traceback begins in the code of a processor's author, if it reaches any.
 
-    What calls that is this package, of which the author knows nothing.
+    The frames before it are this package's, which mean nothing to the author.
     """
     found = error.__traceback__
     while found is not None and found.tb_frame.f_code.co_filename.startswith(CALLERS):
         found = found.tb_next
     foreign = found is not None and not found.tb_frame.f_code.co_filename.startswith(LIBRARIES)
-    if isinstance(error, SyntaxError) and not foreign:  # it names its place itself
+    if isinstance(error, SyntaxError) and not foreign:  # it names its location itself
         return error.with_traceback(None)
     return error.with_traceback(found) if foreign else error

@@ -1,7 +1,8 @@
-"""Which web pages may use a listener: by the Host and Origin of a request, and CORS for the pages that may.
+"""Which web pages may use a listener, by a request's Host and Origin; and CORS for the pages that may.
 
-Any page that a browser shows can send requests to the machine it runs on. The browser tells the page's origin in
-`Origin` or `Sec-Fetch-Site`; a page whose name was made to lead to this machine (DNS rebinding) shows in `Host`.
+Any page in a browser can send requests to the machine that the browser runs on. The browser gives the page's origin in
+`Origin` or `Sec-Fetch-Site`; a page whose name was made to resolve to this machine (DNS rebinding) is recognised by
+`Host`.
 """
 
 import ipaddress
@@ -18,14 +19,14 @@ ANY = "*"
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]*)?")
 OTHER_SITES = ("cross-site", "same-site")
 PRIVATE_NAMES = ("localhost", "internal")
-"""Ends of names that no public name server gives out (RFC 6761; ICANN's `.internal`, which Docker uses)."""
+"""Suffixes of names that no public name server resolves (RFC 6761; ICANN's `.internal`, which Docker uses)."""
 FETCH_SITE = "Sec-Fetch-Site"
 WANTED_METHOD = "Access-Control-Request-Method"
 PREFLIGHT_SECONDS = "600"
 
 
 def origin(text: str) -> str:
-    """Check an origin, such as `https://app.example`; `*` is any, `null` that of local files.
+    """Check an origin, such as `https://app.example`; `*` is any origin, `null` is that of local files.
 
     Raises `UsageError`.
     """
@@ -42,24 +43,24 @@ def origin(text: str) -> str:
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """What a listener knows of pages and of its own names."""
+    """Which pages a listener allows, and the names it is reached by."""
 
     allowed: frozenset[str] = frozenset()
-    """Origins, as `origin` returns them, of pages that may use it beside its own."""
+    """Origins, as returned by `origin`, of the pages that may use it in addition to its own."""
     names: frozenset[str] = frozenset()
-    """Under which clients reach it, in small letters without a port, beside addresses and names without a dot."""
+    """Names by which clients reach it, in lower case without a port, besides addresses and names without a dot."""
     has_token: bool = False
-    """Clients show a token, which pages do not have; only connections over loopback are checked then."""
+    """Whether clients show a token, which pages do not have; then only loopback connections are checked."""
     open_paths: frozenset[str] = frozenset()
-    """What monitors read: not checked."""
+    """Paths that monitors read; not checked."""
 
     def check(self, request: web.Request) -> None:
-        """Raise `RequestRefused` (403) for a request that a page makes and may not make."""
+        """Raise `RequestRefused` (403) for a request made by a page that is not allowed to."""
         reading = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and hdrs.UPGRADE not in request.headers
         over_loopback = _over_loopback(request)
         if (reading and request.path in self.open_paths) or (self.has_token and not over_loopback):
             return
-        if len(request.headers.getall(hdrs.ORIGIN, ())) > 1:  # whoever put the second one there, one of them is wrong
+        if len(request.headers.getall(hdrs.ORIGIN, ())) > 1:  # wherever the second came from, one is wrong
             raise RequestRefused(403, "a request of two origins may not use this server")
         page, host = request.headers.get(hdrs.ORIGIN), request.headers.get(hdrs.HOST, "").lower()
         if self.allows(page):
@@ -90,7 +91,7 @@ class OriginPolicy:
 
 
 def check_pages(app: web.Application, policy: OriginPolicy) -> None:
-    """Add the check to an application, after the middleware that answers errors and before that of tokens."""
+    """Add the check to an application, after the middleware for errors and before the one for tokens."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -119,7 +120,7 @@ def check_pages(app: web.Application, policy: OriginPolicy) -> None:
 
 
 def host_names(*addresses: str) -> frozenset[str]:
-    """Return the names in addresses, which are URLs, `host:port` or empty."""
+    """Return the host names in addresses, each of which is a URL, `host:port` or empty."""
     found = (urlsplit(each if "//" in each else f"//{each}").hostname for each in addresses)
     return frozenset(name.lower() for name in found if name)
 
@@ -130,7 +131,7 @@ def _over_loopback(request: web.Request) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, a name or an address, is this machine and cannot be reached from elsewhere."""
+    """Whether a host (name or address) is this machine and cannot be reached from elsewhere."""
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
 

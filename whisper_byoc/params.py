@@ -1,6 +1,6 @@
 """Typed reading of values from outside: URL queries, form fields, JSON and environment variables.
 
-Values come as text, or as JSON has them. The `BadParam` that every function raises names the parameter and its value.
+Values are text or JSON values. Every function raises `BadParam`, which names the parameter and its value.
 """
 
 import math
@@ -38,7 +38,7 @@ def number(name: str, value: object, least: float, most: float) -> float:
 def whole(name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> int:
     """Read a whole number from `least` to `most`, in decimal digits."""
     text = str(value)
-    digits = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20  # isdigit alone takes ² for one
+    digits = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20  # isdigit alone accepts ²
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not digits:
         raise BadParam(name, f"{name} must be a whole number, not {value!r:.40}")
     if not least <= int(text) <= most:
@@ -48,12 +48,12 @@ def whole(name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> in
 
 
 def has_pcm_input(params: Mapping[str, object]) -> bool:
-    """Return whether a stream's parameter `input` says that its segments are raw PCM16, not a container."""
+    """Return whether a stream's parameter `input` says that its segments are raw PCM16 rather than a container."""
     return str(params.get("input", "")).lower() in PCM_INPUTS
 
 
 def choice(name: str, value: object, choices: Collection[str]) -> str:
-    """Read one of `choices`, spelled exactly so."""
+    """Read one of `choices`, spelled exactly."""
     if not isinstance(value, str) or value not in choices:
         raise BadParam(name, f"{name} must be one of {', '.join(choices)}, not {value!r:.40}")
     return value
@@ -61,7 +61,7 @@ def choice(name: str, value: object, choices: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Param(Generic[T]):
-    """A parameter of a route, or a field of its form: what reads it, and its JSON schema, so that both are one."""
+    """A parameter of a route or a field of its form: its parser and its JSON schema, together so that they agree."""
 
     name: str
     help: str
@@ -84,7 +84,7 @@ def switch_param(name: str, help: str, *, default: bool = False) -> Param[bool]:
 
 
 def choice_param(name: str, help: str, choices: Collection[str], default: str, *, lower: bool = False) -> Param[str]:
-    """Describe a choice; with `lower`, capitals are taken for small letters."""
+    """Describe a choice; with `lower`, case does not matter."""
 
     def read(name: str, value: object) -> str:
         return choice(name, value.lower() if lower and isinstance(value, str) else value, choices)

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 * 1024
 ERROR_BYTES = 4096
-"""How much of the end of stderr is kept."""
+"""How many bytes of the end of stderr are kept."""
 CLOSE_SECONDS = 2.0
 """Longest wait for a program that was killed, and for the rest of its stderr."""
 
@@ -21,8 +21,8 @@ CLOSE_SECONDS = 2.0
 class Program:
     """One run of a program, within `async with` or between `start` and `close`.
 
-    It gets a session of its own: a terminal's Ctrl-C does not reach it, and `kill` also ends the processes that it has
-    started. However the owner leaves, even by being cancelled, the program is killed and its pipes are closed.
+    It has its own session: a terminal's Ctrl-C does not reach it, and `kill` also ends the processes it has started.
+    However the owner exits, even by cancellation, the program is killed and its pipes are closed.
 
     Args:
         command: the program and its arguments.
@@ -48,7 +48,7 @@ class Program:
     async def start(self) -> None:
         """Start it.
 
-        Raises `OSError` when it cannot be started; nothing is left to close then.
+        Raises `OSError` when it cannot be started; then there is nothing to close.
         """
         # asyncio.create_subprocess_exec hides the transport, without which the pipes cannot be closed
         self._transport, self._protocol = await asyncio.get_running_loop().subprocess_exec(
@@ -72,7 +72,7 @@ class Program:
 
     @property
     def errors(self) -> list[str]:
-        """The last lines on stderr that are not empty; complete once `close` has returned."""
+        """The last non-empty lines on stderr; complete once `close` has returned."""
         lines = (line.strip() for line in self._errors.decode("utf-8", "replace").splitlines())
         return [line for line in lines if line]
 
@@ -97,13 +97,13 @@ class Program:
                 self._transport.terminate()
 
     def kill(self) -> None:
-        """Kill it and the processes that it has started; does nothing when all of them have ended."""
+        """Kill it and the processes it has started; does nothing once all of them have ended."""
         if self.returncode is None or not self._reading_errors.done():  # its children hold stderr open
             with suppress(ProcessLookupError):
                 os.killpg(self._transport.get_pid(), signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kill it if it still runs, wait until it is gone, and close its pipes. May be repeated."""
+        """Kill it if it still runs, wait until it is gone, and close its pipes. May be called repeatedly."""
         self.kill()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -128,7 +128,7 @@ class Program:
 
 
 class _Streams(SubprocessStreamProtocol):
-    """Tells when the program has exited; asyncio's own `Process.wait` also waits until its pipes are read empty."""
+    """Reports when the program has exited; asyncio's own `Process.wait` also waits until its pipes are drained."""
 
     def __init__(self) -> None:
         super().__init__(limit=BUFFER_BYTES, loop=asyncio.get_running_loop())
@@ -142,7 +142,7 @@ class _Streams(SubprocessStreamProtocol):
 async def output_of(
     command: Sequence[str], timeout: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a program to its end without input; return its exit code and its output, stderr included.
+    """Run a program to completion without input; return its exit code and its output, including stderr.
 
     Raises `OSError` when it cannot be started, `TimeoutError` when it takes longer than `timeout` seconds.
     """

@@ -1,4 +1,4 @@
-"""The package `audio` has a common name: say so when another module of that name hides it."""
+"""The package `audio` has a common name: report when another module of that name hides it."""
 
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
@@ -9,9 +9,9 @@ OURS = Path(__file__).resolve().parent.parent / "audio"
 
 
 def check_audio(folder: str | None = None) -> None:
-    """Raise `ImportError` when `import audio` finds, or has found, another module than ours.
+    """Raise `ImportError` when `import audio` finds, or has already found, a module other than ours.
 
-    With `folder`, the first entry of `sys.path` of a script that is yet to run, look only there.
+    Given `folder`, the first `sys.path` entry of a script that has yet to run, look only there.
     """
     spec = PathFinder.find_spec("audio", [folder]) if folder else _found()
     if spec is None or spec.origin is None or not OURS.is_dir():  # a folder without __init__.py hides nothing
@@ -24,7 +24,7 @@ def check_audio(folder: str | None = None) -> None:
 
 
 def _found() -> ModuleSpec | None:
-    """Return what `import audio` finds, without importing it."""
+    """Return the spec that `import audio` finds, without importing it."""
     loaded = sys.modules.get("audio")
     if loaded is None or loaded.__spec__ is not None:
         return find_spec("audio")

@@ -12,17 +12,17 @@ from aiohttp.typedefs import Handler
 from whisper_byoc.errors import RequestRefused
 
 SCHEMES = ("bearer", "token")
-"""Of `Authorization`; the second is Deepgram's."""
+"""Schemes of `Authorization`; the second is Deepgram's."""
 OPENAI_KEY_PROTOCOL = "openai-insecure-api-key."
-TOKEN_PROTOCOL = "base64url.bearer"  # noqa: S105 - the name of one
-"""Subprotocols that carry a token, as Kubernetes and OpenAI have it: browsers send no headers of ours with a WebSocket.
-Deepgram's is the word `token`, and the token as the next one."""
+TOKEN_PROTOCOL = "base64url.bearer"  # noqa: S105 - a subprotocol's name
+"""Subprotocols that carry a token, as in Kubernetes and OpenAI: browsers send no custom headers with a WebSocket.
+Deepgram's is the word `token`, with the token as the next subprotocol."""
 
 
 def ask_for_token(app: web.Application, token: str, open_paths: Collection[str] = ()) -> None:
-    """Refuse (401) every request without this token but those that read `open_paths`; an empty token refuses none.
+    """Refuse (401) every request without this token, except reads of `open_paths`; an empty token refuses none.
 
-    To be called after the middlewares that answer errors and check pages are there.
+    Call it after the middlewares that answer errors and check pages have been added.
     """
     if not token:
         return
@@ -31,7 +31,7 @@ def ask_for_token(app: web.Application, token: str, open_paths: Collection[str] 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         is_open = request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and request.path in open_paths
-        # compare_digest takes the same time wherever they differ
+        # compare_digest takes the same time wherever the two differ
         if not is_open and not hmac.compare_digest(_shown(request), expected):
             raise RequestRefused(401, "this server wants its token: send `Authorization: Bearer TOKEN`")
         return await handler(request)

@@ -1,4 +1,4 @@
-"""The two clients: of a gateway, and of a container, which has one route for input and one for output."""
+"""The two clients: one for a gateway, and one for a container, which has separate routes for input and output."""
 
 import asyncio
 import io
@@ -19,15 +19,15 @@ from whisper_byoc.livepeer import MODEL
 OCTET_STREAM = "application/octet-stream"
 NDJSON = "application/x-ndjson"
 QUICK_SECONDS = 1.0
-"""An answer without a result that comes sooner is followed by a pause."""
+"""After a response without a result that comes sooner than this, pause."""
 
 
 class GatewayClient(Connection):
-    """Speaks to one model behind a gateway, as `async with GatewayClient("http://localhost:8935", "whisper-tiny")`.
+    """Talks to one model behind a gateway: `async with GatewayClient("http://localhost:8935", "whisper-tiny")`.
 
-    `model` is the exact name of the capability (`capabilities` needs none); `params` go along with every job
-    (`language`, …); `timeout` bounds, in seconds, every wait for the gateway; `token` is for one that asks for it.
-    Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
+    `model` is the exact name of the capability (`capabilities` needs none); `params` are sent with every job
+    (`language`, …); `timeout` bounds, in seconds, every wait for the gateway; `token` is for a gateway that requires
+    one. Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class GatewayClient(Connection):
         self._model = model
 
     async def capabilities(self) -> dict[str, Any]:
-        """Ask which models there are, as `{"capabilities": [{"name": …, "available": …}, …], "orchestrators": […]}`."""
+        """Return the models there are: `{"capabilities": [{"name": …, "available": …}, …], "orchestrators": […]}`."""
         async with self._request("GET", "/capabilities", timeout=SHORT) as answer:
             text = await whole_body(answer)
         try:
@@ -59,7 +59,7 @@ class GatewayClient(Connection):
     async def process_frame(self, frame: bytes) -> bytes:
         """Send one frame or segment and return its result; an empty frame is a keep-alive and returns b"".
 
-        Calls at the same time go side by side.
+        Concurrent calls run in parallel.
         """
         async with (
             self._time_limit(),
@@ -70,10 +70,10 @@ class GatewayClient(Connection):
     def stream(
         self, source: AsyncIterable[bytes] | bytes, *, content_type: str = OCTET_STREAM, **query: str
     ) -> AsyncGenerator[JsonRecord, None]:
-        """Send `source` as a live feed, and yield each record as it comes, up to and with the `end` record.
+        """Send `source` as a live feed, and yield each record as it comes, up to and including the `end` record.
 
-        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception of the
-        source comes after the records of what did arrive.
+        `query` goes into the URL of the feed, such as `width="640", height="360"` for video. An exception in the source
+        is raised after the records for what did arrive.
         """
         outgoing = Outgoing(source)
         records = self._records(outgoing, self._query | query, content_type)
@@ -90,17 +90,17 @@ class GatewayClient(Connection):
     def _post(
         self, body: object, query: Mapping[str, str], headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        # the network's one route for live jobs, whatever goes through it
+        # the network's only route for live jobs, whatever they carry
         path = "/live/video-to-video"
         return self._request("POST", path, data=body, params=query, headers={MODEL: self._model, **headers})
 
 
 class TrickleClient(Connection):
-    """Speaks to one server, as `async with TrickleClient("http://localhost:8000") as client`.
+    """Talks to one server: `async with TrickleClient("http://localhost:8000") as client`.
 
-    `pipeline` chooses one where the server has several; `params` go along when a job is opened (`language`, …);
-    `timeout` bounds, in seconds, the wait for the result of one frame; `token` is for a server that asks for one.
-    Methods raise `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
+    `pipeline` chooses one if the server has several; `params` are sent when a job is opened (`language`, …); `timeout`
+    bounds, in seconds, the wait for the result of one frame; `token` is for a server that requires one. Methods raise
+    `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class TrickleClient(Connection):
         await super().__aexit__(*details)
 
     async def health(self) -> dict[str, Any]:
-        """Ask how the server is, as `{"status": "LOADING" | "IDLE" | "OK" | "ERROR", …}`."""
+        """Return the state of the server: `{"status": "LOADING" | "IDLE" | "OK" | "ERROR", …}`."""
         async with self._request("GET", "/health", timeout=SHORT) as answer:
             text = await whole_body(answer)
         try:
@@ -138,11 +138,11 @@ class TrickleClient(Connection):
     async def process_frame(self, frame: bytes) -> bytes:
         """Send one frame or segment and wait for its result; an empty frame is a keep-alive and returns b"".
 
-        Calls at the same time are taken one after the other. Raises `SegmentFailed` when the server has an error
-        for this frame.
+        Concurrent calls run one after the other. Raises `SegmentFailed` when the server reports an error for this
+        frame.
         """
         async with self._one_at_a_time:
-            if self._result_due:  # of a call that was given up: it would be taken for the result of this frame
+            if self._result_due:  # from an abandoned call: it would pass for this frame's result
                 await self._delete(self._job)
                 self._job, self._job_open, self._result_due = uuid.uuid4().hex, False, False
             async with self._time_limit():
@@ -180,7 +180,7 @@ class TrickleClient(Connection):
     async def _records(
         self, job: str, outgoing: Outgoing, feed: asyncio.Task[None]
     ) -> AsyncGenerator[JsonRecord, None]:
-        """Follow the output, unless the feed is refused before there is one."""
+        """Follow the output, unless the feed is refused before there is any."""
         async with AsyncExitStack() as stack:
             request = self._request("GET", f"/live/{job}/output", headers={"Accept": NDJSON}, params={"wait": "300"})
             opening = asyncio.ensure_future(stack.enter_async_context(request))
@@ -216,7 +216,7 @@ class TrickleClient(Connection):
                     return await whole_body(answer)
                 if "Lp-Trickle-Closed" in answer.headers:
                     raise ServerRefused(410, "the server has ended this client's job; enter a new TrickleClient")
-            if loop.time() - asked_at < QUICK_SECONDS:  # ours waits for a result before it says that there is none
+            if loop.time() - asked_at < QUICK_SECONDS:  # our server waits before it says there is no result
                 await asyncio.sleep(next(pauses))
 
     async def _put(self, job: str, body: object, query: Mapping[str, str], content_type: str) -> None:
@@ -225,7 +225,7 @@ class TrickleClient(Connection):
             await whole_body(answer)
 
     async def _delete(self, path: str) -> None:
-        """End a job, or its input, if the server is still there."""
+        """End a job, or its input, if the server can still be reached."""
         with suppress(ClientError):
             async with self._request("DELETE", f"/live/{path}", timeout=SHORT) as answer:
                 await whole_body(answer)

@@ -1,4 +1,4 @@
-"""The base of the clients: one HTTP session to one server, and every failure as a `ClientError`."""
+"""The base class of the clients: one HTTP session to one server, with every failure raised as a `ClientError`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,18 +20,18 @@ from whisper_byoc.http import (
 )
 
 SHORT = aiohttp.ClientTimeout(total=CONNECT_SECONDS)
-"""For requests that a server answers at once."""
+"""Timeout of requests that a server answers at once."""
 MAX_RECORD_BYTES = 128 * 1024 * 1024
-"""Limit of an answer and of a record, which can carry a whole frame as base64."""
+"""Limit for a response and for a record, which can carry a whole frame as base64."""
 SHOWN_CHARACTERS = 200
-"""How much is shown of an error answer that is not ours."""
+"""How much is shown of an error response that is not in our format."""
 
 
 class Connection:
     """An HTTP session to one server, within `async with`.
 
     `token` is the bearer token to show, if any; `timeout` bounds, in seconds, the wait for a result. Raises
-    `UsageError` when `url` is not the address of a server, or names a user beside a token.
+    `UsageError` when `url` is not a server's address, or names a user although a token is given.
     """
 
     def __init__(self, url: str, token: str | None, timeout: float) -> None:
@@ -60,7 +60,7 @@ class Connection:
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and yield its answer, whose status is below 400.
+        """Send a request and yield its response, whose status is below 400.
 
         Raises `ServerUnreachable`, `ServerRefused` or `SegmentFailed`.
         """
@@ -78,7 +78,7 @@ class Connection:
 
 
 async def error_of(answer: aiohttp.ClientResponse) -> ClientError:
-    """Return the exception for an error answer; one that breaks off still has its status."""
+    """Return the exception for an error response; one that breaks off still has its status."""
     body = b""
     with suppress(*CONNECTION_ERRORS):
         async with asyncio.timeout(CONNECT_SECONDS):

@@ -1,4 +1,4 @@
-"""A live feed as the client sees it: bytes go out, records come in, and the server must answer in time."""
+"""A live feed from the client's side: bytes go out, records come in, and the server must respond in time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
@@ -17,16 +17,16 @@ JsonRecord = dict[str, Any]
 
 
 class Outgoing:
-    """The body of a feed: passes the bytes of a source on.
+    """The body of a feed: passes on the bytes of a source.
 
-    When the source raises, the body ends as usual, so that the server works on what did arrive; the exception is kept
+    When the source raises, the body ends normally, so that the server processes what did arrive; the exception is kept
     in `error`.
     """
 
     def __init__(self, source: AsyncIterable[bytes] | bytes) -> None:
         self.error: Exception | None = None
         self.answered = False
-        """Whether the server has begun to answer; set by the reader of the answer."""
+        """Whether the server has begun to respond; set by the reader of the response."""
         self.ended = False
         self._source = aiter(_pieces(source) if isinstance(source, bytes) else source)
         self._began_at: float | None = None
@@ -35,7 +35,7 @@ class Outgoing:
 
     @property
     def waiting_since(self) -> float | None:
-        """Loop time since which the server has had to act; None while the source produces its next bytes."""
+        """Loop time since which it has been the server's turn; None while the source produces its next bytes."""
         return self._passed_at if self.answered or self.ended else self._began_at
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -57,14 +57,14 @@ class Outgoing:
         self._passed_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """End it, and close a source that is a generator, so that its `finally` runs now."""
+        """End the body, and close the source if it is a generator, so that its `finally` runs now."""
         self.end()
         async with self._reading:  # a reader that was cancelled takes a moment to leave
             if isinstance(self._source, AsyncGenerator):
                 await self._source.aclose()
 
     async def _next(self) -> bytes:
-        """Return the next bytes, b"" at the end; an empty chunk of the source would end an HTTP body."""
+        """Return the next bytes, b"" at the end; skip empty chunks of the source, which would end an HTTP body."""
         try:
             async for chunk in self._source:
                 if chunk:
@@ -105,10 +105,10 @@ async def exchange(
     *,
     feed: asyncio.Future[None] | None = None,
 ) -> AsyncGenerator[JsonRecord, None]:
-    """Yield each record as it comes, up to and including the `end` record; whatever happens, nothing stays open.
+    """Yield each record as it comes, up to and including the `end` record; whatever happens, nothing is left open.
 
-    `feed` is the request that sends `outgoing`, where `records` come from another one. Raises `ServerUnreachable`
-    when `records` end too early or the server is too slow, and at the end what the feed or its source has raised.
+    `feed` is the request that sends `outgoing`, if `records` come from another one. Raises `ServerUnreachable` when
+    `records` end too early or the server is too slow, and at the end whatever the feed or its source raised.
     """
     ended = False
     try:
@@ -118,7 +118,7 @@ async def exchange(
                 raise ServerUnreachable(f"{server} ended its answer before the end of the job")
             ended = record["type"] == "end"
             yield record
-        with suppress(ClientError, TimeoutError):  # an answer that ends in order leaves the connection usable
+        with suppress(ClientError, TimeoutError):  # a response that ends normally leaves the connection usable
             async with asyncio.timeout(SETTLE_SECONDS):
                 await anext(records, None)
         if feed is not None:
@@ -137,8 +137,8 @@ async def _next_record(
 ) -> JsonRecord | None:
     """Return the next record, or None at their end.
 
-    The server has `timeout` seconds when it must act; a source may take any time. Raises `ServerUnreachable`, and
-    what `records` raises.
+    The server has `timeout` seconds when it is its turn; a source may take any time. Raises `ServerUnreachable`, and
+    whatever `records` raises.
     """
     loop = asyncio.get_running_loop()
     coming = asyncio.ensure_future(anext(records, None))
