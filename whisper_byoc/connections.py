@@ -225,7 +225,7 @@ class BoundedHandler(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; after the last one the connection lingers, also where the bytes to come are no body."""
+        """Send the response; after the last one, the connection lingers, even if the bytes to come are not a body."""
         resp, gone = await super().finish_response(request, resp, start_time)
         transport = self.transport
         if not gone and not resp.keep_alive and transport is not None and not transport.is_closing():

@@ -147,7 +147,7 @@ def object_in(text: object, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Capability:
-    """What an orchestrator is told of a container. Empty `name` and `url` and zero `capacity`: the server's own."""
+    """What an orchestrator is told about a container. Empty `name` and `url` and zero `capacity`: the server's own."""
 
     name: str = ""
     description: str = ""

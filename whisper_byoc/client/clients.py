@@ -168,7 +168,7 @@ class TrickleClient(Connection):
                 await self._delete(job)
 
     async def _feed(self, job: str, outgoing: Outgoing, content_type: str, query: Mapping[str, str]) -> None:
-        """Send the body. When that fails, end the input, so that the reader gets what did arrive, and its end."""
+        """Send the body. If that fails, end the input, so that the reader gets the results so far, and the end."""
         try:
             await self._put(job, outgoing, query, content_type)
         except ClientError:

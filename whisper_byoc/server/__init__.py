@@ -1,1 +1,1 @@
-"""The container: one job core, and a file of routes for each way in."""
+"""The container: one job core, and a module of routes for each way in."""

@@ -1,4 +1,4 @@
-"""The application: the table of all routes, the answers to errors, and what is asked of every request."""
+"""The application: the table of all routes, the responses to errors, and the checks on every request."""
 
 import functools
 import json
@@ -65,18 +65,18 @@ ROUTES = (
     web.post("/audio-to-text/", openai.post_audio_to_text),
     web.get("/transcribe", websocket.get_transcribe, allow_head=False),
     web.post("/", batch.post_capability),
-    web.route("*", "/{name}", batch.post_capability),  # last: it takes every path of one segment
+    web.route("*", "/{name}", batch.post_capability),  # last: it matches every path of one segment
 )
 WITH_TOKEN = (web.get("/debug/jobs", status.get_jobs),)
-"""Routes that are there only where a token keeps strangers out: a job is anybody's who knows its id."""
+"""Routes that exist only when a token keeps strangers out: whoever knows a job's id can use the job."""
 OPENAPI_PATH = "/openapi.json"
 PLAIN_ENCODINGS = frozenset(("", "identity", "chunked"))
 CLIENT_GONE = 499
-"""What nginx calls a request whose client has not waited for its answer; nobody gets it."""
+"""nginx's status for a request whose client did not wait for the response; nobody receives it."""
 OPEN_PATHS = frozenset(
     ("/health", "/healthz", "/readyz", "/version", "/app-version", "/hardware/info", "/hardware/stats", "/metrics")
 )
-"""What monitors ask: they have no token, and an orchestrator that gets a 401 ends the registration."""
+"""What monitors request: they have no token, and an orchestrator that gets a 401 ends the registration."""
 
 
 def build_app(
@@ -87,7 +87,7 @@ def build_app(
     origins: frozenset[str] = frozenset(),
     names: frozenset[str] = frozenset(),
 ) -> web.Application:
-    """Build the application; with a token, all but `OPEN_PATHS` asks for it.
+    """Build the application; with a token, every path but `OPEN_PATHS` requires it.
 
     `origins` and `names` are those of an `OriginPolicy`.
     """
@@ -103,7 +103,7 @@ def build_app(
     pages = page_routes(lambda request: _described(request.app[TABLE], wants_token=bool(token)))
     routes = (*ROUTES, *WITH_TOKEN) if token else ROUTES
 
-    @functools.cache  # made when somebody asks, as a start need not wait for it
+    @functools.cache  # made on the first request: starting need not wait for it
     def described() -> str:
         return json.dumps(document(routes, has_token=bool(token)))
 
@@ -127,7 +127,7 @@ def _described(table: JobTable, *, wants_token: bool) -> Mapping[str, Any]:
 
 @web.middleware
 async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Count and log every request; neither its query nor its headers, which may have secrets."""
+    """Count and log every request, without its query and headers, which may contain secrets."""
     began, status = time.monotonic(), CLIENT_GONE
     try:
         response = await handler(request)
@@ -150,7 +150,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
-    except ConnectionError:  # the client is gone or does not read, or the answer cannot go on
+    except ConnectionError:  # the client is gone or does not read, or the response cannot go on
         abort(request)
         return web.Response(status=CLIENT_GONE)
     except Exception as error:
@@ -159,7 +159,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 @web.middleware
 async def _refuse_encoded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a compressed body unread: its length says nothing of what would have to be held and worked on."""
+    """Refuse a compressed body unread: its length does not tell how much would have to be held and processed."""
     if request.body_exists:
         for name in (hdrs.CONTENT_ENCODING, hdrs.TRANSFER_ENCODING):
             given = ", ".join(request.headers.getall(name, ()))

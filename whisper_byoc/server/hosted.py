@@ -1,7 +1,7 @@
-"""`run_processor`: the server runs in a thread of its own, the processor on its author's event loop.
+"""`run_processor`: the server runs in its own thread, the processor on its author's event loop.
 
-A `process` that blocks (a loop over every byte, a model called directly) then delays its own frames and nothing else:
-the server goes on reading, answering `/health`, keeping time limits and draining.
+A `process` that blocks (a loop over every byte, a model called directly) then delays only its own frames: the server
+goes on reading, answering `/health`, keeping time limits and draining.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from whisper_byoc.server.run import ServerConfig, serve
 log = logging.getLogger("whisper_byoc.server")
 
 UNBLOCK_SECONDS = 5.0
-"""After the server has ended: longest wait for an event loop that the processor blocks."""
+"""Longest wait, after the server has ended, for an event loop that the processor blocks."""
 
 
 async def run_processor(
@@ -45,12 +45,12 @@ async def run_processor(
     """Serve one processor until SIGTERM, SIGINT or cancellation.
 
     `processor` is any object with `async process(frame: bytes) -> bytes` (or `str`), or a plain async function, which
-    gives the pipeline its name; all of its code runs on the running event loop. Others than this machine reach it with
-    `host="0.0.0.0"`. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server; streams have
-    their channels on `stream_hosts`. Clients show `token`, if there is one; with `tls`, a context that has a
-    certificate and its key, it serves HTTPS; with `registration` it registers at orchestrators.
+    gives the pipeline its name; all of its code runs on the running event loop. `host="0.0.0.0"` lets other machines
+    reach it. Web pages of `allowed_origins`, such as `http://localhost:3000`, may use the server; the channels of
+    streams must be on `stream_hosts`. Clients must show `token`, if given; with `tls`, a context that has a certificate
+    and its key, it serves HTTPS; with `registration`, it registers with orchestrators.
 
-    Raises `UsageError` for what is no origin, and `StartError` when the port is in use or the processor does not
+    Raises `UsageError` for an invalid origin, and `StartError` when the port is in use or the processor does not
     initialize.
     """
     log_to_stderr("info")
@@ -95,9 +95,9 @@ async def run_processor(
             os._exit(0 if error is None else 1)
 
     def stop() -> None:
-        stop_server.result()()  # at once: nothing has gone wrong yet
+        stop_server.result()()  # returns at once: nothing has gone wrong yet
 
-    with _first_signal_calls(stop), tasks_contained(author_loop):  # before anybody can know that we listen
+    with _first_signal_calls(stop), tasks_contained(author_loop):  # before anybody can know that we are listening
         threading.Thread(target=run, name="whisper-byoc-server", daemon=True).start()
         try:
             await asyncio.shield(ended)
@@ -111,10 +111,10 @@ async def run_processor(
 def _first_signal_calls(stop: Callable[[], object]) -> Iterator[None]:
     """Call `stop` at the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    By `signal.signal`, which works even while the event loop of this thread is blocked.
+    It uses `signal.signal`, which works even while this thread's event loop is blocked.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets signals; in another one, run_processor is stopped by cancelling it
+        yield  # only the main thread gets signals; elsewhere, run_processor is stopped by cancellation
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

@@ -1,4 +1,4 @@
-"""Which new work is taken: as much as there are places for, and as pipelines that measure it can do in time."""
+"""Which new work is accepted: as much as there are places for, and as pipelines that measure it can do in time."""
 
 import math
 from collections import Counter, defaultdict
@@ -13,22 +13,22 @@ from whisper_byoc.server.core.pipeline import Pipeline
 RETRY_AFTER_SECONDS = 5
 LONGEST_RETRY_AFTER_SECONDS = 60
 YOUNG_SECONDS = 2.0
-"""A job without a byte is not counted against its client, nor makes place for others, before this time."""
+"""Until it is this old, a job without a byte neither counts against its client nor makes room for others."""
 EMPTY_SHARE = 4
-"""One client address may hold this part of all places (one in so many) by jobs without a byte."""
+"""One client address may hold one in this many of all places with jobs without a byte."""
 
 
 class Admission:
-    """Counts jobs and seconds of recordings. `jobs` returns all there are, those that have ended too."""
+    """Counts jobs and seconds of recordings. `jobs` returns all jobs, including those that have ended."""
 
     def __init__(self, limits: Limits, jobs: Callable[[], Collection[Job]]) -> None:
         self._limits = limits
         self._jobs = jobs
         self._recorded: defaultdict[str, list[Callable[[], float]]] = defaultdict(list)
-        """The recordings that each pipeline is at: what is left of each, in seconds."""
+        """The recordings that each pipeline is working on: the seconds left of each."""
 
     def free(self, pipeline: Pipeline) -> int:
-        """Return how many new live jobs of a pipeline would be taken."""
+        """Return how many new live jobs of a pipeline would be accepted."""
         taken = sum(not job.results.ended and job.empty_seconds <= YOUNG_SECONDS for job in self._jobs())
         unread = sum(job.results.ended and not job.fully_read for job in self._jobs())
         places = max(self._limits.jobs - max(taken, unread), 0)
@@ -38,9 +38,9 @@ class Admission:
         return min(places, 0 if capacity.late and live else max(self.fits(pipeline) - live, 0))
 
     def fits(self, pipeline: Pipeline) -> int:
-        """Return how many live jobs of a pipeline there may be at once: always one.
+        """Return how many live jobs of a pipeline there may be at once: at least one.
 
-        Or a pipeline that was slow once would never be tried again.
+        Otherwise a pipeline that was slow once would never be tried again.
         """
         capacity = pipeline.capacity
         return self._limits.jobs if capacity is None else min(max(capacity.live, 1), self._limits.jobs)
@@ -50,11 +50,11 @@ class Admission:
         return len(self._live(pipeline))
 
     def recorded(self, pipeline: Pipeline) -> float:
-        """Return how many seconds are left of the recordings that a pipeline is at."""
+        """Return how many seconds are left of the recordings that a pipeline is working on."""
         return sum(left() for left in self._recorded[pipeline.name])
 
     def refusal(self, pipeline: Pipeline, *, recording: bool) -> RequestRefused | None:
-        """Return why a new job cannot be taken now (503), if it cannot."""
+        """Return why a new job cannot be accepted now (503); None if it can."""
         open_jobs = [job for job in self._jobs() if not job.results.ended]
         if len(open_jobs) >= self._limits.jobs:
             message = f"all {self._limits.jobs} jobs of this server are taken"
@@ -71,9 +71,9 @@ class Admission:
         return RequestRefused(503, message, _until_one_ends(live), reason="capacity")
 
     def check_share(self, client: str) -> None:
-        """Refuse (503) a client whose address has its share of places by jobs without a byte; "" is no address.
+        """Refuse (503) a client whose address holds its share of places with jobs without a byte; "" is no address.
 
-        Only those that it still feeds or reads: the others make place.
+        Only jobs that it still feeds or reads count: the others make room.
         """
         held = (job for job in self._jobs() if (job.has_feed or job.has_reader) and not job.results.ended)
         empty = (job for job in held if job.empty_seconds > YOUNG_SECONDS)
@@ -82,10 +82,10 @@ class Admission:
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="jobs_of_address")
 
     def dispensable(self, pipeline: Pipeline | None = None) -> Job | None:
-        """Return an open job, of a pipeline or of any, that is to make place for one with something to do.
+        """Return an open job, of one pipeline or of any, that should make room for one with something to do.
 
-        It is the oldest without a byte of the address that has most of them. Young ones are left alone, unless they are
-        more than the share of their address.
+        It is the oldest job without a byte of the address that has the most of them. Young ones are left alone, unless
+        there are more of them than their address's share.
         """
         empty = [
             job
@@ -98,10 +98,11 @@ class Admission:
 
     @contextmanager
     def recording(self, pipeline: Pipeline, left: Callable[[], float]) -> Iterator[None]:
-        """Hold a pipeline's time for a recording, of which so many seconds are `left`.
+        """Reserve a pipeline's time for a recording; `left` returns its remaining seconds.
 
-        Raises `RequestRefused` (429) when it would not be done within the limit; one it always takes. Recordings are
-        worked on side by side, so that of longer ones no more than its own length is done before its end.
+        Raises `RequestRefused` (429) when it would not be done within the limit; one recording is always accepted.
+        Recordings are processed side by side, so before this one ends, at most its own length of any longer one is
+        done.
         """
         before, capacity = self.recorded(pipeline), pipeline.capacity
         if before and capacity is not None:

@@ -1,4 +1,4 @@
-"""`sys.exit` in a processor: an error of what was called, not the end of the server.
+"""`sys.exit` in a processor: an error of the call, not the end of the server.
 
 asyncio ends the event loop, and with it the server, when a task raises `SystemExit` or `KeyboardInterrupt`.
 """
@@ -16,9 +16,9 @@ _contained: ContextVar[bool] = ContextVar("contained", default=False)
 
 @contextmanager
 def exits_contained() -> Iterator[None]:
-    """Raise `ProcessorError` where the code within asks for the end of the program; its tasks do so too.
+    """Raise `ProcessorError` where the code within tries to end the program; so do the tasks it makes.
 
-    So for whatever else is no `Exception`, and nobody would catch, but for that by which asyncio ends tasks.
+    The same for anything else that is not an `Exception`, which nobody would catch, except asyncio's cancellation.
     """
     token = _contained.set(True)
     try:
@@ -35,7 +35,7 @@ def exits_contained() -> Iterator[None]:
 
 @contextmanager
 def tasks_contained(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Let `exits_contained` reach the tasks that are made within it, on a loop without a task factory of its own."""
+    """Extend `exits_contained` to the tasks made within it, on a loop that has no task factory of its own."""
     if loop.get_task_factory() is not None:
         yield
         return

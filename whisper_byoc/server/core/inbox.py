@@ -1,4 +1,4 @@
-"""A job's input: a bounded queue of segments, and of pieces of a live feed that wait together."""
+"""A job's input: a bounded queue of segments, and of pieces of a live feed, which wait together."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from whisper_byoc.errors import RequestRefused, SegmentError
 from whisper_byoc.server.core.limits import Limits
 
 JOINED_BYTES = 480_000
-"""Pieces of a live feed that wait share one place in the queue, up to 15 s of sound."""
+"""Waiting pieces of a live feed share one place in the queue, up to 15 s of sound."""
 SMALL_BYTES = 3_200
-"""Waiting pieces are joined up to this size: 0.1 s, so that they lose little of their times of arrival."""
+"""Waiting pieces are joined up to this size: only 0.1 s, so that their times of arrival stay nearly exact."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class QueuedSegment:
 
     data: bytes | SegmentError
     reserved: int
-    """Bytes that it takes up in the queue: as it was sent, which for a WAV is not the size of its sound."""
+    """Bytes that it takes up in the queue: its size as sent, which for a WAV is not the size of its sound."""
     arrived: float
     """Event loop time, in seconds."""
 
@@ -44,14 +44,14 @@ class QueuedPieces:
 
 
 class Sentinel(Enum):
-    """What the inbox yields beside segments and pieces."""
+    """What the inbox yields besides segments and pieces."""
 
     READY = "ready"
     """The session of a live feed has results between two pieces."""
     FLUSH = "flush"
     """Nothing has come for a while."""
     END = "end"
-    """Nothing will come any more."""
+    """Nothing more will come."""
 
 
 class Inbox:
@@ -59,7 +59,7 @@ class Inbox:
 
     def __init__(self, job_id: str, limits: Limits) -> None:
         self.items = 0
-        """Segments that wait or are at work; pieces that wait together count as one."""
+        """Segments waiting or being processed; pieces that wait together count as one."""
         self.bytes = 0
         """Their bytes."""
         self.fed = False
@@ -70,22 +70,23 @@ class Inbox:
         self._freed = Changed()
         self._queue: asyncio.Queue[QueuedSegment | QueuedPieces | Sentinel] = asyncio.Queue()  # bounded by `_fits`
         self._flushing = False  # a flush is last in the queue
-        self._joinable: QueuedPieces | None = None  # what is last in the queue, if it is of a live feed
+        self._joinable: QueuedPieces | None = None  # the last item in the queue, if of a live feed
         self._flush = Alarm(self._put_flush)
         self._loop = asyncio.get_running_loop()
         self.touched = self._loop.time()
-        """When something came last, in event loop time."""
+        """When something last came, in event loop time."""
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more."""
+        """Whether it accepts nothing more."""
         return self._closed
 
     def over(self) -> RequestRefused:
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
 
     async def reserve(self, size: int, timeout: float | None = None, *, items: int = 1) -> bool:
-        """Wait for room for `size` bytes and so many items; bytes that join waiting pieces are no item of their own.
+        """Wait for room for `size` bytes and `items` items; bytes that join waiting pieces are not an item of their
+        own.
 
         Return False when there was none within `timeout` seconds, or the inbox is closed.
         """
@@ -98,7 +99,7 @@ class Inbox:
         return True
 
     def release(self, size: int) -> None:
-        """Free the room of an item that is done, or that did not come."""
+        """Free the room of an item that is done, or that never came."""
         self.items -= 1
         self.bytes -= size
         self._freed.notify()
@@ -130,13 +131,13 @@ class Inbox:
             self._joinable.add(data, self._loop.time())
         else:
             if joins:
-                self.items += 1  # what it was to join is at work by now
+                self.items += 1  # the pieces it was to join are being processed by now
             self._enqueue_piece(data)
 
     def submit_now(self, data: bytes | SegmentError, *, live: bool = False) -> None:
-        """Take the tail of a feed that is over, even where there is no room; drop it if the inbox is closed.
+        """Take the tail of a feed that has ended, even if there is no room; drop it if the inbox is closed.
 
-        An error is an item of its own in a live feed too.
+        An error is an item of its own, even in a live feed.
         """
         if self._closed:
             return
@@ -149,7 +150,7 @@ class Inbox:
             self.enqueue(data, size)
 
     def flush(self) -> None:
-        """Have the session return the results of what came so far; the feed goes on."""
+        """Have the session return the results of what has come so far; the feed goes on."""
         if not (self._closed or self._flushing):
             self._flushing = True
             self._joinable = None
@@ -159,7 +160,7 @@ class Inbox:
         self._queue.put_nowait(Sentinel.READY)
 
     def close(self) -> None:
-        """Take no more; `Sentinel.END` follows what waits. Harmless when repeated."""
+        """Accept nothing more; `Sentinel.END` follows what is waiting. Harmless when repeated."""
         if not self._closed:
             self._closed = True
             self._freed.notify()
@@ -194,7 +195,7 @@ class Inbox:
         return item
 
     def drain(self) -> list[QueuedSegment | QueuedPieces]:
-        """Close the inbox, and return what nobody will work on any more. Its room is still to be released."""
+        """Close the inbox, and return the items that will not be processed. Their room is still to be released."""
         self._closed = True
         self._freed.notify()
         items = [self._queue.get_nowait() for _ in range(self._queue.qsize())]

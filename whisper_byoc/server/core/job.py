@@ -31,7 +31,7 @@ SUMMARY_SECONDS = 1.0
 class Job:
     """One stream of one client, and the task that works on it until `results.ended`.
 
-    What it refers to does not refer to it: its results are freed with it, and do not wait for the garbage collector.
+    Nothing that it refers to refers back to it, so its results are freed with it, without the garbage collector.
     """
 
     def __init__(self, info: JobInfo, session: Session, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
@@ -43,9 +43,10 @@ class Job:
         self.closing = asyncio.Event()
         """Set when no more input is wanted; a connected feed may still hand in its tail."""
         self.alone_limit = limits.idle_seconds
-        """The job is ended after so many `alone_seconds`."""
+        """The job is ended after this many `alone_seconds`."""
         self.client = ""
-        """The address of the client that opened it, if a job without a byte is to make place for others."""
+        """The address of the client that opened it, if the job is to make room for others while it is without a
+        byte."""
         self.has_feed = False
         self.has_reader = False
         self._session = session
@@ -58,8 +59,8 @@ class Job:
         self._at_work: QueuedSegment | QueuedPieces | None = None
         self._computing = False
         self._is_live = pipeline.live
-        self._live = cast("LiveSession", session)  # of use only if it is live
-        self._feed_open = False  # the session has had pieces of a live feed, which a whole segment ends
+        self._live = cast("LiveSession", session)  # used only if it is live
+        self._feed_open = False  # the session has had pieces of a live feed; a whole segment ends it
         self._opened = self._touched = self._loop.time()
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._task = self._loop.create_task(self._run(), name=f"job {info.job_id}")
@@ -67,8 +68,8 @@ class Job:
     async def update(self, params: Mapping[str, Any]) -> None:
         """Change the session's parameters from the next segment on.
 
-        Raises `UsageError` for a value that cannot be, and `RequestRefused` (503) when the processor does not answer;
-        nothing is changed then.
+        Raises `UsageError` for an impossible value, and `RequestRefused` (503) when the processor does not answer; then
+        nothing is changed.
         """
         update = getattr(self._session, "update", None)
         if update is None:
@@ -80,7 +81,7 @@ class Job:
             raise RequestRefused(503, "the processor is busy, and did not accept the parameters", 1) from None
 
     def end_input(self) -> None:
-        """Finish after a connected feed has handed in its tail and the queue is empty. Harmless when repeated."""
+        """Finish once a connected feed has handed in its tail and the queue is empty. Harmless when repeated."""
         self.closing.set()
         if not self.has_feed:
             self.inbox.close()
@@ -121,7 +122,7 @@ class Job:
             self.touch()
 
     def warn(self, sentence: str) -> None:
-        """Have the `end` record say what no error record says; of many sentences the first count."""
+        """Have the `end` record say something that no error record says; of many sentences, only the first are kept."""
         if len(self._warnings) < MAX_WARNINGS and sentence not in self._warnings:
             self._warnings.append(sentence)
 
@@ -135,7 +136,7 @@ class Job:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the last input, reading or work."""
+        """Seconds since the last input, read or work."""
         return 0.0 if self._computing else self._loop.time() - max(self._touched, self.inbox.touched)
 
     @property
@@ -145,12 +146,12 @@ class Job:
 
     @property
     def empty_seconds(self) -> float:
-        """Seconds that it has held its place without a byte, where that counts."""
+        """Seconds for which it has held its place without a byte, where that counts."""
         return self.age_seconds if self.client and not self.inbox.fed else 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether a feed is connected or there is work; a job that is closing has its last words to work on."""
+        """Whether a feed is connected or there is work; a closing job still has its last words to process."""
         at_work = self._computing or self.inbox.items > 0 or self.closing.is_set()
         return not self.results.ended and (self.has_feed or at_work)
 
@@ -179,7 +180,7 @@ class Job:
         self._end(summary)
 
     async def _run(self) -> None:
-        with suppress(asyncio.CancelledError):  # by `stop`; the task would keep it, and its frames would keep the job
+        with suppress(asyncio.CancelledError):  # by `stop`; kept by the task, its frames would keep the job
             await self._work()
 
     async def _work(self) -> None:
@@ -207,7 +208,7 @@ class Job:
 
     async def _feed(self, segment: QueuedSegment) -> None:
         what = f"a segment of {segment.size} bytes"
-        if self._feed_open:  # the text before an error stands before it
+        if self._feed_open:  # text from before an error comes out before it
             self._feed_open = False
             await self._attempt(self._call(self._live.end_feed), "the end of a feed")
         if isinstance(segment.data, SegmentError):
@@ -232,7 +233,7 @@ class Job:
             await self._fail(error, what)
 
     async def _within_time_limit(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Await the processor's work; abandon it after the time limit, even if it ignores its cancellation."""
+        """Await the processor's work; abandon it after the time limit, even if it ignores cancellation."""
         task = self._loop.create_task(work)
         self._computing = True
         try:
@@ -266,7 +267,7 @@ class Job:
             message = f"the processor failed with {type(error).__name__}: {error}"
             log.error("job %s seq %d: %s failed", self.info.job_id, seq, what, exc_info=of_author(error))
         await self.results.add_error(message)
-        self._count_errors(kind)  # not before: if the job is stopped while this waits, it counts another in its place
+        self._count_errors(kind)  # not earlier: a job stopped during the wait counts another error instead
 
     def _count_errors(self, kind: str, number: int = 1) -> None:
         self._errors += number
@@ -303,5 +304,5 @@ class Job:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
-    with suppress(RuntimeError):  # the server has gone, and its loop with it
+    with suppress(RuntimeError):  # the server and its loop are gone
         loop.call_soon_threadsafe(inbox.put_ready)

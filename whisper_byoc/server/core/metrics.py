@@ -1,4 +1,4 @@
-"""What the operator can watch, in Prometheus' text form. One registry per server, none per process."""
+"""What the operator can watch, in Prometheus' text format. One registry per server, none per process."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,7 @@ CAPACITY: Mapping[str, tuple[str, str]] = MappingProxyType(
         "recording_seconds": ("byoc_recording_in_progress_seconds", "Recordings being worked on"),
     }
 )
-"""Figure of `JobTable.capacity` -> name and help of its gauge."""
+"""Key of `JobTable.capacity` -> name and help of its gauge."""
 
 
 class _CapacityCollector(Collector):
@@ -79,22 +79,22 @@ class Metrics:
         self._inference = counter("byoc_inference_seconds", "Time at work on final and partial text", "pipeline")
 
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
-        """Add a figure that is read whenever somebody asks."""
+        """Add a figure that is read on every scrape."""
         Gauge(name, help, registry=self._registry).set_function(read)
 
     def capacity(self, read: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
-        """Add the figures of `CAPACITY`, by pipeline, which are read whenever somebody asks."""
+        """Add the figures of `CAPACITY`, by pipeline, which are read on every scrape."""
         self._registry.register(_CapacityCollector(read))
 
     def answered(self, method: str, route: str, code: int, seconds: float) -> None:
-        """Count one request. `method` and `route` are those of the table of routes, so that they are few."""
+        """Count one request. `method` and `route` are those of the route table, so that there are few of them."""
         self._requests.labels(method, route, str(code)).observe(seconds)
 
     def refused(self, error: RequestRefused) -> None:
         self._refusals.labels(error.reason).inc()
 
     def segment(self, pipeline: str, size: int, seconds: float) -> None:
-        """Count one segment that has its outcome."""
+        """Count one segment that has got its outcome."""
         self.received(pipeline, size)
         self._segments.labels(pipeline).observe(seconds)
 
@@ -105,11 +105,11 @@ class Metrics:
         self._errors.labels(pipeline, kind).inc(number)
 
     def result(self, pipeline: str, result: Result) -> None:
-        """Count the sound, the work and the lag of a transcript, where its record tells of them."""
+        """Count the sound, the work and the lag of a transcript, where its record has them."""
         if result.lag_ms is not None:
             self._lag.labels(pipeline, "partial" if result.partial else "final").observe(result.lag_ms / 1000)
         stats = (result.record or {}).get("stats")
-        if isinstance(stats, Mapping):  # of a stranger's processor it may be anything
+        if isinstance(stats, Mapping):  # from a third-party processor it may be anything
             audio, inference = stats.get("audio_duration_ms"), stats.get("inference_ms")
             if isinstance(audio, int) and isinstance(inference, int) and audio >= 0 <= inference:
                 self._inference.labels(pipeline).inc(inference / 1000)

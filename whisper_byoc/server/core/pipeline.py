@@ -1,4 +1,4 @@
-"""The processors that are served: their names, their states, and how their code is called."""
+"""The served processors: their names, their states, and how their code is called."""
 
 import asyncio
 import inspect
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 0.5
 """Longest wait for a processor's `trouble`; health checks allow one second."""
 STUCK_SECONDS = 300.0
-"""A call of a processor that takes so long is reported as stuck."""
+"""A call of a processor that takes this long is reported as stuck."""
 SERVER_PARAMS = frozenset(
     {
         *("channels", "data_format", "encoding", "height", "input", "max_framerate"),
         *("model", "partials", "pipeline", "rate", "sentences", "width"),
     }
 )
-"""Parameters that the server itself reads from a query or a stream's start: no processor has to declare them."""
+"""Parameters that the server itself reads from a query or a stream's start; no processor has to declare them."""
 
 
 ANY_SPEECH = ("", "whisper-1")
-"""`whisper-1` is what clients of OpenAI send when they want Whisper, whichever there is."""
+"""`whisper-1` is what OpenAI clients send when they want any Whisper there is."""
 SESSION_METHODS = ("feed", "finish", "summary")
 LIVE_METHODS = ("feed_live", "when_ready", "ready", "flush", "end_feed", "close")
 
@@ -42,10 +42,10 @@ class PipelineState(Enum):
 
 
 class Caller:
-    """Calls functions and coroutine functions of a processor on its author's event loop; by default on the running one.
+    """Calls a processor's functions and coroutine functions on its author's event loop; by default on the running one.
 
-    All of the author's code runs there: none of it has to be thread-safe, and with a loop of its own it cannot block
-    the server.
+    All of the author's code runs there: none of it has to be thread-safe, and on its own loop it cannot block the
+    server.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -100,13 +100,13 @@ class Pipeline:
 
     @property
     def notice(self) -> str:
-        """What whoever uses it should know, in one sentence; empty if there is nothing."""
+        """What its users should know, in one sentence; empty if nothing."""
         notice = getattr(self._processor, "notice", "")
         return notice if isinstance(notice, str) else ""
 
     @property
     def capacity(self) -> Capacity | None:
-        """How much work it can do in time; None when it does not say, or is not ready."""
+        """How much work it can do in time; None when it does not say or is not ready."""
         ask = getattr(self._processor, "capacity", None)
         if not callable(ask) or self.state is not PipelineState.READY:
             return None
@@ -122,14 +122,14 @@ class Pipeline:
         return self.content_type.startswith("text/")
 
     def unknown_params(self, names: Iterable[str]) -> list[str]:
-        """Return the names that nobody reads: none if the processor has sessions of its own and declares no names."""
+        """Return the names that nobody reads; none if the processor has its own sessions and declares no names."""
         declared = getattr(self._processor, "params", None)
         if declared is None and hasattr(self._processor, "open_session"):
             return []
         return sorted(set(names) - SERVER_PARAMS - set(declared or ()))
 
     async def trouble(self) -> str | None:
-        """Return one sentence when the processor says that it is broken, or is at one call for too long; else None."""
+        """Return one sentence if the processor says that it is broken or one call takes too long; else None."""
         if self.state is not PipelineState.READY:
             return None
         sentence: str | None = None
@@ -138,7 +138,7 @@ class Pipeline:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     sentence = await self.call(ask)
         except TimeoutError:
-            log.debug("pipeline %s: its event loop is blocked", self.name)  # by a call that has been long, or will be
+            log.debug("pipeline %s: its event loop is blocked", self.name)  # by a call that is long, or will be
         except Exception as error:
             return f"it cannot tell how it is: {type(error).__name__}: {error}"
         longest = self.call.longest()
@@ -170,14 +170,14 @@ class Pipeline:
             self._changed.notify()
 
     async def wait_ready(self, timeout: float) -> bool:
-        """Wait until the pipeline is loaded; return False if that failed or took longer than `timeout` seconds."""
+        """Wait until the pipeline is loaded; return False if loading failed or took longer than `timeout` seconds."""
         await self._changed.until(lambda: self.state is not PipelineState.LOADING, timeout)
         return self.state is PipelineState.READY
 
     async def open_session(self, job: JobInfo) -> Session:
         """Open this pipeline's side of a job.
 
-        Raises what the processor raises, and `RequestRefused` (500) for a session that lacks a method.
+        Raises whatever the processor raises, and `RequestRefused` (500) for a session that lacks a method.
         """
         session: Session = await self.call(session_of, self._processor, job)
         methods = (*SESSION_METHODS, *LIVE_METHODS) if self.live else SESSION_METHODS
@@ -187,7 +187,7 @@ class Pipeline:
         return session
 
     async def stop(self, timeout: float) -> None:
-        """Shut the processor down; log errors, as nobody is left to act on them."""
+        """Shut the processor down; only log errors, as nobody is left to act on them."""
         shutdown = getattr(self._processor, "shutdown", None)
         if shutdown is None:
             return
@@ -203,7 +203,7 @@ class Pipeline:
 class Pipelines:
     """The pipelines of one server, by the names that clients ask for.
 
-    `capability`, the name under which orchestrators know this container, is another name of the first one.
+    `capability`, the name by which orchestrators know this container, is another name for the first pipeline.
     """
 
     def __init__(self, pipelines: Iterable[Pipeline], capability: str = "") -> None:
@@ -224,7 +224,7 @@ class Pipelines:
         return [each.name for each in self._all]
 
     def status(self, *, busy: bool) -> str:
-        """Return the state of all in pytrickle's words: ERROR, LOADING, OK (`busy`) or IDLE."""
+        """Return the overall state in pytrickle's words: ERROR, LOADING, OK (`busy`) or IDLE."""
         states = {pipeline.state for pipeline in self._all}
         if PipelineState.FAILED in states:
             return "ERROR"
@@ -235,19 +235,19 @@ class Pipelines:
 
     @property
     def speech(self) -> list[Pipeline]:
-        """Those that make text of sound."""
+        """The pipelines that turn sound into text."""
         return [each for each in self._all if each.media == "audio" and each.gives_text]
 
     def find_speech(self, name: str = "", others: tuple[str, ...] = ()) -> Pipeline:
-        """Return a pipeline that makes text of sound, by its name or its model's; without a name, the first.
+        """Return a pipeline that turns sound into text, by its name or its model's; without a name, the first.
 
-        So it is for a name that no pipeline has and that begins as those of another service's models do: `others`.
-        Raises `RequestRefused` (404) with the names there are.
+        The first also stands for a name that no pipeline has and that begins with one of `others`: another service's
+        models. Raises `RequestRefused` (404), listing the names there are.
         """
         speech = self.speech
         if (name in ANY_SPEECH or (name.startswith(others) and self.find(name) is None)) and speech:
             return speech[0]
-        model = name.removeprefix("openai/").removeprefix("Systran/faster-")  # Hugging Face's names of the same weights
+        model = name.removeprefix("openai/").removeprefix("Systran/faster-")  # Hugging Face's names for these weights
         for known in (name, model, f"whisper-{model}"):
             pipeline = self.find(known)
             if pipeline is not None and pipeline in speech:

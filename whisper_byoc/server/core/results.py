@@ -1,4 +1,4 @@
-"""The numbered records of one job, bounded, and the text that they make together."""
+"""The numbered records of one job, bounded, and the text that they make up."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from whisper_byoc.processors.base import Result
 Kind = Literal["result", "error", "end"]
 
 MAX_ERROR_CHARACTERS = 2000
-"""Longest error: what a processor raises may be of any length, and errors do not count against the ring."""
+"""Longest error: a processor may raise one of any length, and errors do not count against the ring."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Record:
     result: Result
     content_type: str
     line: bytes = b""
-    """The record as JSON, if it was written already: that of a body, which is larger than the body, is not kept."""
+    """The record as JSON, if already written; that of a body, which would be larger than the body, is not kept."""
 
     @property
     def size(self) -> int:
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def partial(self) -> bool:
-        """Whether the next record takes its place."""
+        """Whether the next record replaces it."""
         return self.result.partial
 
     @property
@@ -54,7 +54,7 @@ class Record:
                 return head | {"text": self.result.body.decode("utf-8", "replace")}
             return head | {"size": self.size, "data": base64.b64encode(self.result.body).decode("ascii")}
         fields = {**head, **self.result.record}
-        if fields.get("segments") is not None:  # the id has the record's number, which the processor cannot know
+        if fields.get("segments") is not None:  # the id contains the record's number, unknown to the processor
             fields["segments"] = [
                 {"id": f"{self.job_id}-{self.seq}-{number}", **each} for number, each in enumerate(fields["segments"])
             ]

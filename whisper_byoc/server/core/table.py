@@ -1,4 +1,4 @@
-"""All jobs of one server: opened on first use, ended when idle, forgotten some time after their end."""
+"""All jobs of one server: opened on first use, ended when idle, forgotten some time after they end."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ SHUTTING_DOWN = "the server is shutting down"
 
 
 class JobTable:
-    """Every job, and the pipelines that they may run on."""
+    """All jobs, and the pipelines that they may run on."""
 
     def __init__(self, pipelines: Pipelines, limits: Limits, metrics: Metrics) -> None:
         self.pipelines = pipelines
@@ -58,7 +58,7 @@ class JobTable:
     def pipeline_of(self, job_id: str, name: str | None) -> Pipeline:
         """Return the pipeline on which a job runs, or would run if it were opened.
 
-        Raises `RequestRefused`: 400 bad id or no name where one is needed, 404 unknown pipeline, 409 other pipeline.
+        Raises `RequestRefused`: 400 bad id, or no name where one is needed; 404 unknown pipeline; 409 another pipeline.
         """
         check_id(job_id)
         job = self._jobs.get(job_id)
@@ -90,10 +90,10 @@ class JobTable:
     ) -> Job:
         """Return the job of that id, opening it if it is new.
 
-        With the address of its `client`, it makes place for others as long as no byte has come.
-        It is ended when nobody feeds or reads it for `alone_seconds` (default: the server's idle limit). Raises what
-        the processor raises for parameters that it refuses, and `RequestRefused`: as `pipeline_of` does, and 503 when
-        draining, full or not ready.
+        Given the address of its `client`, the job makes room for others as long as no byte has come. It is ended when
+        nobody feeds or reads it for `alone_seconds` (default: the server's idle limit). Raises whatever the processor
+        raises for parameters that it refuses, and `RequestRefused`: as `pipeline_of` does, and 503 when draining, full
+        or not ready.
         """
         pipeline = self.pipeline_of(job_id, pipeline_name)
         if self.draining:
@@ -105,7 +105,7 @@ class JobTable:
             raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="loading")
         try:
             async with asyncio.timeout(self.limits.admission_seconds), self._opening:
-                if job_id not in self._jobs:  # else another request has opened it meanwhile
+                if job_id not in self._jobs:  # else another request has opened it in the meantime
                     await self._make_place(pipeline, client, recording=recording)
                     job = await self._make(
                         JobInfo(job_id, pipeline.name, dict(params), recording), pipeline, alone_seconds
@@ -186,11 +186,11 @@ class JobTable:
 
     @property
     def free(self) -> int:
-        """How many new live jobs would be taken, of that pipeline which takes most."""
+        """How many new live jobs the pipeline with the most room would accept."""
         return max(map(self.admission.free, self.pipelines))
 
     def capacity(self) -> dict[str, dict[str, float]]:
-        """Return how much work the pipelines that measure it can do, and how much they have, for `/health`."""
+        """Return how much work the pipelines that measure it can do, and how much they have now, for `/health`."""
         return {
             pipeline.name: {
                 **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
@@ -203,9 +203,9 @@ class JobTable:
         }
 
     async def _make_place(self, pipeline: Pipeline, client: str, *, recording: bool) -> None:
-        """Refuse (503) a job too many: by `admission`, or where as many have ended and still are to be read.
+        """Refuse (503) a job too many: by `admission`, or when as many ended ones have yet to be read.
 
-        A job of which no byte has come is forgotten to make place, and so is an ended one whose results were read.
+        To make room, a job that has received no byte is forgotten, and so is an ended one whose results have been read.
         """
         self.admission.check_share(client)
         while refusal := self.admission.refusal(pipeline, recording=recording):
@@ -244,7 +244,7 @@ TABLE = web.AppKey("TABLE", JobTable)
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until it holds, or so long; polled, as it depends on how long ago a reader left."""
+    """Wait until `condition` holds, at most `seconds`; polled, because it depends on how long ago a reader left."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110

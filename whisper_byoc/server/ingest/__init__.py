@@ -1,1 +1,1 @@
-"""What clients send: live feeds, forms and recordings, made into segments of a job."""
+"""What clients send: live feeds, forms and recordings, turned into segments of a job."""

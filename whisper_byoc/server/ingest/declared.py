@@ -1,4 +1,4 @@
-"""Raw sound that is not 16 kHz mono PCM16: what its Content-Type, its parameters or its file name say it is."""
+"""The format of raw sound other than 16 kHz mono PCM16, as declared by Content-Type, parameters or file name."""
 
 from collections.abc import Mapping
 from email.message import Message
@@ -14,7 +14,7 @@ ENCODING = choice_param("encoding", "of raw sound", (*ENCODINGS, *CODECS), "s16l
 RATE = whole_param("rate", "samples of raw sound in a second", RATES[0], RATES[-1], pcm.SAMPLE_RATE)
 CHANNEL_COUNT = whole_param("channels", "of raw sound", CHANNELS[0], CHANNELS[-1], 1)
 DECLARED = (ENCODING, RATE, CHANNEL_COUNT)
-"""The parameters, of a query, a form or a Content-Type."""
+"""Names of the parameters, in a query, a form or a Content-Type."""
 NAMES = tuple(each.name for each in DECLARED)
 TYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
     {
@@ -30,19 +30,19 @@ TYPES: Mapping[str, tuple[str, int]] = MappingProxyType(
         "audio/g722": ("g722", pcm.SAMPLE_RATE),
     }
 )
-"""Content types of raw sound -> encoding and rate, where no parameter says otherwise.
+"""Content type of raw sound -> encoding and rate, unless a parameter says otherwise.
 
-RFC 2586 has audio/L16 big-endian; live senders do not, and `encoding=s16be` says so.
+In RFC 2586, audio/L16 is big-endian; live senders' is not, and `encoding=s16be` declares one that is.
 """
 
 
 def declared_format(content_type: str, params: Mapping[str, str], file_name: str = "") -> RawFormat | None:
-    """Return the format of raw sound that parameters declare, or else a Content-Type, or else the name of its file.
+    """Return the format of raw sound as declared by the parameters, else by the Content-Type, else by the file name.
 
-    It is a name of `CODECS` for what ffmpeg decodes, and None for what is not declared. Raises `BadParam` for a value
-    that cannot be.
+    The result is a name in `CODECS` for what ffmpeg decodes, and None if nothing is declared. Raises `BadParam` for an
+    impossible value.
     """
-    header = Message()  # of ASCII: it cannot read other characters beside bytes that are none
+    header = Message()  # ASCII only: it cannot handle characters mixed with stray bytes
     header["Content-Type"] = content_type.encode("ascii", "replace").decode() or "application/octet-stream"
     known = TYPES.get(header.get_content_type()) or ENDINGS.get(PurePath(file_name).suffix.lower())
     if known is None and not any(params.get(name) for name in NAMES):

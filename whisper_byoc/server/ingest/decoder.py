@@ -14,18 +14,19 @@ from whisper_byoc.process import Program
 log = logging.getLogger(__name__)
 
 HANG_SECONDS = 10.0
-"""An ffmpeg that takes no input for this long, and gives nothing although its sink waits, hangs."""
+"""An ffmpeg that takes no input for this long, and gives no output although its sink is waiting, hangs."""
 USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""Descriptors, memory or processes, which others will give back."""
+"""Errors for a lack of descriptors, memory or processes, which others will free."""
 FLUSH_SECONDS = 3.0
-"""The same for the rest of the output of an ffmpeg that gets no more input, or has died; a stop has to be answered."""
+"""The same for the remaining output of an ffmpeg that gets no more input or has died; a stop has to be answered."""
 
 
 class LiveDecoder:
-    """Runs an ffmpeg of the given command line from the first bytes on, and passes its output to `sink`.
+    """Runs ffmpeg with the given command line from the first bytes on, and passes its output to `sink`.
 
-    `lost` gets a sentence when an ffmpeg has died or hung, with whatever it had not decoded yet, and another one takes
-    its place, as MPEG-TS allows. Failures without any output in between are one loss. Without `lost`, each is an error.
+    When an ffmpeg dies or hangs, losing whatever it had not decoded yet, `lost` gets a sentence and another ffmpeg
+    takes its place, as MPEG-TS allows. Failures without any output in between count as one loss. Without `lost`, each
+    is an error.
     """
 
     def __init__(
@@ -36,20 +37,20 @@ class LiveDecoder:
         lost: Callable[[str], None] | None = None,
     ) -> None:
         self.complaint = ""
-        """What the ffmpeg that came to its normal end has said last of damage."""
+        """What an ffmpeg that ended normally last said about damage."""
         self._name = name
         self._sink = sink
         self._command = command
         self._lost = lost
-        self._running: tuple[Program, asyncio.Task[None]] | None = None  # with the task that reads its output
+        self._running: tuple[Program, asyncio.Task[None]] | None = None  # and the task that reads its output
         self._at_sink = False
         self._outputs = 0
         self._outputs_at_loss = -1
 
     async def feed(self, data: bytes) -> None:
-        """Pass bytes to ffmpeg; if it dies of them, another one gets them.
+        """Pass bytes to ffmpeg; if it dies of them, pass them to another one.
 
-        Raises `DecoderFailed` when there is no ffmpeg, `MediaError` when it failed and there is no `lost`, and what
+        Raises `DecoderFailed` when there is no ffmpeg, `MediaError` when it failed and there is no `lost`, and whatever
         `sink` raises.
         """
         for _ in range(2):
@@ -87,7 +88,7 @@ class LiveDecoder:
             if error.errno not in USED_UP:
                 raise
             raise DecoderFailed(f"ffmpeg cannot be started now ({error.strerror}); try again later") from error
-        program.stdin.transport.set_write_buffer_limits(0)  # else it takes longer to notice that it hangs
+        program.stdin.transport.set_write_buffer_limits(0)  # or a hang would be noticed later
         return program, asyncio.create_task(self._read(program))
 
     async def _read(self, program: Program) -> None:
@@ -113,7 +114,7 @@ class LiveDecoder:
     async def _happens(self, seconds: float, *futures: asyncio.Future[Any]) -> bool:
         """Wait until one of the futures is done; return False when ffmpeg has hung for `seconds`.
 
-        As long as the sink is busy, which may wait for the model, it is not ffmpeg's turn.
+        While the sink is busy (it may be waiting for the model), it is not ffmpeg's turn.
         """
         while True:
             before = self._outputs
@@ -123,7 +124,7 @@ class LiveDecoder:
                 return False
 
     async def _end(self, seconds: float, *, finished: bool = False) -> None:
-        """Let ffmpeg end by itself, unless it hangs for `seconds`; then kill it. Raises as `feed` does."""
+        """Let ffmpeg end by itself, but kill it if it hangs for `seconds`. Raises as `feed` does."""
         if self._running is None:
             return
         (program, reading), self._running = self._running, None

@@ -1,4 +1,4 @@
-"""One live feed of a job: its bytes are cut, and submitted in order."""
+"""One live feed of a job: its bytes are cut into segments and submitted in order."""
 
 import asyncio
 from collections import deque
@@ -12,16 +12,16 @@ from whisper_byoc.server.ingest.framing import Framing
 
 
 class LiveFeed:
-    """Cuts what arrives by `framing`. To be used with `async with`."""
+    """Cuts what arrives with `framing`. To be used with `async with`."""
 
     def __init__(self, job: Job, framing: Framing) -> None:
         self.segments = 0
-        """What has been submitted to the job; pieces of a live feed count."""
+        """How many segments, or pieces of a live feed, have been submitted to the job."""
         self.warnings: tuple[str, ...] = ()
-        """Sentences about what could not be read, beside the errors that are submitted."""
+        """Sentences about what could not be read, besides the submitted errors."""
         self.job = job
         self.framing = framing
-        """May be another one from some byte on."""
+        """May be replaced by another at any byte."""
         self._waiting: deque[bytes] = deque()
 
     async def __aenter__(self) -> Self:
@@ -31,21 +31,21 @@ class LiveFeed:
         """Free what decodes the feed."""
 
     async def take(self, data: bytes) -> None:
-        """Take the next bytes, waiting while the job's queue is full. What it has taken when cancelled is not lost.
+        """Take the next bytes, waiting while the job's queue is full. Bytes taken before a cancellation are not lost.
 
-        Raises `AudioError` for what cannot be read, and `RequestRefused` (409) when the job takes no more.
+        Raises `AudioError` for what cannot be read, and `RequestRefused` (409) when the job accepts nothing more.
         """
         await self.cut(data)
 
     async def finish(self, rest: bytes = b"", *, complete: bool) -> None:
-        """Take the last bytes, and submit what is left; errors are submitted in place of what cannot be read.
+        """Take the last bytes, and submit what is left, with errors in place of what cannot be read.
 
-        `complete` is False for a feed that broke off. Raises `MediaError` where a complete feed gave no sound at all.
+        `complete` is False for a feed that broke off. Raises `MediaError` when a complete feed held no sound at all.
         """
         self.hand_in(rest, complete=complete)
 
     def hand_in(self, rest: bytes = b"", *, complete: bool) -> list[BadSegment]:
-        """Submit the last bytes, and what is left; return the errors that stand in place of what cannot be read."""
+        """Submit the last bytes and what is left; return the errors that stand in for what cannot be read."""
         with suppress(AudioError, RequestRefused):  # `finish` of the framing reports what cannot be read
             self._waiting += self.framing.feed(rest) if rest else ()
         tail = [*self._waiting, *self.framing.finish(complete=complete)]
@@ -60,7 +60,7 @@ class LiveFeed:
         self.job.warn(sentence)
 
     async def cut(self, data: bytes) -> None:
-        """Cut the next bytes and submit what they complete, as `take` does with those that need no decoding."""
+        """Cut the next bytes and submit what they complete, as `take` does with bytes that need no decoding."""
         await self._frame(data)
         while self._waiting:
             await self.job.inbox.submit(self._waiting[0], live=self.framing.live)

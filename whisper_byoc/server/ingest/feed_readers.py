@@ -1,4 +1,4 @@
-"""How a live feed of media is read: by ffmpeg as they arrive or when all are there, and most WAVs in process."""
+"""How a live feed of media is read: by ffmpeg, as it arrives or once complete; most WAVs in process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ WANTED = (
 
 
 class MediaReader:
-    """Media that ffmpeg decodes as they arrive; each link of a chained Ogg has an ffmpeg of its own."""
+    """Media that ffmpeg decodes as they arrive; each link of a chained Ogg gets its own ffmpeg."""
 
     def __init__(self, feed: LiveFeed, kind: str) -> None:
         self._feed = feed
@@ -35,7 +35,7 @@ class MediaReader:
         self._decoder = LiveDecoder(name, self._feed.cut, lambda: wav_from_feed(self._kind))
 
     async def take(self, data: bytes) -> None:
-        """Have the feed cut the sound of the next bytes. Raises `MediaError` for what cannot be read."""
+        """Have the feed cut the sound in the next bytes. Raises `MediaError` for what cannot be read."""
         with _telling(self._kind):
             for begins, piece in self._links.feed(data) if self._links else ((False, data),):
                 if begins:
@@ -45,7 +45,7 @@ class MediaReader:
                 await self._decoder.feed(piece)
 
     async def finish(self) -> None:
-        """The same for what is left: no more bytes will come."""
+        """Have the feed cut what is left: no more bytes will come. Raises as `take` does."""
         with _telling(self._kind):
             if self._links and (left := self._links.finish()):
                 await self._decoder.feed(left)
@@ -58,7 +58,7 @@ class MediaReader:
 
 
 class WavMediaReader(MediaReader):
-    """A WAV, which needs no ffmpeg unless it is of a format such as ADPCM."""
+    """A WAV, which needs no ffmpeg unless its format is one such as ADPCM."""
 
     def __init__(self, feed: LiveFeed) -> None:
         super().__init__(feed, "wav")
@@ -80,7 +80,7 @@ class WavMediaReader(MediaReader):
 
 
 class HeldReader:
-    """Media that can be decoded only when all of them are there."""
+    """Media that can be decoded only once complete."""
 
     def __init__(self, feed: LiveFeed, kind: str, intake: Intake) -> None:
         self._feed = feed
@@ -90,14 +90,14 @@ class HeldReader:
         feed.job.inbox.fed = True
 
     async def take(self, data: bytes) -> None:
-        """Hold the bytes. Raises `RequestRefused` as `Spool.write` does, and 413 over the limit."""
+        """Hold the bytes. Raises `RequestRefused`: as `Spool.write` does, and 413 over the limit."""
         limit = self._intake.limit
         if self._held.size + len(data) > limit:
             raise RequestRefused(413, f"the feed is larger than {limit} bytes and has its index at the end")
         await self._held.append(data)
 
     async def finish(self) -> None:
-        """Have the feed cut the sound of all. Raises `MediaError` for what cannot be read."""
+        """Have the feed cut all of the sound. Raises `MediaError` for what cannot be read."""
         try:
             async with self._intake.decoding(Upload(self._held, "", in_form=True), self._intake.limit) as recording:
                 async for block in recording.blocks():
@@ -113,7 +113,7 @@ class HeldReader:
 
 @contextmanager
 def _telling(kind: str) -> Iterator[None]:
-    """Say in sentences what ffmpeg failed at."""
+    """Turn ffmpeg's failures into sentences."""
     try:
         yield
     except DecoderFailed as error:

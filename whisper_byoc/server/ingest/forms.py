@@ -22,14 +22,14 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
 """Longest other field; prompts may be long, and are cut."""
 FORM_BYTES = 256 * 1024
-"""What a form may add to the size of the recording."""
+"""Bytes that a form may add to the recording."""
 CHUNK_BYTES = 256 * 1024
 SLOWEST = 128 * 1024
-"""Bytes of a body in a second, on the mean, behind the idle limit: 1 Mbit/s."""
+"""Lowest average rate of a body, in bytes per second, once the idle limit has passed: 1 Mbit/s."""
 Keep = Callable[[bytes], Awaitable[None]]
 PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit")
 MALFORMED = (ValueError, AssertionError, RuntimeError, LookupError, HttpProcessingError)
-"""What aiohttp's multipart reader raises at bytes that are no form."""
+"""What aiohttp's multipart reader raises for bytes that are not a form."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Upload:
     body: Spool
     """Never empty."""
     content_type: str
-    """As the sender named it, with parameters; empty when it did not."""
+    """As the sender gave it, with parameters; empty if it did not."""
     file_name: str = ""
-    """As a form names it."""
+    """As given in a form."""
     in_form: bool = False
     fields: MultiDict[str] = field(default_factory=MultiDict)
-    """The query, and in a form its other fields, which win."""
+    """The query and, for a form, its other fields, which take precedence."""
 
     def field(self, name: str, default: str = "") -> str:
         """Return one field, stripped; `default` when it is absent or empty."""
         return self.fields.get(name, "").strip() or default
 
     def given(self, *names: str) -> dict[str, str]:
-        """Return those of these fields that are there and not empty."""
+        """Return those of these fields that are present and not empty."""
         return {name: text for name in names if (text := self.field(name))}
 
     def read(self, param: Param[T]) -> T:
@@ -61,7 +61,7 @@ class Upload:
 
 
 def params_without(fields: MultiMapping[str], *names: str) -> dict[str, str]:
-    """Return the fields of a query or form but for those of these names, which the route reads itself."""
+    """Return the fields of a query or form except these names, which the route reads itself."""
     return {name: value for name, value in fields.items() if name not in names}
 
 
@@ -70,7 +70,7 @@ async def read_upload(request: web.Request, limits: Limits, spool: Spool) -> Upl
 
     Raises `BadParam` for a form that cannot be used, and `RequestRefused`: 400 for no body or a broken one, 408 when it
     takes longer than the idle limit and comes slower than `SLOWEST`, 413 over the limit for recordings, 415 for an
-    encoding that is not read; and as `Spool.write` does.
+    unsupported encoding; and as `Spool.write` does.
     """
     in_form = request.content_type == "multipart/form-data"
     limit, length = limits.recording_bytes, request.content_length or 0

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class LiveInput(Generic[T]):
-    """Receives until `closing` is set, without a task for each item: a live stream brings ten a second."""
+    """Receives until `closing` is set, without a task per item: a live stream brings ten items a second."""
 
     def __init__(
         self, receive: Callable[[], Awaitable[T]], closing: asyncio.Event, timeout: float, idle: Exception
@@ -40,7 +40,7 @@ class LiveInput(Generic[T]):
             await cancel(self._watching)
 
     async def next(self) -> T | None:
-        """Return what arrives next; None once `closing` is set. Raise what `receive` raises, or `idle`."""
+        """Return the next item; None once `closing` is set. Raise whatever `receive` raises, or `idle`."""
         if self._closing.is_set():
             return None
         self._alarm.set(self._timeout)
@@ -65,14 +65,14 @@ class LiveInput(Generic[T]):
 
 
 class Framing(Protocol):
-    """Cuts bytes, in whatever chunks they come, into segments.
+    """Cuts bytes, arriving in chunks of any size, into segments.
 
-    `feed` returns those that are complete; `finish` returns the rest, with a `BadSegment` in place of bytes that cannot
-    make a segment. `complete` is False when the body broke off.
+    `feed` returns the complete ones; `finish` returns the rest, with a `BadSegment` in place of bytes that cannot make
+    a segment. `complete` is False when the body broke off.
     """
 
     live: bool
-    """Whether it returns pieces of a live feed instead of segments."""
+    """Whether it returns pieces of a live feed rather than segments."""
 
     @property
     def blocking(self) -> bool:
@@ -84,7 +84,7 @@ class Framing(Protocol):
 
 
 class AudioFraming:
-    """PCM16 mono 16 kHz: cut at quiet points, or handed on in whole samples to a session that is `live`."""
+    """PCM16 mono 16 kHz: cut at quiet points or, for a `live` session, passed on in whole samples."""
 
     blocking = False
 
@@ -100,12 +100,12 @@ class AudioFraming:
         return [whole] if whole else []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        """Return the rest. Half a sample at the end is an error, unless another live feed can supply its other half."""
+        """Return the rest. Half a sample at the end is an error, unless another live feed can supply the other half."""
         half = self._aligner.rest
         if self.live and complete:
             return [half] if half else []
         rest: list[bytes | BadSegment] = [*self._cutter.finish()]
-        if half or self._cutter.pending:  # kept after a feed that broke off, it would shift all later samples
+        if half or self._cutter.pending:  # kept after a feed breaks off, it would shift all later samples
             rest.append(BadSegment("the feed ended in the middle of a 16-bit sample: one byte was left over"))
         return rest
 
@@ -116,12 +116,12 @@ def raw_framing(fmt: WavFormat, *, live: bool) -> Framing:
 
 
 class WavFraming:
-    """A WAV file as it arrives, converted to PCM16 mono 16 kHz; then as `AudioFraming`."""
+    """A WAV file as it arrives, converted to PCM16 mono 16 kHz, then cut as by `AudioFraming`."""
 
     blocking = True
 
     def __init__(self, *, live: bool = False, required: bool = True) -> None:
-        """Unless it is `required`, there may be none at all."""
+        """Unless `required`, there may be no WAV at all."""
         self.live = live
         self._pcm = AudioFraming(live=live)
         self._reader = WavReader()
@@ -132,7 +132,7 @@ class WavFraming:
         return self._reader.in_header
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Raise `audio.errors.WavError` for a WAV whose header is not one we read."""
+        """Raise `audio.errors.WavError` for a WAV whose header cannot be read."""
         self._required = True  # from its first byte on
         return self._pcm.feed(pcm.encode(self._reader.feed(data)))
 
@@ -149,7 +149,7 @@ class WavFraming:
 
 
 class RawFraming:
-    """Raw sound of one format, converted to PCM16 mono 16 kHz; then as `AudioFraming`."""
+    """Raw sound of one format, converted to PCM16 mono 16 kHz, then cut as by `AudioFraming`."""
 
     blocking = True
 
@@ -209,4 +209,4 @@ class WholeBody:
         return []
 
     def finish(self, *, complete: bool) -> list[bytes | BadSegment]:
-        return [bytes(self._buffer)] if self._buffer and complete else []  # half a segment is none
+        return [bytes(self._buffer)] if self._buffer and complete else []  # half a segment is not one

@@ -1,4 +1,4 @@
-"""Uploads of recordings: how many are received, how many are decoded, and how much of them is held, at once."""
+"""Uploads of recordings: how many are received and decoded, and how much of them is held, at once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,8 +24,8 @@ STRICT = switch_param("strict", "refuse sound that cannot be read to its end")
 DECODERS = 2
 """Recordings decoded at once: ffmpeg is fast, and the model needs the CPUs."""
 AHEAD_SECONDS = 300
-"""So much of a recording is decoded before the work on it begins, so that what is wrong with it is known, and how long
-it is, unless it is longer."""
+"""This much of a recording is decoded before work on it begins, so that its errors are known and, unless it is longer,
+its length."""
 
 
 @dataclass(eq=False)
@@ -43,10 +43,10 @@ class Intake:
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limit = limits.recording_bytes
-        """Of one recording, in bytes: as sent, and as PCM16."""
+        """Limit of one recording, in bytes: as sent, and as PCM16."""
         self.room = Room(limits.spool_bytes)
-        """Of all that is held."""
-        self._held: list[_Held] = []  # the oldest first
+        """Room for everything held."""
+        self._held: list[_Held] = []  # oldest first
         self._limits = limits
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
         metrics.gauge("byoc_spooled_bytes", "Recordings that are held, as sent and decoded", lambda: self.room.taken)
@@ -55,8 +55,8 @@ class Intake:
     async def place(self, client: str, content: StreamReader) -> AsyncIterator[None]:
         """Hold one of the places for a body from the address `client`.
 
-        Raises `RequestRefused`: 429 when all are taken, or the share of one address; 408 when no byte of it has come
-        and another one needs its place.
+        Raises `RequestRefused`: 429 when all places, or the address's share, are taken; 408 when no byte of the body
+        has come and another needs its place.
         """
         self._make_place(client)
         deadline = asyncio.timeout(None)
@@ -74,7 +74,7 @@ class Intake:
             self._held.remove(held)
 
     def _make_place(self, client: str) -> None:
-        """Have an upload of which no byte has come give its place to this client, where there is none for it."""
+        """If there is no place for this client, have an upload that has received no byte give up its own."""
         held = [each for each in self._held if each.deadline.when() is None]  # the others are about to go
         its = [each for each in held if client and each.client == client]
         share = max(self._limits.jobs // CLIENT_SHARE, 1)
@@ -104,8 +104,8 @@ class Intake:
     async def decoding(self, upload: Upload, limit: int, longest: float | None = None) -> AsyncIterator[Recording]:
         """Decode an upload while the context lasts: at most its first `longest` seconds, and `limit` bytes of PCM16.
 
-        Its field `strict` is a switch. Raises, for what is wrong with its first `AHEAD_SECONDS`, as `pcm16_of` does,
-        `BadParam`, and `RequestRefused`: 429 when too much else is being decoded, and as `Spool.write` does.
+        Its field `strict` is a switch. Raises as `pcm16_of` does for errors in its first `AHEAD_SECONDS`, `BadParam`,
+        and `RequestRefused`: 429 when too much else is being decoded, and as `Spool.write` does.
         """
         strict, seconds = upload.read(STRICT), self._limits.segment_seconds
         samples = None if longest is None else int(longest * pcm.SAMPLE_RATE)
@@ -134,8 +134,7 @@ INTAKE = web.AppKey("INTAKE", Intake)
 async def received_upload(request: web.Request, *, form_only: bool = False) -> AsyncIterator[Upload]:
     """Hold a place for the request, and read its body.
 
-    Raises `RequestRefused`: 415 for a body that is no form where only that is read, 429 when busy; and as `read_upload`
-    does.
+    Raises `RequestRefused`: 415 for a body that is not a form if `form_only`, 429 when busy; and as `read_upload` does.
     """
     if form_only and request.content_type != "multipart/form-data":
         raise RequestRefused(415, "this route reads forms; send the recording as multipart/form-data")

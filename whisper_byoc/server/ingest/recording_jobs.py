@@ -1,4 +1,4 @@
-"""The job that works on a whole recording, or on a frame, for one request; it is freed when the request is over.
+"""The job that processes a whole recording, or a frame, for one request; it is freed when the request is over.
 
 All routes that answer one request with one transcript share this.
 """
@@ -45,25 +45,25 @@ class RecordingJob:
 
     @property
     def seconds_left(self) -> float:
-        """Of what is decoded of the recording, the seconds that there is no text of yet."""
+        """Seconds of the recording that have been decoded but have no text yet."""
         return max(self.recording.seconds - self._done_ms / 1000, 0.0)
 
     @property
     def speech_seconds(self) -> float | None:
-        """How long there is speech in it, at the end; None from a pipeline that does not say."""
+        """How many seconds of speech it holds, known at the end; None from a pipeline that does not say."""
         found = self._end.get("speech_ms")
         return found / 1000 if isinstance(found, int) else None
 
     @property
     def warning_fields(self) -> dict[str, Any]:
-        """What JSON answers have of warnings: nothing if there are none. All are known at the end."""
+        """The warnings' field of a JSON response; empty if there are none. All warnings are known at the end."""
         warnings = self._end.get("warnings") or self.recording.warnings
         return {"warnings": warnings} if warnings else {}
 
     def headers(self, content_type: str) -> dict[str, str]:
-        """Return the headers of the answer. `X-Metadata` is the only one that passes an orchestrator and a gateway.
+        """Return the response headers. `X-Metadata` is the only one that passes through orchestrators and gateways.
 
-        How long the recording is they tell only if that is known.
+        They give the length of the recording only if it is known.
         """
         metadata: dict[str, Any] = {
             "job_id": self.job.info.job_id, "pipeline": self.pipeline.name, "content_type": content_type,
@@ -76,19 +76,19 @@ class RecordingJob:
         return {**headers, "X-Metadata": json.dumps(metadata | self.warning_fields)}
 
     async def records(self) -> AsyncGenerator[Record, None]:
-        """Feed the job and yield its records as they come, the end record too. To be used with `aclosing`.
+        """Feed the job and yield its records as they come, including the end record. To be used with `aclosing`.
 
-        Raises, as soon as it is known, what is wrong with the recording.
+        Raises what is wrong with the recording, as soon as that is known.
         """
         feeder = asyncio.ensure_future(self._feed())
         try:
             with self.job.reading():
-                async for record in self.job.results.unread_records():  # the job's limits end it at the latest
+                async for record in self.job.results.unread_records():  # ended by the job's limits at the latest
                     if feeder.done() or record.kind == "end":
                         await feeder
                     self._end = record.fields() if record.kind == "end" else {}
                     timing = (record.result.record or {}).get("timing")
-                    if isinstance(timing, Mapping):  # of a stranger's processor it may be anything
+                    if isinstance(timing, Mapping):  # from a third-party processor it may be anything
                         self._done_ms = int(timing.get("media_window_end_ms", 0))
                     yield record
         finally:
@@ -97,7 +97,7 @@ class RecordingJob:
     async def outcome(self) -> list[Record]:
         """Collect all records.
 
-        Raises `RequestRefused` (422) when a segment has no result; of a 5xx, go-livepeer's gateway makes an empty 200.
+        Raises `RequestRefused` (422) when a segment has no result; go-livepeer's gateway turns a 5xx into an empty 200.
         """
         found = []
         async with aclosing(self.records()) as records:
@@ -115,7 +115,7 @@ class RecordingJob:
         return from_records(found, found[0]["language"] if found else UNKNOWN_LANGUAGE)
 
     async def _segments(self) -> AsyncIterator[bytes]:
-        """Cut sound at quiet points, unless the job takes it as it comes; a frame is one segment."""
+        """Cut sound at quiet points, unless the job takes it as a live feed; a frame is one segment."""
         if self.pipeline.media != "audio":
             yield self._frame
             return
@@ -154,7 +154,7 @@ async def recording_job(
     upload: Upload,
     longest: float | None = None,
 ) -> AsyncIterator[RecordingJob]:
-    """Open a job for the upload, or for its first `longest` seconds, and decode it; free the job in the end.
+    """Open a job for the upload, or for its first `longest` seconds, and decode it; free the job at the end.
 
     Raises as `temporary_job` and `Intake.decoding` do, and `RequestRefused` (413) for a frame over the limit.
     """
@@ -180,20 +180,20 @@ def _frame(upload: Upload, limit: int) -> bytes:
 async def temporary_job(
     table: JobTable, pipeline: Pipeline, params: Mapping[str, Any], *, recording: bool = False, client: str = ""
 ) -> AsyncIterator[Job]:
-    """Open a job under a fresh id, for the address of a `client`, and free it in the end.
+    """Open a job under a fresh id, for the address of a `client`, and free it at the end.
 
-    Raises `UsageError` for bad parameters, `RequestRefused`: 503 while the pipeline is loading or, for live jobs, busy;
-    429 for a recording then.
+    Raises `UsageError` for bad parameters, and `RequestRefused`: 503 while the pipeline is loading; when it is busy,
+    503 for live jobs and 429 for recordings.
     """
     try:
         job = await table.open(uuid.uuid4().hex, pipeline.name, params, recording=recording, client=client)
     except RequestRefused as error:
-        # only busy is 429: loading takes an unknown time, and orchestrators learn of this server only after it
+        # 429 only when busy: loading takes an unknown time, and orchestrators hear of this server only after it
         if recording and error.status == 503 and pipeline.state is PipelineState.READY:
             raise RequestRefused(429, str(error), error.retry_after) from None
         raise
     try:
         yield job
     finally:
-        with suppress(RequestRefused):  # forgotten already, as it had ended
+        with suppress(RequestRefused):  # already forgotten, as it had ended
             await table.forget(job.info.job_id, "the request is over")

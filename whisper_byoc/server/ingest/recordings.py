@@ -1,4 +1,4 @@
-"""A whole recording: decoded by a thread to 16 kHz mono PCM16, and read while it is."""
+"""A whole recording: decoded by a thread to 16 kHz mono PCM16, and read in the meantime."""
 
 import asyncio
 import itertools
@@ -24,10 +24,10 @@ BLOCK_BYTES = BLOCK_SAMPLES * pcm.SAMPLE_WIDTH
 def pcm16_of(upload: Upload, limit: int, *, strict: bool, warn: Callable[[str], object]) -> Iterator[bytes]:
     """Decode an upload, block by block, to PCM16 of at most `limit` bytes.
 
-    Raw sound is what its fields, its type or the name of its file declare; a body that is no form, of no type, and
-    neither like media nor like anything else is PCM16. What is cut off is read as far as it goes, with a warning, or
-    refused if `strict`. Raises `AudioError`, `BadParam`, and `RequestRefused`: 413 for raw sound over the limit, 415
-    for a type that cannot be sound.
+    Fields, type or file name may declare raw sound; a body that is not a form, has no type, and looks like neither
+    media nor anything else is PCM16. What is cut off is read as far as it goes, with a warning, or refused if `strict`.
+    Raises `AudioError`, `BadParam`, and `RequestRefused`: 413 for raw sound over the limit, 415 for a type that cannot
+    be sound.
     """
     kind = upload.content_type.partition(";")[0].strip().lower() or "application/octet-stream"
     if kind.startswith(NOT_SOUND):
@@ -62,14 +62,14 @@ def _declared(upload: Upload, kind: str) -> RawFormat | None:
 
 
 class Recording:
-    """Sound in order, as 16 kHz mono PCM16, which `decode` writes to a spool, in a thread, and `blocks` reads."""
+    """Sound as 16 kHz mono PCM16, which `decode` writes to a spool in a thread, and `blocks` reads in order."""
 
     def __init__(self, spool: Spool) -> None:
         self.decoded = False
-        """Whether its end is known; so long it may get longer."""
+        """Whether its end is known; until then it may get longer."""
         self.samples = 0
         self.warnings: list[str] = []
-        """Sentences about what could not be read of it."""
+        """Sentences about what could not be read."""
         self._spool = spool
         self._error: Exception | None = None
         self._begun = self._stopped = False
@@ -83,13 +83,13 @@ class Recording:
 
     @property
     def work_units(self) -> int:
-        """Whole seconds, rounded up: what Livepeer's audio runners are paid by."""
+        """Whole seconds, rounded up: the unit by which Livepeer's audio runners are paid."""
         return -(-self.samples // pcm.SAMPLE_RATE)
 
     def decode(self, upload: Upload, limit: int, *, strict: bool = False, longest: int | None = None) -> None:
-        """Decode an upload as `pcm16_of` does, at most its first `longest` samples, and close it. To run in a thread.
+        """Decode an upload as `pcm16_of` does, at most its first `longest` samples, and close it. Runs in a thread.
 
-        What it would raise, those who read the sound get.
+        Its errors are raised to those who read the sound.
         """
         self._begun = True
         self._notify()
@@ -111,26 +111,26 @@ class Recording:
             self._notify()
 
     def stop(self) -> None:
-        """Have `decode` end behind the block that it is at."""
+        """Have `decode` end after its current block."""
         self._stopped = True
 
     async def wait(self, seconds: float) -> None:
-        """Wait until its end is known, or so many seconds of it.
+        """Wait until its end is known, or this many seconds of it are decoded.
 
-        Raises what `decode` could not do.
+        Raises the error of `decode`.
         """
         await self._changed.until(lambda: self.decoded or self.samples >= seconds * pcm.SAMPLE_RATE)
         if self._error is not None:
             raise self._error
 
     async def begins(self, timeout: float) -> bool:
-        """Wait until a thread is at it; return False when `timeout` seconds passed first."""
+        """Wait until a thread has begun to decode it; return False when `timeout` seconds passed first."""
         return await self._changed.until(lambda: self._begun, timeout)
 
     async def blocks(self) -> AsyncIterator[bytes]:
         """Yield the sound, 10 s at a time, as it is decoded.
 
-        Raises what `decode` could not do, as soon as that is known.
+        Raises the error of `decode`, as soon as it is known.
         """
         position = 0
         while True:
@@ -141,5 +141,5 @@ class Recording:
             yield block
 
     def _notify(self) -> None:
-        with suppress(RuntimeError):  # the server has gone, and its loop with it
+        with suppress(RuntimeError):  # the server and its loop are gone
             self._loop.call_soon_threadsafe(self._changed.notify)

@@ -1,4 +1,4 @@
-"""A live feed of sound: what it is made of is recognised by its first bytes."""
+"""A live feed of sound, whose format is recognised by its first bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +16,7 @@ from whisper_byoc.server.ingest.framing import raw_framing
 from whisper_byoc.server.ingest.intake import Intake
 
 INDEXED = ("mov", "caf")
-"""Containers that may have what it takes to decode the sound behind it."""
+"""Containers that may have what is needed to decode the sound after the sound itself."""
 
 
 class SoundFeed(LiveFeed):
@@ -31,16 +31,17 @@ class SoundFeed(LiveFeed):
         declared: RawFormat | None = None,
         intake: Intake | None = None,
     ) -> None:
-        """Take bytes that are no media for PCM16 if they may be `raw`, and all bytes for what is `declared`.
+        """Treat all bytes as `declared`, if given; otherwise treat bytes that are not media as PCM16 if they may be
+        `raw`.
 
-        Media that cannot be decoded as they arrive are held by `intake`, and decoded at their end.
+        Media that cannot be decoded as they arrive are held by `intake` and decoded at the end.
         """
         fmt = declared if isinstance(declared, WavFormat) else PLAIN
         super().__init__(job, raw_framing(fmt, live=live))
         self._raw = raw
         self._intake = intake
-        self._sniffer = None if declared else Sniffer()  # until it is known what this is
-        self._reader: MediaReader | HeldReader | None = None  # of what is not raw sound
+        self._sniffer = None if declared else Sniffer()  # until the format is known
+        self._reader: MediaReader | HeldReader | None = None  # for what is not raw sound
         self._trouble = ""
         if isinstance(declared, str):
             self._reader = self._reader_of(declared)
@@ -59,7 +60,7 @@ class SoundFeed(LiveFeed):
             await self._read(data)
 
     async def finish(self, rest: bytes = b"", *, complete: bool) -> None:
-        with suppress(AudioError, RequestRefused), self._noting_trouble():  # what cannot be read is told below
+        with suppress(AudioError, RequestRefused), self._noting_trouble():  # what cannot be read is reported below
             if self._sniffer is not None:
                 rest = self._choose(self._sniffer.feed(rest, more=False) or "", self._sniffer.head)
             if rest and not self._trouble:
@@ -79,9 +80,9 @@ class SoundFeed(LiveFeed):
         await (self._reader.take(data) if self._reader else self.cut(data))
 
     def _choose(self, kind: str, head: bytes) -> bytes:
-        """Choose what reads this kind of media, and return the bytes that have arrived.
+        """Choose the reader for this kind of media, and return the bytes that have arrived.
 
-        Raises `MediaError` where they hold no sound, or must be media, and are none.
+        Raises `MediaError` if they hold no sound, or must be media but are not.
         """
         self._sniffer = None
         if kind == CONTAINERS and (what := foreign(head)):
@@ -101,7 +102,7 @@ class SoundFeed(LiveFeed):
 
     @contextmanager
     def _noting_trouble(self) -> Iterator[None]:
-        """Note why the rest of the feed cannot be read; that the job takes no more is not the feed's fault."""
+        """Note why the rest of the feed cannot be read; if the job accepts no more, that is not the feed's fault."""
         try:
             yield
         except MediaError as error:

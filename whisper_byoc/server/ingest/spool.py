@@ -1,4 +1,4 @@
-"""Bytes of recordings that are held until they have been read: in memory while they are few, then on the disk."""
+"""Bytes of recordings, held until they have been read: in memory while they are few, then on disk."""
 
 import asyncio
 import tempfile
@@ -13,11 +13,11 @@ from whisper_byoc.server.core.admission import RETRY_AFTER_SECONDS
 IN_MEMORY = 1 << 20
 """Bytes of one spool that are held in memory: 32 s of PCM16."""
 CLIENT_SHARE = 2
-"""One client address, which may be an orchestrator's, may hold this part of all room (one in so many)."""
+"""One client address, possibly an orchestrator's, may hold one in this many parts of the room."""
 
 
 class Room:
-    """Bounds the bytes that are spooled, of all and of each client. May be used by any thread."""
+    """Bounds the spooled bytes, in total and per client. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         self.taken = 0
@@ -26,7 +26,7 @@ class Room:
         self._lock = threading.Lock()
 
     def check(self, client: str, size: int) -> None:
-        """Refuse (429) so many bytes more of the address `client`, "" if it is not known."""
+        """Refuse (429) `size` more bytes from the address `client` if there is no room; "" is an unknown address."""
         message, reason = "", "spool"
         if self.taken + size > self._size:
             message = f"this server holds {self._size >> 20} MiB of recordings, the most it may; send this one later"
@@ -38,7 +38,7 @@ class Room:
             raise RequestRefused(429, message, RETRY_AFTER_SECONDS, reason=reason)
 
     def take(self, client: str, size: int) -> None:
-        """Take room for `size` bytes, fewer than 0 to give it back. Raises as `check` does."""
+        """Take room for `size` bytes, or give it back if negative. Raises as `check` does."""
         with self._lock:
             if size > 0:
                 self.check(client, size)
@@ -49,7 +49,7 @@ class Room:
 
 
 class Spool:
-    """Bytes that are appended and read, by one thread at a time or by several. Close it to free its room."""
+    """Bytes that are appended and read, by one thread or by several. Close it to free its room."""
 
     def __init__(self, room: Room, client: str) -> None:
         self.client = client
@@ -64,11 +64,11 @@ class Spool:
         return cast("IO[bytes]", self._file)
 
     def check(self, size: int) -> None:
-        """Refuse (429) so many bytes more, as `Room.check` does."""
+        """Refuse (429) `size` more bytes, as `Room.check` does."""
         self._room.check(self.client, size)
 
     async def append(self, data: bytes) -> None:
-        """Append bytes as `write` does, in a thread where they may go to the disk."""
+        """Append bytes as `write` does, in a thread if they may go to disk."""
         if self.size + len(data) <= IN_MEMORY:
             self.write(data)
         else:
@@ -92,7 +92,7 @@ class Spool:
                 raise RequestRefused(503, message, RETRY_AFTER_SECONDS, reason="disk") from error
 
     def read(self, position: int, size: int = -1) -> bytes:
-        """Return at most `size` bytes from `position` on; none when it is closed."""
+        """Return at most `size` bytes from `position` on; none once it is closed."""
         with self._lock:
             if self._file.closed:
                 return b""
@@ -100,7 +100,7 @@ class Spool:
             return self._file.read(size)
 
     async def free(self) -> None:
-        """Close it; deleting a large file takes a moment, which is left to a thread, even when this is cancelled."""
+        """Close it; deleting a large file takes a moment, so a thread does that, even when this is cancelled."""
         if self.size <= IN_MEMORY:
             self.close()
         else:
@@ -110,6 +110,6 @@ class Spool:
         """Free what it holds. Harmless when repeated."""
         with self._lock:
             if not self._file.closed:
-                with suppress(OSError):  # a full disk is told of once more
+                with suppress(OSError):  # a full disk is reported once more
                     self._file.close()
                 self._room.take(self.client, -self.size)
