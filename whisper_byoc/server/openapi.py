@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the container, made of its table of routes and what the handlers tell of themselves."""
+"""The container's OpenAPI 3.1 document, made from its route table and what the handlers declare."""
 
 import inspect
 import re

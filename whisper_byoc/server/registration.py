@@ -1,9 +1,9 @@
-"""Keeps the container registered at go-livepeer orchestrators, from the end of loading until the shutdown begins.
+"""Keeps the container registered with go-livepeer orchestrators, from the end of loading until shutdown begins.
 
-An orchestrator keeps registrations in memory and without expiry: it forgets them when it restarts, and when a request
-to the container meets a refused connection or a 401. Registering again replaces its count of busy slots, which is
-zero unless it is told: go-livepeer reads `Load` of the body too (core/external_capabilities.go, ExternalCapability), so
-that the jobs that are open here are told with the capacity.
+An orchestrator keeps registrations in memory, without expiry: it forgets one when it restarts, and when a request to
+the container meets a refused connection or a 401. Registering again resets its count of busy slots to zero, unless the
+body says otherwise: go-livepeer also reads `Load` (core/external_capabilities.go, ExternalCapability), so the number of
+jobs open here is sent along with the capacity.
 """
 
 import asyncio
@@ -22,41 +22,41 @@ from whisper_byoc.livepeer import CAPABILITY, CAPABILITY_URL, SENDER, Capability
 log = logging.getLogger(__name__)
 
 CAPACITY_CHANGE = 0.25
-"""A capability is registered again when its capacity, if it is measured, has changed by more than this part."""
+"""A capability with measured capacity is registered again when that has changed by more than this fraction."""
 LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class RegistrationOptions:
-    """At which orchestrators to register what. All times in seconds."""
+    """Where to register, and what. All times are in seconds."""
 
     orchestrators: tuple[str, ...]
     """Base URLs; without a scheme, https."""
     secret: str = field(default="", repr=False)
-    """What the orchestrators were given as `-orchSecret`."""
+    """The orchestrators' `-orchSecret`."""
     capability: Capability = field(default_factory=Capability)
     verify_tls: bool = False
     """Check certificates; go-livepeer's orchestrators sign their own."""
     interval_seconds: float = 60.0
-    """Between two questions whether the registration still stands, and after a refusal."""
+    """Time between two checks that the registration still stands, and after a refusal."""
     confirm_seconds: float = 5.0
-    """From the first answer that it does not to the second; a job may just have been on its way."""
+    """Time from the first answer that it does not stand to the second check; a job may just have been on its way."""
     answer_seconds: float = 10.0
     """Longest wait for an answer."""
     first_pause: float = 1.0
-    """Before the second try to reach an orchestrator; the pauses double."""
+    """Pause before the second attempt to reach an orchestrator; later pauses double."""
     longest_pause: float = 30.0
     leave_seconds: float = 3.0
     """Longest time that unregistering may take."""
 
     def __post_init__(self) -> None:
-        """Raise `UsageError` for what cannot be an address or a secret."""
+        """Raise `UsageError` for an impossible address or secret."""
         urls = [base_url(each, scheme="https") for each in self.orchestrators]
         object.__setattr__(self, "orchestrators", tuple(dict.fromkeys(urls)))
         check_header_value("orchestrator secret", self.secret)
 
     def filled(self, name: str, url: str, token: str) -> Self:
-        """Return the same with the capability's empty fields filled in, but for its capacity, which may change."""
+        """Return a copy with the capability's empty fields filled in, except its capacity, which may change."""
         given = self.capability
         capability = replace(
             given,
@@ -70,17 +70,18 @@ class RegistrationOptions:
 
 @dataclass(frozen=True)
 class OpenJobs:
-    """What is at work here now."""
+    """The jobs open here now."""
 
     number: int
     fits: int = 1
-    """How many there may be at once: the capacity of a capability that names none."""
+    """How many there may be at once: the capacity of a capability that does not specify one."""
 
 
 class Registrar:
-    """Keeps a container registered at every orchestrator, in a task for each; their failures are only logged.
+    """Keeps a container registered with every orchestrator, in one task for each; failures are only logged.
 
-    `jobs` tells what is at work: where all places are taken, none that is free is no registration that is gone.
+    `jobs` returns the open jobs: while all places are taken, "no free place" does not mean that the registration is
+    gone.
     """
 
     def __init__(self, options: RegistrationOptions, jobs: Callable[[], OpenJobs]) -> None:
@@ -98,7 +99,7 @@ class Registrar:
             self._tasks.start(membership.keep())
 
     async def stop(self) -> None:
-        """Unregister everywhere, within `leave_seconds`. May be repeated."""
+        """Unregister everywhere, within `leave_seconds`. May be called repeatedly."""
         await self._tasks.close()
         memberships, self._memberships = self._memberships, []
         try:
@@ -109,7 +110,7 @@ class Registrar:
 
 
 class Membership:
-    """The registration at one orchestrator."""
+    """The registration with one orchestrator."""
 
     def __init__(
         self,
@@ -120,14 +121,14 @@ class Membership:
     ) -> None:
         self._orchestrator = orchestrator
         self._options = options
-        self._capability = options.capability  # as it was registered last
+        self._capability = options.capability  # as last registered
         self._http = http
         self._jobs = jobs
         self._may_be_known = False
         self._logged: dict[str, str] = {}
 
     async def keep(self) -> None:
-        """Register, and again each time the orchestrator has forgotten; ends by being cancelled."""
+        """Register, and again each time the orchestrator has forgotten; runs until cancelled."""
         while True:
             try:
                 await self._register()
@@ -141,7 +142,7 @@ class Membership:
         if not self._may_be_known:
             return
         name = self._capability.name
-        # of several containers with one name only this one leaves, where the orchestrator can tell them apart
+        # of several containers with one name, only this one leaves, if the orchestrator can tell them apart
         headers = {**self._secret_header(), CAPABILITY_URL: self._capability.url}
         try:
             async with asyncio.timeout(self._options.leave_seconds):
@@ -174,7 +175,7 @@ class Membership:
             if b"invalid authorization" in answer:
                 text += "; ORCH_SECRET must be what the orchestrator was given as -orchSecret"
             self._log_once("register", logging.ERROR, text)
-            # a refusal stays one until somebody changes a setting; a failing server or proxy recovers by itself
+            # a refusal lasts until somebody changes a setting; a failing server or proxy recovers by itself
             await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
     async def _until_to_be_told(self) -> None:
@@ -193,9 +194,9 @@ class Membership:
         return self._options.capability.capacity or self._jobs().fits
 
     async def _is_to_be_told(self) -> bool:
-        """Whether the orchestrator sees no place where there is one, or does not say.
+        """Return whether the orchestrator sees no free place although there is one, or does not say.
 
-        One that cannot be reached need not be told now: it will show when it is back.
+        An unreachable orchestrator need not be told now: what it knows is seen once it is back.
         """
         name = self._capability.name
         try:
@@ -229,23 +230,23 @@ class Membership:
         return {"Authorization": self._options.secret}
 
     def _shown(self, body: bytes) -> str:
-        """Quote an answer for the log, without the secrets that it may repeat."""
+        """Quote a response for the log, without any secrets that it may repeat."""
         text = body.decode("utf-8", "replace").strip()
         for secret in (self._options.secret, self._capability.token):
             text = text.replace(secret, "***") if secret else text
         return repr(text[:LONGEST_SHOWN])
 
     def _log_once(self, topic: str, level: int, text: str) -> None:
-        """Log what is new on a topic; the same again and again would fill the log."""
+        """Log a message only if it is new for its topic; repeats would fill the log."""
         if self._logged.get(topic) != text:
             self._logged[topic] = text
             log.log(level, "orchestrator %s: %s", self._orchestrator, text)
 
 
 def available_in(status: int, body: bytes) -> int | None:
-    """Read the answer to a token request: how many jobs could be taken; None when it does not say.
+    """Read the response to a token request: how many jobs could be accepted; None when it does not say.
 
-    `available_capacity` is absent when it is zero: a registration without a free place looks as none does. On-chain
+    `available_capacity` is absent when it is zero: a registration without a free place looks like none at all. On-chain
     orchestrators want a signed request, and this container has no key.
     """
     try:

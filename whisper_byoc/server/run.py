@@ -32,33 +32,33 @@ SHUTDOWN_SECONDS = 5.0
 
 
 Beside = Callable[[JobTable], AbstractAsyncContextManager[object]]
-"""Makes a context in which the jobs of a server have another way in."""
+"""Makes a context in which a server's jobs have an additional way in."""
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where to listen, the limits, and what others are told of this container."""
+    """Where to listen, the limits, and what others are told about this container."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     limits: Limits = field(default_factory=Limits)
     registration: RegistrationOptions | None = None
-    """At which orchestrators to register, if any."""
+    """The orchestrators to register with, if any."""
     token: str = field(default="", repr=False)
-    """Bearer token that clients must show; empty is none."""
+    """Bearer token that clients must show; empty for none."""
     tls: ssl.SSLContext | None = None
-    """Serve HTTPS, with what `http.server_tls` returns."""
+    """Serve HTTPS with this context, as returned by `http.server_tls`."""
     capability: str = ""
-    """Another name of the first pipeline: that under which orchestrators know it."""
+    """Another name for the first pipeline: the one by which orchestrators know it."""
     worker_type: str = "byoc"
     """The `pipeline` of `/version`: Livepeer's word for the type of a worker."""
     stream_hosts: Sequence[str] = ()
-    """Where channels of streams may be, beside the orchestrators of `registration` and, with a token, whoever starts
-    a stream; `*` is any host."""
+    """Hosts that stream channels may be on, besides the orchestrators of `registration` and, with a token, whoever
+    starts a stream; `*` is any host."""
     allowed_origins: Sequence[str] = ()
-    """Origins of web pages that may use it, as `origins.origin` returns them."""
+    """Origins of the web pages that may use it, as returned by `origins.origin`."""
     data_format: str = "object"
-    """Lines on the data channel of a stream that does not say (`server.streams.output.DATA_FORMATS`)."""
+    """Line format of the data channel of streams that do not choose one (`server.streams.output.DATA_FORMATS`)."""
 
     def __post_init__(self) -> None:
         choice("data_format", self.data_format, DATA_FORMATS)
@@ -97,7 +97,7 @@ async def serve(
 
 
 class Server:
-    """The listener and all that it serves. Entering it listens and begins to load; leaving it stops everything."""
+    """The listener and everything it serves. Entering it listens and begins to load; leaving it stops everything."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Server:
         self._registrar: Registrar | None = None
 
     async def __aenter__(self) -> Self:
-        """Raise `StartError` when the port cannot be had."""
+        """Raise `StartError` when the port is not available."""
         config = self._config
         url = config.registration.capability.url if config.registration else ""
         origins = frozenset(config.allowed_origins)
@@ -156,12 +156,12 @@ class Server:
     async def loaded(self) -> None:
         """Wait until every pipeline is ready.
 
-        Raises `StartError` or `ModelError` when one of them will never be.
+        Raises `StartError` or `ModelError` when one of them never will be.
         """
         await asyncio.gather(*self._loading)
 
     def join(self) -> None:
-        """Begin to register at the orchestrators, where there are any; to be called when all is loaded."""
+        """Begin to register with the orchestrators, if any; to be called once everything is loaded."""
         if self._config.registration is None:
             return
         name, host = self.table.pipelines.first.name, reachable(self._config.host, socket.gethostname())
@@ -175,7 +175,7 @@ class Server:
         return OpenJobs(sum(not job.results.ended for job in self.table.jobs), fits)
 
     async def leave(self) -> None:
-        """Unregister, so that no more work is sent here; the listener stays open for the work there is."""
+        """Unregister, so that no more work is sent here; the listener stays open for existing work."""
         if self._registrar is not None:
             await self._registrar.stop()
             self._registrar = None

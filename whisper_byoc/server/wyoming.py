@@ -29,7 +29,7 @@ from whisper_byoc.server.ingest.sound_feed import SoundFeed
 log = logging.getLogger(__name__)
 
 LARGEST_PART = 1 << 20
-"""Bytes of an event's data or payload; clients send parts of a second."""
+"""Bytes of an event's data or payload; clients send fractions of a second at a time."""
 MOST_CONNECTIONS = 256
 ENCODINGS = {1: "u8", 2: "s16le", 3: "s24le", 4: "s32le"}
 """Bytes of a sample -> its encoding."""
@@ -38,9 +38,9 @@ ABOUT = Attribution("whisper-byoc", "https://github.com/openai/whisper")
 
 @asynccontextmanager
 async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]:
-    """Take Wyoming clients while the context lasts; yield the port, which the system chooses if it is 0.
+    """Serve Wyoming clients while the context lasts; yield the port (chosen by the system if `port` is 0).
 
-    Raises `StartError` when the address cannot be had.
+    Raises `StartError` when the address is not available.
     """
     clients = Tasks()
 
@@ -51,14 +51,14 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
             log.debug("a Wyoming client is gone: %r", error)
         except TimeoutError:
             log.debug("a Wyoming client neither sends nor reads")
-            writer.transport.abort()  # closing would wait until it reads
+            writer.transport.abort()  # closing would wait for the client to read
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(clients) >= MOST_CONNECTIONS:
             writer.close()
         else:
             task = clients.start(serve(reader, writer))
-            task.add_done_callback(lambda _: writer.close())  # also if it is cancelled before it begins
+            task.add_done_callback(lambda _: writer.close())  # even if cancelled before it begins
 
     try:
         server = await asyncio.start_server(accept, **where(host, port))
@@ -76,7 +76,7 @@ async def listening(table: JobTable, host: str, port: int) -> AsyncIterator[int]
 
 
 class _Bounded:
-    """A reader that refuses parts of an event that are too large, before any of them is held."""
+    """A reader that refuses event parts that are too large before holding any of them."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self.readline, self.read = reader.readline, reader.read
@@ -110,7 +110,7 @@ class _Client:
                 await self._transcribe(event)
 
     async def _next(self) -> Event | None:
-        """Return the next event; None at the end, and for what is no event.
+        """Return the next event; None at the end, and for anything that is not an event.
 
         Raises `TimeoutError` when there is none within the idle limit.
         """
@@ -152,7 +152,7 @@ class _Client:
             raise ConnectionAbortedError("the recording could not be transcribed") from None
 
     async def _linger(self) -> None:
-        """Drop what the client still sends: closing would reset the connection, and might take the error from it."""
+        """Drop what the client still sends: closing would reset the connection, and the error might be lost."""
         try:
             self._writer.write_eof()
         except OSError:  # the client has reset it already

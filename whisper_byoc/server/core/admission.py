@@ -128,6 +128,6 @@ class Admission:
 
 
 def _until_one_ends(jobs: Collection[Job]) -> int:
-    """Guess the seconds until one of them ends: that each goes on for as long as it has, on the mean."""
+    """Guess the seconds until one of them ends: on average, each goes on for as long as it already has."""
     seconds = sum(job.age_seconds for job in jobs) / len(jobs) ** 2
     return math.ceil(min(max(seconds, RETRY_AFTER_SECONDS), LONGEST_RETRY_AFTER_SECONDS))

@@ -85,8 +85,7 @@ class Inbox:
         return RequestRefused(409, f"the input of job {self._job_id} has ended; use a new job id")
 
     async def reserve(self, size: int, timeout: float | None = None, *, items: int = 1) -> bool:
-        """Wait for room for `size` bytes and `items` items; bytes that join waiting pieces are not an item of their
-        own.
+        """Wait for room for `size` bytes and `items` items; bytes that join waiting pieces add no item.
 
         Return False when there was none within `timeout` seconds, or the inbox is closed.
         """

@@ -161,7 +161,7 @@ class JobTable:
         self._sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self._sweep, "the sweep of jobs"))
 
     async def drain(self) -> None:
-        """Let feeds go on for a while, end all input, and wait until every result is read; both within time limits."""
+        """Let feeds go on for a while, end all input, then wait until every result is read; both have time limits."""
         self.draining = True
         self._opened.notify()
         for job in self.jobs:

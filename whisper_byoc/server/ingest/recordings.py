@@ -53,7 +53,7 @@ def pcm16_of(upload: Upload, limit: int, *, strict: bool, warn: Callable[[str], 
 def _declared(upload: Upload, kind: str) -> RawFormat | None:
     """Return the format of raw sound, as `declared_format` does; None for media."""
     declared = declared_format(upload.content_type, upload.fields, upload.file_name)
-    certain = any(upload.field(name) for name in NAMES) or (kind in TYPES and kind != "audio/basic")  # that of .au too
+    certain = any(upload.field(name) for name in NAMES) or (kind in TYPES and kind != "audio/basic")  # .au's type too
     head = upload.body.read(0, WHOLE_BYTES)
     if declared is not None:
         return declared if certain or not by_magic(head) else None

@@ -31,8 +31,7 @@ class SoundFeed(LiveFeed):
         declared: RawFormat | None = None,
         intake: Intake | None = None,
     ) -> None:
-        """Treat all bytes as `declared`, if given; otherwise treat bytes that are not media as PCM16 if they may be
-        `raw`.
+        """Treat all bytes as `declared`, if given; else bytes that are not media are PCM16, if they may be `raw`.
 
         Media that cannot be decoded as they arrive are held by `intake` and decoded at the end.
         """

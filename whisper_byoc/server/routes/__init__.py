@@ -1,1 +1,1 @@
-"""The HTTP routes, a module for each family."""
+"""The HTTP routes, one module for each family."""

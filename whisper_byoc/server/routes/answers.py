@@ -1,4 +1,4 @@
-"""Answers: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
+"""Responses: errors, text and subtitles, and server-sent events that pass through go-livepeer unharmed."""
 
 import asyncio
 import json
@@ -32,12 +32,12 @@ CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
         "sse": "text/event-stream",
     }
 )
-"""Format of an answer -> its Content-Type."""
+"""Response format -> Content-Type."""
 
 MAX_LINE_BYTES = 64 * 1024 - 1
-"""Longest line of an event stream: an orchestrator copies it with a scanner of 64 KiB (go-livepeer, byoc)."""
+"""Longest line of an event stream: an orchestrator copies it with a 64 KiB scanner (go-livepeer, byoc)."""
 DONE = b"[DONE]"
-"""Ends an event stream, in whichever line it stands: go-livepeer looks for the characters, not for the event."""
+"""Ends an event stream, wherever in a line it occurs: go-livepeer looks for the characters, not for the event."""
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 ERROR_CODES = {413: "file_too_large", 429: "rate_limit_exceeded"}
@@ -49,10 +49,10 @@ H = TypeVar("H", bound=Handler)
 
 
 def errors_as(shape: Shape, unreadable: int = 400) -> Callable[[H], H]:
-    """Make a decorator by which a route's errors are answered in `shape`.
+    """Make a decorator that has a route's errors answered in `shape`.
 
-    `unreadable` is the status for sound that cannot be read. The decorator marks the handler only: `error_answer` finds
-    the mark, also for errors that are raised before the handler is called.
+    `unreadable` is the status for sound that cannot be read. The decorator only marks the handler: `error_answer` finds
+    the mark, even for errors raised before the handler is called.
     """
 
     def mark(handler: H) -> H:
@@ -63,14 +63,14 @@ def errors_as(shape: Shape, unreadable: int = 400) -> Callable[[H], H]:
 
 
 def error_answer(request: web.Request, error: Exception) -> web.Response:
-    """Answer with an error in the shape of the route that was asked, and count it."""
+    """Answer with an error in the shape of the requested route, and count it."""
     refused = _refusal(request, error)
     request.app[TABLE].metrics.refused(refused)
     headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
     shape = shape_of(request.match_info.handler, request.path)
     response = web.json_response(shape(request, refused), status=refused.status, headers=headers)
     if not request.content.at_eof():
-        response.force_close()  # a body that was not read to its end is not read any more
+        response.force_close()  # the rest of an unread body is never read
     return response
 
 
@@ -90,7 +90,7 @@ class OpenAiError(TypedDict):
 
 
 def shape_of(handler: object, path: str) -> Shape:
-    """Return what makes the body of a route's errors; the type that it returns is their schema."""
+    """Return the function that makes a route's error bodies; its return type is their schema."""
     usual: Shape = openai_error if path.startswith("/v1/") else _plain
     return getattr(handler, "shape", usual)
 
@@ -126,7 +126,7 @@ def _refusal(request: web.Request, error: Exception) -> RequestRefused:
 def render(transcription: Transcription, wanted: str, width: int = LINE_WIDTH) -> str:
     """Write a transcription as `text`, `srt` or `vtt`, in lines of at most `width` columns.
 
-    Raises `RequestRefused` (406) for subtitles of text that has no times.
+    Raises `RequestRefused` (406) for subtitles of text without times.
     """
     if wanted == "text":
         return f"{transcription.text}\n"
@@ -136,7 +136,7 @@ def render(transcription: Transcription, wanted: str, width: int = LINE_WIDTH) -
 
 
 async def deliver(request: web.Request, writing: Awaitable[None]) -> None:
-    """Wait until the client's socket has taken what is written.
+    """Wait until the client's socket has taken what was written.
 
     Raises `ConnectionResetError`, by which the connection is dropped, when that takes longer than the idle limit.
     """
@@ -164,7 +164,7 @@ class EventStream:
     async def send(self, fields: bytes | object) -> None:
         """Send one event: an object, or bytes that are its JSON.
 
-        Raises `RequestRefused` (422) when it does not fit into a line, and `ConnectionError` when the reader does not
+        Raises `RequestRefused` (422) when it does not fit in a line, and `ConnectionError` when the client does not
         read.
         """
         text = (

@@ -30,7 +30,7 @@ LANGUAGE = text_param("language", "spoken: ISO 639-1, or auto")
 TASK = text_param("task", "transcribe or translate")
 PROMPT = text_param("initial_prompt", "what to expect")
 DETECTED_SECONDS = 30
-"""Whisper's window: so much of the beginning of a recording tells its language."""
+"""Whisper's window: the language is detected from this much of the beginning of a recording."""
 
 
 @tells(form=(OUTPUT, TASK, LANGUAGE, PROMPT, WORDS, ENCODE), recording="audio_file", answers={200: "*/*"})
@@ -53,7 +53,7 @@ class Detected(TypedDict):
 
 @tells(form=(ENCODE,), recording="audio_file", answers={200: Detected})
 async def post_detect_language(request: web.Request) -> web.Response:
-    """Tell the language of the beginning of the field `audio_file`."""
+    """Detect the language of the beginning of the field `audio_file`."""
     async with received_upload(request, form_only=True) as upload:
         pipeline = request.app[TABLE].pipelines.find_speech()
         async with recording_job(request, pipeline, {"language": "auto"}, _as_sent(upload), DETECTED_SECONDS) as job:
@@ -80,7 +80,7 @@ async def post_inference(request: web.Request) -> web.Response:
 
 
 def _as_sent(upload: Upload) -> Upload:
-    """With `encode=false` the bytes are PCM16 if they are no media, as in a body without a form."""
+    """With `encode=false`, bytes that are not media are PCM16, as in a body without a form."""
     return upload if upload.read(ENCODE) else replace(upload, in_form=False)
 
 

@@ -22,12 +22,12 @@ PIPELINE = text_param("pipeline", "instead of the one in the path")
 FORMATS = tuple(choice_param(name, "of the answer", CONTENT_TYPES, "json") for name in ("response_format", "format"))
 FIELDS: tuple[Param[Any], ...] = (PIPELINE, *FORMATS, WIDTH, STRICT)
 BYTES = "bytes"
-"""The format of an answer that is the processor's own bytes."""
+"""The format of a response that is the processor's own bytes."""
 
 
 @tells(*FIELDS, *DECLARED, body=SOUND, form=FIELDS, recording="file", answers={200: "*/*"})
 async def post_capability(request: web.Request) -> web.StreamResponse:
-    """Work on one recording or frame, and answer in the format that was asked for."""
+    """Process one recording or frame, and answer in the requested format."""
     pipelines = request.app[TABLE].pipelines
     pipeline = _named_pipeline(pipelines, request.match_info.get("name", ""))
     if request.method != "POST":

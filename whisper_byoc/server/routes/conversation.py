@@ -1,4 +1,4 @@
-"""A WebSocket that takes sound and answers with text as it comes, in whichever dialect its client speaks."""
+"""A WebSocket that takes sound and sends text as it comes, in whichever dialect its client speaks."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from whisper_byoc.server.ingest.sound_feed import SoundFeed
 from whisper_byoc.server.routes.answers import deliver
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""32 s of sound; senders send parts of a second."""
+"""32 s of sound; clients send fractions of a second at a time."""
 CLOSING_TYPES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
@@ -38,7 +38,7 @@ class CloseEarly(ByocError):
 
 
 class Command(Enum):
-    """What a message asks for that brings no sound."""
+    """What a message without sound asks for."""
 
     NOTHING = "nothing"
     FLUSH = "flush"
@@ -48,10 +48,10 @@ class Command(Enum):
 
 
 class Conversation(ABC):
-    """One client. A dialect says what messages mean, and how records are told."""
+    """A conversation with one client. A dialect defines what messages mean, and how records are sent."""
 
     protocols: tuple[str, ...] = ("whisper-byoc",)
-    """Subprotocols, of which one is chosen when a client names some: it does so to show its token."""
+    """Subprotocols from which one is chosen if a client names any, as it does to show its token."""
 
     def __init__(self, request: web.Request) -> None:
         self.request = request
@@ -61,14 +61,14 @@ class Conversation(ABC):
 
     @abstractmethod
     async def read(self, message: WSMessage) -> bytes | Command:
-        """Return the sound in a message, or what it asks for; raise `CloseEarly` for a message that cannot be."""
+        """Return the sound in a message, or what it asks for; raise `CloseEarly` for an invalid message."""
 
     @abstractmethod
     def told(self, record: Record) -> Iterable[Mapping[str, Any]]:
         """Return the messages for a result, an error (unless it ends the conversation) or the end."""
 
     def greetings(self) -> Iterable[Mapping[str, Any]]:
-        """Return the messages with which the server begins."""
+        """Return the messages that the server sends first."""
         return ()
 
     @abstractmethod
@@ -85,9 +85,9 @@ class Conversation(ABC):
     async def serve(
         self, pipeline: Pipeline, params: Mapping[str, Any], declared: RawFormat | None = None
     ) -> web.WebSocketResponse:
-        """Converse until all results are told; `declared` is what raw sound is, if not 16 kHz mono PCM16.
+        """Converse until all results are sent; `declared` is the format of raw sound, if not 16 kHz mono PCM16.
 
-        Errors of the request are raised before the upgrade, and to a client that asks for none: a browser does not tell
+        Errors in the request are raised before the upgrade, even to a client that asks for one: a browser does not tell
         a page why its WebSocket was refused.
         """
         try:
@@ -126,7 +126,7 @@ class Conversation(ABC):
             await cancel(receiving, sending)
 
     async def _receive(self, sound: SoundFeed) -> None:
-        """Submit the sound until its end, then go on receiving, to answer pings and to notice that the client goes.
+        """Submit the sound until its end, then go on receiving, to answer pings and to notice when the client leaves.
 
         Returns only when the server ends the input.
         """
@@ -142,9 +142,9 @@ class Conversation(ABC):
                 raise CloseEarly(WSCloseCode.POLICY_VIOLATION, "there was sound after the end of the stream")
 
     async def _submit_sound(self, sound: SoundFeed) -> bool:
-        """Return whether all of it could be read; where not, the job has an error behind what could.
+        """Return whether all of it could be read; if not, the job has an error after the part that could.
 
-        Raises `CloseEarly` when it is media of which nothing can be read.
+        Raises `CloseEarly` for media of which nothing can be read.
         """
         idle = CloseEarly(WSCloseCode.POLICY_VIOLATION, f"nothing arrived for {self._idle_seconds:g} s")
         async with sound as feed:
@@ -186,7 +186,7 @@ def _received(message: WSMessage) -> WSMessage:
 
 
 def span(fields: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return when a record's text begins and ends, in seconds, else when its sound does; None for one without times."""
+    """Return when a record's text, or else its sound, begins and ends, in seconds; None for a record without times."""
     if "timing" not in fields:
         return None
     timing, segments = fields["timing"], fields["segments"]
@@ -196,7 +196,7 @@ def span(fields: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def words_in(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the words of a record with their times in seconds; none unless they were asked for."""
+    """Return the words of a record with their times in seconds; empty unless they were asked for."""
     return [
         {
             "word": word["text"].strip(),

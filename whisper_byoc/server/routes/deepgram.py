@@ -20,12 +20,12 @@ from whisper_byoc.server.routes.conversation import CloseEarly, Command, Convers
 from whisper_byoc.server.routes.telling import tells
 
 ENCODINGS: Mapping[str, str] = MappingProxyType({"linear16": "s16le", "linear32": "s32le"})
-"""Deepgram's names of raw sound -> ours; `mulaw` and `alaw` are the same."""
+"""Deepgram's names of raw sound formats -> ours; `mulaw` and `alaw` are the same."""
 RAW = (*ENCODINGS, "mulaw", "alaw")
 MEDIA = ("flac", "opus", "ogg-opus", "speex", "amr-nb", "amr-wb")
-"""Its names of media, which are known by their bytes."""
+"""Its names of media, which are recognised by their bytes."""
 OWN_MODELS = ("nova", "enhanced", "base", "whisper", "flux")
-"""How the names of Deepgram's own models begin, for which the first speech pipeline stands."""
+"""Prefixes of Deepgram's own model names, for which the first speech pipeline stands in."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 3.0
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {"KeepAlive": Command.NOTHING, "Finalize": Command.FLUSH, "CloseStream": Command.END}
@@ -44,7 +44,7 @@ def _params(query: MultiMapping[str]) -> dict[str, Any]:
     """Return the job's parameters; `endpointing` is the pause that ends an utterance, in milliseconds."""
     params: dict[str, Any] = {
         "words": True,
-        "sentences": False,  # what ends here is what an agent answers
+        "sentences": False,  # an agent replies to whatever ends here
         "partials": switch("interim_results", query.get("interim_results", "false")),
     }
     language = "multi" if "detect_language" in query else query.get("language", "")
@@ -84,7 +84,7 @@ class Listener(Conversation):
 
     async def read(self, message: WSMessage) -> bytes | Command:
         if message.type is WSMsgType.BINARY:
-            return bytes(message.data) or Command.END  # an empty message is how older clients end
+            return bytes(message.data) or Command.END  # older clients end with an empty message
         try:
             kind = json_value(message.data)["type"]
             command = COMMANDS[kind]

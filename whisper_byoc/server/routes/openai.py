@@ -1,6 +1,6 @@
 """Recordings in the dialects of other services.
 
-`/v1/audio/transcriptions` and `/v1/audio/translations` are OpenAI's, `/audio-to-text` is that of Livepeer's ai-runner.
+`/v1/audio/transcriptions` and `/v1/audio/translations` are OpenAI's, `/audio-to-text` is Livepeer's ai-runner's.
 """
 
 import json
@@ -33,7 +33,7 @@ from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 TIMESTAMPS = {"true": "segments", "1": "segments", "sentence": "segments", "word": "words", "false": "", "0": ""}
-"""`return_timestamps` -> what the chunks are."""
+"""`return_timestamps` -> what each chunk is."""
 MODEL = text_param("model", "name of the pipeline")
 FORMAT = choice_param("response_format", "of the answer", RESPONSE_FORMATS, "json")
 TEMPERATURE = number_param("temperature", "of no effect: the best text is taken", 0, 1, 0)
@@ -93,7 +93,7 @@ async def _post_audio(request: web.Request, task: str) -> web.StreamResponse:
         pipeline = request.app[TABLE].pipelines.find_speech(upload.read(MODEL) or "")
         wanted = upload.read(FORMAT)
         granularities, width = _granularities(upload), upload.read(WIDTH)
-        upload.read(TEMPERATURE)  # it changes nothing: decoding is greedy
+        upload.read(TEMPERATURE)  # it has no effect: decoding is greedy
         streamed = upload.read(STREAM)
         if streamed and wanted not in ("json", "text"):
             raise BadParam("response_format", f"a stream is of events, it cannot be {wanted}; use json")
@@ -138,7 +138,7 @@ def _verbose_fields(
         fields["segments"] = [
             {
                 "id": number,
-                "seek": int(each["start"] * 100),  # in frames of 10 ms, as openai-whisper has it
+                "seek": int(each["start"] * 100),  # in frames of 10 ms, as in openai-whisper
                 **{name: value for name, value in each.items() if name != "words"},
                 "tokens": [],
             }
@@ -196,7 +196,7 @@ def _as_detail(_: web.Request, error: RequestRefused) -> DetailedError:
 @errors_as(_as_detail, unreadable=415)
 @tells(form=(MODEL_ID, TIMES), recording="audio", answers={200: Chunked})
 async def post_audio_to_text(request: web.Request) -> web.StreamResponse:
-    """Transcribe one recording. `metadata` is taken and not needed: the length is known from the sound."""
+    """Transcribe one recording. `metadata` is accepted but not needed: the length is known from the sound."""
     async with received_upload(request, form_only=True) as upload:
         try:
             pipeline = request.app[TABLE].pipelines.find_speech(upload.read(MODEL_ID) or "")

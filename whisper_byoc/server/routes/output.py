@@ -57,7 +57,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
             encode = _as_text if job.content_type.startswith("text/") else _as_body
             return await _follow(request, job, job.content_type, encode)
         while (record := await job.results.next_unread(deadline - loop.time())) is not None and record.partial:
-            job.results.mark_read(record)  # only those who follow records see partial text
+            job.results.mark_read(record)  # only followers of records see partial text
         if record is None:
             return web.Response(status=204)
         response = _answer(record)
@@ -110,10 +110,10 @@ def _as_event(record: Record) -> bytes:
 
 
 def _as_body(record: Record) -> bytes:
-    """Return raw bytes, to be written back to back.
+    """Return a record's raw bytes, to be written back to back.
 
-    Raises `ConnectionAbortedError` for an error, which stays unread: raw bytes cannot tell of it, and without it the
-    client would count the results wrongly.
+    Raises `ConnectionAbortedError` for an error record, which stays unread: raw bytes cannot express it, and without it
+    the client would miscount the results.
     """
     if record.kind == "error":
         log.warning("job %s: the answer breaks off: result %d is an error", record.job_id, record.seq)
@@ -122,16 +122,16 @@ def _as_body(record: Record) -> bytes:
 
 
 def _as_text(record: Record) -> bytes:
-    """Return one line for each result that has text, since texts back to back would run together."""
+    """Return one line for each result that has text: back to back, texts would run together."""
     body = _as_body(record)
     return body + b"\n" if body else b""
 
 
 @tells(FORMAT, WIDTH, WAIT_FOR_END, answers={200: "*/*"})
 async def get_transcript(request: web.Request) -> web.Response:
-    """Answer with the text so far, after waiting `?wait=` seconds at most for the end of the job.
+    """Answer with the text so far, after waiting at most `?wait=` seconds for the end of the job.
 
-    `Lp-Trickle-Closed` says that it is all there is going to be, `X-Transcript-Dropped` that its beginning is gone.
+    `Lp-Trickle-Closed` says that no more text will come, `X-Transcript-Dropped` that the beginning is gone.
     """
     table, query = request.app[TABLE], request.query
     wanted, width = FORMAT.of(query), WIDTH.of(query)

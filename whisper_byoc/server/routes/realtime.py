@@ -1,4 +1,4 @@
-"""WebSocket `/v1/realtime`: OpenAI's Realtime transcription sessions, in their present form and in that of the beta."""
+"""WebSocket `/v1/realtime`: OpenAI's Realtime transcription sessions, in their current form and that of the beta."""
 
 import base64
 import binascii
@@ -45,7 +45,7 @@ BETA_FIELDS: Mapping[str, str] = MappingProxyType(
 VAD_TYPES = ("server_vad", "semantic_vad")
 SHORTEST_PAUSE_MS, LONGEST_PAUSE_MS = 200, 3000
 OPENAIS_MODELS = ("gpt-", "whisper-1")
-"""How the names of OpenAI's models begin, for which the first speech pipeline stands."""
+"""Prefixes of OpenAI's model names, for which the first speech pipeline stands in."""
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
@@ -89,7 +89,7 @@ class TranscriptionSession(Conversation):
         self._last_item: str | None = None
         self._shown = ""
         self._partial: list[str] = []
-        """Of the item that is being spoken: what deltas have told, and the words of the last partial text."""
+        """Of the item being spoken: what deltas have sent, and the words of the last partial text."""
         self._limit = request.app[TABLE].limits.segment_bytes
 
     # -- from the client
@@ -169,7 +169,7 @@ class TranscriptionSession(Conversation):
             self._sound = FrameDecoder(FORMATS[changes["format"]["type"]])
 
     def _changes(self, session: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is to change of the input, in the present form and checked."""
+        """Return the requested changes to the input, checked and in the current form."""
         if self._beta:
             found = {BETA_FIELDS[name]: value for name, value in session.items() if name in BETA_FIELDS}
             if "format" in found:
@@ -191,7 +191,7 @@ class TranscriptionSession(Conversation):
         return known
 
     def _params(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the job that follow from changes."""
+        """Return the job parameters that follow from these changes."""
         params: dict[str, Any] = {}
         if transcription := changes.get("transcription"):
             named = _pipeline(self.request, str(transcription.get("model") or ""))
@@ -236,7 +236,7 @@ class TranscriptionSession(Conversation):
             )
 
     def _delta(self, text: str) -> Iterable[Mapping[str, Any]]:
-        """Tell what is new; what was told cannot be taken back, so there is nothing where the text has changed."""
+        """Send what is new; what was sent cannot be taken back, so nothing is sent where the text has changed."""
         if len(text) > len(self._shown) and text.startswith(self._shown):
             item = self._speaking or self._last_item
             yield _event(f"{TRANSCRIPTION}.delta", item_id=item, content_index=0, delta=text[len(self._shown) :])

@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 MAX_FRAME_SIDE = 16384
 MAX_ALONE_SECONDS = 86400.0
-"""Beyond the idle limit it has no effect, but clients need not know that limit."""
+"""Values beyond the idle limit have no effect, but clients need not know that limit."""
 PIPELINE = text_param("pipeline", "where the server has several")
 MORE = switch_param("more", "the end of the body is not that of the input")
 ALONE = number_param("alone", "seconds without a feed or a reader that end the job", 0, MAX_ALONE_SECONDS, None)
 BROKEN = (*CONNECTION_ERRORS, asyncio.IncompleteReadError)
-"""What a body raises that breaks off."""
+"""What a body that breaks off raises."""
 
 
 class Taken(TypedDict):
@@ -79,7 +79,7 @@ async def put_source(request: web.Request) -> web.Response:
     declared = declared_format(request.headers.get("Content-Type", ""), query) if pipeline.media == "audio" else None
     live = request.content_length is None and request.body_exists
     framing = _make_framing(request, pipeline, limits.segment_bytes) if live and pipeline.media != "audio" else None
-    # last: what is refused leaves no job behind
+    # last: a refused request leaves no job behind
     job = await table.open(job_id, name, params, alone, client=client_of(request))
     warnings: tuple[str, ...] = ()
     segments, size = 0, 0
@@ -95,7 +95,7 @@ async def put_source(request: web.Request) -> web.Response:
         else:
             job.touch()
     except AudioError as error:
-        if live and not more:  # what is refused holds no place
+        if live and not more:  # a refused feed holds no place
             job.end_input()
         elif not (job.inbox.fed or job.has_reader):
             await table.forget(job_id, "its first segment was refused")
@@ -111,7 +111,7 @@ async def put_source(request: web.Request) -> web.Response:
 
 @tells(answers={200: InputEnded})
 async def delete_source(request: web.Request) -> web.Response:
-    """End the input; the tail is worked on, results stay readable."""
+    """End the input; the tail is processed, and results stay readable."""
     job = request.app[TABLE].get(request.match_info["job_id"])
     job.end_input()
     ended: InputEnded = {"job_id": job.info.job_id, "queued": job.inbox.items}
@@ -152,7 +152,7 @@ def _sound_feed(request: web.Request, job: Job, declared: RawFormat | None, *, l
 async def _take_segment(
     request: web.Request, job: Job, media: Media, declared: RawFormat | None, *, strict: bool
 ) -> tuple[int, int, tuple[str, ...]]:
-    """Return the number of segments and of bytes, and what could not be read of them."""
+    """Return the numbers of segments and bytes, and sentences about what could not be read."""
     limits = request.app[TABLE].limits
     size = request.content_length or 0
     if job.closing.is_set():
@@ -178,7 +178,7 @@ async def _take_segment(
 async def _decoded(
     request: web.Request, body: bytes, declared: RawFormat | None, *, strict: bool
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Return a segment as PCM16, and what could not be read of it."""
+    """Return a segment as PCM16, and sentences about what could not be read."""
     media = request.content_type.lower().startswith(("audio/", "video/")) or is_media(body)
     if declared == PLAIN or (declared is None and not media):
         return body, ()
@@ -207,7 +207,7 @@ def _make_framing(request: web.Request, pipeline: Pipeline, limit: int) -> Frami
 
 class _Body:
     def __init__(self, request: web.Request, job: Job, feed: LiveFeed, *, more: bool) -> None:
-        """`more`: the end of the body is not the end of the job's input."""
+        """With `more`, the end of the body is not the end of the job's input."""
         self._request = request
         self._job = job
         self._feed = feed
@@ -215,7 +215,7 @@ class _Body:
         self._size = 0
 
     async def take(self) -> tuple[int, int]:
-        """Take the body as it arrives, all of it even if it breaks off. Return the number of segments and of bytes."""
+        """Take the body as it arrives, everything even if it breaks off. Return the numbers of segments and bytes."""
         table = self._request.app[TABLE]
         idle = RequestRefused(408, f"nothing arrived for {table.limits.idle_seconds:g} s")
         content, job = self._request.content, self._job
@@ -228,7 +228,7 @@ class _Body:
                     rest = take_unread(content)
             except (*BROKEN, asyncio.CancelledError) as error:
                 rest, complete = take_unread(content), content.is_eof()
-                gone = isinstance(error, asyncio.CancelledError)  # aiohttp's way to say so
+                gone = isinstance(error, asyncio.CancelledError)  # aiohttp's way of saying so
                 why = "its client has gone" if gone else repr(error)
                 size = self._size + len(rest)
                 log.warning("job %s: the feed broke off after %d bytes: %s", job.info.job_id, size, why)
@@ -246,7 +246,7 @@ class _Body:
         return self._feed.segments, self._size
 
     async def _receive(self, body: LiveInput[bytes]) -> bool:
-        """Return whether the body came to its end, not to that of the job's input."""
+        """Return whether the body itself ended, rather than the job's input."""
         async with body:
             while (chunk := await body.next()) is not None:
                 if not chunk:

@@ -33,9 +33,9 @@ class Readiness(TypedDict):
 
 @tells(answers={200: Health})
 async def get_health(request: web.Request) -> web.Response:
-    """Answer 200 with one of LOADING, IDLE, OK, ERROR: the convention of pytrickle and the routers in front of it.
+    """Answer 200 with LOADING, IDLE, OK or ERROR: the convention of pytrickle and the routers in front of it.
 
-    `notices` is there when a pipeline has something to say of itself, `capacity` when one measures it.
+    `notices` is present when a pipeline has something to report, `capacity` when one measures its own.
     """
     table = request.app[TABLE]
     answer: Health = {"status": "ERROR" if await _troubles(table) else table.pipelines.status(busy=table.busy)}
@@ -48,10 +48,10 @@ async def get_health(request: web.Request) -> web.Response:
 
 @tells(answers={200: Readiness, 503: Readiness})
 async def get_ready(request: web.Request) -> web.Response:
-    """Answer 200 when work can be taken, else 503 with the reasons, as Live Runner and Kubernetes want it.
+    """Answer 200 when work can be accepted, else 503 with the reasons, as Live Runner and Kubernetes expect.
 
-    It is 200 while no live job would be taken, with 0 as `free`: whoever takes a container out would cut off its jobs.
-    `free` of `fits` live jobs: those of `?pipeline=`, or of that pipeline which takes most.
+    When no more live jobs fit, it is still 200, with `free` 0: taking the container out of service would cut off its
+    jobs. `free` of `fits` live jobs are those of `?pipeline=`, or of the pipeline that accepts the most.
     """
     table = request.app[TABLE]
     named = table.pipelines.find(request.query.get("pipeline", ""))
@@ -90,13 +90,13 @@ async def get_app_version(request: web.Request) -> web.Response:
 
 @tells(answers={200: "text/plain"})
 async def get_metrics(request: web.Request) -> web.Response:
-    """Answer in Prometheus' text form."""
+    """Answer in Prometheus' text format."""
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     return web.Response(body=request.app[TABLE].metrics.render(), headers=headers)
 
 
 async def get_jobs(request: web.Request) -> web.Response:
-    """Describe every job for whoever looks for what is wrong; neither its parameters nor its text."""
+    """Describe every job for troubleshooting, without its parameters and text."""
     jobs = [
         {
             "job_id": job.info.job_id,
@@ -118,7 +118,7 @@ async def get_jobs(request: web.Request) -> web.Response:
 
 
 async def get_hardware_info(request: web.Request) -> web.Response:
-    """Describe the machine in pytrickle's format, with an empty GPU part and the CPU beside it."""
+    """Describe the machine in pytrickle's format, with an empty GPU part, plus the CPU."""
     return web.json_response(_identity(request) | {"gpu_info": {}, "cpu_info": await asyncio.to_thread(_cpu_info)})
 
 
@@ -139,7 +139,7 @@ def _identity(request: web.Request) -> dict[str, str]:
 
 def _cpu_info() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
-    try:  # only Linux has the name of the model
+    try:  # only Linux has the CPU model's name
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a route tells of itself beside its docstring: parameters, body and answers, as it reads and writes them."""
+"""What a route declares besides its docstring: parameters, body and responses, as it reads and writes them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +12,19 @@ Content = type | str | Sequence[str] | None
 """What a body is: JSON of a `TypedDict`, bytes of one content type or of several, or nothing."""
 H = TypeVar("H", bound=Handler)
 SOUND = ("application/octet-stream", "audio/wav")
-"""Any other `audio/` and `video/` is taken, too."""
+"""Any other `audio/` and `video/` type is accepted too."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What is said of one handler."""
+    """What is declared for one handler."""
 
     params: Sequence[Param[Any]] = ()
-    """Of the query."""
+    """Query parameters."""
     body: Content = None
     form: Sequence[Param[Any]] = ()
-    """Fields of a form beside the recording; with `recording`, the name of that field, the body may be such a form."""
+    """Fields of a form besides the recording; if `recording`, the name of that field, is set, the body may be such a
+    form."""
     recording: str = ""
     answers: Mapping[int, Content] = field(default_factory=lambda: {200: dict})
     """Status -> body; every other status is an error."""
@@ -36,7 +37,7 @@ def tells(
     recording: str = "",
     answers: Mapping[int, Content],
 ) -> Callable[[H], H]:
-    """Make a decorator that keeps these with a handler, for `told_of`."""
+    """Make a decorator that attaches these to a handler, for `told_of`."""
 
     def mark(handler: H) -> H:
         handler.told = Told(params, body, form, recording, answers)  # type: ignore[attr-defined]
@@ -46,6 +47,6 @@ def tells(
 
 
 def told_of(handler: object) -> Told:
-    """Return what a handler tells of itself."""
+    """Return what is declared for a handler."""
     found = getattr(handler, "told", None)
     return found if isinstance(found, Told) else Told()

@@ -1,6 +1,6 @@
 """Which hosts the channels of a stream may be on.
 
-Whoever starts a stream names its channels, and must not make this server ask everybody whom it can reach.
+Whoever starts a stream names its channels, and must not be able to make this server send requests anywhere.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ LOOKUP_SECONDS = 2.0
 
 
 class StreamHosts:
-    """Hosts that are allowed: by name or address; `*` is any. With `starters`, whoever starts a stream is too."""
+    """Allowed hosts, by name or address; `*` is any. With `starters`, the host that starts a stream is allowed too."""
 
     def __init__(self, allowed: Iterable[str], *, starters: bool) -> None:
         self._allowed = frozenset(each.strip("[]").lower() for each in allowed)
@@ -30,7 +30,7 @@ class StreamHosts:
         for host in {_host_of(url) for url in urls if url}:
             if host in allowed:
                 continue
-            # a name must be listed itself: what it leads to now is not what it leads to when it is asked
+            # a name must be listed itself: what it resolves to now may differ from what it resolves to later
             if not (_is_address(host) and host in await _addresses(allowed)):
                 raise RequestRefused(
                     403,
@@ -55,7 +55,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _addresses(names: Iterable[str]) -> set[str]:
-    """Look the names up, as far as that works in time."""
+    """Look up the names, as far as that succeeds in time."""
     loop, found = asyncio.get_running_loop(), set[str]()
     for name in names:
         with contextlib.suppress(OSError, UnicodeError, TimeoutError):

@@ -32,9 +32,9 @@ STOP_READING_S = 2.0
 
 
 class Sink:
-    """Decodes the input of a stream by ffmpeg, and submits it to the job, waiting while the job's queue is full.
+    """Decodes the input of a stream with ffmpeg, and submits it to the job, waiting while the job's queue is full.
 
-    Input that was lost becomes an error record of the job at its place, and one of `monitor`.
+    Lost input becomes an error record of the job, at its place, and an error event of `monitor`.
     """
 
     def __init__(self, job: Job, command: Callable[[], list[str]], monitor: Monitor) -> None:
@@ -49,10 +49,10 @@ class Sink:
         await self._decoder.finish()
 
     def submit_rest(self) -> None:
-        """Submit an incomplete last segment, where the input ends or another ffmpeg begins."""
+        """Submit an incomplete last segment, when the input ends or another ffmpeg begins."""
 
     def skip(self) -> None:
-        """Go on behind a gap in the input. ffmpeg does so by itself."""
+        """Go on after a gap in the input. ffmpeg does so by itself."""
 
     async def kill(self) -> None:
         await self._decoder.kill()
@@ -71,18 +71,18 @@ class Sink:
 
 
 def declared_input(params: Mapping[str, Any]) -> RawFormat | None:
-    """Return what raw sound a stream's parameters declare; None if they do not.
+    """Return the raw sound format that a stream's parameters declare; None if they do not.
 
-    Raises `BadParam` for a value that cannot be.
+    Raises `BadParam` for an impossible value.
     """
     return declared_format("audio/pcm" if has_pcm_input(params) else "", params)
 
 
 class AudioSink(Sink):
-    """Cuts sound into the job's segments: raw sound in process, anything else by ffmpeg."""
+    """Cuts sound into the job's segments: raw sound in process, anything else with ffmpeg."""
 
     def __init__(self, job: Job, monitor: Monitor, *, declared: RawFormat | None, live: bool) -> None:
-        """`declared` is what the parameters say that the input is; without it, the types of segments say so."""
+        """`declared` is the input's format as given by the parameters; without it, the segments' content types tell."""
         super().__init__(job, lambda: wav_from_feed(self._container), monitor)
         self._declared = declared
         self._live = live
@@ -126,7 +126,7 @@ class AudioSink(Sink):
 
 
 class StreamInput:
-    """Reads the input channel of a stream from its first segment until it ends or the job is stopped."""
+    """Reads a stream's input channel from its first segment until it ends or the job is stopped."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class StreamInput:
                 await self._sink.flush()
             except (TrickleError, AudioError, BadParam, BadSegment) as error:
                 self._sink.lost(f"the input was lost: {error}")
-            except RequestRefused as error:  # the job was stopped and takes no more
+            except RequestRefused as error:  # the job was stopped and accepts no more
                 log.info("stream %s: %s", self._job.info.job_id, error)
             finally:
                 await self._sink.kill()
@@ -165,7 +165,7 @@ class StreamInput:
                 self._job.end_input()
 
     async def _read_until_stopped(self) -> bool:
-        """Read to the end of the input; after a stop, only what is on its way already. Return whether it has ended."""
+        """Read to the end of the input; after a stop, only what is already on its way. Return whether it has ended."""
         stopped = asyncio.create_task(self._job.closing.wait())
         if self._url is None:
             return await stopped
@@ -182,7 +182,7 @@ class StreamInput:
                 await cancel(stopped, reading)
 
     async def _read_rest(self, subscriber: TrickleSubscriber, reading: asyncio.Task[None]) -> None:
-        """Wait until what was written before the stop has been read, as far as that can be known, and nothing comes."""
+        """Wait until what was written before the stop has been read, as far as can be known, and nothing more comes."""
         since = self._loop.time()
         wanted = await self._written(subscriber)
         while not reading.done() and (self._feeding or self._loop.time() - since < STOP_READING_S):
@@ -190,7 +190,7 @@ class StreamInput:
             await asyncio.wait({reading}, timeout=QUIET_S)
             if self._feeding or self._fed_at != fed_at or subscriber.position < wanted:
                 continue
-            await self._written(subscriber)  # whoever is slow has then had the time to send the rest of a segment
+            await self._written(subscriber)  # by then a slow sender has had time to send the rest of a segment
             if not self._feeding and self._fed_at == fed_at:
                 return
         if not reading.done() and (left := wanted - subscriber.position) > 0:

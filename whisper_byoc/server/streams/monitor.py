@@ -1,8 +1,8 @@
-"""What a BYOC stream tells of itself while it runs, as events and in `/stream/status`.
+"""What a BYOC stream reports about itself while it runs, as events and in `/stream/status`.
 
-go-livepeer's gateway shows the last event of the type `status` to whoever asks it for the status of the stream, and
-Livepeer's analytics look for the `stream_trace` of the first segments. Their fields are those of ai-runner, frame rates
-those of pytrickle. Times are milliseconds since 1970.
+go-livepeer's gateway answers requests for a stream's status with the last event of the type `status`, and Livepeer's
+analytics look for the `stream_trace` of the first segments. Their fields are those of ai-runner, frame rates those of
+pytrickle. Times are milliseconds since 1970.
 """
 
 import logging
@@ -16,13 +16,13 @@ from whisper_byoc.server.streams.output import HEARTBEAT_EVERY_S, EventWriter
 log = logging.getLogger(__name__)
 
 WINDOW_S = 10.0
-"""Frame rates are about so many seconds, or `MOST_FRAMES`."""
+"""Frame rates cover the last so many seconds, or `MOST_FRAMES`."""
 MOST_FRAMES = 600
 TRACE = "stream_trace"
 
 
 class FrameRate:
-    """Frames a second, lately."""
+    """Recent frames per second."""
 
     def __init__(self) -> None:
         self.last_ms: int | None = None
@@ -50,7 +50,7 @@ class Monitor:
         self.video_in, self.video_out = FrameRate(), FrameRate()
         """Pictures."""
         self.audio_in, self.audio_out = FrameRate(), FrameRate()
-        """Pieces of sound, as they come out of the decoder or stand in MPEG-TS."""
+        """Pieces of sound, as they come out of the decoder or are in the MPEG-TS."""
         self.records_out = FrameRate()
         self._pipeline = pipeline
         self._events = events
@@ -84,7 +84,7 @@ class Monitor:
         self._events.emit("error", message=message)
 
     def beat(self) -> None:
-        """Emit what has to come again and again."""
+        """Emit the events that have to be repeated."""
         self._events.emit("heartbeat", "stream_heartbeat", fps=self.fps())
         self._events.emit("status", "ai_stream_status", **self.status())
 

@@ -1,7 +1,7 @@
-"""MPEG-TS (ISO 13818-1), as far as it takes to move the sound of one stream beside the pictures of another.
+"""MPEG-TS (ISO 13818-1), as far as needed to combine the sound of one stream with the pictures of another.
 
-The sound is copied piece by piece (PES packets) with new time stamps; nothing is decoded. Times are ticks of 90 kHz
-modulo 2**33, as the format has them.
+The sound is copied piece by piece (PES packets) with new time stamps; nothing is decoded. Times are in 90 kHz ticks
+modulo 2**33, as in the format.
 """
 
 from collections import deque
@@ -14,17 +14,17 @@ EDGE = (bytearray(), bytearray([SYNC]))
 """What follows a packet: nothing yet, or the next one."""
 ROOM = PACKET - 4
 CLOCK = 90_000
-"""Ticks a second."""
+"""Ticks per second."""
 WRAP = 1 << 33
 JUMP = 10 * CLOCK
-"""Pictures that are so far from the ones before begin a new time, which ffmpeg joins to the old one as well."""
+"""Pictures this far from the previous ones begin a new timeline, which ffmpeg also joins to the old one."""
 BACKWARDS = CLOCK // 10
 TOGETHER = CLOCK // 2
 """Tracks that begin within this time of each other begin together."""
 SOUND_PID = 0x1F0
-"""Where the sound is in the output; ffmpeg numbers from 0x100 on."""
+"""PID of the sound in the output; ffmpeg numbers from 0x100 on."""
 MAX_UNIT = 1 << 20
-"""Bytes of one piece of sound; more is no sound."""
+"""Largest piece of sound, in bytes; anything larger is not sound."""
 SOUND_KINDS = frozenset({0x03, 0x04, 0x0F, 0x11, 0x81, 0x87})
 """Stream types: MPEG-1 and -2 sound, AAC in two forms, AC-3, E-AC-3."""
 PICTURE_KINDS = frozenset({0x01, 0x02, 0x10, 0x1B, 0x24, 0x33})
@@ -93,9 +93,9 @@ class PacketReader:
 
 
 class SoundReader:
-    """Finds the first sound track of an input, and when each piece of it is to be heard.
+    """Finds the first sound track of an input, and when each of its pieces is to be heard.
 
-    The time of a piece is counted from the beginning of the input, which is where its first track begins, plus `start`.
+    The time of a piece is counted from the beginning of the input (where its first track begins), plus `start`.
     """
 
     def __init__(self, start: int = 0) -> None:
@@ -178,20 +178,20 @@ class SoundReader:
             return ()
         units, self._early = self._early, []
         shift = self.start - self._origin
-        # what is so far from the pictures lies on the other side of a jump
+        # a unit far from the pictures lies on the other side of a jump
         near = (unit for unit in units if self._picture is None or abs(ticks_between(self._picture, unit.time)) <= JUMP)
         return [replace(unit, time=(unit.time + shift) % WRAP) for unit in near]
 
 
 class SoundMixer:
-    """Puts sound into MPEG-TS of pictures that ffmpeg has made: each piece before the pictures that come after it."""
+    """Inserts sound into ffmpeg's MPEG-TS of pictures: each piece before the pictures that come after it."""
 
     def __init__(self, limit: int) -> None:
-        """Keep up to `limit` bytes of sound that is ahead of the pictures."""
+        """Hold up to `limit` bytes of sound that is ahead of the pictures."""
         self.pictures = 0
         """Pictures that have begun to come out."""
         self.sounds = 0
-        """Units of sound that came out with them."""
+        """Units of sound that have come out with them."""
         self.dropped = 0
         """Bytes of sound beyond the limit."""
         self._limit = limit
@@ -199,7 +199,7 @@ class SoundMixer:
         self._bytes = 0
         self._packets = PacketReader()
         self._map_pid: int | None = None
-        self._map = b""  # its last packet, as the encoder has made it
+        self._map = b""  # its last packet, as made by the encoder
         self._announced: Track | None = None  # what the last map said
         self._version = 0
         self._counter = 0
@@ -220,7 +220,7 @@ class SoundMixer:
         self._start = start
 
     def feed(self, encoded: bytes) -> bytes:
-        """Return the packets of the pictures that are complete now, with the sound that belongs before them."""
+        """Return the packets of the pictures now complete, with the sound that belongs before them."""
         return b"".join(part for packet in self._packets.feed(encoded) for part in self._take(packet))
 
     def rest(self) -> bytes:
@@ -242,7 +242,7 @@ class SoundMixer:
             self.pictures += 1
             if self._origin is None:
                 self._origin = (stamps[0] - self._start) % WRAP
-            # without a map, nobody could know that it is sound
+            # without a map, no reader could know that it is sound
             while self._map and self._waiting and ticks_between(self._waiting[0].time + self._origin, stamps[0]) >= 0:
                 yield self._next_sound()
         yield packet
@@ -263,7 +263,7 @@ class SoundMixer:
         return b"".join(parts)
 
     def _with_sound(self, section: bytes) -> bytes:
-        """Return the programme map with the track of sound in it."""
+        """Return the programme map with the sound track added."""
         if self._announced is None or not section:
             return self._map
         version = bytes([0xC1 | self._version << 1])
@@ -311,7 +311,7 @@ def _payload(packet: bytes) -> bytes:
 
 
 def _section(payload: bytes, table: int) -> bytes:
-    """Return a table without its checksum; b"" if it is another one, broken, or longer than one packet."""
+    """Return a table without its checksum; b"" if it is another table, broken, or longer than one packet."""
     section = payload[1 + payload[0] :] if payload else b""
     end = 3 + (int.from_bytes(section[1:3]) & 0xFFF)
     if section[:1] != bytes([table]) or not 12 <= end <= len(section) or crc32(section[:end]):
@@ -354,7 +354,7 @@ def _stamp(data: bytes) -> int:
 
 
 def _restamped(pes: bytes, shown: int) -> bytes:
-    """Return a PES packet with another time of presentation, which for sound is also that of decoding."""
+    """Return a PES packet with another presentation time, which for sound is also the decoding time."""
     fields = shown >> 30 << 33 | (shown >> 15 & 0x7FFF) << 17 | (shown & 0x7FFF) << 1 | 1 << 32 | 1 << 16 | 1
     stamp = bytearray(fields.to_bytes(5))
     stamp[0] |= pes[9] & 0xF0

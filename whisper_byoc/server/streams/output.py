@@ -1,7 +1,7 @@
 """What a BYOC stream publishes: records as JSON lines on its data channel, heartbeats and events on its events channel.
 
-Limits of the readers (go-livepeer's gateway): a line of at most 64 KiB, few lines at a time, an event at least every
-30 s, and nothing that is written before a reader can be there.
+Limits of the readers (go-livepeer's gateway): lines of at most 64 KiB, few lines at a time, an event at least every 30
+s, and nothing written before a reader can be there.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ MAX_LINE = 60 * 1024
 KEEP_ALIVE_EVERY_S = 20.0
 HEARTBEAT_EVERY_S = 10.0
 FIRST_LINE_S = 1.0
-"""Readers subscribe to what comes next once the start was answered: nothing is written before this time."""
+"""Readers subscribe to what comes next once the start has been answered: nothing is written before this time."""
 LOST_S = 300.0
-"""A channel for data or events that takes nothing for this long is given up."""
+"""A data or events channel that takes nothing for this long is given up."""
 FIRST_PAUSE_S = 0.5
-"""The pause after an event was refused; it doubles up to `HEARTBEAT_EVERY_S`."""
+"""Pause after an event is refused; it doubles up to `HEARTBEAT_EVERY_S`."""
 MAX_EVENTS = 64
 DATA_FORMATS: Final = ("object", "pytrickle")
-"""One JSON object a line; or, as pytrickle does it, an array of strings a line, of exactly one string."""
+"""One JSON object per line; or, as in pytrickle, an array of exactly one string per line."""
 
 
 class DataWriter:
-    """Publishes the records of a job in order, one line a segment, until the end record is delivered."""
+    """Publishes a job's records in order, one line per segment, until the end record is delivered."""
 
     def __init__(
         self, job: Job, url: str | None, data_format: str, options: ClientOptions, published: Callable[[], None]
@@ -49,7 +49,7 @@ class DataWriter:
         self._options = replace(options, patience_seconds=LOST_S)
 
     async def run(self) -> None:
-        """Publish everything. A channel that is gone ends the input, and later records are dropped."""
+        """Publish everything. If the channel is gone, end the input and drop later records."""
         with self._job.reading():
             if self._url is None:
                 await self._drop_rest()
@@ -69,11 +69,11 @@ class DataWriter:
                     await self._drop_rest()
 
     async def _drop_rest(self) -> None:
-        async for _ in self._job.results.unread_records():  # they would hold up the job
+        async for _ in self._job.results.unread_records():  # unread ones would hold up the job
             pass
 
     def _short_line(self, record: Record) -> bytes:
-        """Return the line of a record, without the parts that would make it too long for the gateway."""
+        """Return a record's line, without the parts that would make it too long for the gateway."""
         encoded = record.json()
         line = self._line(encoded)
         if len(line) <= MAX_LINE:
@@ -103,7 +103,7 @@ class EventWriter:
         self._dropping = False
 
     def emit(self, kind: str, queue_type: str = "ai_stream_events", **fields: Any) -> None:
-        """Queue an event; drop it while the channel takes none."""
+        """Queue an event; drop it while the channel accepts none."""
         event = {"type": kind, "stream_id": self.stream_id, "timestamp": int(time.time() * 1000), **fields}
         try:
             self._events.put_nowait({"event": event, "queue_event_type": queue_type})
@@ -113,13 +113,13 @@ class EventWriter:
             self._dropping = True
 
     def finish(self) -> None:
-        """Have `run` return once it has published what is queued."""
+        """Have `run` return once it has published what is in the queue."""
         if self._events.full():
             self._events.get_nowait()
         self._events.put_nowait(None)
 
     async def run(self, beat: Callable[[], None]) -> None:
-        """Publish until `finish`, and call `beat`, which emits an event, whenever there was none for a while.
+        """Publish until `finish`, and call `beat`, which emits an event, whenever there has been none for a while.
 
         Return early when the channel is gone: then the session has ended.
         """
@@ -167,5 +167,5 @@ class EventWriter:
 
 
 def _json(value: object) -> bytes:
-    # parameters come back in events, and JSON may hold one half of a surrogate pair, which UTF-8 cannot
+    # parameters come back in events, and JSON may hold lone surrogates, which UTF-8 cannot
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

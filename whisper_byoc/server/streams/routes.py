@@ -37,7 +37,7 @@ class State(TypedDict):
 
 
 class StreamTable:
-    """The streams of one server, by their id. `data_format` is the one of streams that do not ask for another."""
+    """The streams of one server, by id. `data_format` is used for streams that do not ask for another."""
 
     def __init__(self, table: JobTable, hosts: StreamHosts, data_format: str = "object") -> None:
         self.hosts = hosts
@@ -52,16 +52,16 @@ class StreamTable:
         return tuple(self._streams.values())
 
     async def start(self, request: StartRequest, pipeline: str | None, client: str = "") -> Stream:
-        """Start a stream for whoever has the address `client`.
+        """Start a stream for the client with the address `client`.
 
-        Raises `RequestRefused`: 400 for a stream that cannot be, 503 when there is no room.
+        Raises `RequestRefused`: 400 for an invalid stream, 503 when there is no room.
         """
         stream_id = request.stream_id
         self._check_is_free(stream_id)
         job_id = job_id_of(stream_id)
         before = next((job for job in self._table.jobs if job.info.job_id == job_id), None)
         if before is not None:
-            if not before.results.ended:  # not to be shared, and not to be abandoned with the stream
+            if not before.results.ended:  # neither to be shared nor abandoned with the stream
                 raise RequestRefused(400, f"a job {job_id!r} that is not a stream is running; use another id")
             with contextlib.suppress(RequestRefused):  # an earlier stream of that name
                 await self._table.forget(job_id, "a new stream took its name")
@@ -82,7 +82,7 @@ class StreamTable:
         return next(iter(self._streams.values())) if len(self._streams) == 1 else None
 
     def has_ended(self, stream_id: str | None) -> bool:
-        """Return whether a stream with this id has ended not long ago."""
+        """Return whether a stream with this id ended recently."""
         return stream_id in self._ended
 
     async def close(self) -> None:
@@ -116,7 +116,7 @@ STREAMS = web.AppKey("STREAMS", StreamTable)
 
 
 def job_id_of(stream_id: str) -> str:
-    """Return the id of a stream's job: the stream's own, or a hash of one that no job may have."""
+    """Return the id of a stream's job: the stream's own, or a hash of it if no job may have that id."""
     if ID.fullmatch(stream_id):
         return stream_id
     return hashlib.sha256(stream_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -164,7 +164,7 @@ async def start_stream(request: web.Request) -> web.Response:
 @errors_as(pytrickle_error)
 @tells(answers={200: Started})
 async def stop_stream(request: web.Request) -> web.Response:
-    """Stop a stream, once its last results are delivered. Repeated stops are harmless."""
+    """Stop a stream once its last results are delivered. Repeated stops are harmless."""
     streams, stream_id = request.app[STREAMS], request.headers.get(STREAM_ID)
     await read_body(request.content, MAX_BODY)  # of whatever type
     stream = streams.find(stream_id)
@@ -198,7 +198,7 @@ class StreamStatus(State):
 
 @tells(answers={200: StreamStatus})
 async def stream_status(request: web.Request) -> web.Response:
-    """Return the state of the server, and that of the stream that is asked for, or of the only one."""
+    """Return the state of the server, and that of the requested stream or of the only one."""
     streams = request.app[STREAMS]
     ids = [each.request.stream_id for each in streams.streams]
     state = streams.state()
@@ -217,7 +217,7 @@ async def stream_status(request: web.Request) -> web.Response:
 async def json_body(request: web.Request) -> Any:
     """Read a JSON body.
 
-    Raises `RequestRefused`: 400 for another content type or what is no JSON, 413 for more than 1 MiB.
+    Raises `RequestRefused`: 400 for another content type or invalid JSON, 413 for more than 1 MiB.
     """
     if request.content_type != "application/json":
         raise RequestRefused(400, f"the content type must be application/json, not {request.content_type}")

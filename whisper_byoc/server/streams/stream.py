@@ -23,13 +23,13 @@ from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 8.0
-"""A stop is answered within this time; an orchestrator waits 10 s for it."""
+"""A stop is answered within this time; an orchestrator waits 10 s."""
 LAST_EVENTS_S = 1.0
 """Longest time for the last events."""
 TOUCH_S = 5.0
 MAX_CONTROL = 1 << 20
 DEFAULT_RATE = 30
-"""Frames a second, where `max_framerate` does not say."""
+"""Frames per second, unless `max_framerate` is given."""
 URLS = ("subscribe_url", "publish_url", "control_url", "events_url", "data_url")
 MOST = {"width": 16384, "height": 16384, "max_framerate": 60}
 
@@ -48,7 +48,7 @@ class StartRequest:
 
     @property
     def urls(self) -> tuple[str | None, ...]:
-        """Those of its channels."""
+        """The URLs of its channels."""
         return tuple(getattr(self, name) for name in URLS)
 
     @classmethod
@@ -70,7 +70,7 @@ class StartRequest:
 
 
 def check_params(params: object) -> dict[str, Any]:
-    """Check and convert the parameters of a stream that are not the processor's; None stands for none.
+    """Check and convert the stream parameters that are not the processor's; None means there are none.
 
     Raises `BadParam`.
     """
@@ -92,7 +92,7 @@ def check_params(params: object) -> dict[str, Any]:
 
 
 class Stream:
-    """Runs from its making until `over`: input, results, events and control each have a task, all owned here."""
+    """Runs from its creation until `over`: input, results, events and control each have a task, all owned here."""
 
     def __init__(
         self,
@@ -122,11 +122,11 @@ class Stream:
         """Take in what has arrived, deliver the last results and the end record, then end; within `limit` seconds."""
         self._stopped = True
         self.job.end_input()
-        patience = limit * 0.7  # the rest is for telling the reader and the orchestrator
+        patience = limit * 0.7  # the rest is for notifying the reader and the orchestrator
         await asyncio.wait({self.over}, timeout=patience)
         if not self.over.done():
             message = f"the stream was stopped, and its last results were not ready within {patience:g} s"
-            self.monitor.error(message)  # results may be ready, and not their pictures: there is no record then
+            self.monitor.error(message)  # results may be ready but not their pictures: then there is no record
             await self.job.stop(message)
             await asyncio.wait({self.over}, timeout=limit * 0.1)
         await cancel(self.over)
@@ -134,7 +134,7 @@ class Stream:
     async def update(self, params: object) -> None:
         """Change parameters from the next segment on.
 
-        Raises `UsageError` for a value that cannot be, and changes nothing then.
+        Raises `UsageError` for an impossible value, and then changes nothing.
         """
         checked = check_params(params)
         await self.job.update(checked)
@@ -144,9 +144,9 @@ class Stream:
 
     async def _run(self) -> None:
         events = asyncio.create_task(self._events.run(self.monitor.beat))
-        events.add_done_callback(lambda _: self.job.end_input())  # a channel that is gone is the end of the session
+        events.add_done_callback(lambda _: self.job.end_input())  # a lost channel ends the session
         control = asyncio.create_task(self._follow_control())
-        # a stream may be silent for as long as it lives, and its job is not idle then
+        # a stream may be silent for as long as it lives without its job being idle
         touching = asyncio.create_task(every(TOUCH_S, self.job.touch, "keeping a stream's job from being idle"))
         self._events.emit("stream_started")
         try:
@@ -169,7 +169,7 @@ class Stream:
             await cancel(events, control, touching)
 
     async def _or_stop_job(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work of one end; when it fails, stop the job, which lets the other end come to its own."""
+        """Do the work of one end; if it fails, stop the job, so that the other end finishes as well."""
         try:
             await work
         except Exception:
@@ -185,7 +185,7 @@ class Stream:
         return sink, self._data
 
     async def _follow_control(self) -> None:
-        """Apply the parameters that come on the control channel, whose end is that of the session."""
+        """Apply the parameters that come on the control channel; when it ends, so does the session."""
         if self.request.control_url is None:
             return
         async with TrickleSubscriber(self.request.control_url, options=self._options) as subscriber:
@@ -201,7 +201,7 @@ class Stream:
             message = json_value(await segment.read(MAX_CONTROL))
             if isinstance(message, dict) and "keep" not in message:
                 await self.update(message.get("params", message))
-        except Exception as error:  # whatever is wrong with one, the next may be good
+        except Exception as error:  # whatever is wrong with one, the next may be fine
             self.monitor.error(f"a control message was not used: {error}")
 
     def _gave_record(self) -> None:

@@ -1,7 +1,7 @@
-"""Video streams: MPEG-TS to frames for the processor, and its frames to H.264 in MPEG-TS with the sound as it came.
+"""Video streams: MPEG-TS to frames for the processor, and its frames to H.264 in MPEG-TS with the original sound.
 
-Both ways ffmpeg deals in PPM, in which every picture says its size, at a constant frame rate, which keeps picture and
-sound together.
+In both directions ffmpeg uses PPM, in which every picture states its size, at a constant frame rate, which keeps
+pictures and sound in step.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ MAX_SIDE = 4096
 MAX_SIZES = 256
 SEGMENT_S = 1.0
 MAX_SOUND = 16 << 20
-"""Bytes of sound that may wait for its pictures; what comes then is dropped."""
+"""Bytes of sound that may wait for its pictures; any more is dropped."""
 ENCODER_FLUSH_S = 3.0
-"""An encoder that gets no more pictures, or has died, and gives nothing for this long hangs; a stop has to be answered,
-with the output of the next one."""
+"""An encoder that gets no more pictures, or has died, and produces nothing for this long hangs; a stop has to be
+answered, with the output of the next one."""
 STALL_S = 10.0
 """An encoder that takes no picture for this long hangs."""
 MAX_FAILURES = 3
-"""So many encoders in a row that give nothing end the output."""
+"""This many encoders in a row that produce nothing end the output."""
 
 
 class PpmSplitter:
@@ -48,9 +48,9 @@ class PpmSplitter:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Return the frames that are complete now: width, height and RGB24 bytes.
+        """Return the frames now complete: width, height and RGB24 bytes.
 
-        Raises `BadSegment` for bytes that are no PPM.
+        Raises `BadSegment` for bytes that are not PPM.
         """
         self._buffer += data
         frames: list[tuple[int, int, bytes]] = []
@@ -91,7 +91,7 @@ class VideoSink(Sink):
 
     def lost(self, message: str) -> None:
         super().lost(message)
-        self._submitted += 1  # the picture before is shown once more
+        self._submitted += 1  # the previous picture is shown again
         if self._sound is not None:
             self._sound.start += CLOCK // self._rate
 
@@ -113,7 +113,7 @@ class VideoSink(Sink):
 
 
 class Ending(Enum):
-    """How an encoder came to its end."""
+    """How an encoder ended."""
 
     DONE = "has finished"
     STALLED = "took no more pictures"
@@ -121,11 +121,11 @@ class Ending(Enum):
 
 
 class VideoOutput:
-    """Encodes the job's results and publishes them; the picture before one that failed is shown again."""
+    """Encodes the job's results and publishes them; where one failed, the previous picture is shown again."""
 
     def __init__(self, job: Job, url: str | None, rate: int, options: ClientOptions, monitor: Monitor) -> None:
         self.sizes: deque[tuple[int, int]] = deque(maxlen=MAX_SIZES)
-        """Width and height of the frames whose results are still to come."""
+        """Width and height of the frames whose results are yet to come."""
         self._job = job
         self._url = url
         self._rate = rate
@@ -133,7 +133,7 @@ class VideoOutput:
         self._monitor = monitor
         self._mixer = SoundMixer(MAX_SOUND)
         self._records = self._outputs = 0
-        self._unencoded: deque[bytes] = deque()  # pictures that no encoder has given back yet
+        self._unencoded: deque[bytes] = deque()  # pictures that no encoder has output yet
         self._ended = False
 
     def take_sound(self, units: list[Unit]) -> None:
@@ -147,7 +147,7 @@ class VideoOutput:
             self._monitor.error("the pictures are so far behind that some of the sound was dropped")
 
     async def run(self) -> None:
-        """Publish everything until the job's end. A channel that is gone ends the input."""
+        """Publish everything until the job's end. If the channel is gone, end the input."""
         with self._job.reading():
             pictures = self._pictures()
             if self._url is not None:
@@ -157,11 +157,11 @@ class VideoOutput:
                 except TrickleError as error:
                     self._monitor.error(f"the output is gone: {error}")
                     self._job.end_input()
-            async for _ in pictures:  # results that nobody takes would hold up the job
+            async for _ in pictures:  # unread results would hold up the job
                 pass
 
     async def _encode_all(self, pictures: AsyncIterator[bytes], publisher: TricklePublisher) -> None:
-        """Run an encoder, and another one when it hangs or dies, which gets the pictures that were still inside."""
+        """Run an encoder; when it hangs or dies, run another one, which gets the pictures that were still inside."""
         failures = 0
         while self._unencoded or await self._next_picture(pictures):
             before = self._mixer.pictures
@@ -205,7 +205,7 @@ class VideoOutput:
         return Ending.DIED if ending is Ending.DONE and self._unencoded else ending
 
     async def _flushed(self, published: asyncio.Task[None]) -> None:
-        """Wait for the rest of an encoder's output as long as some comes."""
+        """Wait for the rest of an encoder's output as long as any comes."""
         before = -1
         while not published.done() and before != self._outputs:
             before = self._outputs
@@ -221,7 +221,7 @@ class VideoOutput:
                 yield last
 
     def _size_of(self, frame: bytes) -> tuple[int, int] | None:
-        """Find the width and height of a result; frames before it that had no result are passed over."""
+        """Find the width and height of a result, skipping earlier frames that had no result."""
         while self.sizes:
             width, height = self.sizes.popleft()
             if width * height * 3 == len(frame):
