@@ -18,7 +18,7 @@ from whisper_byoc.trickle.protocol import CLOSED, SEQ
 LIVE_HEADERS = ("Content-Type", "Content-Encoding")
 FRAME_HEADERS = ("Content-Type", "Content-Length", SEQ)
 ALONE_S = "30"
-"""A job that nobody feeds or reads ends after so many seconds: should we die, nobody comes back to it."""
+"""A job that nobody feeds or reads ends after this many seconds: if we die, nobody comes back to it."""
 RESULT_WAIT_S = "300"
 
 
@@ -35,11 +35,11 @@ class LiveJob:
         self._url = f"{slot.container.url}/live/{uuid.uuid4().hex}"
 
     async def run(self) -> web.StreamResponse:
-        """Do the job, and free its place.
+        """Do the job, then free its place.
 
-        Raises `RequestRefused` as long as the client has been sent nothing.
+        Raises `RequestRefused`, as long as nothing has been sent to the client.
         """
-        if self._relay.request.content_length == 0:  # a keep-alive: nothing is to be done
+        if self._relay.request.content_length == 0:  # a keep-alive: nothing to do
             self._slot.free()
             return web.Response(body=b"")
         try:
@@ -51,10 +51,10 @@ class LiveJob:
                         return await self._frame()
         except RequestRefused as error:
             if isinstance(error, PeerFailed) and self._relay.body.sent:
-                error.reached = True  # a later request of the job may have come too late to get a connection
+                error.reached = True  # a later request of the job may have been too late to get a connection
             return await self._relay.fail(error)
         finally:
-            self._node.tasks.start(self._leave())  # the client need not wait for that
+            self._node.tasks.start(self._leave())  # the client need not wait for this
 
     async def _frame(self) -> web.StreamResponse:
         await self._send()
@@ -64,7 +64,7 @@ class LiveJob:
                     await self._relay.begin(200, picked(answer.headers, FRAME_HEADERS))
                     await self._relay.client.copy(answer)
                     return await self._relay.client.finish()
-                if answer.status >= 400:  # the container is well, and says that this frame has no result
+                if answer.status >= 400:  # the container is healthy, but this frame has no result
                     raise RequestRefused(502, str(await refusal(self._container.peer, answer)))
                 if CLOSED in answer.headers:  # a session that gives no result for this frame
                     return web.Response(body=b"")
@@ -73,7 +73,7 @@ class LiveJob:
         client, seconds = self._relay.client, self._limits.open_seconds
         following = {"follow": "1", "wait": f"{seconds:g}"}
         try:
-            # a container that refuses a feed says nothing in its output: a failure of either side ends the other
+            # a container that refuses a feed sends no output: a failure of either side ends the other
             async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
                 sending = group.create_task(self._send_feed())
                 async with asyncio.timeout(seconds):

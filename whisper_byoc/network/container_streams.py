@@ -28,12 +28,12 @@ log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 
 class ChannelKind(NamedTuple):
-    """A kind of channel: the end of its name, its type, and what either side calls its URL."""
+    """A kind of channel: its name's suffix, its type, and what each side calls its URL."""
 
     name: str
     mime: str
     option: str
-    """Option of a job that asks for it; every stream has those without."""
+    """Job option that asks for it; every stream has the kinds without one."""
     body_key: str
     """Key in the body for the container."""
     header: str
@@ -50,13 +50,13 @@ KINDS = (
     ChannelKind("data", "application/jsonl", "enable_data_output", "data_url", "X-Data-Url"),
 )
 Channels = dict[ChannelKind, Channel]
-"""Those of one stream."""
+"""The channels of one stream."""
 
 
 class ContainerStreams(Streams["ContainerStream"]):
     """All streams of one orchestrator.
 
-    `service_url` is how gateways reach it; containers are given `trickle_host` instead, if set.
+    `service_url` is where gateways reach it; containers are given `trickle_host` instead, if set.
     """
 
     def __init__(self, node: Node, pool: Pool, trickle_host: str) -> None:
@@ -114,13 +114,13 @@ class ContainerStreams(Streams["ContainerStream"]):
         return self.find(livepeer.JobHeader.parse(request.headers.get(livepeer.JOB)).stream_id)
 
     async def payment(self, request: web.Request) -> web.Response:
-        """Thank for a payment; off-chain nothing is owed."""
+        """Acknowledge a payment; off-chain, nothing is owed."""
         await read_request(request)
         return web.Response(headers={livepeer.BALANCE: "0"})
 
 
 def open_channels(trickle: TrickleServer, stream_id: str, options: Mapping[str, Any], opened: Channels) -> None:
-    """Add the channels that a stream of these options has to `opened`; they exist before the container is told.
+    """Add the channels of a stream with these options to `opened`; they exist before the container is told.
 
     Raises `RequestRefused` (400) when a name is taken, `TrickleError` when there are too many channels.
     """
@@ -134,7 +134,7 @@ def open_channels(trickle: TrickleServer, stream_id: str, options: Mapping[str, 
 
 
 class ContainerStream(RelayedStream):
-    """A stream at a container, which has taken it on when `start` returns."""
+    """A stream at a container, which has accepted it once `start` returns."""
 
     def __init__(self, stream_id: str, slot: Slot, channels: Channels, node: Node, seconds: float) -> None:
         super().__init__(stream_id)
@@ -146,7 +146,7 @@ class ContainerStream(RelayedStream):
         self._seconds = seconds
 
     async def start(self, body: bytes) -> None:
-        """Tell the container to begin; when it does not, its place is freed.
+        """Tell the container to begin; if it does not, its place is freed.
 
         Raises `RequestRefused`.
         """
@@ -160,7 +160,7 @@ class ContainerStream(RelayedStream):
         self.begin()
 
     async def update(self, body: bytes, _: str) -> Answer:
-        return await self._post("params", body, self._seconds)  # a container wants JSON, whatever the client called it
+        return await self._post("params", body, self._seconds)  # containers want JSON, whatever the client called it
 
     async def _post(self, action: str, body: bytes, seconds: float, content_type: str = "application/json") -> Answer:
         container = self._slot.container
@@ -173,7 +173,7 @@ class ContainerStream(RelayedStream):
         return await self._post("stop", body, self._limits.stop_seconds, content_type)
 
     async def _run(self) -> None:
-        """Wait for the end, whoever brings it about, then free everything."""
+        """Wait for the end, whichever side causes it, then free everything."""
         try:
             try:
                 async with self._slot.guard():
@@ -215,7 +215,7 @@ class ContainerStream(RelayedStream):
         return f"{self._peer} should publish events, and closed the channel of events"
 
     async def _gateway_goes(self) -> str:
-        """Wait until the gateway, which has to write to the control channel once it has begun to, is silent."""
+        """Wait until the gateway falls silent: once it has begun writing to the control channel, it has to go on."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as silence:
                 async for _ in LocalSubscriber(self._channels[CONTROL], NEXT):

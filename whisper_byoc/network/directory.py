@@ -21,7 +21,7 @@ ANSWER_S = 2.0
 
 @dataclass
 class Places:
-    """How many more jobs of a capability an orchestrator would take, of how many."""
+    """How many more jobs of a capability an orchestrator would accept, and out of how many."""
 
     free: int
     capacity: int
@@ -29,7 +29,7 @@ class Places:
 
 @dataclass(eq=False)
 class KnownOrchestrator:
-    """One orchestrator, and what it last said of itself."""
+    """One orchestrator, and what it last reported about itself."""
 
     url: str
     reachable: bool = False
@@ -52,7 +52,7 @@ class KnownOrchestrator:
         self.reachable, self.trouble, self.offers = False, trouble, {}
 
     def rank(self, name: str) -> tuple[float, int, bool, float]:
-        """The higher, the sooner it gets the next job: by the share of its places that is free."""
+        """Sort key for the next job, highest first: by the share of its places that is free."""
         places = self.offers.get(name, Places(-1, 1))
         share = places.free / max(places.capacity, 1)
         return share, places.free, self.reachable, random.random()  # noqa: S311 (it spreads ties)
@@ -74,7 +74,7 @@ class Directory:
 
     @property
     def available(self) -> dict[str, int]:
-        """Capability -> jobs of it that could be taken by all orchestrators together."""
+        """Capability -> how many of its jobs all orchestrators together could accept."""
         total: dict[str, int] = {}
         for each in self._orchestrators:
             for name, places in each.offers.items():
@@ -88,10 +88,10 @@ class Directory:
         }
 
     def ranked(self, name: str) -> list[str]:
-        """Return the URLs of the orchestrators that may have a place for a job, the one with the largest share first.
+        """Return the URLs of orchestrators that may have a place for a job, the one with the largest free share first.
 
-        What is known is up to two seconds old; the job is taken to go to the first. An orchestrator that has no list is
-        asked after those that list `name`; one that lists others only if nobody lists it.
+        What is known is up to two seconds old; the job is assumed to go to the first. An orchestrator without a list is
+        asked after those that list `name`; one that lists only other capabilities is asked only if none lists it.
         """
         found = [each for each in self._orchestrators if name in each.offers or not each.offers]
         ranked = sorted(found or self._orchestrators, key=lambda each: each.rank(name), reverse=True)

@@ -1,4 +1,4 @@
-"""The gateway: jobs that are one request, and running it."""
+"""The gateway: jobs that are a single request, and how it is run."""
 
 import asyncio
 import contextlib
@@ -30,9 +30,9 @@ class GatewayConfig(NodeConfig):
     orchestrators: Sequence[str] = ()
     """Base URLs."""
     public_host: str = ""
-    """`host:port` under which clients reach it, if that is not what they used for the start of a stream."""
+    """`host:port` at which clients reach it, if not the one they used to start a stream."""
     token: str = field(default="", repr=False)
-    """Bearer token that clients must show; empty is none."""
+    """Bearer token that clients must show; empty for none."""
 
 
 class Gateway(Node):
@@ -48,7 +48,7 @@ class Gateway(Node):
         self.directory = Directory(config.orchestrators, session)
         self.streams = GatewayStreams(self, self.directory, config.public_host)
         self._scope = AbortScope()
-        """All jobs are in it; it is aborted when the time for draining is over."""
+        """Contains all jobs; it is aborted when the time for draining is over."""
 
     def abort_jobs(self, reason: str) -> None:
         self._scope.abort(reason)
@@ -80,7 +80,7 @@ class Gateway(Node):
             return await self._on_some_orchestrator(model, relay, headers, seconds)
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
-        """Bring a BYOC batch job to an orchestrator (go-livepeer, byoc/job_gateway.go)."""
+        """Pass a BYOC batch job to an orchestrator (go-livepeer, byoc/job_gateway.go)."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         headers = passed_on(request) | {livepeer.JOB: job.encode()}
         with self.counted(), Relay(self, request) as relay:
@@ -90,7 +90,7 @@ class Gateway(Node):
         self, capability: str, relay: Relay, headers: Mapping[str, str], seconds: float
     ) -> web.StreamResponse:
         async def attempt(url: str) -> web.StreamResponse:
-            target = URL(url + relay.request.rel_url.raw_path, encoded=True)  # %2F and %3F stay what they are
+            target = URL(url + relay.request.rel_url.raw_path, encoded=True)  # keeps %2F and %3F as they are
             peer = f"the orchestrator at {url}"
             return await relay.post(self._scope, peer, target, headers, seconds, {"X-Orchestrator-Url": url})
 
@@ -98,12 +98,12 @@ class Gateway(Node):
 
 
 def passed_on(request: web.Request, *others: str) -> dict[str, str]:
-    """Return the client's headers that an orchestrator is to see.
+    """Return the client's headers that are passed on to an orchestrator.
 
     Raises `RequestRefused` (400) for one that is not text.
     """
     found = picked(request.headers, (*REQUEST_HEADERS, *others))
     for name, value in found.items():
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in value):  # how aiohttp shows bytes that are not UTF-8
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in value):  # how aiohttp represents bytes that are not UTF-8
             raise RequestRefused(400, f"the {name} header is not UTF-8: {value!r:.80}")
     return found

@@ -1,4 +1,4 @@
-"""The gateway's streams: `/process/stream/…`, and for each its orchestrator, its channels and its records."""
+"""The gateway's streams: `/process/stream/…`, and for each stream its orchestrator, channels and records."""
 
 import asyncio
 import contextlib
@@ -36,27 +36,27 @@ from whisper_byoc.trickle.subscriber import SegmentReader
 log = logging.getLogger("whisper_byoc.network.gateway")
 
 OPTIONS = ClientOptions(verify=False, answer_seconds=4.0, patience_seconds=4.0, longest_pause=0.5)
-"""An orchestrator that is away for so long has lost its streams: it keeps them in memory."""
+"""An orchestrator that is away for this long has lost its streams, which it keeps in memory."""
 CONTROL_EVERY_S = 10.0
 STOP_S = 12.0
 FLUSH_S = 3.0
-"""After a stop: longest time for which input that has arrived is still sent."""
+"""After a stop: longest time for sending the input that has already arrived."""
 LAST_RECORDS_S = 4.0
 """After the container's answer to a stop: longest wait for its end record."""
 LAST_S = 2.0
-"""When one of a stream's channels has ended: longest wait for what is still on its way in the others."""
+"""After one of a stream's channels has ended: longest wait for what is still on its way in the others."""
 LARGEST_LINE = 8 << 20
 MOST_ENDED = 100
-"""Records and status of so many streams that have ended can still be read: those that began last."""
+"""Records and status of this many ended streams can still be read: those that began last."""
 ENDS = ("Data", "Events")
-"""Channels of which the first to end ends the stream."""
+"""The first of these channels to end ends the stream."""
 RESULTS = (*ENDS, "Subscribe")
 VIDEO = {"Publish": ("enable_video_ingress", ""), "Subscribe": ("enable_video_egress", "-out")}
-"""Channels of video: the option that asks for one, and the end of its name."""
+"""Video channels: the option that asks for one, and its name's suffix."""
 
 
 class GatewayStreams(Streams["GatewayStream"]):
-    """All streams of one gateway. `public_host` is how clients reach it, if not as they did for the start."""
+    """All streams of one gateway. `public_host` is where clients reach it, if not where they started the stream."""
 
     def __init__(self, node: Node, directory: Directory, public_host: str) -> None:
         super().__init__(node.memory)
@@ -85,7 +85,7 @@ class GatewayStreams(Streams["GatewayStream"]):
             if len(self) >= self._node.limits.jobs:
                 raise RequestRefused(503, f"{len(self)} streams are running, which is all this gateway takes", 1)
             await stream.start(self._directory.ranked(job.capability))
-            self._streams.pop(stream_id, None)  # the new one is the last in order
+            self._streams.pop(stream_id, None)  # the new one comes last in order
             self._streams[stream_id] = stream
         ended = [each.id for each in self._streams.values() if each.over.done()]
         for name in ended[: max(0, len(ended) - MOST_ENDED)]:
@@ -99,14 +99,14 @@ class GatewayStreams(Streams["GatewayStream"]):
         return web.json_response(self.of(request).status())
 
     async def data(self, request: web.Request) -> web.StreamResponse:
-        """Send a stream's records as server-sent events, from the first that is kept to the end."""
+        """Send a stream's records as server-sent events, from the first one kept to the end."""
         stream = self.of(request)
         if not stream.has_data:
             raise RequestRefused(503, f"stream {stream.id!r} was started without enable_data_output")
         client = ClientAnswer(request, self._node.limits.stall_seconds)
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         await client.begin(200, headers)
-        await client.write(b": stream %b\n\n" % stream.id.encode())  # a reader knows at once that it is connected
+        await client.write(b": stream %b\n\n" % stream.id.encode())  # tells a reader at once that it is connected
         async for line in stream.records.read():
             await client.write(b"data: %b\n\n" % line if line else b": keep-alive\n\n")
         return await client.end(b'event: end\ndata: {"type":"stream_ended"}\n\n')
@@ -127,7 +127,7 @@ class GatewayStreams(Streams["GatewayStream"]):
 
 
 def id_for(fields: Mapping[str, Any]) -> str:
-    """Make a stream's id of what the client calls it (go-livepeer, byoc/stream_gateway.go).
+    """Derive a stream's id from what the client calls it (go-livepeer, byoc/stream_gateway.go).
 
     Raises `RequestRefused` (400).
     """
@@ -146,7 +146,7 @@ def id_for(fields: Mapping[str, Any]) -> str:
 
 
 def params_in(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the container's parameters: JSON as text, as go-livepeer has them, or plain JSON.
+    """Read the container's parameters: JSON as text, as in go-livepeer, or plain JSON.
 
     Raises `RequestRefused` (400).
     """
@@ -164,17 +164,17 @@ class GatewayStream(RelayedStream):
         self.records = RecordLog()
         self.has_data = bool(job.options.get("enable_data_output"))
         self.video = {kind: stream_id + end for kind, (option, end) in VIDEO.items() if job.options.get(option)}
-        """Names of its channels of video at the gateway, by their kinds."""
+        """Names of its video channels at the gateway, by kind."""
         self._job = job.asking(stream_id=stream_id)
         self._params = params
         self._node = node
         self._channels: dict[str, Channel] = {}
         self._url = self._peer = ""
-        """The orchestrator's, and below the URLs of the channels there, by their kinds."""
+        """The orchestrator's URL and name; below, the URLs of its channels, by kind."""
         self._remote: dict[str, str] = {}
         self._sending: asyncio.Task[None] | None = None
         self._stopped = False
-        """Whether the container ended the stream in order: it said so, or was asked to stop and did."""
+        """Whether the container ended the stream normally: it said so, or was asked to stop and did."""
         self._lost = self._error = ""
         self._container_status: dict[str, Any] = {}
 
@@ -183,9 +183,9 @@ class GatewayStream(RelayedStream):
         return self.records.ended or super().ending
 
     async def start(self, orchestrators: Sequence[str]) -> None:
-        """Begin at the first of these orchestrators that takes the stream.
+        """Begin at the first of these orchestrators that accepts the stream.
 
-        Raises `RequestRefused` with the words of whoever refused, or `TrickleError` when there is no room for channels.
+        Raises `RequestRefused` with the refusing peer's words, or `TrickleError` when there is no room for channels.
         """
         try:
             for kind, name in self.video.items():
@@ -203,7 +203,7 @@ class GatewayStream(RelayedStream):
         return await self._post("update", body, content_type)
 
     def status(self) -> dict[str, Any]:
-        """Describe the stream; what the container says of itself comes first."""
+        """Describe the stream; what the container reports about itself takes precedence."""
         state = "ended" if self.over.done() else "running"
         own = {"stream_id": self.id, "state": state, "orchestrator": self._url, "whep_url": ""}
         return {**self._container_status, **own, **({"error": self._error} if self._error else {})}
@@ -226,7 +226,7 @@ class GatewayStream(RelayedStream):
             raise
 
     async def _stop_peer(self, body: bytes = b"", content_type: str = "text/plain") -> Answer:
-        """Have the container deliver its last words, and return its answer; the orchestrator may be gone."""
+        """Have the container deliver its last records, and return its response; the orchestrator may be gone."""
         try:
             answer = await self._post("stop", body, content_type)
             if answer.status >= 400:
@@ -253,7 +253,7 @@ class GatewayStream(RelayedStream):
             await self._finish(reason)
 
     async def _pass_on(self) -> str:
-        """Pass everything on until the stream has ended; return the reason if that was too early, else nothing."""
+        """Pass everything on until the stream has ended; return the reason if it ended too early, else ""."""
         work = {
             "Data": self._read_data, "Events": self._read_events, "Subscribe": self._copy_video,
             "Publish": self._send_input, "Control": self._keep_alive,
@@ -274,7 +274,7 @@ class GatewayStream(RelayedStream):
             self._sending = None  # its failure would hold on to the input
 
     def _reason(self, tasks: Mapping[str, asyncio.Task[None]]) -> str:
-        """Return why it ended too early; not every container's text has an end record."""
+        """Return why it ended too early, if it did; not every container's text has an end record."""
         if self.records.ended:
             return ""
         if self._lost:
@@ -352,7 +352,7 @@ class GatewayStream(RelayedStream):
                 await asyncio.sleep(CONTROL_EVERY_S)
 
     async def _send_input(self) -> None:
-        """Send the input, segment by segment as its bytes come; its end is the end of the orchestrator's channel."""
+        """Send the input, segment by segment as its bytes come; when it ends, end the orchestrator's channel."""
         pcm = has_pcm_input(self._params)
         source = LocalSubscriber(self._channels["Publish"])
         publisher = TricklePublisher(self._remote["Publish"], "video/MP2T", continuous=True, options=OPTIONS)
@@ -374,7 +374,7 @@ class GatewayStream(RelayedStream):
         async with self._reader("Subscribe") as subscriber:
             async for segment in subscriber:
                 async with await output.next() as writer:
-                    with contextlib.suppress(TrickleError):  # a broken segment costs what is missing of it
+                    with contextlib.suppress(TrickleError):  # a broken segment costs only its missing part
                         async for data in segment:
                             await writer.write(data)
 

@@ -1,4 +1,4 @@
-"""The orchestrator: how containers and gateways find each other, and running it."""
+"""The orchestrator: how containers and gateways find each other, and how it is run."""
 
 import contextlib
 import hmac
@@ -30,14 +30,14 @@ class OrchestratorConfig(NodeConfig):
     """How to run an orchestrator."""
 
     service_host: str = "127.0.0.1"
-    """Where gateways reach it; port 0 is the one that it listens on."""
+    """Where gateways reach it; port 0 means the port that it listens on."""
     service_port: int = 0
     secret: str = field(default="", repr=False)
     """What containers must show to register."""
     containers: Sequence[Container] = ()
     """Containers that need not register."""
     trickle_host: str = ""
-    """`host:port` of the channels as containers reach them, if that is another than gateways use."""
+    """`host:port` at which containers reach the channels, if not the one that gateways use."""
 
 
 class Orchestrator(Node):
@@ -91,7 +91,7 @@ class Orchestrator(Node):
             await self.health.close()
 
     async def batch(self, request: web.Request) -> web.StreamResponse:
-        """Bring a batch job to a container, and its answer back as it comes (go-livepeer, byoc)."""
+        """Pass a batch job to a container, and its response back as it comes (go-livepeer, byoc)."""
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         route = request.match_info["route"].strip("/")
         if not self.pool.of(job.capability):
@@ -124,11 +124,11 @@ class Orchestrator(Node):
         container = parse_container(json_object(await read_request(request)))
         if len(tuple(self.pool)) >= MOST_CONTAINERS and self.pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
-        self.health.add(container).is_ready()  # it has just said so itself
+        self.health.add(container).is_ready()  # it has just said so
         return web.Response(text="ok", content_type="application/json")
 
     async def unregister(self, request: web.Request) -> web.Response:
-        """Send a container no more jobs; those that it has go on. An unknown name is no error."""
+        """Send a container no more jobs; those that it has go on. An unknown name is not an error."""
         self._check_secret(request)
         name = (await read_request(request)).decode("utf-8", "replace").strip()
         url = request.headers.get(livepeer.CAPABILITY_URL, "").rstrip("/")
@@ -139,7 +139,7 @@ class Orchestrator(Node):
         return web.Response(text="ok", content_type="application/json")
 
     async def token(self, request: web.Request) -> web.Response:
-        """Tell a gateway how many jobs of a capability could be taken; off-chain all of them are free of charge."""
+        """Tell a gateway how many jobs of a capability could be accepted; off-chain, all are free of charge."""
         sender = livepeer.parse_sender(request.headers.get(livepeer.SENDER, ""))
         name = request.headers.get(livepeer.CAPABILITY, "")
         if not name:
@@ -147,7 +147,7 @@ class Orchestrator(Node):
         free = self.pool.free(name)
         answer = {
             "sender_address": sender,
-            "ticket_params": {},  # go-livepeer's gateway fails without this and the price
+            "ticket_params": {},  # go-livepeer's gateway fails without these and the price
             "balance": 0,
             "price": {"pixelsPerUnit": 1},
             "service_addr": self.streams.service_url,
@@ -161,7 +161,7 @@ class Orchestrator(Node):
 
 
 def parse_container(fields: Mapping[str, Any]) -> Container:
-    """Read what a container says of itself; its price means nothing off-chain.
+    """Read what a container reports about itself; its price means nothing off-chain.
 
     Raises `RequestRefused` (400).
     """

@@ -1,4 +1,4 @@
-"""Talking to peers: what their failures mean, and which of several gets a job."""
+"""Requests to peers: what their failures mean, and which of several peers gets a job."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ LONGEST_MESSAGE = 500
 LARGEST_ANSWER = 10 << 20
 CONNECT_S = 5.0
 MARGIN_S = 5.0
-"""An orchestrator has its own limits of time; a gateway's are for one that does not keep them (go-livepeer: 5 s)."""
+"""Added to an orchestrator's own time limits, for one that does not keep them (go-livepeer: 5 s)."""
 READ_BYTES = 256 << 10
 
 
@@ -31,7 +31,7 @@ class AbortScope:
 
     def __init__(self) -> None:
         self.reason = ""
-        """Why it was aborted; empty while it was not."""
+        """Why it was aborted; empty until then."""
         self._guards: set[asyncio.Timeout] = set()
 
     def abort(self, reason: str) -> None:
@@ -42,7 +42,7 @@ class AbortScope:
 
     @contextlib.asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
-        """Raise `PeerFailed` with the reason when the scope is or was aborted."""
+        """Raise `PeerFailed` with the reason when the scope is aborted, or has been already."""
         if self.reason:
             raise PeerFailed(self.reason)
         guard = asyncio.timeout(None)
@@ -77,7 +77,7 @@ def talking_to(peer: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Answer:
-    """A peer's answer to a small request."""
+    """A peer's response to a small request."""
 
     status: int
     body: bytes
@@ -106,7 +106,7 @@ async def post(
 async def ask(
     http: aiohttp.ClientSession, url: str, seconds: float, params: Mapping[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Get the status of a peer's answer and the JSON object in it, an empty one if there is none.
+    """Return the status of a peer's response and the JSON object in it, an empty one if there is none.
 
     Raises `CONNECTION_ERRORS`.
     """
@@ -120,12 +120,12 @@ async def ask(
 
 
 async def refusal(peer: str, answer: aiohttp.ClientResponse) -> RequestRefused:
-    """Return the error for a peer's error answer, with its status and words."""
+    """Return the error for a peer's error response, with its status and message."""
     return refused(peer, answer.status, await read_body(answer.content), answer.headers.get("Retry-After", ""))
 
 
 def refused(peer: str, status: int, body: bytes, retry_after: str = "") -> RequestRefused:
-    """Return the error for an error answer that has been read."""
+    """Return the error for an error response that has been read."""
     if status == 401:
         return PeerFailed(f"{peer} does not take the token that it registered with")
     text = body.decode("utf-8", "replace").strip()
@@ -141,9 +141,9 @@ def refused(peer: str, status: int, body: bytes, retry_after: str = "") -> Reque
 async def first_to_take(peers: Iterable[Peer], attempt: Callable[[Peer], Awaitable[Taken]]) -> Taken:
     """Return what `attempt` returns for the first peer that takes the job.
 
-    A peer that is busy or cannot be reached is passed over. Any other failure is final: that peer may have begun.
+    A peer that is busy or cannot be reached is skipped. Any other failure is final: that peer may have begun.
 
-    Raises `RequestRefused`: when nobody takes the job, that of a busy peer if there is one.
+    Raises `RequestRefused`; when no peer takes the job, a busy peer's refusal if there is one.
     """
     failures: list[RequestRefused] = []
     for peer in peers:
@@ -155,6 +155,6 @@ async def first_to_take(peers: Iterable[Peer], attempt: Callable[[Peer], Awaitab
             if not isinstance(error, PeerBusy) and not (isinstance(error, PeerFailed) and not error.reached):
                 raise
             failures.append(error)
-        await asyncio.sleep(0)  # a row of refusals leaves the loop to others
+        await asyncio.sleep(0)  # a run of refusals must not hog the loop
     busy = [error for error in failures if isinstance(error, PeerBusy)]
     raise (busy or failures or [PeerFailed("there is nobody to ask")])[0]

@@ -1,4 +1,4 @@
-"""The containers of an orchestrator: what each offers, how much of it is taken, and whether it is well."""
+"""The containers of an orchestrator: what each offers, how much of it is in use, and whether it is healthy."""
 
 import asyncio
 import logging
@@ -20,40 +20,41 @@ from whisper_byoc.network.serving import NetworkLimits
 log = logging.getLogger("whisper_byoc.network.orchestrator")
 
 SILENCES = 3
-"""A container that is asked so often in a row without an answer is gone.
+"""A container that does not answer this many times in a row is gone.
 
-One that refuses connections is gone at once, unless it has unregistered: what it sent before its end is still read."""
+One that refuses connections is gone at once, unless it has unregistered: then what it sent before it ended is still
+read."""
 FORGOTTEN = 600
-"""A container that registered itself is forgotten after so many questions in a row without an answer."""
+"""A container that registered itself is forgotten after not answering this many times in a row."""
 NOT_READY = ("LOADING", "ERROR")
 STALE_S = 3.0
-"""What a container last said of its places is not trusted after so long; it is asked every second."""
+"""What a container last said about its places is not trusted after this long; it is asked every second."""
 
 
 @dataclass(eq=False)
 class Container:
-    """One container under the name of one capability that it offers."""
+    """One container, as the provider of one capability."""
 
     name: str
     url: str
-    """Base URL, without a slash at its end."""
+    """Base URL, without a trailing slash."""
     capacity: int
-    """Jobs at once."""
+    """How many jobs it takes at once."""
     token: str = field(default="", repr=False)
-    """Bearer token that it wants to be shown; empty is none."""
+    """Bearer token that it requires; empty for none."""
     registered: bool = False
-    """Whether it registered itself, and may take that back."""
+    """Whether it registered itself, and so may unregister."""
     ready: bool = False
     trouble: str = "not asked yet"
     """Why it is not ready."""
     pipelines: tuple[str, ...] | None = None
-    """What it says it serves; None before it was asked, empty if it does not tell."""
+    """What it says it serves; None until it is asked, empty if it does not say."""
     leaving: bool = False
-    """Whether it has unregistered, and is only known until its last job is over."""
+    """Whether it has unregistered, and is kept only until its last job is over."""
     fits: int | None = None
-    """Live jobs that it can do in time, as it measures them; None if it does not say."""
+    """Live jobs that it can do in time, by its own measurement; None if it does not say."""
     room: int | None = None
-    """Of these our share when it was last asked: those it had of us, and those it would have taken."""
+    """Our share of these when it was last asked: the jobs it had from us, plus those it would have accepted."""
     heard: float = field(default_factory=time.monotonic)
     """When it last answered."""
     slots: set["Slot"] = field(default_factory=set)
@@ -64,12 +65,12 @@ class Container:
 
     @property
     def places(self) -> int:
-        """How many more jobs it may be sent; whether it takes them is for it to say."""
+        """How many more jobs it may be sent; it may still refuse them."""
         return max(0, self.capacity - len(self.slots)) if self.ready and not self.leaving else 0
 
     @property
     def free(self) -> int:
-        """How many more live jobs it would take."""
+        """How many more live jobs it would accept."""
         return self.places if self.room is None else max(0, min(self.places, self.room - len(self.slots)))
 
     @property
@@ -78,7 +79,7 @@ class Container:
 
     @property
     def rank(self) -> tuple[bool, float, int, float]:
-        """The higher, the sooner it gets the next job: by the share of it that is free."""
+        """Sort key for the next job, highest first: by the share of it that is free."""
         fresh = time.monotonic() - self.heard < STALE_S
         return fresh, self.free / max(self.size, 1), self.free, random.random()  # noqa: S311 (it spreads ties)
 
@@ -88,11 +89,11 @@ class Container:
 
     @property
     def query(self) -> dict[str, str]:
-        """What tells it which pipeline is meant, unless it has only one."""
+        """The query that tells it which pipeline is meant; empty if it has only one."""
         return {} if self.pipelines and len(self.pipelines) == 1 else {"pipeline": self.name}
 
     def describe(self) -> dict[str, Any]:
-        """Describe it for anybody: without its token."""
+        """Describe it for the public, without its token."""
         told = {name: getattr(self, name) for name in ("url", "ready", "capacity", "registered", "trouble")}
         return {**told, "fits": self.fits, "free": self.free, "load": len(self.slots)}
 
@@ -105,7 +106,7 @@ class Container:
                 log.warning("%s says that it serves %s, not %s", self.url, ", ".join(self.pipelines), self.name)
 
     def not_ready(self, trouble: str) -> None:
-        """Note that it takes no new jobs; those it has go on."""
+        """Note that it accepts no new jobs; those it has go on."""
         if self.ready:
             log.warning("BYOC capability lost: %s (%s): %s", self.name, self.url, trouble)
         elif trouble != self.trouble and not self.leaving:
@@ -131,7 +132,7 @@ class Slot(AbortScope):
 
     @asynccontextmanager
     async def guard(self) -> AsyncIterator[None]:
-        """Guard work as the scope does, and note it of the container when that cannot be reached."""
+        """Guard work as the scope does, and record it when the container cannot be reached."""
         try:
             async with super().guard():
                 yield
@@ -146,13 +147,13 @@ class Slot(AbortScope):
 
 
 class Pool:
-    """All containers. A capability's jobs go to the container of which the largest share is free."""
+    """All containers. A capability's jobs go to the container with the largest free share."""
 
     def __init__(self) -> None:
         self._containers: list[Container] = []
 
     def __iter__(self) -> Iterator[Container]:
-        """Yield every container that offers something, or still has a job."""
+        """Yield every container that offers something or still has a job."""
         self._containers = [each for each in self._containers if each.slots or not each.leaving]
         return iter(tuple(self._containers))
 
@@ -170,11 +171,11 @@ class Pool:
         return sum(each.size for each in self.of(name) if each.ready)
 
     def find(self, name: str, url: str) -> Container | None:
-        """Return the container with this name and URL, also one that is leaving."""
+        """Return the container with this name and URL, even one that is leaving."""
         return next((each for each in self if (each.name, each.url) == (name, url)), None)
 
     def add(self, container: Container) -> Container:
-        """Add a container, or change what is known of the one with this name and URL; its jobs go on."""
+        """Add a container, or update the one with this name and URL; its jobs go on."""
         known = self.find(container.name, container.url)
         if known is None:
             self._containers.append(container)
@@ -185,11 +186,11 @@ class Pool:
         return known
 
     def slots(self, name: str, *, live: bool = True) -> Iterator[Slot]:
-        """Yield a place at one container after the other, for a job that has to try several; free each.
+        """Yield a place at one container after another, for a job that has to try several, and free each.
 
-        Who is passed over gets no live job before it has been asked again. A container that has no time for live jobs
-        may have it for others. Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed` (502)
-        when no container is ready, `PeerBusy` (503) when all places are taken.
+        A container that refused gets no live job until it has been asked again. One that has no time for live jobs may
+        still have time for others. Raises `RequestRefused` (404) for a capability that nobody offers, `PeerFailed`
+        (502) when no container is ready, `PeerBusy` (503) when all places are taken.
         """
         tried: list[Container] = []
         while found := [each for each in self.of(name) if (each.free if live else each.places) and each not in tried]:
@@ -213,7 +214,7 @@ class Pool:
 
 
 class HealthCheck:
-    """Asks each container of a pool how it is, in a task of its own."""
+    """Asks for the health of each container in a pool, in one task each."""
 
     def __init__(self, pool: Pool, http: aiohttp.ClientSession, limits: NetworkLimits) -> None:
         self._pool = pool
@@ -222,7 +223,7 @@ class HealthCheck:
         self._tasks = Tasks()
 
     def add(self, container: Container) -> Container:
-        """Add a container to the pool, or change what is known of it there; a new one is asked from now on."""
+        """Add a container to the pool, or update it there; a new one is asked from now on."""
         known = self._pool.add(container)
         if known is container:
             self._tasks.start(self._follow(container))
@@ -247,14 +248,14 @@ class HealthCheck:
                 else:
                     container.not_ready(reason_of(error))
                 container.leaving = container.leaving or (container.registered and silences > FORGOTTEN)
-            except Exception:  # a bug here must not end the asking
+            except Exception:  # a bug here must not end the health checks
                 log.exception("asking %s how it is failed", container.url)
             await asyncio.sleep(self._limits.ask_seconds)
 
     async def _ask(self, container: Container) -> str:
-        """Return the reason why a container takes no jobs, empty if it does.
+        """Return why a container accepts no jobs; empty if it does.
 
-        `/readyz` is asked first; a container without it is ready when `/health` does not say otherwise.
+        `/readyz` is asked first; a container without it is ready unless `/health` says otherwise.
         """
         url, seconds = container.url, self._limits.answer_seconds
         status, body = await ask(self._http, f"{url}/readyz", seconds, container.query)
@@ -278,5 +279,5 @@ class HealthCheck:
 
 
 def _connection_refused(error: BaseException) -> bool:
-    """Return whether nobody listens there; a name that cannot be looked up just now says nothing of the container."""
+    """Return whether nobody is listening there; a failed name lookup says nothing about the container."""
     return isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientConnectorDNSError)

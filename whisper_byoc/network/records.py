@@ -1,4 +1,4 @@
-"""Records on their way from a container to a client, as a live feed's answer or as the text of a stream."""
+"""Records on their way from a container to a client, as the response to a live feed or as the text of a stream."""
 
 import json
 from collections import deque
@@ -12,17 +12,17 @@ from whisper_byoc.http import json_value
 LONGEST_RECORD = 128 << 20
 """A record can carry a whole frame as base64."""
 LONGEST_DECODED = 64 << 10
-"""A longer record carries media: it is a result, and is not decoded."""
+"""A longer record carries media: it is a result, and is not parsed."""
 HEAD = 160
-"""Within so many bytes of an event its record begins."""
+"""An event's record begins within this many bytes."""
 MOST_BYTES = 4 << 20
-"""Of a stream's newest lines, each with `LINE_COST` for what Python holds beside its bytes."""
+"""Limit of a stream's newest lines, each counted with `LINE_COST` for Python's overhead."""
 LINE_COST = 100
 COMMENT_EVERY_S = 15.0
 
 
 class RecordCount:
-    """Counts the records of a job, so that one that fails can end as others do: with an error and an end record."""
+    """Counts the records of a job, so that a failed one can end like any other: with an error and an end record."""
 
     def __init__(self) -> None:
         self._job_id = ""
@@ -48,7 +48,7 @@ class RecordCount:
 
 
 class RecordStream:
-    """Cuts a container's answer into whole records, as lines or as server-sent events.
+    """Cuts a container's response into whole records, as lines or as server-sent events.
 
     The end record is held back until it is known that the container took the whole feed.
     """
@@ -62,7 +62,7 @@ class RecordStream:
         self._count = RecordCount()
 
     def feed(self, data: bytes) -> bytes:
-        """Return the records that are whole now, without the end record; nothing comes after that.
+        """Return the records now complete, without the end record; nothing comes after that.
 
         Raises `PeerFailed` for a record that is too long.
         """
@@ -83,7 +83,7 @@ class RecordStream:
     def finish(self) -> bytes:
         """Return the end record.
 
-        Raises `PeerFailed` when none came: then nobody knows what is missing.
+        Raises `PeerFailed` when none came: then it is unknown what is missing.
         """
         if not self._end:
             raise PeerFailed("the other side ended its answer without an end record")
@@ -100,7 +100,7 @@ class RecordStream:
         at = 0
         for part in whole.split(self._separator)[:-1]:
             begin = part.find(b"{", 0, HEAD)
-            if begin >= 0:  # an event stream also has comments
+            if begin >= 0:  # event streams also have comments
                 record = {"type": "result"} if len(part) > LONGEST_DECODED else records_in(part[begin:])[0]
                 if record.get("type") == "end":
                     self._end = part + self._separator
@@ -131,12 +131,12 @@ class RecordLog:
         self._count = RecordCount()
         self._lines: deque[bytes] = deque()
         self._first = 0
-        """Number of the oldest line that is kept, counted from the first that came."""
+        """Number of the oldest line kept, counted from the first that came."""
         self._bytes = 0
         self._changed = Changed()
 
     def add(self, line: bytes) -> None:
-        """Take one line; a container's sign of life is not kept, nor is anything after the end record."""
+        """Take one line; keep-alives are not kept, nor is anything after the end record."""
         line = line.replace(b"\r", b" ").strip()
         if not line or line == b"[]" or self.ended:
             return
@@ -150,13 +150,13 @@ class RecordLog:
         self._append(line)
 
     def lost(self, job_id: str, message: str) -> None:
-        """Tell of a gap; the record has no number, as the container counts on."""
+        """Report a gap; the record has no number, since the container's own numbering goes on."""
         if not self.ended:
             self._count.errors += 1
             self._append(json.dumps({"type": "error", "job_id": job_id, "error": message}).encode())
 
     def fail(self, job_id: str, message: str) -> None:
-        """Add an error and an end record, unless there is an end already."""
+        """Add an error and an end record, unless there already is an end."""
         for record in self._count.failure(job_id, message):
             self.add(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
 
@@ -165,7 +165,7 @@ class RecordLog:
         self._changed.notify()
 
     async def read(self) -> AsyncIterator[bytes | None]:
-        """Yield the lines from the oldest that is kept to the end, and None whenever 15 s pass without one.
+        """Yield the lines from the oldest kept to the end, and None whenever 15 s pass without one.
 
         Readers that are too slow are told what they missed.
         """
@@ -193,9 +193,9 @@ class RecordLog:
 
 
 def records_in(line: bytes) -> list[dict[str, Any]]:
-    """Return the records in a line: an object, or pytrickle's array of strings that hold one each.
+    """Return the records in a line: an object, or pytrickle's array of strings holding one each.
 
-    What is neither counts as a record of no type.
+    Anything else counts as a record without a type.
     """
     found = _decoded(line)
     each = [_decoded(part) if isinstance(part, str) else part for part in found] if isinstance(found, list) else [found]

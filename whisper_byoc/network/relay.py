@@ -1,4 +1,4 @@
-"""Passing bytes on in both directions: a client's body to a peer, a peer's answer to the client."""
+"""Relays bytes in both directions: a client's body to a peer, a peer's response to the client."""
 
 import asyncio
 import contextlib
@@ -24,22 +24,22 @@ from whisper_byoc.trickle.protocol import SEQ
 log = logging.getLogger("whisper_byoc.network")
 
 REQUEST_HEADERS = ("Content-Type", "Content-Encoding", "Accept")
-"""What of a client's request passes, besides the job."""
+"""Headers of a client's request that are passed on, besides the job."""
 PIECE_BYTES = 256 << 10
 ANSWER_HEADERS = (
     "Content-Type", "Content-Encoding", "Content-Length", "Cache-Control", "X-Metadata", "X-Livepeer-Work-Units",
     livepeer.BALANCE, SEQ,
 )  # fmt: skip
-"""What of a peer's answer passes; go-livepeer keeps two of them."""
+"""Headers of a peer's response that are passed on; go-livepeer keeps two of them."""
 BODY_ERRORS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
-"""What a body raises that breaks off."""
+"""What a body that breaks off raises."""
 
 
 class RequestBody:
-    """The body of a request, for one peer after the other until one takes the job.
+    """The body of a request, for one peer after another until one takes the job.
 
-    A frame, or the body of a batch job, is read whole before it is sent. Of a live feed nothing is read before a peer
-    has begun to answer: no peer misses any of it.
+    A frame, or the body of a batch job, is read whole before it is sent. Nothing of a live feed is read before a peer
+    has begun to respond, so no peer misses any of it.
     """
 
     def __init__(self, request: web.Request, memory: ByteBudget, limits: NetworkLimits, *, live: bool) -> None:
@@ -47,9 +47,9 @@ class RequestBody:
         self.error: RequestRefused | None = None
         """Why a feed could not be read to its end."""
         self.sent = False
-        """Whether the present peer may have got some of it."""
+        """Whether the current peer may have received some of it."""
         self.waiting = False
-        """Whether all of a feed that came was passed on, and more is expected from the client."""
+        """Whether all of a feed so far has been passed on, and more is expected from the client."""
         self._content = request.content
         self._limits = limits
         self._length = request.content_length or 0
@@ -58,7 +58,8 @@ class RequestBody:
         self._taken = asyncio.Event()
 
     async def for_peer(self) -> tuple[AsyncIterator[bytes], dict[str, str]]:
-        """Return the body for one peer, and its length as a header unless it is a feed, which flows after `take`.
+        """Return the body for one peer, with its length as a header, or without if it is a feed, which flows after
+        `take`.
 
         Raises `RequestRefused`: 400 when it breaks off or stalls, 413 beyond the limit; `MemoryFull`.
         """
@@ -71,7 +72,7 @@ class RequestBody:
         return self._pieces(), {"Content-Length": str(len(self._whole))}
 
     def take(self) -> None:
-        """Let the feed flow to the peer that got it last, and hold nothing for another one."""
+        """Let the feed flow to the peer that got it last, and hold nothing for any other."""
         self._taken.set()
         self.release()
 
@@ -90,7 +91,7 @@ class RequestBody:
                 while chunk := await self._content.readany():
                     if len(self._whole) + len(chunk) > limit:
                         raise too_large
-                    self._memory.take(len(chunk))  # as it comes: many may send at once, and slowly
+                    self._memory.take(len(chunk))  # as it comes: many clients may send at once, and slowly
                     self._whole += chunk
         except BODY_ERRORS:
             raise RequestRefused(400, "the body of the request broke off") from None
@@ -99,7 +100,7 @@ class RequestBody:
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         self.sent = True
-        for at in range(0, len(self._whole), PIECE_BYTES):  # aiohttp writes bytes in one go, however many they are
+        for at in range(0, len(self._whole), PIECE_BYTES):  # aiohttp writes bytes in one go, however many there are
             yield bytes(memoryview(self._whole)[at : at + PIECE_BYTES])
 
     async def _feed(self, taken: asyncio.Event) -> AsyncIterator[bytes]:
@@ -121,10 +122,10 @@ class RequestBody:
 
 
 class ClientAnswer:
-    """The answer to a client: begun when a peer has answered, and ended properly whatever happens to that peer.
+    """The response to a client: begun once a peer has responded, and ended properly whatever happens to that peer.
 
-    A client that takes nothing for `stall_seconds` is cut off; that, or its going away, raises `ReaderGone`. Without
-    `records` the answer is bytes, which can only break off.
+    A client that takes nothing for `stall_seconds` is cut off; this, or its going away, raises `ReaderGone`. Without
+    `records` the response is bytes, which can only break off.
     """
 
     def __init__(self, request: web.Request, stall_seconds: float, records: RecordStream | None = None) -> None:
@@ -143,9 +144,9 @@ class ClientAnswer:
         self._response = response
 
     async def copy(self, answer: aiohttp.ClientResponse, may_be_silent: Callable[[], bool] = lambda: False) -> None:
-        """Pass a peer's answer on as it comes; the end is left to `finish`.
+        """Pass on a peer's response as it comes; the end is left to `finish`.
 
-        Raises `TimeoutError` when the peer says nothing for `stall_seconds` while it may not be silent.
+        Raises `TimeoutError` when the peer sends nothing for `stall_seconds`, unless `may_be_silent()`.
         """
         while True:
             try:
@@ -166,9 +167,9 @@ class ClientAnswer:
                 await self._response.write(data)
 
     async def finish(self) -> web.StreamResponse:
-        """End the answer: all went well.
+        """End the response after success.
 
-        Raises `PeerFailed` when the peer's records had no end.
+        Raises `PeerFailed` when the peer's records had no end record.
         """
         return await self.end(self._records.finish() if self._records else b"")
 
@@ -200,10 +201,10 @@ class ClientAnswer:
 
 
 class Relay:
-    """One request on its way to a peer, and the peer's answer on its way back; leave `with` to free its body.
+    """One request on its way to a peer, and the peer's response on its way back; leaving `with` frees its body.
 
-    With `live`, a body without a length is a feed, whose answer may be records, if the client accepts them.
-    Raises `RequestRefused` (400) for a path that would leave the route which the peer gives to clients.
+    With `live`, a body without a length is a feed, and its response may be records, if the client accepts them.
+    Raises `RequestRefused` (400) for a path that would leave the route that the peer offers to clients.
     """
 
     def __init__(self, node: Node, request: web.Request, *, live: bool = False) -> None:
@@ -230,7 +231,7 @@ class Relay:
         seconds: float,
         back: Mapping[str, str],
     ) -> web.StreamResponse:
-        """Post the request to a peer, whose head must come within `seconds`; pass the answer and `back` back.
+        """Post the request to a peer, whose response must begin within `seconds`; return it with the headers `back`.
 
         Raises `RequestRefused` as long as the client has been sent nothing.
         """
@@ -253,12 +254,12 @@ class Relay:
             return await self.fail(error)
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begin the answer: from now on the request stays with this peer, and its feed flows."""
+        """Begin the response: from now on the request stays with this peer, and its feed flows."""
         await self.client.begin(status, headers)
         self.body.take()
 
     async def fail(self, error: RequestRefused) -> web.StreamResponse:
-        """End the answer with the error, or with what was wrong with the body; raise that if nothing was sent yet."""
+        """End the response with the error, or the body's own error; raise it if nothing was sent yet."""
         return await self.client.fail(self.body.error or error)
 
 

@@ -1,4 +1,4 @@
-"""What the gateway and the orchestrator have in common as servers: addresses, error answers, what monitors ask."""
+"""What the gateway and orchestrator share as servers: addresses, error responses, monitors' routes."""
 
 import abc
 import asyncio
@@ -29,9 +29,9 @@ log = logging.getLogger("whisper_byoc.network")
 
 SHUTDOWN_S = 1.0
 LONGEST_LINE = 64 << 10
-"""Of a request's first line, and of a header: a job's parameters are in one of them."""
+"""Longest first line of a request, and longest header: one of them carries a job's parameters."""
 LAST_WORDS_S = 1.0
-"""Time in which jobs that are broken off tell their clients so."""
+"""Time for interrupted jobs to tell their clients so."""
 GO_ROUTES = ("/process/", "/ai/", "/capability/")
 
 
@@ -40,29 +40,29 @@ class NetworkLimits:
     """Sizes are bytes, times are seconds."""
 
     frame_bytes: int = 64 << 20
-    """Largest frame, and largest body of a batch job; a container of ours takes as much."""
+    """Largest frame, and largest body of a batch job; our container takes as much."""
     total_bytes: int = 1 << 30
-    """All bodies that are held at once; beyond it 503."""
+    """Total of all bodies held at once; beyond it, 503."""
     jobs: int = 256
-    """Requests with a body at once; beyond it 503."""
+    """Requests with a body at once; beyond it, 503."""
     job_seconds: float = 120.0
-    """Longest wait for the result of a frame, and for the answer to a batch job that names no time."""
+    """Longest wait for the result of a frame, and for the response to a batch job that names no timeout."""
     stall_seconds: float = 300.0
-    """Longest time for which a reader may take nothing, or a container say nothing after the end of a feed."""
+    """Longest time for which a reader may take nothing, or a container send nothing after the end of a feed."""
     open_seconds: float = 35.0
     """Longest wait for a container to open a job; ours lets a request wait 30 s for room."""
     ask_seconds: float = 1.0
-    """How often a container is asked how it is."""
+    """How often a container's health is checked."""
     answer_seconds: float = 5.0
-    """Longest wait for a container's word on its health, or on the end of a job."""
+    """Longest wait for a container's reply about its health, or about the end of a job."""
     stop_seconds: float = 10.0
-    """Longest wait for a container's answer to the stop of a stream (go-livepeer)."""
+    """Longest wait for a container's response to the stop of a stream (go-livepeer)."""
     linger_seconds: float = 0.5
-    """Channels stay open for so long after a stop: readers ask for what was written last."""
+    """Channels stay open for this long after a stop, so that readers can get what was written last."""
     events_seconds: float = 40.0
-    """A stream without an event for so long has lost its container: go-livepeer's 30 s, seen at its 10 s ticks."""
+    """A stream without an event for this long has lost its container: go-livepeer's 30 s, checked every 10 s."""
     control_seconds: float = 40.0
-    """A gateway writes to the control channel every 10 s; one that has stopped doing so for so long is gone."""
+    """A gateway writes to the control channel every 10 s; one that has not done so for this long is gone."""
     drain_seconds: float = 20.0
     """Longest time between SIGTERM and exit."""
 
@@ -72,11 +72,11 @@ class NodeConfig:
     """How to run a gateway or an orchestrator."""
 
     host: str
-    """Address to listen on, and the port, which the system chooses if it is 0."""
+    """Address to listen on, and the port; 0 lets the system choose."""
     port: int
     _: KW_ONLY
     allowed_origins: Sequence[str] = ()
-    """Origins of web pages that may use it, as `origins.origin` returns them."""
+    """Origins of web pages that may use it, as returned by `origins.origin`."""
     limits: NetworkLimits = field(default_factory=NetworkLimits)
 
 
@@ -89,11 +89,11 @@ def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         try:
             return await handler(request)
         except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
-            # an address of a gateway is soon taken for a container's: say who it is that lacks a route
+            # a gateway's address is easily mistaken for a container's: say which role lacks the route
             status, message = error.status, f"{request.method} {request.path}: this {role} has no such route"
             if "Allow" in error.headers:
                 headers["Allow"] = error.headers["Allow"]
-        except web.HTTPException:  # the trickle server's
+        except web.HTTPException:  # from the trickle server
             raise
         except RequestRefused as error:
             status, message = error.status, str(error)
@@ -107,7 +107,7 @@ def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             status, message = 500, "the server failed on this request; its log says why"
-        message = message.encode("utf-8", "replace").decode()  # a peer's words may hold half a character
+        message = message.encode("utf-8", "replace").decode()  # a peer's message may hold a lone surrogate
         if request.path.startswith(GO_ROUTES):
             response = web.Response(text=message + "\n", status=status, headers=headers)
         else:
@@ -120,7 +120,7 @@ def error_answers(role: str) -> Callable[..., Awaitable[web.StreamResponse]]:
 
 
 class Node(abc.ABC):
-    """A gateway or an orchestrator: what its routes share, what monitors ask, and how it ends."""
+    """A gateway or an orchestrator: what its routes share, what monitors read, and how it ends."""
 
     role: ClassVar[str]
     streams: Streams[Any]
@@ -130,32 +130,32 @@ class Node(abc.ABC):
         self.http = session
         """For requests to peers."""
         self.memory = ByteBudget(self.limits.total_bytes)
-        """Of all bodies that are held."""
+        """Budget of all bodies held."""
         self.trickle = TrickleServer(limits=TrickleLimits(segment_bytes=self.limits.frame_bytes))
         self.tasks = Tasks()
         self.jobs = 0
-        """Requests that are going on and are no streams."""
+        """Requests in progress that are not streams."""
         self._job_ended = Changed()
         self.draining = False
         self.names: frozenset[str] = frozenset()
-        """Of hosts, under which others reach it."""
+        """Host names by which others reach it."""
         self.origins = frozenset(config.allowed_origins)
-        """Of web pages that may use it."""
+        """Origins of web pages that may use it."""
         self.client_token = ""
-        """That clients must show, if it is not empty."""
+        """Token that clients must show, if not empty."""
         self.host, self.port = config.host, config.port
 
     @abc.abstractmethod
     def abort_jobs(self, reason: str) -> None:
-        """End all jobs that are no streams."""
+        """End all jobs that are not streams."""
 
     @abc.abstractmethod
     def capabilities(self) -> dict[str, Any]:
-        """Describe what there is, for anybody."""
+        """Describe what is offered, for the public."""
 
     @abc.abstractmethod
     def routes(self) -> Iterable[web.RouteDef]:
-        """Return those that are not the other node's, too."""
+        """Return the routes that the other kind of node does not have."""
 
     @abc.abstractmethod
     async def live(self, request: web.Request) -> web.StreamResponse:
@@ -167,7 +167,7 @@ class Node(abc.ABC):
 
     @abc.abstractmethod
     def working(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Return the context in which peers are asked how they are; the node listens already."""
+        """Return the context in which peers' health is checked; the node is already listening."""
 
     def check_draining(self) -> None:
         if self.draining:
@@ -199,7 +199,7 @@ class Node(abc.ABC):
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, config: NodeConfig) -> AsyncIterator[Self]:
-        """Serve while the context lasts. `config` is of the subclass's own type.
+        """Serve while the context lasts. `config` has the subclass's own config type.
 
         Raises `StartError` when the address cannot be had.
         """
@@ -213,7 +213,7 @@ class Node(abc.ABC):
                     finally:
                         node.draining = True
                         await node.streams.stop_all(node._reason)
-            finally:  # last, as they tell peers of requests that were cut off
+            finally:  # last, as they tell peers about interrupted requests
                 await node.tasks.close(LAST_WORDS_S)
 
     def _listening(self) -> contextlib.AbstractAsyncContextManager[int]:
@@ -239,7 +239,7 @@ class Node(abc.ABC):
         )
 
     async def drain(self) -> None:
-        """Take no new work, stop the streams, and give jobs time to end."""
+        """Accept no new work, stop the streams, and give jobs time to end."""
         self.draining = True
         log.info("shutting down: %d jobs and %d streams to end", self.jobs, len(self.streams))
         loop = asyncio.get_running_loop()
@@ -279,9 +279,9 @@ class Node(abc.ABC):
 async def serve_node(running: contextlib.AbstractAsyncContextManager[Node], stop: asyncio.Event | None = None) -> None:
     """Serve what `Gateway.running(config)` or the orchestrator's returns until `stop` is set, then drain.
 
-    By default SIGTERM and SIGINT set it. Raises `StartError` when the address cannot be had.
+    By default SIGTERM and SIGINT set it. Raises `StartError` when the address is not available.
     """
-    stop = stop or stop_on_signals()  # before anybody can know that we listen
+    stop = stop or stop_on_signals()  # before anybody can know that we are listening
     async with running as node:
         await stop.wait()
         await node.drain()

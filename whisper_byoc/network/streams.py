@@ -1,4 +1,4 @@
-"""What the streams of a gateway and of an orchestrator have in common: a table by id, and one stop for all who ask."""
+"""What a gateway's and an orchestrator's streams share: a table by id, and one stop for all who ask."""
 
 import abc
 import asyncio
@@ -19,15 +19,15 @@ from whisper_byoc.trickle.local import LocalSegment
 from whisper_byoc.trickle.subscriber import SegmentReader
 
 LARGEST_BODY = 10 << 20
-"""Of a start, stop or update, as go-livepeer's gateway takes it."""
+"""Largest body of a start, stop or update, as in go-livepeer's gateway."""
 LARGEST_EVENT = 1 << 20
 
 
 class RelayedStream(abc.ABC):
-    """A stream that a node passes on, from `begin` until `over`."""
+    """A stream that a node relays, from `begin` until `over`."""
 
     over: asyncio.Task[None]
-    """Done when everything that the stream held is free again."""
+    """Done once everything that the stream held is free again."""
 
     def __init__(self, stream_id: str) -> None:
         self.id = stream_id
@@ -43,9 +43,9 @@ class RelayedStream(abc.ABC):
         return self._ending.is_set() or self.over.done()
 
     async def stop(self, body: bytes, content_type: str = "text/plain") -> Answer:
-        """Have the container deliver its last words, and end the stream; all callers get the container's one answer.
+        """Have the container deliver its last records, and end the stream; all callers get its one response.
 
-        A caller who goes away does not interrupt it. Raises `PeerFailed`.
+        A caller that goes away does not interrupt it. Raises `PeerFailed`.
         """
         if self._stopping is None:
             self._ending.set()
@@ -74,7 +74,7 @@ S = TypeVar("S", bound=RelayedStream)
 
 
 class Streams(abc.ABC, Generic[S]):
-    """The streams of a node, by their ids, and the routes that are about one of them."""
+    """The streams of a node, by id, and the routes for one stream."""
 
     def __init__(self, memory: ByteBudget) -> None:
         self._memory = memory
@@ -89,9 +89,9 @@ class Streams(abc.ABC, Generic[S]):
 
     @contextlib.asynccontextmanager
     async def starting(self, stream_id: str) -> AsyncIterator[None]:
-        """Hold an id within the context, which begins when a stream of the same id that is ending is over.
+        """Reserve an id within the context, which begins once any ending stream with the same id is over.
 
-        Raises `RequestRefused` (400) when one is running.
+        Raises `RequestRefused` (400) when a stream with that id is running.
         """
         before = self._streams.get(stream_id)
         if stream_id in self._starting or (before is not None and not before.ending):
@@ -106,7 +106,7 @@ class Streams(abc.ABC, Generic[S]):
 
     @contextlib.asynccontextmanager
     async def body_of(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Hold the body of a start, stop or update within the context; it counts while it comes.
+        """Hold the body of a start, stop or update within the context; it is counted as it comes.
 
         Raises `RequestRefused` (413) beyond `LARGEST_BODY` bytes, `MemoryFull`.
         """
@@ -122,7 +122,7 @@ class Streams(abc.ABC, Generic[S]):
             self._memory.give(len(body))
 
     def find(self, stream_id: str) -> S:
-        """Raise `RequestRefused` (404) for a stream that is not known."""
+        """Return the stream with this id; raises `RequestRefused` (404) for an unknown one."""
         if stream := self._streams.get(stream_id):
             return stream
         raise RequestRefused(404, f"no stream {stream_id!r:.140} here: it never began, or has ended")
@@ -132,7 +132,7 @@ class Streams(abc.ABC, Generic[S]):
         """Return the stream that a request is about; raises `RequestRefused`."""
 
     async def stop(self, request: web.Request) -> web.Response:
-        """Stop a stream; the answer comes when its last words can be read."""
+        """Stop a stream, and answer once its last records can be read."""
         stream = self.of(request)
         async with self.body_of(request) as body:
             return passed_back(await stream.stop(body, request.headers.get("Content-Type", "text/plain")))
@@ -148,20 +148,20 @@ class Streams(abc.ABC, Generic[S]):
 
 
 def passed_back(answer: Answer) -> web.Response:
-    """Answer as the container did."""
+    """Answer with the container's response."""
     content_type = answer.headers.get("Content-Type", "text/plain")
     return web.Response(status=answer.status, body=answer.body, headers={"Content-Type": content_type})
 
 
 def close_channels(trickle: TrickleServer, channels: Iterable[Channel]) -> None:
-    """Close channels, unless somebody else has done so."""
+    """Close channels, unless they are already closed."""
     for channel in channels:
         if not channel.closed:
             trickle.close(channel.name)
 
 
 async def read_event(segment: LocalSegment | SegmentReader) -> dict[str, Any]:
-    """Read a container's event; what is none is an empty one, as go-livepeer passes over such a segment."""
+    """Read a container's event; anything else is an empty event, as go-livepeer skips such a segment."""
     try:
         message = json_value(await segment.read(LARGEST_EVENT))
         event = message.get("event", message)

@@ -179,7 +179,7 @@ class Membership:
             await asyncio.sleep(pause if status >= 500 else self._options.interval_seconds)
 
     async def _until_to_be_told(self) -> None:
-        """Ask now and then; return when two answers in a row call for it, or another capacity is to be registered."""
+        """Ask now and then; return when two answers in a row call for registering, or the capacity has changed."""
         while True:
             await asyncio.sleep(self._options.interval_seconds)
             if abs(self._capacity - self._capability.capacity) > CAPACITY_CHANGE * self._capability.capacity:

@@ -87,8 +87,8 @@ class Conversation(ABC):
     ) -> web.WebSocketResponse:
         """Converse until all results are sent; `declared` is the format of raw sound, if not 16 kHz mono PCM16.
 
-        Errors in the request are raised before the upgrade, even to a client that asks for one: a browser does not tell
-        a page why its WebSocket was refused.
+        Errors in the request are raised before the upgrade, and also to a client that asks for no upgrade: a browser
+        does not tell a page why its WebSocket was refused.
         """
         try:
             client = client_of(self.request)

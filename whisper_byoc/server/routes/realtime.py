@@ -95,7 +95,7 @@ class TranscriptionSession(Conversation):
     # -- from the client
 
     async def read(self, message: WSMessage) -> bytes | Command:
-        """Return the sound of an append. What cannot be is told in an `error` event, and the session goes on."""
+        """Return the sound of an append. An invalid message gets an `error` event, and the session goes on."""
         event_id = None
         try:
             event = json_value(message.data) if message.type is WSMsgType.TEXT else None

@@ -74,7 +74,7 @@ class Unit:
 
 
 class PacketReader:
-    """Cuts bytes into packets; where the pattern of sync bytes is broken, it looks for the next place with one."""
+    """Cuts bytes into packets; where the pattern of sync bytes is broken, it looks for where it resumes."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
