@@ -202,7 +202,7 @@ class ContainerStream(RelayedStream):
         return ""
 
     async def _container_ends(self) -> str:
-        """Read events until the container ends the stream by itself, or is silent; return why if that is a failure."""
+        """Read events until the container ends the stream itself or falls silent; return why if that is a failure."""
         seconds, loop = self._limits.events_seconds, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(seconds) as silence:

@@ -58,8 +58,7 @@ class RequestBody:
         self._taken = asyncio.Event()
 
     async def for_peer(self) -> tuple[AsyncIterator[bytes], dict[str, str]]:
-        """Return the body for one peer, with its length as a header, or without if it is a feed, which flows after
-        `take`.
+        """Return the body for one peer, and its length as a header unless it is a feed, which flows after `take`.
 
         Raises `RequestRefused`: 400 when it breaks off or stalls, 413 beyond the limit; `MemoryFull`.
         """

@@ -1,1 +1,1 @@
-"""What a job does with its frames."""
+"""Processors: what a job does with its frames."""

@@ -1,11 +1,10 @@
-"""What the server asks of a processor, and the adapter for processors without sessions of their own.
+"""What the server requires of a processor, and the adapter for processors without sessions of their own.
 
 A processor is any object with `async process(frame: bytes) -> bytes` (or `str`), or such a function. Everything else
 is optional: `initialize` and `shutdown`, the attributes of `FrameProcessor`, `open_session` for memory between the
-frames of one job, `params` with the names of the parameters that its sessions read (others are then named in a
-warning), `trouble` to tell the health routes what is wrong, `notice` with a sentence that whoever uses it should
-know, and `capacity`, which returns a `Capacity` at once, by which the server decides how much work to take; it is
-called in the server's thread.
+frames of one job, `params` with the names of the parameters that its sessions read (a warning then names any others),
+`trouble` to tell the health routes what is wrong, `notice` with a sentence that its users should know, and `capacity`,
+called in the server's thread, which returns at once a `Capacity` by which the server decides how much work to accept.
 """
 
 import inspect
@@ -18,39 +17,39 @@ from whisper_byoc.errors import ProcessorError
 Media = Literal["audio", "video", "bytes"]
 """How a live feed is cut: at quiet points, by frame size, or not at all."""
 Share = tuple[int, int]
-"""The number of a share, from 0, and how many there are: (1, 3) is every third one, from the second one on."""
+"""The number of a share, from 0, and how many there are: (1, 3) is every third utterance, starting with the second."""
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What a session may know of its job."""
+    """What a session may know about its job."""
 
     job_id: str
     pipeline: str
     params: Mapping[str, Any] = field(default_factory=dict)
     """What the client asked for when it opened the job, such as `language`."""
     recording: bool = False
-    """Whether its sound is fed as fast as it is taken: nobody waits for the first words."""
+    """Whether its sound is fed as fast as it is accepted, with nobody waiting for the first words."""
     share: Share = (0, 1)
-    """Of the utterances of a recording, those that are to be transcribed, if the session knows utterances."""
+    """Which of a recording's utterances to transcribe, if the session divides sound into utterances."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much work a processor can do in time, as it measures it now; `/health` shows it."""
+    """How much work a processor can do in time, by its current measurement; shown by `/health`."""
 
     live: int
-    """Live jobs at once."""
+    """How many live jobs it can do at once."""
     recording_rate: float
-    """Seconds of recordings done in a second, beside the live jobs there are."""
+    """Seconds of recordings done per second, alongside the current live jobs."""
     late: bool
-    """Whether live results wait for so long that no more live jobs should be taken, however many fit."""
+    """Whether live results wait so long that no more live jobs should be accepted, however many fit."""
     lag: float
-    """Seconds from when a live result could have been begun to when it was there, lately, on the mean."""
+    """Recent mean time, in seconds, from when a live result could have been begun to when it was ready."""
     cost: float
-    """Seconds of a worker for a second of live input."""
+    """Worker seconds per second of live input."""
     load: float
-    """Share of the workers' time that live work took lately, from 0 to 1."""
+    """Share of the workers' time that live work took recently, from 0 to 1."""
     workers: int
     threads: int
     """CPU threads of each worker."""
@@ -58,7 +57,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Result:
-    """One outcome of a session: the exact bytes for the reader, and the record for followers."""
+    """One outcome of a session: the exact bytes for readers, and the record for followers."""
 
     body: bytes
     record: Mapping[str, Any] | None = None
@@ -68,7 +67,7 @@ class Result:
     error: str = ""
     """Why there is no result here: becomes an error record."""
     lag_ms: float | None = None
-    """For live input: milliseconds since the arrival of the last sound that it is about."""
+    """For live input: milliseconds since the arrival of the last sound that it covers."""
 
 
 @runtime_checkable
@@ -84,7 +83,7 @@ Process = Callable[[bytes], Coroutine[Any, Any, bytes | str]]
 
 
 class FunctionProcessor:
-    """A plain async function as a processor. Its text, if it is declared to return `str`, is sent as such."""
+    """A plain async function as a processor. If it is declared to return `str`, its results are sent as text."""
 
     def __init__(self, function: Process) -> None:
         self.process = function
@@ -101,14 +100,14 @@ def as_processor(given: Processor | Process) -> Processor:
 class Session(Protocol):
     """One job's side of a processor. Calls never overlap.
 
-    It may also have `update(params)`, which is called when the client changes parameters in mid-stream, and raises
-    `UsageError` for what cannot be.
+    It may also have `update(params)`, which is called when the client changes parameters mid-stream and raises
+    `UsageError` for impossible values.
     """
 
     async def feed(self, frame: bytes) -> list[Result]:
         """Take one segment, and return the results that are ready.
 
-        Raises `SegmentError` when this segment can have none.
+        Raises `SegmentError` when this segment cannot have a result.
         """
 
     async def finish(self) -> list[Result]:
@@ -120,25 +119,25 @@ class Session(Protocol):
 
 @runtime_checkable
 class LiveSession(Protocol):
-    """What a session of a processor with `live = True` has as well."""
+    """What a session has in addition if its processor has `live = True`."""
 
     async def feed_live(self, piece: bytes, arrived: float) -> list[Result]:
-        """Take the next piece of a live feed, cut anywhere, which arrived at this time of the event loop."""
+        """Take the next piece of a live feed, cut anywhere; `arrived` is event loop time."""
 
     def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call `callback` each time that `ready` has something. Set once, before the first piece."""
+        """Call `callback` each time `ready` has something to return. Set once, before the first piece."""
 
     async def ready(self) -> list[Result]:
         """Return the results that are ready between two pieces."""
 
     async def flush(self) -> list[Result]:
-        """Return the results of what came so far: the feed goes on, but nothing has come for a while."""
+        """Return the results of what has come so far: nothing has come for a while, but the feed goes on."""
 
     async def end_feed(self) -> list[Result]:
         """Return what is left of a live feed: a whole segment comes next."""
 
     def close(self) -> None:
-        """Cancel what is at work: nobody wants it any more."""
+        """Cancel the work in progress: its results are no longer wanted."""
 
 
 class FrameProcessor:
@@ -159,7 +158,7 @@ class FrameProcessor:
 
 
 class PlainSession:
-    """Adapts `process` to a session: one frame in, one result out, nothing remembered but their number."""
+    """Adapts `process` to a session: one frame in, one result out, remembering only how many."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
@@ -185,7 +184,7 @@ class PlainSession:
 
 
 def session_of(processor: Processor, job: JobInfo) -> Session:
-    """Open the processor's own session for `job`, or the plain adapter where it offers none.
+    """Open the processor's own session for `job`, or the plain adapter if it has none.
 
     Raises `UsageError`, `BadSegment` or `RequestRefused` when the session does not accept `job.params`.
     """

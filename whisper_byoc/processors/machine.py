@@ -7,14 +7,14 @@ from pathlib import Path, PurePosixPath
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return how many threads can compute at once: the CPU affinity or the cgroup's quota, the smaller; >= 1.
+    """Return how many threads can compute at once, >= 1: the smaller of the CPU affinity and the cgroup's quota.
 
     Quotas are rounded down. With a quota of 1.5 CPUs two busy threads use up each period's share (of 100 ms by
     default) early, and the kernel then stops the whole process for the rest of it: every live stream stalls, and
     matrix kernels wait for their slowest thread. That never happens with one thread.
 
-    `root` is where `proc/` and `sys/` are looked for. What is not there or cannot be read (another operating system,
-    a sandbox) sets no limit.
+    `root` is where `proc/` and `sys/` are looked for. Whatever is missing or unreadable (another operating system, a
+    sandbox) sets no limit.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only; it also reflects the cgroup's cpuset
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -22,28 +22,28 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return how many bytes this process may hold: the machine's memory or the cgroup's limit, the smaller.
+    """Return how many bytes this process may hold: the smaller of the machine's memory and the cgroup's limit.
 
-    `root` is that of `available_cpus`. The files are memory.max of the kernel's cgroup-v2.rst, and of its
-    cgroup-v1/memory.rst memory.limit_in_bytes, which is larger than any machine where there is no limit.
+    `root` is as for `available_cpus`. The files are memory.max (the kernel's cgroup-v2.rst) and memory.limit_in_bytes
+    (its cgroup-v1/memory.rst), which without a limit is larger than any machine's memory.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder in _groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            with suppress(ValueError):  # "max", or not there
+            with suppress(ValueError):  # "max", or missing
                 limits.append(max(0, int(_read(folder / name))))
     return min(limits)
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Yield the whole CPUs that cpu.max and cpu.cfs_* of the kernel's cgroup-v2.rst and sched-bwc.rst grant."""
+    """Yield the whole CPUs granted by cpu.max and cpu.cfs_* (the kernel's cgroup-v2.rst and sched-bwc.rst)."""
     for folder in _groups(root, "cpu"):
         yield from _whole_cpus(_read(folder / "cpu.max"))
         yield from _whole_cpus(f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}")
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of the cgroup of this process and of all above it, each of which limits it: cgroups(7)."""
+    """Yield the folders of this process's cgroup and all its ancestors, each of which limits it: cgroups(7)."""
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, entry = line.partition(":")  # hierarchy:controllers:path; version 2 names no controllers
@@ -55,9 +55,9 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _ancestry(mounts: list[Path], path: str) -> Iterator[Path]:
-    """Yield the folders of a cgroup and of all above it, up to and including the hierarchy's mount point.
+    """Yield the folders of a cgroup and its ancestors, up to and including the hierarchy's mount point.
 
-    A container often sees only its own group, mounted as if it were the top; the path then does not exist, or leads
+    A container often sees only its own group, mounted as if it were the root; the path then does not exist, or leads
     out of it (`/..`), and only the mount point counts.
     """
     inner = PurePosixPath(path.strip("/"))
@@ -80,5 +80,5 @@ def _whole_cpus(text: str) -> Iterator[int]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):  # not there, not allowed, not text, or a name that is no path
+    except (OSError, ValueError):  # missing, forbidden, not text, or an invalid path
         return ""

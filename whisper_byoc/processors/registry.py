@@ -1,4 +1,4 @@
-"""The pipelines that a container can serve, by the names that clients ask for."""
+"""The pipelines that a container can serve, by the names that clients use."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -52,9 +52,9 @@ PIPELINES: Mapping[str, PipelineSpec] = MappingProxyType(
 
 
 def find(name: str) -> PipelineSpec:
-    """Look a pipeline up: one of the table, `whisper-MODEL` for any model of openai-whisper, a `.pt` file or a folder.
+    """Look up a pipeline: one in the table, `whisper-MODEL` for any model of openai-whisper, a `.pt` file or a folder.
 
-    A folder is one in CTranslate2's form.
+    A folder holds a model in CTranslate2's format.
 
     Raises `UnknownPipeline`, which lists the names there are.
     """
@@ -72,7 +72,7 @@ def find(name: str) -> PipelineSpec:
 
 
 def model_of(name: str) -> str:
-    """Return the model of a speech pipeline, or the name as it is: for commands that take the name of either."""
+    """Return the model of a speech pipeline, or else the name unchanged: for commands that take either name."""
     try:
         return find(name).model or name
     except UnknownPipeline:

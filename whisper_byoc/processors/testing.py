@@ -1,4 +1,4 @@
-"""For the tests of processors: what a session makes of frames, without a server."""
+"""For testing processors: the results that a session makes of frames, without a server."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ async def results_of(
 ) -> list[Result]:
     """Return the results of one job with these frames and parameters, from `initialize` to `shutdown`.
 
-    Raises what the processor raises, and `ProcessorError` for what the server would not take.
+    Raises what the processor raises, and `ProcessorError` for results that the server would not accept.
     """
     made = as_processor(processor)
     await _call(made, "initialize")

@@ -1,7 +1,7 @@
 """Video pipelines on RGB24 frames: green tint, greyscale, and no change at all.
 
-A frame is painted in place, block by block: masks and scratch have a fixed size whatever a client sends, and stay in
-the CPU's cache. All arithmetic is in integers; `benchmarks/tint.py` measures it.
+A frame is painted in place, block by block: masks and scratch space have a fixed size, whatever a client sends, and
+stay in the CPU's cache. All arithmetic is on integers; `benchmarks/tint.py` measures it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from whisper_byoc.processors.machine import available_cpus
 Pixels = npt.NDArray[np.uint8]
 
 BLOCK_PIXELS = 32_768
-"""Pixels painted at a time: with all scratch about 450 KB, so that it fits an L2 cache, at few calls per frame."""
+"""Pixels painted at a time: about 450 KB with all scratch, which fits an L2 cache with few calls per frame."""
 
 GREEN_GAIN = 80
 
@@ -53,7 +53,7 @@ def _painted(frame: bytes, paint: Callable[[Pixels], None]) -> bytes:
         return b""
     result = io.BytesIO(frame)
     _paint_blocks(np.frombuffer(result.getbuffer(), np.uint8), paint)
-    # No view is left, so CPython copies nothing here. Page faults on one more buffer would cost more than the tint.
+    # No view is left, so CPython copies nothing here. Page faults on another buffer would cost more than the tint.
     return result.getvalue()
 
 
@@ -63,7 +63,7 @@ def _paint_blocks(pixels: Pixels, paint: Callable[[Pixels], None]) -> None:
 
 
 def green_tint(frame: bytes) -> bytes:
-    """Add 80 to the green of every RGB24 pixel, at most to 255.
+    """Add 80 to the green of every RGB24 pixel, saturating at 255.
 
     Raises `BadSegment` when the length is not a multiple of 3.
     """
@@ -71,20 +71,20 @@ def green_tint(frame: bytes) -> bytes:
 
 
 def _paint_green(block: Pixels) -> None:
-    # Masks for all three channels: contiguous arithmetic is 4 times as fast as that on every third byte.
+    # Masks for all three channels: contiguous arithmetic is 4 times as fast as arithmetic on every third byte.
     np.minimum(block, GREEN_CEILING[: len(block)], out=block)
     np.add(block, GREEN_ADDEND[: len(block)], out=block)
 
 
 class Grayscale(threading.local):
-    """Replaces every RGB24 pixel by its BT.601 luma, (299 R + 587 G + 114 B) // 1000 exactly, on all three channels.
+    """Replaces every RGB24 pixel with its BT.601 luma, exactly (299 R + 587 G + 114 B) // 1000, on all three channels.
 
-    Calling it raises `BadSegment` when the length is not a multiple of 3. Threads may share one instance: each has
-    scratch of its own.
+    Calling it raises `BadSegment` when the length is not a multiple of 3. Threads may share one instance: each has its
+    own scratch space.
     """
 
     def __init__(self) -> None:
-        self._luma = np.empty(BLOCK_PIXELS, "<u4")  # little-endian, so that byte 3 is the top one everywhere
+        self._luma = np.empty(BLOCK_PIXELS, "<u4")  # little-endian, so that byte 3 is always the top one
         self._term = np.empty(BLOCK_PIXELS, "<u4")
         self._sparse = np.zeros(3 * BLOCK_PIXELS + 2, np.uint8)  # two zeros, then a luma, and so on
 
@@ -113,7 +113,7 @@ class Grayscale(threading.local):
 
 
 class PaintingProcessor(FrameProcessor):
-    """Runs a function of one frame in worker threads of its own, one per available CPU."""
+    """Runs a function of one frame in its own worker threads, one per available CPU."""
 
     media: Media = "video"
 
@@ -131,7 +131,7 @@ class PaintingProcessor(FrameProcessor):
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._function, frame)
 
     async def shutdown(self) -> None:
-        """Let the threads end with the frames they have; a later `process` would start new ones."""
+        """Let the threads end after their current frames; a later `process` would start new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""Speech to text: PCM16 segments of one job in, one transcript for each out."""
+"""Speech to text: PCM16 segments of a job in, one transcript per segment out."""
 
 import asyncio
 import logging
@@ -25,42 +25,44 @@ from whisper_byoc.speech.workers import Timed
 log = logging.getLogger(__name__)
 
 MAX_THREADS = 4
-"""The tiny model gains nothing from more threads than this; further CPUs become workers. With as few CPUs as this there
-is one worker, whose batches are larger than those of several would be."""
+"""The tiny model gains nothing from more threads than this; further CPUs become workers. With no more CPUs than this
+there is one worker, whose batches are larger than those of several would be."""
 OTHER_THREADS = (2, 8)
-"""Threads of each worker that are tried where there are more CPUs: for small models, and for large ones."""
+"""Numbers of threads per worker that are also tried when there are more CPUs: for small models, and for large ones."""
 
 MAX_PROMPT = 10_000
-"""Characters of the end of a prompt that are looked at: the model takes 223 tokens, which are hardly ever as many."""
+"""Only this many characters at the end of a prompt are read: the model takes 223 tokens, which are hardly ever
+longer."""
 MAX_HOTWORDS = 1000
 """Characters."""
 
 PAUSE_SECONDS = (0.2, 3.0)
 LONGEST_SECONDS = (3.0, 28.0)
-"""What a client may ask for."""
+"""Smallest and largest value a client may ask for."""
 
 
 @dataclass(frozen=True)
 class WhisperSettings:
-    """How to run the model. `workers` and `threads` default to what the CPU quota allows."""
+    """How to run the model. By default, `workers` and `threads` are what the CPU quota allows."""
 
     language: str = "en"
-    """A tag as `languages.language_code` takes them, or `auto`."""
+    """A tag that `languages.language_code` accepts, or `auto`."""
     workers: int | None = None
     threads: int | None = None
     """CPU threads of each worker."""
     model_dir: Path | None = None
     policy: str = "attention"
-    """Which words of an utterance that is still going on are shown (`speech.live.POLICIES`)."""
+    """Which words of an unfinished utterance are shown (`speech.live.POLICIES`)."""
     engine: str = "auto"
-    """`fast` (OpenVINO), `openai` (openai-whisper, the reference), or `auto`: the first one that is installed."""
+    """`fast` (OpenVINO), `openai` (openai-whisper, the reference), or `auto`: the first that is installed."""
     audio_context: str = "short"
-    """What the fast engine computes of a window with less than 27 s of sound: what it needs, or `full`, all 30 s."""
+    """How much of a window with less than 27 s of sound the fast engine computes: what is needed, or `full`, all 30
+    s."""
 
     beam: int | None = None
-    """`DecodeOptions.beam` of jobs that do not name it."""
+    """`DecodeOptions.beam` of jobs that do not set it."""
     live: int | None = None
-    """Live jobs at once; None: as many as fit, by measurement."""
+    """How many live jobs at once; None means as many as fit, by measurement."""
 
     def sizes(self) -> tuple[int, int]:
         """Return the number of workers, and of CPU threads in each."""
@@ -69,7 +71,7 @@ class WhisperSettings:
         return self.workers or max(1, cpus // threads), threads
 
     def other_sizes(self) -> list[tuple[int, int]]:
-        """Return what to try beside `sizes`: nothing where either number is given, or all CPUs fit into one worker."""
+        """Return what to try besides `sizes`: nothing if either number is given, or if all CPUs fit in one worker."""
         cpus = available_cpus()
         if self.workers or self.threads or cpus <= MAX_THREADS:
             return []
@@ -97,17 +99,17 @@ class WhisperProcessor:
 
     @property
     def notice(self) -> str:
-        """What whoever uses it should know, in one sentence; may be empty."""
+        """What its users should know, in one sentence; may be empty."""
         return models.DEMO_NOTICE if self._model == "demo" else ""
 
     async def initialize(self) -> None:
-        """Load the model, and try what work costs each worker.
+        """Load the model, and measure what work costs each worker.
 
         Raises `ModelError`, `UnknownModel` or `UsageError` (language, or an engine that is not installed).
         """
         self._engine = await self._scheduler.start(self.load_engine)
         await self._voice_activity.start()
-        if self._kept is not None:  # the kernels have copies in forms of their own, made at the first inference
+        if self._kept is not None:  # kernels keep copies in their own format, made at the first inference
             await asyncio.to_thread(pages.release, self._kept)
         self.options()
         log.info("model %s: %s", self._model, self._choice())
@@ -120,13 +122,13 @@ class WhisperProcessor:
         return result.value.text.encode()
 
     async def transcribe(self, samples: Samples, options: DecodeOptions) -> Timed[Transcription]:
-        """Transcribe samples of any length; digital silence gives empty text at no cost."""
+        """Transcribe samples of any length; digital silence gives an empty text at no cost."""
         return await transcribe_segment(self._scheduler, samples, options)
 
     def open_session(self, job: JobInfo) -> WhisperSession:
         """Begin a job.
 
-        Raises `BadParam` for a value that cannot be, such as a language that the model does not know.
+        Raises `BadParam` for an impossible value, such as a language that the model does not know.
         """
         model = Path(self._model).name
         base = self._defaults()
@@ -139,7 +141,7 @@ class WhisperProcessor:
         return self._scheduler.trouble() or self._voice_activity.trouble()
 
     def capacity(self) -> Capacity:
-        """Return how much work fits; `--max-live` wins over what was measured."""
+        """Return how much work fits; `--max-live` takes precedence over the measurement."""
         load, live = self._scheduler.workload, self._settings.live
         return Capacity(
             live or max(load.streams, 1),
@@ -164,27 +166,27 @@ class WhisperProcessor:
         return f"{chosen}; {speed}; live streams that fit: {fits}{limit}{slow}"
 
     async def shutdown(self) -> None:
-        """Let the workers go, and the memory of the model with them."""
+        """Release the workers, and the memory of the model with them."""
         self._engine = None
         await self._voice_activity.stop()
         await self._scheduler.stop()
 
     def options(self, params: Mapping[str, Any] | None = None, base: SpeechOptions | None = None) -> SpeechOptions:
-        """Read a job's parameters, which `params` names.
+        """Read a job's parameters from `params`.
 
-        What `params` does not name stays as in `base`, or as the processor was set up. Raises `BadParam`.
+        Anything missing in `params` stays as in `base`, or else as the processor was configured. Raises `BadParam`.
         """
         params, base = params or {}, base or self._defaults()
         return SpeechOptions(self._decoding(params, base.decoding), _live_options(params, base.live))
 
     def load_engine(self) -> Engine:
-        """Load the model; called in a thread."""
+        """Load the model; runs in a thread."""
         if self._chosen_engine() == "fast":
             from whisper_byoc.speech.fast.engine import BEAM, FastEngine
 
             model = models.load_fast_model(self._model, self._settings.model_dir)
             self._kept = models.kept_folder(models.checkpoint(self._model), self._settings.model_dir)
-            beam = 1 if self._model == "demo" else BEAM  # the demo model's longer texts come out too likely
+            beam = 1 if self._model == "demo" else BEAM  # the demo model rates longer texts too likely
             full = self._settings.audio_context == "full"
             return FastEngine(
                 model, full_windows=full, beam=beam, continues=self._model != "demo"
@@ -251,7 +253,7 @@ class WhisperProcessor:
 
 
 def load_silero() -> Model:
-    """Load what finds speech in live streams, and OpenVINO with it; called in a thread."""
+    """Load the model that finds speech in live streams, and OpenVINO with it; runs in a thread."""
     from whisper_byoc.speech.silero import Silero
 
     return Silero()

@@ -21,7 +21,7 @@ from whisper_byoc.speech.voice_activity import VoiceActivity
 from whisper_byoc.speech.workers import Timed
 
 BEHIND_SECONDS = 1.0
-"""A piece that has waited this long came faster than it could be transcribed."""
+"""A piece that has waited this long arrived faster than it could be transcribed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ArrivalTimes:
         self._times: deque[tuple[int, float]] = deque()
 
     def add(self, position: int, arrived: float) -> None:
-        """Note that all samples before `position` had come at the time `arrived`."""
+        """Note that all samples before `position` had arrived by the time `arrived`."""
         if len(self._times) > 1 and position - self._times[-2][0] < self.RESOLUTION:
             self._times.pop()
         self._times.append((position, arrived))
@@ -51,7 +51,7 @@ class ArrivalTimes:
             self._times.popleft()
 
     def at(self, position: int) -> float | None:
-        """Return when the sample before `position` arrived; forgets those before it."""
+        """Return when the sample before `position` arrived, and forget those before it."""
         while len(self._times) > 1 and self._times[0][0] < position:
             self._times.popleft()
         return self._times[0][1] if self._times else None
@@ -61,7 +61,7 @@ class ArrivalTimes:
 
 
 class WhisperSession:
-    """Each whole segment gives a transcript; a live feed gives text as it is spoken, and none for silence."""
+    """Each whole segment gives a transcript; a live feed gives text as it is spoken, and nothing for silence."""
 
     def __init__(
         self,
@@ -77,20 +77,20 @@ class WhisperSession:
         self._voice_activity = voice_activity
         self._read_options = read_options
         self._model = model
-        self._language = LanguageChoice(options.decoding.language)  # one for all segments and live feeds of the job
+        self._language = LanguageChoice(options.decoding.language)  # shared by all segments and live feeds
         self._samples = 0
         self._transcripts = 0
         self._speech_ms = 0  # in final text
         self._live: LiveTranscriber | None = None
         self._live_start = 0  # the job's clock when the live feed began
-        self._told = 0  # the job's clock up to which the scheduler knows of live sound
+        self._told = 0  # the job's clock up to which the scheduler knows about live sound
         self._arrivals = ArrivalTimes()
         self._on_ready: Callable[[], None] = lambda: None
 
     def update(self, params: Mapping[str, Any]) -> None:
         """Change options from the next segment on.
 
-        Raises `BadParam` for a value that cannot be, and then changes nothing.
+        Raises `BadParam` for an impossible value, and then changes nothing.
         """
         options = self._read_options(params, self.options)
         if options.decoding.language != self.options.decoding.language:
@@ -108,7 +108,7 @@ class WhisperSession:
         self._samples += len(frame) // pcm.SAMPLE_WIDTH
         samples = decode_segment(frame)
         if not await self._voice_activity.stream().has_speech(np.frombuffer(frame, "<i2")):
-            samples = np.zeros_like(samples)  # nothing is asked of the model where nobody speaks
+            samples = np.zeros_like(samples)  # the model is not run where nobody speaks
         result = await transcribe_segment(self._scheduler, samples, self.options.decoding, self._language)
         self._transcripts += 1
         costs = result.queue_ms, result.inference_ms
@@ -145,7 +145,7 @@ class WhisperSession:
         return self._results(await self._live.flush()) if self._live is not None else []
 
     async def end_feed(self) -> list[Result]:
-        """Return the text of what is left of a live feed; half a sample at its end is an error."""
+        """Return the text of the rest of a live feed; half a sample at its end is an error."""
         live, self._live = self._live, None
         if live is None:
             return []
@@ -166,7 +166,7 @@ class WhisperSession:
             self._live.close()
 
     def summary(self) -> Mapping[str, Any]:
-        """Return how much sound and speech there was; `warnings` say it where there is no text."""
+        """Return how much sound and speech there was; `warnings` says so if there is no text."""
         audio_ms = pcm.duration_ms(self._samples)
         found = {"audio_ms": audio_ms, "speech_ms": self._speech_ms, "transcripts": self._transcripts}
         if self._speech_ms:
@@ -186,7 +186,7 @@ class WhisperSession:
             where = f"{pcm.duration_ms(length)} ms of speech at {pcm.duration_ms(first)} ms"
             return Result(b"", error=f"no text for {where}: {reason}")
         text, body = update.result.value, b""
-        timed = length and not self.options.live.recording  # a mark that was held back waited for the pause
+        timed = length and not self.options.live.recording  # a held-back mark waited for the pause
         lag_ms = self._lag_ms(first + length) if timed else None
         if update.is_final:
             self._transcripts += 1
@@ -203,7 +203,7 @@ class WhisperSession:
         return Result(body, fields, partial=not update.is_final, lag_ms=lag_ms)
 
     def _tell_scheduler(self, position: int) -> None:
-        """Have it count the live sound before a final text's end; recordings it counts itself."""
+        """Have it count the live sound up to the end of a final text; recordings it counts itself."""
         if not self.options.live.recording:
             self._scheduler.workload.heard(Kind.LIVE, (position - self._told) / pcm.SAMPLE_RATE)
         self._told = position
@@ -226,7 +226,7 @@ async def transcribe_segment(
 ) -> Timed[Transcription]:
     """Transcribe a segment; digital silence is not worth a model's time.
 
-    `language` is what is known of the language of the job that the segment belongs to.
+    `language` is what is known about the language of the segment's job.
     """
     if pcm.is_silence(samples):
         known = language.likely if language is not None else options.language
@@ -239,7 +239,7 @@ async def transcribe_segment(
 
 
 def decode_segment(frame: bytes) -> Samples:
-    """Decode PCM16; raises `BadSegment` when a sample is cut in half."""
+    """Decode PCM16; raises `BadSegment` if a sample is cut in half."""
     if len(frame) % pcm.SAMPLE_WIDTH:
         raise BadSegment(f"a segment of {len(frame)} bytes is not whole 16-bit samples; send an even number of bytes")
     return pcm.decode(frame)

@@ -1,4 +1,4 @@
-"""A channel: the newest segments of a stream, which are read while they are still being written."""
+"""A channel: the newest segments of a stream, which can be read while they are still being written."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +16,7 @@ from whisper_byoc.trickle.limits import ByteBudget
 from whisper_byoc.trickle.protocol import CURRENT, NEXT, WINDOW
 
 MERGED_BYTES = 4096
-"""Pieces up to this size are joined, so that a peer that sends single bytes costs no object for each."""
+"""Pieces up to this size are joined, so that a peer sending single bytes does not cost one object per byte."""
 
 
 class Segment:
@@ -27,7 +27,7 @@ class Segment:
         self.size = 0
         self.closed = False
         self.whole = False
-        """Whether a writer came to its end; a segment that is closed and not whole was cut short."""
+        """Whether a writer finished it; a segment that is closed but not whole was cut short."""
         self.broken = False
         """Whether an upload broke off that another one may continue."""
         self.chunks: list[bytes] = []
@@ -36,10 +36,10 @@ class Segment:
         self._limit = limit
 
     def __del__(self) -> None:
-        self._memory.give(self.size)  # not earlier: what has left its window may still be read
+        self._memory.give(self.size)  # not earlier: a segment that has left the window may still be read
 
     def append(self, data: bytes) -> None:
-        """Add bytes. As in go-livepeer, what comes after `close` is kept for later readers.
+        """Add bytes. As in go-livepeer, bytes after `close` are kept for later readers.
 
         Raises `SegmentTooLarge` or `MemoryFull`.
         """
@@ -56,12 +56,12 @@ class Segment:
         self.changed.notify()
 
     def close(self) -> None:
-        """End the segment for its readers, and for writers that have not begun."""
+        """End the segment for its readers, and for writers that have not yet begun."""
         self.closed = True
         self.changed.notify()
 
     def give_up(self) -> None:
-        """Close the segment if its upload broke off and nobody has continued it."""
+        """Close the segment if its upload broke off and no other has continued it."""
         if self.broken:
             self.close()
 
@@ -75,7 +75,7 @@ class Cursor:
         self._offset = 0
 
     def take(self) -> bytes:
-        """Return the next bytes, or b"" when there are none now."""
+        """Return the next bytes, or b"" if there are none yet."""
         chunks = self.segment.chunks
         while self._index < len(chunks):
             data = chunks[self._index][self._offset :]
@@ -100,7 +100,7 @@ class Cursor:
 class Channel:
     """A window of numbered segments of one MIME type.
 
-    `next_write` is the index after the newest segment that was begun.
+    `next_write` is the index after the newest segment that has begun.
     """
 
     def __init__(self, name: str, mime: str, segment_bytes: int, memory: ByteBudget) -> None:
@@ -109,32 +109,33 @@ class Channel:
         self.next_write = 0
         self.closed = False
         self.changed = Changed()
-        """Another segment is there or was begun, or the channel was closed."""
+        """Notified when a segment is added or begun, or the channel is closed."""
         self.active_at = time.monotonic()
         self.beginnings = 1
-        """How often a publisher began from the start."""
+        """How often a publisher has begun from the start."""
         self.ended_at = 0
-        """What the next write was before the last of these beginnings."""
+        """What `next_write` was before the last of these beginnings."""
         self.uploads = 0
-        """Uploads that are open, also those without a byte."""
+        """Open uploads, including those without a byte."""
         self._segment_bytes = segment_bytes
         self._memory = memory
         self._slots: list[Segment | None] = [None] * WINDOW
 
     @property
     def segments(self) -> list[Segment]:
-        """The segments in the window, the oldest first; of a closed channel, those that it ended with."""
+        """The segments in the window, oldest first; for a closed channel, those that it ended with."""
         return sorted(filter(None, self._slots), key=lambda segment: segment.seq)
 
     def index_of(self, seq: int) -> int:
-        """Return the index that `NEXT` or `CURRENT` stands for now; any other as it is."""
+        """Return the index that `NEXT` or `CURRENT` now stands for; any other unchanged."""
         return {NEXT: self.next_write, CURRENT: max(self.next_write - 1, 0)}.get(seq, seq)
 
     def for_write(self, seq: int) -> Segment:
-        """Return the segment to write to, a new one also far ahead; refuse one that was finished or left behind.
+        """Return the segment to write to, even a new one far ahead; refuse one that is finished or has been left
+        behind.
 
-        A publisher that begins behind the window while nobody else is writing has been started again (go-livepeer's and
-        pytrickle's begin at 0): the channel begins again with it.
+        A publisher that begins behind the window while nobody else is writing has been restarted (go-livepeer's and
+        pytrickle's begin at 0), so the channel begins again with it.
         """
         self._check_open()
         seq = self.next_write if seq == NEXT else seq
@@ -148,12 +149,12 @@ class Channel:
         behind = seq < self.next_write - WINDOW
         if behind and not self.uploads:
             self._begin_again(seq)
-        elif passed or behind:  # a late one whose slot is free may come after a later one
+        elif passed or behind:  # a late one whose slot is free may follow a later one
             raise SegmentFinished(f"segment {seq} takes nothing more; the next one is {self.next_write}")
         return self._place(seq)
 
     def for_read(self, seq: int) -> Segment:
-        """Return the segment to read, which may still be empty: the reader may come before the publisher."""
+        """Return the segment to read, possibly still empty: the reader may come before the publisher."""
         self._check_open()
         seq = self.index_of(seq)
         if seq < 0:
@@ -166,7 +167,7 @@ class Channel:
 
     @contextmanager
     def uploading(self) -> Iterator[None]:
-        """Count an upload as long as it is open, from its request on."""
+        """Count an upload for as long as it is open, starting with its request."""
         self.uploads += 1
         try:
             yield
@@ -183,7 +184,7 @@ class Channel:
         self.changed.notify()
 
     def finish(self, segment: Segment) -> None:
-        """Close a segment, written or skipped: its index is used up."""
+        """Close a segment, whether written or skipped: its index is used up."""
         if self.holds(segment):
             self.begin(segment)
         segment.broken = False
@@ -198,7 +199,7 @@ class Channel:
         self.finish(held)
 
     def finish_below(self, seq: int) -> None:
-        """Close every segment in the window with a lower index; a higher one may be somebody's next."""
+        """Close every segment in the window with a lower index; a higher one may be another writer's next."""
         for segment in self.segments:
             if segment.seq < seq and not segment.closed:
                 self.finish(segment)

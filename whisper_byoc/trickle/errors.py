@@ -24,7 +24,7 @@ class SegmentNotFound(TrickleError):
 
 
 class SegmentFinished(TrickleError):
-    """The index was written before, or was left behind, and takes nothing more."""
+    """The index was already written, or was left behind, and takes nothing more."""
 
 
 class SegmentBroken(TrickleError):
@@ -36,31 +36,31 @@ class SegmentBroken(TrickleError):
 
 
 class LimitReached(TrickleError):
-    """A limit of this server was reached; `status` is the HTTP status to answer."""
+    """A limit of this server was reached; `status` is the HTTP status of the response."""
 
     status = 503
 
 
 class SegmentTooLarge(LimitReached):
-    """One segment has more bytes than allowed."""
+    """A segment has more bytes than allowed."""
 
     status = 413
 
 
 class TooManyChannels(LimitReached):
-    """As many channels are open as allowed."""
+    """The limit of open channels has been reached."""
 
 
 class MemoryFull(LimitReached):
-    """All segments together hold as many bytes as allowed."""
+    """The limit of bytes in all segments together has been reached."""
 
 
 class Unreachable(TrickleError):
-    """Nobody answered, or connections kept breaking, for as long as the options say."""
+    """Nobody answered, or connections kept breaking, for as long as the options allow."""
 
 
 class Refused(TrickleError):
-    """The server answered with an error status, in `status`, and with `words`, which may be meant for us alone."""
+    """The server answered with an error status, in `status`, and with `words`, which may be meant only for us."""
 
     def __init__(self, status: int, message: str, words: str = "") -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The two ends of a channel in this process. They have the methods of `TricklePublisher` and `TrickleSubscriber`."""
+"""The two ends of a channel in this process, with the methods of `TricklePublisher` and `TrickleSubscriber`."""
 
 from contextlib import ExitStack
 from typing import Self
@@ -68,7 +68,7 @@ class LocalWriter:
 class LocalSegment(Cursor):
     """One segment being read, as its bytes arrive.
 
-    `missed` says how many segments before it had left the window before they were asked for, and `began_anew` that a
+    `missed` is how many segments before it had left the window before they were asked for; `began_anew` is whether a
     publisher began again from the start before it.
     """
 
@@ -80,7 +80,7 @@ class LocalSegment(Cursor):
         self.content_type = channel.mime
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
-        """Wait for the end of the segment, and return all of it that was not read yet.
+        """Wait for the end of the segment, and return everything not read yet.
 
         Raises `SegmentTooLarge` beyond `limit` bytes.
         """
@@ -90,7 +90,7 @@ class LocalSegment(Cursor):
 class LocalSubscriber:
     """Iterates over the segments of a channel of a server in this process, until the channel is closed.
 
-    A segment without a byte is passed over. What was in the window when the channel was closed can still be read.
+    Segments without a byte are skipped. What was in the window when the channel was closed can still be read.
     """
 
     def __init__(self, channel: Channel, start: int = CURRENT) -> None:

@@ -9,11 +9,11 @@ from whisper_byoc.trickle.publisher import SegmentWriter, TricklePublisher
 from whisper_byoc.trickle.subscriber import SegmentReader, TrickleSubscriber
 
 SegmentPieces = AsyncIterator[tuple[bytes, bool]]
-"""Bytes to be sent as they come; the flag says that a segment ends after them."""
+"""Bytes to send as they come; the flag says whether a segment ends after them."""
 
 
 async def by_line(source: AsyncIterator[bytes], longest: int = 1 << 20) -> SegmentPieces:
-    """Make every line one segment; a line of more than `longest` bytes is cut."""
+    """Make each line one segment; a line of more than `longest` bytes is cut."""
     rest = b""
     async for data in source:
         *lines, rest = (rest + data).split(b"\n")
@@ -41,7 +41,7 @@ async def by_size(source: AsyncIterator[bytes], size: int) -> SegmentPieces:
 async def by_time(
     source: AsyncIterator[bytes], seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> SegmentPieces:
-    """End a segment with the first piece that comes `seconds` or more after its first one."""
+    """End a segment with the first piece that comes at least `seconds` after its first piece."""
     began_at: float | None = None
     async for data in source:
         began_at = clock() if began_at is None else began_at
@@ -52,7 +52,7 @@ async def by_time(
 
 
 async def publish(pieces: SegmentPieces, publisher: TricklePublisher) -> int:
-    """Send pieces as segments to an open publisher, and return how many there were.
+    """Send pieces as segments to an open publisher, and return the number of segments.
 
     Raises what the publisher raises.
     """
@@ -78,7 +78,7 @@ async def publish(pieces: SegmentPieces, publisher: TricklePublisher) -> int:
 async def subscribe(
     subscriber: TrickleSubscriber, sink: BinaryIO, on_segment: Callable[[SegmentReader, int], None] | None = None
 ) -> int:
-    """Write all segments to `sink` as they arrive, and return how many there were.
+    """Write all segments to `sink` as they arrive, and return their number.
 
     `on_segment` is called after each, with its size. Raises what the subscriber raises.
     """

@@ -1,4 +1,4 @@
-"""The names and numbers of the trickle protocol, as go-livepeer 0.9.1 (package `trickle`) has them."""
+"""The names and numbers of the trickle protocol, as in go-livepeer 0.9.1 (package `trickle`)."""
 
 import re
 from typing import Final
@@ -26,7 +26,7 @@ LARGEST_SEQ = 2**63 - 1
 
 
 def parse_seq(text: str) -> int:
-    """Read an index as Go's `strconv.Atoi` does: a decimal integer of 64 bits.
+    """Read an index as Go's `strconv.Atoi` does: a 64-bit decimal integer.
 
     Raises `BadSequence`.
     """

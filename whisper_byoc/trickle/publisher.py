@@ -19,18 +19,18 @@ from whisper_byoc.trickle.remote import FIRST_PAUSE_S, RETRIED, ClientOptions, R
 log = logging.getLogger("whisper_byoc.trickle")
 
 UNSENT_BYTES = 1 << 20
-"""A writer waits while more bytes than this are not on their way yet."""
+"""A writer waits while more bytes than this have yet to be sent."""
 
 
 class TricklePublisher:
-    """Writes segments in order; the POST of the next one is always open already.
+    """Writes segments in order; the POST of the next one is always already open.
 
-    It starts at index 0, as go-livepeer's and pytrickle's publishers do. With `join` it goes on where the channel is,
-    and closes what another publisher left open there (the Python gateway client's way). With `create` it makes the
-    channel first. `keep_bytes` is how much of a segment is kept so that it can be sent again; a larger one that
-    breaks raises `SegmentBroken`. A segment that had to be sent again need not have the index after the one before.
-    `continuous` is for sound and video, where a segment is only a piece of one stream of bytes: what arrived before its
-    connection broke is not sent again, or readers would hear it twice.
+    It starts at index 0, as go-livepeer's and pytrickle's publishers do. With `join` it continues where the channel is,
+    and closes what another publisher left open there (as the Python gateway client does). With `create` it first makes
+    the channel. `keep_bytes` is how much of a segment is kept for sending it again; a larger segment that breaks raises
+    `SegmentBroken`. A segment that had to be sent again may not have the index after the previous one. `continuous` is
+    for sound and video, where a segment is only a piece of one stream of bytes: what arrived before its connection
+    broke is not sent again, or readers would hear it twice.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TricklePublisher:
         self.continuous = continuous
         self.channel = RemoteChannel(url, options or ClientOptions())
         self.left_open = False
-        """A segment was given up while the server could not be told; the next POST closes it."""
+        """A segment was abandoned while the server could not be told; the next POST closes it."""
         self._create = create
         self._join = join
         self._seq = 0
@@ -62,7 +62,7 @@ class TricklePublisher:
     async def start(self) -> None:
         """Create or join the channel if asked to, and open the first POST.
 
-        Raises `ChannelNotFound`, `Refused` or `Unreachable`, but only where there is something to ask.
+        Raises `ChannelNotFound`, `Refused` or `Unreachable`, but only if there is something to ask.
         """
         if self.channel.opened:
             return
@@ -81,8 +81,8 @@ class TricklePublisher:
     async def next(self) -> "SegmentWriter":
         """Return the next segment to write, and open the POST of the one after it.
 
-        Raises `ChannelNotFound`, `ChannelClosed` or `Refused` when the open POST has ended so; another call tries
-        again, after a pause that grows from failure to failure.
+        Raises `ChannelNotFound`, `ChannelClosed` or `Refused` when the open POST ended that way; another call tries
+        again, after a pause that grows with each failure.
         """
         async with self._numbering:
             pause, self._pause = self._pause, 0.0
@@ -105,7 +105,7 @@ class TricklePublisher:
         return segment.seq
 
     async def close(self, *, delete_channel: bool = False) -> None:
-        """Leave the channel, or end it for everybody; a segment that is still open is broken off."""
+        """Leave the channel, or end it for everybody; a segment still open is broken off."""
         if not self.channel.opened:
             return
         waiting = [self._waiting.drop()] if self._waiting else []
@@ -117,7 +117,7 @@ class TricklePublisher:
                     await asyncio.sleep(self.channel.options.linger_seconds)
                 with contextlib.suppress(*CONNECTION_ERRORS):
                     await self.channel.delete()
-        finally:  # also when the caller is cancelled meanwhile
+        finally:  # even if the caller is cancelled meanwhile
             await self.channel.close()
 
     async def __aenter__(self) -> Self:
@@ -134,14 +134,14 @@ class TricklePublisher:
             if waiting and waiting is not writer:
                 self._waiting, self._seq = None, waiting.seq
                 await waiting.drop()
-            with contextlib.suppress(ChannelNotFound):  # a POST creates it where it may, and fails where it may not
+            with contextlib.suppress(ChannelNotFound):  # a POST creates it if allowed, and fails if not
                 self._seq = max(self._seq, await self.channel.next_write() or 0)
             seq, self._seq = self._seq, self._seq + 1
             self._waiting = self._waiting or self._open()
             return seq
 
     def ended(self, error: BaseException | None) -> None:
-        """Learn how a segment ended: who asks again and again what is refused has to wait."""
+        """Learn how a segment ended: a caller that keeps retrying what is refused has to wait."""
         if error is None:
             self._pause, self._pauses = 0.0, self._new_pauses()
         elif isinstance(error, TrickleError):
@@ -156,16 +156,16 @@ class TricklePublisher:
 
 
 class _IndexTaken(Exception):
-    """The server takes nothing more for this index."""
+    """The server accepts nothing more for this index."""
 
 
 class SegmentWriter:
     """One segment being written. Leaving `async with` finishes it; by an exception, breaks it off.
 
-    Its POST is opened before there are bytes to send, and opened again when it breaks. A connection that breaks before
-    it took a byte costs nothing: the same index is opened again. One that took some leaves the index in doubt. Then the
+    Its POST is opened before there are bytes to send, and reopened if it breaks. A connection that breaks before it
+    took a byte costs nothing: the same index is opened again. One that took some leaves the index in doubt. Then the
     index is closed, and read back if everything had been sent; unless the server turns out to have it all, the whole
-    segment goes to the next free index. Of a continuous stream, only what the server does not have goes there.
+    segment goes to the next free index. For a continuous stream, only the part that the server lacks goes there.
     """
 
     def __init__(self, publisher: TricklePublisher, seq: int, *, reset: bool) -> None:
@@ -174,13 +174,13 @@ class SegmentWriter:
         self._publisher = publisher
         self._channel = publisher.channel
         self._reset = reset
-        self._chunks: list[bytes] = []  # what was written, as long as it is kept
-        self._next = 0  # the first chunk that the present connection has not taken
+        self._chunks: list[bytes] = []  # what was written, while it is kept
+        self._next = 0  # the first chunk that the current connection has not taken
         self._size = 0
         self._unsent = 0
         self._whole = False
         self._replayable = True  # all that was written is kept
-        self._opened = False  # the server may know of the index
+        self._opened = False  # the server may know the index
         self._doubtful = False  # a connection broke after it took bytes
         self._index_taken = False
         self._changed = Changed()
@@ -201,7 +201,7 @@ class SegmentWriter:
         return ChannelClosed("the publisher was closed") if self._task.cancelled() else self._task.exception()
 
     async def write(self, data: bytes) -> None:
-        """Send bytes now; waits while the server takes less than is written.
+        """Send bytes now; waits while the server takes less than has been written.
 
         Raises `ChannelNotFound`, `ChannelClosed`, `SegmentBroken`, `Unreachable` or `Refused`.
         """
@@ -229,7 +229,7 @@ class SegmentWriter:
     async def abort(self) -> None:
         """Break the segment off: readers get what was sent, then its end."""
         await self.drop()
-        if self._opened:  # also without a byte: readers may wait for one
+        if self._opened:  # even without a byte: readers may be waiting for one
             with contextlib.suppress(*CONNECTION_ERRORS):
                 await self._channel.finish(self.seq)
 
@@ -247,7 +247,7 @@ class SegmentWriter:
             await self.abort()
 
     async def _run(self) -> None:
-        """Try until the segment is delivered, or cannot be. As long as it is idle, only `abort` ends this."""
+        """Try until the segment is delivered or cannot be. While it is idle, only `abort` ends this."""
         retry, idle_retry = Retry(self._channel.options), Retry(self._channel.options, math.inf)
         while True:
             began_at = time.monotonic()
@@ -264,16 +264,16 @@ class SegmentWriter:
                 what = f"segment {self.seq} of {self._channel.shown}"
                 pause = (idle_retry if idle else retry).pause_after(error, began_at, what)
             if idle:
-                await self._changed.wait(pause)  # the first byte that is written ends the pause
+                await self._changed.wait(pause)  # the first byte written ends the pause
             else:
                 await asyncio.sleep(pause)
             if not self._replayable:
                 raise SegmentBroken(f"segment {self.seq} broke after {self._size} bytes, too many to keep", self.seq)
 
     async def _recover(self) -> bool:
-        """Find out what became of the last try; return True when the server has the whole segment after all."""
+        """Find out what became of the last attempt; return True if the server has the whole segment after all."""
         if self._doubtful:
-            was_there = await self._channel.finish(self.seq)  # else readers could wait for the rest for ever
+            was_there = await self._channel.finish(self.seq)  # or readers could wait for the rest for ever
             if was_there and (self._whole or self._publisher.continuous):
                 stored = await self._channel.stored(self.seq, self._size + 1)
                 written = b"".join(self._chunks)
@@ -320,7 +320,7 @@ class SegmentWriter:
 
     async def _body(self) -> AsyncIterator[bytes]:
         self._opened = True
-        yield b""  # aiohttp holds the head back until there is a chunk: this one puts it on the wire
+        yield b""  # aiohttp holds back the head until there is a chunk; this one puts it on the wire
         while True:
             if data := b"".join(self._chunks[self._next :]):
                 self._next = len(self._chunks)
@@ -335,7 +335,7 @@ class SegmentWriter:
                 await self._changed.wait()
 
     def _progress(self) -> None:
-        """Wake whoever waits, and give the server its time to act, if it is the server's turn."""
+        """Wake all waiters, and restart the server's deadline if it is the server's turn."""
         self._changed.notify()
         if self._deadline and not self._deadline.expired():
             seconds = self._channel.options.answer_seconds
@@ -345,7 +345,7 @@ class SegmentWriter:
     def _ended(self, _: object) -> None:
         self._changed.notify()
         self._publisher.ended(self.error)
-        error = self.error  # this also marks it as retrieved: an idle POST may fail without anybody asking
+        error = self.error  # also marks it as retrieved: an idle POST may fail unnoticed
         if isinstance(error, Unreachable | SegmentBroken):
             self._publisher.left_open = True
         elif error and not isinstance(error, TrickleError):

@@ -1,4 +1,4 @@
-"""A channel on any trickle server, as its clients see it: options, small requests, and when to try again."""
+"""A channel on any trickle server, as its clients see it: options, small requests, and retries."""
 
 import asyncio
 import contextlib
@@ -33,17 +33,17 @@ class ClientOptions:
     """How a publisher or a subscriber treats its server. All times in seconds."""
 
     token: str = field(default="", repr=False)
-    """Bearer token to show, if it is not empty."""
+    """Bearer token to show, if not empty."""
     verify: bool = True
     """Check certificates; go-livepeer's orchestrators sign their own."""
     connect_seconds: float = 10.0
-    """Longest wait for a connection. One that lasted longer before it broke had worked, and patience begins anew."""
+    """Longest wait for a connection. One that lasted longer before it broke did work, so patience starts afresh."""
     answer_seconds: float = 30.0
-    """Longest wait for the answer to a whole request, and for a server to take the next bytes."""
+    """Longest wait for the response to a whole request, and for a server to take the next bytes."""
     patience_seconds: float = 30.0
-    """How long a request that failed is tried again before `Unreachable` is raised."""
+    """How long a failing request is retried before `Unreachable` is raised."""
     longest_pause: float = 5.0
-    """The longest pause between two tries."""
+    """The longest pause between two attempts."""
     refresh_seconds: float = 25.0
     """A subscriber asks again for a segment that has not begun after this long."""
     early_seconds: float = 0.25
@@ -53,20 +53,20 @@ class ClientOptions:
     absent_pause: float = 0.25
     """How often it looks for such a channel."""
     linger_seconds: float = 0.5
-    """A publisher waits this long before it deletes its channel: afterwards nobody can ask for the last segment."""
+    """A publisher waits this long before it deletes its channel, after which the last segment can no longer be read."""
     stall_seconds: float = 300.0
-    """A segment that sends nothing for this long is asked for again; a server sweeps such a channel."""
+    """A segment that sends nothing for this long is requested again; a server sweeps such a channel."""
 
 
 class ServerTrouble(Exception):
-    """The server answered with a 5xx status: worth another try."""
+    """The server answered with a 5xx status: worth a retry."""
 
 
 RETRIED = (*CONNECTION_ERRORS, ServerTrouble)
 
 
 class Retry:
-    """When to try again: after ever longer pauses, for `patience_seconds` (by default those of the options)."""
+    """When to retry: after ever longer pauses, for `patience_seconds` (by default those of the options)."""
 
     def __init__(self, options: ClientOptions, patience_seconds: float | None = None) -> None:
         self._options = options
@@ -74,18 +74,18 @@ class Retry:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the failures so far: the server did what it should."""
+        """Forget the failures so far: the server responded properly."""
         self._pauses = retry_pauses(self._options)
         self._failing_since: float | None = None
 
     def pause_after(self, error: BaseException, began_at: float, what: str) -> float:
-        """Return how many seconds to wait after a try of `what`, begun at `began_at` (`time.monotonic`), has failed.
+        """Return how many seconds to wait after an attempt at `what`, begun at `began_at` (`time.monotonic`), failed.
 
-        Raises `Unreachable` when there have been nothing but failures for longer than that.
+        Raises `Unreachable` when there have been only failures for longer than `patience_seconds`.
         """
         now = time.monotonic()
         broke = isinstance(error, CONNECTION_ERRORS) and not isinstance(error, TimeoutError)
-        if broke and now - began_at > self._options.connect_seconds:  # a connection that had worked
+        if broke and now - began_at > self._options.connect_seconds:  # a connection that did work
             self.restart()
         if self._failing_since is None:
             log.info("%s: %s", what, reason_of(error))
@@ -96,16 +96,16 @@ class Retry:
 
 
 def retry_pauses(options: ClientOptions) -> Iterator[float]:
-    """Yield the pauses between tries: none before the second one, then longer and longer ones."""
+    """Yield the pauses between attempts: none before the second one, then longer and longer ones."""
     yield 0.0
     yield from backoff(FIRST_PAUSE_S, options.longest_pause)
 
 
 class RemoteChannel:
-    """The small requests that a channel takes. Each raises `ChannelNotFound`, `Refused`, or one of `RETRIED`."""
+    """The small requests for a channel. Each raises `ChannelNotFound`, `Refused`, or one of `RETRIED`."""
 
     def __init__(self, url: str, options: ClientOptions) -> None:
-        """Raise `TrickleError` for a URL that cannot be a channel's."""
+        """Raise `TrickleError` for a URL that cannot be that of a channel."""
         try:
             self.url = base_url(url, credentials=True)
         except UsageError:
@@ -126,7 +126,7 @@ class RemoteChannel:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The session, for requests without a limit of time."""
+        """The session, for requests without a time limit."""
         if self._session is None:
             raise TrickleError("the publisher or subscriber is not open: use `async with`, or `start` and `close`")
         return self._session
@@ -151,16 +151,16 @@ class RemoteChannel:
                 raise await self.error_of(answer)
 
     async def next_write(self) -> int | None:
-        """Ask which index is written next; None from a server that does not tell."""
+        """Ask which index is written next; None if the server does not say."""
         async with self._request("GET", "/next") as answer:
-            if answer.status == 400:  # a server older than go-livepeer 0.8.11 takes `next` for a bad index
+            if answer.status == 400:  # servers older than go-livepeer 0.8.11 treat `next` as a bad index
                 return None
             if answer.status != 200:
                 raise await self.error_of(answer)
             return header_seq(answer, LATEST)
 
     async def delete(self) -> None:
-        """End the channel for everybody, if it is there."""
+        """End the channel for everybody, if it exists."""
         async with self._request("DELETE"):
             pass
 
@@ -175,7 +175,7 @@ class RemoteChannel:
             return await read_body(answer.content, limit) if answer.status == 200 else None
 
     async def error_of(self, answer: aiohttp.ClientResponse) -> ChannelNotFound | Refused | ServerTrouble:
-        """Return the error that an answer other than 200 stands for, and close the answer."""
+        """Return the error that a response other than 200 stands for, and close the response."""
         text = b""
         with contextlib.suppress(*CONNECTION_ERRORS):
             async with asyncio.timeout(ERROR_TEXT_S):

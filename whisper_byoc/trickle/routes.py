@@ -26,7 +26,7 @@ from whisper_byoc.trickle.limits import TrickleLimits
 from whisper_byoc.trickle.protocol import CLOSED, EXPECT_CONTENT, LATEST, NOT_FOUND, RESET, SEQ, TERMINATED, parse_seq
 
 ONE_PIECE_BYTES = 64 << 10
-"""A finished segment up to this size is answered in one piece."""
+"""A finished segment up to this size is sent in one piece."""
 BROKEN_BODY = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 """What reading a request body raises when it breaks off."""
 
@@ -52,7 +52,7 @@ class TrickleRoutes:
     def __init__(self, table: ChannelTable) -> None:
         self._table = table
         self._waiting: dict[asyncio.Transport, tuple[float, Callable[[], bool]]] = {}
-        """Connections whose peer has to act, since when, and whether it may be cut off if it does not."""
+        """Connections whose peer has to act: since when, and whether it may be cut off if it does not."""
 
     def add_to(self, app: web.Application, base_path: str) -> None:
         channel = base_path + "{name:[^/]+}"
@@ -68,7 +68,7 @@ class TrickleRoutes:
     def cut_stalled(self) -> None:
         """Cut off the peers that have taken or sent nothing for `stall_seconds`.
 
-        They keep segments in memory until their connection ends, and that of a machine that is gone ends after hours.
+        They keep segments in memory until their connection ends, which takes hours if the machine is gone.
         """
         before = time.monotonic() - self._table.limits.stall_seconds
         for transport, (since, may_be_cut) in list(self._waiting.items()):
@@ -110,7 +110,7 @@ class TrickleRoutes:
             data = await self._first_bytes(request, segment)
         except BROKEN_BODY:
             if segment.size:
-                self._leave_open(channel, segment)  # and if not, the index is still free
+                self._leave_open(channel, segment)  # if it has not, the index is still free
             raise
         if not data:
             channel.finish(segment)
@@ -119,7 +119,7 @@ class TrickleRoutes:
         try:
             segment.append(data)
             while data := await self._next_bytes(request, channel, segment):
-                if segment.closed and not channel.holds(segment):  # nobody can ask for it any more
+                if segment.closed and not channel.holds(segment):  # it can no longer be requested
                     if channel.closed:
                         return _closing(_written(channel, segment))
                     return _http_error(409, "Too late", close=True)
@@ -220,7 +220,7 @@ class TrickleRoutes:
             del self._waiting[transport]
 
     def _writable(self, request: web.Request, mime: str) -> Channel:
-        """Return the channel, created if remote peers may do so."""
+        """Return the channel, creating it if remote peers may do so."""
         name = self._unreserved(request)
         return self._table.create(name, mime) if self._table.autocreate else self._table.get(name)
 
@@ -233,7 +233,7 @@ class TrickleRoutes:
 
 
 def _answering_errors(handler: Handler) -> Handler:
-    """Turn our errors into the answers that go-livepeer gives, and into clear ones where it has none."""
+    """Turn our errors into go-livepeer's responses, and into clear ones where it has none."""
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -248,7 +248,7 @@ def _answering_errors(handler: Handler) -> Handler:
         except LimitReached as error:
             return _http_error(error.status, str(error), close=True)
         except BROKEN_BODY as error:
-            error.__traceback__ = None  # the request keeps the error, and its frames would keep the segment
+            error.__traceback__ = None  # the request keeps the error, whose frames would keep the segment
             return _http_error(500, "Server error", close=True)
 
     return answer
@@ -256,7 +256,7 @@ def _answering_errors(handler: Handler) -> Handler:
 
 @web.middleware
 async def answering_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer what is refused before it comes to a route."""
+    """Answer requests that are refused before they reach a route."""
     try:
         return await handler(request)
     except RequestRefused as error:
@@ -271,7 +271,7 @@ def _written(channel: Channel, segment: Segment) -> web.Response:
 
 
 def _closing(response: web.Response) -> web.Response:
-    """Add `Connection: close`, which wakes a client that is stuck in writing."""
+    """Add `Connection: close`, which wakes a client that is stuck writing."""
     response.force_close()
     return response
 

@@ -1,4 +1,4 @@
-"""The trickle server: channels by name, used over HTTP and in this process."""
+"""The trickle server: channels by name, used over HTTP and within this process."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,12 @@ from whisper_byoc.trickle.routes import TrickleRoutes, answering_refusals
 log = logging.getLogger("whisper_byoc.trickle")
 
 TRICKLE_PORT = 2939
-"""That of http-trickle's stand-alone server."""
+"""The port of http-trickle's stand-alone server."""
 DEFAULT_MIME = "application/octet-stream"
 IDLE_CONNECTION_S = 600.0
 """go-livepeer's idle timeout between two requests."""
 UNFINISHED_SEGMENT_S = 1.0
-"""Longest wait, at the end, for a publisher that is sending a segment; whoever only waits is released at once."""
+"""Longest wait, at the end, for a publisher that is sending a segment; those only waiting are released at once."""
 
 
 class TrickleServer:
@@ -50,14 +50,14 @@ class TrickleServer:
         self.limits = limits or TrickleLimits()
         self.memory = ByteBudget(self.limits.total_bytes)
         self.channels: dict[str, Channel] = {}
-        """The open channels by name. They come and go by `create` and `close`."""
+        """The open channels by name, added by `create` and removed by `close`."""
         self._routes = TrickleRoutes(self)
         self._changes: Channel | None = None
         if changefeed:
             self._changes = self.create(CHANGES, "application/json")
 
     def create(self, name: str, mime: str = DEFAULT_MIME) -> Channel:
-        """Return the channel of that name, new if need be; `mime` is fixed at creation.
+        """Return the channel of that name, creating it if need be; `mime` is fixed at creation.
 
         Raises `TooManyChannels`.
         """
@@ -118,9 +118,9 @@ class TrickleServer:
             sweeper = asyncio.create_task(every(self.limits.sweep_seconds, self.sweep, "sweeping the channels"))
             yield
             await cancel(sweeper)
-            self.close_all()  # those that came during the shutdown
+            self.close_all()  # those created during the shutdown
 
-        async def end_channels(_: web.Application) -> None:  # open requests keep a shutdown waiting
+        async def end_channels(_: web.Application) -> None:  # open requests delay a shutdown
             self.close_all()
 
         app.cleanup_ctx.append(sweeping)
@@ -130,10 +130,10 @@ class TrickleServer:
     async def listening(
         self, host: str, port: int, allowed_origins: Collection[str] = (), token: str = ""
     ) -> AsyncIterator[str]:
-        """Serve alone while the context lasts, and yield the URL to which names of channels are added.
+        """Serve stand-alone while the context lasts, and yield the URL to which channel names are appended.
 
-        Web pages of `allowed_origins` may use it, which are as `origins.origin` returns them; clients show `token`, if
-        there is one. Port 0 takes a free one. Raises `StartError` when the address cannot be had.
+        Web pages of `allowed_origins`, as returned by `origins.origin`, may use it; clients must show `token`, if
+        given. Port 0 takes a free one. Raises `StartError` when the address is not available.
         """
         app = web.Application(middlewares=[answering_refusals])
         check_pages(app, OriginPolicy(frozenset(allowed_origins), has_token=bool(token)))

@@ -29,21 +29,21 @@ log = logging.getLogger("whisper_byoc.trickle")
 
 LARGEST_READ = 64 << 20
 LONGEST_EARLY_S = 1.0
-"""A segment that is not there yet is asked for at least this often."""
+"""A segment that does not exist yet is asked for at least this often."""
 FREE_STEPS = WINDOW + 1
-"""Answers without a byte that may follow each other at once; a server could answer so to everything."""
+"""Responses without a byte that may follow each other at once; a server might respond like that to everything."""
 REWOUND = 2
-"""The next write of a server that has served what is before it does not go back so far, except to begin anew."""
+"""A server's next write never goes back this far behind what it has served, except when it begins anew."""
 RESUMES = 5
-"""How often a segment that broke off is asked for again without getting further."""
+"""How often a segment that broke off is asked for again without any progress."""
 
 
 class TrickleSubscriber:
     """Iterates over the segments of a channel, in order and each once, until the channel ends.
 
-    `start` is an index, -1 (the next segment that is written) or -2 (the newest one that was started). Silence is no
-    error, however long it lasts. A segment without a byte is passed over. Going on to the next segment gives up what
-    was not read of the one before; the next one is asked for as soon as one is handed out.
+    `start` is an index, -1 (the next segment that is written) or -2 (the newest one that was started). Silence is not
+    an error, however long it lasts. Segments without a byte are skipped. Going on to the next segment discards what was
+    not read of the previous one; the next is requested as soon as one is handed out.
     """
 
     def __init__(self, url: str, start: int = CURRENT, *, options: ClientOptions | None = None) -> None:
@@ -53,7 +53,7 @@ class TrickleSubscriber:
         self._ahead: asyncio.Task[SegmentReader | None] | None = None
         self._current: SegmentReader | None = None
         self._ended = False
-        self._pauses: Iterator[float] | None = None  # after an error, those before the next tries
+        self._pauses: Iterator[float] | None = None  # after an error, those before the next attempts
 
     async def start(self) -> None:
         self._channel.open()
@@ -85,14 +85,14 @@ class TrickleSubscriber:
         """Wait for the next segment.
 
         Raises `ChannelNotFound` when there never was a channel, `Unreachable` or `Refused`; another call tries again,
-        after a pause that grows from failure to failure.
+        after a pause that grows with each failure.
         """
         if self._current:
             self._current.discard()
         if self._ended:
             raise StopAsyncIteration
         ahead = self._ahead = self._ahead or asyncio.create_task(self._first())
-        await asyncio.wait((ahead,))  # a caller who stops waiting can come back
+        await asyncio.wait((ahead,))  # a caller that stops waiting can come back
         self._ahead = None
         segment = None if ahead.cancelled() else ahead.result()
         self._pauses = None
@@ -107,11 +107,11 @@ class TrickleSubscriber:
 
     @property
     def position(self) -> int:
-        """The index that is asked for now: all below it were handed out, passed over or missed; 0 before the first."""
+        """The index being asked for: all below it were handed out, skipped or missed; 0 before the first."""
         return self._fetcher.position
 
     async def written(self) -> int:
-        """Ask the server how many segments were begun so far; 0 when it does not tell."""
+        """Ask the server how many segments have begun so far; 0 if it does not say."""
         try:
             return await self._channel.next_write() or 0
         except (*RETRIED, TrickleError):
@@ -128,8 +128,8 @@ class TrickleSubscriber:
 class SegmentReader:
     """One segment being read, as its bytes arrive.
 
-    `missed` says how many segments before it had left the server's window before they were asked for, and `began_anew`
-    that a publisher began again from the start before it: what is lost then has no number.
+    `missed` is how many segments before it had left the server's window before they were asked for; `began_anew` is
+    whether a publisher began again from the start before it: what was lost then has no number.
     """
 
     def __init__(self, fetcher: _Fetcher, answer: _Answer, seq: int, missed: int, *, began_anew: bool = False) -> None:
@@ -140,12 +140,12 @@ class SegmentReader:
         self._fetcher = fetcher
         self._options = fetcher.options
         self._answer: _Answer | None = answer
-        self._position = 0  # in the present answer
+        self._position = 0  # in the current response
         self._received = 0
         self._pauses = self._new_pauses()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield bytes as they arrive. A broken connection is opened again, and nothing comes twice.
+        """Yield bytes as they arrive. A broken connection is reopened, and nothing comes twice.
 
         Raises `SegmentBroken` when the server no longer has the rest, or `Unreachable`.
         """
@@ -168,7 +168,7 @@ class SegmentReader:
                 yield data[-fresh:]
 
     async def read(self, limit: int = LARGEST_READ) -> bytes:
-        """Wait for the end of the segment, and return all of it that was not read yet.
+        """Wait for the end of the segment, and return everything not read yet.
 
         Raises `SegmentTooLarge` beyond `limit` bytes, `SegmentBroken` or `Unreachable`.
         """
@@ -207,7 +207,7 @@ async def read_whole(segment: AsyncIterable[bytes], seq: int, limit: int) -> byt
 
 
 class _Answer:
-    """What the server answered. Of a segment, the first bytes are there, or its end."""
+    """The server's response. If it is a segment, its first bytes or its end have arrived."""
 
     def __init__(self, response: aiohttp.ClientResponse, first: bytes) -> None:
         self.response = response
@@ -229,13 +229,13 @@ class _Answer:
 
 
 class _Fetcher:
-    """Asks for segments: when to wait, when to ask again, when to jump, and when it is over."""
+    """Requests segments: decides when to wait, retry or jump, and when it is over."""
 
     def __init__(self, channel: RemoteChannel) -> None:
         self.options = channel.options
         self.position = 0
         self._channel = channel
-        self._known = False  # the server had this channel when it was asked
+        self._known = False  # the server has had this channel
         self._served = False
 
     async def first(self, start: int) -> SegmentReader | None:
@@ -258,7 +258,7 @@ class _Fetcher:
         return max(latest - 1, 0) if start == CURRENT else latest
 
     async def fetch(self, seq: int) -> SegmentReader | None:
-        """Wait for the segment `seq`, or the first one after it that can be had; None when the channel ends."""
+        """Wait for the segment `seq`, or the first available one after it; None when the channel ends."""
         missed, began_anew = 0, False
         pauses = backoff(self.options.early_seconds, max(self.options.early_seconds, LONGEST_EARLY_S))
         free = FREE_STEPS
@@ -278,7 +278,7 @@ class _Fetcher:
                 self._served = True
                 return SegmentReader(self, answer, self._served_seq(answer, seq), missed, began_anew=began_anew)
             answer.response.close()
-            if other:  # what it sends for every index, perhaps
+            if other:  # perhaps it sends this for every index
                 free = 0
             elif status == 200:  # its publisher skipped it
                 seq = self._served_seq(answer, seq) + 1
@@ -313,7 +313,7 @@ class _Fetcher:
         return served
 
     async def _ask(self, seq: int) -> _Answer:
-        """Ask until there is an answer, and, if it is a segment, until its first byte or its end is there."""
+        """Ask until there is a response and, if it is a segment, until its first byte or its end has arrived."""
         retry = Retry(self.options)
         refresh_seconds = self.options.refresh_seconds if seq >= 0 else None  # -1 is another one when asked again
         while True:
@@ -327,7 +327,7 @@ class _Fetcher:
                 error = await self._channel.error_of(answer.response)
             except CONNECTION_ERRORS as broken:
                 error = broken
-            if limit.expired():  # silence is no failure, and by its index nothing is lost in asking again
+            if limit.expired():  # silence is not a failure, and asking again by index loses nothing
                 retry.restart()
             else:
                 await asyncio.sleep(retry.pause_after(error, began_at, self._channel.shown))
