@@ -1,7 +1,7 @@
-"""The attention of one model: always computed by torch's fused kernel, and open to inspection for the times of words.
+"""The attention of one model: always computed by torch's fused kernel, yet open to inspection for word times.
 
-openai-whisper chooses between two kernels by a switch of the whole process (`whisper.model.disable_sdpa`) and flips it
-to find the times of words, because only one of the two returns weights. Threads would flip it for each other.
+openai-whisper chooses between two kernels by a process-wide switch (`whisper.model.disable_sdpa`), which it flips to
+find word times, because only one of the two returns weights. Threads would flip it for each other.
 """
 
 import functools
@@ -36,7 +36,7 @@ def attention_weights(model: Whisper) -> Iterator[None]:
 
 @contextmanager
 def alignment_weights(model: Whisper) -> Iterator[list[torch.Tensor]]:
-    """Collect these weights for the alignment heads of each layer, (heads, tokens, positions), in one pass."""
+    """Collect these weights for each layer's alignment heads, (heads, tokens, positions), in one pass."""
     heads: dict[int, list[int]] = {}
     for layer, head in model.alignment_heads.indices().T.tolist():
         heads.setdefault(layer, []).append(head)

@@ -1,12 +1,13 @@
-"""What work costs a model's workers: tried at the start, then measured as they work; and how much live speech fits.
+"""What work costs a model's workers, from a trial at the start and then measurement; and how much live speech fits.
 
-The trial does what an utterance of `UTTERANCE_SECONDS` takes, alone and in a full batch. At first a second of live
-sound is taken to cost something between, `Costs.expected`, and only so many streams are taken as keep the workers busy
-enough to measure it: forty streams were measured to cost 1.2 to 1.7 times what the trial says (benchmarks/streams.py).
+The trial does the work of an utterance of `UTTERANCE_SECONDS`, alone and in a full batch. At first a second of live
+sound is assumed to cost something in between, `Costs.expected`, and only as many streams are accepted as keep the
+workers busy enough to measure it: forty streams were measured to cost 1.2 to 1.7 times what the trial says
+(benchmarks/streams.py).
 
-What busy workers measure is what live sound costs. Of workers with little to do, only good news count: beam search,
-text that goes on and passes for one text alone then cost several times as much as the same stream does among forty. A
-few streams that are silent most of the time say nothing of a crowd that speaks.
+What busy workers measure is the cost of live sound. From workers with little to do, only lower costs count: beam
+search, continued sentences and passes for a single text then cost several times as much as the same stream does among
+forty. A few streams that are mostly silent say nothing about a crowd that speaks.
 """
 
 import math
@@ -23,30 +24,30 @@ from whisper_byoc.speech.engine import Engine, Inference
 
 UTTERANCE_SECONDS = 5.0
 UTTERANCE_TOKENS = 20
-"""Four a second, as English speech has with tiny.en, the passes that begin and end a text among them."""
+"""Four per second, as for English speech with tiny.en, including the passes that begin and end a text."""
 TRIED_TOKENS = 3
-"""Of each text in the trial."""
+"""Tokens of each text in the trial."""
 LIVE_SHARE = 0.7
-"""Of the workers' time, for live text; without the rest, utterances that end at the same time would wait for long."""
+"""Share of the workers' time for live text; without the rest, utterances that end together would wait too long."""
 DRAFT_SHARE = 0.6
-"""Of the workers' time, for live text and drafts together: drafts get what live text leaves of it."""
+"""Share of the workers' time for live text and drafts together: drafts get what live text leaves of it."""
 BUSY_SHARE = 0.5
-"""Of the workers' time at live text, from which on what is measured is what it costs under load. Before it was once
-reached, no more is promised to live text."""
+"""Share of the workers' time spent on live text above which measurements show its cost under load. Until it has been
+reached once, no more is promised to live text."""
 SHARE_SECONDS = 5.0
-"""Shares of time are those of the last seconds, about so many."""
+"""Shares of time cover about this many of the last seconds."""
 COST_SECONDS = 20.0
-"""The same of costs: some utterances of each stream."""
+"""The same for costs: several utterances of each stream."""
 ENOUGH_SECONDS = 10.0
-"""Sound of which a cost is known, at least."""
+"""Least sound from which a cost is known."""
 LATE_SECONDS = 1.0
-"""Live text that waits longer than this on the mean for a worker shows that too much was taken."""
+"""If live text waits longer than this for a worker on average, too much was accepted."""
 RECORDING_SHARE = 0.1
-"""Of the workers' time that recordings can count on, whatever else there is."""
+"""Share of the workers' time that recordings can count on, whatever else there is."""
 
 
 class Kind(Enum):
-    """What a piece of work is for, the most urgent first."""
+    """What a piece of work is for, most urgent first."""
 
     LIVE = "live"
     RECORDING = "recording"
@@ -55,23 +56,23 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Costs:
-    """What the trial found, in seconds of a worker."""
+    """What the trial found, in worker seconds."""
 
     window: float
-    """To encode an utterance of `UTTERANCE_SECONDS`; for an engine that makes no steps, all of its work."""
+    """Cost of encoding an utterance of `UTTERANCE_SECONDS`; for an engine without steps, all of its work."""
     token: float = 0.0
-    """A step of the decoder for one text alone."""
+    """Cost of a decoder step for one text alone."""
     token_together: float = 0.0
     """The same for each text of a full batch."""
 
     @property
     def alone(self) -> float:
-        """For a second of speech, if it is the only work."""
+        """Cost of a second of speech, if it is the only work."""
         return (self.window + UTTERANCE_TOKENS * self.token) / UTTERANCE_SECONDS
 
     @property
     def together(self) -> float:
-        """For a second of speech, at best."""
+        """Cost of a second of speech, at best."""
         return (self.window + UTTERANCE_TOKENS * self.token_together) / UTTERANCE_SECONDS
 
     @property
@@ -81,13 +82,13 @@ class Costs:
 
 
 def try_out(engine: Engine) -> Costs:
-    """Find out what work costs, and make what an engine makes at its first inference; raises what the engine raises."""
+    """Measure what work costs, and have the engine do its first-inference setup; raises what the engine raises."""
     noise = np.random.default_rng(0).standard_normal(int(UTTERANCE_SECONDS * SAMPLE_RATE)) * 1e-3
     sound = noise.astype(np.float32)
     _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS))
     if engine.batch == 1:
         return Costs(sum(_step_seconds(engine, engine.rehearse(sound, UTTERANCE_TOKENS))))
-    # the shortest of equal steps, as other programs may get in between; the first one has the encoder in it
+    # the shortest of equal steps, as other programs may interfere; the first one includes the encoder
     first, *alone = _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS))
     first_together, *together = _step_seconds(engine, engine.rehearse(sound, TRIED_TOKENS, texts=engine.batch))
     token, tokens = min(alone), min(together)
@@ -121,12 +122,12 @@ class Decaying:
 
     @property
     def rate(self) -> float:
-        """What was added a second, on the mean."""
+        """Mean amount added per second."""
         return self.value / self._seconds
 
 
 class Workload:
-    """What workers do, and what it costs. Told by their threads and by whoever gives them work; asked by anybody."""
+    """What workers do, and what it costs. Reported by their threads and their callers; may be read by any thread."""
 
     def __init__(self, costs: Sequence[Costs]) -> None:
         """`costs` are those that each worker's trial found."""
@@ -142,7 +143,7 @@ class Workload:
         self._texts, self._waited, self._took = (Decaying(COST_SECONDS) for _ in range(3))
 
     def worked(self, seconds: float, weights: Mapping[Kind, float]) -> None:
-        """Note that a worker was busy for so long, with work of these kinds by `weights`."""
+        """Note that a worker was busy for `seconds`, with work of these kinds by `weights`."""
         whole = sum(weights.values())
         with self._lock:
             for kind, weight in weights.items():
@@ -150,7 +151,7 @@ class Workload:
                 self._work[kind].add(seconds * weight / whole)
 
     def heard(self, kind: Kind, seconds: float) -> None:
-        """Note that all text of so much more sound is there; silence is sound."""
+        """Note that the text of `seconds` more of sound is complete; silence is sound."""
         with self._lock:
             self._sound[kind].add(seconds)
             sound = self._sound[kind].value
@@ -167,18 +168,18 @@ class Workload:
         return min(self._cost[Kind.LIVE], max(measured, self._expected if few else self._least))
 
     def answered(self, waited: float, took: float) -> None:
-        """Note that a live text waited for its worker, and took, so many seconds."""
+        """Note how many seconds a live text waited for its worker, and then took."""
         with self._lock:
             self._texts.add(1)
             self._waited.add(waited)
             self._took.add(took)
 
     def share(self, *kinds: Kind) -> float:
-        """Return how much of the workers' time these kinds took lately, from 0 to 1."""
+        """Return the share of the workers' time that these kinds took recently, from 0 to 1."""
         return sum(self._busy[kind].rate for kind in kinds) / self._workers
 
     def cost(self, kind: Kind) -> float:
-        """Return what a second of sound costs, in seconds of a worker."""
+        """Return what a second of sound costs, in worker seconds."""
         return self._cost[kind]
 
     @property
@@ -189,16 +190,16 @@ class Workload:
 
     @property
     def recording_rate(self) -> float:
-        """How many seconds of recordings are done in a second, beside the live speech there is."""
+        """How many seconds of recordings are done per second, alongside the current live speech."""
         free = self._workers * max(1.0 - self.share(Kind.LIVE), RECORDING_SHARE)
         return free / max(self.cost(Kind.RECORDING), 1e-6)
 
     @property
     def lag(self) -> float:
-        """Seconds that live text lately waited and took, on the mean; it goes back to 0 when there is none."""
+        """Mean seconds that live text recently waited and took; goes back to 0 when there is none."""
         return (self._waited.value + self._took.value) / max(self._texts.value, 1.0)
 
     @property
     def late(self) -> bool:
-        """Whether live text waited for too long lately."""
+        """Whether live text has recently waited too long."""
         return self._waited.value > LATE_SECONDS * max(self._texts.value, 1.0)

@@ -32,7 +32,7 @@ MODELS = MappingProxyType(
         "turbo": _TURBO,
     }
 )
-"""Name -> address, whose last part but one is the SHA-256 of the file (openai-whisper, `_MODELS`)."""
+"""Name -> URL, whose second-last part is the SHA-256 of the file (openai-whisper, `_MODELS`)."""
 
 _ALIGNMENT_HEADS = {
     "tiny.en": b"ABzY8J1N>@0{>%R00Bk>$p{7v037`oCl~+#00",
@@ -55,7 +55,7 @@ _ALIGNMENT_HEADS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that carries a model in CTranslate2's form."""
+    """A Python package that contains a model in CTranslate2's format."""
 
     requirement: str
     files: MappingProxyType[str, str]
@@ -77,13 +77,13 @@ PACKAGES = MappingProxyType(
         )
     }
 )
-"""Second sources of OpenAI's weights, for a machine that reaches nothing but a package index. MIT licence."""
+"""Second sources of OpenAI's weights, for machines that can reach only a package index. MIT licence."""
 
 
 def alignment_heads(name: str, layers: int, heads: int) -> tuple[tuple[int, int], ...]:
-    """Return the (layer, head) pairs of a model whose attention follows the sound; empty when they are unknown.
+    """Return the (layer, head) pairs of a model whose attention follows the sound; empty if unknown.
 
-    `layers` and `heads` are the decoder's. Raises `ModelError` when the model has others than its name promises.
+    `layers` and `heads` are the decoder's. Raises `ModelError` when they differ from what the model's name promises.
     """
     if name not in _ALIGNMENT_HEADS:
         return ()

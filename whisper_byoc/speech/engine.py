@@ -20,18 +20,19 @@ Samples: TypeAlias = NDArray[np.float32]
 T = TypeVar("T")
 
 MOST_BEAM = 8
-"""Of `DecodeOptions.beam`: every text costs as much again, and those beyond the fifth are hardly ever the best."""
+"""Limit of `DecodeOptions.beam`: every text costs as much again, and those beyond the fifth are hardly ever the
+best."""
 
 IsCancelled: TypeAlias = Callable[[], bool]
-"""Tells an engine whether to stop. It is called from the engine's thread, many times a second, so it must be cheap."""
+"""Whether an engine should stop. It is called from the engine's thread, many times a second, so it must be cheap."""
 
 
 Scores: TypeAlias = Mapping[str, float]
-"""Language -> how likely it is that some sound ends in it: a log-probability less that of the likeliest language. Those
-that are not named are as unlikely as any may be (`language.CHANGE`). Empty before any speech."""
+"""Language -> how likely it is that some sound ends in it: its log-probability minus that of the likeliest language.
+Languages not listed are as unlikely as any may be (`language.CHANGE`). Empty before any speech."""
 
 Pauses: TypeAlias = Sequence[tuple[float, float]]
-"""Where nobody speaks, by voice activity: begin and end in seconds, in order."""
+"""Where nobody speaks, according to voice activity: begin and end in seconds, in order."""
 
 SECONDS_PER_POSITION = 0.02
 """Two hops of 10 ms make one position of Whisper's encoder."""
@@ -48,22 +49,22 @@ def never() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """What was said just before, in whose last sentence new sound may go on."""
+    """What was said just before; new sound may continue its last sentence."""
 
     samples: Samples
-    """Its sound, up to the first sample of the new one: the pause between them belongs to it."""
+    """Its sound, up to the first sample of the new sound, including the pause between them."""
     text: str
     """Its text, not empty."""
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How one piece of sound is to be decoded."""
+    """How to decode one piece of sound."""
 
     language: str | None = "en"
     """ISO 639-1 code, or None to let the model decide, for each stretch of the sound."""
     spoken: Scores = field(default_factory=dict)
-    """How likely each language is after the speech before; for sound that says too little itself."""
+    """How likely each language is after the preceding speech; for sound too short to tell by itself."""
     task: Literal["transcribe", "translate"] = "transcribe"
     """Text in the language spoken, or in English."""
     prompt: str = ""
@@ -73,28 +74,28 @@ class DecodeOptions:
     words: bool = False
     """Whether to find the time of every word, which costs another pass through the decoder."""
     beam: int | None = None
-    """How many texts are followed at once, of which the best is taken (beam search); 1 takes the likeliest tokens.
-    None leaves it to the scheduler, which knows how busy the machine is."""
+    """How many texts to follow at once, taking the best (beam search); 1 takes the likeliest tokens. None leaves it to
+    the scheduler, which knows how busy the machine is."""
     guess: tuple[int, ...] = ()
-    """`Draft.tokens` of the same sound's beginning; saves time, and changes no text."""
+    """`Draft.tokens` of the beginning of the same sound; saves time without changing the text."""
     pauses: Pauses | None = None
-    """Of the sound; None where they are not known."""
+    """The sound's pauses; None if unknown."""
     before: Before | None = None
-    """Makes `Transcription.goes_on` possible, with an engine that `continues`; for about twice the time."""
+    """Makes `Transcription.goes_on` possible, with an engine that `continues`, at about twice the cost."""
 
     @property
     def initial_prompt(self) -> str:
-        """Prompt and hotwords as the model gets them; may be empty."""
+        """Prompt and hotwords, as passed to the model; may be empty."""
         return " ".join(filter(None, (self.glossary, self.context)))
 
     @property
     def glossary(self) -> str:
-        """Hotwords as the model gets them; may be empty."""
+        """Hotwords, as passed to the model; may be empty."""
         return _plain(f"Glossary: {self.hotwords}." if self.hotwords else "")
 
     @property
     def context(self) -> str:
-        """Prompt as the model gets it; may be empty."""
+        """Prompt, as passed to the model; may be empty."""
         return _plain(self.prompt)
 
 
@@ -107,13 +108,13 @@ class DraftWord:
     """A word of a draft."""
 
     text: str
-    """With the space before it, where the language has one, and the punctuation behind it."""
+    """With the space before it, if the language has spaces, and the punctuation after it."""
     end: float
     """Seconds into the sound: where the decoder's attention was when it wrote the end of the word."""
 
 
 def draft_words(pieces: Iterable[str], ends: Iterable[float]) -> tuple[DraftWord, ...]:
-    """Make words of pieces of text and the times of their ends: punctuation belongs to the word before it."""
+    """Make words from pieces of text and their end times; punctuation belongs to the word before it."""
     words: list[DraftWord] = []
     for piece, end in zip(pieces, ends, strict=True):
         if words and piece.strip() in string.punctuation:
@@ -125,12 +126,12 @@ def draft_words(pieces: Iterable[str], ends: Iterable[float]) -> tuple[DraftWord
 
 @dataclass(frozen=True)
 class Draft:
-    """What an utterance that is still going on seems to say so far."""
+    """What an unfinished utterance seems to say so far."""
 
     words: tuple[DraftWord, ...]
     language: str
     tokens: tuple[int, ...] = ()
-    """As the engine wrote it."""
+    """The tokens that the engine wrote."""
     confidence: Confidence | None = None
     """None for a draft without words."""
 
@@ -141,16 +142,16 @@ class Draft:
 
 
 class Inference(Generic[T]):
-    """One piece of an engine's work, which goes on step by step, so that several pieces share each step."""
+    """One piece of an engine's work, done step by step, so that several pieces can share each step."""
 
     def __init__(self, engine: "Engine", work: Generator[Any, Any, T]) -> None:
-        """`work` asks its engine for things by what it yields, and ends with its result."""
+        """`work` yields its requests to the engine, and returns its result."""
         self._engine = engine
         self._work = work
         self._result: list[T] = []
         self._error: BaseException | None = None
         self.asked: Any = None
-        """What the work waits for; None before it began."""
+        """What the work is waiting for; None before it has begun."""
 
     @property
     def done(self) -> bool:
@@ -158,7 +159,7 @@ class Inference(Generic[T]):
         return bool(self._result) or self._error is not None
 
     def result(self) -> T:
-        """Return the result, or raise the error; makes the steps that are left by itself."""
+        """Return the result, or raise the error, after making any remaining steps by itself."""
         while not self.done:
             self._engine.advance([self])
         if self._error is not None:
@@ -166,7 +167,7 @@ class Inference(Generic[T]):
         return self._result[0]
 
     def send(self, answer: Any = None) -> None:
-        """Go on with what was asked for, up to the next request; for engines."""
+        """Resume with what was asked for, up to the next request; for engines."""
         try:
             self.asked = self._work.send(answer)
         except StopIteration as end:
@@ -187,9 +188,9 @@ class Engine(Protocol):
     """
 
     batch: int
-    """How many inferences gain from going on together; 1 for an engine that makes one at a time."""
+    """How many inferences gain from running together; 1 for an engine that runs one at a time."""
     beam: int
-    """`DecodeOptions.beam` where there is time for it."""
+    """`DecodeOptions.beam` when there is time for it."""
     continues: bool
     """Whether it makes use of `DecodeOptions.before`."""
 
@@ -201,15 +202,15 @@ class Engine(Protocol):
         """Return an engine for another thread, on the same weights. Called before any inference."""
 
     def fresh(self) -> Self:
-        """Return an engine on the same weights whose replicas and threads are not those of this one."""
+        """Return an engine on the same weights that shares neither replicas nor threads with this one."""
 
     def use_threads(self, number: int) -> None:
-        """Compute with so many CPU threads. Called once, in the thread that makes all the calls below."""
+        """Compute with `number` CPU threads. Called once, in the thread that makes all the calls below."""
 
     def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
-        """Do the work for sound with a text of so many tokens, whatever it says, as if there were so many texts.
+        """Do the work for sound with a text of `tokens` tokens, whatever it says, as if there were `texts` of them.
 
-        With steps, each is one of the decoder, the encoder in the first one.
+        If the engine works in steps, each is one decoder step; the first includes the encoder.
         """
 
     def transcribe(
@@ -221,10 +222,10 @@ class Engine(Protocol):
         """
 
     def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
-        """Decode at most 30 s of an utterance that is still going on: one quick attempt, without segment times.
+        """Decode at most 30 s of an unfinished utterance: one quick attempt, without segment times.
 
         The inference ends with `Cancelled` soon after `is_cancelled` has become true.
         """
 
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
-        """Make the next step of each inference, none of which is done; raises nothing."""
+        """Make the next step of each inference, none of which may be done; raises nothing."""

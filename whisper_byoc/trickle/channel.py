@@ -131,8 +131,7 @@ class Channel:
         return {NEXT: self.next_write, CURRENT: max(self.next_write - 1, 0)}.get(seq, seq)
 
     def for_write(self, seq: int) -> Segment:
-        """Return the segment to write to, even a new one far ahead; refuse one that is finished or has been left
-        behind.
+        """Return the segment to write to, even a new one far ahead; refuse one that is finished or left behind.
 
         A publisher that begins behind the window while nobody else is writing has been restarted (go-livepeer's and
         pytrickle's begin at 0), so the channel begins again with it.

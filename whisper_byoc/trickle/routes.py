@@ -110,7 +110,7 @@ class TrickleRoutes:
             data = await self._first_bytes(request, segment)
         except BROKEN_BODY:
             if segment.size:
-                self._leave_open(channel, segment)  # if it has not, the index is still free
+                self._leave_open(channel, segment)  # if it is empty, the index is still free
             raise
         if not data:
             channel.finish(segment)

@@ -1,1 +1,1 @@
-"""The fast engine: Whisper on OpenVINO, with decoding rules of our own; imports neither torch nor openai-whisper."""
+"""The fast engine: Whisper on OpenVINO, with our own decoding rules; imports neither torch nor openai-whisper."""

@@ -1,4 +1,4 @@
-"""Times of words from the decoder's attention to the sound, as openai-whisper finds them (`timing.py`)."""
+"""Word times from the decoder's attention to the sound, as in openai-whisper (`timing.py`)."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ FRAMES_PER_POSITION = 2
 MEDIAN_WIDTH = 7
 """Positions that attention is smoothed over (openai-whisper, `medfilt_width`)."""
 LONGEST_MEDIAN = 0.7
-"""Seconds; bounds what is taken for a word's usual length (openai-whisper, `add_word_timestamps`)."""
+"""Seconds; bounds what counts as a word's usual length (openai-whisper, `add_word_timestamps`)."""
 SENTENCE_ENDS = ".\u3002!\uff01?\uff1f"
 OPENING = "\"'“¿([{-"
 CLOSING = "\"'.\u3002,\uff0c!\uff01?\uff1f:\uff1a”)]}\u3001"
-"""Punctuation that belongs to the word behind it, and before it (openai-whisper, `transcribe`)."""
+"""Punctuation that belongs to the next word, and to the previous one (openai-whisper, `transcribe`)."""
 
 BEFORE_PAUSE = 0.1
-"""Seconds before a pause in which no word begins that ends behind it."""
+"""A word that ends after a pause does not begin within this many seconds before it."""
 
 Heads = Sequence[tuple[int, int]]
 """(layer, head) of the cross attention that follows the sound."""
@@ -64,7 +64,7 @@ def attention(
 def token_places(
     sound: Sound, queries: dict[int, NDArray[np.float32]], heads: Heads, positions: int
 ) -> NDArray[np.float64]:
-    """Return for each token the second of the window that is attended to most when it is written, (tokens,)."""
+    """Return for each token the time in the window, in seconds, most attended to when it is written, (tokens,)."""
     positions = max(1, min(positions, sound.positions))
     attended = attention(sound, queries, heads, positions).mean(0).argmax(-1)
     found: NDArray[np.float64] = (attended + 1) * SECONDS_PER_POSITION
@@ -89,11 +89,11 @@ def align_words(
     offset: float,
     last_end: float,
 ) -> Steps[float]:
-    """Find the words of segments and their times, and set the segments' times by them.
+    """Find the words of segments and their times, and set the segments' times accordingly.
 
-    `start` is what the text began with, `frames` how many of the window are sound, `offset` where it begins in seconds.
-    Segments' times count from the beginning of the sound. `last_end` is where the speech before ended; returns where
-    that of these segments ends. openai-whisper, `add_word_timestamps`.
+    `start` holds the tokens that the text began with, `frames` is how many of the window's are sound, `offset` where
+    the window begins in seconds. Segments' times count from the beginning of the sound. `last_end` is where the
+    preceding speech ended; returns where the speech of these segments ends. openai-whisper, `add_word_timestamps`.
     """
     groups = [[token for token in segment.tokens if token < tokenizer.eot] for segment in segments]
     text = list(itertools.chain.from_iterable(groups))
@@ -119,7 +119,7 @@ def align_words(
 
 
 def leave_pauses(segments: Sequence[TimedSegment], pauses: Pauses) -> None:
-    """Have words begin and end where somebody speaks, but for those that are all within a pause."""
+    """Have words begin and end where somebody speaks, except those entirely within a pause."""
     for segment in segments:
         for word, (begin, end) in itertools.product(segment.words, pauses):
             if begin - BEFORE_PAUSE <= word.start < end < word.end:
@@ -149,7 +149,7 @@ def _find_words(
     chances = _softmax(step.logits[0, :, : tokenizer.eot])[np.arange(len(text)), text]
     weights = attention(sound, {layer: query[0] for layer, query in step.queries.items()}, heads, positions)
     spread = weights.std(-2, keepdims=True)
-    spread[spread == 0] = 1  # every token attends to a position alike: it says nothing
+    spread[spread == 0] = 1  # all tokens attend equally to a position: no information
     weights = median_filter((weights - weights.mean(-2, keepdims=True)) / spread, MEDIAN_WIDTH)
     rows, times = dtw(-weights.mean(0)[first:-1].astype(np.float64))
     jumps = np.diff(rows, prepend=-1).astype(bool)
@@ -157,14 +157,14 @@ def _find_words(
     bounds = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return [
         TimedWord(word, group, float(jump_times[i]), float(jump_times[j]), float(chances[i:j].mean()))
-        for word, group, i, j in zip(texts, groups, bounds, bounds[1:], strict=False)  # the last one is the end token
+        for word, group, i, j in zip(texts, groups, bounds, bounds[1:], strict=False)  # the last is the end token
     ]
 
 
 def dtw(cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the cheapest path through a matrix (n, m) from its first to its last cell: row and column of each step.
+    """Return the cheapest path through a matrix (n, m) from its first to its last cell: each step's row and column.
 
-    Dynamic time warping with openai-whisper's choice among equals (`dtw_cpu`), computed along diagonals, whose cells do
+    Dynamic time warping that breaks ties as openai-whisper does (`dtw_cpu`), computed along diagonals, whose cells do
     not depend on each other.
     """
     rows, columns = cost.shape
@@ -220,7 +220,7 @@ def merge_punctuation(words: list[TimedWord]) -> None:
 
 
 def _fit_segment(segment: TimedSegment, last_end: float, median: float) -> None:
-    """Shorten words beside a pause that are too long to be true; then words and segment begin and end together."""
+    """Shorten implausibly long words next to a pause; then make the segment begin and end with its words."""
     first, last, longest = segment.words[0], segment.words[-1], 2 * median
     second = segment.words[1] if len(segment.words) > 1 else None
     long_start = first.end - first.start > longest or (second is not None and second.end - first.start > 2 * longest)
@@ -239,7 +239,7 @@ def _fit_segment(segment: TimedSegment, last_end: float, median: float) -> None:
 
 
 def median_filter(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Smooth along the last axis, mirrored at both ends; sound too short for that stays as it is."""
+    """Smooth along the last axis, mirrored at both ends; sound too short for that is left unchanged."""
     half = width // 2
     if values.shape[-1] <= half:
         return values

@@ -13,25 +13,26 @@ from whisper_byoc.speech.runtime import ov
 
 NEVER = np.float32(-np.inf)
 STEP = 128
-"""Positions: sounds beside each other are a multiple of it long. OpenVINO keeps kernels for each length that it saw."""
+"""Positions: sounds batched together are a multiple of this long. OpenVINO keeps kernels for each length it has
+seen."""
 LONGEST = 256
-"""Places in the state from which on a batch takes no new texts, so that it comes to its end."""
+"""Once the state has this many places, a batch takes no new texts, so that it comes to an end."""
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What the encoder made of one window, for the decoder to attend to."""
+    """The encoder's output for one window, for the decoder to attend to."""
 
     keys: tuple[NDArray[np.generic], ...]
     """For each decoder layer (1, heads, S, values): float32, or bfloat16 as uint16."""
     values: tuple[NDArray[np.generic], ...]
     mask: NDArray[np.float32]
-    """(1, 1, 1, S), added to attention: 0 for a position of the window, log(n) for one of silence that stands for n."""
+    """(1, 1, 1, S), added to attention: 0 for a position of the window, log(n) for one of silence that represents n."""
     positions: int
-    """How many of S are of the window; those behind are of silence."""
+    """How many of S belong to the window; the rest are silence."""
 
     def part(self, first: int, last: int) -> "Sound":
-        """Return some positions of the window alone."""
+        """Return only some positions of the window."""
         keys = tuple(np.ascontiguousarray(key[:, :, first:last]) for key in self.keys)
         values = tuple(np.ascontiguousarray(value[:, :, first:last]) for value in self.values)
         return Sound(keys, values, np.ascontiguousarray(self.mask[..., first:last]), last - first)
@@ -44,17 +45,17 @@ class Sound:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one text asks of the decoder next: a sequence, or those of a search, which are all of one length."""
+    """What one text asks of the decoder next: one sequence, or those of a search, which all have one length."""
 
     sound: Sound
     tokens: Sequence[Sequence[int]]
-    """New tokens of each sequence, as many for all."""
+    """New tokens of each sequence, the same number for all."""
     wanted: Sequence[int]
-    """Indices of those behind which logits are wanted."""
+    """Indices of the new tokens after which logits are wanted."""
     kept: int = 0
     """Tokens before the new ones that stay; with 0 a new text begins."""
     parents: Sequence[int] = (0,)
-    """Which of the text's sequences, as they were in its last pass, each one continues."""
+    """Which of the text's sequences in its last pass each sequence continues."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Step:
 
 
 class Batch:
-    """Texts with equally many sequences each, whose passes are made as one.
+    """Texts with the same number of sequences each, whose passes are made as one.
 
-    The sequences share the places of the decoder's state, each with gaps where others had tokens, so any may begin, go
-    back or end at any time. The state grows until all of them have ended.
+    The sequences share the places of the decoder's state, each with gaps where others had tokens, so that any may
+    begin, go back or end at any time. The state grows until all have ended.
     """
 
     def __init__(self, request: ov.InferRequest, dims: Dimensions) -> None:
@@ -80,7 +81,7 @@ class Batch:
         self._outputs = [name for name in (port.get_any_name() for port in request.model_outputs) if name != "logits"]
         self._memory = _Memory()
         self._sounds: list[Sound] = []
-        self._heard: Sound | None = None  # all of them; the decoder reads its arrays where they are
+        self._heard: Sound | None = None  # all sounds; the decoder reads its arrays in place
         self._seen = np.zeros((0, 0), bool)  # (sequences, places): which tokens of the state are a sequence's own
         self.texts: list[Hashable] = []
         self.width = 0
@@ -92,13 +93,13 @@ class Batch:
         return self._seen.shape[1]
 
     def admits(self, new: Pass, beside: Mapping[Hashable, Pass]) -> bool:
-        """Whether a new text may be decoded beside those that make these passes next."""
+        """Whether a new text may be decoded along with those that make these passes next."""
         going_on = any(each.kept for each in beside.values())
         alike = all(len(each.tokens) == len(new.tokens) for each in beside.values())
         return alike and not (going_on and self.length >= LONGEST)
 
     def decode(self, passes: Mapping[Hashable, Pass]) -> dict[Hashable, Step]:
-        """Make one pass of each text; those that have none are forgotten."""
+        """Make one pass of each text; texts without one are forgotten."""
         if not passes:
             self.texts, self._sounds, self._heard, self._seen = [], [], None, self._seen[:0, :0]
             return {}
@@ -121,7 +122,7 @@ class Batch:
         self._request.set_tensor("sound_mask", ov.Tensor(self._heard.mask))
 
     def _continue(self, passes: Mapping[Hashable, Pass]) -> None:
-        """Choose for each sequence the one that it continues, and how much of that it keeps."""
+        """Choose which sequence each one continues, and how much of that it keeps."""
         rows: list[int] = []
         for key, each in passes.items():
             first = self.texts.index(key) * self.width if each.kept else 0  # a new one sees nothing of any
@@ -174,16 +175,16 @@ class Batch:
 
 
 class _Memory:
-    """What several sounds are put into beside each other; used again and again, for malloc keeps what it is given back.
+    """Holds several sounds side by side; reused, because malloc keeps what is freed.
 
-    With arrays of their own for every change of the batch, a busy server grew by some 250 MB.
+    With new arrays for every change of the batch, a busy server grew by some 250 MB.
     """
 
     def __init__(self) -> None:
         self._arrays: dict[int, NDArray[np.generic]] = {}
 
     def joined(self, sounds: Sequence[Sound]) -> Sound:
-        """Return sounds as one, all of one length; what is behind one is not attended to."""
+        """Return sounds as one, all padded to one length; padding is not attended to."""
         longest = math.ceil(max(sound.mask.shape[-1] for sound in sounds) / STEP) * STEP
         mask = np.full((len(sounds), 1, 1, longest), NEVER, np.float32)
         for row, sound in zip(mask, sounds, strict=True):

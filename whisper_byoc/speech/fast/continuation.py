@@ -1,7 +1,7 @@
-"""Sound whose text may go on in the sentence before: the window begins with the sound before, whose text is given.
+"""Sound whose text may continue the previous sentence: the window begins with the previous sound, whose text is given.
 
-Alone, the model takes whatever it hears for whole sentences. Behind a text that the new sound does not continue, such
-as that of another speaker, it stops early or begins again; the text alone, decoded beside it, tells.
+Alone, the model takes whatever it hears for whole sentences. After a text that the new sound does not continue, such as
+another speaker's, it stops early or begins again; decoding the new sound alone as well reveals this.
 """
 
 import re
@@ -25,18 +25,18 @@ from whisper_byoc.speech.hallucination import HAN_OR_KANA, SOUTH_EAST_ASIAN
 UNIT = re.compile(rf"[\d{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]|[^\W\d_{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]+")
 """A word, a digit, or a character of a script that has no spaces between words."""
 MARKS = 8
-"""Places of the decoder that tokens without text may take."""
+"""Decoder places that tokens without text may take."""
 DIFFERENCE = 0.2
-"""Share of the words of the text alone by which both may differ, or by one word. Without this limit 10 to 63 % of the
-words of thirty speakers in turn were wrong, with it none more than alone."""
+"""The two texts may differ by this share of the words of the text decoded alone, or by one word. Without this limit, 10
+to 63 % of the words of thirty speakers in turn were wrong; with it, no more than when decoded alone."""
 
 
 def transcribe_behind(
     model: FastModel, windows: Windows, before: Before, begin: float, request: Request, is_cancelled: IsCancelled
 ) -> Steps[list[Scored]]:
-    """Return the segments of new sound, which begins in the window at `begin` (seconds); none if they are doubtful.
+    """Return the segments of new sound, which begins at `begin` (seconds) in the window; none if they are doubtful.
 
-    `windows` has both sounds; the times of segments are of its clock. Raises `Cancelled`.
+    `windows` has both sounds; segment times are on its clock. Raises `Cancelled`.
     """
     tokenizer, options = model.tokenizer, request.options
     start, said = tokenizer.start(options.language, options.task), tokenizer.prompt(before.text)
@@ -67,6 +67,6 @@ def transcribe_behind(
 
 
 def agree(alone: str, behind: str) -> bool:
-    """Whether a text behind another one has about as many words as the same sound has alone."""
+    """Whether a text decoded after another has about as many words as the same sound decoded alone."""
     expected, found = (len(UNIT.findall(text)) for text in (alone, behind))
     return min(expected, found) > 0 and abs(expected - found) <= max(1, DIFFERENCE * expected)

@@ -1,4 +1,4 @@
-"""Reads a model in CTranslate2's form, without ctranslate2: the folder in which faster-whisper keeps its models.
+"""Reads a model in CTranslate2's format, without ctranslate2: a folder such as faster-whisper keeps its models in.
 
 `model.bin` is, all little-endian (CTranslate2, `python/ctranslate2/specs/model_spec.py`, `_serialize`, version 6):
 
@@ -28,7 +28,7 @@ VERSIONS = (5, 6)
 """Versions of the container that have this layout."""
 SPEC = "WhisperSpec"
 TYPES: tuple[np.dtype[Any], ...] = tuple(np.dtype(code) for code in ("<f4", "i1", "<i2", "<i4", "<f2"))
-"""Type number -> values (CTranslate2, `include/ctranslate2/types.h`); bfloat16, number 5, numpy does not have."""
+"""Type number -> values (CTranslate2, `include/ctranslate2/types.h`); numpy has no bfloat16 (number 5)."""
 MAX_VARIABLES = 20_000
 """large-v3 has 1700."""
 MAX_RANK = 4
@@ -55,7 +55,7 @@ def _variables(file: BinaryIO, size: int) -> Variables:
         raise ModelError(f"It has version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} are read.")
     if (spec := reader.string()) != SPEC:
         raise ModelError(f"It is a {spec[:40]!r}, not a {SPEC}.")
-    reader.number("<I")  # the revision of the spec; what counts is which variables there are
+    reader.number("<I")  # the revision of the spec; only the variables matter
     count = reader.number("<I")
     if count > MAX_VARIABLES:
         raise ModelError(f"It claims {count} variables.")
@@ -200,7 +200,7 @@ class _Taker:
         return {f"{here}.weight": self.floats(f"{there}/gamma"), f"{here}.bias": self.floats(f"{there}/beta")}
 
     def split(self, there: str, here: str, parts: tuple[str, ...]) -> Mapping[str, NDArray[np.float32]]:
-        """Return the parts of a fused projection; CTranslate2 gives keys a bias of zeros, which Whisper has not."""
+        """Return the parts of a fused projection; CTranslate2 gives keys a zero bias, which Whisper does not have."""
         weight, bias = self.floats(f"{there}/weight"), self.floats(f"{there}/bias")
         if len(weight) % len(parts) or bias.shape != weight.shape[:1]:
             raise ModelError(f"Its variable {there}/weight cannot be cut into {len(parts)} parts.")
@@ -218,7 +218,7 @@ class _Taker:
 
 
 def _alignment_heads(path: Path) -> tuple[tuple[int, int], ...]:
-    """Read `alignment_heads` from `config.json`; none when it says nothing."""
+    """Read `alignment_heads` from `config.json`; empty if it has none."""
     try:
         with path.open("rb") as file:
             config = json.loads(file.read(MAX_CONFIG_BYTES))

@@ -1,4 +1,4 @@
-"""Texts written token by token, as openai-whisper decodes them: the likeliest, drawn ones, or the best of a search."""
+"""Texts decoded token by token, as in openai-whisper: by the likeliest token, by sampling, or by beam search."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,36 +13,36 @@ from whisper_byoc.speech.fast.rules import Rules, log_sum_exp
 from whisper_byoc.speech.fast.tokenizer import Tokenizer
 
 CHECKED = 16
-"""Guessed tokens in one pass; the logits of more take up too much memory where many texts are decoded together."""
+"""Guessed tokens in one pass; the logits of more would take too much memory when many texts are decoded together."""
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Pass, Step, T]
-"""Work that asks for passes of the decoder as it goes, so that several pieces of work share each of them."""
+"""Work that requests decoder passes as it goes, so that several pieces of work can share each pass."""
 Together: TypeAlias = Generator[dict[int, Pass], Mapping[int, Step], T]
-"""Work that asks for several passes at once, each by its number."""
+"""Work that requests several passes at once, each by its number."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How a text is to be decoded."""
+    """How to decode a text."""
 
     start: Sequence[int]
     """`Tokenizer.start`."""
     limit: int
     """Most tokens."""
     prompt: Sequence[int] = ()
-    """Text before it, of which the last 223 tokens count."""
+    """Tokens of the preceding text, of which the last 223 count."""
     timestamps: bool = True
     may_be_empty: bool = False
-    """Whether there may be no word in it."""
+    """Whether the text may have no words."""
     temperature: float = 0.0
-    """Above 0, tokens are drawn; always alike."""
+    """Above 0, tokens are sampled, reproducibly."""
     beam: int = 1
-    """Sequences that a search keeps; with one, each token is the likeliest."""
+    """Sequences that a search keeps; with 1, each token is the likeliest."""
     guess: Sequence[int] = ()
-    """Tokens that the text may begin with: as far as it does, they cost one pass for every 16. A search takes none."""
+    """Tokens that the text may begin with: as far as it does, they cost one pass per 16 tokens. A search uses none."""
     prefix: Sequence[int] = ()
-    """Tokens with which the text begins; what is decoded goes on behind them."""
+    """Tokens with which the text begins; decoding continues after them."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Decoded:
     """One text."""
 
     tokens: list[int]
-    """Without those that it began with, and without the end token."""
+    """Without the tokens that it began with, and without the end token."""
     logprob: float
     """Mean log-probability of the tokens and the end token."""
     no_speech: float
     """Probability of no speech at all, before the first token."""
     ended: bool
-    """Whether the model ended it; else it was cut off at the most tokens allowed."""
+    """Whether the model ended it; otherwise it was cut off at the token limit."""
     queries: dict[int, NDArray[np.float32]]
     """Layer -> (heads, tokens + 1, values): where in the sound each token was found (`alignment.attention`)."""
     temperature: float = 0.0
-    """At which the tokens were drawn."""
+    """Temperature at which the tokens were sampled."""
 
 
 def decode(
     sound: Sound, tokenizer: Tokenizer, context: int, wish: Wish, is_cancelled: IsCancelled = never
 ) -> Steps[Decoded]:
-    """Write one text. `context` is how many tokens the decoder has places for. Raises `Cancelled`."""
+    """Decode one text. `context` is how many tokens the decoder has places for. Raises `Cancelled`."""
     initial = [*wish.start] if wish.timestamps else [*wish.start, tokenizer.no_timestamps]
     if wish.prompt:
         initial = [tokenizer.sot_prev, *wish.prompt[-(context // 2 - 1) :], *initial]
@@ -78,7 +78,7 @@ def decode(
 
 
 def together(*works: Steps[T]) -> Together[list[T]]:
-    """Do several pieces of work at once, and return their results. Asks for a pass of each that is not done yet."""
+    """Do several pieces of work at once, and return their results. Requests a pass of each that is not done yet."""
     results: dict[int, T] = {}
     steps: Mapping[int, Step | None] = dict.fromkeys(range(len(works)))
     while True:
@@ -121,7 +121,7 @@ class _Text(NamedTuple):
 def _write(
     sound: Sound, tokenizer: Tokenizer, initial: list[int], room: int, wish: Wish, is_cancelled: IsCancelled
 ) -> Steps[Decoded]:
-    """Take the likeliest token each time, or draw one; check what was guessed first."""
+    """Take the likeliest token each time, or sample one, after first checking the guess."""
     rules = Rules(tokenizer, timestamps=wish.timestamps, may_be_empty=wish.may_be_empty)
     dice = np.random.default_rng(0)
     text, guess = _Text([], 0.0, []), list(wish.guess)
@@ -148,11 +148,11 @@ def _write(
 def _search(
     sound: Sound, tokenizer: Tokenizer, initial: list[int], room: int, wish: Wish, is_cancelled: IsCancelled
 ) -> Steps[Decoded]:
-    """Keep the likeliest `beam` texts until as many have ended (openai-whisper, `BeamSearchDecoder`)."""
+    """Keep the likeliest `beam` texts until that many have ended (openai-whisper, `BeamSearchDecoder`)."""
     rules = Rules(tokenizer, timestamps=wish.timestamps, may_be_empty=wish.may_be_empty)
     at_sot, last = initial.index(tokenizer.sot), len(initial) - 1
     step = yield from _step(Pass(sound, [initial] * wish.beam, [at_sot, last], 0, [0] * wish.beam), is_cancelled)
-    no_speech, logits = _no_speech(step, tokenizer), step.logits[:1, 1]  # all of them are alike as yet
+    no_speech, logits = _no_speech(step, tokenizer), step.logits[:1, 1]  # all still alike
     going = [_Text([], 0.0, [])]
     ended: list[_Text] = []
     while True:
@@ -202,7 +202,7 @@ def _no_speech(step: Step, tokenizer: Tokenizer) -> float:
 
 
 def _choose(scores: NDArray[np.float32], temperature: float, dice: np.random.Generator) -> int:
-    """Return the likeliest token, or one drawn with the probabilities of softmax(scores / temperature)."""
+    """Return the likeliest token, or one sampled with the probabilities softmax(scores / temperature)."""
     if temperature:
         scores = scores / np.float32(temperature) + dice.gumbel(size=scores.shape).astype(np.float32)
     return int(scores.argmax())

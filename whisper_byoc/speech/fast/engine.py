@@ -51,11 +51,11 @@ LONGEST_DRAFT = 30 * SAMPLE_RATE
 BEAM = 5
 """openai-whisper's and faster-whisper's usual number."""
 BATCH = 8
-"""Eight texts cost 2.7 passes of one each; with more a pass takes so long that each of them is late."""
+"""Eight texts together cost 2.7 times one; with more, a pass takes so long that each of them is late."""
 
 
 class FastEngine:
-    """`Engine` on OpenVINO; sound shorter than 27 s is computed for its length only, with silence behind it."""
+    """`Engine` on OpenVINO; for sound shorter than 27 s only its own length is computed, followed by silence."""
 
     def __init__(
         self, model: FastModel, *, full_windows: bool = False, beam: int = BEAM, continues: bool = True
@@ -82,7 +82,7 @@ class FastEngine:
         return type(self)(model, full_windows=self._full_windows, beam=self.beam, continues=self.continues)
 
     def use_threads(self, number: int) -> None:
-        """Compile for so many threads; the graphs are compiled once, for this engine and its replicas."""
+        """Compile for `number` threads; the graphs are compiled once, for this engine and its replicas."""
         self._loaded = self._model.network(number)
 
     def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
@@ -94,17 +94,17 @@ class FastEngine:
     ) -> Inference[Transcription]:
         """Transcribe sound of any length.
 
-        Text that looks wrong is decoded again, on all 30 s of its window, and the best one is returned. What may go on
-        in the text before is decoded behind that as well, at the same time.
+        Text that looks wrong is decoded again, on all 30 s of its window, and the best attempt is returned. Sound that
+        may continue the preceding text is also decoded after that text, at the same time.
         """
         return Inference(self, self._transcribe(samples, options, is_cancelled))
 
     def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
-        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
+        """Decode at most 30 s of an unfinished utterance, and find where each word ends."""
         return Inference(self, _alone(self._draft(samples[:LONGEST_DRAFT], options, is_cancelled)))
 
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
-        """Begin those that are new, and make one pass of the decoder for all."""
+        """Begin the new inferences, and make one decoder pass for all."""
         for each in inferences:
             if each.asked is None:
                 each.send()
@@ -216,7 +216,7 @@ class FastEngine:
         return Windows(self._network, log_mel(samples, self._model.dims.n_mels), is_cancelled, pauses=pauses)
 
     def _languages(self, windows: Windows, samples: Samples, spoken: Scores) -> Steps[tuple[LanguagePiece, ...]]:
-        """Find the language of each piece of the sound, by what the encoder made of the window around it."""
+        """Find the language of each piece of the sound, from the encoded window around it."""
         tokenizer, found = self._model.tokenizer, list[LanguagePiece]()
         if len(self.languages) == 1:
             return (LanguagePiece(0.0, len(samples) / SAMPLE_RATE, {}, "en"),)
@@ -231,7 +231,7 @@ class FastEngine:
 
 
 def _alone(work: Steps[T]) -> Together[T]:
-    """Have work ask for its passes as `together` does."""
+    """Have work request its passes as `together` does."""
     (result,) = yield from together(work)
     return result
 
@@ -260,7 +260,7 @@ def _text_segment(found: Scored, language: str) -> TextSegment | None:
 
 
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer, language: str) -> tuple[DraftWord, ...]:
-    """Part tokens into words with their punctuation, without a character that is cut at the end."""
+    """Split tokens into words with their punctuation, dropping a character that is cut off at the end."""
     while tokens and tokenizer.decode(tokens).endswith(CUT_CHARACTER):
         tokens = tokens[:-1]
     pieces, groups = tokenizer.words(tokens, language)

@@ -1,8 +1,8 @@
 """Whisper's encoder and decoder as OpenVINO graphs, built operation by operation from the weights.
 
-Both follow openai-whisper's `model.py`. What differs serves speed and changes no value: the encoder ends with the keys
-and values of the decoder's cross attention, which the decoder takes as inputs, and the decoder keeps those of its own
-tokens as state from one call to the next. Masks are inputs, added to attention before its softmax.
+Both follow openai-whisper's `model.py`. The differences are for speed and change no value: the encoder ends with the
+keys and values of the decoder's cross attention, which the decoder takes as inputs, and the decoder keeps those of its
+own tokens as state between calls. Masks are inputs, added to attention before its softmax.
 
 B is the number of sequences, I of sounds (B / I sequences each), n of new tokens, P of tokens in the state, T of mel
 frames, S of positions of sound, H of heads and D of values per head.
@@ -18,7 +18,7 @@ from whisper_byoc.speech.runtime import ints, ov
 
 op = ov.opset13
 LAYER_NORM_EPSILON = 1e-5
-"""torch's default, which openai-whisper keeps."""
+"""torch's default, which openai-whisper uses."""
 INT8_MAX = 127
 
 
@@ -98,7 +98,7 @@ def decoder_graph(weights: Weights, *, int8: bool) -> ov.Model:
         query = build.linear(build.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query")
         if layer in aligned:
             results.append(_output(query, f"query{layer}"))
-        # the sequences of one sound attend to it as if they were one, so it stands in memory once
+        # the sequences of one sound attend to it as if they were one, so it is in memory only once
         together = op.reshape(query, op.concat([sounds, ints([-1, heads, size])], 0), special_zero=False)
         key, value = (_input(f"{part}{layer}", ov.Type.f32, [-1, heads, -1, size]) for part in ("key", "value"))
         inputs += [key, value]
@@ -124,7 +124,7 @@ class _Builder:
         return _constant(values if shape is None else values.reshape(shape))
 
     def matrix(self, name: str) -> ov.Node:
-        """Return weights (rows, columns); as int8 they are widened to float32 where they are used."""
+        """Return weights (rows, columns); int8 weights are widened to float32 where they are used."""
         values = self._tensors[name]
         if not self._int8:
             return _constant(values)
@@ -137,7 +137,7 @@ class _Builder:
         return op.add(found, self.constant(bias)) if bias in self._tensors else found
 
     def heads(self, x: ov.Node, name: str, heads: int) -> ov.Node:
-        """Project (B, n, H * D) and part it into heads: (B, H, n, D)."""
+        """Project (B, n, H * D) and split it into heads: (B, H, n, D)."""
         size = self._tensors[f"{name}.weight"].shape[0] // heads
         parted = op.reshape(self.linear(x, name), ints([0, 0, heads, size]), special_zero=True)
         return op.transpose(parted, ints([0, 2, 1, 3]))
@@ -156,7 +156,7 @@ class _Builder:
 
 
 class _State:
-    """Keys or values (B, H, P, D) that stay between two calls; empty at first."""
+    """Keys or values (B, H, P, D) kept between calls; empty at first."""
 
     def __init__(self, name: str, batch: ov.Node, heads: int, size: int) -> None:
         info = ov.op.util.VariableInfo()
@@ -170,14 +170,14 @@ class _State:
         self.sink: ov.Node | None = None
 
     def extend(self, new: ov.Node, rows: ov.Node) -> ov.Node:
-        """Return the state of `rows` with the new tokens behind it, and keep that."""
+        """Return the state of `rows` with the new tokens appended, and keep it."""
         whole = op.concat([op.gather(self._read, rows, ints(0)), new], 2)
         self.sink = ov.opset6.assign(whole, self._variable)
         return whole
 
 
 def quantized(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a matrix (rows, columns) to int8; return it with the scales (rows, 1) that it is to be multiplied by."""
+    """Round a matrix (rows, columns) to int8; return it with the scales (rows, 1) to multiply it by."""
     scales = np.abs(values).max(1, keepdims=True) / np.float32(INT8_MAX)
     scales[scales == 0] = 1
     return np.rint(values / scales).astype(np.int8), scales.astype(np.float32)

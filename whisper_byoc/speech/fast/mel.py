@@ -1,7 +1,7 @@
-"""Log-mel features in numpy: openai-whisper's formula, for no more sound than there is.
+"""Log-mel features in numpy: openai-whisper's formula, only for as much sound as there is.
 
 The spectrum is computed in double precision, so these are within 1e-5 of the formula everywhere. openai-whisper's own
-are so nearly everywhere; where the sound is faint they are up to 1e-4 away from it.
+are within that nearly everywhere, but up to 1e-4 off where the sound is faint.
 """
 
 import functools
@@ -18,22 +18,22 @@ HOP_SAMPLES = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_SAMPLES
 SMALLEST_POWER = 1e-10
 RANGE = 8.0
-"""Power is cut off below 1e-10, and log10 of it below 8 under the loudest (openai-whisper, `log_mel_spectrogram`)."""
+"""Power is floored at 1e-10, and its log10 at 8 below the loudest (openai-whisper, `log_mel_spectrogram`)."""
 BLOCK_FRAMES = 4096
-"""Frames whose spectrum is held at once: 13 MB, and as much for their windows."""
+"""Frames whose spectra are held at once: 13 MB, and as much for their windows."""
 
 
 def log_mel(samples: NDArray[np.float32], mels: int) -> NDArray[np.float32]:
     """Return the features (mels, n // 160) float32 of 16 kHz mono float32 samples (n,).
 
     These are the first n // 160 frames of `whisper.log_mel_spectrogram(samples, mels, padding=480000)`: silence follows
-    the sound, so the last frames are those of a sound that ends.
+    the sound, so the last frames are those of sound that ends.
     """
     frames = len(samples) // HOP_SAMPLES
     if not frames:
         return np.zeros((mels, 0), np.float32)
     half = FFT_SAMPLES // 2
-    # frames that reach beyond `frames` still hear the sound's end, and count for the loudest
+    # frames beyond `frames` still cover the sound's end, and count for the loudest
     audible = (len(samples) + half) // HOP_SAMPLES + 1
     before = np.pad(samples[1 : half + 1][::-1], (half - len(samples[1 : half + 1]), 0))  # mirrored, as torch.stft does
     after = np.zeros((audible - 1) * HOP_SAMPLES + half - len(samples), np.float32)
@@ -54,7 +54,7 @@ def log_mel(samples: NDArray[np.float32], mels: int) -> NDArray[np.float32]:
 def mel_filters(mels: int) -> NDArray[np.float32]:
     """Return the filters (mels, 201) of librosa's `filters.mel(sr=16000, n_fft=400)`, which openai-whisper ships.
 
-    Triangles between points that stand evenly on Slaney's mel scale, each divided by half its width in hertz.
+    Triangles between points evenly spaced on Slaney's mel scale, each divided by half its width in hertz.
     """
     points = _hertz(np.linspace(0.0, _mel(SAMPLE_RATE / 2), mels + 2))
     bins = np.arange(FFT_SAMPLES // 2 + 1) * SAMPLE_RATE / FFT_SAMPLES
@@ -83,7 +83,7 @@ def _hertz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @functools.cache
 def _window() -> NDArray[np.float64]:
-    """Return the periodic Hann window as `torch.hann_window(400)` computes it: its rounding is heard in faint sound."""
+    """Return the periodic Hann window as `torch.hann_window(400)` computes it: its rounding matters in faint sound."""
     turn = np.arange(FFT_SAMPLES, dtype=np.float32) * np.float32(2 * np.pi / FFT_SAMPLES)
     half = np.float32(0.5)
     found: NDArray[np.float64] = (half - half * np.cos(turn)).astype(np.float64)

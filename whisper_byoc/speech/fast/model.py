@@ -29,7 +29,7 @@ from whisper_byoc.speech.runtime import core, ov
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Raised whenever what is kept changes: graphs, files, or the meaning of either."""
+"""Incremented whenever what is kept changes: graphs, files, or the meaning of either."""
 MANIFEST = "model.json"
 MAX_MANIFEST_BYTES = 1 << 20
 FILES = ("encoder.xml", "encoder.bin", "decoder.xml", "decoder.bin", "silence.npy", "vocabulary.tiktoken")
@@ -45,11 +45,11 @@ class FastModel:
     encoder: ov.Model
     decoder: ov.Model
     tail: NDArray[np.float32]
-    """What `silence.encoded_silence` returned."""
+    """The result of `silence.encoded_silence`."""
     exact: bool = False
     """Whether to compute in float32 throughout; for comparison with the reference."""
     users: int = 1
-    """Engines that will compute at once."""
+    """How many engines will compute at once."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,14 +57,14 @@ class FastModel:
 
     @property
     def follows_sound(self) -> bool:
-        """Whether the alignment heads are known, so that attention tells which sound a text is about."""
+        """Whether the alignment heads are known, so that attention shows which sound a text belongs to."""
         layers = range(self.dims.n_text_layer // 2, self.dims.n_text_layer)
         return len(self.alignment_heads) < len(layers) * self.dims.n_text_head
 
     def network(self, threads: int, tail: NDArray[np.float32] | None = None, stride: int = STRIDE) -> Network:
         """Return a network for the calling thread; the first one compiles the graphs, for all users.
 
-        `tail` of another `stride` replaces the model's, for comparison.
+        A `tail` for another `stride` replaces the model's, for comparison.
         """
         with self._lock:
             if self._compiled is None:
@@ -83,9 +83,9 @@ def read_weights(source: Path) -> Weights:
 
 
 def build(weights: Weights, source: Path, heads: tuple[tuple[int, int], ...] = (), *, exact: bool = False) -> FastModel:
-    """Build a model in memory, with the vocabulary that belongs to where its weights came from.
+    """Build a model in memory, with the vocabulary that goes with the source of its weights.
 
-    `heads` are the alignment heads if they are known better than the weights say. Raises `ModelError`.
+    `heads` are the alignment heads, if better known than from the weights. Raises `ModelError`.
     """
     weights = Weights(weights.dims, weights.tensors, heads or weights.alignment_heads)
     vocabulary = find_vocabulary(source if source.is_dir() else None, weights.dims)
@@ -97,7 +97,7 @@ def build(weights: Weights, source: Path, heads: tuple[tuple[int, int], ...] = (
 
 
 def load_kept(folder: Path, sources: set[str]) -> FastModel | None:
-    """Load a model that `keep` wrote for one of the sources (SHA-256); None when it is not there, stale or damaged."""
+    """Load a model that `keep` wrote for one of the sources (SHA-256); None if missing, stale or damaged."""
     try:
         manifest = _read_manifest(folder)
         if manifest["made_by"] != _made_by() or manifest["source"] not in sources:
@@ -124,7 +124,7 @@ def load_kept(folder: Path, sources: set[str]) -> FastModel | None:
 
 
 def keep(model: FastModel, folder: Path, source: str) -> None:
-    """Write a model to a folder, in place of what is there; `source` is the SHA-256 of what it was made from.
+    """Write a model to a folder, replacing its contents; `source` is the SHA-256 of what it was made from.
 
     The folder appears whole or not at all. Raises `OSError`.
     """
@@ -132,7 +132,7 @@ def keep(model: FastModel, folder: Path, source: str) -> None:
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
     part.mkdir()
     try:
-        ov.save_model(model.encoder, part / "encoder.xml", compress_to_fp16=True)  # what OpenAI's weights are
+        ov.save_model(model.encoder, part / "encoder.xml", compress_to_fp16=True)  # as OpenAI's weights are
         ov.save_model(model.decoder, part / "decoder.xml", compress_to_fp16=False)
         np.save(part / "silence.npy", model.tail)
         write_tiktoken(model.tokenizer.text_tokens, part / "vocabulary.tiktoken")
@@ -152,7 +152,7 @@ def keep(model: FastModel, folder: Path, source: str) -> None:
 
 
 def source_digest(source: Path) -> str:
-    """Return what identifies a `.pt` file or a CTranslate2 folder: a SHA-256 of all of it that is used."""
+    """Return the identity of a `.pt` file or a CTranslate2 folder: a SHA-256 of everything in it that is used."""
     if not source.is_dir():
         return file_sha256(source)
     names = ("model.bin", "config.json", "tokenizer.json", "vocabulary.json", "vocabulary.txt")
@@ -161,7 +161,7 @@ def source_digest(source: Path) -> str:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Put a new folder in the place of another one, which others may be reading."""
+    """Replace a folder, which others may be reading, with a new one."""
     old = new.with_suffix(".old")
     with suppress(FileNotFoundError):
         folder.rename(old)

@@ -1,4 +1,4 @@
-"""A model ready to compute: features in, the encoder's view of the sound out; tokens in, logits out."""
+"""A model ready to compute: features in, encoded sound out; tokens in, logits out."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -17,13 +17,13 @@ from whisper_byoc.speech.runtime import core, has_bfloat16, ov
 T = TypeVar("T")
 
 STEPS = ((640, 32), (1280, 64), (3000, 128))
-"""(frames, step): up to so many frames, a window is a multiple of that step, of 2 * STRIDE. OpenVINO keeps some 4 MB of
-kernels for every length that it has seen; so there are 35."""
+"""(frames, step): up to that many frames, a window's length is a multiple of the step, itself one of 2 * STRIDE.
+OpenVINO keeps some 4 MB of kernels for every length it has seen; this makes 35 lengths."""
 KERNELS = 50
-"""Kernels that OpenVINO keeps for shapes that may come back. With its 5000, texts of all lengths together took 100 MB
-more, and no less time."""
+"""Kernels that OpenVINO keeps for shapes that may recur. With its default of 5000, texts of all lengths together took
+100 MB more, and no less time."""
 POLL_MS = 20
-"""How often the encoder, which takes a third of a second for a large window, is asked whether it is still wanted."""
+"""How often to check that the encoding, which takes a third of a second for a large window, is still wanted."""
 
 
 class Compiled:
@@ -53,7 +53,7 @@ class Network:
     """One thread's view of a model: encodes sound, and decodes several texts together."""
 
     def __init__(self, compiled: Compiled, dims: Dimensions, tail: NDArray[np.float32], stride: int = STRIDE) -> None:
-        """`tail` is what `silence.encoded_silence` returned for this model and stride."""
+        """`tail` is the result of `silence.encoded_silence` for this model and stride."""
         self._stride = stride
         self._compiled = compiled
         self.dims = dims
@@ -64,8 +64,8 @@ class Network:
     def encode(self, mel: NDArray[np.float32], seconds: float, is_cancelled: IsCancelled = never) -> Sound:
         """Encode the features of one window, (mels, frames), followed by silence.
 
-        `seconds` is how much of it is computed; what is behind that is the silence that was computed once. With 30 or
-        more the whole window is computed. Raises `Cancelled` soon after `is_cancelled` is true.
+        `seconds` is how much of it is computed; the precomputed silence follows. With 30 or more, the whole window is
+        computed. Raises `Cancelled` soon after `is_cancelled` is true.
         """
         whole = 2 * self.dims.n_audio_ctx
         frames = min(whole, window_frames(seconds * 100))
@@ -84,7 +84,7 @@ class Network:
         return Sound(tuple(joined[0::2]), tuple(joined[1::2]), mask, positions)
 
     def decode(self, passes: Mapping[Hashable, Pass]) -> dict[Hashable, Step]:
-        """Make one pass of each text; its key says whose next pass it is. What has no pass any more is forgotten."""
+        """Make one pass of each text, identified by its key. Texts without a pass are forgotten."""
         shares: list[dict[Hashable, Pass]] = [
             {key: passes[key] for key in batch.texts if key in passes and passes[key].kept} for batch in self._batches
         ]
@@ -97,7 +97,7 @@ class Network:
         return found
 
     def run(self, work: Steps[T]) -> T:
-        """Do all of some work, by itself; raises what it raises."""
+        """Do some work by itself, to its end; raises what it raises."""
         try:
             asked = next(work)
             while True:
@@ -107,7 +107,7 @@ class Network:
             return result
 
     def _share_of(self, new: Pass, shares: list[dict[Hashable, Pass]]) -> dict[Hashable, Pass]:
-        """Find the batch for a new text: its texts have as many sequences, and it has not gone on for too long."""
+        """Find a batch for a new text: its texts have as many sequences each, and it has not gone on for too long."""
         for batch, share in zip(self._batches, shares, strict=True):
             if not share or batch.admits(new, share):
                 return share
@@ -120,7 +120,7 @@ class Network:
         if is_cancelled():
             raise Cancelled
         request = self._encoder
-        request.wait()  # for what was cancelled: OpenVINO's own cancellation leaves a graph that fails later
+        request.wait()  # for cancelled work: OpenVINO's own cancellation leaves a graph that fails later
         request.set_tensor("mel", ov.Tensor(window))
         request.start_async()
         while not request.wait_for(POLL_MS):
@@ -132,13 +132,13 @@ class Network:
 
 
 def window_frames(wanted: float) -> int:
-    """Return the length of the window for so many frames."""
+    """Return the length of the window for `wanted` frames."""
     step = next((step for most, step in STEPS if wanted <= most), STEPS[-1][1])
     return math.ceil(wanted / step) * step
 
 
 def _in_half(model: ov.Model, *, outputs: bool) -> ov.Model:
-    """Have a graph give or take keys and values in bfloat16, so that they are never converted."""
+    """Have a graph output or take keys and values in bfloat16, so that they are never converted."""
     model = model.clone()  # what follows changes it
     adapted = ov.preprocess.PrePostProcessor(model)
     for port in model.outputs if outputs else model.inputs:
@@ -150,6 +150,6 @@ def _in_half(model: ov.Model, *, outputs: bool) -> ov.Model:
 
 
 def _narrowed(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round float32 to bfloat16: its upper half, to the nearest even."""
+    """Round float32 to bfloat16, its upper half: to nearest, ties to even."""
     bits = values.view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""What may be written next: openai-whisper's rules of decoding."""
+"""Which tokens may come next: openai-whisper's decoding rules."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class Rules:
     """Masks logits (vocabulary,) in place, as openai-whisper's filters do."""
 
     def __init__(self, tokenizer: Tokenizer, *, timestamps: bool, may_be_empty: bool = False) -> None:
-        """`may_be_empty` lets a text end before its first word, which openai-whisper's rules do not."""
+        """`may_be_empty` lets a text end before its first word, which openai-whisper's rules forbid."""
         self._tokenizer = tokenizer
         self._timestamps = timestamps
         self._suppressed = np.array(tokenizer.suppressed)
@@ -45,7 +45,7 @@ class Rules:
             else:
                 logits[:eot] = NEVER
         newest = next((token for token in reversed(written) if token >= begin), None)
-        if newest is not None:  # a segment may begin where the last one ended, and has a length
+        if newest is not None:  # a segment may begin where the last ended, but has a length
             logits[begin : newest if last and not before_last else newest + 1] = NEVER
         if not written:
             logits[:begin] = NEVER
@@ -55,7 +55,7 @@ class Rules:
 
 
 def log_sum_exp(values: NDArray[np.float32]) -> np.float32:
-    """Return log(sum(exp(values))); -inf where all are."""
+    """Return log(sum(exp(values))); -inf if all values are."""
     highest = values.max()
     if highest == NEVER:
         return NEVER

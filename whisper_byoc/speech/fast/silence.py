@@ -1,8 +1,8 @@
-"""What the encoder makes of the silence behind speech: computed once for a model, it stands behind every sound.
+"""The encoded silence after speech: computed once per model, it follows every sound.
 
-Whisper learned with windows of 30 s. Behind a shorter one its decoder finds no end and begins again; with the view
-that the encoder has of silence, it ends. That view hardly depends on what was said, but it differs when nothing was:
-base loops behind silence that was encoded alone. So an artificial voice comes first, whose own encoding is left out.
+Whisper was trained on windows of 30 s. After a shorter one its decoder finds no end and begins again; with encoded
+silence, it ends. The encoding of silence hardly depends on what was said before, but it differs if nothing was: base
+loops after silence that was encoded alone. So an artificial voice comes first, whose own encoding is left out.
 """
 
 import numpy as np
@@ -15,13 +15,14 @@ from whisper_byoc.speech.fast.weights import Dimensions
 from whisper_byoc.speech.runtime import core, ov
 
 STRIDE = 8
-"""Every so many positions of silence one is kept; it counts as so many in the softmax (measured in docs/engines.md)."""
+"""Of this many positions of silence one is kept; it counts as that many in the softmax (measured in
+docs/engines.md)."""
 VOICE_SECONDS = 2.0
-"""Less than the shortest window, so that none of it is ever behind a sound."""
+"""Less than the shortest window, so that none of it ever follows a sound."""
 PITCH = 120.0
 """Hertz; a man's voice."""
 FORMANTS = ((700, 1200, 2500), (300, 2200, 2900), (400, 800, 2400), (550, 1800, 2500))
-"""Hertz; about those of the vowels a, i, o, e (Peterson and Barney, 1952)."""
+"""Hertz; roughly those of the vowels a, i, o, e (Peterson and Barney, 1952)."""
 FORMANT_WIDTH = 150.0
 VOWELS_PER_SECOND = 5
 SYLLABLES_PER_SECOND = 5
@@ -30,7 +31,7 @@ NOISE = 0.001
 
 
 def encoded_silence(encoder: ov.Model, dims: Dimensions, stride: int = STRIDE) -> NDArray[np.float32]:
-    """Return what an encoder makes of silence, at every so many positions of 30 s, from the middle of a stride.
+    """Return the encoding of silence, at one of every `stride` positions of 30 s, from the middle of a stride.
 
     (2 * layers, 1, heads, positions, values) float32: key and value for each decoder layer. Positions within the first
     two seconds are of the voice.
@@ -45,7 +46,7 @@ def encoded_silence(encoder: ov.Model, dims: Dimensions, stride: int = STRIDE) -
 
 
 def artificial_voice() -> Samples:
-    """Return two seconds of vowels, one after the other, on a pitch that moves; the same samples at every call."""
+    """Return two seconds of vowels, one after another, at a varying pitch; the same samples on every call."""
     time = np.arange(int(VOICE_SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
     pitch = PITCH + 20 * np.sin(2 * np.pi * 0.7 * time)
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE

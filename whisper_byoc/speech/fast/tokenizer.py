@@ -1,4 +1,4 @@
-"""Whisper's tokens: text from and to numbers, the special ones, and which tokens make a word.
+"""Whisper's tokens: converting text to and from numbers, special tokens, and which tokens make a word.
 
 The vocabulary comes from a file: openai-whisper's (`gpt2.tiktoken`, `multilingual.tiktoken`) or that of a CTranslate2
 folder (`tokenizer.json`, `vocabulary.json`, `vocabulary.txt`). Numbers of special tokens follow from its size.
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     import tiktoken
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-"""Where an image without openai-whisper has its vocabularies."""
+"""Where an image without openai-whisper keeps its vocabularies."""
 MAX_FILE_BYTES = 32 << 20
 LONGEST_PROMPT = 223
 """Tokens (openai-whisper, `n_text_ctx // 2 - 1`)."""
 TIMESTAMPS = 1501
 """0.00 to 30.00 s in steps of 0.02 s."""
 UNSPACED = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
-"""Languages without blanks between words (openai-whisper, `split_to_word_tokens`)."""
+"""Languages without spaces between words (openai-whisper, `split_to_word_tokens`)."""
 SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-"""GPT-2's rule that parts text before its bytes are merged (openai-whisper, `get_encoding`)."""
+"""GPT-2's rule for splitting text before its bytes are merged (openai-whisper, `get_encoding`)."""
 NOTES = "♩♪♫♬♭♮♯"
 _GROUPS = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
 SYMBOLS = (
@@ -39,18 +39,18 @@ SYMBOLS = (
     *_GROUPS.split(),
     *NOTES,
 )
-"""What stands for something that is not spoken (openai-whisper, `non_speech_tokens`)."""
+"""Symbols for things that are not spoken (openai-whisper, `non_speech_tokens`)."""
 NEEDED = (b" ", b" -", b" '", b"\xe2\x99", b" \xe2\x99")
 """Tokens that the decoding rules name; the last two begin the notes."""
 CUT_CHARACTER = "\ufffd"
-"""Stands where a text begins or ends in the middle of a character."""
+"""Marks where a text begins or ends in the middle of a character."""
 
 
 class Tokenizer:
     """The tokens of one model."""
 
     def __init__(self, text_tokens: Sequence[bytes], dims: Dimensions) -> None:
-        """`text_tokens[number]` is the bytes of a token. Raises `ModelError` when they do not fit the model."""
+        """`text_tokens[number]` holds the bytes of a token. Raises `ModelError` when they do not fit the model."""
         if len(text_tokens) + len(_special_names(dims.num_languages)) != dims.n_vocab:
             raise ModelError(
                 f"The vocabulary has {len(text_tokens)} tokens of text, which does not fit a model of {dims.n_vocab}."
@@ -83,7 +83,7 @@ class Tokenizer:
         return self._encoding.encode(text)
 
     def prompt(self, text: str, glossary: str = "") -> list[int]:
-        """Return the tokens of what stands before a transcript: a glossary, and of a text the end that fits."""
+        """Return the tokens of what precedes a transcript: a glossary, and as much of the end of a text as fits."""
         first, last = (self.encode(f" {each.strip()}") if each.strip() else [] for each in (glossary, text))
         first = first[:LONGEST_PROMPT]
         return first + last[max(0, len(first) + len(last) - LONGEST_PROMPT) :]
@@ -93,14 +93,14 @@ class Tokenizer:
         return self._text(token for token in tokens if token < self.timestamp_begin)
 
     def start(self, language: str | None, task: str) -> list[int]:
-        """Return the tokens that a transcript begins with; a model of English only has one."""
+        """Return the tokens that a transcript begins with; an English-only model has one."""
         if not self.multilingual:
             return [self.sot]
         return [self.sot, self.languages[language or "en"], self.translate if task == "translate" else self.transcribe]
 
     @functools.cached_property
     def suppressed(self) -> list[int]:
-        """Tokens that a transcript never has (openai-whisper, `DecodingTask._get_suppress_tokens`), sorted."""
+        """Tokens that never occur in a transcript (openai-whisper, `DecodingTask._get_suppress_tokens`), sorted."""
         found = {self.transcribe, self.translate, self.sot, self.sot_prev, self.sot_lm, self.no_speech}
         found |= {self._numbers[b" -"], self._numbers[b" '"]}
         for symbol in SYMBOLS:
@@ -117,9 +117,9 @@ class Tokenizer:
         return [self._numbers[b" "], self.eot]
 
     def words(self, tokens: Sequence[int], language: str | None) -> tuple[list[str], list[list[int]]]:
-        """Part tokens into words, and return their texts and tokens (openai-whisper, `split_to_word_tokens`).
+        """Split tokens into words, and return their texts and tokens (openai-whisper, `split_to_word_tokens`).
 
-        A word begins with a blank or is punctuation; in a language without blanks every character is one.
+        A word begins with a space or is punctuation; in a language without spaces, every character is a word.
         """
         pieces = self._characters(tokens)
         if language in UNSPACED:
@@ -137,7 +137,7 @@ class Tokenizer:
         return words, groups
 
     def _characters(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """Part tokens where a character ends; a last one that is cut stands for itself."""
+        """Split tokens where a character ends; a last character that is cut off counts by itself."""
         pieces: list[tuple[str, list[int]]] = []
         whole = self._text(tokens)
         at, group = 0, list[int]()
@@ -159,7 +159,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _encoding(self) -> "tiktoken.Encoding":
-        """Byte-pair encoding, which only a prompt needs: it takes 20 MB and a tenth of a second to make."""
+        """Byte-pair encoding, needed only for prompts: it takes 20 MB and a tenth of a second to make."""
         import tiktoken
 
         return tiktoken.Encoding(
@@ -170,7 +170,7 @@ class Tokenizer:
 def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
     """Return the text tokens of a model, from its folder if it has one, else from openai-whisper's files.
 
-    Those are in `ASSETS`, or in openai-whisper, which is not imported. Raises `ModelError` when there are none.
+    The latter are in `ASSETS`, or in openai-whisper, which is not imported. Raises `ModelError` if there are none.
     """
     if folder is not None:
         for name, read in (
@@ -191,7 +191,7 @@ def find_vocabulary(folder: Path | None, dims: Dimensions) -> list[bytes]:
 
 
 def read_tiktoken(path: Path) -> list[bytes]:
-    """Read a vocabulary in tiktoken's form: a token in base64 and its number on each line."""
+    """Read a vocabulary in tiktoken's format: a base64 token and its number on each line."""
     try:
         words = _read(path).split()
         tokens = map(binascii.a2b_base64, words[::2])  # one is empty: "="
@@ -202,7 +202,7 @@ def read_tiktoken(path: Path) -> list[bytes]:
 
 
 def write_tiktoken(tokens: Iterable[bytes], path: Path) -> None:
-    """Write a vocabulary in tiktoken's form."""
+    """Write a vocabulary in tiktoken's format."""
     lines = ((base64.b64encode(token) or b"=") + f" {number}\n".encode() for number, token in enumerate(tokens))
     path.write_bytes(b"".join(lines))
 
@@ -218,7 +218,7 @@ def read_tokenizer_json(path: Path) -> list[bytes]:
 
 
 def read_vocabulary_json(path: Path) -> list[bytes]:
-    """Read a `vocabulary.json`: a list of all tokens, special ones behind those of text."""
+    """Read a `vocabulary.json`: a list of all tokens, text tokens first, then special ones."""
     found = _json(path)
     if not isinstance(found, list) or not all(isinstance(token, str) for token in found):
         raise ModelError(f"{path} is not a list of tokens.")
@@ -226,7 +226,7 @@ def read_vocabulary_json(path: Path) -> list[bytes]:
 
 
 def read_vocabulary_text(path: Path) -> list[bytes]:
-    """Read a `vocabulary.txt`: a token on each line, special ones behind those of text."""
+    """Read a `vocabulary.txt`: a token on each line, text tokens first, then special ones."""
     try:
         return _listed(path, _read(path).decode().removesuffix("\n").split("\n"))
     except UnicodeDecodeError:

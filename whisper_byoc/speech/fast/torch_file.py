@@ -2,7 +2,7 @@
 
 The file is a zip archive, as `torch.save` has written since 1.6: `<folder>/data.pkl` is a pickle of
 `{"dims": ..., "model_state_dict": ...}` in which each tensor names a storage, `<folder>/data/<key>`, that holds its
-values. Unpickling looks up three names and nothing else, so a file cannot run code.
+values. Unpickling can look up only three names, so a file cannot run code.
 """
 
 import collections
@@ -22,12 +22,12 @@ from whisper_byoc.speech.fast.weights import Dimensions, Weights
 MAX_PICKLE_BYTES = 1 << 20
 """Names and shapes of tensors; those of large-v3 take 150 KB."""
 MAX_INFLATED_BYTES = 256 << 20
-"""Of members that are compressed, all together: torch compresses none, and the demo model's have 14 MB."""
+"""Total of all compressed members: torch compresses none, and the demo model's are 14 MB."""
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
 }
-"""torch's storage classes that Whisper checkpoints use, and their values, written by little-endian machines."""
+"""The torch storage classes used in Whisper checkpoints, and their value types, written by little-endian machines."""
 
 
 def read_torch_file(path: Path) -> Weights:
@@ -39,7 +39,7 @@ def read_torch_file(path: Path) -> Weights:
         raise
     except ModelError as error:
         raise _refusal(path, error) from error
-    except Exception as error:  # a pickle that may be any bytes raises nearly anything
+    except Exception as error:  # unpickling arbitrary bytes may raise nearly anything
         raise _refusal(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(found, dict) or not {"dims", "model_state_dict"} <= found.keys():
         raise _refusal(path, "it has no `dims` and `model_state_dict`")

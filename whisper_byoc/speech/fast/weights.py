@@ -1,4 +1,4 @@
-"""A Whisper model as plain arrays, whatever file they came from; names and shapes are openai-whisper's."""
+"""A Whisper model as plain arrays, whatever its file format; names and shapes are openai-whisper's."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -100,7 +100,7 @@ class Weights:
 
     @property
     def aligned(self) -> tuple[tuple[int, int], ...]:
-        """Alignment heads; where they are unknown, all of the upper half of the layers, as openai-whisper does."""
+        """Alignment heads; if unknown, all heads in the upper half of the layers, as in openai-whisper."""
         layers = range(self.dims.n_text_layer // 2, self.dims.n_text_layer)
         return self.alignment_heads or tuple((layer, head) for layer in layers for head in range(self.dims.n_text_head))
 
