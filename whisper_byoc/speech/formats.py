@@ -1,4 +1,4 @@
-"""The formats of a transcript for people and their programs: plain text, JSON, and subtitles as SubRip and WebVTT."""
+"""Transcript formats for people and their programs: plain text, JSON, and subtitles as SubRip and WebVTT."""
 
 import itertools
 import json
@@ -15,18 +15,19 @@ from typing import Any, Protocol
 from whisper_byoc.speech.transcript import TextSegment, Transcription, Word
 
 LINE_WIDTH = 42
-"""Longest line, in columns, of which a full-width character takes two; and …"""
+"""Longest line, in columns (a full-width character takes two); and …"""
 LINES = 2
 """… most lines of a cue: the rules of broadcasters and of Netflix's timed text guide for English."""
 LINE_WIDTHS = (10, 200)
-"""What may be asked for."""
+"""Smallest and largest width that may be requested."""
 LEADING_VOWELS = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4]")
-"""Signs of Thai and Lao that stand before the consonant that they follow (Unicode, Logical_Order_Exception)."""
+"""Thai and Lao vowel signs that are written before the consonant they are spoken after (Unicode,
+Logical_Order_Exception)."""
 JOINER = "\u200d"
 VIRAMA = 9
-"""Canonical combining class of the sign that joins two consonants of the scripts of India."""
+"""Canonical combining class of the sign that joins two consonants in Indian scripts."""
 SHORTEST_SECONDS = 0.8
-"""A cue stays on screen for this long, unless the next one comes."""
+"""A cue stays on screen for at least this long, unless the next one comes."""
 BRIEFEST_SECONDS = 0.01
 """The end of a cue must be greater than its start (W3C WebVTT, section 4.1)."""
 
@@ -41,7 +42,7 @@ class Cue:
 
 
 class Form(Protocol):
-    """One form of a transcript, written in parts: `start`, what `add` returns for each of them, `end`."""
+    """One form of a transcript, written in parts: `start`, what `add` returns for each part, `end`."""
 
     start: str
 
@@ -49,7 +50,7 @@ class Form(Protocol):
         """Write the next piece of text, whose times are on the clock of the whole."""
 
     def end(self) -> str:
-        """Write what is left."""
+        """Write the rest."""
 
 
 class Lines:
@@ -70,7 +71,7 @@ class Lines:
 class Json:
     """One object with `segments`, which have `words` if there are any (times in seconds), `text` and `language`.
 
-    The text of all parts is held for the end.
+    The text of all parts is held until the end.
     """
 
     start = '{\n  "segments": ['
@@ -112,7 +113,7 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 class Subtitles:
-    """Cues, each written as soon as nothing that comes later changes it."""
+    """Cues, each written as soon as nothing later can change it."""
 
     start = ""
 
@@ -146,13 +147,13 @@ class WebVtt(Subtitles):
     start = "WEBVTT\n\n"
 
     def block(self, cue: Cue) -> str:
-        return _timed_lines(cue, ".").replace("&", "&amp;").replace("<", "&lt;")  # neither is in a line of times
+        return _timed_lines(cue, ".").replace("&", "&amp;").replace("<", "&lt;")  # neither occurs in a line of times
 
 
 FORMS: Mapping[str, Callable[[int], Form]] = MappingProxyType(
     {"txt": Lines, "json": Json, "srt": SubRip, "vtt": WebVtt}
 )
-"""By the ending of the file name; each takes the width of the lines of subtitles, in columns."""
+"""File name ending -> form; each takes the width of subtitle lines, in columns."""
 
 
 def written(kind: str, transcription: Transcription, width: int = LINE_WIDTH) -> str:
@@ -162,7 +163,7 @@ def written(kind: str, transcription: Transcription, width: int = LINE_WIDTH) ->
 
 
 class CueSplitter:
-    """Splits segments into cues that follow each other without overlap, in the order of their times."""
+    """Splits segments into non-overlapping cues, in order of time."""
 
     def __init__(self, width: int = LINE_WIDTH) -> None:
         self._width = width
@@ -171,7 +172,7 @@ class CueSplitter:
         """The last cue, if it may stay on screen until the next one comes."""
 
     def add(self, segment: TextSegment) -> Iterator[Cue]:
-        """Yield the cues that are known now."""
+        """Yield the cues that are final now."""
         for cue in _cues_of(segment, self._width):
             start = max(cue.start, self._end)
             self._end = max(cue.end, start + BRIEFEST_SECONDS)
@@ -193,7 +194,7 @@ class CueSplitter:
 
 
 def _cues_of(segment: TextSegment, width: int) -> Iterator[Cue]:
-    """Split one segment where its lines are full; each cue has the time of its words, or its share of the whole."""
+    """Split one segment where its lines are full; each cue has the times of its words, or its share of the whole."""
     lines = wrapped(cue_text(segment.text), width)
     spoken = [(word, _letters(word.text)) for word in segment.words]
     by_letter = [word for word, letters in spoken for _ in letters]
@@ -216,10 +217,10 @@ def _letters(text: str) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Part text into lines of at most `width` columns: between words, and within a word that is longer than a line.
+    """Wrap text to lines of at most `width` columns: between words, and within a word that is longer than a line.
 
-    Within it, as in scripts without spaces, no line begins with a sign that belongs to the character before or with
-    closing punctuation, nor ends with opening punctuation or a vowel that belongs to the next character.
+    Within a word, and in scripts without spaces, no line begins with closing punctuation or a sign that belongs to the
+    previous character, nor ends with opening punctuation or a vowel that belongs to the next character.
     """
     lines, line = [], ""
     for word in text.split():
@@ -236,7 +237,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def columns(text: str) -> int:
-    """Return how wide text is: a full-width character counts two, a sign on another one none."""
+    """Return how wide text is: a full-width character counts as two, a combining sign as none."""
     return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text if not _is_sign(each))
 
 
@@ -245,14 +246,14 @@ def _is_sign(character: str) -> bool:
 
 
 def _break_at(line: str, width: int) -> int:
-    """Return the last place at which a line can be broken so that it is not too wide, at least behind a character."""
+    """Return the last place at which a line can be broken to fit, at least after one character."""
     fits = [at for at in range(1, len(line)) if columns(line[:at]) <= width and not _is_one_sign(line, at)]
     allowed = [at for at in fits if not _keeps_together(line[at - 1], line[at])]
     return (allowed or fits or [len(line)])[-1]
 
 
 def _is_one_sign(text: str, at: int) -> bool:
-    """Whether what is before and behind a place in a text makes one sign."""
+    """Whether the characters before and after a place in a text make one sign."""
     before, behind = text[at - 1], text[at]
     parts = unicodedata.decomposition(behind).split()
     on_it = parts[1:] and parts[0] == "<compat>" and unicodedata.category(chr(int(parts[1], 16))) == "Mn"  # Thai am
@@ -263,7 +264,7 @@ def _is_one_sign(text: str, at: int) -> bool:
 
 
 def _keeps_together(before: str, behind: str) -> bool:
-    """Whether punctuation, or a sign of repetition or length as Japanese has it, belongs to its neighbour."""
+    """Whether punctuation, or a Japanese repetition or length mark, belongs to its neighbour."""
     opening, closing = ("Ps", "Pi"), ("Pe", "Pf", "Po", "Lm")
     return unicodedata.category(before) in opening or unicodedata.category(behind) in closing
 
@@ -279,5 +280,5 @@ def timestamp(seconds: float, mark: str) -> str:
 
 
 def cue_text(text: str) -> str:
-    """Return text that cannot break out of a cue: no arrow, no line breaks."""
+    """Return text that cannot break out of a cue: without arrows or line breaks."""
     return " ".join(re.sub("-{2,}>", "->", text).split())

@@ -1,6 +1,6 @@
-"""Hallucination filter: finds text that was invented, repeats itself without end, or is the prompt itself.
+"""Hallucination filter: finds text that is invented, repeats itself endlessly, or merely echoes the prompt.
 
-It works on the numbers and the text of any engine.
+It works on the scores and text of any engine.
 """
 
 import re
@@ -9,31 +9,32 @@ from dataclasses import dataclass
 from whisper_byoc.speech.transcript import Confidence
 
 MAX_COMPRESSION = 2.4
-"""Text that gzip shrinks further than this is repetitive (openai-whisper, `compression_ratio_threshold`)."""
+"""Text that gzip compresses by more than this is repetitive (openai-whisper, `compression_ratio_threshold`)."""
 MIN_LOGPROB = -1.0
 """Mean log-probability of a text's tokens below which it is a guess (openai-whisper, `logprob_threshold`)."""
 MAX_NO_SPEECH = 0.6
 """Probability of no speech above which a guess is dropped (openai-whisper, `no_speech_threshold`)."""
 UNLIKELY_SPEECH = 0.7
 UNSURE_LOGPROB = -0.7
-"""Above the one and below the other a text is dropped. With tiny.en, laughter and animals that voice activity hears
-as speech reach 0.76 and -0.83; of 109 words said alone, none that it knows comes near both."""
+"""Above the former and below the latter, a text is dropped. With tiny.en, laughter and animals that voice activity
+hears as speech reach 0.76 and -0.83; of 109 words said alone, none that it knows comes near both."""
 RETRY_TEMPERATURE = 0.4
-"""Of the last attempt at doubtful text; openai-whisper has five, and some sound then takes ten times as long."""
+"""Temperature of the last attempt at doubtful text; openai-whisper has five, and some sound then takes ten times as
+long."""
 TOKENS_PER_SECOND = 12
 MIN_TOKENS = 16
 MAX_TOKENS = 224
 """Tokens of one window (openai-whisper, `n_text_ctx // 2`)."""
 WORD_SECONDS = 1 / 6
-"""Nobody speaks faster for long: auctioneers reach 4 to 5 words a second."""
+"""Nobody speaks faster for long: auctioneers reach 4 to 5 words per second."""
 HAN_OR_KANA = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 HAN_OR_KANA_SECONDS = 1 / 12
-"""The fastest Japanese has some 10 morae a second."""
+"""The fastest Japanese reaches some 10 morae per second."""
 SOUTH_EAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 SOUTH_EAST_ASIAN_SECONDS = 1 / 24
-"""Thai, Lao, Burmese and Khmer: up to 7 syllables a second, of three or four characters each."""
+"""Thai, Lao, Burmese and Khmer: up to 7 syllables per second, of three or four characters each."""
 UNIT = re.compile(rf"([{HAN_OR_KANA}])\s*|([{SOUTH_EAST_ASIAN}])\s*|[^\s{HAN_OR_KANA}{SOUTH_EAST_ASIAN}]+\s*")
-"""A word, or a character of a script that has no spaces between words; with the spaces that follow."""
+"""A word, or a character of a script without spaces between words, with the spaces that follow."""
 LONGEST_PHRASE = 30
 MIN_REPEATS = 4
 
@@ -49,11 +50,11 @@ class Score:
     compression: float
     """Ratio of its bytes before and after gzip."""
     temperature: float = 0.0
-    """At which its tokens were drawn."""
+    """Temperature at which its tokens were sampled."""
 
     @property
     def confidence(self) -> Confidence:
-        """The same for those who read the text."""
+        """The same, for readers of the text."""
         return Confidence(self.logprob, self.no_speech, self.compression, self.temperature)
 
     @property
@@ -63,7 +64,7 @@ class Score:
 
     @property
     def repetitive(self) -> bool:
-        """Whether it says the same again and again."""
+        """Whether it keeps saying the same thing."""
         return self.compression > MAX_COMPRESSION
 
     @property
@@ -74,15 +75,15 @@ class Score:
 
 
 def max_tokens(seconds: float) -> int:
-    """Return how many tokens so much speech can hold at most; decoding ends there, and so does a loop."""
+    """Return the most tokens that `seconds` of speech can hold; decoding stops there, and so does a loop."""
     return min(MAX_TOKENS, MIN_TOKENS + int(TOKENS_PER_SECOND * seconds))
 
 
 def remove_loops(text: str, seconds: float) -> str:
-    """Remove the repetitions from a text that nobody can have spoken in so many seconds.
+    """Remove the repetitions from a text that nobody could have spoken in `seconds`.
 
-    A phrase of up to 30 words (characters, where words have no spaces between them) that occurs four times in a row or
-    more is kept once. Text at a speed at which people speak is left alone, whatever it repeats.
+    A phrase of up to 30 words (or characters, where words have no spaces between them) that occurs four or more times
+    in a row is kept once. Text at a speed at which people speak is left alone, whatever it repeats.
     """
     units = list(UNIT.finditer(text))
     if sum(map(_shortest_seconds, units)) <= max(seconds, 0.5):
@@ -113,7 +114,7 @@ def _loop_at(words: list[str], at: int) -> tuple[int, int]:
 
 
 def is_prompt_echo(text: str, prompt: str) -> bool:
-    """Whether a text is a piece of the prompt and nothing else: three of its words in a row, or all of two."""
+    """Whether a text is only a piece of the prompt: at least three consecutive words of it, or both of two."""
     spoken, expected = _words(text), _words(prompt)
     return len(spoken) >= min(3, max(2, len(expected))) and f" {' '.join(spoken)} " in f" {' '.join(expected)} "
 

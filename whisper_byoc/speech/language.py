@@ -1,4 +1,4 @@
-"""Which language is spoken where: pieces of sound one after the other, between which a change has its price."""
+"""Which language is spoken where: consecutive pieces of sound, between which a change of language has a price."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,28 +12,28 @@ from whisper_byoc.speech.engine import DecodeOptions, Samples, Scores
 from whisper_byoc.speech.transcript import LanguagePiece, Transcription
 
 SECONDS = 3.0
-"""The log-probabilities of a piece count once for so many seconds of it."""
+"""The log-probabilities of a piece count once per this many seconds of it."""
 LEAST_PROBABILITY = 1e-4
-"""Less counts as this: of short sound the model is all too sure."""
+"""Anything less counts as this: about short sound the model is far too sure."""
 CHANGE = 3.5
-"""Price of a change of language, as a log-probability: that of 1.2 s of which the model is quite sure.
+"""Price of a change of language, as a log-probability: that of 1.2 s about which the model is quite sure.
 
-With base, none of 226 beginnings of 40 English recordings is taken for another language behind English, two are at 2;
-of 32 that are 2 s long 28 are taken for English behind German, 23 at 4."""
+With base, none of 226 beginnings of 40 English recordings is taken for another language after English (two are at a
+price of 2); of 32 that are 2 s long, 28 are taken for English after German (23 at 4)."""
 LONGEST_PIECE = 5.0
 SHORTEST_PIECE = 1.5
-"""Seconds; except that sound may be shorter as a whole."""
+"""Seconds; only the whole sound may be shorter."""
 SHORTEST_PART = 5.0
-"""Least seconds of sound of which the encoder makes one window, where there is more than it can hold."""
+"""Fewest seconds of sound that the encoder puts in one window, when there is more than one can hold."""
 PAUSE_FRAMES = 30
 """Frames of 10 ms whose loudness is compared to find a pause."""
 FRAME = SAMPLE_RATE // 100
 
 
 def parted(samples: Samples, longest: float = LONGEST_PIECE, shortest: float = SHORTEST_PIECE) -> list[int]:
-    """Return where to part sound at its quietest points: 0 and the ends of its pieces, in samples.
+    """Return where to split sound at its quietest points: 0 and the ends of its pieces, in samples.
 
-    `longest` and `shortest` are in seconds; the pieces are between them, but where both cannot be.
+    `longest` and `shortest` are in seconds; pieces are between the two, unless that is impossible.
     """
     frames = len(samples) // FRAME
     energy = np.square(samples[: frames * FRAME].astype(np.float64)).reshape(frames, FRAME).sum(1)
@@ -59,9 +59,9 @@ def piece_of(start: int, end: int, chances: Mapping[str, float]) -> LanguagePiec
 
 
 def labelled(pieces: Sequence[LanguagePiece], before: Scores) -> tuple[tuple[LanguagePiece, ...], Scores]:
-    """Return pieces with their likeliest languages, behind speech with the scores `before`; and the scores behind them.
+    """Return pieces with their likeliest languages, after speech with the scores `before`; and the scores after them.
 
-    A Viterbi search, in which any language may follow any other one at the same price.
+    A Viterbi search, in which any language may follow any other at the same price.
     """
     known = {*before, *(language for piece in pieces for language in piece.chances)}
     scores = {language: before.get(language, -CHANGE if before else 0.0) for language in known}
@@ -91,12 +91,12 @@ def runs(pieces: Iterable[LanguagePiece]) -> list[tuple[float, float, str]]:
 
 
 def likeliest(scores: Scores) -> str | None:
-    """Return the language of the speech that has these scores; None where there was none."""
+    """Return the language of the speech that has these scores; None if there was none."""
     return max(scores, key=scores.__getitem__, default=None)
 
 
 class LanguageChoice:
-    """The language of one stream; `fixed` is what the client asked for, None for `auto`."""
+    """The language of one stream; `fixed` is the one the client asked for, None for `auto`."""
 
     def __init__(self, fixed: str | None) -> None:
         self._fixed = fixed
@@ -108,14 +108,14 @@ class LanguageChoice:
         return self._fixed or likeliest(self._scores)
 
     def asked(self, options: DecodeOptions) -> DecodeOptions:
-        """Return options for the sound that comes next."""
+        """Return options for the next sound."""
         return replace(options, language=self._fixed, spoken=self._scores)
 
     def agrees(self, found: Transcription) -> bool:
-        """Whether text has the languages that it would have if it had been asked for now."""
+        """Whether text has the languages that it would have if requested now."""
         return not found.pieces or labelled(found.pieces, self._scores)[0] == found.pieces
 
     def heard(self, found: Transcription) -> None:
-        """Note the text of the sound that came next. Where there is none, nobody has spoken any language."""
+        """Note the text of the next sound. If there is none, no language was spoken."""
         if found.text and found.pieces:
             _, self._scores = labelled(found.pieces, self._scores)

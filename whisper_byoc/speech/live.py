@@ -29,7 +29,7 @@ T = TypeVar("T")
 UNSTABLE_SECONDS = 1 / 3
 """A word that ends this close to the end of the sound may be half a word."""
 UNSTABLE_END = re.compile(r"(?:\s*\S*-)?[.\u2026\u3002\s]*$")
-"""Of text that goes on: half a word, and the full stop or dots that the model puts where its sound ends."""
+"""In unfinished text: half a word, and the full stop or dots that the model puts where its sound ends."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class LiveOptions:
     partials: bool = False
     """Whether partial text is wanted."""
     sentences: bool = True
-    """Whether a sentence may go on over several utterances; else the text of each is whole by itself."""
+    """Whether a sentence may span several utterances; otherwise the text of each stands alone."""
     policy: str = "attention"
     """Which words of a draft are shown: one of `POLICIES`."""
     first_draft_after: float = 0.45
-    """Sound from the beginning of speech before the first draft is made."""
+    """Sound after the beginning of speech before the first draft is made."""
     draft_every: float = 0.4
-    """Sound between two drafts, at least; half of it while no word is shown yet."""
+    """Least sound between two drafts; half of that until a word is shown."""
     splitter: SplitterOptions = field(default_factory=SplitterOptions)
     together: int = 1
-    """Utterances that are transcribed at once; with more than one it is a recording, and no text is made early."""
+    """Utterances transcribed at once; with more than one it is a recording, and no text is made early."""
     share: tuple[int, int] = (0, 1)
-    """Of the utterances of a recording, which are transcribed: those whose number is the first, modulo the second."""
+    """Which utterances of a recording are transcribed: those whose number is the first, modulo the second."""
 
     @property
     def recording(self) -> bool:
@@ -63,7 +63,7 @@ RECORDING = LiveOptions(
     ),
     together=3,
 )
-"""Long utterances, in which the model knows more of what is spoken about, but none that needs a window of 30 s."""
+"""Long utterances, in which the model has more context, but none that needs a window of 30 s."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Voice(Protocol):
 
 
 class LiveTranscriber:
-    """Makes text of one stream. Calls must not overlap; between them drafts and early transcriptions go on.
+    """Makes text from one stream. Calls must not overlap; between them, drafts and early transcriptions go on.
 
-    Text goes on in the sentence before, where there is time for that (`speech.sentence`): then the full stop of an
+    Text may continue the previous sentence, if there is time for that (`speech.sentence`): then the full stop of an
     utterance leads the next text, or comes as an update of its own.
 
     An early transcription begins when the speaker pauses, before the pause is long enough to end the utterance. If the
-    speaker does not go on, the final text is there at once.
+    speaker does not go on, the final text is ready at once.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LiveTranscriber:
     ) -> None:
         """`on_draft` is called when a draft is done, so that `ready` has its text.
 
-        `language` takes the place of that in `decoding`, and may outlive this stream. `voice` is this stream's own.
+        `language` replaces the one in `decoding`, and may outlive this stream. `voice` is this stream's own.
         """
         self.options = options
         self._chunker = Chunker()
@@ -117,11 +117,11 @@ class LiveTranscriber:
         self._decoding = decoding
         self._language = language
         self._ended: deque[Utterance] = deque()
-        self._going: deque[asyncio.Task[list[Update]]] = deque()  # finals at work, in the order of the utterances
+        self._going: deque[asyncio.Task[list[Update]]] = deque()  # finals in progress, in the order of the utterances
         self._finals: list[Update] = []  # made, but not yet returned
         self._sentence = Sentence()
         self._unheard = 0  # pieces that are being rated
-        self._all_heard: asyncio.Future[None] | None = None  # what the call at work waits for
+        self._all_heard: asyncio.Future[None] | None = None  # what the current call waits for
         self._rating_error: Exception | None = None  # not yet raised
         self._behind = False
         self._policy: Policy = POLICIES[options.policy]()
@@ -138,7 +138,7 @@ class LiveTranscriber:
 
     @property
     def pending(self) -> int:
-        """Bytes that wait for the second half of their sample: 0 or 1."""
+        """Bytes waiting for the second half of their sample: 0 or 1."""
         return self._chunker.pending
 
     def update(self, decoding: DecodeOptions, options: LiveOptions, language: LanguageChoice) -> None:
@@ -160,7 +160,7 @@ class LiveTranscriber:
         return [*finals, *self._end_sentence(), *self._take_partials()]
 
     def ready(self) -> list[Update]:
-        """Return the text of a draft that is done, though no sound has come."""
+        """Return the text of a finished draft, although no sound has come."""
         return [] if self._unheard else self._take_partials()
 
     async def flush(self) -> list[Update]:
@@ -170,21 +170,21 @@ class LiveTranscriber:
         return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     async def finish(self) -> list[Update]:
-        """Return the text of what is left at the end of the stream."""
+        """Return the text of the rest at the end of the stream."""
         self._hear(self._chunker.finish())
         await self._heard()
         self._end(self._splitter.finish())
         return [*await self._transcribe_ended(), *self._end_sentence(at_once=True)]
 
     def close(self) -> None:
-        """Cancel all that is at work."""
+        """Cancel all work in progress."""
         self._drop_draft()
         self._drop_early()
         for task in self._going:
             task.cancel()
 
     def _hear(self, samples: NDArray[np.int16]) -> None:
-        """Have samples rated, and then split. Both happen even if the call that waits for it is cancelled."""
+        """Have samples rated and then split, both even if the call waiting for them is cancelled."""
         if len(samples):
             whole = samples if len(samples) % CHUNK == 0 else np.pad(samples, (0, -len(samples) % CHUNK), "symmetric")
             self._voice.submit(whole.reshape(-1, CHUNK), lambda found: self._split(samples, found))
@@ -193,7 +193,7 @@ class LiveTranscriber:
     def _split(self, samples: NDArray[np.int16], found: Sequence[float] | Exception) -> None:
         if isinstance(found, Exception):
             self._rating_error = found
-            found = [0.0] * -(-len(samples) // CHUNK)  # the time goes on
+            found = [0.0] * -(-len(samples) // CHUNK)  # time goes on
         self._end(self._splitter.feed(samples, found))
         self._unheard -= 1
         if not self._unheard and self._all_heard is not None and not self._all_heard.done():
@@ -213,7 +213,7 @@ class LiveTranscriber:
             raise error
 
     async def _transcribe_ended(self, *, wait: bool = True) -> list[Update]:
-        """Return the text of utterances that have ended: of all, or of those that keep others waiting or are done.
+        """Return the text of ended utterances: of all, or only of those that keep others waiting or are done.
 
         Cancelling this loses the text of at most one.
         """
@@ -258,7 +258,7 @@ class LiveTranscriber:
         return options.sentences and not options.recording and self._scheduler.continues(self._decoding)
 
     def _end_sentence(self, position: int | None = None, *, at_once: bool = False) -> list[Update]:
-        """Return the full stop that was held back, if the pause before a position, or until now, is a long one."""
+        """Return the full stop that was held back, if the pause before a position, or until now, is long."""
         if position is None:
             current = self._splitter.open_utterance()
             position = self.received if current is None else current.speech_start
@@ -266,7 +266,7 @@ class LiveTranscriber:
         return [] if found is None else [Update(found[0], True, Timed(found[1], 0.0, 0.0))]
 
     async def _in_their_language(self, updates: list[Update]) -> list[Update]:
-        """Transcribe again what was begun too early to know the language of the utterance before it."""
+        """Transcribe again what was begun too early to know the language of the previous utterance."""
         *_, (utterance, result) = ((each.utterance, each.result) for each in updates)
         if self.options.recording and result is not None and not self._language.agrees(result.value):
             updates = await self._final(utterance, ())
@@ -282,9 +282,9 @@ class LiveTranscriber:
         return await self._scheduler.transcribe(_as_floats(utterance), options, live=not self.options.recording)
 
     def _take_partials(self) -> list[Update]:
-        """Return the text of a draft that is done, and start what can be started for the open utterance."""
+        """Return the text of a finished draft, and start what can be started for the open utterance."""
         current = self._splitter.open_utterance()
-        if current is None or self._ended:  # the text of those comes first
+        if current is None or self._ended:  # their text comes first
             return []
         updates = self._take_draft(current)
         if self._early is not None and not _same_sound(self._early[0], current):  # the speaker went on
@@ -322,7 +322,7 @@ class LiveTranscriber:
         return [Update(utterance, False, Timed(partial, draft.queue_ms, draft.inference_ms))]
 
     def _start_draft(self, current: Utterance) -> None:
-        """Draft the open utterance if it is time, and the scheduler has time: under load there are fewer drafts."""
+        """Draft the open utterance if it is due and the scheduler has time: under load there are fewer drafts."""
         every = self.options.draft_every if self._shown else self.options.draft_every / 2
         due = max(
             current.speech_start + int(self.options.first_draft_after * SAMPLE_RATE),
@@ -351,7 +351,7 @@ class Policy(Protocol):
     """Decides which words of the drafts of one utterance can be shown."""
 
     def stable_text(self, draft: Draft) -> str:
-        """Return the words at the beginning of a draft that will hardly change."""
+        """Return the words at the beginning of a draft that are unlikely to change."""
 
 
 class Attention:
@@ -383,7 +383,7 @@ def heard_well(draft: Draft, seconds: float) -> Draft:
 
 
 def _start_task(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start work that may be dropped: asyncio must not complain that nobody asked for its error."""
+    """Start work that may be dropped: asyncio must not complain that its error was never retrieved."""
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
@@ -394,7 +394,7 @@ def _same_sound(one: Utterance, other: Utterance) -> bool:
 
 
 def _pauses(utterance: Utterance) -> list[tuple[float, float]]:
-    """Return where nobody speaks, before and behind its speech as well, in seconds of its sound."""
+    """Return where nobody speaks, including before and after the speech, in seconds of the utterance's sound."""
     edges = utterance.first, utterance.speech_start, *chain(*utterance.pauses), utterance.speech_end, utterance.end
     seconds = [(position - utterance.first) / SAMPLE_RATE for position in edges]
     return [*zip(seconds[::2], seconds[1::2], strict=True)]

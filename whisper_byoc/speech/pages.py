@@ -1,4 +1,4 @@
-"""Memory of mapped files: what has been read need not stay."""
+"""Memory of mapped files: pages that have been read need not stay."""
 
 import ctypes
 import mmap
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def release(folder: Path) -> int:
-    """Free the memory that this process's mappings of the files in a folder take, and return the bytes mapped.
+    """Free the memory taken by this process's mappings of the files in a folder, and return the bytes mapped.
 
-    Only read-only mappings are freed; they are read again where it is needed. Only Linux says what is mapped:
-    elsewhere this does nothing.
+    Only read-only mappings are freed; they are read again if needed. Only Linux lists what is mapped; elsewhere this
+    does nothing.
     """
     released = 0
     for begin, end in _mappings(folder.resolve()):
@@ -20,7 +20,7 @@ def release(folder: Path) -> int:
 
 
 def _mappings(folder: Path) -> list[tuple[int, int]]:
-    """Return addresses of what is mapped to be read only: what was written to it would be lost."""
+    """Return the addresses of read-only mappings: data written to any other would be lost."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

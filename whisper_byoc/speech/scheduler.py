@@ -1,10 +1,10 @@
-"""Who does what when, of the work for a model.
+"""Schedules a model's work: which worker does what, and when.
 
-Transcriptions come first, that with the oldest deadline before the others. Drafts wait for them: one begins only while
-no transcription waits, and is cancelled when one has no place. Work whose result nobody waits for is cancelled.
+Transcriptions come first, in order of their deadlines. Drafts wait for them: one begins only while no transcription is
+waiting, and is cancelled when one has no place. Work whose result nobody waits for is cancelled.
 
-As the load grows there are fewer drafts (`Scheduler.may_draft`), then live text is found with a smaller beam, then with
-none; beyond that it is for whoever gives it work to take no more (`Scheduler.workload`).
+As the load grows, there are fewer drafts (`Scheduler.may_draft`), then live text is decoded with a smaller beam, then
+with none; beyond that, it is up to the callers to accept no more (`Scheduler.workload`).
 """
 
 import asyncio
@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 30.0
-"""By so much the deadline of a recording is later than that of live speech that came at the same time."""
+"""A recording's deadline is this much later than that of live speech that came at the same time."""
 TRIAL_SECONDS = 1.0
-"""Longest time for trying numbers of workers and threads, beyond that of the first one."""
+"""Longest time for trying other numbers of workers and threads, in addition to the first trial."""
 BETTER = 1.1
-"""So many times the streams must fit with another number of workers, or it is not worth leaving the first one."""
+"""At least this many times the streams must fit for another number of workers to replace the first one."""
 WATCH_SECONDS = 1.0
-"""Between two looks at the workers."""
+"""Time between two checks of the workers."""
 
 
 class Scheduler:
     """`workers` threads, whose engines compute with `threads` CPU threads each.
 
-    Jobs are treated fairly because each has one segment, or one draft, in the queue at a time. Drafts may starve;
+    Jobs are treated fairly because each has only one segment, or one draft, in the queue at a time. Drafts may starve;
     transcriptions never do.
     """
 
@@ -54,7 +54,7 @@ class Scheduler:
         self.costs: tuple[Costs, ...] = ()
         """What each worker's trial found."""
         self.workload = Workload([Costs(0.0)])
-        """What the workers do; of use when they have been started."""
+        """What the workers do; meaningful once they have been started."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,17 +63,17 @@ class Scheduler:
 
     @property
     def late(self) -> bool:
-        """Whether live text waits for so long that no more should be taken."""
+        """Whether live text waits so long that no more should be accepted."""
         return self.workload.late or (self._crew is not None and self._crew.queue.overdue(LATE_SECONDS))
 
     @property
     def may_draft(self) -> bool:
-        """Whether there is time for a draft. None waits then, so that drafts are of the newest sound."""
+        """Whether there is time for a draft and no other is waiting, so that drafts are of the newest sound."""
         waits = self._crew is not None and self._crew.queue.patient
         return not waits and self.workload.share(Kind.LIVE, Kind.DRAFT) < DRAFT_SHARE
 
     async def start(self, load: Callable[[], Engine]) -> Engine:
-        """Load the model in a thread, start the workers, and wait until each has made its trial.
+        """Load the model in a thread, start the workers, and wait until each has finished its trial.
 
         Raises what `load` and the engine raise.
         """
@@ -102,14 +102,14 @@ class Scheduler:
         return engine
 
     def continues(self, options: DecodeOptions) -> bool:
-        """Whether to use `DecodeOptions.before` now: the engine does, and has time or was told what beam to use."""
+        """Whether to use `DecodeOptions.before` now: the engine supports it, and has time or a prescribed beam."""
         busy = options.beam is None and self.workload.share(Kind.LIVE, Kind.DRAFT) > IDLE_LOAD
         return self._continues and not busy
 
     async def transcribe(self, samples: Samples, options: DecodeOptions, *, live: bool = False) -> Timed[Transcription]:
         """Have a worker transcribe; raises what the engine raises. Cancelling this cancels the work.
 
-        `live` speech goes before recordings.
+        `live` speech comes before recordings.
         """
         kind = Kind.LIVE if live else Kind.RECORDING
         timed = await self._do(
@@ -139,9 +139,9 @@ class Scheduler:
         return next(filter(None, (worker.trouble() for worker in workers)), None)
 
     async def stop(self) -> None:
-        """Let every worker end after the transcriptions that wait, and wait for it; drafts are cancelled.
+        """Let every worker end after the waiting transcriptions, and wait for it; drafts are cancelled.
 
-        Python aborts a process that ends while a daemon thread is in torch, be it only to free its tensors.
+        Python aborts a process that ends while a daemon thread is in torch, even if only to free its tensors.
         """
         self._stopping.set()
         if self._watching is not None:
@@ -173,4 +173,4 @@ class Scheduler:
             return await asyncio.wrap_future(work.future)
         finally:
             abandoned.set()
-            queue.remove(work)  # frees its sound, if it still waits: drafts may wait for long
+            queue.remove(work)  # frees its sound if still waiting: drafts may wait long

@@ -1,8 +1,8 @@
-"""Sentences that go on over several utterances of a live stream.
+"""Sentences that span several utterances of a live stream.
 
 What was said last is the context of what comes next. The model ends nearly every text with a full stop, and final text
-never changes; so the stop is held back for as long as the speaker may go on. It then leads the next text, is dropped
-when that goes on in the sentence, or is told alone when the pause has become a long one.
+never changes; so the stop is held back for as long as the speaker may go on. It then leads the next text, is dropped if
+that continues the sentence, or is sent alone once the pause has become long.
 """
 
 from dataclasses import replace
@@ -18,20 +18,20 @@ from whisper_byoc.speech.transcript import Transcription
 PAUSE = SAMPLE_RATE
 """Samples without speech that end a sentence."""
 LONGEST_PAUSE = 3 * SAMPLE_RATE // 2
-"""Samples without speech behind which what was said before is no context any more."""
+"""Samples without speech after which what was said before is no longer context."""
 LONGEST = 26 * SAMPLE_RATE
-"""Samples of both utterances and the pause between them: they share a window, which is to be a short one."""
+"""Most samples in both utterances and the pause between them: they share a window, which should be short."""
 
 
 class Sentence:
-    """What was said last in one stream, and the full stop that is held back."""
+    """What was said last in one stream, and the full stop being held back."""
 
     def __init__(self) -> None:
         self._last: tuple[Utterance, Transcription] | None = None
         self._held = ""
 
     def before(self, utterance: Utterance, language: str | None) -> Before | None:
-        """Return what an utterance in a language may go on in, if there is anything."""
+        """Return what an utterance in a language may continue, if anything."""
         if self._last is None:
             return None
         last, said = self._last
@@ -44,7 +44,7 @@ class Sentence:
         return Before(samples, text)
 
     def add(self, utterance: Utterance, found: Transcription, *, hold: bool) -> Transcription:
-        """Take in the text of the next utterance, and return what is to be told of it.
+        """Take in the text of the next utterance, and return the part of it to send.
 
         `hold` says whether a full stop at its end may have to be dropped.
         """
@@ -57,13 +57,13 @@ class Sentence:
         return replace(told.led_by(leading), is_open=bool(self._held))
 
     def lose(self) -> None:
-        """Note that an utterance has no text, so that the next one cannot go on in what is known."""
+        """Note that an utterance has no text, so that the next one cannot continue what is known."""
         self._last, self._held = None, ""
 
     def end(self, position: int | None = None) -> tuple[Utterance, Transcription] | None:
         """Return the full stop that was held back, if no speech came before a position in the stream, or at its end.
 
-        It belongs to no sound, so it has no segment: to the place behind the last utterance.
+        It belongs to no sound, so it has no segment, only the place after the last utterance.
         """
         if self._last is None or not self._held:
             return None

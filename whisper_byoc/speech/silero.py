@@ -1,4 +1,4 @@
-"""Silero VAD 6.2 for 16 kHz, built for OpenVINO from its weights, for many streams at a time.
+"""Silero VAD 6.2 for 16 kHz, built for OpenVINO from its weights, for many streams at once.
 
 `assets/silero_vad.npz` holds the weights of `silero_vad_openvino_16k.onnx` (MIT; SHA-256 7776b81ad1b0350c15d7f1555943b9
 232eb53e9ca5d989c6d0cea9ebc8664d87) in the wheel of silero-vad 6.2.3; `tools/silero_weights.py` wrote it.
@@ -34,13 +34,13 @@ class Silero:
         """Rate the next T chunks of each of B streams.
 
         Args:
-            windows: float32, shape (B, T, WINDOW), in [-1, 1): each chunk behind the last CONTEXT samples before it.
-            memory: as it was returned for the chunk before; zeros at the beginning of a stream.
+            windows: float32, shape (B, T, WINDOW), in [-1, 1): each chunk preceded by the last CONTEXT samples before
+            it. memory: as returned for the previous chunk; zeros at the beginning of a stream.
 
         Returns:
-            The probability of speech, float32, shape (B, T), and what is to be remembered.
+            The probability of speech, float32, shape (B, T), and the memory for the next call.
         """
-        # tensor by tensor: for a call with a list, OpenVINO's Python takes as long as the model
+        # tensor by tensor: given a list, OpenVINO's Python takes as long as the model
         for place, values in enumerate((windows, memory.hidden, memory.cell)):
             self._request.set_input_tensor(place, ov.Tensor(values, shared_memory=True))
         self._request.infer()
@@ -79,7 +79,7 @@ def silero_graph(weights: dict[str, Floats]) -> ov.Model:
 
 
 def fourier_basis() -> Floats:
-    """Return what turns 256 samples into their spectrum, seen through a Hann window: 129 rows real, 129 imaginary."""
+    """Return the matrix that turns 256 samples into their Hann-windowed spectrum: 129 real rows, 129 imaginary."""
     samples, frequencies = np.arange(_FFT), np.arange(_FFT // 2 + 1)[:, None]
     angles = 2 * np.pi * samples / _FFT
     waves = np.concatenate((np.cos(frequencies * angles), -np.sin(frequencies * angles)))
@@ -87,6 +87,6 @@ def fourier_basis() -> Floats:
 
 
 def _gates(values: Floats) -> Floats:
-    """Bring torch's order of gates (input, forget, cell, output) into OpenVINO's (forget, input, cell, output)."""
+    """Reorder torch's gates (input, forget, cell, output) as OpenVINO's (forget, input, cell, output)."""
     first, second, *rest = np.split(values, 4)
     return np.concatenate((second, first, *rest))[None]

@@ -1,10 +1,10 @@
-"""Whether a thread hangs: how long it has been at one step of its work, in the eyes of those who look at it."""
+"""Whether a thread hangs: how long it has been at one step of its work, as seen by its watchers."""
 
 import threading
 import time
 
 LOOK_SECONDS = 1.0
-"""Most that counts of the time between two looks: a process that was paused did not hang."""
+"""Most of the time between two looks that counts: a process that was paused did not hang."""
 
 
 class StepWatch:
@@ -15,7 +15,7 @@ class StepWatch:
         self.begin(None)
 
     def begin(self, limit: float | None) -> None:
-        """Begin a step that takes `limit` seconds at most; None: there is nothing to do."""
+        """Begin a step that may take `limit` seconds; None means there is nothing to do."""
         with self._lock:
             self._limit, self._seconds, self._looked = limit, 0.0, time.monotonic()
 
@@ -28,7 +28,7 @@ class StepWatch:
 
     @property
     def seconds(self) -> float:
-        """How long it has been at its step, as far as it was looked at."""
+        """How long it has been at its step, according to the looks so far."""
         return self._seconds
 
     def exceeds(self, share: float = 1.0) -> bool:

@@ -1,4 +1,4 @@
-"""Text with its times, and the `transcript` record in which followers of a job get it."""
+"""Text with its times, and the `transcript` record that followers of a job receive."""
 
 import re
 import zlib
@@ -11,7 +11,7 @@ from typing import Any, Self
 from audio.pcm import duration_ms
 
 LEADING_MARK = re.compile(r"(?:[.,;:?!\u2026]+(?=\s|$)|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]+)\s*")
-"""What belongs behind the text before: `, and` but not `.5`."""
+"""Punctuation that belongs at the end of the previous text: as in `, and` but not `.5`."""
 FULL_STOP = re.compile(r"[.\u2026\u3002]+$")
 
 
@@ -29,7 +29,7 @@ class Word:
 class Confidence:
     """How sure the model was of a text: openai-whisper's numbers, under its names.
 
-    They are those of all the text that was decoded in one go, of which a segment may be a part.
+    They apply to all the text decoded in one go, of which a segment may be only a part.
     """
 
     avg_logprob: float
@@ -39,7 +39,7 @@ class Confidence:
     compression_ratio: float
     """Bytes of the text before and after zlib."""
     temperature: float
-    """At which tokens were drawn; 0 when the likeliest were taken."""
+    """Temperature at which tokens were sampled; 0 if the likeliest were taken."""
 
     def fields(self) -> dict[str, float]:
         """Return the JSON fields."""
@@ -47,7 +47,7 @@ class Confidence:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self | None:
-        """Read the JSON fields of a segment; None when it has not all of them."""
+        """Read the JSON fields of a segment; None if any of them is missing."""
         names = [each.name for each in dataclass_fields(cls)]
         return cls(*(fields[name] for name in names)) if fields.keys() >= set(names) else None
 
@@ -60,11 +60,11 @@ class TextSegment:
     end: float
     text: str
     words: tuple[Word, ...] = ()
-    """Empty unless the times of words were asked for."""
+    """Empty unless word times were asked for."""
     confidence: Confidence | None = None
-    """None where no model of ours has written the text."""
+    """None if the text was not written by one of our models."""
     language: str = ""
-    """ISO 639-1 code; empty where nobody determined it."""
+    """ISO 639-1 code; empty if not determined."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class LanguagePiece:
     start: float
     end: float
     chances: Mapping[str, float]
-    """Language -> probability; without those that are next to impossible."""
+    """Language -> probability, leaving out nearly impossible ones."""
     language: str = ""
-    """The one that was decided on, with regard to the pieces around it."""
+    """The language decided on, considering the surrounding pieces."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class Transcription:
 
     text: str
     language: str
-    """ISO 639-1 code; that of most of the text, where there are several."""
+    """ISO 639-1 code; that of most of the text, if there are several."""
     segments: tuple[TextSegment, ...] = ()
     goes_on: bool = False
-    """Whether it goes on in the text before it, which then has no full stop at its end."""
+    """Whether it continues the previous text, which then has no full stop at its end."""
     is_open: bool = False
-    """Whether a later text brings the full stop at its end, or goes on in its sentence."""
+    """Whether a later text brings its final full stop or continues its sentence."""
     pieces: tuple[LanguagePiece, ...] = ()
-    """Of what the language was found; empty where it was known."""
+    """The pieces from which the language was found; empty if it was known."""
 
     def within(self, start: float, end: float) -> Self:
         """Return the same text with all times clamped to `start` and `end`.
@@ -113,25 +113,25 @@ class Transcription:
         return self._with_end(lambda text: text.removesuffix(stop[0]).rstrip()), stop[0]
 
     def ended_by(self, mark: str) -> Self:
-        """Return the same text with a mark behind it."""
+        """Return the same text followed by a mark."""
         return self._with_end(lambda text: text + mark)
 
     def led_by(self, mark: str) -> Self:
-        """Return the same text behind a mark that belongs to the text before; the mark may be empty."""
+        """Return the same text preceded by a mark that belongs to the previous text; the mark may be empty."""
         if not mark:
             return self
         first = tuple(replace(each, text=f"{mark} {each.text}".rstrip()) for each in self.segments[:1])
         return replace(self, text=f"{mark} {self.text}".rstrip(), segments=(*first, *self.segments[1:]))
 
     def without_start(self, length: int) -> Self:
-        """Return the same text without its first characters, which are at most those of the first segment."""
+        """Return the same text without its first `length` characters, which must lie within the first segment."""
         first = (replace(each, text=each.text[length:]) for each in self.segments[:1])
         return replace(
             self, text=self.text[length:], segments=(*(each for each in first if each.text), *self.segments[1:])
         )
 
     def _with_end(self, change: Callable[[str], str]) -> Self:
-        """Return the same text, changed at its end: the last segment and word as well."""
+        """Return the same text, changed at its end, including the last segment and word."""
         segments = self.segments
         if segments:
             last = segments[-1]
@@ -153,13 +153,13 @@ class Transcription:
 
 
 def compression_ratio(text: str) -> float:
-    """Return the bytes of a text over those that zlib makes of it: openai-whisper's measure of repetition."""
+    """Return the ratio of a text's bytes before and after zlib: openai-whisper's measure of repetition."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
 
 
 def with_marks(parts: Iterable[Transcription]) -> list[Transcription]:
-    """Put each mark that a part begins with, or is, behind the text before; leave parts without text out."""
+    """Append each mark that a part begins with, or consists of, to the previous text; leave out parts without text."""
     spoken: list[Transcription] = []
     for part in parts:
         if spoken:
@@ -170,16 +170,16 @@ def with_marks(parts: Iterable[Transcription]) -> list[Transcription]:
 
 
 def with_mark(before: Transcription, part: Transcription) -> tuple[Transcription, Transcription]:
-    """Move the mark that a part begins with, or is, to the end of the text before; it may have none."""
+    """Move the mark that a part begins with, or consists of, if any, to the end of the previous text."""
     mark = LEADING_MARK.match(part.text)
     return (before.ended_by(mark[0].rstrip()), part.without_start(mark.end())) if mark else (before, part)
 
 
 def join(parts: Iterable[Transcription], language: str) -> Transcription:
-    """Join the transcriptions of consecutive pieces; their times must be on one clock already.
+    """Join the transcriptions of consecutive pieces; their times must already be on one clock.
 
-    The language is that of most of the text, or `language` where there is none.
-    A mark at the beginning of one, as live text may have it, goes to the end of the text before.
+    The language is that of most of the text, or `language` if there is none.
+    A mark at the beginning of one, as live text may have, goes to the end of the previous text.
     """
     spoken = with_marks(parts)
     text = " ".join(part.text for part in spoken)

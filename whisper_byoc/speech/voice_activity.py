@@ -1,4 +1,4 @@
-"""Where there is speech in all live streams of a process: one thread, and one call of the model for many chunks."""
+"""Finds speech in all live streams of a process: one thread, and one model call for many chunks."""
 
 import asyncio
 import logging
@@ -24,33 +24,33 @@ from whisper_byoc.speech.step_watch import StepWatch
 log = logging.getLogger(__name__)
 
 CONTEXT = 64
-"""Samples of the chunk before that the model wants to see again."""
+"""Samples of the previous chunk that the model needs to see again."""
 MEAN = 1024
-"""Samples whose mean is taken off each sample, those before it and itself, as a high-pass of some 10 Hz: a constant
-offset is neither a step at the beginning nor loud."""
+"""The mean of this many samples up to and including each one is subtracted from it, a high-pass at some 10 Hz: a
+constant offset is then neither a step at the beginning nor loud."""
 STATE = 128
-"""Numbers in the hidden state of its LSTM, and in the cell."""
+"""Size of the LSTM's hidden state, and of its cell."""
 
 QUIET_PEAK = 0.1
-"""Sound whose peaks stay below this, of full scale, is amplified before it is rated …"""
+"""Sound whose peaks stay below this fraction of full scale is amplified before it is rated …"""
 PEAK_SECONDS = 0.5
-"""A peak counts half as much after this time. A voice at 0.006 that follows one at 0.6 after 2 s is heard wholly with
-0.5 s, and not at all with 3 s; 204 sounds without speech have no more of it."""
+"""A peak counts half as much after this time. A voice at 0.006 that follows one at 0.6 after 2 s is fully heard with
+0.5 s, and not at all with 3 s; in 204 sounds without speech, no more speech is found."""
 MAX_GAIN = 20.0
-"""… by this factor at most. In a voice with peaks at 0.007 the model misses whole words; in noise as quiet as that it
-finds no speech, however much it is amplified."""
+"""… by at most this factor. In a voice with peaks at 0.007 the model misses whole words; in noise that quiet it finds
+no speech, however much it is amplified."""
 PEAK_DECAY = 0.5 ** (CHUNK / SAMPLE_RATE / PEAK_SECONDS)
-"""From chunk to chunk."""
+"""Decay of the peak from chunk to chunk."""
 
 GATHER_SECONDS = 0.05
-"""With several live streams, calls of the model begin this far apart, so that one serves several of them. (An utterance
+"""With several live streams, model calls begin this far apart, so that one call serves several streams. (An utterance
 ends after 0.2 s of silence at least.)"""
 CHUNKS_AT_ONCE = 512
-"""In one call, which takes 5 ms then."""
+"""Most chunks in one call, which then takes 5 ms."""
 LOOK_CHUNKS = 32
-"""A second, which is rated at a time while speech is looked for."""
+"""One second, rated at a time while looking for speech."""
 HANG_SECONDS = 10.0
-"""One call that takes longer hangs."""
+"""A call that takes longer hangs."""
 
 Floats = NDArray[np.float32]
 
@@ -67,11 +67,11 @@ class Model(Protocol):
     """Rates the next T chunks of B streams: `speech.silero.Silero`."""
 
     def __call__(self, windows: Floats, memory: Memory) -> tuple[Floats, Memory]:
-        """Take chunks behind their contexts, (B, T, CONTEXT + CHUNK); return the probabilities of speech, (B, T)."""
+        """Take chunks after their contexts, (B, T, CONTEXT + CHUNK); return the probabilities of speech, (B, T)."""
 
 
 class VoiceActivity:
-    """A thread that rates the chunks of all streams. It is started once, and stopped once."""
+    """A thread that rates the chunks of all streams. It is started once and stopped once."""
 
     def __init__(self, load: Callable[[], Model]) -> None:
         self._load = load
@@ -79,7 +79,7 @@ class VoiceActivity:
         self._waiting: deque[_Request] = deque()
         self._stopped = False
         self._thread: threading.Thread | None = None
-        self._batch: list[_Request] = []  # what the thread is at
+        self._batch: list[_Request] = []  # what the thread is working on
         self._steps = StepWatch()
 
     async def start(self) -> None:
@@ -112,7 +112,7 @@ class VoiceActivity:
         self._thread.start()
 
     def _watch(self) -> None:
-        """Put another thread in the place of one that hangs or has ended; those whose sound it had get an error."""
+        """Replace a thread that hangs or has ended; the streams whose sound it had get an error."""
         self._steps.look()
         if self._steps.exceeds() and not self._stopped:
             log.error("the detection of speech hangs; another thread takes its place")
@@ -139,7 +139,7 @@ class VoiceActivity:
                 began = time.monotonic()
                 served = self._serve(model, steps)
         finally:
-            steps.begin(HANG_SECONDS)  # a thread that has ended is replaced as one that hangs
+            steps.begin(HANG_SECONDS)  # a thread that has ended is replaced like one that hangs
         if not self._given_up:
             rest = list(self._waiting)
             _fail(rest, _stopped())
@@ -168,14 +168,14 @@ class VoiceActivity:
         return self._thread is not threading.current_thread()
 
     def _wait(self) -> bool:
-        """Wait for work; return False when stopped, or when another thread has the place of this one."""
+        """Wait for work; return False when stopped, or when another thread has replaced this one."""
         with self._changed:
             while not self._waiting and not self._stopped and not self._given_up:
                 self._changed.wait()
             return not self._stopped and not self._given_up
 
     def _gather(self, served: "set[VoiceStream]", seconds: float) -> None:
-        """Wait until those that were `served` last are there again, with others; no longer where whole sound waits."""
+        """Wait for the streams last `served` to ask again, along with others; stop waiting if whole sound is queued."""
 
         def done() -> bool:
             there = {each.stream for each in self._waiting}
@@ -207,15 +207,15 @@ class VoiceStream:
     def submit(
         self, chunks: NDArray[np.int16], tell: Callable[[Floats | Exception], None], *, whole: bool = False
     ) -> None:
-        """Have the next chunks rated: int16, shape (n, CHUNK). `whole` are all that there is: they wait for no others.
+        """Have the next chunks rated: int16, shape (n, CHUNK). With `whole` they are all there is, so they do not wait.
 
         `tell` is called on the running loop with their probabilities of speech, shape (n,), or with what the model
-        raised; once for each call, in their order. Raises `ProcessorError` when the service has been stopped.
+        raised; once per call, in order. Raises `ProcessorError` when the service has been stopped.
         """
         self._put(_Request(self, chunks, asyncio.get_running_loop(), tell, whole))
 
     async def rate(self, chunks: NDArray[np.int16], *, whole: bool = False) -> Floats:
-        """Have the next chunks rated; return their probabilities. Cancelling this leaves out no chunk."""
+        """Have the next chunks rated; return their probabilities. Cancelling this skips no chunk."""
         told: asyncio.Future[Floats | Exception] = asyncio.get_running_loop().create_future()
         self.submit(chunks, lambda found: None if told.done() else told.set_result(found), whole=whole)
         if isinstance(found := await told, Exception):
@@ -260,7 +260,7 @@ class _Request:
 
 
 def _rate(model: Model, requests: list[_Request]) -> Iterator[None]:
-    """Rate as many chunks of every stream as there are of the one with the fewest; go on with those that have more."""
+    """Rate as many chunks of every stream as the one with the fewest has; then go on with those that have more."""
     while requests := [each for each in requests if each.left]:
         yield
         fewest = min(each.left for each in requests)
@@ -283,7 +283,7 @@ def _rate_next(model: Model, requests: list[_Request], number: int) -> None:
 
 
 def _amplify(windows: Floats, streams: list[VoiceStream]) -> None:
-    """Bring samples from the range of int16 to [-1, 1), and those of quiet streams up to where the model is sure."""
+    """Scale samples from int16 range to [-1, 1), and amplify those of quiet streams to where the model is sure."""
     levels = np.abs(windows[:, :, CONTEXT:]).max(2) * np.float32(1 / FULL_SCALE)
     peak = np.array([each.peak for each in streams], np.float32)
     for chunk in range(levels.shape[1]):
@@ -310,7 +310,7 @@ def _tell(requests: list[_Request]) -> None:
     for each in requests:
         try:
             each.tell(each.error or np.concatenate(each.found or [np.zeros(0, np.float32)]))
-        except Exception:  # the others are to be told all the same
+        except Exception:  # the others must be told all the same
             log.exception("voice activity: a stream failed to go on")
 
 

@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class TwoPriorityQueue(Generic[T]):
-    """A queue between threads; an item of low priority is taken only when none of high priority waits."""
+    """A queue between threads; a low-priority item is taken only when none of high priority is waiting."""
 
     def __init__(self, places: int = 0) -> None:
-        """`places` is how many items all threads can have taken at once."""
+        """`places` is how many items all threads together can hold at once."""
         self._high: list[tuple[float, int, T]] = []  # a heap
         self._low: deque[T] = deque()
         self._numbers = itertools.count()
@@ -25,7 +25,7 @@ class TwoPriorityQueue(Generic[T]):
         """Items that could be taken now."""
 
     def put(self, item: T, deadline: float = 0.0, *, low: bool = False) -> bool:
-        """Add an item, of high priority by default; return False when the queue was closed."""
+        """Add an item, of high priority by default; return False if the queue is closed."""
         with self._changed:
             if not self._closed:
                 if low:
@@ -36,9 +36,9 @@ class TwoPriorityQueue(Generic[T]):
             return not self._closed
 
     def get(self, *, wait: bool = True, low: bool = True) -> T | None:
-        """Take an item: of high priority, that with the oldest deadline; else, with `low`, one of low priority.
+        """Take an item: of high priority, the one with the oldest deadline; else, with `low`, one of low priority.
 
-        None when there is none, or another thread waits for it; after a wait, only when the queue was closed.
+        Return None when there is none, or another thread waits for it; after a wait, only when the queue was closed.
         """
         with self._changed:
             while wait and not self._high and not self._low and not self._closed:
@@ -51,12 +51,12 @@ class TwoPriorityQueue(Generic[T]):
             return heapq.heappop(self._high)[2] if self._high else self._low.popleft()
 
     def free(self) -> None:
-        """Note that an item which was taken is done."""
+        """Note that a taken item is done."""
         with self._changed:
             self.places += 1
 
     def remove(self, item: T) -> None:
-        """Remove an item that still waits; does nothing for one that was taken."""
+        """Remove an item that is still waiting; does nothing if it has been taken."""
         with self._changed:
             self._high = [each for each in self._high if each[2] != item]
             heapq.heapify(self._high)
@@ -74,17 +74,17 @@ class TwoPriorityQueue(Generic[T]):
         return len(self._low)
 
     def overdue(self, seconds: float) -> bool:
-        """Whether an item of high priority waits whose deadline was so long ago."""
+        """Whether a high-priority item is waiting whose deadline was `seconds` ago or earlier."""
         with self._changed:
             return bool(self._high) and self._high[0][0] < time.monotonic() - seconds
 
     def overloaded(self) -> bool:
-        """Whether an item of high priority waits for which there is no place."""
+        """Whether a high-priority item is waiting for which there is no place."""
         with self._changed:
             return len(self._high) > self.places
 
     def close(self) -> list[T]:
-        """Let every thread go once no item of high priority is left; return the items of low priority."""
+        """Let every thread end once no high-priority item is left; return the low-priority items."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

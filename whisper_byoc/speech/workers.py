@@ -1,4 +1,4 @@
-"""The worker threads of a model: each has an engine, and makes steps of several inferences together.
+"""The worker threads of a model: each has an engine, and makes steps of several inferences at once.
 
 A worker that hangs, or whose thread has ended, is replaced; its work fails.
 """
@@ -25,20 +25,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SMALL_BEAM = 2
-"""For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than none takes."""
+"""For live speech that is not alone: finds half of what a beam of 5 does, for a fifth more time than no beam."""
 IDLE_LOAD = 0.25
-"""With live text and drafts taking a larger share of the workers' time, live text goes on in no sentence before, and is
-found by following `SMALL_BEAM` texts at most …"""
+"""When live text and drafts take a larger share of the workers' time, live text continues no previous sentence, and is
+decoded with a beam of at most `SMALL_BEAM` …"""
 BUSY_LOAD = 0.4
-"""… and from this share on only the likeliest."""
+"""… and from this share on, without a beam."""
 HANG_SECONDS = 10.0
 """A worker hangs when one step takes longer than this and …"""
 HANG_FACTOR = 20.0
-"""… so many times what its sound costs: the trial was of one text, on a machine that may have been idle."""
+"""… this many times what its sound costs: the trial was of one text, on a machine that may have been idle."""
 START_SECONDS = 120.0
-"""The same for a new worker, which compiles its graphs and makes its trial."""
+"""The same for a new worker, which compiles its graphs and runs its trial."""
 STEP_SECONDS = 30.0
-"""Longest sound of one inference in a step of an engine that makes several, Whisper's window; else all of it."""
+"""Longest sound of one inference in one step, if the engine works in steps: Whisper's window; otherwise all of it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Timed(Generic[T]):
 
 
 class Work(Generic[T]):
-    """One piece of work, from the time it is asked for to its result."""
+    """One piece of work, from its request to its result."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class Work(Generic[T]):
 
 
 class Worker:
-    """One thread and its engine. It begins to take work when it is told of the `workload` of all."""
+    """One thread and its engine. It begins to take work once it is given the common `workload`."""
 
     def __init__(self, name: str, engine: Engine, threads: int, queue: TwoPriorityQueue[Work[Any]]) -> None:
         self._engine = engine
         self._threads = threads
         self._queue = queue
         self._running: list[Work[Any]] = []
-        self._outcome = threading.Lock()  # held by whoever ends what is running: this thread, or `replacement`
+        self._outcome = threading.Lock()  # held while ending what is running, by this thread or `replacement`
         self._dismissed = False
         self._costs = Costs(0.0)
         self.steps = StepWatch()
@@ -109,7 +109,7 @@ class Worker:
         self.thread.start()
 
     def trouble(self) -> str | None:
-        """Return one sentence when it may hang, or is new and has not been tried yet."""
+        """Return one sentence when it may hang, or is new and has not finished its trial."""
         name = self.thread.name
         if not self.tried.done():
             return f"another worker {name} begins, as the one before hung"
@@ -132,10 +132,10 @@ class Worker:
             while workload and self._step(workload):
                 pass
         finally:
-            self.steps.begin(HANG_SECONDS)  # a thread that has ended is replaced as one that hangs
+            self.steps.begin(HANG_SECONDS)  # a thread that has ended is replaced like one that hangs
 
     def _step(self, workload: Workload) -> bool:
-        """Do a piece of what there is to do; wait if there is nothing. False at the end of all work."""
+        """Do a step of the work there is; wait if there is none. Return False at the end of all work."""
         try:
             self.steps.begin(None)
             if not self._take(workload):
@@ -145,7 +145,7 @@ class Worker:
             self.steps.begin(HANG_SECONDS + HANG_FACTOR * self._costs.alone * sound)
             began = time.monotonic()
             self._engine.advance([work.inference for work in self._running if work.inference])
-        except BaseException as error:  # the thread has to go on, whatever an engine raises
+        except BaseException as error:  # the thread must go on, whatever an engine raises
             log.exception("worker %s failed; it goes on", self.thread.name)
             self._fail(f"the worker failed with {type(error).__name__}: {error}")
             return not self._dismissed
@@ -168,14 +168,14 @@ class Worker:
             self._running.clear()
 
     def replacement(self) -> "Worker":
-        """Give up this worker, which hangs, and start another one; raises what the engine raises."""
+        """Give up this worker, which hangs, and start another; raises what the engine raises."""
         engine = self._engine.fresh()  # a replica may wait for the same threads
         self._dismissed = True
         self._fail("the worker hung, and another one took its place")
         return Worker(self.thread.name, engine, self._threads, self._queue)
 
     def _take(self, workload: Workload) -> bool:
-        """Begin what waits and has a place; wait if there is nothing to do. False at the end of all work."""
+        """Begin waiting work that has a place; wait if there is nothing to do. Return False at the end of all work."""
         while len(self._running) < self._engine.batch:
             drafts = sum(work.kind is Kind.DRAFT for work in self._running)
             work = self._queue.get(wait=not self._running, low=drafts < self._engine.batch / 2)
@@ -187,7 +187,7 @@ class Worker:
             beam = self._beam(work, workload.share(Kind.LIVE, Kind.DRAFT))
             self._running.append(work)
             work.begin(self._engine, beam)
-            if not self._queue.urgent:  # one draft a step: each is encoded first, for which the others wait
+            if not self._queue.urgent:  # one draft per step: each is encoded first, while the others wait
                 break
         return bool(self._running)
 
@@ -202,27 +202,27 @@ class Worker:
 
 
 class Crew:
-    """Some workers, and the queue of what they do."""
+    """Several workers, and the queue of their work."""
 
     def __init__(self, engine: Engine, workers: int, threads: int) -> None:
-        """Take an engine with which nothing was computed."""
+        """Take an engine that has not computed anything yet."""
         engines = [engine, *(engine.replica() for _ in range(1, workers))]
         self.size = workers, threads
         self.queue: TwoPriorityQueue[Work[Any]] = TwoPriorityQueue(sum(each.batch for each in engines))
         self.workers = [Worker(f"whisper-{n}", each, threads, self.queue) for n, each in enumerate(engines)]
 
     async def tried(self) -> list[Costs]:
-        """Wait until every worker has made its trial; raises what an engine raises."""
+        """Wait until every worker has finished its trial; raises what an engine raises."""
         return await asyncio.gather(*(asyncio.wrap_future(worker.tried) for worker in self.workers))
 
     def begin(self, workload: Workload | None) -> None:
-        """Have the workers take work; without a workload they end."""
+        """Have the workers take work; without a workload, they end."""
         for worker in self.workers:
             if not worker.workload.done():
                 worker.workload.set_result(workload)
 
     def watch(self, workload: Workload) -> None:
-        """Put new workers into the places of those that hang or have ended; raises what an engine raises."""
+        """Replace workers that hang or have ended; raises what an engine raises."""
         for number, worker in enumerate(self.workers):
             worker.steps.look()
             if worker.steps.exceeds():
@@ -241,7 +241,7 @@ class Crew:
 
 
 def _uncancellable() -> Future[Any]:
-    """Return a future for work that goes on to its end, though nobody may wait for that any more."""
+    """Return a future for work that runs to its end even if nobody waits for it any more."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future

@@ -1,7 +1,8 @@
-"""Sound of any length to segments of text, window by window, as openai-whisper's `transcribe` goes through it.
+"""Sound of any length to segments of text, window by window, as in openai-whisper's `transcribe`.
 
-Nothing is carried over from one window to the next. What differs from openai-whisper: a window with less than 27 s of
-sound is computed for its length only and may be decoded without timestamps, and doubtful text is decoded again alone.
+Nothing is carried over from one window to the next. Differences from openai-whisper: for a window with less than 27 s
+of sound only that length is computed, it may be decoded without timestamps, and doubtful text is decoded again by
+itself.
 """
 
 import itertools
@@ -34,30 +35,30 @@ FRAMES = 3000
 LONGEST_SHORT = 27.0
 """Seconds of sound below which a window is shortened."""
 MARGIN = 1.0
-"""Seconds that a short window is longer than its sound; with half of it, words at the end are lost."""
+"""Seconds by which a short window is longer than its sound; with half of that, words at the end are lost."""
 SHORTEST = 3.0
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """openai-whisper's and faster-whisper's."""
 LOUD = 0.75
-"""Loud is what is less than 30 dB below the loudest frame: 40 dB are 1 in a log-mel feature."""
+"""A frame less than 30 dB below the loudest is loud: 40 dB are 1 in a log-mel feature."""
 SHORTEST_SPEECH = 2.0
-"""Seconds of speech from which on the length of a text says something."""
+"""Seconds of speech above which the length of a text is meaningful."""
 THIN_TEXT = 4.0
-"""Bytes of UTF-8 for a second of speech that are too few for speech; the slowest of 40 recordings has 9.6."""
+"""UTF-8 bytes per second of speech that are too few; the slowest of 40 recordings has 9.6."""
 LONGEST_UNHEARD = 0.8
-"""Seconds of speech beside the words of a text that is complete. Of loud sound, 75 of them leave 0.76 at most, those
-that lack words 0.89 and more."""
+"""Most seconds of speech outside the words of a complete text. Of loud sound, 75 complete texts leave at most 0.76,
+those that lack words 0.89 or more."""
 BEFORE_END = 0.6
 AFTER_END = 0.2
-"""Seconds around what the decoder attended to when it wrote the end of a word that belong to the word."""
+"""Seconds around the point that the decoder attended to when writing the end of a word that belong to the word."""
 SHORTEST_TOKEN = 0.05
-"""Seconds; tokens closer than that attend to nothing: base's do at the beginning of some sound."""
+"""Seconds; tokens closer together than this attend to nothing, as base's do at the beginning of some sound."""
 MOST_PIECES = 8
-"""Times that sound of less than 27 s is decoded in parts, at most."""
+"""Most parts in which sound of less than 27 s is decoded."""
 SHORTEST_PAUSE = 0.15
-"""Seconds; between the halves of a word there may be nearly as much silence."""
+"""Seconds; there may be nearly as much silence between the halves of a word."""
 SHORTEST_SENTENCE = 1.5
-"""Seconds: a full stop sooner is that of an abbreviation, or of a sentence that belongs to the next one."""
+"""Seconds; an earlier full stop is that of an abbreviation, or of a sentence that belongs with the next one."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Attempt:
 
 
 def attempts_at(*, full: bool, patient: bool) -> tuple[Attempt, ...]:
-    """Return the ways to decode a window, one after the other until a text is not doubtful.
+    """Return the ways to decode a window, to be tried in turn until a text is not doubtful.
 
-    `full` leaves out the short window; `patient` draws at all of openai-whisper's temperatures instead of one, which
+    `full` leaves out the short window; `patient` samples at all of openai-whisper's temperatures instead of one, which
     takes up to ten times as long for some sound.
     """
     temperatures = TEMPERATURES if patient else (RETRY_TEMPERATURE,)
@@ -87,9 +88,9 @@ class Request:
     options: DecodeOptions
     """With a language."""
     limit: int
-    """Most tokens of a window."""
+    """Most tokens in a window."""
     timestamps: bool
-    """Whether to part text where the model marks times, which sound of several windows needs; else at sentences."""
+    """Whether to split text at the model's timestamps, which sound of several windows needs; otherwise at sentences."""
     attempts: tuple[Attempt, ...]
 
 
@@ -103,7 +104,7 @@ class Scored:
 
 
 class Windows:
-    """The windows of one recording, encoded when they are needed; the last one is kept."""
+    """The windows of one recording, encoded when needed; the last one is kept."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Windows:
         margin: float = MARGIN,
         pauses: Pauses | None = None,
     ) -> None:
-        """`mel` has the features of all of it, (mels, frames); `margin` is in seconds."""
+        """`mel` holds the features of the whole recording, (mels, frames); `margin` is in seconds."""
         self.pauses = pauses and [each for each in pauses if each[1] - each[0] >= SHORTEST_PAUSE]
         self._margin = margin
         self.frames = mel.shape[1]
@@ -123,9 +124,9 @@ class Windows:
         self._last: tuple[tuple[int, int, float], Sound] | None = None
 
     def speech(self, begin: int, end: int) -> float:
-        """Return how many seconds between two frames are in no pause.
+        """Return how many seconds between two frames are not in a pause.
 
-        Where pauses are not known it is how many are loud, next to the loudest of the 30 s around them.
+        If pauses are unknown, return how many are loud, compared with the loudest of the surrounding 30 s.
         """
         if self.pauses is not None:
             first, last = begin / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND
@@ -134,7 +135,7 @@ class Windows:
         return float((self._mel[:, begin:end].max(0) > peaks.max() - LOUD).sum()) / FRAMES_PER_SECOND
 
     def sound(self, begin: int, end: int | None = None, *, full: bool) -> Sound:
-        """Return what is between two frames, 30 s at most, on a window of 30 s or of what it needs."""
+        """Return the sound between two frames, 30 s at most, in a window of 30 s or as short as possible."""
         end = min(self.frames if end is None else end, begin + FRAMES)
         seconds = (end - begin) / FRAMES_PER_SECOND
         wanted = WINDOW_SECONDS if full or seconds >= LONGEST_SHORT else max(SHORTEST, seconds + self._margin)
@@ -151,7 +152,7 @@ def transcribe(model: FastModel, windows: Windows, request: Request, is_cancelle
 
 
 def _seek(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
-    """Go on behind the last timestamp of each window, as openai-whisper does."""
+    """Continue after the last timestamp of each window, as openai-whisper does."""
     tokenizer, options = model.tokenizer, request.options
     wish = _wish(tokenizer, request)
     begin, last_end = 0, 0.0
@@ -179,7 +180,7 @@ def _seek(model: FastModel, windows: Windows, request: Request, is_cancelled: Is
 
 
 def _in_pieces(model: FastModel, windows: Windows, request: Request, is_cancelled: IsCancelled) -> Steps[list[Scored]]:
-    """Decode sound that fits a window, and then what its text leaves out, unless that says the same again.
+    """Decode sound that fits a window, then any part that its text leaves out, unless that only repeats it.
 
     tiny.en ends some texts in mid-speech, and begins others there, with good scores.
     """
@@ -244,7 +245,7 @@ def _scored(segments: Sequence[TimedSegment], decoded: Decoded, tokenizer: Token
 def unheard(
     windows: Windows, piece: tuple[int, int], decoded: Decoded, places: NDArray[np.float64], tokenizer: Tokenizer
 ) -> list[tuple[int, tuple[int, int]]]:
-    """Return the frames of speech that no word of a text is about, and before which token their text belongs.
+    """Return the frames of speech that no word of a text covers, and before which token their text belongs.
 
     `places` are the tokens' in seconds. Punctuation may attend to anything, and does not count.
     """
@@ -274,9 +275,9 @@ def sentences(
     span: tuple[float, float],
     pauses: Pauses = (),
 ) -> list[TimedSegment]:
-    """Part a text without timestamps into sentences, timed by what the decoder attended to when it wrote their ends.
+    """Split a text without timestamps into sentences, timed by what the decoder attended to when writing their ends.
 
-    `ends` are those of the tokens and `span` that of the text, in seconds. A sentence begins behind the pause that is
+    `ends` are the ends of the tokens and `span` is that of the text, in seconds. A sentence begins after the pause
     before its first word.
     """
     pieces, groups = tokenizer.words(tokens, language)
@@ -298,7 +299,7 @@ def sentences(
 
 
 def parted(tokens: Sequence[int], tokenizer: Tokenizer, offset: float, frames: int) -> tuple[list[TimedSegment], int]:
-    """Part the text of a window where two timestamps meet; return also by how many frames to go on."""
+    """Split the text of a window where two timestamps meet; return also how many frames to advance."""
     begin = tokenizer.timestamp_begin
     cuts = [at for at in range(1, len(tokens)) if tokens[at - 1] >= begin and tokens[at] >= begin]
     alone = ends_alone(tokens, tokenizer)
@@ -315,19 +316,19 @@ def parted(tokens: Sequence[int], tokenizer: Tokenizer, offset: float, frames: i
         part = list(tokens[first:last])
         start, end = ((stamp - begin) * SECONDS_PER_POSITION for stamp in (part[0], part[-1]))
         segments.append(TimedSegment(offset + start, offset + end, part))
-    if alone:  # no speech behind the last timestamp
+    if alone:  # no speech after the last timestamp
         return segments, frames
     return segments, (tokens[cuts[-1] - 1] - begin) * 2
 
 
 def ends_alone(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether a text ends with a single timestamp, behind which there is no more speech."""
+    """Whether a text ends with a single timestamp, after which there is no more speech."""
     begin = tokenizer.timestamp_begin
     return len(tokens) > 1 and tokens[-1] >= begin > tokens[-2]
 
 
 def score_of(decoded: Decoded, tokenizer: Tokenizer) -> Score:
-    """Say how sure the model is of a text."""
+    """Return how sure the model is of a text."""
     text = tokenizer.decode(decoded.tokens).strip()
     return Score(decoded.logprob, decoded.no_speech, compression_ratio(text), decoded.temperature)
 
@@ -340,7 +341,7 @@ def _best(
     request: Request,
     is_cancelled: IsCancelled,
 ) -> Steps[tuple[Decoded, Sound]]:
-    """Decode what is between two frames until a text is not doubtful, in at most as many attempts as there are."""
+    """Decode the sound between two frames until a text is not doubtful, or all attempts have been made."""
     tokenizer, context, prompt = model.tokenizer, model.dims.n_text_ctx, request.options.initial_prompt
     found: list[tuple[tuple[bool, bool, float], Decoded, Sound]] = []
     for attempt in request.attempts:
@@ -357,13 +358,13 @@ def _best(
         thin = is_thin(decoded, tokenizer, windows.speech(*piece))
         found.append(((not doubtful, not thin, decoded.logprob), decoded, sound))
         whole = sound.positions == model.dims.n_audio_ctx
-        if not doubtful and (not thin or whole):  # drawing tokens brings no words back
+        if not doubtful and (not thin or whole):  # sampling tokens brings no words back
             break
     _, decoded, sound = max(found, key=lambda each: each[0])
     return decoded, sound
 
 
 def is_thin(decoded: Decoded, tokenizer: Tokenizer, seconds: float) -> bool:
-    """Whether a text is too short for so many seconds of speech, if the model takes them for that as well."""
+    """Whether a text is too short for `seconds` of speech, provided the model agrees that it is speech."""
     length = len(tokenizer.decode(decoded.tokens).strip().encode())
     return decoded.no_speech <= MAX_NO_SPEECH and seconds >= SHORTEST_SPEECH and length < THIN_TEXT * seconds
