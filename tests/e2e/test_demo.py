@@ -22,6 +22,6 @@ async def test_demo_shows_the_whole_path_and_ends_by_itself(launch, tmp_path):
     assert shown.splitlines()[2].startswith("model: demo (")
     assert shown.splitlines()[3] == f"note: {DEMO_NOTICE}"
     assert "client -> gateway http://127.0.0.1:" in shown
-    assert "4 of 4 recordings came back word for word; all three have stopped." in shown
+    assert "4 of 4 recordings came back word for word; all three processes have stopped." in shown
     assert "pixel (10, 20, 30) came back as (10, 100, 30)" in shown
     assert demo.whole_log == ""
