@@ -20,6 +20,9 @@ HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]*)?")
 OTHER_SITES = ("cross-site", "same-site")
 PRIVATE_NAMES = ("localhost", "internal")
 """Suffixes of names that no public name server resolves (RFC 6761; ICANN's `.internal`, which Docker uses)."""
+PAGE_TYPES = frozenset({"text/plain", "multipart/form-data"})
+"""What a page may send anywhere without its browser asking first (Fetch, "CORS-safelisted request-header"). The third,
+`application/x-www-form-urlencoded`, is what curl and Python's urllib call any body."""
 FETCH_SITE = "Sec-Fetch-Site"
 WANTED_METHOD = "Access-Control-Request-Method"
 PREFLIGHT_SECONDS = "600"
@@ -117,6 +120,12 @@ def check_pages(app: web.Application, policy: OriginPolicy) -> None:
 
     app.middlewares.append(check)
     app.on_response_prepare.append(allow)
+
+
+def check_json_type(request: web.Request) -> None:
+    """Refuse (415) JSON declared as a type that pages may send anywhere; as at go-livepeer, no type is needed."""
+    if request.content_type in PAGE_TYPES:
+        raise RequestRefused(415, f"the content type must be application/json, not {request.content_type}")
 
 
 def host_names(*addresses: str) -> frozenset[str]:

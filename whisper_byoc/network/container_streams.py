@@ -21,6 +21,7 @@ from whisper_byoc.network.peers import Answer, first_to_take, post, refused
 from whisper_byoc.network.pool import Pool, Slot
 from whisper_byoc.network.serving import Node
 from whisper_byoc.network.streams import RelayedStream, Streams, close_channels, read_event
+from whisper_byoc.origins import check_json_type
 from whisper_byoc.trickle import NEXT, LocalPublisher, LocalSubscriber, TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
 
@@ -76,6 +77,7 @@ class ContainerStreams(Streams["ContainerStream"]):
         ]
 
     async def start(self, request: web.Request) -> web.Response:
+        check_json_type(request)
         self._node.check_draining()
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         stream_id = livepeer.check_id(job.stream_id or job.id, "stream id")

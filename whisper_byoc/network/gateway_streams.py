@@ -20,6 +20,7 @@ from whisper_byoc.network.records import RecordLog
 from whisper_byoc.network.relay import ClientAnswer
 from whisper_byoc.network.serving import Node
 from whisper_byoc.network.streams import RelayedStream, Streams, close_channels, read_event
+from whisper_byoc.origins import check_json_type
 from whisper_byoc.params import has_pcm_input
 from whisper_byoc.trickle import (
     ClientOptions,
@@ -75,6 +76,7 @@ class GatewayStreams(Streams["GatewayStream"]):
         ]
 
     async def start(self, request: web.Request) -> web.Response:
+        check_json_type(request)
         job = livepeer.JobHeader.parse(request.headers.get(livepeer.JOB))
         async with self.body_of(request) as body:
             fields = json_object(body)

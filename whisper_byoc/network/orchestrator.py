@@ -19,7 +19,7 @@ from whisper_byoc.network.peers import first_to_take
 from whisper_byoc.network.pool import Container, HealthCheck, Pool, Slot
 from whisper_byoc.network.relay import REQUEST_HEADERS, Relay, picked
 from whisper_byoc.network.serving import Node, NodeConfig
-from whisper_byoc.origins import host_names
+from whisper_byoc.origins import check_json_type, host_names
 
 MOST_CONTAINERS = 1000
 LONGEST_TEXT = 2048
@@ -121,6 +121,7 @@ class Orchestrator(Node):
 
     async def register(self, request: web.Request) -> web.Response:
         self._check_secret(request)
+        check_json_type(request)
         container = parse_container(json_object(await read_request(request)))
         if len(tuple(self.pool)) >= MOST_CONTAINERS and self.pool.find(container.name, container.url) is None:
             raise RequestRefused(503, f"{MOST_CONTAINERS} containers are known, which is all this orchestrator takes")
