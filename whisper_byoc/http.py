@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -202,13 +202,29 @@ async def read_body(
     unread.
     """
     body = bytearray()
+    await read_into(body, content, limit, too_large)
+    return bytes(body)
+
+
+async def read_into(
+    body: bytearray,
+    content: aiohttp.StreamReader,
+    limit: int,
+    too_large: Exception | None,
+    count: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Read as `read_body` does, into `body`; `count` is told of bytes before they are held, and may raise.
+
+    Counting a body only once it is complete would not see many clients that send slowly at the same time.
+    """
     while chunk := await content.readany():
-        body += chunk
-        if len(body) > limit:
+        if len(body) + len(chunk) > limit:
             if too_large is not None:
                 raise too_large
-            return bytes(body[:limit])
-    return bytes(body)
+            body += chunk[: limit - len(body)]
+            return
+        count(len(chunk))
+        body += chunk
 
 
 async def read_request(request: web.Request, limit: int = SMALL_BODY) -> bytes:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import ReaderGone, RequestRefused
-from whisper_byoc.http import abort
+from whisper_byoc.http import abort, read_into
 from whisper_byoc.network.peers import AbortScope, refusal, talking_to
 from whisper_byoc.network.records import RecordStream, record_stream
 from whisper_byoc.network.serving import NetworkLimits, Node
@@ -87,11 +87,7 @@ class RequestBody:
             raise too_large
         try:
             async with asyncio.timeout(seconds):
-                while chunk := await self._content.readany():
-                    if len(self._whole) + len(chunk) > limit:
-                        raise too_large
-                    self._memory.take(len(chunk))  # as it comes: many clients may send at once, and slowly
-                    self._whole += chunk
+                await read_into(self._whole, self._content, limit, too_large, self._memory.take)
         except BODY_ERRORS:
             raise RequestRefused(400, "the body of the request broke off") from None
         except TimeoutError:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from whisper_byoc import livepeer
 from whisper_byoc.errors import RequestRefused
-from whisper_byoc.http import json_value
+from whisper_byoc.http import json_value, read_into
 from whisper_byoc.network.peers import Answer
 from whisper_byoc.trickle import TrickleError, TrickleServer
 from whisper_byoc.trickle.channel import Channel
@@ -112,11 +112,8 @@ class Streams(abc.ABC, Generic[S]):
         """
         body = bytearray()
         try:
-            while chunk := await request.content.readany():
-                if len(body) + len(chunk) > LARGEST_BODY:
-                    raise RequestRefused(413, f"the body is larger than {LARGEST_BODY} bytes")
-                self._memory.take(len(chunk))
-                body += chunk
+            too_large = RequestRefused(413, f"the body is larger than {LARGEST_BODY} bytes")
+            await read_into(body, request.content, LARGEST_BODY, too_large, self._memory.take)
             yield bytes(body)
         finally:
             self._memory.give(len(body))
